@@ -1,0 +1,129 @@
+"""Checkpoints: everything a run needs to go on bit for bit, written so that a kill never costs the previous one.
+
+Reached by `dlrun train` after every epoch and by `dlrun resume`. Files are loaded with weights_only=True: a
+stranger's checkpoint is data, never code.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlrun.config import UserError
+from dlrun.experiment import Experiment
+from dlrun.rundir import Run, write_atomic
+
+__all__ = ["State", "load", "load_weights", "restore", "rng_state", "save", "set_rng_state"]
+
+KEYS = ("model", "optimizer", "scheduler", "ema", "rng", "epoch", "step", "best")
+
+
+@dataclass
+class State:
+    """How far a run is: epochs and optimizer steps done, the best epoch so far, seconds spent."""
+
+    epoch: int = 0
+    step: int = 0
+    best: dict[str, float] | None = None  # epoch, value of the monitored column, val_loss
+    seconds: float = 0.0
+
+
+def save(run: Run, exp: Experiment, state: State, *, is_best: bool) -> None:
+    """Write last.pt, and best.pt before it when this epoch is the best.
+
+    In that order a kill in between leaves a last.pt that does the epoch again and finds the same best.
+    """
+    content = {
+        "model": exp.model.state_dict(),
+        "optimizer": exp.optimizer.state_dict(),
+        "scheduler": exp.scheduler.state_dict(),
+        "ema": None,
+        "rng": rng_state(),
+        "epoch": state.epoch,
+        "step": state.step,
+        "best": state.best,
+        "seconds": state.seconds,
+    }
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    if is_best:
+        write_atomic(run.best, data)
+    write_atomic(run.last, data)
+
+
+def restore(run: Run, exp: Experiment) -> State:
+    """Bring model, optimizer, schedule and random state back to the last checkpoint; a fresh State without one.
+
+    Raises UserError naming the file when it is damaged or belongs to another setup.
+    """
+    if not run.last.exists():
+        return State()
+    found = load(run.last)
+    load_weights(run.last, found, exp)
+    try:
+        exp.optimizer.load_state_dict(found["optimizer"])
+        exp.scheduler.load_state_dict(found["scheduler"])
+        set_rng_state(found["rng"])
+        return State(int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{run.last}: belongs to another optimizer or schedule: {_first_line(error)}") from error
+
+
+def load_weights(path: Path, found: dict[str, Any], exp: Experiment) -> None:
+    """Put the weights of a loaded checkpoint into the model. Raises UserError naming the first that does not fit."""
+    try:
+        exp.model.load_state_dict(found["model"])
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = str(error).strip().split("\n")
+        raise UserError(f"{path}: does not fit this model: {lines[-1].strip()}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, tensors on the processor. Raises UserError naming the file when it is not one of ours."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except Exception as error:
+        # torch raises a dozen types for a damaged file: zip, pickle, end of file, refused class
+        raise UserError(f"{path}: not a readable dlrun checkpoint (damaged or foreign): {_first_line(error)}") from error
+    missing = [k for k in KEYS if not isinstance(found, dict) or k not in found]
+    if missing:
+        raise UserError(f"{path}: not a dlrun checkpoint: {', '.join(missing)} missing")
+    return dict(found)
+
+
+def rng_state() -> dict[str, Any]:
+    """Return the random state of torch, its accelerators, numpy and Python, as plain numbers and tensors."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Go back to a state of `rng_state`; an accelerator that is not here is passed over."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
+    if state["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    version, numbers, gauss_next = state["python"]
+    random.setstate((version, tuple(numbers), gauss_next))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:160]

@@ -1,0 +1,7 @@
+"""The checks before training: `dlrun check`, and the gate of `dlrun train` (C1-C10)."""
+
+from __future__ import annotations
+
+from dlrun.checks.runner import Result, run, table
+
+__all__ = ["Result", "run", "table"]

@@ -1,0 +1,114 @@
+"""The `dlrun` command: finds the verb and hands over. Imports nothing heavy, so `dlrun --help` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+__all__ = ["main"]
+
+VERBS = {
+    "train": "check a setup, train it, test it once; -m sweeps over values",
+    "check": "run only the checks that come before training",
+    "resume": "go on where a killed or interrupted run stopped",
+    "compare": "lay runs side by side in one table",
+}
+# verbs whose arguments Hydra composes into a config; the others parse their own
+COMPOSED = ("train", "check")
+
+
+def _usage() -> str:
+    rows = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    return (
+        "usage: dlrun <verb> [flags] [key=value ...]\n\n"
+        f"verbs:\n{rows}\n\n"
+        "start with:  dlrun train dataset=digits model=cnn\n"
+        "`dlrun <verb> --help` shows the config groups and keys of a verb, --hydra-help the flags of Hydra,\n"
+        "--debug the traceback behind an error.\n"
+        'Completion in bash: eval "$(dlrun -sc install=bash)"'
+    )
+
+
+def _hydra_argv(argv: list[str]) -> list[str]:
+    """Flags first, overrides last: argparse on Python 3.11 loses positionals that stand on both sides of a flag."""
+    with_value = ("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+    with_value += ("--info", "-i", "--cfg", "-c", "--experimental-rerun")
+    flags: list[str] = []
+    overrides: list[str] = []
+    rest = iter(argv)
+    for arg in rest:
+        if arg.startswith("-"):
+            flags.append(arg)
+            if arg in with_value and (value := next(rest, None)) is not None:
+                flags.append(value)
+        else:
+            overrides.append(arg)
+    return flags + overrides
+
+
+def _completion(argv: list[str]) -> int:
+    """Answer `dlrun -sc install|uninstall|query=bash`; Hydra's shell script calls without the verb."""
+    wanted = next((a for a in argv if "=" in a), "")
+    if not wanted.startswith("query="):
+        return _run("train", argv)
+    words = os.environ.get("COMP_LINE", "").split(None, 2)
+    if len(words) < 2 or words[1] not in VERBS:
+        print(" ".join(VERBS))
+        return 0
+    if words[1] not in COMPOSED:
+        return 0
+    # Hydra strips the program's name only, so the verb is taken out of the line here
+    os.environ["COMP_LINE"] = "dlrun " + (words[2] if len(words) > 2 else "")
+    return _run(words[1], argv)
+
+
+def _run(verb: str, argv: list[str]) -> int:
+    debug = "--debug" in argv
+    argv = [a for a in argv if a != "--debug"]
+    if verb in COMPOSED:
+        argv = _hydra_argv(argv)
+    completing = bool({"-sc", "--shell-completion"} & set(argv))
+    sys.argv = ["dlrun" if completing else f"dlrun {verb}", *argv]
+    from dlrun.config import UserError
+
+    try:
+        code: int = importlib.import_module(f"dlrun.commands.{verb}").main(argv)
+        return code
+    except UserError as error:
+        if debug:
+            raise
+        print(f"dlrun: {error}", file=sys.stderr)
+        return error.code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("dlrun: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of a pipe (`dlrun compare | head`) has left: nothing to say, and nobody to say it to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def main() -> None:
+    """Run the verb named on the command line and exit with its code."""
+    argv = sys.argv[1:]
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        sys.exit(0 if argv else 2)
+    if argv[0] in ("-V", "--version"):
+        from dlrun import __version__
+
+        print(f"dlrun {__version__}")
+        sys.exit(0)
+    if argv[0] in ("-sc", "--shell-completion", "--shell_completion"):
+        sys.exit(_completion(argv))
+    if argv[0] not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(argv[0], VERBS, 1)
+        hint = f"did you mean `dlrun {near[0]}`?" if near else f"verbs: {' '.join(VERBS)}"
+        print(f"dlrun: unknown verb {argv[0]!r}; {hint}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(_run(argv[0], argv[1:]))

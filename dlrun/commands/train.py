@@ -1,0 +1,20 @@
+"""`dlrun train`: check a setup, train it, test it once (`-m` sweeps; `check=none` skips the checks)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Compose and run; returns the exit code."""
+    from dlrun.composing import run
+
+    def task(cfg: Any) -> int:
+        from dlrun import rundir
+        from dlrun.running import execute, label
+
+        return execute(cfg, rundir.claim(cfg.run.dir, label(cfg)))
+
+    return run("train", argv, task)

@@ -1,0 +1,93 @@
+"""Shuffled, augmented, normalised batches of a split, the same for the same seed and epoch (D3, D5, D7).
+
+Behind every verb that trains or evaluates: `dlrun train trainer.batch_size=128 seed=1`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from dlrun.data.images import Images, InMemory, read
+from dlrun.data.splits import Split
+
+__all__ = ["Augment", "Batches"]
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+
+
+class Batches:
+    """The batches of a split: x float32 (B, C, H, W) with channels-last strides, y and index int64 (B,).
+
+    All three lie on `device`; `index` numbers the samples of the split. Order and augmentation of an epoch
+    follow from (seed, epoch) alone: nothing to save for a resume, and the global random state is not touched.
+    `mean` and `std` are those of the channels in raw units. The last batch is short unless `drop_last`.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+        augment: Augment | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        workers: int = 0,
+    ) -> None:
+        self.device = torch.device(device)
+        self.images = _resident(split.images, self.device)
+        self.labels = split.labels.to(self.device)
+        self.batch_size, self.drop_last, self.workers = batch_size, drop_last, workers
+        self.augment, self.shuffle, self.seed = augment, shuffle, seed
+        # one value a pixel, not a channel: an operation along 3 values at a time is many times slower
+        pixels = split.images.shape[0] * split.images.shape[1]
+        self._mean = torch.tensor(mean, device=self.device).repeat(pixels)
+        self._scale = torch.tensor(std, device=self.device).reciprocal().repeat(pixels)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.images), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """One pass over the split; `number` decides order and draws. Closing it ends its decoding threads."""
+        count = len(self.images)
+        order = torch.arange(count)
+        if self.shuffle:
+            order = torch.randperm(count, generator=_generator("cpu", self.seed, "shuffle", number))
+        generator = _generator(self.device, self.seed, "augment", number)
+        home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
+        chunks = torch.split(order.to(home), self.batch_size)[: len(self)]
+        with closing(read(self.images, chunks, self.workers)) as batches:
+            for index, raw in zip(chunks, batches, strict=True):
+                index, images = index.to(self.device), raw.to(self.device)
+                if self.augment is not None:
+                    images = self.augment(images, generator)
+                yield self._normalised(images), self.labels[index], index
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        x = (images.flatten(1) - self._mean).mul_(self._scale)
+        return x.view(images.shape).permute(0, 3, 1, 2)
+
+
+def _resident(images: Images, device: torch.device) -> Images:
+    """Images in memory moved to the accelerator for good, if they leave at least half of its free memory."""
+    if device.type == "cpu" or not isinstance(images, InMemory):
+        return images
+    size = len(images) * images.pixels[0].numel() * images.pixels.element_size()
+    if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
+        return images
+    return images.to(device)
+
+
+def _generator(device: torch.device | str, seed: int, purpose: str, epoch: int) -> torch.Generator:
+    # hashed, so that neighbouring seeds and epochs share nothing
+    digest = hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

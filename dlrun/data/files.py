@@ -1,0 +1,200 @@
+"""A user's own images: `dlrun train dataset=image_folder dataset.root=photos dataset.image_size=64`, or
+`dlrun train dataset=arrays dataset.path=mine.npz` (D4).
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from dlrun.config import UserError
+from dlrun.data.images import InMemory, Streamed
+from dlrun.data.splits import Raw, Split
+
+__all__ = ["arrays", "image_folder"]
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+Array = np.ndarray[Any, Any]
+
+
+def image_folder(root: str, image_size: int = 0, channels: int = 3) -> Raw:
+    """Image files in one folder a class: `root/train/<class>/` with `root/test/` and `root/val/` where there
+    are such, or `root/<class>/`. Nothing is decoded here.
+
+    `image_size` (pixels): shorter side resized to it, centre square cut out; 0: all images have one size.
+    `channels`: 3 for RGB, 1 for gray, whatever the files hold. Classes are the sorted folder names of train.
+    Raises UserError for a missing or empty folder and for a class that train does not have.
+    """
+    if channels not in (1, 3):
+        raise UserError(f"dataset.channels={channels}: must be 1 (gray) or 3 (RGB)")
+    if image_size < 0:
+        raise UserError(f"dataset.image_size={image_size}: must be a number of pixels, or 0 for one own size")
+    top = Path(root).expanduser()
+    if not top.is_dir():
+        raise UserError(f"dataset.root={root}: no such folder")
+    # a class may be named train; then its folder holds images, not folders
+    divided = (top / "train").is_dir() and bool(_folders(top / "train"))
+    files, names = _listing(top / "train" if divided else top)
+    classes = sorted(set(names))
+    height, width = (image_size, image_size) if image_size else _size(files[0])
+    shape = (height, width, channels)
+
+    def split(files: list[Path], names: list[str]) -> Split:
+        numbers = {name: number for number, name in enumerate(classes)}
+        labels = torch.tensor([numbers[name] for name in names])
+        ids = [file.relative_to(top).as_posix() for file in files]
+        return Split(Streamed(files, shape, resize=image_size > 0), labels, ids)
+
+    others = {}
+    for name in ("test", "val", "valid", "validation") if divided else ():
+        if (top / name).is_dir():
+            others[name] = _listing(top / name)
+            _require_known(sorted(set(others[name][1])), classes, f"{top / name}")
+    test = others.pop("test", None)
+    val = next(iter(others.values()), None)
+    read_test = (lambda: split(*test)) if test else None
+    return Raw(split(files, names), read_test, classes, split(*val) if val else None)
+
+
+def arrays(path: str, layout: Literal["NHWC", "NCHW"] = "NHWC") -> Raw:
+    """Arrays of an `.npz`: x, y and, where there are such, x_test, y_test, x_val, y_val; pickles are refused.
+
+    x: uint8 or float, (N, H, W) gray, or four axes in the order that `layout` names. y: (N,) integers from 0
+    without gaps, or strings. x_test is read when the test split is. Raises UserError that names the array.
+    """
+    if layout not in ("NHWC", "NCHW"):
+        raise UserError(f"dataset.layout={layout}: must be NHWC or NCHW")
+    headers = _headers(path)
+    for name in ("x", "y"):
+        if name not in headers:
+            raise UserError(f"{path}: has no array {name!r}, only {', '.join(sorted(headers)) or 'none'}")
+    classes = _class_names(path, _member(path, "y"))
+
+    def split(name: str, suffix: str) -> Split:
+        x = _pixels(_member(path, "x" + suffix), f"{path}: x{suffix}", layout)
+        labels = _labels(path, suffix, headers, classes)
+        ids = [f"{name}/{number}" for number in range(len(x))]
+        return Split(InMemory(torch.from_numpy(x)), torch.from_numpy(labels), ids)
+
+    train = split("train", "")
+    for suffix in ("_val", "_test"):
+        if "x" + suffix in headers:
+            _labels(path, suffix, headers, classes)  # a foreign class must show now, not after training
+    val = split("val", "_val") if "x_val" in headers else None
+    return Raw(train, (lambda: split("test", "_test")) if "x_test" in headers else None, classes, val)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _listing(folder: Path) -> tuple[list[Path], list[str]]:
+    """Image files of a folder of classes, sorted, and the class name of each."""
+    files: list[Path] = []
+    names: list[str] = []
+    for place in _folders(folder):
+        with os.scandir(place) as scan:
+            entries = [entry for entry in scan if not entry.name.startswith(".")]
+        if deeper := sorted(entry.name for entry in entries if entry.is_dir()):
+            raise UserError(f"class folder {place} holds a folder, {deeper[0]!r}; it may hold images only")
+        found = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES)
+        if not found:
+            raise UserError(f"class folder {place} holds no images; add some or remove it")
+        files += [place / name for name in found]
+        names += [place.name] * len(found)
+    if not files:
+        raise UserError(f"{folder} holds no class folders; expected {folder}/<class>/<image>")
+    return files, names
+
+
+def _size(path: Path) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            width, height = file.size
+    except Exception as error:
+        raise UserError(f"{path}: cannot be read as an image; repair or remove it") from error
+    return height, width
+
+
+def _require_known(found: list[str], classes: list[str], where: str) -> None:
+    foreign = [name for name in found if name not in classes]
+    if foreign:
+        names = ", ".join(map(repr, foreign[:10]))
+        raise UserError(
+            f"{where} has classes that train does not have: {names}; remove them or add them to train"
+        )
+
+
+def _headers(path: str) -> dict[str, tuple[int, ...]]:
+    """Shape of every array in the file, without reading the arrays."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            shapes = {}
+            for name in archive.namelist():
+                with archive.open(name) as member:
+                    version = np.lib.format.read_magic(member)
+                    read = np.lib.format.read_array_header_1_0
+                    if version != (1, 0):
+                        read = np.lib.format.read_array_header_2_0
+                    shapes[name.removesuffix(".npy")] = read(member)[0]
+            return shapes
+    except FileNotFoundError:
+        raise UserError(f"dataset.path={path}: no such file") from None
+    except Exception as error:
+        raise UserError(f"dataset.path={path}: not an .npz ({error}); write it with numpy.savez") from error
+
+
+def _member(path: str, name: str) -> Array:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            array: Array = file[name]
+            return array
+    except Exception as error:
+        raise UserError(f"{path}: array {name!r} cannot be read ({error})") from error
+
+
+def _pixels(x: Array, name: str, layout: str) -> Array:
+    """Images as uint8 or float32 (N, H, W, C), contiguous."""
+    if x.ndim == 3:
+        x = x[..., None]
+    elif x.ndim != 4:
+        raise UserError(f"{name} has shape {x.shape}; expected (N, H, W) or four axes {layout}")
+    elif layout == "NCHW":
+        x = x.transpose(0, 2, 3, 1)
+    elif x.shape[3] > 4 >= x.shape[1]:
+        raise UserError(f"{name} has shape {x.shape}, channels first it seems; set dataset.layout=NCHW")
+    if x.dtype != np.uint8 and x.dtype.kind != "f":
+        raise UserError(f"{name} is {x.dtype}; expected uint8 or float, as x.astype('uint8') gives")
+    return np.ascontiguousarray(x, dtype=np.uint8 if x.dtype == np.uint8 else np.float32)
+
+
+def _class_names(path: str, y: Array) -> list[str]:
+    if y.dtype.kind == "U" and y.size:
+        return [str(name) for name in np.unique(y)]
+    if y.dtype.kind not in "iu" or not y.size:
+        raise UserError(f"{path}: y is {y.dtype} {y.shape}; expected class numbers 0, 1, 2 … or strings")
+    if y.min() < 0 or y.max() >= y.size:
+        raise UserError(f"{path}: y lies in {y.min()}..{y.max()}; class numbers count from 0 without gaps")
+    return [str(number) for number in range(int(y.max()) + 1)]
+
+
+def _labels(path: str, suffix: str, headers: dict[str, tuple[int, ...]], classes: list[str]) -> Array:
+    """int64 class numbers of one split, checked against the number of images and the classes of train."""
+    if "y" + suffix not in headers:
+        raise UserError(f"{path}: has x{suffix} but no y{suffix}")
+    y, images = _member(path, "y" + suffix), headers["x" + suffix]
+    if y.shape[:1] != images[:1] or y.size != len(y):
+        raise UserError(f"{path}: y{suffix} has shape {y.shape}, x{suffix} {images}; give one label an image")
+    if images[1:] != headers["x"][1:]:
+        raise UserError(f"{path}: x{suffix} has shape {images}, x {headers['x']}; images must agree")
+    names = [str(name) for name in y.reshape(-1)]
+    _require_known(sorted(set(names)), classes, f"{path}: y{suffix}")
+    numbers = {name: number for number, name in enumerate(classes)}
+    return np.array([numbers[name] for name in names], dtype=np.int64)

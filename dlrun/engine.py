@@ -1,0 +1,198 @@
+"""The one training loop: `fit`, with `train_epoch` and `predict` inside it (`dlrun train`, `dlrun resume`).
+
+Practices B1, B2, B7, B8. Every loss and accuracy is a mean over samples, so a short last batch skews nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlrun import checkpoint
+from dlrun.checkpoint import State
+from dlrun.data.batches import Batches
+from dlrun.experiment import Experiment
+from dlrun.progress import Screen
+from dlrun.rundir import Run
+
+__all__ = ["Diverged", "Predictions", "fit", "predict", "scores"]
+
+
+class Diverged(Exception):
+    """The loss is not finite: the run stops before such weights are saved (B8)."""
+
+
+@dataclass
+class Predictions:
+    """Logits (N, K) and labels (N,) of a split, on the processor."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
+    """Train from `state` to the last epoch; a row in metrics.csv and a checkpoint after each.
+
+    Raises Diverged when the loss is not finite; the last checkpoint is then still finite.
+    """
+    trainer = exp.cfg.trainer
+    for epoch in range(state.epoch + 1, trainer.epochs + 1):
+        started = time.perf_counter()
+        row = train_epoch(exp, epoch, state, screen)
+        trained = time.perf_counter()
+        row.update(scores(exp, predict(exp, exp.val), "val"))
+        row.update(train_seconds=trained - started, eval_seconds=time.perf_counter() - trained)
+        row["samples_per_second"] = len(exp.data.train.labels) / row["train_seconds"]
+        _must_be_finite(row["val_loss"], f"validation after epoch {epoch}", row["lr"])
+        exp.scheduler.end_epoch(row[trainer.monitor])
+        is_best = better(row, state.best, trainer.monitor)
+        if is_best:
+            state.best = {"epoch": epoch, "value": row[trainer.monitor], "val_loss": row["val_loss"]}
+        state.epoch = epoch
+        state.seconds += time.perf_counter() - started
+        run.append_metrics({c: row[c] for c in COLUMNS})
+        checkpoint.save(run, exp, state, is_best=is_best)
+        run.update_result(**progress(state, row))
+        screen.epoch(row, trainer.epochs, is_best)
+
+
+COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "penalty", "grad_norm")
+COLUMNS += ("train_seconds", "eval_seconds", "samples_per_second")
+
+
+def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen) -> dict[str, Any]:
+    """One pass over the training split. Raises Diverged."""
+    exp.model.train()
+    steps, device = len(exp.train), exp.device
+    # loss, correct, penalty, gradient norm: summed where they are computed, so that no step waits for the others
+    sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    seen = 0
+
+    def look() -> str:
+        loss, correct = (sums[:2] / max(seen, 1)).tolist()
+        return f"loss {loss:.4f} acc {correct:.4f}"
+
+    batches = screen.steps(exp.train.epoch(epoch), steps, epoch, exp.cfg.trainer.epochs, look)
+    for i, (x, y, _) in enumerate(batches):
+        exp.scheduler.set(epoch - 1 + i / steps)
+        sums += step(exp, x, y).to(sums)
+        seen += len(y)
+        state.step += 1
+        if device.type == "cpu" or i == steps - 1 or i % 50 == 0:
+            _must_be_finite(float(sums[0]), f"epoch {epoch}, step {i + 1} of {steps}", exp.scheduler.lr)
+    loss, correct, penalty, norm = sums.tolist()
+    return {
+        "epoch": epoch,
+        "lr": exp.scheduler.lr,
+        "train_loss": loss / seen,
+        "train_acc": correct / seen,
+        "penalty": penalty / seen,
+        "grad_norm": norm / seen,
+    }
+
+
+def step(exp: Experiment, x: Tensor, y: Tensor) -> Tensor:
+    """One optimizer step on a batch; returns the sums over its samples of loss, correct, penalty, gradient norm."""
+    trainer, n = exp.cfg.trainer, len(y)
+    parts = torch.zeros(4, device=x.device)
+    parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
+
+    def closure() -> Tensor:
+        # a closure, since L-BFGS evaluates the batch several times a step; the others call it once
+        exp.optimizer.zero_grad(set_to_none=True)
+        parts.zero_()
+        total = x.new_zeros(())
+        for xs, ys in zip(x.chunk(trainer.accumulate), y.chunk(trainer.accumulate), strict=True):
+            with exp.autocast():
+                loss, logits = exp.objective(exp.model, exp.loss, xs, ys)
+            (loss * (len(ys) / n)).backward()
+            total = total + loss.detach() * (len(ys) / n)
+            parts[1] += (logits.detach().argmax(1) == ys).sum()
+        parts[0] = total * n
+        if exp.penalty.active:
+            penalty = exp.penalty.penalty(exp.model)
+            penalty.backward()
+            parts[2] = penalty.detach() * n
+            total = total + penalty.detach()
+        parts[3] = _clip(parameters, trainer.clip_norm, trainer.clip_value) * n
+        if x.device.type == "cpu" and not math.isfinite(float(total)):
+            parts[0] = total * n
+            raise _NotFinite
+        return total
+
+    try:
+        exp.optimizer.step(closure)  # type: ignore[arg-type]
+    except _NotFinite:
+        return parts
+    exp.penalty.project(exp.model)
+    return parts
+
+
+class _NotFinite(Exception):
+    """Leaves the optimizer before it touches the weights."""
+
+
+def _clip(parameters: list[Tensor], norm: float, value: float) -> Tensor:
+    """Clip in place (O4) and return the norm of the whole gradient before it."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    total = torch.nn.utils.get_total_norm(gradients)
+    if norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, norm, total)
+    if value:
+        torch.nn.utils.clip_grad_value_(parameters, value)
+    return total
+
+
+def predict(exp: Experiment, batches: Batches, model: nn.Module | None = None) -> Predictions:
+    """Return the logits of a split in its own order, in evaluation mode."""
+    model = exp.model if model is None else model
+    model.eval()
+    logits, labels = [], []
+    with torch.inference_mode(), exp.autocast():
+        for x, y, _ in batches.epoch(0):
+            logits.append(model(x).float())
+            labels.append(y)
+    return Predictions(torch.cat(logits).cpu(), torch.cat(labels).cpu())
+
+
+def scores(exp: Experiment, predictions: Predictions, split: str) -> dict[str, float]:
+    """Return loss and accuracy of a split, named as the columns are: means over its samples."""
+    loss = exp.loss(predictions.logits, predictions.labels)
+    accuracy = (predictions.logits.argmax(1) == predictions.labels).double().mean()
+    return {f"{split}_loss": float(loss), f"{split}_acc": float(accuracy)}
+
+
+def better(row: Mapping[str, float], best: Mapping[str, float] | None, monitor: str) -> bool:
+    """Say whether an epoch beats the best so far; among equal scores, common on small folds, the lower loss does."""
+    if best is None:
+        return True
+    gain = row[monitor] - best["value"]
+    if monitor.endswith("loss"):
+        gain = -gain
+    return gain > 0 or (gain == 0 and row["val_loss"] < best["val_loss"])
+
+
+def progress(state: State, row: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json says while the run goes on."""
+    best = state.best or {}
+    return {
+        "epochs": state.epoch,
+        "best_epoch": int(best.get("epoch", 0)),
+        "val_loss": row["val_loss"],
+        "val_acc": row["val_acc"],
+        "seconds": round(state.seconds, 3),
+    }
+
+
+def _must_be_finite(value: float, where: str, lr: float) -> None:
+    if not math.isfinite(value):
+        raise Diverged(
+            f"the loss is {value} at {where}, with lr {lr:.3g}: try optimizer.lr={lr / 10:.2g}, "
+            "trainer.clip_norm=1 or scheduler.warmup=1"
+        )

@@ -1,0 +1,180 @@
+"""From a resolved config to everything a training needs, in the order that makes a seed mean the same each time.
+
+Reached by every verb that trains or evaluates. The one place that picks the device and the precision.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dlrun.config import UserError
+from dlrun.data import Data, prepare
+from dlrun.data.batches import Batches
+from dlrun.models.init import initialise, output_bias
+from dlrun.optim.groups import parameter_groups
+from dlrun.optim.schedulers import Scheduler
+from dlrun.regularizers import Penalty
+from dlrun.targets import check_targets, instantiate
+
+__all__ = ["Experiment", "build", "pick_device", "seed_everything"]
+
+
+@dataclass
+class Experiment:
+    """What `dlrun train` trains: made by `build`, trained by `engine.fit`."""
+
+    cfg: Any
+    data: Data
+    model: nn.Module
+    loss: nn.Module
+    penalty: Penalty
+    objective: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    device: torch.device
+    dtype: torch.dtype
+    train: Batches
+    val: Batches
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits of a sample."""
+        return len(self.data.classes)
+
+    def autocast(self) -> torch.autocast:
+        """The context of forward passes: bfloat16 where the precision says so."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def batches(self, split: Any, **options: Any) -> Batches:
+        """Batches of a split, normalised like the training data."""
+        options.setdefault("batch_size", self.cfg.trainer.eval_batch_size)
+        return Batches(split, mean=self.data.mean, std=self.data.std, device=self.device, **options)
+
+
+def build(cfg: Any) -> Experiment:
+    """Build data, model, loss, regularizer, optimizer and schedule from a resolved config.
+
+    Raises UserError for what the config asks for and cannot be had.
+    """
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(cfg, resolve=True)
+    trust = list(plain["trust"])
+    check_targets(plain, trust)
+    device = pick_device(cfg.trainer.device)
+    torch.set_num_threads(cfg.trainer.threads or os.cpu_count() or 1)
+    _determinism(cfg.trainer.deterministic)
+    data = _data(plain["dataset"], trust)
+    seed_everything(cfg.seed)
+    model = _model(plain["model"], trust, data).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
+    optimizer = _optimizer(plain["optimizer"], plain["trainer"], trust, model)
+    made = Experiment(
+        cfg=cfg,
+        data=data,
+        model=model,
+        loss=instantiate(plain["loss"], trust, "loss").to(device),
+        penalty=instantiate(regularizer, trust, "regularizer"),
+        objective=instantiate(plain["objective"], trust, "objective"),
+        optimizer=optimizer,
+        scheduler=_scheduler(plain["scheduler"], trust, optimizer, cfg.trainer.monitor),
+        device=device,
+        dtype=_dtype(cfg.trainer.precision, device),
+        train=None,  # type: ignore[arg-type]
+        val=None,  # type: ignore[arg-type]
+    )
+    augment = instantiate(plain["augment"], trust, "augment") if plain["augment"].get("_target_") else None
+    made.train = made.batches(
+        data.train, batch_size=cfg.trainer.batch_size, augment=augment, shuffle=True, seed=cfg.seed
+    )
+    made.val = made.batches(data.val)
+    return made
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of that name; auto prefers CUDA, then MPS. Raises UserError when it is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(n for n in ("cuda", "mps", "cpu") if there[n])
+    if not there[name]:
+        raise UserError(f"trainer.device={name}: not available here; found {', '.join(n for n in there if there[n])}")
+    return torch.device(name)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, numpy and Python, which models of a user's own may draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  it is this global state that a user's model may use
+    random.seed(seed)
+
+
+def _determinism(wanted: bool) -> None:
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    # filling every fresh tensor with NaN would cost time and change no result
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.backends.cudnn.benchmark = not wanted
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        if device.type == "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            fast = device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
+        return torch.bfloat16 if fast else torch.float32
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _data(node: dict[str, Any], trust: list[str]) -> Data:
+    own = set(inspect.signature(prepare).parameters) - {"raw"}
+    options = {k: node[k] for k in own if k in node}
+    source = {k: v for k, v in node.items() if k not in own}
+    takes = {k: v for k, v in options.items() if k in ("limit", "split_seed", "memory_gb", "test_fraction")}
+    return prepare(instantiate(source, trust, "dataset", **takes), **options)
+
+
+def _model(node: dict[str, Any], trust: list[str], data: Data) -> nn.Module:
+    node = dict(node)
+    init, bias = node.pop("init"), node.pop("output_bias")
+    height, width, channels = data.shape
+    model = instantiate(
+        node, trust, "model", in_channels=channels, num_classes=len(data.classes), image_size=max(height, width)
+    )
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model._target_={node['_target_']}: expected a torch.nn.Module, found {type(model).__name__}")
+    initialise(model, init)
+    if bias == "frequency":
+        counts = torch.bincount(data.train.labels, minlength=len(data.classes)).double()
+        output_bias(model, counts / counts.sum())
+    return model
+
+
+def _optimizer(
+    node: dict[str, Any], trainer: dict[str, Any], trust: list[str], model: nn.Module
+) -> torch.optim.Optimizer:
+    node = dict(node)
+    per_layer = node.pop("per_layer", {})
+    decay = 0.0 if trainer["weight_decay_biases"] else node.get("weight_decay", 0.0)
+    groups = parameter_groups(model, decay, per_layer, known=node.keys() - {"_target_"})
+    optimizer: torch.optim.Optimizer = instantiate(node, trust, "optimizer", groups)
+    return optimizer
+
+
+def _scheduler(node: dict[str, Any], trust: list[str], optimizer: torch.optim.Optimizer, monitor: str) -> Scheduler:
+    own = set(inspect.signature(Scheduler).parameters) & set(node)
+    given = {}
+    if str(node["_target_"]).endswith(".ReduceLROnPlateau"):
+        given["mode"] = "min" if monitor.endswith("loss") else "max"
+    rule = instantiate({k: v for k, v in node.items() if k not in own}, trust, "scheduler", **given)
+    return Scheduler(optimizer, rule, **{k: node[k] for k in own})
+

@@ -1,0 +1,276 @@
+"""Learning-rate schedules, warm-up and the momentum ramp.
+
+Reached by `scheduler=cosine`, `scheduler.warmup=2`, `scheduler.momentum_end=0.99` (practices O2, O3).
+Every schedule is a pure function of t, the epochs trained so far (0.0 at the first step, fractions
+allowed), and returns the factor on the base rate, so that a resumed run needs nothing but its step count.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+from dlrun.config import UserError
+
+__all__ = [
+    "WARMUP_START",
+    "Scheduler",
+    "constant",
+    "cosine",
+    "exponential",
+    "halve",
+    "inverse_sqrt",
+    "inverse_time",
+    "linear",
+    "multi_step",
+    "one_cycle",
+    "step",
+    "warm_restarts",
+]
+
+WARMUP_START = 0.01
+"""Factor of the very first step of a warm-up; at zero that step, and its batch, would be wasted."""
+
+_ROUNDING = 1e-9  # 0.3 / 0.1 is 2.9999999999999996: a boundary counts as reached this early, in epochs
+
+
+def constant(t: float) -> float:
+    """1."""
+    return 1.0
+
+
+def step(t: float, *, every: float, gamma: float) -> float:
+    """gamma^⌊t/every⌋; as StepLR."""
+    _positive(every=every)
+    return float(gamma ** math.floor(t / every + _ROUNDING))
+
+
+def multi_step(t: float, *, milestones: Sequence[float], gamma: float) -> float:
+    """gamma^(number of milestones reached); as MultiStepLR."""
+    return float(gamma ** sum(t + _ROUNDING >= milestone for milestone in milestones))
+
+
+def exponential(t: float, *, k: float) -> float:
+    """e^(−kt); as ExponentialLR with gamma = e^(−k)."""
+    return math.exp(-k * t)
+
+
+def inverse_time(t: float, *, k: float) -> float:
+    """1/(1 + kt); raises UserError for a negative k, which would divide by zero on the way."""
+    if k < 0:
+        raise UserError(f"scheduler.k={k:g} must not be negative")
+    return 1.0 / (1.0 + k * t)
+
+
+def inverse_sqrt(t: float) -> float:
+    """1/√n with n = 1 + t, the one-based number of the epoch."""
+    return 1.0 / math.sqrt(1.0 + t)
+
+
+def linear(t: float, *, tau: float, final: float = 0.01) -> float:
+    """(1 − t/τ) + (t/τ)·final until τ epochs, then final (Goodfellow et al. 2016, eq. 8.14)."""
+    _positive(tau=tau)
+    done = min(1.0, t / tau)
+    return (1.0 - done) + done * final
+
+
+def halve(t: float) -> float:
+    """½^⌊t⌋: half the rate after every epoch."""
+    return step(t, every=1.0, gamma=0.5)
+
+
+def cosine(t: float, *, epochs: float, final: float = 0.0) -> float:
+    """From 1 to final along half a cosine, then final (Loshchilov & Hutter 2017); as CosineAnnealingLR."""
+    _positive(epochs=epochs)
+    return _cosine_between(1.0, final, min(1.0, t / epochs))
+
+
+def one_cycle(
+    t: float,
+    *,
+    epochs: float,
+    warm_fraction: float = 0.3,
+    start: float = 0.04,
+    final: float = 4e-6,
+) -> float:
+    """From start up to 1 over warm_fraction of the epochs, then down to final, both along half a cosine.
+
+    As OneCycleLR (Smith & Topin 2018), whose div_factor is 1/start and final_div_factor start/final.
+    The base rate is the peak; momentum is left alone.
+    """
+    _positive(epochs=epochs)
+    if not 0.0 < warm_fraction < 1.0:
+        raise UserError(f"scheduler.warm_fraction={warm_fraction:g} must lie between 0 and 1, such as 0.3")
+    done = min(1.0, t / epochs)
+    if done < warm_fraction:
+        return _cosine_between(start, 1.0, done / warm_fraction)
+    return _cosine_between(1.0, final, (done - warm_fraction) / (1.0 - warm_fraction))
+
+
+def warm_restarts(t: float, *, period: float, mult: float = 1.0, final: float = 0.0) -> float:
+    """Cosine from 1 to final over a period, again and again, each period mult times as long as the last.
+
+    Loshchilov & Hutter 2017 (SGDR); as CosineAnnealingWarmRestarts.
+    """
+    _positive(period=period)
+    if mult < 1.0:
+        raise UserError(f"scheduler.mult={mult:g} must be at least 1: periods must not shrink")
+    if mult == 1.0:
+        t -= period * math.floor(t / period + _ROUNDING)
+    else:
+        while t + _ROUNDING >= period:
+            t, period = t - period, period * mult
+    return _cosine_between(1.0, final, max(0.0, t) / period)
+
+
+def _cosine_between(start: float, end: float, done: float) -> float:
+    return end + (start - end) * (1.0 + math.cos(math.pi * done)) / 2.0
+
+
+def _positive(**keys: float) -> None:
+    for key, value in keys.items():
+        if not value > 0:
+            raise UserError(f"scheduler.{key}={value:g} must be above 0 (epochs)")
+
+
+class _Rates(Optimizer):
+    """The groups of another optimizer without its parameters: a torch scheduler plays on it undisturbed.
+
+    Torch schedulers compute the next rate from the present one, so warm-up must not be in it; and they want
+    `optimizer.step` to have been called before theirs, which costs nothing here.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], defaults: dict[str, Any]) -> None:
+        super().__init__([{**group, "params": [torch.zeros(())]} for group in groups], dict(defaults))
+
+    def step(self, closure: Any = None) -> Any:
+        """Nothing to update."""
+
+
+class Scheduler:
+    """Sets the learning rates, and if asked the momentum, of an optimizer before each of its steps.
+
+    `rule` is a function of t (epochs) that returns a factor, or a `functools.partial` of a class of
+    torch.optim.lr_scheduler, which is stepped once an epoch. For `warmup` epochs the rate is multiplied by a
+    factor that rises linearly from WARMUP_START to 1. Momentum (Adam: the first beta) moves linearly from
+    `momentum_start` to `momentum_end` within `momentum_epochs`; `momentum_end` 0 leaves it alone.
+
+    Raises UserError when the rule lacks an argument or the optimizer has no momentum to move.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        rule: Callable[..., Any],
+        *,
+        warmup: float = 0.0,
+        momentum_start: float = 0.0,
+        momentum_end: float = 0.0,
+        momentum_epochs: float = 0.0,
+    ) -> None:
+        for key, value in (("momentum_start", momentum_start), ("momentum_end", momentum_end)):
+            if not 0.0 <= value < 1.0:
+                raise UserError(f"scheduler.{key}={value:g} must be at least 0 and below 1, such as 0.9")
+        if momentum_end and not {"momentum", "betas"} & optimizer.defaults.keys():
+            name = type(optimizer).__name__
+            raise UserError(
+                f"scheduler.momentum_end={momentum_end:g}: {name} has no momentum; use optimizer=sgd or adam"
+            )
+        self.optimizer = optimizer
+        self._rule = rule
+        self._warmup = warmup
+        self._momentum = (momentum_start, momentum_end, momentum_epochs)
+        self._first_groups = [_options(group) for group in optimizer.param_groups]
+        self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self._values: list[float] = []
+        self._start()
+        self.set(0.0)
+
+    @property
+    def lr(self) -> float:
+        """Present learning rate of the first parameter group."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def set(self, t: float) -> None:
+        """Set rate and momentum of every group for the step that begins after t epochs."""
+        warmup = 1.0
+        if t < self._warmup:
+            warmup = WARMUP_START + (1.0 - WARMUP_START) * t / self._warmup
+        factor = 1.0 if self._torch else self._rule(t)
+        for index, group in enumerate(self.optimizer.param_groups):
+            lr = self._base_lrs[index] * factor
+            if self._torch:
+                played = self._rates.param_groups[index]
+                lr = float(played["lr"])
+                group.update({key: played[key] for key in ("momentum", "betas") if key in played})
+            group["lr"] = lr * warmup
+            self._set_momentum(group, t)
+
+    def end_epoch(self, value: float) -> None:
+        """Tell the schedule that an epoch ended with this monitored value (plateau acts on it)."""
+        self._values.append(float(value))
+        self._play(float(value))
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Base rates and the monitored value of every epoch: plain numbers, whatever the schedule."""
+        return {"base_lrs": list(self._base_lrs), "values": list(self._values)}
+
+    def load_state_dict(self, state: dict[str, list[float]]) -> None:
+        """Go back to a saved state; a torch scheduler is made anew and plays the saved epochs again."""
+        if len(state["base_lrs"]) != len(self._base_lrs):
+            raise UserError(
+                f"checkpoint: scheduler has {len(state['base_lrs'])} parameter groups, "
+                f"expected {len(self._base_lrs)}; is it from another config?"
+            )
+        self._base_lrs = list(state["base_lrs"])
+        self._values = list(state["values"])
+        self._start()
+        for value in self._values:
+            self._play(value)
+
+    def _start(self) -> None:
+        made = self._rule.func if isinstance(self._rule, partial) else self._rule
+        self._torch: LRScheduler | None = None
+        try:
+            if isinstance(made, type):
+                groups = [{**g, "lr": lr} for g, lr in zip(self._first_groups, self._base_lrs, strict=True)]
+                self._rates = _Rates(groups, self.optimizer.defaults)
+                self._torch = self._rule(self._rates)
+                if not isinstance(self._torch, LRScheduler):
+                    raise TypeError("not a scheduler of torch.optim.lr_scheduler, nor a function of epochs")
+            else:
+                float(self._rule(0.0))
+        except (TypeError, ValueError) as error:
+            name = getattr(made, "__name__", repr(made))
+            raise UserError(f"scheduler: {name} cannot be made: {error}") from error
+
+    def _play(self, value: float) -> None:
+        if self._torch is None:
+            return
+        self._rates.step()
+        if isinstance(self._torch, ReduceLROnPlateau):
+            self._torch.step(value)
+        else:
+            self._torch.step()
+
+    def _set_momentum(self, group: dict[str, Any], t: float) -> None:
+        start, end, epochs = self._momentum
+        if not end:
+            return
+        done = min(1.0, t / epochs) if epochs > 0 else 1.0
+        # RMSprop makes its buffer at the first step, and only if momentum is not zero then
+        momentum = max(start + (end - start) * done, 1e-12)
+        if "momentum" in group:
+            group["momentum"] = momentum
+        else:
+            group["betas"] = (momentum, *group["betas"][1:])
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in ("params", "initial_lr")}

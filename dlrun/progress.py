@@ -1,0 +1,106 @@
+"""What a person sees while a run goes on: a live bar and a row an epoch on a terminal, plain lines without one.
+
+Everything printed also goes to the run's log.txt.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+__all__ = ["Screen"]
+
+T = TypeVar("T")
+REFRESH = 0.1  # seconds between two looks at the loss: a look may wait for the accelerator
+
+
+class Screen:
+    """The terminal, or the lines that stand for it; use as a context manager around training."""
+
+    def __init__(self, log: Path | None = None) -> None:
+        from rich.console import Console
+
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.live = self.console.is_terminal
+        self.log = log
+        self._bar: Any = None
+
+    def __enter__(self) -> Screen:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line above the bar and into the log."""
+        (self._bar.console if self._bar else self.console).print(text, style=style, markup=False)
+        sys.stdout.flush()
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Write a line into the log alone."""
+        if self.log is not None:
+            with open(self.log, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def show(self, table: Any) -> None:
+        """Print a rich table, and its plain form into the log."""
+        self.console.print(table)
+        if self.log is not None:
+            from rich.console import Console
+
+            with open(self.log, "a", encoding="utf-8") as file:
+                Console(file=file, width=140, highlight=False).print(table)
+
+    def steps(self, items: Iterable[T], total: int, epoch: int, epochs: int, look: Callable[[], str]) -> Iterator[T]:
+        """Pass the steps of an epoch on; `look` words the loss so far and is called only when the bar is drawn."""
+        if not self.live:
+            yield from items
+            return
+        bar = self._progress(epochs * total)
+        done, last = (epoch - 1) * total, 0.0
+        for item in items:
+            yield item
+            done += 1
+            now = time.monotonic()
+            if now - last > REFRESH:
+                last = now
+                bar.update(self._task, completed=done, epoch=f"epoch {epoch}/{epochs}", text=look())
+        bar.update(self._task, completed=done, epoch=f"epoch {epoch}/{epochs}", text=look())
+
+    def _progress(self, total: int) -> Any:
+        if self._bar is None:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.fields[epoch]}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+                refresh_per_second=8,
+            )
+            self._task = self._bar.add_task("", total=total, epoch="", text="")
+            self._bar.start()
+        return self._bar
+
+    def epoch(self, row: Mapping[str, Any], epochs: int, best: bool) -> None:
+        """Print the row of an epoch."""
+        width = len(str(epochs))
+        self.say(
+            f"epoch {row['epoch']:>{width}}/{epochs}  lr {row['lr']:.2e}"
+            f"  train loss {row['train_loss']:.4f} acc {row['train_acc']:.4f}"
+            f"  val loss {row['val_loss']:.4f} acc {row['val_acc']:.4f}"
+            f"  {row['train_seconds'] + row['eval_seconds']:.1f} s {row['samples_per_second']:,.0f}/s"
+            + ("  best" if best else "")
+        )

@@ -1,0 +1,210 @@
+"""One run from its config to result.json: build, check, train, test once (`dlrun train`, `dlrun resume`, a sweep's trial).
+
+Whatever happens, result.json ends with a status and a reason, and the exit code says which.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dlrun import __version__
+from dlrun.config import UserError
+from dlrun.progress import Screen
+from dlrun.rundir import Run
+
+__all__ = ["check_only", "execute", "label"]
+
+CHECK_FAILED, DIVERGED, INTERRUPTED = 3, 4, 130
+
+
+def label(cfg: Any) -> str:
+    """Return the dataset and the model by the names of their options."""
+    choices = cfg.get("choices") or {}
+    return "-".join(str(choices.get(group) or group) for group in ("dataset", "model"))
+
+
+def execute(cfg: Any, run: Run, *, resuming: bool = False) -> int:
+    """Train in a claimed folder and return the exit code; raises UserError after recording it."""
+    screen = Screen(run.log)
+    try:
+        with screen, _terminate_politely():
+            if not resuming:
+                run.write_config(cfg)
+            run.update_result(status="running", reason="", **_origin(cfg))
+            code, ending = _train(cfg, run, screen)
+    except KeyboardInterrupt:
+        code, ending = INTERRUPTED, {"status": "interrupted", "reason": "interrupted from outside"}
+        screen.say(f"interrupted; `dlrun resume {run.path}` goes on after the last finished epoch")
+    except UserError as error:
+        _record(run, {"status": "failed", "reason": str(error)})
+        raise
+    except Exception as error:
+        code, ending = _failure(error, run, screen)
+    _record(run, ending)
+    run.release()
+    return code
+
+
+def _record(run: Run, ending: dict[str, Any]) -> None:
+    try:
+        run.update_result(**ending, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    except UserError as error:
+        print(f"dlrun: {error}", file=sys.stderr)  # a full disk: the status stays `running` without an owner
+
+
+def _train(cfg: Any, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
+    # imported here: torch takes seconds, and what can be refused without it has been
+    from dlrun import checkpoint, engine
+    from dlrun.experiment import build
+
+    exp = build(cfg)
+    screen.say(_headline(cfg, exp))
+    run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
+    fresh = not run.last.exists()
+    if fresh and cfg.check.enabled and not _checks_pass(exp, run, screen):
+        return CHECK_FAILED, {"status": "check_failed", "reason": "a check before training failed, see checks.csv"}
+    state = checkpoint.restore(run, exp)
+    run.trim_metrics(state.epoch)
+    if not fresh:
+        screen.say(f"resuming after epoch {state.epoch} of {cfg.trainer.epochs}")
+    try:
+        engine.fit(exp, run, state, screen)
+    except engine.Diverged as error:
+        screen.close()
+        screen.say(f"stopped: {error}", style="bold red")
+        return DIVERGED, {"status": "diverged", "reason": str(error)}
+    screen.close()
+    return 0, _finish(exp, run, screen, state)
+
+
+def _checks_pass(exp: Any, run: Run | None, screen: Screen) -> bool:
+    from dlrun import checks
+
+    results = checks.run(exp)
+    if run is not None:
+        run.write_checks([r.row() for r in results])
+    screen.show(checks.table(results))
+    failed = [r.check for r in results if r.status == "fail"]
+    if failed:
+        screen.say(f"failed before training: {', '.join(failed)}; `check=none` trains all the same", style="bold red")
+    return not failed
+
+
+def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
+    """Read the test split once, with the best weights, and store what ensembles and tables need."""
+    from dlrun import checkpoint, engine
+
+    best = checkpoint.load(run.best)
+    checkpoint.load_weights(run.best, best, exp)
+    started = time.perf_counter()
+    test = exp.data.test()
+    splits = {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}
+    ending: dict[str, Any] = {"status": "completed", "reason": "all epochs done", "best_epoch": int(best["best"]["epoch"])}
+    stored = {}
+    for name, (split, batches) in splits.items():
+        found = engine.predict(exp, batches)
+        ending.update(engine.scores(exp, found, name))
+        stored.update({f"{name}_logits": found.logits.numpy(), f"{name}_labels": found.labels.numpy(), f"{name}_ids": split.ids})
+    run.write_predictions(stored)
+    ending.update(epochs=state.epoch, seconds=round(state.seconds, 3), test_seconds=round(time.perf_counter() - started, 3))
+    ending["test_samples"] = len(test)
+    correct = round(ending["test_acc"] * ending["test_samples"])
+    screen.say(
+        f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
+        f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['best_epoch']} "
+        f"(val_acc {ending['val_acc']:.4f}, the best {exp.cfg.trainer.monitor})",
+        style="bold",
+    )
+    screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}\nlay runs side by side: dlrun compare")
+    return ending
+
+
+def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
+    screen.note(traceback.format_exc())
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        what = f"out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size ({_first(error)})"
+    else:
+        what = f"{type(error).__name__}: {_first(error)}"
+    screen.say(f"dlrun: failed: {what}; the traceback is in {run.log}; `dlrun resume {run.path}` goes on", style="red")
+    return 1, {"status": "failed", "reason": what}
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or "no message").split("\n")[0]
+
+
+def check_only(cfg: Any) -> int:
+    """Run the checks alone, in no folder, and return the exit code."""
+    from dlrun.experiment import build
+
+    screen = Screen()
+    exp = build(cfg)
+    screen.say(_headline(cfg, exp))
+    return 0 if _checks_pass(exp, None, screen) else CHECK_FAILED
+
+
+def _headline(cfg: Any, exp: Any) -> str:
+    names = cfg.get("choices") or {}
+    weights = sum(p.numel() for p in exp.model.parameters())
+    return (
+        f"{names.get('dataset', 'data')}: {len(exp.data.train.labels):,} train, {len(exp.data.val.labels):,} val images, "
+        f"{exp.num_classes} classes; {names.get('model', 'model')}: {weights:,} parameters; "
+        f"{names.get('optimizer', 'optimizer')} lr {cfg.optimizer.lr:g}, {names.get('scheduler', 'schedule')}; "
+        f"{exp.device.type} {'bf16' if exp.autocast().fast_dtype is not None and exp.dtype.itemsize == 2 else 'fp32'}; seed {cfg.seed}"
+    )
+
+
+def _origin(cfg: Any) -> dict[str, Any]:
+    import numpy
+    import torch
+    from omegaconf import OmegaConf
+
+    return {
+        "seed": cfg.seed,
+        "monitor": cfg.trainer.monitor,
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "versions": {"dlrun": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+        "git": _git(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git() -> str | None:
+    """The commit of the folder that dlrun is started from, where the user's own code and configs are."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
+
+
+@contextmanager
+def _terminate_politely() -> Iterator[None]:
+    """Treat SIGTERM, which clusters send before they kill, like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

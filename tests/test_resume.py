@@ -1,0 +1,192 @@
+"""A run that is killed and resumed ends bit for bit like one that was not (real processes, real SIGKILL)."""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from composed import composed
+from PIL import Image
+
+from dlrun import rundir
+from dlrun.config import UserError
+
+KILLS = 20
+COMMON = (
+    "check=none", "model.width=4", "regularizer=dropout", "regularizer.l2=1e-3", "augment=crop_flip", "augment.pad=1",
+    "optimizer=sgd", "optimizer.lr=0.05", "trainer.batch_size=16", "trainer.threads=1", "trainer.epochs=24",
+    "scheduler=warm_restarts",
+)  # fmt: skip
+
+
+def train(cfg: Any, folder: str, die_at_write: int | None) -> None:
+    """Child: start or resume the run; with `die_at_write`, SIGKILL ourselves at that write, fsync or rename."""
+    if die_at_write is not None:
+        _kill_at(die_at_write)
+    from dlrun.running import execute
+
+    if (Path(folder) / "config.yaml").exists():
+        os._exit(execute(cfg, rundir.reopen(folder), resuming=True))
+    os._exit(execute(cfg, rundir.claim(folder, "test")))
+
+
+def _kill_at(count: int) -> None:
+    calls = 0
+
+    def counting(function: Any) -> Any:
+        def call(*args: Any, **more: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **more)
+
+        return call
+
+    for name in ("fsync", "replace", "write"):
+        setattr(os, name, counting(getattr(os, name)))
+
+
+@pytest.fixture(scope="module")
+def processes() -> Any:
+    # a server that has imported torch and never used it: a fresh process costs milliseconds, not seconds
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["dlrun.running", "dlrun.engine", "dlrun.data.datasets", "dlrun.models.cnn"])
+    return context
+
+
+def run_once(processes: Any, cfg: Any, folder: Path, *, after: float | None = None, at_write: int | None = None) -> int:
+    child = processes.Process(target=train, args=(cfg, str(folder), at_write))
+    child.start()
+    child.join(after)
+    if child.exitcode is None:
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    return int(child.exitcode)
+
+
+def photos(root: Path) -> Path:
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for label in ("ant", "bee", "cat"):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for i in range(count):
+                shade = {"ant": 60, "bee": 120, "cat": 180}[label]
+                pixels = draw.integers(shade - 50, shade + 50, (8, 8, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return root
+
+
+def epochs(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="") as file:
+        timed = ("train_seconds", "eval_seconds", "samples_per_second")
+        return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
+
+
+def same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("source", ["memory", "streamed"])
+def test_a_run_killed_twenty_times_ends_bit_for_bit_the_same(tmp_path: Path, processes: Any, source: str) -> None:
+    data = ("dataset.limit=200",)
+    if source == "streamed":
+        root = photos(tmp_path / "photos")
+        data = ("dataset=image_folder", f"dataset.root={root}", "dataset.memory_gb=0.0")
+    cfg = composed(*COMMON, *data)
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    started = time.monotonic()
+    assert run_once(processes, cfg, straight) == 0
+    whole = time.monotonic() - started
+
+    draw, kills, attempts = random.Random(7), 0, 0
+    while kills < KILLS:
+        attempts += 1
+        assert attempts < 10 * KILLS
+        how = {"at_write": draw.randint(1, 40)} if draw.random() < 0.5 else {"after": draw.uniform(0.2, 0.4) * whole}
+        code = run_once(processes, cfg, broken, **how)
+        if code == 0:
+            # the run got to its end before this kill came: the kills so far count, and it starts over
+            broken.rename(tmp_path / f"done{attempts}")
+            continue
+        assert code == -signal.SIGKILL
+        kills += 1
+    assert run_once(processes, cfg, broken) == 0
+
+    for done in [broken, *tmp_path.glob("done*")]:
+        assert epochs(done) == epochs(straight)
+        for name in ("last.pt", "best.pt"):
+            ours, theirs = (
+                {k: v for k, v in torch.load(d / "checkpoints" / name, weights_only=True).items() if k != "seconds"}
+                for d in (done, straight)
+            )
+            assert same(ours, theirs), name
+        ours, theirs = (dict(np.load(d / "predictions.npz")) for d in (done, straight))
+        assert ours.keys() == theirs.keys()
+        assert all(np.array_equal(ours[k], theirs[k]) for k in ours)
+        assert not list(done.rglob("*.tmp"))
+
+
+def test_every_kill_inside_a_save_leaves_a_usable_checkpoint(tmp_path: Path, processes: Any) -> None:
+    from dlrun import checkpoint
+
+    cfg = composed(*COMMON, "dataset.limit=40", "trainer.epochs=3")
+    seen = set()
+    for at_write in range(1, 60, 2):
+        folder = tmp_path / str(at_write)
+        code = run_once(processes, cfg, folder, at_write=at_write)
+        last = folder / "checkpoints" / "last.pt"
+        if last.exists():
+            seen.add(checkpoint.load(last)["epoch"])
+        if code == 0:
+            break
+        assert code == -signal.SIGKILL
+    assert {1, 2, 3} <= seen
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"not a checkpoint", None])
+def test_a_damaged_or_foreign_checkpoint_is_named_in_one_line(tmp_path: Path, content: bytes | None) -> None:
+    from dlrun import checkpoint
+
+    path = tmp_path / "last.pt"
+    if content is None:
+        torch.save({"weights": torch.zeros(2)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("pwned",)
+
+
+def test_a_checkpoint_that_carries_code_is_refused_and_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dlrun import checkpoint
+
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": Evil()}, "last.pt")
+    with pytest.raises(UserError, match=r"last\.pt: not a readable dlrun checkpoint"):
+        checkpoint.load(Path("last.pt"))
+    assert not Path("pwned").exists()

@@ -93,7 +93,9 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:
         # torch raises a dozen types for a damaged file: zip, pickle, end of file, refused class
-        raise UserError(f"{path}: not a readable dlrun checkpoint (damaged or foreign): {_first_line(error)}") from error
+        raise UserError(
+            f"{path}: not a readable dlrun checkpoint (damaged or foreign): {_first_line(error)}"
+        ) from error
     missing = [k for k in KEYS if not isinstance(found, dict) or k not in found]
     if missing:
         raise UserError(f"{path}: not a dlrun checkpoint: {', '.join(missing)} missing")
@@ -102,12 +104,18 @@ def load(path: Path) -> dict[str, Any]:
 
 def rng_state() -> dict[str, Any]:
     """Return the random state of torch, its accelerators, numpy and Python, as plain numbers and tensors."""
-    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
-        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "python": random.getstate(),
     }
 
@@ -120,7 +128,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     if state["mps"] is not None and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["mps"])
     name, keys, position, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, numbers, gauss_next = state["python"]
     random.setstate((version, tuple(numbers), gauss_next))
 

@@ -30,50 +30,37 @@ def _usage() -> str:
     )
 
 
-def _hydra_argv(argv: list[str]) -> list[str]:
-    """Flags first, overrides last: argparse on Python 3.11 loses positionals that stand on both sides of a flag."""
-    with_value = ("--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-    with_value += ("--info", "-i", "--cfg", "-c", "--experimental-rerun")
-    flags: list[str] = []
-    overrides: list[str] = []
-    rest = iter(argv)
-    for arg in rest:
-        if arg.startswith("-"):
-            flags.append(arg)
-            if arg in with_value and (value := next(rest, None)) is not None:
-                flags.append(value)
-        else:
-            overrides.append(arg)
-    return flags + overrides
-
-
 def _completion(argv: list[str]) -> int:
     """Answer `dlrun -sc install|uninstall|query=bash`; Hydra's shell script calls without the verb."""
     wanted = next((a for a in argv if "=" in a), "")
     if not wanted.startswith("query="):
         return _run("train", argv)
-    words = os.environ.get("COMP_LINE", "").split(None, 2)
-    if len(words) < 2 or words[1] not in VERBS:
+    line = os.environ.get("COMP_LINE", "")
+    line = line[: int(os.environ.get("COMP_POINT") or len(line))]
+    words = line.split(None, 2)
+    if len(words) < 2 or (len(words) == 2 and not line[-1].isspace()):
         print(" ".join(VERBS))
         return 0
     if words[1] not in COMPOSED:
         return 0
     # Hydra strips the program's name only, so the verb is taken out of the line here
     os.environ["COMP_LINE"] = "dlrun " + (words[2] if len(words) > 2 else "")
-    return _run(words[1], argv)
+    try:
+        return _run(words[1], argv)
+    except Exception:
+        return 1  # an error would be printed into the line that is being typed
 
 
 def _run(verb: str, argv: list[str]) -> int:
-    debug = "--debug" in argv
-    argv = [a for a in argv if a != "--debug"]
-    if verb in COMPOSED:
-        argv = _hydra_argv(argv)
     completing = bool({"-sc", "--shell-completion"} & set(argv))
+    debug = "--debug" in argv or completing
+    argv = [a for a in argv if a != "--debug"]
     sys.argv = ["dlrun" if completing else f"dlrun {verb}", *argv]
     from dlrun.config import UserError
 
     try:
         code: int = importlib.import_module(f"dlrun.commands.{verb}").main(argv)
+        sys.stdout.flush()
         return code
     except UserError as error:
         if debug:

@@ -1,18 +1,18 @@
 """Configs: one line for every mistake, before anything heavy is imported (`dlrun train …`).
 
 The default in the YAML is the schema: the type of a key is the type of its default; null takes anything.
-Ranges and choices that a type cannot tell stand in RULES.
+Ranges and choices that a type cannot tell stand in `dlrun.rules`.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MONITORS", "UserError", "check_rules", "flatten", "lookup", "near_keys", "validate"]
+__all__ = ["UserError", "check_rules", "flatten", "lookup", "unknown", "validate"]
 
 
 class UserError(Exception):
@@ -23,59 +23,33 @@ class UserError(Exception):
         self.code = code
 
 
-# columns of metrics.csv that may decide which epoch is best
-MONITORS = ("val_loss", "val_acc", "train_loss", "train_acc")
-ACTIVATIONS = ("relu", "leaky_relu", "prelu", "elu", "gelu", "silu", "tanh", "sigmoid", "softsign", "maxout")
-INITS = ("default", "he_normal", "normal", "uniform", "glorot_uniform", "glorot_sigmoid", "orthogonal")
-
-
-def _one_of(*options: str) -> tuple[Callable[[Any], bool], str]:
-    return (lambda v: v in options), f"one of {', '.join(options)}"
-
-
-def _at_least(low: float) -> tuple[Callable[[Any], bool], str]:
-    return (lambda v: low <= v < math.inf), f"{low} or more"
-
-
-POSITIVE = (lambda v: 0 < v < math.inf), "more than 0"
-SHARE = (lambda v: 0 <= v < 1), "0 or more and less than 1"
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "trainer.epochs": _at_least(1),
-    "trainer.batch_size": _at_least(1),
-    "trainer.eval_batch_size": _at_least(1),
-    "trainer.accumulate": _at_least(1),
-    "trainer.threads": _at_least(0),
-    "trainer.clip_norm": _at_least(0),
-    "trainer.clip_value": _at_least(0),
-    "trainer.device": _one_of("auto", "cpu", "cuda", "mps"),
-    "trainer.precision": _one_of("auto", "fp32", "bf16"),
-    "trainer.monitor": _one_of(*MONITORS),
-    "dataset.val_fraction": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
-    "dataset.test_fraction": ((lambda v: 0 < v < 1), "more than 0 and less than 1"),
-    "dataset.limit": _at_least(0),
-    "dataset.image_size": _at_least(0),
-    "dataset.memory_gb": _at_least(0),
-    "dataset.channels": ((lambda v: v in (1, 3)), "1 or 3"),
-    "model.activation": _one_of(*ACTIVATIONS),
-    "model.norm": _one_of("batch", "layer", "group", "none"),
-    "model.pool": _one_of("max", "avg", "stride", "none"),
-    "model.stem": _one_of("small", "imagenet"),
-    "model.init": _one_of(*INITS),
-    "model.output_bias": _one_of("default", "frequency"),
-    "model.dropout": SHARE,
-    "model.depth": _at_least(1),
-    "regularizer.l1": _at_least(0),
-    "regularizer.l2": _at_least(0),
-    "regularizer.max_norm": _at_least(0),
-    "regularizer.dropout": SHARE,
-    "regularizer.label_smoothing": SHARE,
-    "optimizer.lr": _at_least(0),
-    "optimizer.momentum": SHARE,
-    "optimizer.weight_decay": _at_least(0),
-    "scheduler.warmup": _at_least(0),
-    "seed": ((lambda v: 0 <= v < 2**63), "0 or more"),
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    list: "a list",
+    dict: "keys",
 }
-_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", list: "a list", dict: "keys"}
+# what to type for a key without a default
+_WANTED = {
+    "dataset.root": "FOLDER",
+    "dataset.path": "FILE.npz",
+    "model._target_": "PACKAGE.CLASS trust=[PACKAGE]",
+}
+# keys that every config has, also a stored one
+_SECTIONS: tuple[str, ...] = (
+    "dataset",
+    "model",
+    "optimizer",
+    "scheduler",
+    "regularizer",
+    "loss",
+    "objective",
+    "augment",
+    "trainer",
+)
+_SECTIONS += ("check", "run")
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -88,37 +62,6 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield name
 
 
-def near_keys(key: str, names: list[str]) -> list[str]:
-    """Return up to three of `names` that `key` may have meant: by spelling, or by its last part."""
-    last = key.rpartition(".")[2]
-    same = [n for n in names if n.rpartition(".")[2] == last]
-    return (same or difflib.get_close_matches(key, names, 3, 0.7))[:3]
-
-
-def validate(cfg: Mapping[str, Any], schema: Mapping[str, Any], *, added: set[str] = frozenset()) -> None:  # type: ignore[assignment]
-    """Hold a resolved config against the defaults it came from, and against RULES.
-
-    `added` are keys that the user appended on purpose (`+key=value`). Raises UserError for the first key
-    that is unknown, missing, of a wrong type or out of range, and for a folder or file that is not there.
-    """
-    _compare(cfg, schema, "", added)
-    check_rules(cfg)
-
-
-def check_rules(cfg: Mapping[str, Any]) -> None:
-    """Hold a config against RULES, and its folders and files against the disk. Raises UserError."""
-    for key, (holds, expected) in RULES.items():
-        value = lookup(cfg, key)
-        try:
-            fits = value is None or holds(value)
-        except TypeError:
-            fits = False
-        if not fits:
-            raise UserError(f"{key}={value}: expected {expected}")
-    _paths(cfg)
-    _reaches(cfg)
-
-
 def lookup(cfg: Mapping[str, Any], key: str) -> Any:
     """Return the value at a dotted key, or None."""
     node: Any = cfg
@@ -129,64 +72,151 @@ def lookup(cfg: Mapping[str, Any], key: str) -> Any:
     return node
 
 
-def _compare(cfg: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, added: set[str]) -> None:
+def unknown(key: str, names: Collection[str], groups: Collection[str] = ()) -> str:
+    """Say that `key` is none of `names`, with the nearest: a group, the same last part, a like spelling."""
+    group = difflib.get_close_matches(key, groups, 1)
+    if group:
+        return f"{key}: no such key; did you mean {group[0]}=?"
+    where, _, last = key.rpartition(".")
+    beside = {n.rpartition(".")[2]: n for n in names if where and n.startswith(f"{where}.")}
+    near = [beside[n] for n in difflib.get_close_matches(last, beside, 2, 0.65)]
+    near = near or [n for n in names if n.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(key, names, 2, 0.8)
+    if not where:
+        near = near or [n for n in names if difflib.get_close_matches(last, [n.rpartition(".")[2]], 1, 0.75)]
+    if near:
+        return f"{key}: no such key; did you mean {' or '.join(near[:3])}?"
+    has = ", ".join(n for n in beside if not n.startswith("_"))
+    has = f"{where} has {has}" if has else "`dlrun train --help` lists the keys"
+    return f"{key}: no such key; {has}"
+
+
+def validate(cfg: Mapping[str, Any], schema: Mapping[str, Any], added: Collection[str] = ()) -> None:
+    """Hold a resolved config against the defaults it came from, and against the rules.
+
+    `added` are keys that the user appended on purpose (`+key=value`). Raises UserError for the first key
+    that is unknown, missing, of a wrong type or out of range, and for a folder or file that is not there.
+    """
+    _compare(cfg, schema, "", added)
+    check_rules(cfg)
+
+
+def check_rules(cfg: Mapping[str, Any]) -> None:
+    """Hold a config against the rules, and its folders and files against the disk. Raises UserError."""
+    from dlrun.rules import ANY_TARGET, RULES
+
+    for section in _SECTIONS:
+        if not isinstance(cfg.get(section), Mapping):
+            raise UserError(f"{section} is missing; a config of dlrun has {', '.join(_SECTIONS)}")
+    for key, (holds, expected) in RULES.items():
+        value = lookup(cfg, key)
+        target = cfg[key.split(".")[0]].get("_target_") if "." in key else None
+        if key not in ANY_TARGET and target is not None and not str(target).startswith(("dlrun.", "torch.")):
+            continue  # a class of the user's own: its keys mean what it says
+        try:
+            fits = value is None or holds(value)
+        except TypeError:
+            fits = False
+        if not fits:
+            raise UserError(f"{key}={_shown(value)}: expected {expected}{_near(key, value)}")
+    _paths(cfg)
+    _reaches(cfg)
+
+
+def _near(key: str, value: Any) -> str:
+    from dlrun.rules import CHOICES
+
+    near = difflib.get_close_matches(str(value), CHOICES.get(key, ()), 1)
+    return f"; did you mean {key}={near[0]}?" if near else ""
+
+
+def _compare(cfg: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, added: Collection[str]) -> None:
+    for key in schema:
+        if key not in cfg:
+            raise UserError(f"{prefix}{key} is missing; every key of an option is needed")
     for key, value in cfg.items():
         name = f"{prefix}{key}"
         if value == "???":
-            raise UserError(f"{name} is missing; type {name}=VALUE")
-        if key not in schema:
-            if any(name == a or name.startswith(f"{a}.") for a in added):
-                continue
-            near = near_keys(name, [f"{prefix}{n}" for n in flatten(schema)])
-            hint = f"did you mean {' or '.join(near)}?" if near else "it stands in a config file of yours"
-            raise UserError(f"{name}: no such key; {hint}")
-        _type(name, value, schema[key], added)
+            raise UserError(f"{name} is missing; type {name}={_WANTED.get(name, 'VALUE')}")
+        if key in schema:
+            _type(name, value, schema[key], added)
+        elif not _free(name, cfg, schema, added):
+            raise UserError(unknown(name, [f"{prefix}{n}" for n in flatten(schema)]))
 
 
-def _type(name: str, value: Any, default: Any, added: set[str]) -> None:
+def _free(name: str, cfg: Mapping[str, Any], schema: Mapping[str, Any], added: Collection[str]) -> bool:
+    """Whether a key without a default may be there: an argument of a `_target_`, added by the user."""
+    if schema.get("_target_") == "???":
+        return True
+    if not any(f"{name}.".startswith(f"{a}.") or a.startswith(f"{name}.") for a in added):
+        return False
+    if "_target_" in cfg:
+        return True
+    last = name.rpartition(".")[2]
+    raise UserError(f"+{name}: nothing reads this key; keys are added to what has a _target_, such as +model.{last}")
+
+
+def _type(name: str, value: Any, default: Any, added: Collection[str]) -> None:
     if isinstance(default, str) and default.startswith("${"):
-        return  # it follows another key, which is checked where it stands; its own value is checked by RULES
-    if default is None or default == "???" or value is None:
-        if value is None and default not in (None, "???"):
-            raise UserError(f"{name}=null: expected {_NAMES[type(default)]} such as {default}")
+        return  # it follows another key, which is checked where it stands; the rules check its own value
+    if default is None or default == "???":
         return
-    if isinstance(default, dict):
+    kind = type(default)
+    expected = _NAMES.get(kind, kind.__name__)
+    if value is None:
+        raise UserError(f"{name}=null: expected {expected} such as {_shown(default)}")
+    if kind is dict:
         if not isinstance(value, Mapping):
-            raise UserError(f"{name}={value}: expected keys below it ({', '.join(default) or 'name: value'})")
+            raise UserError(f"{name}={_shown(value)}: expected keys below it ({', '.join(default) or 'name: value'})")
         if default:
             _compare(value, default, f"{name}.", added)
         return
-    kind = type(default)
-    fits = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-    if kind is float:
-        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = isinstance(value, kind)
+    if kind in (int, float):
+        fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     if not fits:
-        raise UserError(f"{name}={value}: expected {_NAMES[kind]} such as {default}, found {_found(value)}")
+        hint = ""
+        if kind is int and isinstance(value, float) and value.is_integer():
+            hint = f"; type {name}={int(value)}"
+        wanted = f"{expected} such as {_shown(default)}"
+        raise UserError(f"{name}={_shown(value)}: expected {wanted}, found {_found(value)}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}={value}: expected a finite number such as {default}")
-    if isinstance(default, list) and default:
+        raise UserError(f"{name}={value}: expected a finite number such as {_shown(default)}")
+    if kind is list and default:
         for i, item in enumerate(value):
             _type(f"{name}[{i}]", item, default[0], added)
 
 
+def _shown(value: Any) -> str:
+    """A value as one types it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return "null" if value is None else str(value)
+
+
 def _found(value: Any) -> str:
     if isinstance(value, str):
-        return f"the word {value!r}"
-    return f"{_NAMES.get(type(value), type(value).__name__)}"
+        return f"the word {value!r}" if value else "nothing"
+    return _NAMES.get(type(value), type(value).__name__)
 
 
 def _paths(cfg: Mapping[str, Any]) -> None:
     """A folder that nothing can download must be there, and so must a file."""
-    dataset = cfg.get("dataset") or {}
+    dataset = cfg["dataset"]
+    if not str(dataset.get("_target_")).startswith("dlrun."):
+        return
     root, path = dataset.get("root"), dataset.get("path")
-    if root is not None and "download" not in dataset and not Path(root).expanduser().is_dir():
-        raise UserError(f"dataset.root={root}: no such folder; expected one that holds train/<class>/<image>")
-    if path is not None and not Path(path).expanduser().is_file():
+    if root is not None and not dataset.get("download") and not Path(str(root)).expanduser().is_dir():
+        fetch = "; dataset.download=true fetches it" if "download" in dataset else ", with train/<class>/<image> in it"
+        raise UserError(f"dataset.root={root}: no such folder; expected the folder of the data{fetch}")
+    if path is not None and not Path(str(path)).expanduser().is_file():
         raise UserError(f"dataset.path={path}: no such file; expected an .npz with x and y")
 
 
 def _reaches(cfg: Mapping[str, Any]) -> None:
     """A regularizer that the chosen model or loss cannot use is an error, not a silence."""
     for key, part in (("dropout", "model"), ("label_smoothing", "loss")):
-        if lookup(cfg, f"regularizer.{key}") and key not in (cfg.get(part) or {}):
+        if lookup(cfg, f"regularizer.{key}") and key not in cfg[part]:
             raise UserError(f"regularizer.{key} has no effect: this {part} has no {key}; choose another {part}=")

@@ -62,8 +62,10 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
         screen.epoch(row, trainer.epochs, is_best)
 
 
-COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "penalty", "grad_norm")
-COLUMNS += ("train_seconds", "eval_seconds", "samples_per_second")
+COLUMNS = (
+    *("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "penalty", "grad_norm"),
+    *("train_seconds", "eval_seconds", "samples_per_second"),
+)
 
 
 def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen) -> dict[str, Any]:
@@ -111,13 +113,13 @@ def step(exp: Experiment, x: Tensor, y: Tensor) -> Tensor:
         for xs, ys in zip(x.chunk(trainer.accumulate), y.chunk(trainer.accumulate), strict=True):
             with exp.autocast():
                 loss, logits = exp.objective(exp.model, exp.loss, xs, ys)
-            (loss * (len(ys) / n)).backward()
+            torch.autograd.backward(loss * (len(ys) / n))
             total = total + loss.detach() * (len(ys) / n)
             parts[1] += (logits.detach().argmax(1) == ys).sum()
         parts[0] = total * n
         if exp.penalty.active:
             penalty = exp.penalty.penalty(exp.model)
-            penalty.backward()
+            torch.autograd.backward(penalty)
             parts[2] = penalty.detach() * n
             total = total + penalty.detach()
         parts[3] = _clip(parameters, trainer.clip_norm, trainer.clip_value) * n

@@ -74,7 +74,10 @@ def build(cfg: Any) -> Experiment:
     _determinism(cfg.trainer.deterministic)
     data = _data(plain["dataset"], trust)
     seed_everything(cfg.seed)
-    model = _model(plain["model"], trust, data).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # torch's L-BFGS flattens gradients as they lie, which channels-last ones do not allow
+    flat = plain["optimizer"]["_target_"].endswith(".LBFGS")
+    layout = torch.contiguous_format if flat else torch.channels_last
+    model = _model(plain["model"], trust, data).to(device, memory_format=layout)  # type: ignore[call-overload]
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
     optimizer = _optimizer(plain["optimizer"], plain["trainer"], trust, model)
     made = Experiment(
@@ -93,7 +96,12 @@ def build(cfg: Any) -> Experiment:
     )
     augment = instantiate(plain["augment"], trust, "augment") if plain["augment"].get("_target_") else None
     made.train = made.batches(
-        data.train, batch_size=cfg.trainer.batch_size, augment=augment, shuffle=True, seed=cfg.seed
+        data.train,
+        batch_size=cfg.trainer.batch_size,
+        augment=augment,
+        shuffle=True,
+        balance=data.balance,
+        seed=cfg.seed,
     )
     made.val = made.batches(data.val)
     return made
@@ -112,7 +120,7 @@ def pick_device(name: str) -> torch.device:
 def seed_everything(seed: int) -> None:
     """Seed torch, numpy and Python, which models of a user's own may draw from."""
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  it is this global state that a user's model may use
+    np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
@@ -121,7 +129,7 @@ def _determinism(wanted: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(wanted, warn_only=True)
     # filling every fresh tensor with NaN would cost time and change no result
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not wanted
 
 
@@ -139,7 +147,7 @@ def _data(node: dict[str, Any], trust: list[str]) -> Data:
     own = set(inspect.signature(prepare).parameters) - {"raw"}
     options = {k: node[k] for k in own if k in node}
     source = {k: v for k, v in node.items() if k not in own}
-    takes = {k: v for k, v in options.items() if k in ("limit", "split_seed", "memory_gb", "test_fraction")}
+    takes = {k: v for k, v in options.items() if k in ("limit", "split_seed", "memory_gb", "test_fraction", "on_bad")}
     return prepare(instantiate(source, trust, "dataset", **takes), **options)
 
 
@@ -148,10 +156,17 @@ def _model(node: dict[str, Any], trust: list[str], data: Data) -> nn.Module:
     init, bias = node.pop("init"), node.pop("output_bias")
     height, width, channels = data.shape
     model = instantiate(
-        node, trust, "model", in_channels=channels, num_classes=len(data.classes), image_size=max(height, width)
+        node,
+        trust,
+        "model",
+        in_channels=channels,
+        num_classes=len(data.classes),
+        image_size=max(height, width),
     )
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={node['_target_']}: expected a torch.nn.Module, found {type(model).__name__}")
+    if node.get("weights") and init != "default":
+        raise UserError(f"model.init={init} would overwrite model.weights={node['weights']}; leave one of them away")
     initialise(model, init)
     if bias == "frequency":
         counts = torch.bincount(data.train.labels, minlength=len(data.classes)).double()
@@ -177,4 +192,3 @@ def _scheduler(node: dict[str, Any], trust: list[str], optimizer: torch.optim.Op
         given["mode"] = "min" if monitor.endswith("loss") else "max"
     rule = instantiate({k: v for k, v in node.items() if k not in own}, trust, "scheduler", **given)
     return Scheduler(optimizer, rule, **{k: node[k] for k in own})
-

@@ -5,6 +5,7 @@ Everything printed also goes to the run's log.txt.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,6 +28,7 @@ class Screen:
         self.live = self.console.is_terminal
         self.log = log
         self._bar: Any = None
+        self._deaf = False  # nobody reads: training goes on, the log has it all
 
     def __enter__(self) -> Screen:
         return self
@@ -42,9 +44,16 @@ class Screen:
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the bar and into the log."""
-        (self._bar.console if self._bar else self.console).print(text, style=style, markup=False)
-        sys.stdout.flush()
         self.note(text)
+        if self._deaf:
+            return
+        try:
+            (self._bar.console if self._bar else self.console).print(text, style=style, markup=False)
+            sys.stdout.flush()
+        except (OSError, SystemExit):  # rich exits when nobody reads any more (`dlrun train | head`)
+            self._deaf = True
+            self.live = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def note(self, text: str) -> None:
         """Write a line into the log alone."""
@@ -52,14 +61,12 @@ class Screen:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
-    def show(self, table: Any) -> None:
-        """Print a rich table, and its plain form into the log."""
-        self.console.print(table)
-        if self.log is not None:
-            from rich.console import Console
-
-            with open(self.log, "a", encoding="utf-8") as file:
-                Console(file=file, width=140, highlight=False).print(table)
+    def show(self, table: Callable[[], Any], lines: list[str]) -> None:
+        """Print a rich table on a terminal, and the lines that say the same without one; the log gets the lines."""
+        if self.live:
+            self.console.print(table())
+        for line in lines:
+            self.note(line) if self.live else self.say(line)
 
     def steps(self, items: Iterable[T], total: int, epoch: int, epochs: int, look: Callable[[], str]) -> Iterator[T]:
         """Pass the steps of an epoch on; `look` words the loss so far and is called only when the bar is drawn."""

@@ -1,65 +1,36 @@
-"""Run folders: the only place that knows a file name in one, who owns it, and how to write so that nothing is lost.
+"""Run folders: the only place that knows a file name in one (`dlrun train`, `dlrun resume`, `dlrun compare`).
 
-Reached by every verb. A folder has one owner at a time: the process that holds its lock, which the system
-releases however the process ends. Nothing here imports torch.
+A folder has one owner at a time: the process that holds its lock. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import io
 import json
 import os
 import secrets
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dlrun.config import UserError
+from dlrun.disk import append, lock, make_folder, owned, unlock, write_atomic
 
-__all__ = ["Run", "claim", "claim_sweep", "config", "find", "make_folder", "metrics", "owned", "reopen", "result", "stored", "write_atomic"]
+__all__ = ["Run", "claim", "claim_sweep", "config", "find", "make_folder", "metrics", "owned", "read_receipt"]
+__all__ += ["reopen", "result", "stored", "write_atomic", "write_receipt"]
 
 OUTPUTS = Path("outputs")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file by `data` so that a kill at any moment leaves the old content or the new, never a part.
-
-    Raises UserError naming the file when the disk is full or may not be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise UserError(f"{path}: cannot write: {error.strerror}; what was there before is intact", 1) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    # without this a rename may be lost with the power, though the file's content was synced
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Run:
     """One run folder, held by this process until `release`; made by `claim` or `reopen`."""
 
-    def __init__(self, path: Path, lock: int) -> None:
+    def __init__(self, path: Path, otherwise: str) -> None:
         self.path = path
-        self._lock = lock
+        self._lock: int | None = lock(path, otherwise)
         self._result: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
             self._result = json.loads((path / "result.json").read_bytes())
@@ -89,8 +60,8 @@ class Run:
         import yaml
         from omegaconf import OmegaConf
 
-        plain = OmegaConf.to_container(cfg, resolve=True)
-        write_atomic(self.path / "config.yaml", yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).encode())
+        text = yaml.safe_dump(OmegaConf.to_container(cfg, resolve=True), sort_keys=False, allow_unicode=True)
+        write_atomic(self.path / "config.yaml", text.encode())
 
     def write_predictions(self, arrays: Mapping[str, Any]) -> None:
         """Write logits, labels and sample ids of val and test."""
@@ -104,19 +75,21 @@ class Run:
         """Write the results of the checks, one row a check."""
         write_atomic(self.path / "checks.csv", _csv(rows).encode())
 
+    def write_dropped(self, rows: list[dict[str, Any]]) -> Path:
+        """Write which samples were left out, one row each, and return the file."""
+        write_atomic(self.path / "dropped.csv", _csv(rows).encode())
+        return self.path / "dropped.csv"
+
+    def write_audit(self, rows: list[dict[str, Any]]) -> Path:
+        """Write what the audit of the data found, one row a finding, and return the file."""
+        write_atomic(self.path / "audit.csv", _csv(rows).encode())
+        return self.path / "audit.csv"
+
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append the row of an epoch, readable at once by others."""
         path = self.path / "metrics.csv"
         text = _csv([row], header=not path.exists())
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(handle, text.encode())  # one call: a reader never sees half a row
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-        except OSError as error:
-            raise UserError(f"{path}: cannot write: {error.strerror}; `dlrun resume` goes on from here", 1) from error
+        append(path, text.encode())
 
     def trim_metrics(self, epoch: int) -> None:
         """Drop rows after `epoch`, and a row that a kill cut short: the run is about to write them again."""
@@ -124,8 +97,9 @@ class Run:
         if not path.exists():
             return
         lines = path.read_text().splitlines(keepends=True)
-        kept = [ln for ln in lines[1:] if ln.endswith("\n") and ln.split(",")[0].isdigit() and int(ln.split(",")[0]) <= epoch]
-        if epoch == 0 or not lines:
+        whole = [(line.split(",")[0], line) for line in lines[1:] if line.endswith("\n")]
+        kept = [line for number, line in whole if number.isdigit() and int(number) <= epoch]
+        if epoch == 0 or not lines or not lines[0].endswith("\n"):
             path.unlink()
         elif kept != lines[1:]:
             write_atomic(path, "".join([lines[0], *kept]).encode())
@@ -137,65 +111,62 @@ class Run:
 
     def release(self) -> None:
         """Give the folder up."""
-        os.close(self._lock)
+        if self._lock is not None:
+            unlock(self._lock)
+            self._lock = None
 
 
 def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
-    """Take a folder that nobody else has: `folder` itself, or a new one below `root` named by time and `label`.
+    """Take a folder that nobody else has: `folder`, or a new one below `root` named by time and `label`.
 
     Raises UserError when `folder` is owned by a living process, which it names, or already holds a run.
     """
     if folder is None:
         path = _new_folder(root, label)
     else:
-        path = Path(folder).expanduser()
+        path = Path(str(folder)).expanduser()
         make_folder(path)
-    run = Run(path, _lock(path))
-    if (path / "config.yaml").exists():
+    run = Run(path, "choose another run.dir= or wait for it")
+    if found := _foreign(path):
         run.release()
-        status = result(path).get("status", "interrupted")
-        raise UserError(f"{path} already holds a run ({status}); `dlrun resume {path}` goes on with it, or choose another run.dir=")
-    run.checkpoints.mkdir(exist_ok=True)
+        raise UserError(f"{path} already holds {found}choose another run.dir=")
+    make_folder(run.checkpoints)
     _point_latest(path)
     return run
+
+
+def _foreign(path: Path) -> str:
+    """Say what stands in the way of a new run; what one left that died before it had a config does not."""
+    if (path / "config.yaml").exists():
+        status = stored(path).get("status", "running")
+        status = "interrupted" if status == "running" else status  # its owner is gone: the lock is ours
+        return f"a run ({status}); `dlrun resume {path}` goes on with it, or "
+    names = sorted({n for n in os.listdir(path) if not n.startswith(".")} - {"checkpoints", "log.txt"})
+    return f"{names[0]}, which is no run of dlrun; " if names else ""
 
 
 def claim_sweep(folder: str | None) -> Path:
     """Make the folder of a sweep. Raises UserError when `folder` already holds something."""
     if folder is None:
         return _new_folder(OUTPUTS / "sweeps", "sweep")
-    path = Path(folder).expanduser()
+    path = Path(str(folder)).expanduser()
     make_folder(path)
-    if any(path.iterdir()):
-        raise UserError(f"{path} already holds something; choose another sweep.dir=")
+    lock(path, "choose another sweep.dir=")  # held until this process ends
+    names = sorted(n for n in os.listdir(path) if not n.startswith("."))
+    if names:
+        raise UserError(f"{path} already holds {names[0]}; choose another sweep.dir=")
     return path
 
 
 def _new_folder(root: Path, label: str) -> Path:
     while True:
-        path = root / f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
-        make_folder(root)
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
+        path = root / name.replace("/", "-")
         try:
-            _make(path.mkdir, path)
+            make_folder(path, new=True)
         except FileExistsError:
             continue  # two runs that started in the same second drew the same digits
         return path
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it. Raises UserError when it cannot be."""
-    _make(lambda: path.mkdir(parents=True, exist_ok=True), path)
-
-
-def _make(make: Any, path: Path) -> None:
-    try:
-        make()
-    except FileExistsError:
-        if path.is_dir():
-            raise
-        raise UserError(f"{path} is a file; expected a folder for the run") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot make this folder: {error.strerror}") from error
 
 
 def reopen(folder: str) -> Run:
@@ -206,65 +177,25 @@ def reopen(folder: str) -> Run:
     path = Path(folder).expanduser()
     if not (path / "config.yaml").is_file():
         near = ", ".join(str(p) for p in find([str(path.parent)])[-3:]) if path.parent.is_dir() else ""
-        raise UserError(f"{folder}: no run here (config.yaml is missing)" + (f"; runs nearby: {near}" if near else ""))
-    run = Run(path, _lock(path))
-    run.checkpoints.mkdir(exist_ok=True)
-    for folder_ in (path, run.checkpoints):
-        for leftover in folder_.glob(".*.tmp"):
-            leftover.unlink()
+        raise UserError(f"{folder}: no run here (config.yaml is missing); runs nearby: {near or 'none'}")
+    run = Run(path, "it cannot be resumed as long as it runs")
+    make_folder(run.checkpoints)
+    for leftover in (*path.glob(".*.tmp"), *run.checkpoints.glob(".*.tmp")):
+        leftover.unlink()
     return run
 
 
-def _lock(path: Path) -> int:
-    """Take the folder's lock and write who we are into it."""
-    name = path / ".owner"
-    try:
-        handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write here: {error.strerror}") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise UserError(f"{path} is in use by {_owner(name)}; choose another run.dir= or wait for it") from None
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
-    return handle
-
-
-def _owner(name: Path) -> str:
-    for _ in range(20):
-        # the owner writes its name just after it has taken the lock
-        with contextlib.suppress(ValueError, OSError):
-            owner = json.loads(name.read_text())
-            return f"process {owner['pid']} on {owner['host']}"
-        time.sleep(0.05)
-    return "another process"
-
-
-def owned(path: Path) -> bool:
-    """Say whether a living process holds the folder."""
-    try:
-        handle = os.open(path / ".owner", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
-
-
 def _point_latest(path: Path) -> None:
-    """Let outputs/latest lead to the newest run; a courtesy, so a file system without links loses only that."""
+    """Let outputs/latest lead to the newest run: a courtesy that a file system without links lacks."""
     latest = OUTPUTS / "latest"
     temporary = OUTPUTS / f".latest.{os.getpid()}"
-    with contextlib.suppress(OSError):
+    try:
         OUTPUTS.mkdir(exist_ok=True)
         temporary.symlink_to(os.path.relpath(path.resolve(), OUTPUTS.resolve()))
         os.replace(temporary, latest)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def result(path: Path) -> dict[str, Any]:
@@ -277,11 +208,9 @@ def result(path: Path) -> dict[str, Any]:
 
 def stored(path: Path) -> dict[str, Any]:
     """Return what result.json says, as it stands."""
-    try:
-        found: dict[str, Any] = json.loads((path / "result.json").read_bytes())
-    except (OSError, ValueError):
-        found = {"status": "running"} if (path / "config.yaml").exists() else {}
-    return found
+    with contextlib.suppress(OSError, ValueError):
+        return dict(json.loads((path / "result.json").read_bytes()))
+    return {"status": "running"} if (path / "config.yaml").exists() else {}
 
 
 def metrics(path: Path) -> list[dict[str, str]]:
@@ -294,39 +223,56 @@ def metrics(path: Path) -> list[dict[str, str]]:
 
 
 def config(path: Path) -> dict[str, Any]:
-    """Return the resolved config of a run; interpolations and tags in a stranger's file are refused.
-
-    Raises UserError when the file is not plain YAML.
-    """
+    """Return the resolved config of a run. Raises UserError when the file is not plain YAML, values only."""
     import yaml
 
     file = path / "config.yaml"
     try:
-        found = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a readable config: {str(error).splitlines()[0]}") from error
+        found = yaml.safe_load(file.read_bytes())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        why = " ".join(str(error).split("\n  in ")[0].split())
+        raise UserError(f"{file}: not a readable config: {why}") from error
     if not isinstance(found, dict):
         raise UserError(f"{file}: expected keys and values, found {type(found).__name__}")
+    for key, value in _leaves(found, ""):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{file}: {key}={value}: a stored config has values only, no interpolations")
     return found
 
 
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in items:
+        yield f"{key}{name}", value
+        yield from _leaves(value, f"{key}{name}.")
+
+
 def find(paths: list[str]) -> list[Path]:
-    """Return the run folders at or below `paths`, oldest name first. Raises UserError for a path that is not there."""
-    runs: dict[Path, None] = {}
+    """Return the run folders at or below `paths`, oldest name first, each once.
+
+    Raises UserError for a path that is not there.
+    """
+    runs: dict[Path, Path] = {}
     for name in paths:
         top = Path(name).expanduser()
         if not top.is_dir():
             raise UserError(f"{name}: no such folder; expected a run, a sweep or a folder of them, such as outputs")
-        runs.update(dict.fromkeys(_below(top)))
-    return list(runs)
+        if top.is_symlink():  # outputs/latest
+            top = Path(os.path.relpath(top.resolve()))
+        for run in _below(top):
+            runs.setdefault(run.resolve(), run)
+    return list(runs.values())
 
 
 def _below(folder: Path) -> Iterator[Path]:
     if (folder / "config.yaml").is_file():
         yield folder
         return
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot read this folder: {error.strerror}") from error
     for name in names:
         yield from _below(folder / name)
 
@@ -338,3 +284,20 @@ def _csv(rows: list[Any], header: bool = True) -> str:
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def read_receipt(name: str) -> dict[str, Any] | None:
+    """Return what was kept under the name of a receipt, or None."""
+    try:
+        found: dict[str, Any] = json.loads((OUTPUTS / ".receipts" / f"{name}.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def write_receipt(name: str, content: Mapping[str, Any]) -> None:
+    """Keep a receipt beside the runs; only a saving, so a folder that cannot be written loses just that."""
+    folder = OUTPUTS / ".receipts"
+    with contextlib.suppress(OSError, UserError):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / f"{name}.json", json.dumps(content).encode())

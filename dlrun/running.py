@@ -1,10 +1,11 @@
-"""One run from its config to result.json: build, check, train, test once (`dlrun train`, `dlrun resume`, a sweep's trial).
+"""One run from its config to result.json: build, check, train, test once (`dlrun train`, `dlrun resume`, a sweep).
 
 Whatever happens, result.json ends with a status and a reason, and the exit code says which.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import signal
@@ -16,6 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from dlrun import __version__
@@ -35,8 +37,14 @@ def label(cfg: Any) -> str:
 
 
 def execute(cfg: Any, run: Run, *, resuming: bool = False) -> int:
-    """Train in a claimed folder and return the exit code; raises UserError after recording it."""
-    screen = Screen(run.log)
+    """Train in a claimed folder, give it up, and return the exit code; raises UserError after recording it."""
+    try:
+        return _execute(cfg, run, Screen(run.log), resuming)
+    finally:
+        run.release()
+
+
+def _execute(cfg: Any, run: Run, screen: Screen, resuming: bool) -> int:
     try:
         with screen, _terminate_politely():
             if not resuming:
@@ -48,11 +56,15 @@ def execute(cfg: Any, run: Run, *, resuming: bool = False) -> int:
         screen.say(f"interrupted; `dlrun resume {run.path}` goes on after the last finished epoch")
     except UserError as error:
         _record(run, {"status": "failed", "reason": str(error)})
+        if bad := getattr(error, "bad", None):  # a message has room for ten (D1)
+            from dlrun.data.audit import listed
+
+            file = run.write_audit([one.row() for one in listed(bad)])
+            raise UserError(f"{error}; all are listed in {file}", error.code) from error
         raise
     except Exception as error:
         code, ending = _failure(error, run, screen)
     _record(run, ending)
-    run.release()
     return code
 
 
@@ -70,10 +82,14 @@ def _train(cfg: Any, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
 
     exp = build(cfg)
     screen.say(_headline(cfg, exp))
+    _tell_dropped(exp, run, screen)
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     fresh = not run.last.exists()
     if fresh and cfg.check.enabled and not _checks_pass(exp, run, screen):
-        return CHECK_FAILED, {"status": "check_failed", "reason": "a check before training failed, see checks.csv"}
+        return CHECK_FAILED, {
+            "status": "check_failed",
+            "reason": "a check before training failed, see checks.csv",
+        }
     state = checkpoint.restore(run, exp)
     run.trim_metrics(state.epoch)
     if not fresh:
@@ -88,17 +104,47 @@ def _train(cfg: Any, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
     return 0, _finish(exp, run, screen, state)
 
 
+def _tell_dropped(exp: Any, run: Run | None, screen: Screen, told: int = 0) -> None:
+    """Say and list what dataset.on_bad=drop left out (D1), after the first `told`, which were said before."""
+    dropped = exp.data.dropped
+    new = [item.id for item in dropped[told:]]
+    if not new:
+        return
+    where = f"; all are listed in {run.write_dropped([asdict(item) for item in dropped])}" if run is not None else ""
+    shown = ", ".join(new[:10]) + (" …" if len(new) > 10 else "")
+    screen.say(f"left out as bad (dataset.on_bad=drop), {len(new)} in number: {shown}{where}", style="yellow")
+
+
 def _checks_pass(exp: Any, run: Run | None, screen: Screen) -> bool:
     from dlrun import checks
 
+    told = len(exp.data.dropped)
     results = checks.run(exp)
+    _tell_dropped(exp, run, screen, told)  # the audit has read the test split
     if run is not None:
         run.write_checks([r.row() for r in results])
-    screen.show(checks.table(results))
+        _write_audit(exp, run, {r.check for r in results if r.status != "skip"})
+        run.update_result(checks=checks.worst(results))
+    screen.show(lambda: checks.table(results), checks.lines(results))
     failed = [r.check for r in results if r.status == "fail"]
-    if failed:
-        screen.say(f"failed before training: {', '.join(failed)}; `check=none` trains all the same", style="bold red")
-    return not failed
+    if not failed:
+        return True
+    if exp.cfg.check.warn_only:
+        screen.say(f"failed: {', '.join(failed)}; going on, since check.warn_only=true", style="bold yellow")
+        return True
+    screen.say(
+        f"failed: {', '.join(failed)}; check.warn_only=true trains all the same, check=none without checks",
+        style="bold red",
+    )
+    return False
+
+
+def _write_audit(exp: Any, run: Run, checked: set[str]) -> None:
+    from dlrun.data.audit import audit
+
+    # after these the test split has been read and compared; nothing else may read it so early (D4)
+    if checked & {"data_audit", "data_duplicates"} and (found := audit(exp.data).findings):
+        run.write_audit([one.row() for one in found])
 
 
 def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
@@ -108,17 +154,33 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     best = checkpoint.load(run.best)
     checkpoint.load_weights(run.best, best, exp)
     started = time.perf_counter()
+    told = len(exp.data.dropped)
     test = exp.data.test()
+    _tell_dropped(exp, run, screen, told)
     splits = {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}
-    ending: dict[str, Any] = {"status": "completed", "reason": "all epochs done", "best_epoch": int(best["best"]["epoch"])}
+    ending: dict[str, Any] = {
+        "status": "completed",
+        "reason": "all epochs done",
+        "best_epoch": int(best["best"]["epoch"]),
+    }
     stored = {}
     for name, (split, batches) in splits.items():
         found = engine.predict(exp, batches)
         ending.update(engine.scores(exp, found, name))
-        stored.update({f"{name}_logits": found.logits.numpy(), f"{name}_labels": found.labels.numpy(), f"{name}_ids": split.ids})
+        stored.update(
+            {
+                f"{name}_logits": found.logits.numpy(),
+                f"{name}_labels": found.labels.numpy(),
+                f"{name}_ids": split.ids,
+            }
+        )
     run.write_predictions(stored)
-    ending.update(epochs=state.epoch, seconds=round(state.seconds, 3), test_seconds=round(time.perf_counter() - started, 3))
-    ending["test_samples"] = len(test)
+    ending.update(
+        epochs=state.epoch,
+        seconds=round(state.seconds, 3),
+        test_seconds=round(time.perf_counter() - started, 3),
+    )
+    ending.update(test_samples=len(test), data=exp.data.record(final=True))
     correct = round(ending["test_acc"] * ending["test_samples"])
     screen.say(
         f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
@@ -126,7 +188,8 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
         f"(val_acc {ending['val_acc']:.4f}, the best {exp.cfg.trainer.monitor})",
         style="bold",
     )
-    screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}\nlay runs side by side: dlrun compare")
+    screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}")
+    screen.say("lay runs side by side: dlrun compare")
     return ending
 
 
@@ -136,7 +199,10 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
         what = f"out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size ({_first(error)})"
     else:
         what = f"{type(error).__name__}: {_first(error)}"
-    screen.say(f"dlrun: failed: {what}; the traceback is in {run.log}; `dlrun resume {run.path}` goes on", style="red")
+    screen.say(
+        f"dlrun: failed: {what}; the traceback is in {run.log}; `dlrun resume {run.path}` goes on",
+        style="red",
+    )
     return 1, {"status": "failed", "reason": what}
 
 
@@ -144,25 +210,34 @@ def _first(error: Exception) -> str:
     return (str(error).strip() or "no message").split("\n")[0]
 
 
-def check_only(cfg: Any) -> int:
+def check_only(cfg: Any, *, as_json: bool = False) -> int:
     """Run the checks alone, in no folder, and return the exit code."""
+    from dlrun import checks
     from dlrun.experiment import build
 
     screen = Screen()
     exp = build(cfg)
+    if as_json:
+        results = checks.run(exp)
+        print(json.dumps([r.row() for r in results], indent=1))
+        return CHECK_FAILED if checks.worst(results) == "fail" and not cfg.check.warn_only else 0
     screen.say(_headline(cfg, exp))
+    _tell_dropped(exp, None, screen)
     return 0 if _checks_pass(exp, None, screen) else CHECK_FAILED
 
 
 def _headline(cfg: Any, exp: Any) -> str:
-    names = cfg.get("choices") or {}
+    names = dict(cfg.get("choices") or {})
     weights = sum(p.numel() for p in exp.model.parameters())
-    return (
-        f"{names.get('dataset', 'data')}: {len(exp.data.train.labels):,} train, {len(exp.data.val.labels):,} val images, "
-        f"{exp.num_classes} classes; {names.get('model', 'model')}: {weights:,} parameters; "
-        f"{names.get('optimizer', 'optimizer')} lr {cfg.optimizer.lr:g}, {names.get('scheduler', 'schedule')}; "
-        f"{exp.device.type} {'bf16' if exp.autocast().fast_dtype is not None and exp.dtype.itemsize == 2 else 'fp32'}; seed {cfg.seed}"
-    )
+    parts = [
+        f"{names.get('dataset', 'data')}: {len(exp.data.train):,} train and {len(exp.data.val):,} val images",
+        f"{exp.num_classes} classes",
+        f"{names.get('model', 'model')} with {weights:,} parameters",
+        f"{names.get('optimizer', 'optimizer')} at lr {cfg.optimizer.lr:g}, {names.get('scheduler', 'schedule')}",
+        f"{exp.device.type} {str(exp.dtype).removeprefix('torch.')}",
+        f"seed {cfg.seed}",
+    ]
+    return "; ".join(parts)
 
 
 def _origin(cfg: Any) -> dict[str, Any]:
@@ -174,7 +249,12 @@ def _origin(cfg: Any) -> dict[str, Any]:
         "seed": cfg.seed,
         "monitor": cfg.trainer.monitor,
         "config": OmegaConf.to_container(cfg, resolve=True),
-        "versions": {"dlrun": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+        "versions": {
+            "dlrun": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
         "git": _git(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -186,7 +266,11 @@ def _git() -> str | None:
     """The commit of the folder that dlrun is started from, where the user's own code and configs are."""
     try:
         found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], capture_output=True, text=True, timeout=5, check=True
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

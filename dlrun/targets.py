@@ -1,26 +1,36 @@
-"""The only door from a config to code: a `_target_` is built when it is on the allowlist, or in a package of `trust=`.
+"""The only door from a config to code: a `_target_` on the allowlist, or in `trust=[package]`, is built.
 
-Configs and run folders of other people are untrusted. A name is looked at before anything is imported, and the object
-it leads to is looked at again by its own module and name, so an alias (`torch.nn.modules.os.system`) leads nowhere.
+Configs and run folders of other people are untrusted. A name is looked at before anything is imported, and
+what it leads to once more by the module that made it: an alias (`torch.nn.modules.os.system`) leads nowhere.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from dlrun.config import UserError
 
 __all__ = ["check_targets", "instantiate"]
 
-# public classes and functions defined in these modules of ours
-OURS = ("dlrun.data.datasets", "dlrun.data.files", "dlrun.data.augment", "dlrun.losses", "dlrun.regularizers", "dlrun.objectives")
-OURS += ("dlrun.optim.schedulers",)
-FAMILIES = ("dlrun.models.",)  # every module below; a new model is a new file
+# what these modules of ours define themselves and do not hide
+OURS: tuple[str, ...] = (
+    "dlrun.data.datasets",
+    "dlrun.data.files",
+    "dlrun.data.augment",
+    "dlrun.losses",
+    "dlrun.regularizers",
+)
+OURS += ("dlrun.objectives", "dlrun.optim.schedulers")
+FAMILIES = ("dlrun.models",)  # every module in these: a new model is a new file
 
 _OPTIMIZERS = "SGD Adagrad Adadelta RMSprop Adam AdamW Adamax NAdam RAdam ASGD Rprop LBFGS Adafactor Muon"
 _SCHEDULERS = "ReduceLROnPlateau StepLR MultiStepLR ConstantLR LinearLR ExponentialLR CosineAnnealingLR"
@@ -43,7 +53,7 @@ def check_targets(cfg: Any, trust: list[str]) -> None:
 
 
 def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any, **given: Any) -> Any:
-    """Build what `node` describes: `_target_` called with its keys, nested nodes first; `_partial_` binds only.
+    """Build what `node` describes: `_target_` called with its keys, nested ones first; `_partial_` binds.
 
     `given` are passed where the signature takes them. Raises UserError naming `key` for an unknown target, an
     argument that the target does not take, and a value that it refuses.
@@ -60,7 +70,11 @@ def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any,
     except UserError:
         raise
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"{key}: {name} refused its arguments: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}: {name} refused its arguments: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _build(value: Any, trust: list[str], key: str) -> Any:
@@ -85,18 +99,31 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_name(key: str, name: Any, trust: list[str]) -> None:
-    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")) or "." not in name:
+    parts = name.split(".") if isinstance(name, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(f"{key}={name}: expected the dotted name of a class, such as torch.optim.SGD")
-    module = name.rpartition(".")[0]
-    private = any(part.startswith("_") for part in name.split("."))
-    if name in THEIRS or (not private and (module in OURS or module.startswith(FAMILIES))) or _trusted(name, trust):
+    module, last = ".".join(parts[:-1]), parts[-1]
+    if name in THEIRS or last in _defined(module) or _trusted(name, trust):
         return
-    package = name.split(".")[0]
-    if package in ("dlrun", "torch", "torchvision"):
-        near = difflib.get_close_matches(name, list(THEIRS), 1, 0.8)
-        hint = f"did you mean {near[0]}?" if near else "it is not on dlrun's list of classes that a config may name"
-        raise UserError(f"{key}={name}: refused; {hint}")
-    raise UserError(f"{key}={name}: refused: not one of dlrun's; if {package} is your own code, type trust=[{package}]")
+    package = parts[0]
+    if package not in ("dlrun", "torch", "torchvision"):
+        hint = f"if {package} is your own code, type trust=[{package}]"
+        raise UserError(f"{key}={name}: refused: not one of dlrun's; {hint}")
+    near = difflib.get_close_matches(name, [*THEIRS, *(f"{module}.{n}" for n in _defined(module))], 1, 0.8)
+    hint = f"did you mean {near[0]}?" if near else "it is not on dlrun's list of what a config may name"
+    raise UserError(f"{key}={name}: refused; {hint}")
+
+
+@functools.cache
+def _defined(module: str) -> tuple[str, ...]:
+    """Public names that a module of ours defines, read from its source: importing it would import torch."""
+    if module not in OURS and module.rpartition(".")[0] not in FAMILIES:
+        return ()
+    file = Path(__file__).resolve().parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    if not file.is_file():
+        return ()
+    made = [n for n in ast.parse(file.read_bytes()).body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
+    return tuple(n.name for n in made if not n.name.startswith("_"))
 
 
 def _trusted(name: str, trust: list[str]) -> bool:
@@ -105,34 +132,39 @@ def _trusted(name: str, trust: list[str]) -> bool:
 
 def _locate(key: str, name: str, trust: list[str]) -> Any:
     _check_name(key, name, trust)
+    if _trusted(name, trust) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file there must not stand in for an installed module
     parts = name.split(".")
     found: Any = None
     for i in range(len(parts) - 1, 0, -1):
         try:
             found = importlib.import_module(".".join(parts[:i]))
         except ModuleNotFoundError as error:
-            if error.name and not name.startswith(error.name):
+            if error.name and not f"{name}.".startswith(f"{error.name}."):
                 raise UserError(f"{key}={name}: importing it failed: {error}") from error
             continue
+        except Exception as error:
+            raise UserError(f"{key}={name}: importing it failed: {type(error).__name__}: {error}") from error
         for part in parts[i:]:
             found = getattr(found, part, None)
         break
     if found is None or not callable(found):
         raise UserError(f"{key}={name}: no such class{_near(parts)}")
+    # an alias leads elsewhere: what counts is where the object was made
     home, qualified = getattr(found, "__module__", "") or "", getattr(found, "__qualname__", "")
     if name in THEIRS:
         real = home.startswith("torch.") and qualified == THEIRS[name]
     else:
-        real = home in OURS or home.startswith(FAMILIES) or _trusted(home, trust)
+        real = qualified in _defined(home) or _trusted(home, trust)
     if not real:
-        raise UserError(f"{key}={name}: refused: it leads to {home}.{qualified}, which is not dlrun's nor trusted")
+        raise UserError(f"{key}={name}: refused: it leads to {home}.{qualified}, not dlrun's and not trusted")
     return found
 
 
 def _near(parts: list[str]) -> str:
     try:
-        names = dir(importlib.import_module(".".join(parts[:-1])))
-    except ImportError:
+        names = dir(sys.modules[".".join(parts[:-1])])
+    except KeyError:
         return f"; is the package {parts[0]} installed, or in the folder that dlrun is started from?"
     near = difflib.get_close_matches(parts[-1], names, 1)
     return f"; did you mean {'.'.join([*parts[:-1], near[0]])}?" if near else ""

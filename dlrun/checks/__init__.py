@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from dlrun.checks.runner import Result, run, table
+from dlrun.checks.runner import Result, lines, run, table, worst
 
-__all__ = ["Result", "run", "table"]
+__all__ = ["Result", "lines", "run", "table", "worst"]

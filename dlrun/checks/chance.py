@@ -1,47 +1,119 @@
-"""C1: before training the loss is the loss of guessing.
+"""C1: the loss is a loss, and before training it is the loss of guessing.
 
-Sees: logits of a wrong scale, a loss with a wrong reduction or argument order, probabilities passed for logits,
-labels out of step with the number of classes. Cannot see: anything that leaves the logits near zero, such as a
-trunk that never receives a gradient.
+`initial_loss` sees logits of a wrong scale: inputs that are not normalised, an initialisation that is too
+large, a sum where a mean belongs. It cannot see anything that leaves the logits near zero, such as a trunk
+that never receives a gradient. `loss` asks the loss function alone, on logits whose answer is known: it
+sees a sum instead of a mean, a wrong sign, swapped arguments, a second softmax inside, labels that are off
+by one. It cannot see a loss that is right about logits and wrong for the task.
 """
 
 from __future__ import annotations
 
-import torch
+import math
 
-from dlrun.checks.sandbox import data_loss, replica, samples
+import torch
+from torch import Tensor, nn
+
+from dlrun.checks.sandbox import data_loss, named, replica, samples
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
 
-__all__ = ["expected_loss", "initial_loss"]
+__all__ = ["expected_loss", "initial_loss", "loss"]
 
-NEAR, FAR = 0.25, 1.0  # relative: healthy initialisations stay within the first; twice the loss of guessing is wrong
+# relative to chance: most networks start at 0.97 to 1.5 times chance, a few sound ones at 5 times
+LOW, NEAR, FAR = -0.25, 0.6, 9.0
+# share of chance that confident, right logits must fall under; a softmax inside leaves 0.63 for 10 classes
+CONFIDENT = 0.4
+SCALES = (1.0, 3.0, 10.0, 30.0)
+CLASSES = 50  # asked one by one
 
 
 def initial_loss(exp: Experiment) -> Verdict:
-    """Compare the data loss of untrained weights with its exact value at chance: ln C, C-1, or the label entropy."""
-    x, y = samples(exp, 256)
+    """Compare the data loss of untrained weights with its exact value at chance: ln C, C−1, label entropy."""
+    x, y = samples(exp, 128)
     with torch.no_grad():
         value = float(data_loss(exp)(replica(exp)(x).float(), y))
     expected, name = expected_loss(exp, y)
     off = (value - expected) / expected
     shown = f"{value:.3f}", f"{expected:.3f} ({name})"
-    if off != off or abs(off) > FAR or off < -NEAR:
-        message = "the untrained network is far from guessing: "
-        message += "too small: does it see the labels?" if off < 0 else "scale of inputs, initialisation (model.init) or loss"
+    if math.isnan(off) or off > FAR:
+        message = (
+            f"an untrained network must guess, this one is {value / expected:.3g} times as bad: the scale of "
+            "the inputs, of the initial weights or of the loss is off; try model.init=default"
+        )
         return Verdict("fail", *shown, message)
-    if abs(off) > NEAR:
-        return Verdict("warn", *shown, "confident before it learned anything: try a smaller initialisation, model.init=default")
+    if value < 0:
+        return Verdict("fail", *shown, "a loss under zero before training: look for a wrong sign in the loss")
+    if off > NEAR:
+        message = "sure of itself before it learned anything: try model.init=default or model.norm=batch"
+        return Verdict("warn", *shown, message)
+    if off < LOW:
+        message = "better than guessing before training: right for model.weights=DEFAULT, else a leak of labels"
+        return Verdict("warn", *shown, message)
     return Verdict("pass", *shown, "the untrained network guesses")
 
 
-def expected_loss(exp: Experiment, y: torch.Tensor) -> tuple[float, str]:
+def expected_loss(exp: Experiment, y: Tensor) -> tuple[float, str]:
     """Return the loss at chance and its name."""
-    loss, classes = data_loss(exp), exp.num_classes
-    if exp.cfg.model.output_bias == "frequency" and type(loss).__name__ == "CrossEntropy":
+    function, classes = data_loss(exp), exp.num_classes
+    if exp.cfg.model.output_bias == "frequency" and type(function).__name__ == "CrossEntropy":
         frequency = torch.bincount(exp.data.train.labels, minlength=classes).double()
         prior = (frequency / frequency.sum()).log().float().to(y.device)
-        return float(loss(prior.expand(len(y), -1), y)), "entropy of the labels"
-    if hasattr(loss, "chance"):
-        return float(loss.chance(classes)), {"CrossEntropy": f"ln {classes}", "Hinge": f"{classes} - 1"}.get(type(loss).__name__, "chance")  # type: ignore[operator]
-    return float(loss(torch.zeros(len(y), classes, device=y.device), y)), "uniform logits"
+        return float(function(prior.expand(len(y), -1), y)), "entropy of the labels"
+    if hasattr(function, "chance"):
+        names = {"CrossEntropy": f"ln {classes}", "Hinge": f"{classes} - 1"}
+        return float(function.chance(classes)), names.get(type(function).__name__, "chance")  # type: ignore[operator]
+    return float(function(torch.zeros(len(y), classes, device=y.device), y)), "uniform logits"
+
+
+def loss(exp: Experiment) -> Verdict:
+    """Ask the loss function about logits whose loss is known: uniform, right, wrong, the same batch twice."""
+    function, classes = data_loss(exp), exp.num_classes
+    y = torch.arange(min(classes, CLASSES), device=exp.device)
+    right = torch.nn.functional.one_hot(y, classes).float()
+    uniform = torch.zeros_like(right)
+    try:
+        chance = float(function(uniform, y))
+        twice = float(function(uniform.repeat(2, 1), y.repeat(2)))
+        best = min(_each(function, s * right, y).max().item() for s in SCALES)
+        each_right, each_wrong = _each(function, right, y), _each(function, right.roll(1, 1), y)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        message = (
+            f"the loss cannot take logits (B, {classes}) and labels (B,): {reason}; write forward(self, logits, labels)"
+        )
+        return Verdict("fail", type(error).__name__, "a number", message)
+    known = hasattr(function, "chance")
+    expected = float(function.chance(classes)) if known else chance  # type: ignore[operator]
+    shown = f"uniform {chance:.3f}, right {best:.3f}", f"uniform {expected:.3f}, right less, wrong more"
+    if not math.isfinite(chance) or not math.isfinite(best):
+        return Verdict("fail", *shown, "the loss of plain logits is not finite; look for a log of zero in it")
+    if abs(twice - chance) > 1e-3 * abs(chance):
+        message = (
+            f"the same batch twice costs {twice / chance:.3g} times as much: "
+            "end the loss with .mean(), reduction='mean'"
+        )
+        return Verdict("fail", *shown, message)
+    if chance < 0:
+        return Verdict("fail", *shown, "the loss of a guess is negative: look for a wrong sign in the loss")
+    if abs(chance - expected) > 1e-3 * expected:
+        message = (
+            f"uniform logits cost {chance:.4g} where the loss's own chance() says {expected:.4g}; mend one of them"
+        )
+        return Verdict("fail", *shown, message)
+    bad = [exp.data.classes[c] for c in y.tolist() if not each_right[c] < chance * 1.0001 < each_wrong[c] * 1.0002]
+    if bad:
+        message = (
+            f"a right answer must cost less than a wrong one, and does not for {named(bad)}: "
+            "look for a wrong sign or index"
+        )
+        return Verdict("fail", *shown, message)
+    if best > CONFIDENT * chance:
+        message = "even sure and right logits cost much: is softmax applied twice? pass it plain logits"
+        return Verdict("warn", *shown, message)
+    return Verdict("pass", *shown, "a mean over samples, and right costs less than wrong")
+
+
+def _each(function: nn.Module, logits: Tensor, y: Tensor) -> Tensor:
+    """The loss of every sample for itself (B,)."""
+    return torch.stack([function(logits[i : i + 1], y[i : i + 1]).reshape(()) for i in range(len(y))])

@@ -1,12 +1,18 @@
 """C2: more regularisation, more loss.
 
-Sees: a penalty with the wrong sign, or one that does not reach the weights. Cannot see: whether its strength is wise.
+Sees: a penalty with the wrong sign, one that does not grow with its strength, one without a gradient, and
+one that misses weights. Compares strengths 0, λ and 10 λ on the same weights, then asks for the gradient: a
+step against it must shrink the weights. Cannot see: whether its strength is wise, or weight decay inside
+the optimizer.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from dlrun.checks.sandbox import named, replica
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
 
@@ -14,12 +20,38 @@ __all__ = ["penalty"]
 
 
 def penalty(exp: Experiment) -> Verdict:
-    """Compare the penalty at strengths 0, λ and 10 λ on the same weights."""
+    """Compare the penalty at strengths 0, λ and 10 λ, and the direction of its gradient with the weights."""
     if not exp.penalty.active:
         return Verdict("skip", "off", "", "no penalty is on (R5); regularizer=l2 adds one")
+    model = replica(exp)
     with torch.no_grad():
-        values = [float(exp.penalty.scaled(f).penalty(exp.model)) for f in (0.0, 1.0, 10.0)]
-    shown = " < ".join(f"{v:.4g}" for v in values)
-    if values[0] < values[1] < values[2]:
-        return Verdict("pass", shown, "0 < λ < 10 λ", "a stronger penalty costs more")
-    return Verdict("fail", shown, "0 < λ < 10 λ", "the penalty does not grow with its strength: wrong sign, or it misses the weights")
+        for p in model.parameters():
+            if not p.any():
+                p.fill_(0.1)  # a penalty on weights that start at zero is zero, and says nothing
+        values = [float(exp.penalty.scaled(f).penalty(model)) for f in (0.0, 1.0, 10.0)]
+    shown = " < ".join(f"{v:.4g}" for v in values), "0 < λ < 10 λ"
+    if not 0 <= values[0] < values[1] < values[2]:
+        message = (
+            "the penalty does not grow with its strength: a wrong sign, or it misses the weights; try regularizer=l2"
+        )
+        return Verdict("fail", *shown, message)
+    cost: Any = exp.penalty.penalty(model)
+    if not cost.requires_grad:
+        message = (
+            "the penalty has no gradient, so it shrinks nothing: use the parameters themselves, not .data or detach()"
+        )
+        return Verdict("fail", *shown, message)
+    cost.backward()
+    weights = {n: p for n, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
+    reached = {n: p for n, p in weights.items() if p.grad is not None and bool(p.grad.any())}
+    grows = [n for n, p in reached.items() if p.grad is not None and float((p.grad * p.detach()).sum()) < 0]
+    missed = [n for n in weights if n not in reached]
+    if not reached or grows:
+        message = "the penalty reaches no weight of the model: was it built for another? try regularizer=l2"
+        if grows:
+            message = f"the penalty makes {named(grows)} grow: its sign is wrong; add it, do not subtract it"
+        return Verdict("fail", *shown, message)
+    if missed:
+        message = f"the penalty misses {named(missed)}: try regularizer=l2, which takes every weight"
+        return Verdict("warn", *shown, message)
+    return Verdict("pass", *shown, "a stronger penalty costs more, and shrinks every weight")

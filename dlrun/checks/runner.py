@@ -1,4 +1,9 @@
-"""Runs the checks and words their results (`dlrun check`, the gate of `dlrun train`)."""
+"""Runs the checks in order of their price, remembers what passed, and words the results (`dlrun check`, `dlrun train`).
+
+`check.only=[gradient,overfit]`, `check.skip=[…]`, `check.budget=60` (seconds), `check.fresh=true`. What did not fit
+the budget is `skip`, never `pass`. A check that passed is remembered under a hash of all it depends on
+(dlrun.checks.receipts), so a sweep proves a setup once.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +12,33 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dlrun.checks.chance import initial_loss
+from dlrun.checks import receipts
+from dlrun.checks.audit import class_balance, data_audit, data_duplicates
+from dlrun.checks.chance import initial_loss, loss
+from dlrun.checks.garbage import garbage
+from dlrun.checks.gradient import gradient
+from dlrun.checks.independence import independence
+from dlrun.checks.inputs import inputs, labels, outputs
+from dlrun.checks.lints import lint_activation, lint_bias, lint_width
 from dlrun.checks.overfit import overfit
+from dlrun.checks.parameters import optimizer, parameters
 from dlrun.checks.penalty import penalty
+from dlrun.checks.probabilities import probabilities
 from dlrun.checks.sandbox import no_trace
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
 
-__all__ = ["CHECKS", "Result", "run", "table"]
+__all__ = ["CHECKS", "Result", "lines", "run", "table", "worst"]
 
-CHECKS: dict[str, Callable[[Experiment], Verdict]] = {
-    "initial_loss": initial_loss,
-    "penalty": penalty,
-    "overfit": overfit,
+# what goes in, what comes out, what learns; the dear ones last, so that a budget buys as many as it can
+CHECKS: dict[str, Callable[..., Verdict]] = {
+    check.__name__: check
+    for check in (
+        *(data_audit, data_duplicates, class_balance, labels, inputs),
+        *(outputs, loss, initial_loss, penalty, probabilities, independence, parameters, optimizer),
+        *(lint_bias, lint_activation, lint_width),
+        *(overfit, garbage, gradient),
+    )
 }
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
@@ -38,23 +57,72 @@ class Result(Verdict):
 
 
 def run(exp: Experiment) -> list[Result]:
-    """Run every check on copies; the experiment and the random state are as before."""
+    """Run the chosen checks on copies; the experiment and the random state are as before."""
+    options = exp.cfg.check
+    names = [n for n in CHECKS if (not options.only or n in options.only) and n not in options.skip]
+    began = time.perf_counter()
     results = []
     with no_trace():
-        for name, check in CHECKS.items():
+        for name in names:
             started = time.perf_counter()
-            verdict = check(exp)
+            verdict = _one(name, exp, options.budget - (started - began))
             results.append(Result(**asdict(verdict), check=name, seconds=round(time.perf_counter() - started, 3)))
     return results
 
 
+def _one(name: str, exp: Experiment, seconds_left: float) -> Verdict:
+    receipt = receipts.key(name, exp)
+    if not exp.cfg.check.fresh and (known := receipts.find(receipt)) is not None:
+        return known
+    if seconds_left <= 0:
+        return Verdict(
+            "skip",
+            "not run",
+            "",
+            f"check.budget={exp.cfg.check.budget:g} seconds were used up; raise it to run this",
+        )
+    try:
+        verdict = gradient(exp, seconds_left) if name == "gradient" else CHECKS[name](exp)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        # the user's own model is code we have not seen: its error is a finding of this check
+        first = (str(error).strip() or "no message").split("\n")[0]
+        verdict = Verdict("fail", type(error).__name__, "no error", f"the setup raised an error in this check: {first}")
+    receipts.keep(name, receipt, verdict)
+    return verdict
+
+
+def worst(results: list[Result]) -> str:
+    """Return what the checks say together: fail, warn or pass."""
+    found = {r.status for r in results}
+    return next((status for status in ("fail", "warn") if status in found), "pass")
+
+
+def lines(results: list[Result]) -> list[str]:
+    """Return a plain line a check, for logs and pipes."""
+    width = max(len(r.check) for r in results)
+    return [
+        f"check {r.check:<{width}}  {r.status}  {r.value}"
+        + (f" (expected {r.expected})" if r.expected else "")
+        + f": {r.message}"
+        for r in results
+    ]
+
+
 def table(results: list[Result]) -> Any:
     """Return the rich table of the results."""
+    from rich.markup import escape
     from rich.table import Table
 
-    shown = Table(title="checks before training", title_justify="left", box=None, pad_edge=False)
-    for column in ("check", "", "measured", "expected", "what it means"):
-        shown.add_column(column, overflow="fold")
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column, wrap in (
+        ("check", False),
+        ("", False),
+        ("measured", True),
+        ("expected", True),
+        ("what it means", True),
+    ):
+        shown.add_column(column, overflow="fold", no_wrap=not wrap)
     for r in results:
-        shown.add_row(r.check, f"[{STYLES[r.status]}]{r.status}[/]", r.value, r.expected, r.message)
+        status = f"[{STYLES[r.status]}]{r.status}[/]"
+        shown.add_row(r.check, status, escape(r.value), escape(r.expected), escape(r.message))
     return shown

@@ -11,12 +11,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from dlrun.checkpoint import rng_state, set_rng_state
+from dlrun.data.splits import Split
 from dlrun.experiment import Experiment
 
-__all__ = ["data_loss", "no_trace", "replica", "samples"]
+__all__ = ["data_loss", "descend", "in_turn", "named", "no_trace", "replica", "samples", "settle"]
 
 
 @contextmanager
@@ -46,16 +48,60 @@ def data_loss(exp: Experiment) -> nn.Module:
     return loss
 
 
-def samples(exp: Experiment, count: int) -> tuple[Tensor, Tensor]:
-    """Return up to `count` normalised training samples, classes in turn, without augmentation.
+def in_turn(labels: Tensor, classes: int) -> Tensor:
+    """Return an order of the samples (N,) in which the classes take turns.
 
-    In turn, since a folder's samples are sorted by class and twenty of one class prove nothing.
+    Since a folder's samples are sorted by class, and twenty of one class prove nothing.
     """
-    labels = exp.data.train.labels
     rank = torch.zeros_like(labels)
-    for c in range(exp.num_classes):
+    for c in range(classes):
         mine = (labels == c).nonzero().squeeze(1)
         rank[mine] = torch.arange(len(mine))
-    index = torch.argsort(rank * exp.num_classes + labels, stable=True)[:count]
-    x, y, _ = next(exp.batches(exp.data.train.subset(index), batch_size=count).epoch(0))
+    return torch.argsort(rank * classes + labels, stable=True)
+
+
+def samples(
+    exp: Experiment, count: int, split: Split | None = None, index: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return up to `count` normalised samples of a split (of train), classes in turn, without augmentation.
+
+    `index` names the samples instead, and may be shorter than `count`.
+    """
+    split = exp.data.train if split is None else split
+    index = in_turn(split.labels, exp.num_classes) if index is None else index
+    x, y, _ = next(exp.batches(split.subset(index[:count]), batch_size=count).epoch(0))
     return x, y
+
+
+def descend(
+    exp: Experiment, model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer
+) -> tuple[float, Tensor]:
+    """Take one step on a batch; return the loss and the logits (B, K) before it."""
+    optimizer.zero_grad()
+    with exp.autocast():
+        value, logits = exp.objective(model, loss, x, y)
+    value.backward()
+    optimizer.step()
+    return float(value.detach()), logits.detach()
+
+
+def settle(model: nn.Module, x: Tensor) -> None:
+    """Set the running statistics of batch norms to those of one batch: a few steps leave them far behind."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    momenta = [m.momentum for m in norms]
+    was_training = model.training
+    for m in norms:
+        m.momentum = 1.0
+    with torch.no_grad():
+        model.train()(x)
+    model.train(was_training)
+    for m, momentum in zip(norms, momenta, strict=True):
+        m.momentum = momentum
+
+
+def named(names: list[str]) -> str:
+    """Return the first three names, and how many more there are."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest

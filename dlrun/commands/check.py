@@ -1,4 +1,4 @@
-"""`dlrun check`: run the checks that come before training, and nothing else."""
+"""`dlrun check [--json]`: run the checks that come before training, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Compose and check; returns 0, or 3 when a check failed."""
+    """Compose and check; returns 0, or 3 when a check failed. `--json` prints the results as JSON alone."""
     from dlrun.composing import run
+
+    as_json = "--json" in argv
 
     def task(cfg: Any) -> int:
         from dlrun.running import check_only
 
-        return check_only(cfg)
+        return check_only(cfg, as_json=as_json)
 
-    return run("check", argv, task)
+    return run("check", [a for a in argv if a != "--json"], task)

@@ -10,6 +10,7 @@ __all__ = ["main"]
 def main(argv: list[str]) -> int:
     """Compose and run; returns the exit code."""
     from dlrun.composing import run
+    from dlrun.search.sweeper import sweep
 
     def task(cfg: Any) -> int:
         from dlrun import rundir
@@ -17,4 +18,4 @@ def main(argv: list[str]) -> int:
 
         return execute(cfg, rundir.claim(cfg.run.dir, label(cfg)))
 
-    return run("train", argv, task)
+    return run("train", argv, task, sweep)

@@ -54,13 +54,10 @@ class CropFlip:
         if self.padding == "zero":
             return F.pad(images, (0, 0, pad, pad, pad, pad))
         if pad >= min(height, width):
-            raise UserError(
-                f"augment.pad={pad}: reflection needs fewer pixels than the image has, {height}×{width}"
-            )
+            raise UserError(f"augment.pad={pad}: must be less than the {height}×{width} image to reflect it")
         # F.pad reflects no uint8
-        return images.index_select(1, _mirror(height, pad, images)).index_select(
-            2, _mirror(width, pad, images)
-        )
+        rows, cols = _mirror(height, pad, images), _mirror(width, pad, images)
+        return images.index_select(1, rows).index_select(2, cols)
 
 
 def _mirror(size: int, pad: int, like: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shuffled, augmented, normalised batches of a split, the same for the same seed and epoch (D3, D5, D7).
+"""Shuffled, augmented, normalised batches of a split, the same for the same seed and epoch (D3, D5-D7).
 
 Behind every verb that trains or evaluates: `dlrun train trainer.batch_size=128 seed=1`.
 """
@@ -26,6 +26,8 @@ class Batches:
     All three lie on `device`; `index` numbers the samples of the split. Order and augmentation of an epoch
     follow from (seed, epoch) alone: nothing to save for a resume, and the global random state is not touched.
     `mean` and `std` are those of the channels in raw units. The last batch is short unless `drop_last`.
+    With `balance` an epoch, as long as ever, draws every class as often as every other (D6): samples of rare
+    classes come several times, those of frequent ones take turns from epoch to epoch; it shuffles too.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Batches:
         device: torch.device | str = "cpu",
         augment: Augment | None = None,
         shuffle: bool = False,
+        balance: bool = False,
         seed: int = 0,
         drop_last: bool = False,
         workers: int = 0,
@@ -46,7 +49,7 @@ class Batches:
         self.images = _resident(split.images, self.device)
         self.labels = split.labels.to(self.device)
         self.batch_size, self.drop_last, self.workers = batch_size, drop_last, workers
-        self.augment, self.shuffle, self.seed = augment, shuffle, seed
+        self.augment, self.shuffle, self.balance, self.seed = augment, shuffle, balance, seed
         # one value a pixel, not a channel: an operation along 3 values at a time is many times slower
         pixels = split.images.shape[0] * split.images.shape[1]
         self._mean = torch.tensor(mean, device=self.device).repeat(pixels)
@@ -60,7 +63,9 @@ class Batches:
         """One pass over the split; `number` decides order and draws. Closing it ends its decoding threads."""
         count = len(self.images)
         order = torch.arange(count)
-        if self.shuffle:
+        if self.balance:
+            order = _balanced(self.labels.cpu(), _generator("cpu", self.seed, "balance", number))
+        elif self.shuffle:
             order = torch.randperm(count, generator=_generator("cpu", self.seed, "shuffle", number))
         generator = _generator(self.device, self.seed, "augment", number)
         home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
@@ -75,6 +80,21 @@ class Batches:
     def _normalised(self, images: Tensor) -> Tensor:
         x = (images.flatten(1) - self._mean).mul_(self._scale)
         return x.view(images.shape).permute(0, 3, 1, 2)
+
+
+def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
+    """As many indices as labels, of all classes alike up to one, no sample twice before each of its class."""
+    there = torch.unique(labels)
+    quota = torch.full((len(there),), len(labels) // len(there))
+    # which classes get one more is drawn, so that in the mean over epochs all get the same
+    quota[torch.randperm(len(there), generator=generator)[: len(labels) % len(there)]] += 1
+    drawn = []
+    for label, size in zip(there.tolist(), quota.tolist(), strict=True):
+        mine = (labels == label).nonzero().flatten()
+        rounds = [mine[torch.randperm(len(mine), generator=generator)] for _ in range(-(-size // len(mine)))]
+        drawn.append(torch.cat(rounds)[:size])
+    order = torch.cat(drawn)
+    return order[torch.randperm(len(order), generator=generator)]
 
 
 def _resident(images: Images, device: torch.device) -> Images:

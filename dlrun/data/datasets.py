@@ -127,12 +127,10 @@ def _split(name: str, pixels: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
     return Split(images, torch.from_numpy(labels.astype(np.int64)), ids)
 
 
-def _torchvision(
-    name: str, source: Callable[..., Any], root: str, download: bool, place: str, **split: Any
-) -> Any:
+def _torchvision(name: str, source: Callable[..., Any], root: str, download: bool, place: str, **split: Any) -> Any:
     """torchvision's dataset object, from `root` as it is or, failing that, after its own download."""
     with warnings.catch_warnings():
-        # the published CIFAR pickles were written by a NumPy that passed 0 for False
+        # NumPy 2.4.0 to 2.4.4 warn of the 0 that the published CIFAR pickles have for False
         warnings.filterwarnings("ignore", message=r".*align should be passed as Python or NumPy boolean.*")
         try:
             return source(root, download=False, **split)
@@ -143,9 +141,7 @@ def _torchvision(
 
 
 @contextmanager
-def _fetching(
-    name: str, root: str, place: str, download: bool, reason: Exception | None = None
-) -> Iterator[None]:
+def _fetching(name: str, root: str, place: str, download: bool, reason: Exception | None = None) -> Iterator[None]:
     """One process at a time downloads into `root`; a failure becomes one line that says what to do."""
     by_hand = f"put {place} by hand, in place of what is there, or name another folder with dataset.root="
     if not download:

@@ -14,7 +14,7 @@ import torch
 
 from dlrun.config import UserError
 from dlrun.data.images import InMemory, Streamed
-from dlrun.data.splits import Raw, Split
+from dlrun.data.splits import BadData, Raw, Split, bad_labels
 
 __all__ = ["arrays", "image_folder"]
 
@@ -41,7 +41,7 @@ def image_folder(root: str, image_size: int = 0, channels: int = 3) -> Raw:
     divided = (top / "train").is_dir() and bool(_folders(top / "train"))
     files, names = _listing(top / "train" if divided else top)
     classes = sorted(set(names))
-    height, width = (image_size, image_size) if image_size else _size(files[0])
+    height, width = (image_size, image_size) if image_size else _size(files)
     shape = (height, width, channels)
 
     def split(files: list[Path], names: list[str]) -> Split:
@@ -61,32 +61,41 @@ def image_folder(root: str, image_size: int = 0, channels: int = 3) -> Raw:
     return Raw(split(files, names), read_test, classes, split(*val) if val else None)
 
 
-def arrays(path: str, layout: Literal["NHWC", "NCHW"] = "NHWC") -> Raw:
+def arrays(path: str, layout: Literal["NHWC", "NCHW"] = "NHWC", num_classes: int = 0, on_bad: str = "error") -> Raw:
     """Arrays of an `.npz`: x, y and, where there are such, x_test, y_test, x_val, y_val; pickles are refused.
 
     x: uint8 or float, (N, H, W) gray, or four axes in the order that `layout` names. y: (N,) integers from 0
-    without gaps, or strings. x_test is read when the test split is. Raises UserError that names the array.
+    without gaps, or strings. `num_classes`: integers from it on are bad labels; 0: one more than the largest
+    of y. x_test is read when the test split is; its labels are looked at now. Raises UserError that names the
+    array.
     """
     if layout not in ("NHWC", "NCHW"):
         raise UserError(f"dataset.layout={layout}: must be NHWC or NCHW")
+    if num_classes < 0:
+        raise UserError(f"dataset.num_classes={num_classes}: must be 0 (count them) or more")
     headers = _headers(path)
     for name in ("x", "y"):
         if name not in headers:
             raise UserError(f"{path}: has no array {name!r}, only {', '.join(sorted(headers)) or 'none'}")
-    classes = _class_names(path, _member(path, "y"))
+    classes = _class_names(path, _member(path, "y"), num_classes)
 
-    def split(name: str, suffix: str) -> Split:
-        x = _pixels(_member(path, "x" + suffix), f"{path}: x{suffix}", layout)
+    def split(name: str, suffix: str, pixels: bool = True) -> Split:
+        x = np.empty((0, 1, 1, 1), np.uint8)
+        if pixels:
+            x = _pixels(_member(path, "x" + suffix), f"{path}: x{suffix}", layout)
         labels = _labels(path, suffix, headers, classes)
-        ids = [f"{name}/{number}" for number in range(len(x))]
+        ids = [f"{name}/{number}" for number in range(len(labels))]
         return Split(InMemory(torch.from_numpy(x)), torch.from_numpy(labels), ids)
 
     train = split("train", "")
-    for suffix in ("_val", "_test"):
-        if "x" + suffix in headers:
-            _labels(path, suffix, headers, classes)  # a foreign class must show now, not after training
     val = split("val", "_val") if "x_val" in headers else None
-    return Raw(train, (lambda: split("test", "_test")) if "x_test" in headers else None, classes, val)
+    if "x_test" not in headers:
+        return Raw(train, None, classes, val)
+    # bad labels of test must show now, not after training
+    unseen = split("test", "_test", pixels=False)
+    if (bad := bad_labels(unseen, "test", len(classes))) and on_bad == "error":
+        raise BadData(bad, len(unseen))
+    return Raw(train, lambda: split("test", "_test"), classes, val)
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -112,24 +121,24 @@ def _listing(folder: Path) -> tuple[list[Path], list[str]]:
     return files, names
 
 
-def _size(path: Path) -> tuple[int, int]:
+def _size(files: list[Path]) -> tuple[int, int]:
+    """Height and width of the first file that has any; the others are held against it when scanned."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as file:
-            width, height = file.size
-    except Exception as error:
-        raise UserError(f"{path}: cannot be read as an image; repair or remove it") from error
-    return height, width
+    for path in files:
+        try:
+            with Image.open(path) as file:
+                return file.size[1], file.size[0]
+        except Exception:  # Pillow raises a dozen kinds
+            continue
+    raise UserError(f"{files[0]}: cannot be read as an image, and nor can the {len(files) - 1} others; repair them")
 
 
 def _require_known(found: list[str], classes: list[str], where: str) -> None:
     foreign = [name for name in found if name not in classes]
     if foreign:
         names = ", ".join(map(repr, foreign[:10]))
-        raise UserError(
-            f"{where} has classes that train does not have: {names}; remove them or add them to train"
-        )
+        raise UserError(f"{where} has classes that train lacks: {names}; remove them or add them to train")
 
 
 def _headers(path: str) -> dict[str, tuple[int, ...]]:
@@ -175,18 +184,29 @@ def _pixels(x: Array, name: str, layout: str) -> Array:
     return np.ascontiguousarray(x, dtype=np.uint8 if x.dtype == np.uint8 else np.float32)
 
 
-def _class_names(path: str, y: Array) -> list[str]:
+def _class_names(path: str, y: Array, num_classes: int) -> list[str]:
     if y.dtype.kind == "U" and y.size:
         return [str(name) for name in np.unique(y)]
     if y.dtype.kind not in "iu" or not y.size:
         raise UserError(f"{path}: y is {y.dtype} {y.shape}; expected class numbers 0, 1, 2 … or strings")
-    if y.min() < 0 or y.max() >= y.size:
-        raise UserError(f"{path}: y lies in {y.min()}..{y.max()}; class numbers count from 0 without gaps")
-    return [str(number) for number in range(int(y.max()) + 1)]
+    if num_classes:
+        return [str(number) for number in range(num_classes)]
+    low, high = int(y.min()), int(y.max())
+    there = set(np.unique(y).tolist())
+    gap = next(number for number in range(len(there) + 1) if number not in there)
+    if (gap < 2 and high != gap - 1) or (low < 0 and high < 1):
+        raise UserError(f"{path}: y lies in {low}..{high}; class numbers count from 0 without gaps")
+    if gap < high:
+        where = int(np.argmax(y.reshape(-1) > gap))
+        raise UserError(
+            f"{path}: y has no {gap}, but {int(y.reshape(-1)[where])} at index {where}; class numbers count "
+            f"from 0 without gaps; dataset.num_classes={gap} makes bad labels of all above {gap - 1}"
+        )
+    return [str(number) for number in range(high + 1)]
 
 
 def _labels(path: str, suffix: str, headers: dict[str, tuple[int, ...]], classes: list[str]) -> Array:
-    """int64 class numbers of one split, checked against the number of images and the classes of train."""
+    """int64 class numbers of one split, as many as images; integers may be out of range, names may not."""
     if "y" + suffix not in headers:
         raise UserError(f"{path}: has x{suffix} but no y{suffix}")
     y, images = _member(path, "y" + suffix), headers["x" + suffix]
@@ -194,7 +214,12 @@ def _labels(path: str, suffix: str, headers: dict[str, tuple[int, ...]], classes
         raise UserError(f"{path}: y{suffix} has shape {y.shape}, x{suffix} {images}; give one label an image")
     if images[1:] != headers["x"][1:]:
         raise UserError(f"{path}: x{suffix} has shape {images}, x {headers['x']}; images must agree")
-    names = [str(name) for name in y.reshape(-1)]
+    if y.dtype.kind not in "iuU":
+        raise UserError(f"{path}: y{suffix} is {y.dtype}; expected class numbers 0, 1, 2 … or strings")
+    y = y.reshape(-1)
+    if y.dtype.kind != "U" and classes == [str(number) for number in range(len(classes))]:
+        return y.astype(np.int64)
+    names = [str(name) for name in y]
     _require_known(sorted(set(names)), classes, f"{path}: y{suffix}")
     numbers = {name: number for number, name in enumerate(classes)}
     return np.array([numbers[name] for name in names], dtype=np.int64)

@@ -7,27 +7,64 @@ because a permuted NHWC batch already has the channels-last strides that convolu
 
 from __future__ import annotations
 
+import errno
 import os
-import sys
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.config import UserError
 
-__all__ = ["Images", "InMemory", "Streamed", "load", "read"]
+__all__ = ["Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "mark", "read", "run_ahead"]
 
 AHEAD = 2  # batches that are decoded while the current one is in use
-PART = 64  # files in one task of `load`: enough to make the hand-over between threads cheap
+# the system's trouble, not the file's: an image must not be dropped because a limit was reached
+PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+T = TypeVar("T")
+
+
+class Unreadable(UserError):
+    """A file that is no whole image; `reason` says why, without the path."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; repair or remove it, or leave it out with dataset.on_bad=drop")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Marks:
+    """A 128-bit digest of the pixels of each image (D2), and whether all its pixels are the same (D1)."""
+
+    digests: list[bytes]
+    constant: NDArray[np.bool_]
+
+    def subset(self, index: Tensor) -> Marks:
+        """The marks of the images numbered by an int64 index."""
+        return Marks([self.digests[number] for number in index.tolist()], self.constant[index.numpy()])
+
+
+def mark(pixels: NDArray[Any]) -> Marks:
+    """Marks of images (N, H, W, C); of the pixels that a network sees, so after a resize of files."""
+    # C-contiguous, since the digest reads memory as it lies
+    digests = [blake2b(image, digest_size=16).digest() for image in np.ascontiguousarray(pixels)]
+    height, width, channels = pixels.shape[1:]
+    flat, middle = pixels.reshape(len(pixels), height * width, channels), height * width // 2
+    constant = ((flat[:, 0] == flat[:, -1]) & (flat[:, 0] == flat[:, middle])).all(1)
+    for number in np.flatnonzero(constant):  # few are left to look at in full
+        constant[number] = (flat[number] == flat[number, 0]).all()
+    return Marks(digests, constant)
 
 
 class Images(Protocol):
@@ -43,6 +80,10 @@ class Images(Protocol):
 
     def subset(self, index: Tensor) -> Images:
         """The images numbered by an int64 index, renumbered from 0; no pixel is copied."""
+
+    @property
+    def marks(self) -> Marks | None:
+        """The marks of all images; None where that would mean to decode files once more."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +107,12 @@ class InMemory:
     def subset(self, index: Tensor) -> InMemory:
         return InMemory(self.pixels, index if self.rows is None else self.rows[index])
 
+    @cached_property
+    def marks(self) -> Marks:
+        found = [mark(self.take(part).numpy()) for part in torch.split(torch.arange(len(self)), 1024)]
+        digests = [digest for part in found for digest in part.digests]
+        return Marks(digests, np.concatenate([part.constant for part in found]))
+
     def to(self, device: torch.device) -> InMemory:
         """The same images on a device; the rows of other splits stay behind."""
         return InMemory((self.pixels if self.rows is None else self.pixels[self.rows]).to(device))
@@ -83,6 +130,7 @@ class Streamed:
     files: Sequence[Path]
     shape: tuple[int, int, int]
     resize: bool
+    marks: Marks | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -91,22 +139,26 @@ class Streamed:
         # NumPy, not torch: a torch operation inside a thread would start one more set of compute threads
         out = np.empty((len(index), *self.shape), dtype=np.uint8)
         for row, number in enumerate(index.tolist()):
-            out[row] = self._decode(self.files[number])
+            out[row] = self.decode(number)
         return torch.from_numpy(out)
 
     def subset(self, index: Tensor) -> Streamed:
-        return Streamed([self.files[number] for number in index.tolist()], self.shape, self.resize)
+        files = [self.files[number] for number in index.tolist()]
+        return replace(self, files=files, marks=self.marks and self.marks.subset(index))
 
-    def _decode(self, path: Path) -> np.ndarray[Any, Any]:
+    def decode(self, number: int) -> NDArray[np.uint8]:
+        """One image (H, W, C). Raises Unreadable, and UserError for a whole image of another size."""
         from PIL import Image
 
-        height, width, channels = self.shape
+        path, (height, width, channels) = self.files[number], self.shape
         try:
             with Image.open(path) as file:
                 image = _eight_bits(file).convert("RGB" if channels == 3 else "L")
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: cannot be read as an image ({reason}); repair or remove it") from error
+            reason = _reason(path, error)
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
+                raise UserError(f"{path}: cannot be read now ({reason}); try again", 1) from error
+            raise Unreadable(path, f"cannot be read as an image ({reason})") from error
         if image.size != (width, height):
             if not self.resize:
                 found, expected = "×".join(map(str, image.size)), f"{width}×{height}"
@@ -116,6 +168,16 @@ class Streamed:
                 )
             image = _resize(image, height)
         return np.asarray(image).reshape(self.shape)
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    text = " ".join(str(error).split())
+    # Pillow names the path once more
+    return "no image format is recognised" if text.startswith("cannot identify") else text or type(error).__name__
 
 
 def _eight_bits(image: Any) -> Any:
@@ -150,37 +212,33 @@ def read(images: Images, order: Iterable[Tensor], workers: int = 0) -> Generator
     if not isinstance(images, Streamed):
         yield from map(images.take, order)
         return
-    count = workers or _cores()
-    pending: deque[list[Future[Tensor]]] = deque()
-    order = iter(order)
-    with _threads(count) as pool:
+    count = workers or cores()
 
-        def ask(batches: int) -> None:
-            for index in islice(order, batches):
-                parts = torch.split(index, max(1, -(-len(index) // count)))
-                pending.append([pool.submit(images.take, part) for part in parts])
+    def parts(index: Tensor) -> Iterator[Callable[[], Tensor]]:
+        return (partial(images.take, part) for part in torch.split(index, max(1, -(-len(index) // count))))
+
+    for batch in run_ahead(map(parts, order), count):
+        # NumPy again: torch's compute threads and the decoding threads would fight for the cores
+        yield torch.from_numpy(np.concatenate([part.numpy() for part in batch]))
+
+
+def run_ahead(groups: Iterable[Iterable[Callable[[], T]]], workers: int = 0) -> Generator[list[T]]:
+    """What the tasks of each group return, group by group in order, while the next two are being worked on.
+
+    `workers` threads (0: one a core, at most 16). Closing the iterator, or an exception in it, ends them.
+    """
+    pending: deque[list[Future[T]]] = deque()
+    groups = iter(groups)
+    with _threads(workers or cores()) as pool:
+
+        def ask(count: int) -> None:
+            for group in islice(groups, count):
+                pending.append([pool.submit(task) for task in group])
 
         ask(1 + AHEAD)
         while pending:
-            # NumPy again: torch's compute threads and the decoding threads would fight for the cores
-            yield torch.from_numpy(np.concatenate([part.result().numpy() for part in pending.popleft()]))
+            yield [task.result() for task in pending.popleft()]
             ask(1)
-
-
-def load(images: Streamed, workers: int = 0) -> InMemory:
-    """All files decoded once into one uint8 tensor (N, H, W, C), with a bar where a person waits for it."""
-    pixels = np.empty((len(images), *images.shape), dtype=np.uint8)
-    parts = torch.split(torch.arange(len(images)), PART * (workers or _cores()))
-    batches: Iterable[Tensor] = read(images, parts, workers)
-    if len(images) > 2000 and sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import track
-
-        console = Console(stderr=True)
-        batches = track(batches, "Decoding images", len(parts), console=console, transient=True)
-    for part, batch in zip(parts, batches, strict=True):
-        pixels[part.numpy()] = batch.numpy()
-    return InMemory(torch.from_numpy(pixels))
 
 
 @contextmanager
@@ -192,7 +250,7 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _cores() -> int:
-    # the cores that this process may use, which in a container are fewer than the machine has
+def cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has, at most 16."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(16, available or 1)

@@ -1,27 +1,28 @@
-"""From what a dataset holds to what a run trains on: splits carved, channels measured.
+"""From what a dataset holds to what a run trains on: splits carved, bad samples found, channels measured.
 
 Every verb that reads data comes through `prepare`; its keys stand in `dataset:` of `conf/train.yaml`, as in
-`dlrun train dataset=cifar10 dataset.val_fraction=0.1 dataset.limit=2000` (D3, D4, D10).
+`dlrun train dataset=cifar10 dataset.val_fraction=0.1 dataset.limit=2000 dataset.on_bad=drop` (D1, D3, D4,
+D10).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.config import UserError
-from dlrun.data.images import Images, InMemory, Streamed, load, read
+from dlrun.data.carving import carve, slice_of
+from dlrun.data.images import Images
+from dlrun.data.scan import scan
 
-__all__ = ["Data", "Raw", "Split", "prepare"]
-
-Ints = NDArray[np.int64]
+__all__ = ["Bad", "BadData", "Data", "Raw", "Split", "bad_labels", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,37 @@ class Raw:
 
 
 @dataclass(frozen=True)
+class Bad:
+    """A sample that cannot be used: its id, the split it belongs to, and why (D1)."""
+
+    id: str
+    split: str
+    reason: str
+
+
+class BadData(UserError):
+    """Samples that cannot be used while dataset.on_bad=error; `bad` lists all of them, the message the first
+    ten.
+    """
+
+    def __init__(self, bad: list[Bad], total: int) -> None:
+        first, others = bad[0], ", ".join(item.id for item in bad[1:10])
+        shown = f"{first.id}: {first.reason}"
+        if others:
+            more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
+            shown += f"; so are {others}{more}: {len(bad)} of {total} samples cannot be used"
+        super().__init__(f"{shown}; repair or remove, or leave out with dataset.on_bad=drop")
+        self.bad = bad
+
+
+@dataclass(frozen=True)
 class Data:
-    """What a run works on; mean and std a channel over `train`, in raw units; `test()` reads that split."""
+    """What a run works on; mean and std a channel over `train`, in raw units; `test()` reads that split,
+    once.
+
+    `dropped` lists what dataset.on_bad=drop left out, and once test is read, that of test too. `balance`:
+    batches of training draw all classes alike (D6).
+    """
 
     train: Split
     val: Split
@@ -64,22 +94,43 @@ class Data:
     test: Callable[[], Split]
     split_seed: int
     val_fraction: float | None
+    dropped: list[Bad] = field(default_factory=list)
+    balance: bool = False
 
-    def record(self) -> dict[str, Any]:
-        """What a run writes down about its data (D4), as JSON types; a fold on disk has no `val_fraction`."""
+    def record(self, *, final: bool = False) -> dict[str, Any]:
+        """What a run writes down about its data (D4), as JSON types; a fold on disk has no `val_fraction`.
+
+        Without `final` it says nothing of the test split, whether that was read or not.
+        """
         counts = np.bincount(self.train.labels.numpy(), minlength=len(self.classes))
+        splits = {"train": self.train, "val": self.val, **({"test": self.test()} if final else {})}
         return {
-            "train": len(self.train),
-            "val": len(self.val),
+            **{name: len(split) for name, split in splits.items()},
             "shape": list(self.shape),
             "classes": self.classes,
             "train_counts": counts.tolist(),
+            "dropped": {name: sum(item.split == name for item in self.dropped) for name in splits},
+            "balance": self.balance,
             "mean": self.mean,
             "std": self.std,
             "split_seed": self.split_seed,
             "val_fraction": self.val_fraction,
             "val_sha256": hashlib.sha256("\n".join(self.val.ids).encode()).hexdigest(),
+            "content_sha256": _content(self.train, self.val),
         }
+
+
+def _content(*splits: Split) -> str | None:
+    """A hash of the pixels and labels of all samples in their order; None for files that nothing has decoded
+    yet.
+    """
+    total = hashlib.sha256()
+    for split in splits:
+        if split.images.marks is None:
+            return None
+        total.update(b"".join(split.images.marks.digests))
+        total.update(split.labels.numpy().tobytes())
+    return total.hexdigest()
 
 
 def prepare(
@@ -91,48 +142,110 @@ def prepare(
     limit: int = 0,
     memory_gb: float = 4.0,
     workers: int = 0,
+    on_bad: str = "error",
+    balance: bool = False,
 ) -> Data:
     """Carve test (where there is none), then `limit`, then val (where there is none), and measure train.
 
-    All carving is stratified and follows `split_seed` alone, so that the seeds of an ensemble share a fold.
-    Image files that fit into `memory_gb` (1e9 bytes) decoded are held in memory, others stream from disk.
-    Raises UserError for a fraction outside (0, 1), too small a limit, and a class without training samples.
+    All carving is stratified and follows labels and `split_seed` alone, so that the seeds of an ensemble
+    share a fold. Bad samples are found afterwards (those with a bad label before, they belong to no class):
+    with `on_bad` error all are told, with drop left out of the fold that they are in, and nothing else moves.
+    Test is scanned when it is read. Image files that fit into `memory_gb` (1e9 bytes) are held in memory,
+    others stream from disk. Raises UserError for a fraction outside (0, 1), too small a limit, and a class
+    without training samples.
     """
-    train, read_test, val = raw.train, raw.test, raw.val
     if split_seed < 0:
         raise UserError(f"dataset.split_seed={split_seed}: must be 0 or more")
-    _require_samples(train, raw.classes)
+    if on_bad not in ("error", "drop"):
+        raise UserError(f"dataset.on_bad={on_bad}: must be error or drop")
+    classes, bad = len(raw.classes), list[Bad]()
+    train, read_test, total = _labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
+    val = None if raw.val is None else _labelled("val", raw.val, classes, bad)
+    if not bad:  # else what is bad must be told first
+        _require_samples(train, raw.classes)
     if read_test is None:
-        rest, chosen = _carve(train, _fraction("test_fraction", test_fraction), split_seed, "test")
+        rest, chosen = carve(train.labels, test_fraction, split_seed, "test")
         carved = train.subset(chosen)
         train, read_test = train.subset(rest), lambda: carved
     if limit:
-        train = train.subset(_limit(train, limit, len(raw.classes), split_seed))
+        train = train.subset(slice_of(train.labels, limit, classes, split_seed))
     if val is None:
-        rest, chosen = _carve(train, _fraction("val_fraction", val_fraction), split_seed, "val")
-        whole = _hold([train], memory_gb, workers)[
-            0
-        ]  # before it is divided: both folds then share one tensor
-        train, val = whole.subset(rest), whole.subset(chosen)
-    else:
-        train, val = _hold([train, val], memory_gb, workers)
+        rest, chosen = carve(train.labels, val_fraction, split_seed, "val")
+        train, val = train.subset(rest), train.subset(chosen)
     shape = train.images.shape
     _require_shape("validation", val, shape)
+    keep = _fits(memory_gb, train, val)
+    train, mean, std = _scanned("train", train, keep, workers, bad)
+    val, *_ = _scanned("val", val, keep, workers, bad)
+    if bad and on_bad == "error":
+        raise BadData(bad, total)
+    _require_samples(train, raw.classes)
+    _require_any("val", val)
 
+    test = _reader(read_test, classes, shape, memory_gb, workers, on_bad, bad)
+    fraction = val_fraction if raw.val is None else None
+    return Data(train, val, raw.classes, shape, mean, std, test, split_seed, fraction, bad, balance)
+
+
+def _reader(
+    read: Callable[[], Split],
+    classes: int,
+    shape: tuple[int, int, int],
+    memory_gb: float,
+    workers: int,
+    on_bad: str,
+    dropped: list[Bad],
+) -> Callable[[], Split]:
+    """What reads the test split when it is first called, and treats its bad samples like those of train."""
+
+    @cache
     def test() -> Split:
-        split = _hold([read_test()], memory_gb, workers)[0]
+        found: list[Bad] = []
+        whole = read()
+        split = _labelled("test", whole, classes, found)
         _require_shape("test", split, shape)
+        split, *_ = _scanned("test", split, _fits(memory_gb, split), workers, found)
+        if found and on_bad == "error":
+            raise BadData(found, len(whole))
+        _require_any("test", split)
+        dropped.extend(found)
         return split
 
-    mean, std = _moments(train, workers)
-    fraction = val_fraction if raw.val is None else None
-    return Data(train, val, raw.classes, shape, mean, std, test, split_seed, fraction)
+    return test
 
 
-def _fraction(key: str, value: float) -> float:
-    if not 0 < value < 1:
-        raise UserError(f"dataset.{key}={value}: must lie between 0 and 1, such as dataset.{key}=0.1")
-    return value
+def bad_labels(split: Split, name: str, classes: int) -> list[Bad]:
+    """The samples of a split called `name` whose label is not one of 0 to classes - 1."""
+    labels, wrong = split.labels, (split.labels < 0) | (split.labels >= classes)
+    numbers = wrong.nonzero().flatten().tolist()
+    return [Bad(split.ids[n], name, f"has label {int(labels[n])}, expected 0 to {classes - 1}") for n in numbers]
+
+
+def _labelled(name: str, split: Split, classes: int, bad: list[Bad]) -> Split:
+    """The samples whose label is in range; the others are added to `bad`."""
+    found = bad_labels(split, name, classes)
+    if not found:
+        return split
+    bad += found
+    return split.subset(((split.labels >= 0) & (split.labels < classes)).nonzero().flatten())
+
+
+def _scanned(
+    name: str, split: Split, keep: bool, workers: int, bad: list[Bad]
+) -> tuple[Split, list[float], list[float]]:
+    """The samples whose pixels can be used, with mean and std of their channels; the others are added to
+    `bad`.
+    """
+    found = scan(split.images, keep=keep, workers=workers)
+    split = replace(split, images=found.images)
+    if found.bad:
+        bad += [Bad(split.ids[number], name, reason) for number, reason in found.bad.items()]
+        split = split.subset(torch.tensor([n for n in range(len(split)) if n not in found.bad], dtype=torch.int64))
+    return split, found.mean, found.std
+
+
+def _fits(memory_gb: float, *splits: Split) -> bool:
+    return sum(len(split) * int(np.prod(split.images.shape)) for split in splits) <= memory_gb * 1e9
 
 
 def _require_samples(train: Split, classes: list[str]) -> None:
@@ -141,9 +254,12 @@ def _require_samples(train: Split, classes: list[str]) -> None:
         raise UserError(f"the training split has one class ({classes[0]!r}); a classifier needs two or more")
     if not counts.all():
         empty = ", ".join(repr(classes[label]) for label in np.flatnonzero(counts == 0)[:10])
-        raise UserError(
-            f"the training split has no sample of class {empty}; classes count from 0 without gaps"
-        )
+        raise UserError(f"the training split has no usable sample of class {empty}; classes count from 0 without gaps")
+
+
+def _require_any(name: str, split: Split) -> None:
+    if not len(split):
+        raise UserError(f"no sample of the {name} split can be used; repair or add some")
 
 
 def _require_shape(name: str, split: Split, shape: tuple[int, int, int]) -> None:
@@ -152,115 +268,3 @@ def _require_shape(name: str, split: Split, shape: tuple[int, int, int]) -> None
             f"{name} images have (height, width, channels) {split.images.shape}, training images {shape}; "
             "image folders get one size with dataset.image_size=64"
         )
-
-
-def _hold(splits: list[Split], memory_gb: float, workers: int) -> list[Split]:
-    """The splits with their files decoded into memory, if all of them fit."""
-    size = sum(len(split) * int(np.prod(split.images.shape)) for split in splits)
-    if size > memory_gb * 1e9:
-        return splits
-    return [
-        replace(split, images=load(split.images, workers)) if isinstance(split.images, Streamed) else split
-        for split in splits
-    ]
-
-
-def _carve(split: Split, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Indices of the rest and of the carved part; each class with two samples or more is in both."""
-    counts = torch.bincount(split.labels).numpy()
-    low, high = np.minimum(1, counts // 2), counts - 1
-    quota = _allocate(counts, round(len(split) * fraction), low, high)
-    chosen = _stratified(split.labels, quota, seed, purpose)
-    rest = np.setdiff1d(np.arange(len(split)), chosen)
-    if not len(chosen):
-        raise UserError(f"no class has two samples to divide between train and {purpose}; add images")
-    return torch.from_numpy(rest), torch.from_numpy(chosen)
-
-
-def _limit(split: Split, limit: int, classes: int, seed: int) -> Tensor:
-    if limit < 2 * classes:
-        raise UserError(
-            f"dataset.limit={limit}: {classes} classes need two images each, "
-            f"one to train and one to validate; dataset.limit={2 * classes} or more, or 0 for all"
-        )
-    counts = torch.bincount(split.labels).numpy()
-    quota = _allocate(counts, min(limit, len(split)), np.minimum(2, counts), counts)
-    return torch.from_numpy(_stratified(split.labels, quota, seed, "limit"))
-
-
-def _allocate(counts: Ints, total: int, low: Ints, high: Ints) -> Ints:
-    """`total` samples divided in proportion to `counts` by largest remainder, each class within low..high.
-
-    The bounds win over the total where both cannot be had. Ties go to the lower class number.
-    """
-    samples = counts.sum()
-    exact = counts * total  # in units of 1 / samples, so that remainders compare exactly
-    quota: Ints = np.clip(exact // samples, low, high)
-    total = min(max(total, int(low.sum())), int(high.sum()))
-    while (missing := total - int(quota.sum())) != 0:
-        step = 1 if missing > 0 else -1
-        free = quota < high if step > 0 else quota > low
-        quota[np.argmax(np.where(free, step * (exact - quota * samples), -np.inf))] += step
-    return quota
-
-
-def _stratified(labels: Tensor, quota: Ints, seed: int, purpose: str) -> Ints:
-    """Sorted indices of `quota[label]` random samples of every label.
-
-    Samples are drawn by sorting 64-bit keys of PCG64, a bit stream that NumPy keeps the same in all versions
-    (NEP 19), which it does not promise for `permutation`. A larger quota holds the smaller one.
-    """
-    stream = np.random.SeedSequence([seed, *purpose.encode()])
-    keys = np.random.PCG64(stream).random_raw(len(labels))
-    order = np.lexsort((keys, labels.numpy()))
-    ends = np.cumsum(np.bincount(labels.numpy(), minlength=len(quota)))
-    starts = np.concatenate([[0], ends[:-1]])
-    parts = [order[start : start + size] for start, size in zip(starts, quota, strict=True)]
-    return np.sort(np.concatenate(parts))
-
-
-def _moments(split: Split, workers: int) -> tuple[list[float], list[float]]:
-    """Mean and population standard deviation a channel, in raw units; of a constant channel 1 (D3).
-
-    uint8 is summed in integers, so that the result is exact and the same for any number of threads.
-    Floats are merged chunk by chunk in float64 (Chan, Golub and LeVeque 1979).
-    """
-    chunks = torch.split(torch.arange(len(split)), max(1, 2_000_000 // int(np.prod(split.images.shape))))
-    batches = (batch.numpy() for batch in read(split.images, chunks, workers))
-    channels = split.images.shape[2]
-    count = len(split) * split.images.shape[0] * split.images.shape[1]
-    if not isinstance(split.images, InMemory) or split.images.pixels.dtype == torch.uint8:
-        sums = squares = np.zeros(channels, dtype=np.int64)
-        for batch in batches:
-            flat = batch.reshape(len(batch), -1)
-            sums = sums + _by_channel(flat.sum(0, dtype=np.int64), channels)
-            squares = squares + _by_channel(np.square(flat, dtype=np.uint16).sum(0, dtype=np.int64), channels)
-        pairs = [(int(s), int(q)) for s, q in zip(sums, squares, strict=True)]
-        mean = [s / count for s, _ in pairs]
-        variance = [(q * count - s * s) / count**2 for s, q in pairs]
-    else:
-        mean, variance = _float_moments(batches, channels, split.ids)
-    return mean, [v**0.5 if v > 0 else 1.0 for v in variance]
-
-
-def _by_channel(pixels: NDArray[Any], channels: int) -> NDArray[Any]:
-    result: NDArray[Any] = pixels.reshape(-1, channels).sum(0)
-    return result
-
-
-def _float_moments(
-    batches: Iterable[NDArray[Any]], channels: int, ids: list[str]
-) -> tuple[list[float], list[float]]:
-    count, seen, mean, spread = 0, 0, np.zeros(channels), np.zeros(channels)
-    for batch in batches:
-        finite = np.isfinite(batch).all(axis=(1, 2, 3))
-        if not finite.all():
-            name = ids[seen + int(np.argmin(finite))]
-            raise UserError(f"training image {name} holds a value that is not finite (nan or inf); remove it")
-        seen += len(batch)
-        flat = batch.reshape(-1, channels).astype(np.float64)
-        here = flat.mean(0)
-        share = len(flat) / (count + len(flat))
-        spread = spread + ((flat - here) ** 2).sum(0) + (here - mean) ** 2 * count * share
-        mean, count = mean + (here - mean) * share, count + len(flat)
-    return mean.tolist(), (spread / count).tolist()

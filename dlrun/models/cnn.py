@@ -11,7 +11,7 @@ from dlrun.models.layers import Style, conv_block, dropout_layer, one_of
 
 __all__ = ["CNN"]
 
-POOLINGS = ("max", "avg", "stride", "none")
+_POOLINGS: dict[str, type[nn.MaxPool2d | nn.AvgPool2d]] = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}
 
 
 class CNN(nn.Sequential):
@@ -19,8 +19,8 @@ class CNN(nn.Sequential):
 
     There are three stages whose widths double from `width`, or one stage for each entry of `widths`; the
     `depth` convolutions are spread evenly over them, early stages first. Every stage but the first opens by
-    halving the map: `pooling` is max or avg over 2×2, stride 2 in the convolution, or none. A map of one pixel
-    is not halved. Dropout stands before the head.
+    halving the map: `pool` is max or avg over 2×2, stride 2 in the convolution, or none. Odd sides are
+    rounded up, so that images of any size pass. Dropout stands before the head.
 
     (B, in_channels, H, W) -> logits (B, num_classes). Raises UserError on unknown names and impossible sizes.
     """
@@ -28,37 +28,33 @@ class CNN(nn.Sequential):
     def __init__(
         self,
         in_channels: int,
-        image_size: int,
         num_classes: int,
         *,
         depth: int = 3,
         width: int = 32,
         widths: Sequence[int] | None = None,
         kernel_size: int = 3,
-        pooling: str = "max",
+        pool: str = "max",
         activation: str = "relu",
         norm: str = "batch",
         maxout_pieces: int = 2,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        one_of("model.pooling", pooling, POOLINGS)
+        one_of("model.pool", pool, (*_POOLINGS, "stride", "none"))
         style = Style(activation, norm, maxout_pieces)
         stages = _stage_widths(depth, width, widths)
-        channels, side = in_channels, image_size
+        channels = in_channels
         for stage, wide in enumerate(stages):
-            halve = stage > 0 and side > 1 and pooling != "none"
             layers = nn.Sequential()
-            if halve and pooling != "stride":
-                layers.add_module("pool", nn.MaxPool2d(2) if pooling == "max" else nn.AvgPool2d(2))
+            if stage > 0 and pool in _POOLINGS:
+                layers.add_module("pool", _POOLINGS[pool](2, ceil_mode=True))
             for conv in range(depth // len(stages) + (stage < depth % len(stages))):
-                stride = 2 if halve and pooling == "stride" and conv == 0 else 1
+                stride = 2 if pool == "stride" and stage > 0 and conv == 0 else 1
                 layers.add_module(
                     f"conv{conv + 1}", conv_block(channels, wide, kernel_size, style, stride=stride)
                 )
                 channels = wide
-            if halve:
-                side = side // 2
             self.add_module(f"stage{stage + 1}", layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()

@@ -16,7 +16,7 @@ __all__ = ["INITS", "initialise", "output_bias"]
 INITS: dict[str, Callable[[Tensor], object] | None] = {
     "default": None,  # what the layers did themselves
     "he_normal": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),  # variance 2/m
-    "normal_0.1": lambda w: nn.init.normal_(w, std=0.1**0.5),  # variance 0.1
+    "normal": lambda w: nn.init.normal_(w, std=0.1**0.5),  # variance 0.1
     "uniform": lambda w: nn.init.uniform_(w, -(_fan_in(w) ** -0.5), _fan_in(w) ** -0.5),  # ±m^-1/2
     "glorot_uniform": nn.init.xavier_uniform_,  # ±(6/(m+n))^1/2
     "glorot_sigmoid": lambda w: nn.init.xavier_uniform_(w, gain=4.0),  # 4 times that
@@ -43,7 +43,7 @@ def initialise(model: nn.Module, name: str) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def output_bias(model: nn.Module, class_frequencies: Sequence[float]) -> None:
+def output_bias(model: nn.Module, class_frequencies: Sequence[float] | Tensor) -> None:
     """Set the bias of the last linear layer to the log frequency of each class (M7); counts will do.
 
     The weights stay: the first loss is the label entropy exactly where they give 0, and near it where they
@@ -55,19 +55,19 @@ def output_bias(model: nn.Module, class_frequencies: Sequence[float]) -> None:
     if not heads:
         raise UserError(
             f"model.output_bias needs a linear layer with {classes} outputs, and {type(model).__name__} "
-            "has none; type model.output_bias=zero"
+            "has none; type model.output_bias=default"
         )
     if heads[-1].bias is None:
         raise UserError(
             f"model.output_bias: the last layer of {type(model).__name__} has no bias; "
-            "type model.output_bias=zero"
+            "type model.output_bias=default"
         )
     frequencies = torch.as_tensor(class_frequencies, dtype=torch.float64)
     if not bool((frequencies > 0).all()):
         empty = int((frequencies <= 0).nonzero()[0])
         raise UserError(
             f"model.output_bias: class {empty} has no training samples, and log 0 is -inf; "
-            "type model.output_bias=zero"
+            "type model.output_bias=default"
         )
     with torch.no_grad():
         heads[-1].bias.copy_((frequencies / frequencies.sum()).log())

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
+import torch
 from torch import Tensor, nn
 
 from dlrun.config import UserError
@@ -64,7 +65,7 @@ class Maxout(nn.Module):
         self.pieces = pieces
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(x.shape[0], -1, self.pieces, *x.shape[2:]).amax(dim=2)
+        return torch.unflatten(x, 1, (-1, self.pieces)).amax(dim=2)
 
     def extra_repr(self) -> str:
         return f"pieces={self.pieces}"

@@ -16,7 +16,7 @@ from dlrun.models.layers import Style, activation, conv_block, dropout_layer, on
 
 __all__ = ["ResNet"]
 
-STEMS = ("auto", "small", "imagenet")
+STEMS = ("small", "imagenet")
 SHORTCUTS = ("pad", "projection")
 BLOCKS = {"basic": 1, "bottleneck": 4}  # output channels for each channel of width
 
@@ -24,10 +24,10 @@ BLOCKS = {"basic": 1, "bottleneck": 4}  # output channels for each channel of wi
 class ResNet(nn.Sequential):
     """`stem`, then stages of `blocks[i]` residual blocks of width·2^i, a global average and a linear `head`.
 
-    stem: `small` is one 3×3 convolution; `imagenet` is 7×7 with stride 2 and a 3×3 max pool with stride 2;
-    `auto` takes small for images under 64 pixels. shortcut, where a block changes shape: `pad` subsamples and
-    adds zero channels (He's option A, no parameters), `projection` is a 1×1 convolution (option B).
-    skip=False leaves out every shortcut, projections too. Dropout stands before the head.
+    stem: `small` is one 3×3 convolution; `imagenet` is 7×7 with stride 2 and a 3×3 max pool with stride 2.
+    shortcut, where a block changes shape: `pad` subsamples and adds zero channels (He's option A, without
+    parameters), `projection` is a 1×1 convolution (option B). skip=False leaves out every shortcut,
+    projections too. Dropout stands before the head.
 
     (B, in_channels, H, W) -> logits (B, num_classes). Raises UserError on unknown names and impossible sizes.
     """
@@ -35,13 +35,12 @@ class ResNet(nn.Sequential):
     def __init__(
         self,
         in_channels: int,
-        image_size: int,
         num_classes: int,
         *,
         blocks: Sequence[int] = (3, 3, 3),
         width: int = 16,
         block: str = "basic",
-        stem: str = "auto",
+        stem: str = "small",
         shortcut: str = "pad",
         skip: bool = True,
         zero_init_residual: bool = False,
@@ -61,8 +60,7 @@ class ResNet(nn.Sequential):
                 "model.zero_init_residual=true needs a norm and model.skip=true: it sets scales to 0"
             )
         style = Style(activation, norm, maxout_pieces)
-        small = stem == "small" or (stem == "auto" and image_size < 64)
-        if small:
+        if stem == "small":
             self.stem = conv_block(in_channels, width, 3, style)
         else:
             self.stem = conv_block(in_channels, width, 7, style, stride=2)

@@ -1,9 +1,9 @@
-"""Any torchvision classifier: `dlrun train model=torchvision model.name=mobilenet_v3_small model.weights=DEFAULT` (M3).
+"""Any torchvision classifier, for fine-tuning too (M3): `dlrun train model=torchvision model.name=resnet18`.
 
-`model.weights` is null, a name that torchvision knows (downloaded once), or a file: a state dict or a dlrun checkpoint.
-Fine-tuning keeps every pretrained weight but the classifier's when it has another number of classes.
-Other numbers of channels than 3 get a first convolution of their own; pretrained filters are summed over the colours
-and shared out, so that a grey image gives what it gave in colour.
+`model.weights` is null, a name that torchvision knows (`DEFAULT`, downloaded once), or a file: a state dict
+or a checkpoint of dlrun. Every pretrained weight is kept but a classifier's for another number of classes.
+Other numbers of channels than 3 get a first convolution of their own; pretrained filters are summed over the
+colours and shared out, so that a grey image gives what it gave in colour.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def build(
     weights: str | None = None,
     dropout: float | None = None,
 ) -> nn.Module:
-    """The torchvision model `name`: (B, in_channels, image_size, image_size) -> logits (B, num_classes), no aux outputs.
+    """The torchvision model `name`: (B, in_channels, image_size, image_size) -> logits (B, num_classes).
 
-    dropout sets the rate of the model's own dropout layers, or puts one before the classifier where it has none;
-    None keeps the rates of the model. Raises UserError on an unknown name or weights, weights that cannot be
-    downloaded, read or fitted, and images too small for the model.
+    Auxiliary classifiers are left out. dropout sets the rate of the model's own dropout layers, or puts one
+    before the classifier where it has none; None keeps the rates of the model. Raises UserError on an unknown
+    name or weights, weights that cannot be downloaded, read or fitted, and images of a size it cannot take.
     """
     import torchvision
 
@@ -48,7 +48,7 @@ def build(
     model = _construct(name, image_size, num_classes)
     for module in model.modules():
         if hasattr(module, "inplace"):  # hooks and the gradient check look at what goes into an activation
-            module.inplace = False
+            module.inplace = False  # type: ignore[assignment]
     first = _replace_first_conv(model, in_channels)
     if state is not None:
         _load(model, state, first, f"model.weights={weights}")
@@ -81,7 +81,7 @@ def _construct(name: str, image_size: int, num_classes: int) -> nn.Module:
 
 
 def _try_shapes(model: nn.Module, image_size: int) -> None:
-    """Send two images through on the meta device, where only shapes are computed and no random number is drawn."""
+    """Send two images through on the meta device: only shapes are computed, no random number is drawn."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     images = torch.empty(2, 3, image_size, image_size, device="meta")
@@ -97,16 +97,13 @@ def _state(name: str, weights: str) -> dict[str, Tensor]:
     if weights in known.__members__:
         return _download(known[weights], f"model.weights={weights}")
     path = Path(weights).expanduser()
-    if not path.exists() and not path.suffix and path.name == weights:
-        one_of("model.weights", weights, known.__members__)
+    if not path.is_file():
+        names = " ".join(known.__members__)
+        raise UserError(f"model.weights={weights} is neither a file nor one of {name}'s weights: {names}")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"model.weights={weights}: no such file") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-        raise UserError(
-            f"model.weights={weights} is not a file of weights that torch can load safely"
-        ) from None
+        raise UserError(f"model.weights={weights} is not a file of weights that torch can load") from None
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"model.weights={weights} holds no state dict (a dict of tensors)")
@@ -129,6 +126,7 @@ def _download(weights: Any, key: str) -> dict[str, Tensor]:
 
 def _replace_first_conv(model: nn.Module, in_channels: int) -> str:
     """Give the first convolution `in_channels` channels and return its name."""
+    name: str
     name, old = next((n, m) for n, m in model.named_modules() if isinstance(m, nn.Conv2d))
     if old.in_channels != in_channels:
         new = nn.Conv2d(
@@ -140,17 +138,16 @@ def _replace_first_conv(model: nn.Module, in_channels: int) -> str:
             bias=old.bias is not None,
         )
         model.set_submodule(name, new)
-        if hasattr(model, "transform_input"):  # inception and googlenet: rescales three colours
-            model.transform_input = False
     return name
 
 
 def _head(model: nn.Module) -> str:
-    return [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    names: list[str] = [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    return names[-1]
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], first: str, key: str) -> None:
-    """Load all of `state` but a head of another size; the model's own hooks rename what older files call otherwise."""
+    """Load all of `state` but a head of another size and auxiliary classifiers."""
     own = model.state_dict()
     head = [f"{_head(model)}.{kind}" for kind in ("weight", "bias")]
     filters, channels = state.get(f"{first}.weight"), own[f"{first}.weight"].shape[1]

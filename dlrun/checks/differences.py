@@ -1,0 +1,295 @@
+"""C4: derivatives from centred differences, compared with those of autograd, move by move.
+
+A move changes one entry of a parameter tensor by h, or the whole tensor by h along a random direction. Moves
+with derivatives of like size are compared together, (f(x+h·Σv) − f(x−h·Σv)) / 2h against the sum of their
+derivatives. Where the difference is small beside the weakest of them they all stand; otherwise halves are
+compared. So a sound backward costs few forward passes, and a wrong one is traced to its tensor and entry.
+
+Bands (cs231n notes, "Gradient checks"): a relative error above 1e-2 is wrong; below 1e-4 it is fine across
+kinks, and below 1e-7 without. The notes allow deeper networks more, as errors build up on the way: here 1e-7
+for each layer. In between is suspicious. Either needs two steps h whose quotients agree with each other.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dlrun.checks.kinks import Winners
+
+__all__ = ["Comparison", "Move", "NotComparable", "Slopes", "gradients"]
+
+WRONG, KINKED, SMOOTH = 1e-2, 1e-4, 1e-7
+STEPS, FINER, COARSER = (1e-5, 1e-4, 1e-6), (1e-7, 1e-8), (1e-3, 1e-2)
+GROUP = 8
+FLOOR = 4.0  # the rounding of a quotient has the deviation of the loss over 2^½·h: this is over five of them
+POWER = 1e-2  # a comparison tells when rounding is no more than this share of the derivative: what WRONG asks for
+
+
+class NotComparable(Exception):
+    """The loss has no difference quotient, and why."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """A step of length h along one entry of a tensor, or of h·n^¼ along a random direction of its n entries.
+
+    n^¼ is about the norm of a tensor of trained weights (He: variance 2/m), so that h is a relative step.
+    """
+
+    name: str
+    entry: tuple[int, ...] | None
+    seed: int = 0
+    slope: float = 0.0  # of the loss along the move, from autograd
+    sign: float = 1.0  # makes slope positive, so that those of a group do not cancel
+
+    def direction(self, like: Tensor) -> Tensor:
+        """The direction as a tensor; a number for one entry."""
+        if self.entry is not None:
+            return torch.full((), self.sign, dtype=like.dtype, device=like.device)
+        # drawn on the CPU, since generators of devices differ
+        v = torch.randn(like.shape, generator=torch.Generator().manual_seed(self.seed), dtype=like.dtype)
+        return v.mul_(self.sign * v.numel() ** 0.25 / v.norm().clamp_min(1e-30)).to(like.device)
+
+    def __str__(self) -> str:
+        if self.entry is None:
+            return f"{self.name} along a random direction"
+        return f"{self.name}[{','.join(map(str, self.entry))}]" if self.entry else self.name
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Derivatives along some moves, from autograd and from differences, and what may part them."""
+
+    moves: tuple[Move, ...]
+    analytic: float
+    numeric: float
+    h: float
+    floor: float  # rounding error of numeric
+    crossed: int  # winners that changed at x+h or x−h (C5)
+    jump: float  # between the slopes on both sides of x
+    state: str = ""  # fine, zero, kink, rough, suspicious or wrong
+
+    @property
+    def size(self) -> float:
+        return max(abs(self.analytic), abs(self.numeric))
+
+    @property
+    def error(self) -> float:
+        """|fa − fn| / max(|fa|, |fn|), 0 where both are."""
+        return abs(self.analytic - self.numeric) / self.size if self.size else 0.0
+
+    @property
+    def excess(self) -> float:
+        """The difference that rounding does not explain, in units of the derivative."""
+        return max(0.0, abs(self.analytic - self.numeric) - self.floor)
+
+    @property
+    def tells(self) -> bool:
+        return self.floor <= POWER * self.size
+
+    @property
+    def excused(self) -> bool:
+        """Whether the kinks crossed bend the loss enough to explain the difference (C5)."""
+        return self.crossed > 0 and abs(self.analytic - self.numeric) <= 2 * self.jump + self.floor
+
+
+def gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the derivatives of value by the parameters, 0 where there are none; no `grad` is touched."""
+    found: Sequence[Tensor | None] = [None] * len(parameters)
+    if value.requires_grad:
+        found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    pairs = zip(parameters.items(), found, strict=True)
+    return {n: torch.zeros_like(p) if g is None else g.to_dense().double() for (n, p), g in pairs}
+
+
+class Slopes:
+    """Compares the derivatives of `loss`, a function of no arguments, by float64 `parameters` that it reads.
+
+    `loss` must give the same value each time. Raises NotComparable when it does not, or is not in float64.
+    """
+
+    def __init__(
+        self, loss: Callable[[], Tensor], parameters: Mapping[str, Tensor], deadline: float = float("inf")
+    ) -> None:
+        self.parameters, self.deadline, self.step = dict(parameters), deadline, STEPS[0]
+        self._loss, self._graph, self.evaluations = loss, False, 0
+        self.layers = max(1, sum(p.ndim > 1 for p in self.parameters.values()))
+        try:
+            with torch.enable_grad(), Winners(None, self.parameters.values()) as self.seen:
+                value = loss()
+            self.gradients = gradients(value, self.parameters)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise NotComparable(f"a float64 copy of the model does not run ({reason})") from error
+        self.value = float(value.detach())
+        if value.dtype != torch.float64 or self.seen.lossy:
+            raise NotComparable(
+                f"part of the model computes in less than float64 ({self.seen.lossy or 'the loss'}), "
+                "too coarse for difference quotients"
+            )
+        self._repeatable()
+        self.noise = self._rounding()
+        # in the order of their use, those that are used unseen last
+        place = {key: i for i, key in enumerate(self.seen.order)}
+        self.forward_order = sorted(self.parameters, key=lambda n: place.get(id(self.parameters[n]), len(place)))
+
+    def _repeatable(self) -> None:
+        for self._graph in (False, True):  # a model may behave otherwise where no graph is made
+            again, _ = self._evaluate()
+            if not abs(again - self.value) > 1e-10 * abs(self.value):  # NaN is the caller's to tell
+                return
+        raise NotComparable(
+            f"two passes with the same weights, samples and seed give {self.value:.10g} and {again:.10g}: "
+            "something keeps a count, or draws random numbers that torch, numpy and random do not seed"
+        )
+
+    @torch.no_grad()
+    def _rounding(self) -> float:
+        """Standard deviation of the loss from rounding, by differences of high order over tiny steps.
+
+        Moré & Wild 2011, "Estimating computational noise": what is smooth drops out of a difference of order
+        k, and independent errors of deviation σ leave one of σ·((2k)!/(k!)²)^½.
+        """
+        saved = {n: p.clone() for n, p in self.parameters.items()}
+        values = [self.value]
+        for step in range(1, 7):
+            for n, p in self.parameters.items():
+                p.copy_(saved[n]).mul_(1 + step * 1e-10)
+            values.append(self._evaluate()[0])
+        for n, p in self.parameters.items():
+            p.copy_(saved[n])
+        table = torch.tensor(values, dtype=torch.float64)
+        spreads = [(table.diff(n=k).square().mean() / math.comb(2 * k, k)).sqrt().item() for k in (3, 4)]
+        return max(*spreads, torch.finfo(torch.float64).eps * abs(self.value))
+
+    def _evaluate(self) -> tuple[float, int]:
+        self.evaluations += 1
+        with torch.set_grad_enabled(self._graph), Winners(self.seen.winners) as seen:
+            value = float(self._loss().detach())
+        return value, seen.moved
+
+    def entry(self, name: str, index: int) -> Move:
+        """The move along the entry at a flat index."""
+        gradient = self.gradients[name]
+        entry = tuple(int(i) for i in torch.unravel_index(torch.tensor(index), gradient.shape))
+        return self._signed(Move(name, entry), float(gradient[entry]))
+
+    def direction(self, name: str, seed: int = 0) -> Move:
+        """The move along a random direction through the whole tensor."""
+        move = Move(name, None, seed)
+        gradient = self.gradients[name]
+        return self._signed(move, float((gradient * move.direction(gradient)).sum()))
+
+    @staticmethod
+    def _signed(move: Move, slope: float) -> Move:
+        return Move(move.name, move.entry, move.seed, abs(slope), -1.0 if slope < 0 else 1.0)
+
+    def compare(self, moves: Sequence[Move]) -> Iterator[Comparison]:
+        """Compare all moves, those with slopes of like size together; stops early at the deadline."""
+        ordered = sorted(moves, key=lambda m: -m.slope)
+        zero = [m for m in ordered if m.slope <= self.rounding(COARSER[-1]) / POWER]
+        rest = ordered[: len(ordered) - len(zero)]
+        for some in (rest, zero):
+            for first in range(0, len(some), GROUP):
+                yield from self._group(some[first : first + GROUP])
+
+    def rounding(self, h: float) -> float:
+        """Rounding error of a difference quotient of step h."""
+        return FLOOR * self.noise / h
+
+    def _group(self, moves: Sequence[Move]) -> Iterator[Comparison]:
+        if time.perf_counter() > self.deadline:
+            return
+        if len(moves) == 1:
+            yield self._alone(moves[0])
+            return
+        found = self._judged(self.measure(moves, self.step))
+        if not found.state and found.tells:
+            found = self._judged(self.measure(moves, STEPS[-1] if self.step > STEPS[-1] else FINER[0]))
+            if found.state and found.h in STEPS:
+                self.step = found.h  # what follows is of the same depth
+        if found.state:
+            yield found
+            return
+        half = len(moves) // 2
+        yield from self._group(moves[:half])
+        yield from self._group(moves[half:])
+
+    def _alone(self, move: Move) -> Comparison:
+        tried: list[Comparison] = []
+        for h in (self.step, *(s for s in STEPS if s != self.step), *FINER, *COARSER):
+            blunt = not any(c.tells for c in tried)
+            if (h in FINER and blunt) or (h in COARSER and not blunt):
+                continue  # smaller steps against kinks and curvature, larger ones against rounding
+            tried.append(self._judged(self.measure([move], h)))
+            if tried[-1].state:
+                return tried[-1]
+            if (bad := _settled(tried)) is not None and not bad.excused:
+                return bad
+        telling = [c for c in tried if c.tells]
+        if not telling:
+            best = min(tried, key=lambda c: c.excess)
+            return replace(best, state="zero" if best.excess == 0 else "rough")
+        best = min(telling, key=lambda c: c.excess / c.size)
+        return replace(best, state="kink" if best.excused else "rough")
+
+    def _judged(self, c: Comparison) -> Comparison:
+        """State fine or zero where every move of the comparison stands."""
+        weakest = min(m.slope for m in c.moves)
+        limit = KINKED if c.crossed else min(KINKED, SMOOTH * self.layers)
+        if c.excess == 0 and c.analytic <= self.rounding(COARSER[-1]) / POWER * len(c.moves):
+            return replace(c, state="zero")
+        if c.floor <= POWER * weakest and c.excess <= limit * weakest:
+            return replace(c, state="fine")
+        return c
+
+    def reaches(self, name: str, h: float = 0.1) -> bool:
+        """Whether the loss changes at all when the tensor takes a large step."""
+        c = self.measure([self.direction(name)], h)
+        return max(abs(c.numeric), c.jump) * h > 1e3 * self.noise  # as where a norm divides by little
+
+    @torch.no_grad()
+    def measure(self, moves: Sequence[Move], h: float) -> Comparison:
+        """Compare the sum of the moves' derivatives with the centred difference of step h."""
+        views = [p if m.entry is None else p[m.entry] for m in moves for p in [self.parameters[m.name]]]
+        saved = [v.clone() for v in views]
+        steps = [m.direction(self.parameters[m.name]) for m in moves]
+        sides = []
+        try:
+            for side in (h, -h):
+                for view, step in zip(views, steps, strict=True):
+                    view.add_(step, alpha=side)
+                sides.append(self._evaluate())
+                for view, before in reversed(list(zip(views, saved, strict=True))):
+                    view.copy_(before)
+        finally:
+            for view, before in zip(views, saved, strict=True):
+                view.copy_(before)
+        (plus, moved), (minus, also) = sides
+        return Comparison(
+            moves=tuple(moves),
+            analytic=sum(m.slope for m in moves),
+            numeric=(plus - minus) / (2 * h),
+            h=h,
+            floor=self.rounding(h),
+            crossed=moved + also,
+            jump=abs(plus + minus - 2 * self.value) / h,
+        )
+
+
+def _settled(tried: Sequence[Comparison]) -> Comparison | None:
+    """A comparison, as wrong or suspicious, if its numeric derivative agrees with that of the last step."""
+    last = tried[-1]
+    gap = abs(last.analytic - last.numeric)
+    if not last.tells or last.excess == 0:
+        return None
+    for c in tried[:-1]:
+        if c.tells and abs(c.numeric - last.numeric) <= gap / 10:
+            return replace(c, state="wrong" if c.excess > WRONG * c.size else "suspicious")
+    return None

@@ -1,0 +1,119 @@
+"""C8: an output depends on its own input, on nothing else, and is the same twice.
+
+Sees: a view or permute that mixes samples, batch norm that never leaves training mode, dropout left on in
+evaluation, a squeeze that breaks a batch of one, a network whose outputs ignore the input. It changes the
+other samples of a batch, reorders them, takes them away, and evaluates twice; differences are held against
+the spread of the logits between samples. Cannot see: pixels or channels mixed inside one sample, which is a
+fixed reordering and can be learned.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from dlrun.checks.sandbox import data_loss, descend, samples, settle
+from dlrun.checks.verdict import Verdict
+from dlrun.experiment import Experiment
+
+__all__ = ["independence"]
+
+COUNT = 16
+SAME = 1e-2  # share of the spread: mixing moves logits by about the spread, rounding by 1e-5 of it
+ROUNDING = {"cpu": 1e-5}  # relative to the largest logit; TF32 and atomics elsewhere leave three digits
+CONSTANT = 1e-6  # relative to the largest logit: the last digit of a float
+BURN_IN, EVERY = 150, 10  # steps, and after how many one looks
+
+
+def independence(exp: Experiment) -> Verdict:
+    """Evaluate a batch again, shuffled, among other samples and one by one, and compare the logits."""
+    x, y = samples(exp, COUNT)
+    expected = f"difference < {SAME:g} of the spread"
+    if len(x) < 4:
+        return Verdict("skip", f"{len(x)} samples", expected, "too few samples to mix; raise dataset.limit")
+    model = copy.deepcopy(exp.model)  # not a replica: dropout that stays on must show
+    settle(model, x)
+    model.eval()
+    if _constant(model, x):
+        _burn_in(exp, model, x, y)
+    base = _logits(model, x)
+    spread, floor = float(base.std(0).max()), ROUNDING.get(exp.device.type, 2e-3) * float(base.abs().max())
+    allowed = SAME * spread + floor
+    again = float((_logits(model, x) - base).abs().max())
+    if not again <= allowed:
+        message = (
+            "two evaluations of the same batch differ: dropout or noise is left on; "
+            "F.dropout needs training=self.training"
+        )
+        return Verdict("fail", f"twice: {again / (spread + 1e-12):.2g} of the spread", expected, message)
+    mixed = {kind: float(d) for kind, d in _differences(model, x, base).items()}
+    worst = max(mixed, key=lambda kind: mixed[kind])
+    shown = f"{worst}: {mixed[worst] / (spread + 1e-12):.2g} of the spread"
+    if not mixed[worst] <= allowed:
+        message = (
+            "the output of a sample depends on others in its batch: a view or permute that mixes samples, "
+            "or batch norm that stays in training mode; keep the batch axis first in every view, "
+            "and pass training=self.training or call super().train(mode)"
+        )
+        return Verdict("fail", shown, expected, message)
+    alone = _alone(model, x)
+    if isinstance(alone, str):
+        message = f"a batch of one raises an error ({alone}): name the axis in squeeze(), or use flatten(1)"
+        return Verdict("fail", "batch of one", expected, message)
+    if not float((alone - base[:1]).abs().max()) <= allowed + 1e-4 * float(base.abs().max()):
+        message = "a sample alone gets another output than in its batch: take no mean over the batch axis"
+        return Verdict("fail", "batch of one differs", expected, message)
+    if _constant(model, x) or _constant(model.train(), x):
+        message = (
+            "every sample gets the same output, whatever the input: dead or saturated units, weights that "
+            "are all zero, or a forward() that drops x; try model.init=he_normal"
+        )
+        return Verdict("fail", f"spread {spread:.2g}", "logits that differ between samples", message)
+    return Verdict("pass", shown, expected, "each output depends on its own input alone")
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(x)
+    return logits.float()
+
+
+def _constant(model: nn.Module, x: Tensor) -> bool:
+    logits = _logits(model, x)
+    return not float((logits - logits[:1]).abs().max()) > CONSTANT * float(logits.abs().max())
+
+
+def _burn_in(exp: Experiment, model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Train until outputs differ: a head that starts at zero, as in vision transformers, moves at once."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        return
+    optimizer, loss = torch.optim.Adam(trainable, lr=1e-3), data_loss(exp)
+    for step in range(1, BURN_IN + 1):
+        descend(exp, model.train(), loss, x, y, optimizer)
+        if step % EVERY == 0:
+            settle(model, x)
+            if not _constant(model.eval(), x):
+                return
+    model.eval()
+
+
+def _differences(model: nn.Module, x: Tensor, base: Tensor) -> dict[str, Tensor]:
+    """Largest change of a logit when other samples of the batch change, and when their order does."""
+    half = len(x) // 2
+    others = x.clone()
+    others[half:] = 1 - 3 * x[half:].flip(0)
+    order = torch.arange(len(x), device=x.device).roll(3).flip(0)
+    return {
+        "others changed": (_logits(model, others)[:half] - base[:half]).abs().max(),
+        "order changed": (_logits(model, x[order]) - base[order]).abs().max(),
+    }
+
+
+def _alone(model: nn.Module, x: Tensor) -> Tensor | str:
+    try:
+        return _logits(model, x[:1]).reshape(1, -1)
+    except Exception as error:  # the user's own forward
+        return (str(error).strip() or type(error).__name__).split("\n")[0]

@@ -1,0 +1,178 @@
+"""D3 and the shapes around the model: what goes in, what the labels are, what comes out.
+
+`inputs` looks at what training and validation are really fed, without augmentation: it sees values that are
+not finite, images that are all the same, pixels nobody scaled, a split normalised by other numbers.
+`labels` sees labels out of range and classes that a split lacks. `outputs` sees a wrong number of logits
+and a forward pass that raises. None of them sees images or labels that are well formed and wrong: C7 does.
+"""
+
+from __future__ import annotations
+
+import copy
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from dlrun.checks.sandbox import named, replica, samples
+from dlrun.checks.verdict import Verdict
+from dlrun.data.batches import Batches
+from dlrun.data.splits import Split
+from dlrun.experiment import Experiment
+
+__all__ = ["inputs", "labels", "outputs"]
+
+OFF = 0.1  # D3, of mean and std
+OFF_VAL = 0.5  # validation is normalised by the numbers of the training split, and may differ from it
+RAW_MEAN, RAW_STD = 3.0, 4.0  # beyond: another scale altogether
+IMAGES, VALUES = 2000, 20_000_000  # looked at most
+
+
+def inputs(exp: Experiment) -> Verdict:
+    """Compare mean and standard deviation of what the model is fed with 0 and 1, channel by channel."""
+    shown, expected, worst = [], f"mean 0, std 1, each ± {OFF}", Verdict("pass", "", "", "")
+    for name, batches, split, allowed in (
+        ("train", exp.train, exp.data.train, OFF),
+        ("val", exp.val, exp.data.val, OFF_VAL),
+    ):
+        x, index = _fed(batches)
+        bad = ~x.isfinite().flatten(1).all(1)
+        if bad.any():
+            ids = [split.ids[i] for i in index[bad].tolist()]
+            message = (
+                f"{len(ids)} images of {name} hold values that are not finite: {named(ids)}; "
+                "repair them, or leave them out with dataset.on_bad=drop"
+            )
+            return Verdict("fail", "nan or inf", expected, message)
+        if len(x) > 1 and bool((x == x[:1]).all()):
+            message = (
+                f"all {len(x)} images of {name} are the same, so there is nothing to learn; look at how they are read"
+            )
+            return Verdict("fail", f"{name} constant", expected, message)
+        mean, std, slack = _moments(x)
+        shown.append(f"{name} mean {_widest(mean):+.2f}, std {_widest(std - 1) + 1:.2f}")
+        off = torch.maximum(mean.abs(), (std - 1).abs())
+        found = _judge(name, mean, std, bool((off - slack > allowed).any()))
+        if found[0] != "pass" and worst.status != "fail":
+            worst = Verdict(*found[:1], "", "", found[1])
+    message = worst.message or "inputs are normalised"
+    return Verdict(worst.status, "; ".join(shown), expected, message)
+
+
+def _judge(name: str, mean: Tensor, std: Tensor, off: bool) -> tuple[str, str]:
+    flat = [str(c) for c in (std == 0).nonzero().flatten().tolist()]
+    if float(mean.abs().max()) > RAW_MEAN or float(std.max()) > RAW_STD:
+        return "fail", (
+            f"the {name} images are fed on a raw scale (0 to 255?): "
+            "normalise them with the training split's mean and std, as exp.batches(split) does"
+        )
+    if flat:
+        return "warn", f"channel {named(flat)} of {name} is constant and carries nothing; drop it"
+    if off:
+        return "warn", (
+            f"the {name} images are not normalised to mean 0 and std 1: "
+            "use the training split's own numbers for all splits, as exp.batches(split) does"
+        )
+    return "pass", ""
+
+
+def _fed(batches: Batches) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) as the model is fed them, a random choice, and their numbers in the split (N,)."""
+    plain = copy.copy(batches)
+    plain.augment, plain.shuffle, plain.batch_size, plain.drop_last = None, True, 64, False
+    images: list[Tensor] = []
+    numbers: list[Tensor] = []
+    with closing(plain.epoch(0)) as epoch:  # type: ignore[type-var]
+        for x, _, index in epoch:
+            images.append(x)
+            numbers.append(index.cpu())
+            if len(images) * 64 >= min(IMAGES, max(64, VALUES // x[0].numel())):
+                break
+    return torch.cat(images).cpu(), torch.cat(numbers)
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and std a channel (C,), and three standard errors of the worse: N images are a sample."""
+    flat = x.double().flatten(2)
+    means, squares = flat.mean(2), flat.square().mean(2)
+    mean = means.mean(0)
+    std = (squares.mean(0) - mean.square()).clamp_min(0).sqrt()
+    if len(x) < 2:
+        return mean, std, torch.full_like(mean, float("inf"))
+    errors = means.std(0), squares.std(0) / (2 * std.clamp_min(1e-6))
+    return mean, std, 3 * torch.maximum(*errors) / len(x) ** 0.5
+
+
+def _widest(values: Tensor) -> float:
+    return float(values[values.abs().argmax()])
+
+
+def labels(exp: Experiment) -> Verdict:
+    """Look for labels out of range and for classes that training or validation lacks."""
+    classes, data = exp.num_classes, exp.data
+    expected = f"0 to {classes - 1}, every class"
+    for name, split in (("train", data.train), ("val", data.val)):
+        found = split.labels
+        out = [split.ids[i] for i in ((found < 0) | (found >= classes)).nonzero().flatten().tolist()]
+        if out:
+            message = (
+                f"{len(out)} labels of {name} are out of range: {named(out)}; count classes from 0 to {classes - 1}"
+            )
+            return Verdict("fail", f"{int(found.min())} to {int(found.max())}", expected, message)
+    missing = _missing(exp, data.train)
+    if missing:
+        message = (
+            f"no training sample of class {named(missing)}: it can never be predicted; look at how labels are read"
+        )
+        return Verdict("fail", f"{classes - len(missing)} classes", expected, message)
+    missing = _missing(exp, data.val)
+    if missing:
+        # a fold of ours is stratified; a fold of the user's own may lack a class for a reason
+        status = "warn" if data.val_fraction is None else "fail"
+        message = (
+            f"no validation sample of class {named(missing)}: its errors go unseen; try a larger dataset.val_fraction"
+        )
+        return Verdict(status, f"{classes - len(missing)} classes in val", expected, message)
+    return Verdict("pass", f"{classes} classes in train and val", expected, "every class is there")
+
+
+def _missing(exp: Experiment, split: Split) -> list[str]:
+    """Classes that the split lacks, though by their share three samples or more were to be expected."""
+    share = torch.bincount(exp.data.train.labels, minlength=exp.num_classes).double() / len(exp.data.train)
+    there = torch.bincount(split.labels, minlength=exp.num_classes)
+    lacking = there == 0
+    if split is not exp.data.train:
+        lacking &= share * len(split) >= 3
+    return [exp.data.classes[c] for c in lacking.nonzero().flatten().tolist()]
+
+
+def outputs(exp: Experiment) -> Verdict:
+    """Run four samples forward, in training and in evaluation mode, and look at the logits."""
+    classes = exp.num_classes
+    x, _ = samples(exp, 4)
+    expected = f"({len(x)}, {classes})"
+    model = replica(exp)
+    for mode in ("training", "evaluation"):
+        model.train(mode == "training")
+        try:
+            with torch.no_grad():
+                logits = model(x)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+            message = (
+                f"the model raises in {mode} mode on images {tuple(x.shape)}: {reason}; check the sizes of its layers"
+            )
+            return Verdict("fail", type(error).__name__, expected, message)
+        if not isinstance(logits, Tensor):
+            message = f"the model returns a {type(logits).__name__} in {mode} mode: return the logits alone"
+            return Verdict("fail", type(logits).__name__, expected, message)
+        if tuple(logits.shape) != (len(x), classes):
+            message = (
+                f"the model must give one logit for each of {classes} classes: "
+                f"set its last layer to num_classes={classes}"
+            )
+            return Verdict("fail", str(tuple(logits.shape)), expected, message)
+        if not bool(logits.isfinite().all()):
+            message = f"the untrained model gives no finite values in {mode} mode: try model.init=default"
+            return Verdict("fail", "nan or inf", expected, message)
+    return Verdict("pass", str(tuple(logits.shape)), expected, "one logit a class")

@@ -1,0 +1,114 @@
+"""M4, M5, M9: habits that cost a little, told and never failed.
+
+`lint_bias` sees a linear or convolution layer whose bias the batch (or instance) norm right behind it takes
+out again. `lint_activation` sees sigmoid and tanh in hidden layers, in modules and in functional code, and
+spares those that gate: whose output is multiplied with something, as in squeeze-and-excitation.
+`lint_width` sees widths off powers of two, for information only. Each watches one forward pass, so none
+sees layers that this pass does not use, nor functional norms.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.overrides import TorchFunctionMode
+
+from dlrun.checks.sandbox import named, samples
+from dlrun.checks.verdict import Verdict
+from dlrun.experiment import Experiment
+
+__all__ = ["lint_activation", "lint_bias", "lint_width"]
+
+
+def lint_bias(exp: Experiment) -> Verdict:
+    """Find biases that the norm right behind their layer takes out again (M5)."""
+    model = copy.deepcopy(exp.model).train()
+    makers: dict[int, str] = {}
+    alive: list[Any] = []  # an id is worth something while its tensor lives
+    redundant: list[str] = []
+
+    def made(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            makers[id(output)] = name
+            alive.append(output)
+
+        return hook
+
+    def used(module: nn.Module, args: Any) -> None:
+        if args and id(args[0]) in makers:
+            redundant.append(makers[id(args[0])])
+
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, _ConvNd)) and module.bias is not None:
+            module.register_forward_hook(made(name))
+        elif isinstance(module, (_BatchNorm, _InstanceNorm)):
+            module.register_forward_pre_hook(used)
+    with torch.no_grad():
+        model(samples(exp, 4)[0])
+    if redundant:
+        message = f"the norm behind {named(redundant)} takes the bias out again: build it with bias=False"
+        return Verdict("warn", f"{len(redundant)} redundant", "none", message)
+    return Verdict("pass", "none redundant", "none", "no bias stands before a norm that cancels it")
+
+
+SATURATING = {"sigmoid": "sigmoid", "sigmoid_": "sigmoid", "tanh": "tanh", "tanh_": "tanh"}
+GATING = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"}
+
+
+class _Saturating(TorchFunctionMode):
+    """Counts sigmoids and tanhs by what happens to their outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[int, str] = {}
+        self.alive: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in GATING:
+            for argument in args:
+                self.found.pop(id(argument), None)
+        output = func(*args, **(kwargs or {}))
+        if name in SATURATING and isinstance(output, Tensor):
+            self.found[id(output)] = SATURATING[name]
+            self.alive.append(output)
+        return output
+
+
+def lint_activation(exp: Experiment) -> Verdict:
+    """Find sigmoid and tanh in hidden layers, where they saturate (M4)."""
+    model = copy.deepcopy(exp.model).train()
+    x, _ = samples(exp, 4)
+    with torch.no_grad(), _Saturating() as watch:
+        output = model(x)
+    watch.found.pop(id(output), None)  # on the logits it is another mistake (C10)
+    if watch.found:
+        kinds = " and ".join(sorted(set(watch.found.values())))
+        message = f"gradients fade where {kinds} saturates in hidden layers: try model.activation=relu"
+        return Verdict("warn", f"{len(watch.found)} hidden {kinds}", "none", message)
+    return Verdict("pass", "none saturating", "none", "no hidden layer saturates by design")
+
+
+def lint_width(exp: Experiment) -> Verdict:
+    """Tell which layers have a width that is no power of two (M9); information only."""
+    widths = {
+        name: int(getattr(m, "out_features", 0) or getattr(m, "out_channels", 0))
+        for name, m in exp.model.named_modules()
+        if isinstance(m, (nn.Linear, _ConvNd))
+    }
+    hidden = dict(list(widths.items())[:-1])  # the last one gives the logits
+    off = [f"{name} {width}" for name, width in hidden.items() if width & (width - 1)]
+    shown = f"{len(off)} of {len(hidden)} off"
+    if off:
+        message = f"widths off powers of two (information only): {named(off)}; hardware likes model.width=32, 64, 128"
+        return Verdict("pass", shown, "powers of two", message)
+    return Verdict("pass", shown, "powers of two", "all widths are powers of two")

@@ -1,0 +1,245 @@
+"""C9: every parameter learns, and the optimizer moves it at a sane rate.
+
+`parameters` sees: tensors that get no gradient (detached, never used, behind dead units), layers kept in a
+plain list, which the model does not know and the optimizer never gets, frozen weights. A tensor whose
+gradient starts at exactly zero, as behind a residual branch that starts at zero, has a few steps to show
+one; a bias before a norm may have none. `optimizer` takes a few real training steps of a copy with the
+configured optimizer: it sees tensors it lacks or should not have, a rate of zero, a rate that explodes at
+once, impossible momentum or weight decay. Cannot see: a rate that is merely poor (O5 does), nor a gradient
+that is there and wrong (C4 does).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dlrun import engine
+from dlrun.checks.chance import expected_loss
+from dlrun.checks.sandbox import data_loss, named, replica, samples
+from dlrun.checks.verdict import Verdict
+from dlrun.experiment import Experiment
+
+__all__ = ["optimizer", "parameters"]
+
+COUNT, TRIES = 32, 5
+STEPS = 4
+ROSE, EXPLODED = 10.0, 100.0  # times the larger of first loss and chance, after a few steps
+MOMENTUM = 0.999  # averages over a thousand steps
+
+
+def parameters(exp: Experiment) -> Verdict:
+    """Look for parameters without a gradient and for tensors that learn but are not parameters."""
+    model = replica(exp)
+    trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    frozen = sum(1 for p in model.parameters() if not p.requires_grad)
+    expected = f"a gradient for each of {len(trainable)} tensors"
+    if not trainable:
+        message = "every parameter is frozen, so nothing can learn: unfreeze some with requires_grad_(True)"
+        return Verdict("fail", f"{frozen} frozen", "some that train", message)
+    reached, strangers, finite = _gradients(exp, model, trainable)
+    missed = [n for n in trainable if n not in reached and not _excused(n, reached)]
+    shown = f"{len(reached)} of {len(trainable)} tensors"
+    if not finite:
+        message = "the gradient is not finite at the start; try model.init=default"
+        return Verdict("fail", "nan or inf", expected, message)
+    if strangers:
+        message = (
+            f"{len(strangers)} tensors learn but are no parameters of the model "
+            f"({named(_places(model, strangers))}), so the optimizer never moves them: "
+            "put layers into nn.ModuleList, tensors into nn.Parameter"
+        )
+        return Verdict("fail", f"{len(strangers)} unregistered", expected, message)
+    if missed:
+        message = (
+            f"no gradient reaches {named(missed)}: a detach() or no_grad(), a layer that forward() "
+            "never uses, or dead units behind it; use the layer, or freeze it with requires_grad_(False)"
+        )
+        return Verdict("fail", shown, expected, message)
+    fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    if 2 * fixed > sum(p.numel() for p in model.parameters()):
+        message = (
+            f"{frozen} tensors, most of the weights, are frozen: right if they are pretrained, "
+            "else model.requires_grad_(True)"
+        )
+        return Verdict("warn", shown, expected, message)
+    message = f"every trainable tensor learns{f'; {frozen} are frozen' if frozen else ''}"
+    return Verdict("pass", shown, expected, message)
+
+
+def _gradients(
+    exp: Experiment, model: nn.Module, trainable: Mapping[str, Tensor]
+) -> tuple[set[str], list[Tensor], bool]:
+    """Names that got a gradient, leaves of the graph that are no parameters, and whether all was finite."""
+    x, y = samples(exp, COUNT)
+    loss = data_loss(exp)
+    known = {id(p) for p in model.parameters()} | {id(p) for p in loss.parameters()}
+    step = torch.optim.Adam(trainable.values(), lr=1e-3)
+    reached: set[str] = set()
+    strangers: dict[int, Tensor] = {}
+    for _ in range(TRIES):
+        step.zero_grad()
+        value, _ = exp.objective(model, loss, x, y)
+        if not value.requires_grad:
+            break
+        strangers |= {id(t): t for t in _leaves(value) if id(t) not in known}
+        value.backward()
+        for name, p in trainable.items():
+            if p.grad is not None and bool(p.grad.any()):
+                reached.add(name)
+                if not bool(p.grad.isfinite().all()):
+                    return reached, [], False
+        if len(reached) == len(trainable):
+            break
+        step.step()
+    return reached, list(strangers.values()), True
+
+
+def _leaves(value: Tensor) -> Iterator[Tensor]:
+    """The tensors that a backward pass from `value` ends in."""
+    todo: list[Any] = [value.grad_fn]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if hasattr(node, "variable"):
+            yield node.variable
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                todo.append(following)
+
+
+def _excused(name: str, reached: set[str]) -> bool:
+    """A bias that what follows takes out (a norm, a softmax) has a gradient of zero; M5's lint names it."""
+    return name.endswith("bias") and name[: -len("bias")] + "weight" in reached
+
+
+def _places(model: nn.Module, strangers: list[Tensor]) -> list[str]:
+    """The attributes that hold the strangers, as far as they can be found."""
+    wanted = {id(t) for t in strangers}
+    found = []
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if not attribute.startswith("_") and wanted & {id(t) for t in _inside(value)}:
+                found.append(".".join(filter(None, (name, attribute))))
+    return found or [f"of shape {tuple(t.shape)}" for t in strangers]
+
+
+def _inside(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif isinstance(value, (list, tuple, set, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _inside(item)
+
+
+def optimizer(exp: Experiment) -> Verdict:
+    """Compare the optimizer's tensors with the model's, then take a few training steps of a copy."""
+    found = _membership(exp) or _settings(exp)
+    if found is not None:
+        return found
+    trial = _twin(exp)
+    model, own = trial.model.train(), trial.optimizer
+    for group, rate in zip(own.param_groups, _rates(exp), strict=True):
+        group["lr"] = rate
+    x, y = samples(exp, min(COUNT, exp.cfg.trainer.batch_size))
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    losses, idle = [], set(before)
+    for _ in range(STEPS):
+        losses.append(float(engine.step(trial, x, y)[0]) / len(y))
+        idle -= {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+        if not losses[-1] < float("inf"):
+            break
+    start = max(abs(losses[0]), expected_loss(exp, y)[0])
+    rate = max(float(group["lr"]) for group in own.param_groups)
+    steps = len(losses)
+    shown = f"loss {losses[0]:.3g} to {losses[-1]:.3g} in {steps} steps", f"under {ROSE:g} × {start:.3g}"
+    if not losses[0] < float("inf"):
+        message = "the loss is not finite before the first step: try model.init=default"
+        return Verdict("fail", *shown, message)
+    if not losses[-1] <= EXPLODED * start:
+        message = f"the loss explodes at once at lr {rate:g}: try optimizer.lr={rate / 100:.2g}"
+        return Verdict("fail", *shown, message)
+    after = dict(model.named_parameters())
+    moved = {n for n in before if not torch.equal(after[n], before[n])}
+    still = [n for n in before if n not in moved | idle and not _excused(n, moved)]
+    if still:
+        message = (
+            f"{named(still)} did not move in {steps} steps at lr {rate:g}: "
+            "the rate or the gradient is too small; try optimizer.lr=1e-3"
+        )
+        return Verdict("fail", f"{len(still)} of {len(before)} did not move", "all move", message)
+    if losses[-1] > ROSE * start:
+        message = f"the loss rises steeply at lr {rate:g}: try optimizer.lr={rate / 10:.2g} or scheduler.warmup=1"
+        return Verdict("warn", *shown, message)
+    return Verdict("pass", *shown, "every tensor is in the optimizer, and moves")
+
+
+def _membership(exp: Experiment) -> Verdict | None:
+    """A verdict where the optimizer's tensors are not those of the model that train, each once."""
+    held = [id(p) for group in exp.optimizer.param_groups for p in group["params"]]
+    trainable = {n: id(p) for n, p in exp.model.named_parameters() if p.requires_grad}
+    foreign = set(held) - {id(p) for p in exp.model.parameters()} - {id(p) for p in exp.loss.parameters()}
+    missing = [n for n, p in trainable.items() if p not in held]
+    shown = f"{len(held)} tensors", f"{len(trainable)}, the model's own"
+    if foreign:
+        message = (
+            f"{len(foreign)} tensors of the optimizer are not the model's: it was built before the model was "
+            "replaced or changed; build it last, from model.parameters()"
+        )
+        return Verdict("fail", *shown, message)
+    if missing:
+        message = f"the optimizer lacks {named(missing)}, which never change: pass it all model.parameters()"
+        return Verdict("fail", *shown, message)
+    if len(set(held)) < len(held):
+        message = "the optimizer holds a tensor twice and would step it twice: pass each in one group"
+        return Verdict("fail", *shown, message)
+    return None
+
+
+def _settings(exp: Experiment) -> Verdict | None:
+    """A verdict on numbers that no training survives."""
+    for group, lr in zip(exp.optimizer.param_groups, _rates(exp), strict=True):
+        momentum = float(group.get("momentum") or 0.0)
+        decay = lr * float(group.get("weight_decay") or 0.0)
+        if momentum >= 1 or momentum < 0:
+            message = f"momentum {momentum:g} adds up without end, it must lie under 1: optimizer.momentum=0.9"
+            return Verdict("fail", f"momentum {momentum:g}", "0 to 0.99", message)
+        if momentum > MOMENTUM:
+            steps = 1 / (1 - momentum)
+            message = f"momentum {momentum:g} averages over {steps:.0f} steps; try optimizer.momentum=0.9"
+            return Verdict("warn", f"momentum {momentum:g}", "0 to 0.99", message)
+        if decay >= 1:
+            message = "lr × weight_decay takes all of a weight in one step: try optimizer.weight_decay=1e-4"
+            return Verdict("fail", f"lr × weight_decay {decay:.3g}", "under 1", message)
+    if not any(rate > 0 for rate in _rates(exp)):
+        message = "a learning rate of 0 changes nothing: try optimizer.lr=1e-3"
+        return Verdict("fail", "lr 0", "above 0", message)
+    return None
+
+
+def _rates(exp: Experiment) -> list[float]:
+    """The rate of each group at the peak of its schedule; what stands in it now may begin a warm-up."""
+    present = [float(group["lr"]) for group in exp.optimizer.param_groups]
+    base = exp.scheduler.state_dict()["base_lrs"]
+    if len(base) != len(present):  # another optimizer than the schedule's
+        return present
+    return [max(p, b) if p else 0.0 for p, b in zip(present, base, strict=True)]
+
+
+def _twin(exp: Experiment) -> Experiment:
+    """The experiment with copies of all that a step changes; one memo, so that the copy steps the copy."""
+    memo: dict[int, Any] = {}
+    model, loss = copy.deepcopy(exp.model, memo), copy.deepcopy(exp.loss, memo)
+    own = copy.deepcopy(exp.optimizer, memo)
+    for name, value in vars(exp.optimizer).items():
+        if name not in vars(own) and not callable(value):  # torch leaves out what L-BFGS keeps in attributes
+            setattr(own, name, copy.deepcopy(value, memo))
+    return replace(exp, model=model, loss=loss, optimizer=own)

@@ -1,0 +1,87 @@
+"""C10: the loss gets logits, not probabilities.
+
+Sees: softmax, log-softmax, sigmoid, tanh or ReLU on the outputs. Logits are free to take any value, so a
+copy is pushed for a few steps towards large and towards small outputs; what cannot go below 0, above 1 or
+beyond ±1 is no logit. Cannot see: a softmax inside the loss (the check `loss` does), or a bound far from
+the origin, such as scaled cosines, which is legitimate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dlrun.checks.sandbox import replica, samples
+from dlrun.checks.verdict import Verdict
+from dlrun.experiment import Experiment
+
+__all__ = ["probabilities"]
+
+COUNT, STEPS, RATE = 8, 10, 0.1
+ALMOST = 1e-4
+
+WRONG = {
+    "softmax": "rows are positive and sum to 1: a softmax too many, the loss has its own; return the logits",
+    "log_softmax": "rows are log-probabilities, which cross-entropy makes itself; return the logits",
+    "sigmoid": "outputs cannot leave 0 to 1: a sigmoid stands on the logits; return what goes into it",
+    "tanh": "outputs cannot leave -1 to 1: a tanh stands on the logits; return what goes into it",
+    "relu": "outputs cannot go below 0: a ReLU stands on the logits; end with a plain nn.Linear",
+    "negative": "outputs cannot go above 0: a log or -ReLU stands on the logits; end with a plain nn.Linear",
+}
+
+
+def probabilities(exp: Experiment) -> Verdict:
+    """Look at rows of outputs, then push them up and down and see where they cannot go."""
+    if not any(p.requires_grad for p in exp.model.parameters()):
+        return Verdict(
+            "skip",
+            "frozen",
+            "any value",
+            "a frozen network cannot be pushed; unfreeze it with requires_grad_(True)",
+        )
+    x, _ = samples(exp, COUNT)
+    with torch.no_grad():
+        logits = replica(exp)(x).float()
+    low, high = float(logits.min()), float(logits.max())
+    kind = _rows(logits)
+    if kind is None and not (low < -1 - ALMOST and high > 1 + ALMOST):
+        low, high = min(low, _pushed(exp, x, -1.0)), max(high, _pushed(exp, x, 1.0))
+        kind = _range(low, high)
+    shown = f"{low:.3g} to {high:.3g}"
+    if kind is None:
+        return Verdict("pass", shown, "any value", "the loss gets logits")
+    return Verdict("warn" if kind == "log_softmax" else "fail", shown, "any value", WRONG[kind])
+
+
+def _rows(logits: Tensor) -> str | None:
+    if bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-2).all()):
+        return "softmax"
+    # rounding of log-probabilities in bfloat16 is 1e-2 at most
+    return "log_softmax" if bool((logits.logsumexp(1).abs() < 1e-3).all()) else None
+
+
+def _range(low: float, high: float) -> str | None:
+    if low >= 0:
+        return "sigmoid" if high <= 1 + ALMOST else "relu"
+    if high <= 0:
+        return "negative"
+    return "tanh" if low >= -1 - ALMOST and high <= 1 + ALMOST else None
+
+
+def _pushed(exp: Experiment, x: Tensor, sign: float) -> float:
+    """The largest (sign 1) or smallest (sign -1) output met while a copy is trained towards it."""
+    model = replica(exp)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer, extreme = torch.optim.Adam(trainable, lr=RATE), float("-inf")
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        outputs: Any = model(x).float()
+        reached = float((sign * outputs.detach()).max())
+        extreme = max(extreme, reached) if reached == reached else extreme
+        if extreme > 1 + ALMOST or not outputs.requires_grad:
+            break
+        (-sign * outputs.mean()).backward()
+        optimizer.step()
+    return sign * extreme

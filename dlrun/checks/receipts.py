@@ -1,0 +1,90 @@
+"""Receipts: a check that passed for a setup need not run again for the same setup (sweeps, repeated runs).
+
+A receipt is kept under a hash of all that a check depends on: the config of model, loss, data, regularizer, objective
+and augmentation, what the data measured to, the source of the model's classes, the versions of dlrun and torch. The
+seed and the schedule are not in it; the optimizer is, for checks that step with it. Failures are never kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import dlrun
+from dlrun import rundir
+from dlrun.checks.verdict import Verdict
+from dlrun.experiment import Experiment
+
+__all__ = ["find", "keep", "key"]
+
+PARTS = ("model", "loss", "dataset", "regularizer", "objective", "augment")
+# checks whose verdict also depends on the user's own optimizer
+WITH_OPTIMIZER = ("parameters", "optimizer")
+# checks that look at the test split, which no hash may depend on before training is over (D4)
+NEVER = ("data_audit", "data_duplicates")
+
+
+def key(name: str, exp: Experiment) -> str:
+    """Return the hash that stands for a check and everything it depends on."""
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(exp.cfg, resolve=True)
+    parts = {part: plain[part] for part in PARTS}
+    if name in WITH_OPTIMIZER:
+        parts["optimizer"] = plain["optimizer"]
+    about = {
+        "check": name,
+        "config": parts,
+        "data": exp.data.record(),
+        "code": _sources(exp),
+        "device": [exp.device.type, str(exp.dtype)],
+        "versions": [dlrun.__version__, torch.__version__],
+    }
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _sources(exp: Experiment) -> list[str]:
+    """Hashes of the files that define the classes of model, loss and penalty, and dlrun's own checks."""
+    classes = [type(m) for m in [*exp.model.modules(), *exp.loss.modules()]] + [
+        type(exp.penalty),
+        type(exp.objective),
+    ]
+    modules = {c.__module__ for c in classes} | {m for m in sys.modules if m.startswith("dlrun.checks.")}
+    files = set()
+    for name in modules:
+        if name.split(".")[0] in ("torch", "torchvision"):
+            continue  # their versions stand for them
+        try:
+            files.add(inspect.getsourcefile(sys.modules[name]) or "")
+        except (TypeError, KeyError):
+            continue  # defined at a prompt: no file to read
+    return sorted(hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files if f and Path(f).is_file())
+
+
+def find(receipt: str) -> Verdict | None:
+    """Return the verdict that was kept under `receipt`, worded with its age."""
+    found = rundir.read_receipt(receipt)
+    if found is None:
+        return None
+    message = f"{'passed' if found['status'] == 'pass' else found['message']}, {_age(time.time() - found['time'])} ago"
+    return Verdict(found["status"], found["value"], found["expected"], message)
+
+
+def keep(name: str, receipt: str, verdict: Verdict) -> None:
+    """Remember the verdict of a check, unless it is a failure or nothing was checked."""
+    if verdict.status in ("pass", "warn") and name not in NEVER:
+        rundir.write_receipt(receipt, {**verdict.__dict__, "time": time.time()})
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"

@@ -1,0 +1,124 @@
+"""What the pixels and labels of all splits say about each other: copies, leaks, contradictions, blanks (D1,
+D2).
+
+Behind the checks data_audit and data_duplicates (`dlrun check`), and the audit.csv of a run. Two images are
+the same when a 128-bit digest of their pixels is, as the network gets them: decoded, resized, before
+normalisation and augmentation. So files of different formats or sizes that decode alike are found, and so are
+images that only resizing made alike, since the network cannot tell them apart either. Cannot see
+near-duplicates: another compression, crop, mirror image or brightness of the same photograph. Blank images
+are listed as such and count as nobody's copy.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from dlrun.data.images import Marks
+from dlrun.data.scan import scan
+from dlrun.data.splits import Bad, Data, Split
+
+__all__ = ["Audit", "Finding", "audit", "listed"]
+
+KINDS = ("bad", "contradiction", "leak", "duplicate", "constant")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A row of audit.csv; in a duplicate (within a split), a leak and a contradiction, `other` came first."""
+
+    kind: str
+    split: str
+    id: str
+    label: str = ""
+    other_split: str = ""
+    other_id: str = ""
+    other_label: str = ""
+    detail: str = ""
+
+    def row(self) -> dict[str, str]:
+        """The columns of audit.csv in their order."""
+        return asdict(self)
+
+
+def listed(bad: list[Bad]) -> list[Finding]:
+    """Samples that cannot be used, as findings."""
+    return [Finding("bad", item.split, item.id, detail=item.reason) for item in bad]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """All findings, by kind; `sizes` are the numbers of samples of the splits."""
+
+    findings: list[Finding]
+    sizes: dict[str, int]
+
+    def of(self, kind: str, split: str = "", other: str = "") -> list[Finding]:
+        """The findings of a kind, of one split and against another where they are named."""
+        found = [one for one in self.findings if one.kind == kind]
+        return [one for one in found if split in ("", one.split) and other in ("", one.other_split)]
+
+
+@dataclass(frozen=True)
+class _Place:
+    split: str
+    id: str
+    label: str
+
+
+def audit(data: Data) -> Audit:
+    """Compare all samples with each other; reads the test split, which `data` then holds for the end of the
+    run.
+
+    Nothing but this report depends on test. A leak is told of a sample of val or test for every earlier split
+    (train, val, test) that has it; a duplicate, of every sample but the first of its split; a contradiction,
+    of every sample with another label than the first like it, whatever their splits.
+    """
+    splits = {"train": data.train, "val": data.val, "test": data.test()}
+    found = listed(data.dropped)
+    first: dict[bytes, tuple[str, int]] = {}
+    alike: defaultdict[bytes, list[tuple[str, int]]] = defaultdict(list)  # all but the first
+    for name, split in splits.items():
+        marks = _marks(split)
+        for number, digest in enumerate(marks.digests):
+            if marks.constant[number]:
+                here = _place(data, splits, (name, number))
+                found.append(Finding("constant", here.split, here.id, here.label))
+            elif first.setdefault(digest, (name, number)) != (name, number):
+                alike[digest].append((name, number))
+    for digest, others in alike.items():
+        found += _pairs([_place(data, splits, place) for place in (first[digest], *others)])
+    found.sort(key=lambda one: KINDS.index(one.kind))  # stable: within a kind as they lie in the splits
+    return Audit(found, {name: len(split) for name, split in splits.items()})
+
+
+def _place(data: Data, splits: dict[str, Split], place: tuple[str, int]) -> _Place:
+    name, number = place
+    label = int(splits[name].labels[number])
+    known = 0 <= label < len(data.classes)
+    return _Place(name, splits[name].ids[number], data.classes[label] if known else str(label))
+
+
+def _pairs(places: list[_Place]) -> Iterator[Finding]:
+    """What a group of equal images says, in the order of the splits."""
+    seen: dict[str, _Place] = {}  # the first of each split
+    for place in places:
+        if place.label != places[0].label:
+            yield _pair("contradiction", place, places[0])
+        for split, other in seen.items():
+            yield _pair("duplicate" if split == place.split else "leak", place, other)
+        seen.setdefault(place.split, place)
+
+
+def _pair(kind: str, one: _Place, other: _Place) -> Finding:
+    return Finding(kind, one.split, one.id, one.label, other.split, other.id, other.label)
+
+
+def _marks(split: Split) -> Marks:
+    if split.images.marks is not None:
+        return split.images.marks
+    # files that did not come through prepare
+    found = scan(split.images, keep=False).images.marks
+    assert found is not None
+    return found

@@ -1,0 +1,172 @@
+"""One pass over the pixels of a split: what cannot be used, and the moments of its channels (D1, D3).
+
+Every verb that reads data does it (`dlrun train dataset=image_folder dataset.root=photos
+dataset.on_bad=drop`). Files are decoded here for the first time: kept in memory, or looked at so closely that
+no check has to decode them again. Sees files that do not decode to the end, and values that are nan or inf.
+Cannot see damage that still decodes, such as an image half gray because its file was cut and patched.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlrun.data.images import Images, InMemory, Marks, Streamed, Unreadable, cores, mark, run_ahead
+
+__all__ = ["Scan", "scan"]
+
+VALUES = 2_000_000  # in one task: some megabytes
+FILES = 64  # in one task: enough to make the hand-over between threads cheap
+Pixels = NDArray[Any]
+# count of pixels; then, a channel, sum and sum of squares (integers), or mean and squared deviations (floats)
+Sums = tuple[int, Pixels, Pixels]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the pass found: the images (decoded, where they were to be kept) and why some cannot be used, by
+    number.
+
+    `mean` and population `std` a channel are those of the others, in raw units; the std of a constant channel
+    is 1.
+    """
+
+    images: Images
+    bad: dict[int, str]
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class _Part:
+    pixels: Pixels | None
+    bad: dict[int, str]  # by row
+    sums: Sums
+    marks: Marks | None
+
+
+def scan(images: Images, *, keep: bool, workers: int = 0) -> Scan:
+    """Look at every image once, by `workers` threads; with `keep`, files end up in memory, uint8.
+
+    Raises UserError for whole images of different sizes, which is a setting to change and no damage.
+    """
+    files = images if isinstance(images, Streamed) else None
+    size = max(1, VALUES // int(np.prod(images.shape)))
+    index = torch.split(torch.arange(len(images)), min(FILES, size) if files else size)
+    pixels = np.empty((len(images), *images.shape), dtype=np.uint8) if files and keep else None
+    bad: dict[int, str] = {}
+    sums: list[Sums] = []
+    marks: list[Marks] = []
+    for rows, part in zip(_shown(index, len(images), bool(files)), _parts(images, index, keep, workers), strict=True):
+        first = int(rows[0])
+        bad.update({first + row: reason for row, reason in part.bad.items()})
+        sums.append(part.sums)
+        if part.marks is not None:
+            marks.append(part.marks)
+        if pixels is not None and part.pixels is not None:
+            pixels[first : first + len(rows)] = part.pixels
+    if pixels is not None:
+        images = InMemory(torch.from_numpy(pixels))
+    elif files:
+        digests = [digest for part_marks in marks for digest in part_marks.digests]
+        constant = np.concatenate([part_marks.constant for part_marks in marks] or [np.zeros(0, dtype=bool)])
+        images = replace(files, marks=Marks(digests, constant))
+    mean, std = _moments(sums, images.shape[2])
+    return Scan(images, bad, mean, std)
+
+
+def _parts(images: Images, index: Sequence[Tensor], keep: bool, workers: int) -> Iterator[_Part]:
+    look: Callable[..., _Part] = partial(_files, keep=keep) if isinstance(images, Streamed) else _arrays
+    tasks = [partial(look, images, rows) for rows in index]
+    at_once = workers or cores()
+    groups = (tasks[start : start + at_once] for start in range(0, len(tasks), at_once))
+    for group in run_ahead(groups, at_once):
+        yield from group
+
+
+def _shown(index: Sequence[Tensor], total: int, files: bool) -> Iterable[Tensor]:
+    """The parts, with a bar where a person waits for them."""
+    if not files or total <= 2000 or not sys.stderr.isatty():
+        return index
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(index, "Decoding images", console=Console(stderr=True), transient=True)
+
+
+def _files(images: Streamed, index: Tensor, keep: bool) -> _Part:
+    # NumPy alone: a torch operation inside a thread would start one more set of compute threads
+    pixels = np.zeros((len(index), *images.shape), dtype=np.uint8)
+    bad = {}
+    for row, number in enumerate(index.tolist()):
+        try:
+            pixels[row] = images.decode(number)
+        except Unreadable as error:
+            bad[row] = error.reason
+    return _Part(pixels if keep else None, bad, _sums(_without(pixels, bad)), None if keep else mark(pixels))
+
+
+def _arrays(images: InMemory, index: Tensor) -> _Part:
+    all_pixels = images.pixels.numpy()
+    pixels = all_pixels[(index if images.rows is None else images.rows[index]).numpy()]
+    bad = {}
+    if pixels.dtype != np.uint8:
+        finite = np.isfinite(pixels).all(axis=(1, 2, 3))
+        bad = {int(row): "holds a value that is not finite (nan or inf)" for row in np.flatnonzero(~finite)}
+    return _Part(None, bad, _sums(_without(pixels, bad)), None)
+
+
+def _without(pixels: Pixels, bad: dict[int, str]) -> Pixels:
+    return np.delete(pixels, list(bad), axis=0) if bad else pixels
+
+
+def _sums(pixels: Pixels) -> Sums:
+    channels = pixels.shape[3]
+    if pixels.dtype == np.uint8:
+        flat = pixels.reshape(len(pixels), int(np.prod(pixels.shape[1:])))  # -1 fails where all were bad
+        squares = np.square(flat, dtype=np.uint16).sum(0, dtype=np.int64)
+        return (
+            pixels.size // channels,
+            _by_channel(flat.sum(0, dtype=np.int64), channels),
+            _by_channel(squares, channels),
+        )
+    values = pixels.reshape(-1, channels).astype(np.float64)
+    mean = values.mean(0) if len(values) else np.zeros(channels)
+    return len(values), mean, ((values - mean) ** 2).sum(0)
+
+
+def _by_channel(values: Pixels, channels: int) -> Pixels:
+    result: Pixels = values.reshape(-1, channels).sum(0)
+    return result
+
+
+def _moments(parts: list[Sums], channels: int) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation a channel.
+
+    uint8 is summed in integers, so that the result is exact and the same for any number of threads.
+    Floats are merged part by part in float64 (Chan, Golub and LeVeque 1979).
+    """
+    count = sum(part[0] for part in parts)
+    if not count:
+        return [0.0] * channels, [1.0] * channels
+    if parts[0][1].dtype == np.int64:
+        sums, squares = sum(part[1] for part in parts), sum(part[2] for part in parts)
+        pairs = [(int(s), int(q)) for s, q in zip(sums, squares, strict=True)]  # type: ignore[arg-type]
+        mean = [s / count for s, _ in pairs]
+        variance = [(q * count - s * s) / count**2 for s, q in pairs]
+    else:
+        seen, middle, spread = 0, np.zeros(channels), np.zeros(channels)
+        for size, here, around in parts:
+            share = size / max(1, seen + size)
+            spread = spread + around + (here - middle) ** 2 * seen * share
+            middle, seen = middle + (here - middle) * share, seen + size
+        mean, variance = middle.tolist(), (spread / count).tolist()
+    return mean, [v**0.5 if v > 0 else 1.0 for v in variance]

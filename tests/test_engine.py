@@ -1,0 +1,168 @@
+"""The loop's arithmetic, by exact number: means over samples, accumulation, clipping, divergence, precision."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import SMALL, composed
+
+from dlrun import checkpoint, engine, rundir
+from dlrun.checkpoint import State
+from dlrun.experiment import Experiment, build
+from dlrun.progress import Screen
+
+
+def experiment(*overrides: str) -> Experiment:
+    return build(composed(*SMALL, *overrides))
+
+
+def fitted(exp: Experiment, folder: Path) -> tuple[rundir.Run, State]:
+    run, state = rundir.claim(str(folder), "test"), State()
+    engine.fit(exp, run, state, Screen())
+    return run, state
+
+
+def weights(exp: Experiment) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in exp.model.parameters()]
+
+
+def test_a_short_last_batch_skews_neither_loss_nor_accuracy(tmp_path: Path) -> None:
+    # 108 training images in batches of 100: a mean over batches would count the last 8 like 100
+    exp = experiment(
+        "trainer.batch_size=100", "optimizer=sgd", "optimizer.lr=0.0", "model.norm=none", "trainer.epochs=1"
+    )
+    run, _ = fitted(exp, tmp_path / "run")
+    row = rundir.metrics(run.path)[0]
+    whole = engine.predict(exp, exp.batches(exp.data.train))
+    expected = engine.scores(exp, whole, "train")
+    assert float(row["train_loss"]) == pytest.approx(expected["train_loss"], rel=1e-5)
+    assert float(row["train_acc"]) == pytest.approx(expected["train_acc"], abs=1e-12)
+    fold = engine.scores(exp, engine.predict(exp, exp.batches(exp.data.val, batch_size=5)), "val")
+    assert float(row["val_loss"]) == pytest.approx(fold["val_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 7])
+def test_accumulating_a_batch_in_parts_gives_the_same_step(parts: int) -> None:
+    whole = experiment("optimizer=sgd", "model.norm=none", "regularizer=l2")
+    split = experiment("optimizer=sgd", "model.norm=none", "regularizer=l2", f"trainer.accumulate={parts}")
+    x, y, _ = next(whole.train.epoch(1))
+    sums = [engine.step(e, x, y) for e in (whole, split)]
+    assert torch.allclose(sums[0], sums[1], rtol=1e-5)
+    for a, b in zip(weights(whole), weights(split), strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+
+
+def test_clipping_bounds_the_step_and_reports_the_norm_before_it() -> None:
+    exp = experiment(
+        "optimizer=sgd",
+        "optimizer.lr=1.0",
+        "optimizer.momentum=0.0",
+        "scheduler=constant",
+        "trainer.clip_norm=0.01",
+    )
+    before = weights(exp)
+    x, y, _ = next(exp.train.epoch(1))
+    norm = float(engine.step(exp, x, y)[3]) / len(y)
+    moved = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(weights(exp), before, strict=True)))
+    assert norm > 0.01
+    assert moved == pytest.approx(0.01, rel=1e-3)
+
+
+def test_clipping_by_value_bounds_every_entry() -> None:
+    exp = experiment(
+        "optimizer=sgd",
+        "optimizer.lr=1.0",
+        "optimizer.momentum=0.0",
+        "scheduler=constant",
+        "trainer.clip_value=1e-4",
+    )
+    before = weights(exp)
+    engine.step(exp, *next(exp.train.epoch(1))[:2])
+    steps = torch.cat([(a - b).flatten().abs() for a, b in zip(weights(exp), before, strict=True)])
+    assert float(steps.max()) == pytest.approx(1e-4, rel=1e-2)
+
+
+def test_the_penalty_is_logged_apart_from_the_data_loss(tmp_path: Path) -> None:
+    exp = experiment("regularizer=l2", "regularizer.l2=0.1", "optimizer=sgd", "optimizer.lr=0.0", "trainer.epochs=1")
+    penalty = 0.05 * sum(float(p.detach().square().sum()) for p in exp.model.parameters() if p.ndim >= 2)
+    run, _ = fitted(exp, tmp_path / "run")
+    row = rundir.metrics(run.path)[0]
+    assert float(row["penalty"]) == pytest.approx(penalty, rel=1e-4)
+    assert float(row["train_loss"]) < 5
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_reaches_saved_weights(tmp_path: Path) -> None:
+    exp = experiment("optimizer=sgd", "optimizer.lr=1e30", "model.norm=none", "trainer.batch_size=32")
+    run, state = rundir.claim(str(tmp_path / "run"), "test"), State()
+    with pytest.raises(engine.Diverged) as caught:
+        engine.fit(exp, run, state, Screen())
+    message = str(caught.value)
+    assert "epoch 1, step" in message
+    assert "optimizer.lr=" in message
+    assert not run.last.exists()
+    assert all(torch.isfinite(w).all() for w in weights(exp)) or not run.best.exists()
+
+
+def test_the_best_epoch_is_kept_and_a_tie_goes_to_the_lower_loss() -> None:
+    best = {"epoch": 1, "value": 0.9, "val_loss": 0.5}
+    assert engine.better({"val_acc": 0.91, "val_loss": 9.0}, best, "val_acc")
+    assert not engine.better({"val_acc": 0.89, "val_loss": 0.1}, best, "val_acc")
+    assert engine.better({"val_acc": 0.9, "val_loss": 0.4}, best, "val_acc")
+    assert not engine.better({"val_acc": 0.9, "val_loss": 0.5}, best, "val_acc")
+    low = {"epoch": 1, "value": 0.5, "val_loss": 0.5}
+    assert engine.better({"val_loss": 0.4}, low, "val_loss")
+    assert not engine.better({"val_loss": 0.6}, low, "val_loss")
+
+
+def test_best_pt_holds_the_weights_of_the_best_epoch(tmp_path: Path) -> None:
+    exp = experiment("trainer.epochs=6", "optimizer=sgd", "optimizer.lr=0.3", "scheduler=constant")
+    run, state = fitted(exp, tmp_path / "run")
+    rows = rundir.metrics(run.path)
+    assert [int(r["epoch"]) for r in rows] == [1, 2, 3, 4, 5, 6]
+    scores = [(float(r["val_acc"]), -float(r["val_loss"])) for r in rows]
+    assert state.best is not None
+    assert state.best["epoch"] == 1 + scores.index(max(scores))
+    found = checkpoint.load(run.best)
+    checkpoint.load_weights(run.best, found, exp)
+    assert engine.scores(exp, engine.predict(exp, exp.val), "val")["val_acc"] == max(scores)[0]
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam", "rmsprop_momentum"])
+def test_every_kind_of_optimizer_learns_through_the_same_step(optimizer: str) -> None:
+    exp = experiment(f"optimizer={optimizer}", "scheduler=constant", "optimizer.lr=0.02", "trainer.batch_size=200")
+    x, y, _ = next(exp.train.epoch(1))
+    losses = [float(engine.step(exp, x, y)[0]) / len(y) for _ in range(15)]
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_bf16_trains_with_fp32_weights_and_finite_scores(tmp_path: Path) -> None:
+    exp = experiment("trainer.precision=bf16", "trainer.epochs=1")
+    run, _ = fitted(exp, tmp_path / "run")
+    assert all(p.dtype == torch.float32 for p in exp.model.parameters())
+    assert math.isfinite(float(rundir.metrics(run.path)[0]["val_loss"]))
+
+
+def test_the_rate_follows_the_schedule_in_fractions_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    exp = experiment("scheduler=exponential", "scheduler.k=1.0", "optimizer.lr=0.1", "trainer.batch_size=27")
+    seen: list[float] = []
+    monkeypatch.setattr(engine, "step", lambda e, x, y: seen.append(e.scheduler.lr) or torch.zeros(4))
+    engine.train_epoch(exp, 2, State(epoch=1), Screen())
+    assert seen == pytest.approx([0.1 * math.exp(-(1 + i / 4)) for i in range(4)])
+
+
+def test_random_state_comes_back_exactly() -> None:
+    import random
+
+    import numpy as np
+
+    def draws() -> tuple[Any, ...]:
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), random.gauss(0, 1)
+
+    before = checkpoint.rng_state()
+    first = draws()
+    checkpoint.set_rng_state(before)
+    assert draws() == first

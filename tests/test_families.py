@@ -1,0 +1,94 @@
+"""Every option in conf/ is composed, built and held to its family's contract; a new YAML file needs no new test."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composed import composed
+from torch import nn
+
+from dlrun.composing import builtin_conf
+from dlrun.experiment import build
+
+CHEAP = ("trainer.threads=1", "dataset.limit=100", "check=none")
+# options that need something from outside: where it comes from in this test
+NEEDS = {
+    "dataset=image_folder": ("photos", "dataset.root={}"),
+    "dataset=arrays": ("arrays", "dataset.path={}"),
+    "model=custom": ("", "model._target_=torchmodel.Net trust=[torchmodel]"),
+    "model=torchvision": ("", "model.name=mobilenet_v3_small"),
+}
+DOWNLOADED = (
+    "mnist",
+    "fashion_mnist",
+    "kmnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "stl10",
+)  # in test_data_formats.py
+
+
+def options() -> Iterator[str]:
+    for file in sorted(builtin_conf().glob("*/*.yaml")):
+        if file.parent.name != "hydra" and not (file.parent.name == "dataset" and file.stem in DOWNLOADED):
+            yield f"{file.parent.name}={file.stem}"
+
+
+@pytest.fixture
+def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    from PIL import Image
+
+    for label in ("ant", "bee"):
+        for i in range(20):
+            path = tmp_path / "photos" / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+    np.savez(tmp_path / "arrays", x=np.random.default_rng(0).random((60, 8, 8, 1)), y=np.arange(60) % 3)
+    (tmp_path / "torchmodel.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, in_channels, num_classes, image_size):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("option", list(options()))
+def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> None:
+    from dlrun import engine
+
+    where, words = NEEDS.get(option, ("", ""))
+    source = {"photos": "photos", "arrays": "arrays.npz"}.get(where, "")
+    more = words.format(outside / source).split()
+    limit = ["dataset.limit=0"] if "dataset" in option else []
+    exp = build(composed(*CHEAP, *limit, option, *more))
+    x, y, _ = next(exp.train.epoch(1))
+    channels = exp.data.shape[2]
+    assert x.shape[1:] == (channels, *exp.data.shape[:2])
+    assert x.dtype == torch.float32
+    assert abs(float(x.mean())) < 1.0  # normalised: raw pixels would be around 100
+    logits = exp.model(x)
+    assert logits.shape == (len(y), exp.num_classes)
+    loss = exp.loss(logits, y)
+    assert loss.shape == ()
+    assert math.isfinite(loss.item())
+    before = [p.detach().clone() for p in exp.model.parameters()]
+    exp.scheduler.set(0.5)
+    sums = engine.step(exp, x, y)
+    assert torch.isfinite(sums).all()
+    assert any(not torch.equal(a, b) for a, b in zip(before, exp.model.parameters(), strict=True))
+    assert isinstance(exp.model, nn.Module)
+
+
+def test_every_option_opens_with_what_it_is_and_how_to_pick_it() -> None:
+    for file in builtin_conf().glob("*/*.yaml"):
+        first = file.read_text().splitlines()[0]
+        assert first.startswith("# "), file

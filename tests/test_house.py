@@ -1,0 +1,158 @@
+"""The house stays as it is planned: imports run downward, families stand alone, options say what they are."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlrun.composing import builtin_conf
+
+ROOT = builtin_conf().parent
+PACKAGE = ROOT / "dlrun"
+
+# who may import whom inside dlrun, room by room; * = everything below in this list
+ROOMS: dict[str, set[str]] = {
+    "config": {"rules"},
+    "rules": set(),
+    "disk": {"config"},
+    "arguments": {"config"},
+    "sentences": {"config"},
+    "targets": {"config"},
+    "progress": {"config"},
+    "composing": {"arguments", "config", "sentences", "targets"},
+    "rundir": {"config", "disk"},
+    "compare": {"config", "rundir"},
+    "plots": {"config", "rundir"},
+    "report": {"config", "rundir", "plots", "compare"},
+    "cli": {"config", "commands"},
+    "__main__": {"cli"},
+}
+FAMILIES = ("data", "models", "optim", "losses", "regularizers")
+OUTER = (
+    "arguments",
+    "compare",
+    "composing",
+    "config",
+    "disk",
+    "plots",
+    "report",
+    "rules",
+    "rundir",
+    "sentences",
+)
+OUTER += ("targets", "cli")
+# rooms that stand above the loop: nothing below them may look up
+UPPER = {"cli", "commands", "running", "search", "composing", "arguments", "compare", "report", "sentences"}
+LOWER = {"engine", "checkpoint", "experiment", "diagnostics", "checks", "objectives", *FAMILIES}
+
+
+def room(file: Path) -> str:
+    """The first part of a module's name below dlrun: models/cnn.py is in `models`."""
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(file: Path) -> set[str]:
+    """The rooms of dlrun that a file imports, at its top, in functions and for types."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if (
+                parts[0] == "dlrun"
+                and len(parts) > 1
+                and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists())
+            ):
+                found.add(parts[1])
+    return found - {room(file)}
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_imports_run_downward(file: Path) -> None:
+    here, there = room(file), imported(file)
+    if here in FAMILIES:
+        assert there <= {"config"}, "a family knows UserError and nothing else of the house"
+    if here in ROOMS:
+        assert there <= ROOMS[here]
+    if here in LOWER:
+        assert not there & UPPER
+    if here == "diagnostics":
+        assert not there & {"engine", "checks"}
+    if here in ("engine", "experiment", "checkpoint"):
+        assert "checks" not in there
+
+
+def test_no_cycles_between_rooms() -> None:
+    graph: dict[str, set[str]] = {}
+    for file in FILES:
+        graph.setdefault(room(file), set()).update(imported(file))
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, f"cycle: {' -> '.join([*path, name])}"
+        if name not in done:
+            for below in sorted(graph.get(name, ())):
+                visit(below, (*path, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+
+
+def test_what_reads_configs_and_folders_needs_no_torch() -> None:
+    there = [m for m in OUTER if (PACKAGE / f"{m}.py").exists()]
+    names = [f"dlrun.{m}" for m in there] + [
+        f"dlrun.commands.{f.stem}" for f in (PACKAGE / "commands").glob("[!_]*.py")
+    ]
+    script = "import importlib, sys\n"
+    script += f"for n in {names}: importlib.import_module(n); assert 'torch' not in sys.modules, n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+OPTIONS = sorted(builtin_conf().rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=lambda f: str(f.relative_to(builtin_conf())))
+def test_every_option_opens_with_what_it_is(file: Path) -> None:
+    first = file.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert len(first) > 20
+
+
+def test_every_option_file_of_a_group_is_in_a_group() -> None:
+    groups = {file.parent.name for file in builtin_conf().glob("*/*.yaml")}
+    expected = "dataset model optimizer scheduler regularizer loss objective augment check search trainer ensemble"
+    assert groups - {"experiment"} <= set(expected.split())
+    assert not [g for g in groups if g.endswith("s") and g != "loss"]  # singular
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+def test_modules_say_what_they_are(file: Path) -> None:
+    if file.read_text().strip():
+        assert ast.get_docstring(ast.parse(file.read_text()))
+
+
+def test_nothing_heavy_on_the_way_to_help() -> None:
+    tree = ast.parse((PACKAGE / "cli.py").read_text())
+    top = [n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))]
+    assert {a.name for n in top if isinstance(n, ast.Import) for a in n.names} <= {"importlib", "os", "sys"}
+    assert {n.module for n in top if isinstance(n, ast.ImportFrom)} <= {"__future__"}
+
+
+def test_no_room_without_a_name() -> None:
+    vague = {"utils", "util", "helpers", "helper", "base", "manager", "common", "misc"}
+    assert not {file.stem for file in FILES} & vague

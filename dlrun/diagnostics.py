@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -69,12 +70,20 @@ class Look:
 
 
 class Watch:
-    """Watches the model of an experiment: wrap each optimizer step in `step`, and `look` after each epoch."""
+    """Watches the model of an experiment: wrap each optimizer step in `step`, and `look` after each epoch.
+
+    With trainer.diagnostics=false it does and says nothing.
+    """
 
     def __init__(self, exp: Experiment) -> None:
-        self._exp = exp
+        self._exp, self._on = exp, bool(exp.cfg.trainer.get("diagnostics", True))
+        if not self._on:
+            return
         self._weights = _weights_by_layer(exp.model)
         self._tensors = [p for tensors in self._weights.values() for p in tensors]
+        self._modules = dict(exp.model.named_modules())
+        # a layer that holds others is not measured between them
+        self._leaves = {n for n in self._weights if not any(o.startswith(f"{n}.") for o in self._weights)}
         self._norms: list[Tensor] = []
         epochs = exp.cfg.trainer.epochs
         self._histogram_epochs = {1, math.ceil(epochs / 4), math.ceil(epochs / 2), epochs}
@@ -83,15 +92,15 @@ class Watch:
         index = torch.linspace(0, len(exp.data.val) - 1, count).long()
         self._images, _, _ = next(exp.batches(exp.data.val.subset(index), batch_size=count).epoch(0))
 
-    @contextmanager
-    def step(self, i: int, steps: int) -> Iterator[None]:
+    def step(self, i: int, steps: int) -> AbstractContextManager[None]:
         """Measure the optimizer step `i` (from 0) of `steps` inside, if it is one of the few that are.
 
         Norms stay where the weights are: no step waits for the accelerator.
         """
-        if not self._tensors or i not in {(k + 1) * steps // STEPS - 1 for k in range(STEPS)}:
-            yield
-            return
+        return self._measured() if self._on and i in _few(steps) else _UNMEASURED
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
         with torch.no_grad():
             before = [p.detach().clone() for p in self._tensors]
         yield
@@ -103,8 +112,10 @@ class Watch:
 
     def look(self, epoch: int) -> Look:
         """Return what the last epoch's steps and the activations now say; call it once after each epoch."""
+        if not self._on:
+            return Look([], None, None, None)
         wanted = epoch in self._histogram_epochs
-        seen = _activations(self._exp, self._weights, self._images, keep=wanted)
+        seen = self._activations(keep=wanted)
         gradients, ratios = self._read_norms()
         sizes = _by_layer(self._weights, _norms([p.detach() for p in self._tensors]).tolist())
         rows = []
@@ -120,6 +131,29 @@ class Watch:
             dead_fraction=seen.dead_fraction(),
             histograms=self._histograms(seen) if wanted else None,
         )
+
+    def _activations(self, keep: bool) -> _Seen:
+        """Send the images through in evaluation mode and return what the layers showed."""
+        model, listener, handles = self._exp.model, _Listener(keep), []
+        random, training = rng_state(), [m for m in self._modules.values() if m.training]
+        try:
+            for name, module in self._modules.items():
+                if isinstance(module, _NORM_MODULES):
+                    handles.append(module.register_forward_hook(listener.norm))
+                elif name in self._leaves:
+                    features_last = self._weights[name][0].ndim == 2
+                    handles.append(module.register_forward_hook(listener.layer(name, features_last)))
+            if training:
+                model.eval()
+            with torch.no_grad(), self._exp.autocast(), listener:
+                model(self._images)
+            return listener.result()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in training:
+                module.training = True
+            set_rng_state(random)
 
     def _read_norms(self) -> tuple[list[float], list[float]]:
         """Gradient norm and update : weight ratio of every layer: the medians of the measured steps (B3)."""
@@ -171,6 +205,15 @@ def _weights_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 _NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+@cache
+def _few(steps: int) -> frozenset[int]:
+    """The steps of an epoch that are measured: spread over it, the last among them."""
+    return frozenset((k + 1) * steps // STEPS - 1 for k in range(STEPS))
+
+
+_UNMEASURED = nullcontext()
 
 
 def _ratio(update: float, weight: float) -> float:
@@ -254,6 +297,15 @@ class _Listener(TorchFunctionMode):
         if self._output is not None and isinstance(output, Tensor):
             self._output = output
 
+    def result(self) -> _Seen:
+        """Return what was heard, in one transfer from the accelerator."""
+        self.settle()
+        seen = self.seen
+        if seen.tensors:
+            numbers = torch.stack([t for four in seen.tensors.values() for t in four]).view(-1, 4).tolist()
+            seen.numbers = dict(zip(seen.tensors, numbers, strict=True))
+        return seen
+
     def settle(self) -> None:
         """Measure a layer that met no activation function."""
         if self._output is not None:
@@ -281,33 +333,6 @@ class _Listener(TorchFunctionMode):
 def _highest(x: Tensor, unit: int) -> Tensor:
     """The largest value of each unit, in an order of reduction that suits channels-last memory."""
     return x.movedim(unit, -1).reshape(len(x), -1).amax(0).view(-1, x.shape[unit]).amax(0)
-
-
-def _activations(exp: Experiment, layers: dict[str, list[nn.Parameter]], x: Tensor, *, keep: bool) -> _Seen:
-    """Send the images through in evaluation mode and return what the layers showed."""
-    model, listener, hooks = exp.model, _Listener(keep), []
-    random, modes = rng_state(), [(m, m.training) for m in model.modules()]
-    try:
-        for name, module in model.named_modules():
-            if isinstance(module, _NORM_MODULES):
-                hooks.append(module.register_forward_hook(listener.norm))
-            elif name in layers and not any(other.startswith(f"{name}.") for other in layers):
-                hooks.append(module.register_forward_hook(listener.layer(name, layers[name][0].ndim == 2)))
-        model.eval()
-        with torch.no_grad(), exp.autocast(), listener:
-            model(x)
-        listener.settle()
-    finally:
-        for handle in hooks:
-            handle.remove()
-        for module, mode in modes:
-            module.training = mode
-        set_rng_state(random)
-    seen = listener.seen
-    if seen.tensors:
-        numbers = torch.stack([t for four in seen.tensors.values() for t in four]).view(-1, 4).tolist()
-        seen.numbers = dict(zip(seen.tensors, numbers, strict=True))
-    return seen
 
 
 def _draw(x: Tensor) -> Tensor:

@@ -74,11 +74,11 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen) -> di
     steps, device = len(exp.train), exp.device
     # loss, correct, penalty, gradient norm: summed where they are computed, so that no step waits for the others
     sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    seen = 0
+    seen, started = 0, time.perf_counter()
 
     def look() -> str:
         loss, correct = (sums[:2] / max(seen, 1)).tolist()
-        return f"loss {loss:.4f} acc {correct:.4f}"
+        return f"loss {loss:.4f} acc {correct:.4f} {seen / (time.perf_counter() - started):,.0f}/s"
 
     batches = screen.steps(exp.train.epoch(epoch), steps, epoch, exp.cfg.trainer.epochs, look)
     for i, (x, y, _) in enumerate(batches):

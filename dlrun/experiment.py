@@ -127,7 +127,8 @@ def seed_everything(seed: int) -> None:
 def _determinism(wanted: bool) -> None:
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
+    # the same switch as use_deterministic_algorithms(…, warn_only=True), which imports a compiler for 1.4 s
+    torch.set_deterministic_debug_mode("warn" if wanted else "default")
     # filling every fresh tensor with NaN would cost time and change no result
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not wanted

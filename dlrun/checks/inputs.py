@@ -80,6 +80,7 @@ def _fed(batches: Batches) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) as the model is fed them, a random choice, and their numbers in the split (N,)."""
     plain = copy.copy(batches)
     plain.augment, plain.shuffle, plain.batch_size, plain.drop_last = None, True, 64, False
+    plain.balance = False
     images: list[Tensor] = []
     numbers: list[Tensor] = []
     with closing(plain.epoch(0)) as epoch:  # type: ignore[type-var]

@@ -2,7 +2,7 @@
 
 A receipt is kept under a hash of all that a check depends on: the config of model, loss, data, regularizer, objective
 and augmentation, what the data measured to, the source of the model's classes, the versions of dlrun and torch. The
-seed and the schedule are not in it; the optimizer is, for checks that step with it. Failures are never kept.
+seed is not in it; optimizer, schedule and trainer are, for checks that step with them. Failures are never kept.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def key(name: str, exp: Experiment) -> str:
     plain: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     parts = {part: plain[part] for part in PARTS}
     if name in WITH_OPTIMIZER:
-        parts["optimizer"] = plain["optimizer"]
+        parts.update(optimizer=plain["optimizer"], scheduler=plain["scheduler"], trainer=plain["trainer"])
     about = {
         "check": name,
         "config": parts,

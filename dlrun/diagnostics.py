@@ -27,6 +27,7 @@ from dlrun.experiment import Experiment
 __all__ = ["Look", "Watch", "sparsity"]
 
 SAMPLES = 64  # validation images that the activations are measured on
+CONV_SAMPLES = 32  # the same where a model convolves: a channel shows itself at every place of an image
 STEPS = 3  # steps of an epoch whose update is measured
 BINS = 50
 HISTOGRAM_VALUES = 20_000  # drawn from a layer's activations, gradients or weights: enough for BINS bins
@@ -41,17 +42,14 @@ class Bend(NamedTuple):
 
 
 BENDS = {
-    "relu": Bend(dead=0.0),
-    "relu_": Bend(dead=0.0),
-    "relu6": Bend(dead=0.0),
+    **dict.fromkeys(("relu", "relu_", "relu6"), Bend(dead=0.0)),
     "gelu": Bend(dead=-3.0),
     "silu": Bend(dead=-6.0),
     "mish": Bend(dead=-6.0),
     "hardswish": Bend(dead=-3.0),
-    "tanh": Bend(saturated=math.atanh(0.97)),
-    "tanh_": Bend(saturated=math.atanh(0.97)),
-    "sigmoid": Bend(saturated=2 * math.atanh(0.97)),  # its limits are 0 and 1: measured from its middle
-    "sigmoid_": Bend(saturated=2 * math.atanh(0.97)),
+    **dict.fromkeys(("tanh", "tanh_"), Bend(saturated=math.atanh(0.97))),
+    # its limits are 0 and 1: measured from its middle
+    **dict.fromkeys(("sigmoid", "sigmoid_"), Bend(saturated=2 * math.atanh(0.97))),
     "softsign": Bend(saturated=0.97 / 0.03),
     "hardtanh": Bend(saturated=0.97),
     "hardsigmoid": Bend(saturated=3 * 0.97),
@@ -88,7 +86,8 @@ class Watch:
         epochs = exp.cfg.trainer.epochs
         self._histogram_epochs = {1, math.ceil(epochs / 4), math.ceil(epochs / 2), epochs}
         # spread over the split, since a folder's samples are sorted by class
-        count = min(SAMPLES, len(exp.data.val))
+        convolves = any(p.ndim > 2 for p in self._tensors)
+        count = min(CONV_SAMPLES if convolves else SAMPLES, len(exp.data.val))
         index = torch.linspace(0, len(exp.data.val) - 1, count).long()
         self._images, _, _ = next(exp.batches(exp.data.val.subset(index), batch_size=count).epoch(0))
 

@@ -25,9 +25,7 @@ class CrossEntropy(nn.Module):
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
-            raise UserError(
-                f"label_smoothing={label_smoothing:g} must be at least 0 and below 1, such as 0.1"
-            )
+            raise UserError(f"label_smoothing={label_smoothing:g} must be at least 0 and below 1, such as 0.1")
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:

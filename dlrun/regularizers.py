@@ -31,9 +31,7 @@ class Penalty:
     def __post_init__(self) -> None:
         for key in ("l1", "l2", "max_norm"):
             if not getattr(self, key) >= 0.0:
-                raise UserError(
-                    f"regularizer.{key}={getattr(self, key):g} must not be negative; 0.0 turns it off"
-                )
+                raise UserError(f"regularizer.{key}={getattr(self, key):g} must not be negative; 0.0 turns it off")
 
     @property
     def active(self) -> bool:

@@ -82,6 +82,9 @@ def _train(cfg: Any, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
 
     exp = build(cfg)
     screen.say(_headline(cfg, exp))
+    if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:
+        # two programs that spin for the same cores wait for each other: fifty times slower was measured
+        screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
     _tell_dropped(exp, run, screen)
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     fresh = not run.last.exists()

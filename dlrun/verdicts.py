@@ -34,8 +34,6 @@ GAIN = 0.01  # accuracy won in the last third of a run whose best epoch is the l
 ANNEALED_GAIN = 0.05  # the same where the schedule has ended, which wins some by itself
 SEVERE = 0.5  # share of dead units at which a layer is lost
 
-ORDER = ("stop", "warn")
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -77,7 +75,7 @@ def judge(
     for name, consequences in HIDES.items():
         if name in found:
             found = {n: f for n, f in found.items() if n not in consequences}
-    return sorted(found.values(), key=lambda f: ORDER.index(f.severity))
+    return sorted(found.values(), key=lambda f: f.severity != "stop")
 
 
 def urgent(
@@ -96,8 +94,7 @@ def urgent(
 
 def summary(findings: Iterable[Finding | Mapping[str, Any]]) -> str:
     """Return the names of findings, or of their records, for a table; `none` for a healthy run."""
-    names = [f.name if isinstance(f, Finding) else str(f.get("name")) for f in findings]
-    return " ".join(names) or "none"
+    return " ".join(f.name if isinstance(f, Finding) else str(f["name"]) for f in findings) or "none"
 
 
 def _exploding(run: Evidence) -> Finding | None:

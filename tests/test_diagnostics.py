@@ -239,9 +239,10 @@ def test_histograms_come_at_a_few_epochs_with_edges_and_counts_for_every_layer()
     assert found["weights_edges"][-1, [0, -1]] == pytest.approx([float(head.min()), float(head.max())], rel=1e-5)
 
 
-def test_the_images_are_spread_over_the_validation_split_and_the_same_each_time() -> None:
-    exp = experiment("dataset.limit=1000")
-    index = torch.linspace(0, len(exp.data.val) - 1, 64).long()
+@pytest.mark.parametrize(("model", "count"), [("mlp", 64), ("cnn", 32)])
+def test_the_images_are_spread_over_the_validation_split_and_the_same_each_time(model: str, count: int) -> None:
+    exp = experiment("dataset.limit=1000", f"model={model}")
+    index = torch.linspace(0, len(exp.data.val) - 1, count).long()
     assert torch.equal(Watch(exp)._images, Watch(exp)._images)
     everything = torch.cat([x for x, _, _ in exp.val.epoch(0)])
     assert torch.equal(Watch(exp)._images, everything[index])

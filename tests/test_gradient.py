@@ -173,6 +173,11 @@ def test_one_wrong_tensor_among_many_is_found():
     assert len(found) < 15  # groups, not each
 
 
+def test_larger_steps_that_agree_over_a_narrow_bend_prove_nothing():
+    w = leaf(0.0)  # slope 1.033 at 0, and 1.001 and 1.0001 as seen by steps of 1e-5 and 1e-4
+    assert states(lambda: (w + 1.0 + 1e-8 * torch.tanh(w / 3e-7)).sum(), w=w) == {"w[0]": "rough"}
+
+
 def test_bands():
     w = leaf(0.7)
     for factor, state in (

@@ -113,9 +113,7 @@ def test_norms_standardise_over_their_own_axes(name: str) -> None:
     assert (y.var(over, correction=0) - 1).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(3, 1), (8, 2), (12, 3), (16, 4), (64, 16), (128, 32), (512, 32)]
-)
+@pytest.mark.parametrize(("channels", "groups"), [(3, 1), (8, 2), (12, 3), (16, 4), (64, 16), (128, 32), (512, 32)])
 def test_group_norm_has_at_most_32_groups_of_at_least_4_channels(channels: int, groups: int) -> None:
     layer = norm("group", channels)
     assert isinstance(layer, nn.GroupNorm)
@@ -189,9 +187,7 @@ def test_dropout_follows_every_hidden_layer_of_an_mlp_and_precedes_the_head_of_a
 def test_cnn_takes_every_pool_and_kernel_on_small_and_larger_images(pool: str, kernel_size: int) -> None:
     for channels, side in ((1, 8), (3, 32), (1, 9)):
         model = CNN(channels, 10, width=4, kernel_size=kernel_size, pool=pool)
-        last = torch.Size(
-            model.stage3(model.stage2(model.stage1(torch.randn(2, channels, side, side)))).shape
-        )
+        last = torch.Size(model.stage3(model.stage2(model.stage1(torch.randn(2, channels, side, side)))).shape)
         expected = side if pool == "none" else math.ceil(side / 4)
         assert last == (2, 16, expected, expected)
         assert model(torch.randn(2, channels, side, side)).shape == (2, 10)
@@ -215,9 +211,7 @@ def test_cnn_never_pools_below_one_pixel() -> None:
 # --- resnet
 
 
-@pytest.mark.parametrize(
-    ("name", "blocks"), [("resnet20", 9), ("resnet32", 15), ("resnet44", 21), ("resnet56", 27)]
-)
+@pytest.mark.parametrize(("name", "blocks"), [("resnet20", 9), ("resnet32", 15), ("resnet44", 21), ("resnet56", 27)])
 def test_cifar_resnets_have_the_parameters_of_the_paper(name: str, blocks: int) -> None:
     exact = {"resnet20": 269_722, "resnet32": 464_154, "resnet44": 658_586, "resnet56": 853_018}
     assert count(resnet(name)) == exact[name]
@@ -330,9 +324,7 @@ def test_a_deep_resnet_without_skips_trains_visibly_worse() -> None:
         ("glorot_sigmoid", lambda m, n: 32 / (m + n), lambda m, n: 4 * math.sqrt(6 / (m + n))),
     ],
 )
-def test_initial_weights_have_the_variance_and_bounds_of_their_formula(
-    name: str, variance: Any, bound: Any
-) -> None:
+def test_initial_weights_have_the_variance_and_bounds_of_their_formula(name: str, variance: Any, bound: Any) -> None:
     model = nn.Sequential(nn.Linear(300, 500), nn.Conv2d(64, 128, 3), nn.BatchNorm2d(128))
     with torch.no_grad():
         for p in model.parameters():
@@ -445,9 +437,7 @@ def test_files_without_batch_counters_load(pretrained: tuple[Path, dict[str, Ten
     assert torch.equal(build("resnet18", 7, 3, 32, weights=str(file)).conv1.weight, state["conv1.weight"])
 
 
-def test_weights_that_do_not_fit_are_named(
-    pretrained: tuple[Path, dict[str, Tensor]], tmp_path: Path
-) -> None:
+def test_weights_that_do_not_fit_are_named(pretrained: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> None:
     file, state = pretrained
     for change, message in (
         (
@@ -466,9 +456,7 @@ def test_weights_that_do_not_fit_are_named(
     torch.save({"epoch": 3}, file)
     with pytest.raises(UserError, match="holds no state dict"):
         build("resnet18", 7, 3, 32, weights=str(file))
-    with pytest.raises(
-        UserError, match="is neither a file nor one of resnet18's weights: IMAGENET1K_V1 DEFAULT"
-    ):
+    with pytest.raises(UserError, match="is neither a file nor one of resnet18's weights: IMAGENET1K_V1 DEFAULT"):
         build("resnet18", 7, 3, 32, weights="IMAGENET1K_V3")
 
 
@@ -490,9 +478,7 @@ def test_named_weights_offline_are_one_line(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    with pytest.raises(
-        UserError, match=r"model.weights=DEFAULT: https://.* could not be downloaded \(.*no network"
-    ):
+    with pytest.raises(UserError, match=r"model.weights=DEFAULT: https://.* could not be downloaded \(.*no network"):
         build("resnet18", 7, 3, 32, weights="DEFAULT")
 
 
@@ -512,9 +498,7 @@ def test_models_with_auxiliary_classifiers_give_logits_alone_and_load_without_th
 def test_names_and_sizes_that_do_not_exist_are_explained() -> None:
     with pytest.raises(UserError, match=r"model.name=mobilnet_v2 is unknown; did you mean mobilenet_v2"):
         build("mobilnet_v2", 10)
-    with pytest.raises(
-        UserError, match="inception_v3 cannot take images of 32 pixels; images of 75 pixels fit"
-    ):
+    with pytest.raises(UserError, match="inception_v3 cannot take images of 32 pixels; images of 75 pixels fit"):
         build("inception_v3", 10, 3, 32)
     with pytest.raises(UserError, match="did you mean relu"):
         Style("rleu")

@@ -29,9 +29,7 @@ def make_optimizer(lr: float = 0.1, **options: Any) -> torch.optim.SGD:
 
 def build_rule(option: str) -> partial[Any]:
     """The rule of conf/scheduler/<option>.yaml, as dlrun instantiates it."""
-    cfg = OmegaConf.create(
-        {"trainer": {"epochs": EPOCHS}, "rule": OmegaConf.load(CONF / f"scheduler/{option}.yaml")}
-    )
+    cfg = OmegaConf.create({"trainer": {"epochs": EPOCHS}, "rule": OmegaConf.load(CONF / f"scheduler/{option}.yaml")})
     keys = OmegaConf.to_container(cfg.rule, resolve=True)
     assert isinstance(keys, dict)
     assert keys.pop("_partial_") is True
@@ -127,9 +125,7 @@ def test_warm_restarts_equal_torchs_at_fractions(mult: int) -> None:
     optimizer.step()
     for t in (0.25, 1.75, 2.5, 5.5, 7.125, 13.75, 25.25):
         reference.step(t)
-        assert 0.1 * s.warm_restarts(t, period=2, mult=mult) == pytest.approx(
-            optimizer.param_groups[0]["lr"], rel=1e-9
-        )
+        assert 0.1 * s.warm_restarts(t, period=2, mult=mult) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -260,9 +256,7 @@ def test_a_restored_schedule_has_the_same_future_bit_for_bit(name: str, stop: in
 
     def make() -> tuple[Scheduler, torch.optim.SGD]:
         optimizer = make_optimizer(momentum=0.9)
-        return Scheduler(
-            optimizer, RESUMED[name], warmup=1.5, momentum_start=0.5, momentum_end=0.9
-        ), optimizer
+        return Scheduler(optimizer, RESUMED[name], warmup=1.5, momentum_start=0.5, momentum_end=0.9), optimizer
 
     def go(scheduler: Scheduler, optimizer: torch.optim.SGD, first: int) -> list[tuple[float, float]]:
         seen = []

@@ -34,9 +34,7 @@ class Watched:
         return verdicts.judge(self.metrics, self.layers, self.config, self.exp.data.record(), self.status)
 
 
-def watched(
-    *overrides: str, change: Callable[[Experiment], None] = lambda exp: None, watch: bool = True
-) -> Watched:
+def watched(*overrides: str, change: Callable[[Experiment], None] = lambda exp: None, watch: bool = True) -> Watched:
     """Train to the end or to a loss that is not finite; `change` may alter the experiment before."""
     exp = build(composed("check=none", "trainer.threads=1", *overrides))
     change(exp)

@@ -95,7 +95,7 @@ def _phases(
 
 
 def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
-    """Compare directions of all tensors, then entries; a verdict as soon as one is wrong."""
+    """Compare directions of all tensors, then entries: a verdict at the first wrong one, or at the end if suspicious."""
     seed = {"start": 0, "burn-in": 1, "penalty": 2}[phase]
     generator = torch.Generator().manual_seed(seed)
     draws = [
@@ -105,11 +105,16 @@ def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
     for _ in range(RANDOM_ENTRIES[phase]):
         sizes = {n: p.numel() for n, p in slopes.parameters.items()}
         draws.append([slopes.entry(n, int(torch.randint(k, (), generator=generator))) for n, k in sizes.items()])
+    suspicious: list[Comparison] = []
     for moves in draws:
         for comparison in slopes.compare(moves):
             found.done.append(comparison)
-            if comparison.state in BAD:
+            if comparison.state == "wrong":
                 return _traced(slopes, comparison, phase, seed)
+            if comparison.state == "suspicious":
+                suspicious.append(comparison)  # what is small along a direction may be plain in an entry
+    if suspicious:
+        return _traced(slopes, max(suspicious, key=lambda c: c.error), phase, seed)
     return None
 
 
@@ -124,10 +129,10 @@ def _traced(slopes: Slopes, worst: Comparison, phase: str, seed: int) -> Verdict
         if comparison.state not in BAD:
             right.append(name)
             continue
-        if not bad and comparison.error >= worst.error / 10:
+        if not bad:
             largest = slopes.entry(name, int(slopes.gradients[name].abs().argmax()))
-            at_entry = next(slopes.compare([largest]), comparison)
-            worst = at_entry if at_entry.state == comparison.state else comparison
+            nearest = [comparison, *slopes.compare([largest])]
+            worst = next((c for c in reversed(nearest) if c.state == worst.state), worst)
         bad.append(name)
     where = ""
     if len(bad) > 1:
@@ -180,9 +185,9 @@ def _vanished(slopes: Slopes, found: _Findings) -> Verdict | None:
         message = f"the loss depends on {without[0]}, and its gradient is 0: {', '.join(steps)} lets none through"
         return Verdict("fail", f"0 in {len(without)} tensors", "a gradient", message)
     largest = {n: float(g.abs().max()) for n, g in slopes.gradients.items()}
-    # not of vectors: the gradient of a bias before a norm is rounding of 0
-    weights = [n for n, p in slopes.parameters.items() if p.ndim > 1 and 0 < largest[n] < TINY]
-    found.tiny = [n for n in slopes.parameters if n in weights or (n in lost and n not in without)]
+    tiny = [n for n in slopes.parameters if 0 < largest[n] < TINY]
+    # of vectors only those that matter: the gradient of a bias before a norm is rounding of 0
+    found.tiny = [n for n in tiny if slopes.parameters[n].ndim > 1 or n in lost]
     return None
 
 

@@ -51,9 +51,7 @@ class CNN(nn.Sequential):
                 layers.add_module("pool", _POOLINGS[pool](2, ceil_mode=True))
             for conv in range(depth // len(stages) + (stage < depth % len(stages))):
                 stride = 2 if pool == "stride" and stage > 0 and conv == 0 else 1
-                layers.add_module(
-                    f"conv{conv + 1}", conv_block(channels, wide, kernel_size, style, stride=stride)
-                )
+                layers.add_module(f"conv{conv + 1}", conv_block(channels, wide, kernel_size, style, stride=stride))
                 channels = wide
             self.add_module(f"stage{stage + 1}", layers)
         self.pool = nn.AdaptiveAvgPool2d(1)

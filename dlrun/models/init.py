@@ -59,8 +59,7 @@ def output_bias(model: nn.Module, class_frequencies: Sequence[float] | Tensor) -
         )
     if heads[-1].bias is None:
         raise UserError(
-            f"model.output_bias: the last layer of {type(model).__name__} has no bias; "
-            "type model.output_bias=default"
+            f"model.output_bias: the last layer of {type(model).__name__} has no bias; type model.output_bias=default"
         )
     frequencies = torch.as_tensor(class_frequencies, dtype=torch.float64)
     if not bool((frequencies > 0).all()):

@@ -56,9 +56,7 @@ class ResNet(nn.Sequential):
         if not blocks or min(blocks) < 1 or width < 1:
             raise UserError(f"model.blocks={list(blocks)} and model.width={width} must be at least 1")
         if zero_init_residual and (norm == "none" or not skip):
-            raise UserError(
-                "model.zero_init_residual=true needs a norm and model.skip=true: it sets scales to 0"
-            )
+            raise UserError("model.zero_init_residual=true needs a norm and model.skip=true: it sets scales to 0")
         style = Style(activation, norm, maxout_pieces)
         if stem == "small":
             self.stem = conv_block(in_channels, width, 3, style)
@@ -91,9 +89,7 @@ class ResNet(nn.Sequential):
 class _Block(nn.Module):
     """activation(F(x) + shortcut(x)); F is two 3×3 convolutions, or 1×1, 3×3, 1×1 in a bottleneck."""
 
-    def __init__(
-        self, in_channels: int, width: int, style: Style, *, stride: int, kind: str, shortcut: str
-    ) -> None:
+    def __init__(self, in_channels: int, width: int, style: Style, *, stride: int, kind: str, shortcut: str) -> None:
         super().__init__()
         channels = width * BLOCKS[kind]
         if kind == "basic":

@@ -74,9 +74,7 @@ def _construct(name: str, image_size: int, num_classes: int) -> nn.Module:
         least = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"][0]
         hint = f"; images of {least} pixels fit" if image_size < least else ""
         reason = " ".join(str(error).split())
-        raise UserError(
-            f"model.name={name} cannot take images of {image_size} pixels{hint} ({reason})"
-        ) from None
+        raise UserError(f"model.name={name} cannot take images of {image_size} pixels{hint} ({reason})") from None
     return model
 
 

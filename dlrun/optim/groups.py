@@ -77,7 +77,5 @@ def _overrides(
 def _near(pattern: str, names: list[str]) -> list[str]:
     """Parameter names, or their dotted beginnings, that look like the pattern; else the first few."""
     plain = re.sub(r"[\^$*+?()\[\]|\\]", "", pattern)
-    prefixes = {
-        ".".join(parts[:n]) for name in names if (parts := name.split(".")) for n in range(1, len(parts) + 1)
-    }
+    prefixes = {".".join(parts[:n]) for name in names if (parts := name.split(".")) for n in range(1, len(parts) + 1)}
     return get_close_matches(plain, sorted(prefixes), n=3, cutoff=0.5) or names[:3]

@@ -31,7 +31,13 @@ def main() -> None:
         np.savez("images.npz", x=x, y=y)
         setups = {
             "cnn on digits": ("check.fresh=true",),
-            "resnet18 on 32x32": ("check.fresh=true", "check.budget=600", "dataset=arrays", "dataset.path=images.npz", "model=resnet18"),
+            "resnet18 on 32x32": (
+                "check.fresh=true",
+                "check.budget=600",
+                "dataset=arrays",
+                "dataset.path=images.npz",
+                "model=resnet18",
+            ),
         }
         for name, words in setups.items():
             exp = build(compose(*words))

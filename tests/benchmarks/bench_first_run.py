@@ -25,7 +25,9 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
             result = json.loads((Path(folder) / "run" / "result.json").read_text())
         accuracies.append(result["test_acc"])
-        print(f"seed {seed}: test accuracy {accuracies[-1]:.4f}, {seconds[-1]:.1f} s (training {result['seconds']:.1f} s)")
+        print(
+            f"seed {seed}: test accuracy {accuracies[-1]:.4f}, {seconds[-1]:.1f} s (training {result['seconds']:.1f} s)"
+        )
     spread = statistics.stdev(accuracies)
     print(f"mean {statistics.mean(accuracies):.4f} ± {spread:.4f}; median {statistics.median(seconds):.1f} s")
 

@@ -95,7 +95,7 @@ def _phases(
 
 
 def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
-    """Compare directions of all tensors, then entries: a verdict at the first wrong one, or at the end if suspicious."""
+    """Compare directions of all tensors, then entries: a verdict at the first wrong one, or a suspicious one."""
     seed = {"start": 0, "burn-in": 1, "penalty": 2}[phase]
     generator = torch.Generator().manual_seed(seed)
     draws = [

@@ -86,9 +86,3 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
     assert torch.isfinite(sums).all()
     assert any(not torch.equal(a, b) for a, b in zip(before, exp.model.parameters(), strict=True))
     assert isinstance(exp.model, nn.Module)
-
-
-def test_every_option_opens_with_what_it_is_and_how_to_pick_it() -> None:
-    for file in builtin_conf().glob("*/*.yaml"):
-        first = file.read_text().splitlines()[0]
-        assert first.startswith("# "), file

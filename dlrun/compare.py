@@ -13,11 +13,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun import rundir
+from dlrun import rundir, verdicts
 from dlrun.config import UserError
 
 __all__ = ["as_csv", "as_text", "rows"]
 
+# what a column says of a run that nothing is to be said of: not worth a column on screen
+QUIET = {"checks": "pass", "verdicts": "none"}
 SCORES = ("val_acc", "val_loss", "test_acc", "test_loss")
 NUMBERS = ("epochs", "best_epoch", *SCORES, "seconds")
 # where a run lies and how it was checked says nothing about what it learned
@@ -39,6 +41,7 @@ def rows(paths: list[str]) -> list[dict[str, Any]]:
             "run": str(path),
             "status": result.get("status", ""),
             "checks": result.get("checks", ""),
+            "verdicts": verdicts.summary(result["verdicts"]) if "verdicts" in result else "",
         }
         row.update({key.removeprefix("choices."): config.get(key, "") for key in varying})
         row.update({key: result.get(key, "") for key in NUMBERS})
@@ -112,7 +115,7 @@ def as_text(table: list[dict[str, Any]]) -> str:
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
-    columns = [c for c in table[0] if any(row[c] not in ("", "pass" if c == "checks" else "") for row in table)]
+    columns = [c for c in table[0] if any(row[c] not in ("", QUIET.get(c, "")) for row in table)]
     best = {c: _best(table, c) for c in columns if c in SCORES}
     for column in columns:
         numeric = column in NUMBERS

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dlrun import checkpoint
+from dlrun import checkpoint, rundir, verdicts
 from dlrun.checkpoint import State
 from dlrun.data.batches import Batches
+from dlrun.diagnostics import Watch
 from dlrun.experiment import Experiment
 from dlrun.progress import Screen
 from dlrun.rundir import Run
@@ -41,34 +43,43 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
 
     Raises Diverged when the loss is not finite; the last checkpoint is then still finite.
     """
-    trainer = exp.cfg.trainer
+    trainer, watch, history = exp.cfg.trainer, Watch(exp), rundir.metrics(run.path)
+    config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
+    data = exp.data.record()
     for epoch in range(state.epoch + 1, trainer.epochs + 1):
         started = time.perf_counter()
-        row = train_epoch(exp, epoch, state, screen)
+        row = train_epoch(exp, epoch, state, screen, watch)
         trained = time.perf_counter()
         row.update(scores(exp, predict(exp, exp.val), "val"))
         row.update(train_seconds=trained - started, eval_seconds=time.perf_counter() - trained)
         row["samples_per_second"] = len(exp.data.train.labels) / row["train_seconds"]
         _must_be_finite(row["val_loss"], f"validation after epoch {epoch}", row["lr"])
+        look = watch.look(epoch)
+        row.update(update_ratio=look.update_ratio, dead_fraction=look.dead_fraction)
         exp.scheduler.end_epoch(row[trainer.monitor])
         is_best = better(row, state.best, trainer.monitor)
         if is_best:
             state.best = {"epoch": epoch, "value": row[trainer.monitor], "val_loss": row["val_loss"]}
         state.epoch = epoch
         state.seconds += time.perf_counter() - started
+        run.append_layers(look.rows)
+        run.add_histograms(epoch, look.histograms)
         run.append_metrics({c: row[c] for c in COLUMNS})
         checkpoint.save(run, exp, state, is_best=is_best)
         run.update_result(**progress(state, row))
         screen.epoch(row, trainer.epochs, is_best)
+        history.append(row)
+        screen.warn(verdicts.urgent(history, look.rows, config, data))
 
 
 COLUMNS = (
     *("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "penalty", "grad_norm"),
+    *("update_ratio", "dead_fraction"),
     *("train_seconds", "eval_seconds", "samples_per_second"),
 )
 
 
-def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen) -> dict[str, Any]:
+def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> dict[str, Any]:
     """One pass over the training split. Raises Diverged."""
     exp.model.train()
     steps, device = len(exp.train), exp.device
@@ -83,7 +94,8 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen) -> di
     batches = screen.steps(exp.train.epoch(epoch), steps, epoch, exp.cfg.trainer.epochs, look)
     for i, (x, y, _) in enumerate(batches):
         exp.scheduler.set(epoch - 1 + i / steps)
-        sums += step(exp, x, y).to(sums)
+        with watch.step(i, steps):
+            sums += step(exp, x, y).to(sums)
         seen += len(y)
         state.step += 1
         if device.type == "cpu" or i == steps - 1 or i % 50 == 0:

@@ -28,6 +28,7 @@ class Screen:
         self.live = self.console.is_terminal
         self.log = log
         self._bar: Any = None
+        self._warned: set[str] = set()
         self._deaf = False  # nobody reads: training goes on, the log has it all
 
     def __enter__(self) -> Screen:
@@ -100,6 +101,13 @@ class Screen:
             self._task = self._bar.add_task("", total=total, epoch="", text="")
             self._bar.start()
         return self._bar
+
+    def warn(self, findings: Iterable[Any]) -> None:
+        """Say what a run should be stopped for, each once."""
+        for finding in findings:
+            if finding.name not in self._warned:
+                self._warned.add(finding.name)
+                self.say(finding.text, style="bold yellow")
 
     def epoch(self, row: Mapping[str, Any], epochs: int, best: bool) -> None:
         """Print the row of an epoch."""

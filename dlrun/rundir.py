@@ -91,9 +91,29 @@ class Run:
         text = _csv([row], header=not path.exists())
         append(path, text.encode())
 
+    def append_layers(self, rows: list[dict[str, Any]]) -> None:
+        """Append the rows of an epoch, a layer each."""
+        path = self.path / "layers.csv"
+        if rows:
+            append(path, _csv(rows, header=not path.exists()).encode())
+
+    def add_histograms(self, epoch: int, arrays: Mapping[str, Any] | None) -> None:
+        """Add the histograms of an epoch to histograms.npz, in place of those it may hold already."""
+        import numpy as np
+
+        if arrays is None:
+            return
+        buffer = io.BytesIO()
+        merged = _arrays(self.path / "histograms.npz") | {f"{epoch:04d}/{k}": v for k, v in arrays.items()}
+        np.savez_compressed(buffer, allow_pickle=False, **merged)
+        write_atomic(self.path / "histograms.npz", buffer.getvalue())
+
     def trim_metrics(self, epoch: int) -> None:
         """Drop rows after `epoch`, and a row that a kill cut short: the run is about to write them again."""
-        path = self.path / "metrics.csv"
+        for name in ("metrics.csv", "layers.csv"):
+            self._trim(self.path / name, epoch)
+
+    def _trim(self, path: Path, epoch: int) -> None:
         if not path.exists():
             return
         lines = path.read_text().splitlines(keepends=True)
@@ -211,6 +231,25 @@ def stored(path: Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return dict(json.loads((path / "result.json").read_bytes()))
     return {"status": "running"} if (path / "config.yaml").exists() else {}
+
+
+def _arrays(file: Path) -> dict[str, Any]:
+    import numpy as np
+
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            return dict(found)
+    except (OSError, ValueError, EOFError):
+        return {}
+
+
+def layers(path: Path) -> list[dict[str, str]]:
+    """Return the rows of layers.csv as text, a layer and epoch each."""
+    try:
+        with open(path / "layers.csv", newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
 
 
 def metrics(path: Path) -> list[dict[str, str]]:

@@ -102,9 +102,19 @@ def _train(cfg: Any, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
     except engine.Diverged as error:
         screen.close()
         screen.say(f"stopped: {error}", style="bold red")
-        return DIVERGED, {"status": "diverged", "reason": str(error)}
+        return DIVERGED, {"status": "diverged", "reason": str(error), **_verdicts(exp, run, screen, "diverged")}
     screen.close()
-    return 0, _finish(exp, run, screen, state)
+    return 0, _finish(exp, run, screen, state) | _verdicts(exp, run, screen, "completed")
+
+
+def _verdicts(exp: Any, run: Run, screen: Screen, status: str) -> dict[str, Any]:
+    from dlrun import rundir, verdicts
+
+    rows, layers = rundir.metrics(run.path), rundir.layers(run.path)
+    found = verdicts.judge(rows, layers, rundir.config(run.path), exp.data.record(), status)
+    for finding in found:
+        screen.say(finding.text, style="bold red" if finding.severity == "stop" else "yellow")
+    return {"verdicts": [f.record() for f in found]}
 
 
 def _tell_dropped(exp: Any, run: Run | None, screen: Screen, told: int = 0) -> None:
@@ -184,6 +194,10 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
         test_seconds=round(time.perf_counter() - started, 3),
     )
     ending.update(test_samples=len(test), data=exp.data.record(final=True))
+    if exp.cfg.regularizer.l1:
+        from dlrun.diagnostics import sparsity
+
+        ending["sparsity"] = sparsity(exp.model)
     correct = round(ending["test_acc"] * ending["test_samples"])
     screen.say(
         f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "

@@ -61,7 +61,7 @@ def columns(*results: dict[str, Any]) -> list[str]:
     for number, each in enumerate(results):
         write_run(Path(f"outputs/runs/{number}"), **each)
     names = list(compare.rows(["outputs"])[0])
-    return names[names.index("checks") + 1 : names.index("epochs")]
+    return names[names.index("verdicts") + 1 : names.index("epochs")]
 
 
 def test_columns_are_the_keys_that_differ(here: Path) -> None:
@@ -117,7 +117,7 @@ def test_csv_holds_the_numbers_in_full(here: Path, dlrun: Callable[..., Outcome]
     text = (here / "outputs/compare.csv").read_text()
     first, second = list(csv.DictReader(io.StringIO(text)))
     assert first == {
-        "run": "outputs/runs/a", "status": "completed", "checks": "", "optimizer.lr": "0.1",
+        "run": "outputs/runs/a", "status": "completed", "checks": "", "verdicts": "", "optimizer.lr": "0.1",
         "optimizer.betas": "[0.9, 0.999]", "epochs": "3", "best_epoch": "2", "val_acc": str(2 / 3),
         "val_loss": str(1 - 2 / 3), "test_acc": str(2 / 3 - 0.01), "test_loss": str(1.1 - 2 / 3),
         "seconds": "12.3456",

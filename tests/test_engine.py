@@ -12,6 +12,7 @@ from composed import SMALL, composed
 
 from dlrun import checkpoint, engine, rundir
 from dlrun.checkpoint import State
+from dlrun.diagnostics import Watch
 from dlrun.experiment import Experiment, build
 from dlrun.progress import Screen
 
@@ -150,7 +151,7 @@ def test_the_rate_follows_the_schedule_in_fractions_of_an_epoch(monkeypatch: pyt
     exp = experiment("scheduler=exponential", "scheduler.k=1.0", "optimizer.lr=0.1", "trainer.batch_size=27")
     seen: list[float] = []
     monkeypatch.setattr(engine, "step", lambda e, x, y: seen.append(e.scheduler.lr) or torch.zeros(4))
-    engine.train_epoch(exp, 2, State(epoch=1), Screen())
+    engine.train_epoch(exp, 2, State(epoch=1), Screen(), Watch(exp))
     assert seen == pytest.approx([0.1 * math.exp(-(1 + i / 4)) for i in range(4)])
 
 

@@ -25,7 +25,9 @@ ROOMS: dict[str, set[str]] = {
     "progress": {"config"},
     "composing": {"arguments", "config", "sentences", "targets"},
     "rundir": {"config", "disk"},
-    "compare": {"config", "rundir"},
+    "evidence": set(),
+    "verdicts": {"evidence"},
+    "compare": {"config", "rundir", "verdicts"},
     "plots": {"config", "rundir"},
     "report": {"config", "rundir", "plots", "compare"},
     "cli": {"config", "commands"},
@@ -44,7 +46,7 @@ OUTER = (
     "rundir",
     "sentences",
 )
-OUTER += ("targets", "cli")
+OUTER += ("targets", "cli", "evidence", "verdicts")
 # rooms that stand above the loop: nothing below them may look up
 UPPER = {"cli", "commands", "running", "search", "composing", "arguments", "compare", "report", "sentences"}
 LOWER = {"engine", "checkpoint", "experiment", "diagnostics", "checks", "objectives", *FAMILIES}

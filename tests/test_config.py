@@ -26,7 +26,7 @@ MISTAKES = {
     "optimizer=null": "optimizer=null: no such option; options: adadelta, adagrad, adam",
     "optimizer=[adam,sgd]": "no such option",
     "+optimizer=sgd": "optimizer is chosen already",
-    "experiment=foo": "conf/experiment/foo.yaml would make it one",
+    "experiment=foo": "no such option; options: quick",
     "optimizer.lr=abc": "optimizer.lr=abc: expected a number such as 0.001, found the word 'abc'",
     "++optimizer.lr=abc": "optimizer.lr=abc: expected a number",
     "optimizer.lr=": "optimizer.lr=: expected a number such as 0.001, found nothing",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,13 @@ class State:
     seconds: float = 0.0
 
 
-def save(run: Run, exp: Experiment, state: State, *, is_best: bool) -> None:
-    """Write last.pt, and best.pt before it when this epoch is the best.
+def save(
+    run: Run, exp: Experiment, state: State, *, is_best: bool, name: str | None = None, keep: Collection[str] = ()
+) -> None:
+    """Write last.pt, before it best.pt when this epoch is the best, and before both the epoch's own file (O8).
 
-    In that order a kill in between leaves a last.pt that does the epoch again and finds the same best.
+    That one is written under `name` if it is among those to `keep`; others of its kind are removed. In this
+    order a kill in between leaves a last.pt that does the epoch again and comes to the same files.
     """
     content = {
         "model": exp.model.state_dict(),
@@ -53,6 +57,11 @@ def save(run: Run, exp: Experiment, state: State, *, is_best: bool) -> None:
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getvalue()
+    if name in keep:
+        write_atomic(run.checkpoints / str(name), data)
+    for path in run.epoch_checkpoints():
+        if path.name not in keep:
+            path.unlink()
     if is_best:
         write_atomic(run.best, data)
     write_atomic(run.last, data)
@@ -93,9 +102,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:
         # torch raises a dozen types for a damaged file: zip, pickle, end of file, refused class
-        raise UserError(
-            f"{path}: not a readable dlrun checkpoint (damaged or foreign): {_first_line(error)}"
-        ) from error
+        raise UserError(f"{path}: not a readable dlrun checkpoint: cut short, damaged or foreign") from error
     missing = [k for k in KEYS if not isinstance(found, dict) or k not in found]
     if missing:
         raise UserError(f"{path}: not a dlrun checkpoint: {', '.join(missing)} missing")

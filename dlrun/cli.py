@@ -11,15 +11,18 @@ __all__ = ["main"]
 VERBS = {
     "train": "check a setup, train it, test it once; -m sweeps over values",
     "check": "run only the checks that come before training",
+    "lr_range": "find a learning rate before training",
+    "batch_time": "find the batch size beyond which a sample costs no less time",
     "resume": "go on where a killed or interrupted run stopped",
     "compare": "lay runs side by side in one table",
+    "report": "draw the pictures and the page of a run or a sweep again",
 }
 # verbs whose arguments Hydra composes into a config; the others parse their own
-COMPOSED = ("train", "check")
+COMPOSED = ("train", "check", "lr_range", "batch_time")
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {verb:<10}{text}" for verb, text in VERBS.items())
+    rows = "\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())
     return (
         "usage: dlrun <verb> [flags] [key=value ...]\n\n"
         f"verbs:\n{rows}\n\n"

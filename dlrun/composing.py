@@ -77,6 +77,10 @@ def _ask_hydra(verb: str, flags: Flags, overrides: list[str]) -> int:
     sys.argv = [sys.argv[0], *words, *overrides]
     if "--help" in flags:
         sys.argv.append(f"hydra.job.name={verb}")
+    # for --help Hydra would build the log handlers that a config names: any class, with any argument
+    import hydra._internal.hydra as explaining
+
+    explaining.configure_log = lambda *_, **__: None  # type: ignore[attr-defined]
     answer = io.StringIO()  # printed at once: Hydra's log handlers cannot bear a reader that leaves
     try:
         with in_one_line(), redirect_stdout(answer):

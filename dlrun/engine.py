@@ -23,7 +23,7 @@ from dlrun.experiment import Experiment
 from dlrun.progress import Screen
 from dlrun.rundir import Run
 
-__all__ = ["Diverged", "Predictions", "fit", "predict", "scores"]
+__all__ = ["Diverged", "Predictions", "fit", "predict", "scores", "stopped_early"]
 
 
 class Diverged(Exception):
@@ -39,7 +39,7 @@ class Predictions:
 
 
 def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
-    """Train from `state` to the last epoch; a row in metrics.csv and a checkpoint after each.
+    """Train from `state` to the last epoch or out of patience; a row in metrics.csv and a checkpoint after each.
 
     Raises Diverged when the loss is not finite; the last checkpoint is then still finite.
     """
@@ -47,6 +47,8 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
     config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     data = exp.data.record()
     for epoch in range(state.epoch + 1, trainer.epochs + 1):
+        if stopped_early(state, trainer.patience):
+            return  # asked before an epoch, so that a run killed after its last one stops there when resumed
         started = time.perf_counter()
         row = train_epoch(exp, epoch, state, screen, watch)
         trained = time.perf_counter()
@@ -65,10 +67,11 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
         run.append_layers(look.rows)
         run.add_histograms(epoch, look.histograms)
         run.append_metrics({c: row[c] for c in COLUMNS})
-        checkpoint.save(run, exp, state, is_best=is_best)
+        history.append(row)
+        name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep != "best" else None
+        checkpoint.save(run, exp, state, is_best=is_best, name=name, keep=_kept(run, history, trainer))
         run.update_result(**progress(state, row))
         screen.epoch(row, trainer.epochs, is_best)
-        history.append(row)
         screen.warn(verdicts.urgent(history, look.rows, config, data))
 
 
@@ -115,6 +118,7 @@ def step(exp: Experiment, x: Tensor, y: Tensor) -> Tensor:
     """One optimizer step on a batch; returns the sums over its samples of loss, correct, penalty, gradient norm."""
     trainer, n = exp.cfg.trainer, len(y)
     parts = torch.zeros(4, device=x.device)
+    split = max(1, min(trainer.accumulate, n // 2))  # batch norm needs two samples to tell them apart
     parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
 
     def closure() -> Tensor:
@@ -122,7 +126,7 @@ def step(exp: Experiment, x: Tensor, y: Tensor) -> Tensor:
         exp.optimizer.zero_grad(set_to_none=True)
         parts.zero_()
         total = x.new_zeros(())
-        for xs, ys in zip(x.chunk(trainer.accumulate), y.chunk(trainer.accumulate), strict=True):
+        for xs, ys in zip(x.tensor_split(split), y.tensor_split(split), strict=True):
             with exp.autocast():
                 loss, logits = exp.objective(exp.model, exp.loss, xs, ys)
             torch.autograd.backward(loss * (len(ys) / n))
@@ -190,6 +194,22 @@ def better(row: Mapping[str, float], best: Mapping[str, float] | None, monitor: 
     if monitor.endswith("loss"):
         gain = -gain
     return gain > 0 or (gain == 0 and row["val_loss"] < best["val_loss"])
+
+
+def stopped_early(state: State, patience: int) -> bool:
+    """Say whether the best epoch lies `patience` epochs back (O8); never with patience 0."""
+    return bool(patience and state.best) and state.epoch - int((state.best or {})["epoch"]) >= patience
+
+
+def _kept(run: Run, history: list[Any], trainer: Any) -> set[str]:
+    """The names of the checkpoints that stay, drawn from the rows so far: a resumed run keeps the same ones."""
+    ranked: list[Any] = []
+    for text in history:
+        row = {c: float(text[c]) for c in ("epoch", trainer.monitor, "val_loss")}
+        score = {"value": row[trainer.monitor], "val_loss": row["val_loss"]}
+        place = next((i for i, (_, other) in enumerate(ranked) if better(row, other, trainer.monitor)), len(ranked))
+        ranked.insert(place, (run.epoch_checkpoint(row, trainer.monitor), score))
+    return {name for name, _ in ranked[: {"best": 0, "top3": 3, "all": len(ranked)}[trainer.keep]]}
 
 
 def progress(state: State, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.precision": ("auto", "fp32", "bf16"),
     # columns of metrics.csv that may decide which epoch is best
     "trainer.monitor": ("val_loss", "val_acc", "train_loss", "train_acc"),
+    "trainer.keep": ("best", "top3", "all"),
     "model.activation": (
         *("relu", "leaky_relu", "prelu", "elu", "gelu", "silu"),
         *("tanh", "sigmoid", "softsign", "maxout"),
@@ -76,6 +77,7 @@ RULES: dict[str, Rule] = {
     "trainer.eval_batch_size": _count(1),
     "trainer.accumulate": _count(1),
     "trainer.threads": _count(0),
+    "trainer.patience": _count(0),
     "trainer.clip_norm": _at_least(0),
     "trainer.clip_value": _at_least(0),
     "dataset.val_fraction": BETWEEN,

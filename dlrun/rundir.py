@@ -20,7 +20,7 @@ from dlrun.config import UserError
 from dlrun.disk import append, lock, make_folder, owned, unlock, write_atomic
 
 __all__ = ["Run", "claim", "claim_sweep", "config", "find", "make_folder", "metrics", "owned", "read_receipt"]
-__all__ += ["reopen", "result", "stored", "write_atomic", "write_receipt"]
+__all__ += ["reopen", "result", "stored", "write_atomic", "write_receipt", "write_study"]
 
 OUTPUTS = Path("outputs")
 
@@ -50,6 +50,14 @@ class Run:
         """The checkpoint of the epoch with the best monitored value."""
         return self.checkpoints / "best.pt"
 
+    def epoch_checkpoint(self, row: Mapping[str, float], monitor: str) -> str:
+        """Return the name of the checkpoint of an epoch, with its score in it (O8)."""
+        return f"epoch_{int(row['epoch']):04d}_{monitor}_{row[monitor]:.4f}.pt"
+
+    def epoch_checkpoints(self) -> list[Path]:
+        """Return the checkpoints of single epochs that are there, in their order."""
+        return sorted(self.checkpoints.glob("epoch_*.pt"))
+
     @property
     def log(self) -> Path:
         """What was printed."""
@@ -70,6 +78,14 @@ class Run:
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **arrays)
         write_atomic(self.path / "predictions.npz", buffer.getvalue())
+
+    def write_showcase(self, arrays: Mapping[str, Any]) -> None:
+        """Write what pictures show of pixels and weights: the worst errors, the first layer's filters."""
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, allow_pickle=False, **arrays)
+        write_atomic(self.path / "showcase.npz", buffer.getvalue())
 
     def write_checks(self, rows: list[dict[str, Any]]) -> None:
         """Write the results of the checks, one row a check."""
@@ -165,6 +181,21 @@ def _foreign(path: Path) -> str:
     return f"{names[0]}, which is no run of dlrun; " if names else ""
 
 
+def write_study(verb: str, folder: str | None, label: str, rows: list[dict[str, Any]], picture: bytes) -> list[Path]:
+    """Write what a verb measured as CSV and PNG to `folder`, or a new one below outputs/<verb>; return both.
+
+    Raises UserError when `folder` holds something else.
+    """
+    path = _new_folder(OUTPUTS / verb, label) if folder is None else Path(folder).expanduser()
+    make_folder(path)
+    files = [path / f"{verb}.csv", path / f"{verb}.png"]
+    if foreign := sorted(set(os.listdir(path)) - {f.name for f in files}):
+        raise UserError(f"{path} already holds {foreign[0]}; choose another run.dir=")
+    write_atomic(files[0], _csv(rows).encode())
+    write_atomic(files[1], picture)
+    return files
+
+
 def claim_sweep(folder: str | None) -> Path:
     """Make the folder of a sweep. Raises UserError when `folder` already holds something."""
     if folder is None:
@@ -196,13 +227,21 @@ def reopen(folder: str) -> Run:
     """
     path = Path(folder).expanduser()
     if not (path / "config.yaml").is_file():
-        near = ", ".join(str(p) for p in find([str(path.parent)])[-3:]) if path.parent.is_dir() else ""
+        near = ", ".join(_beside(path))
         raise UserError(f"{folder}: no run here (config.yaml is missing); runs nearby: {near or 'none'}")
     run = Run(path, "it cannot be resumed as long as it runs")
     make_folder(run.checkpoints)
-    for leftover in (*path.glob(".*.tmp"), *run.checkpoints.glob(".*.tmp")):
+    for leftover in [*path.glob(".*.tmp"), *path.glob("*/.*.tmp")]:
         leftover.unlink()
     return run
+
+
+def _beside(path: Path) -> list[str]:
+    """Up to three runs in the same folder, newest name first; none where it cannot be read."""
+    try:
+        return [str(p.parent) for p in sorted(path.parent.glob("*/config.yaml"), reverse=True)[:3]]
+    except OSError:
+        return []
 
 
 def _point_latest(path: Path) -> None:
@@ -243,22 +282,43 @@ def _arrays(file: Path) -> dict[str, Any]:
         return {}
 
 
+def arrays(path: Path, name: str) -> dict[str, Any]:
+    """Return the arrays of `predictions`, `histograms` or `showcase`; empty where there are none."""
+    return _arrays(path / f"{name}.npz")
+
+
 def layers(path: Path) -> list[dict[str, str]]:
     """Return the rows of layers.csv as text, a layer and epoch each."""
-    try:
-        with open(path / "layers.csv", newline="") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
+    return _rows(path / "layers.csv")
 
 
 def metrics(path: Path) -> list[dict[str, str]]:
     """Return the rows of metrics.csv as text, an epoch each."""
+    return _rows(path / "metrics.csv")
+
+
+def checks(path: Path) -> list[dict[str, str]]:
+    """Return the rows of checks.csv as text, a check each."""
+    return _rows(path / "checks.csv")
+
+
+def _rows(file: Path) -> list[dict[str, str]]:
     try:
-        with open(path / "metrics.csv", newline="") as file:
-            return list(csv.DictReader(file))
+        with open(file, newline="") as opened:
+            return list(csv.DictReader(opened))
     except FileNotFoundError:
         return []
+
+
+def report(path: Path) -> Path:
+    """Return where the report of a run or a sweep lies."""
+    return path / "report.html"
+
+
+def pictures(path: Path) -> Path:
+    """Return the folder of the pictures of a run or a sweep, which it makes."""
+    make_folder(path / "plots")
+    return path / "plots"
 
 
 def config(path: Path) -> dict[str, Any]:
@@ -304,10 +364,10 @@ def find(paths: list[str]) -> list[Path]:
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    if (folder / "config.yaml").is_file():
-        yield folder
-        return
     try:
+        if (folder / "config.yaml").is_file():
+            yield folder
+            return
         with os.scandir(folder) as entries:
             names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
     except OSError as error:

@@ -65,7 +65,18 @@ def _execute(cfg: Any, run: Run, screen: Screen, resuming: bool) -> int:
     except Exception as error:
         code, ending = _failure(error, run, screen)
     _record(run, ending)
+    if ending["status"] in ("completed", "diverged") and cfg.trainer.get("report", True):
+        _report(run, screen)
     return code
+
+
+def _report(run: Run, screen: Screen) -> None:
+    from dlrun import report
+
+    try:
+        screen.say(f"pictures and numbers on one page: {report.write(run.path)}")
+    except Exception as error:  # the run is done and written down: a picture must not undo that
+        screen.say(f"no report: {type(error).__name__}: {_first(error)}; `dlrun report {run.path}` tries again")
 
 
 def _record(run: Run, ending: dict[str, Any]) -> None:
@@ -104,6 +115,8 @@ def _train(cfg: Any, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
         screen.say(f"stopped: {error}", style="bold red")
         return DIVERGED, {"status": "diverged", "reason": str(error), **_verdicts(exp, run, screen, "diverged")}
     screen.close()
+    if (reason := _reason(cfg.trainer, state)) != "all epochs done":
+        screen.say(reason)
     return 0, _finish(exp, run, screen, state) | _verdicts(exp, run, screen, "completed")
 
 
@@ -173,7 +186,7 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     splits = {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}
     ending: dict[str, Any] = {
         "status": "completed",
-        "reason": "all epochs done",
+        "reason": _reason(exp.cfg.trainer, state),
         "best_epoch": int(best["best"]["epoch"]),
     }
     stored = {}
@@ -187,6 +200,8 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
                 f"{name}_ids": split.ids,
             }
         )
+        if name == "val":
+            run.write_showcase(_showcase(exp, found))
     run.write_predictions(stored)
     ending.update(
         epochs=state.epoch,
@@ -208,6 +223,31 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}")
     screen.say("lay runs side by side: dlrun compare")
     return ending
+
+
+def _showcase(exp: Any, found: Any) -> dict[str, Any]:
+    """The 24 worst validation errors as 8-bit images, and the filters of the first layer (D11)."""
+    import torch
+
+    loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
+    wrong = (found.logits.argmax(1) != found.labels).nonzero().flatten()
+    worst = wrong[loss[wrong].argsort(descending=True)[:24]]
+    pixels = exp.data.val.images.take(worst)
+    step = max(1, max(pixels.shape[1:3]) // 96)
+    pixels = pixels[:, ::step, ::step]
+    if pixels.dtype != torch.uint8 and pixels.numel():
+        pixels = (pixels - pixels.min()) * (255 / max(float(pixels.max() - pixels.min()), 1e-30))
+    shown = {"rows": worst, "images": pixels.to(torch.uint8), "losses": loss[worst]}
+    first = next((p for p in exp.model.parameters() if p.ndim >= 2), None)
+    if first is not None and first.ndim == 4:
+        shown["filters"] = first.detach()[:64].float()
+    return {name: tensor.cpu().numpy() for name, tensor in shown.items()}
+
+
+def _reason(trainer: Any, state: Any) -> str:
+    if state.epoch == trainer.epochs:
+        return "all epochs done"
+    return f"stopped early: no better {trainer.monitor} for {trainer.patience} epochs"
 
 
 def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:

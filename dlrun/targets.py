@@ -58,6 +58,8 @@ def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any,
     `given` are passed where the signature takes them. Raises UserError naming `key` for an unknown target, an
     argument that the target does not take, and a value that it refuses.
     """
+    if "_target_" not in node:
+        raise UserError(f"{key}._target_ is missing; expected the dotted name of a class, such as torch.optim.SGD")
     name = str(node["_target_"])
     target = _locate(f"{key}._target_", name, trust)
     own = {k: _build(v, trust, f"{key}.{k}") for k, v in node.items() if not k.startswith("_")}
@@ -107,7 +109,8 @@ def _check_name(key: str, name: Any, trust: list[str]) -> None:
         return
     package = parts[0]
     if package not in ("dlrun", "torch", "torchvision"):
-        hint = f"if {package} is your own code, type trust=[{package}]"
+        known = package in sys.stdlib_module_names
+        hint = "a config may name no such thing" if known else f"if {package} is your own code, type trust=[{package}]"
         raise UserError(f"{key}={name}: refused: not one of dlrun's; {hint}")
     near = difflib.get_close_matches(name, [*THEIRS, *(f"{module}.{n}" for n in _defined(module))], 1, 0.8)
     hint = f"did you mean {near[0]}?" if near else "it is not on dlrun's list of what a config may name"

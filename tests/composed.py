@@ -6,7 +6,14 @@ from typing import Any
 
 from dlrun.composing import compose
 
-SMALL = ("trainer.epochs=2", "dataset.limit=120", "check=none", "model.width=4", "trainer.threads=1")
+SMALL = (
+    "trainer.epochs=2",
+    "dataset.limit=120",
+    "check=none",
+    "model.width=4",
+    "trainer.threads=1",
+    "trainer.report=false",
+)
 
 
 def composed(*overrides: str) -> Any:

@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-TINY = ("trainer.epochs=1", "dataset.limit=100", "check=none", "model.width=4", "trainer.threads=1")
+TINY = (
+    "trainer.epochs=1",
+    "dataset.limit=100",
+    "check=none",
+    "model.width=4",
+    "trainer.threads=1",
+    "trainer.report=false",
+)
 
 
 @dataclass

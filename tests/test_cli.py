@@ -27,7 +27,7 @@ def test_help_names_every_verb(dlrun: Callable[..., Outcome], word: str) -> None
     outcome = dlrun(word)
     assert (outcome.code, outcome.err) == (0, "")
     for verb, what in VERBS.items():
-        assert f"  {verb:<10}{what}\n" in outcome.out
+        assert f"  {verb:<12}{what}\n" in outcome.out
 
 
 def test_without_a_verb_the_usage_is_the_answer_and_an_error(dlrun: Callable[..., Outcome]) -> None:
@@ -61,7 +61,7 @@ def test_help_of_a_verb_lists_groups_and_keys(dlrun: Callable[..., Outcome], ver
     assert "$DLRUN_CONF" in outcome.out
 
 
-@pytest.mark.parametrize("verb", ["resume", "compare"])
+@pytest.mark.parametrize("verb", ["resume", "compare", "report"])
 def test_help_of_the_others(dlrun: Callable[..., Outcome], verb: str) -> None:
     outcome = dlrun(verb, "--help")
     assert (outcome.code, outcome.err) == (0, "")

@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "verdicts": {"evidence"},
     "compare": {"config", "rundir", "verdicts"},
     "plots": {"config", "rundir"},
-    "report": {"config", "rundir", "plots", "compare"},
+    "report": {"config", "rundir", "plots", "compare", "composing", "verdicts"},
     "cli": {"config", "commands"},
     "__main__": {"cli"},
 }

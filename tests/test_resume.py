@@ -17,14 +17,14 @@ import torch
 from composed import composed
 from PIL import Image
 
-from dlrun import rundir
+from dlrun import disk, rundir
 from dlrun.config import UserError
 
 KILLS = 20
 COMMON = (
     "check=none", "model.width=4", "regularizer=dropout", "regularizer.l2=1e-3", "augment=crop_flip", "augment.pad=1",
     "optimizer=sgd", "optimizer.lr=0.05", "trainer.batch_size=16", "trainer.threads=1", "trainer.epochs=10",
-    "scheduler=warm_restarts",
+    "scheduler=warm_restarts", "trainer.report=false",
 )  # fmt: skip
 
 
@@ -54,6 +54,29 @@ def _kill_at(count: int) -> None:
 
     for name in ("fsync", "replace", "write"):
         setattr(os, name, counting(getattr(os, name)))
+
+    class InTwo:
+        """A file whose writes come in two halves, with a moment between them to be killed in."""
+
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> InTwo:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, data: bytes) -> None:
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+            counting(lambda: None)()
+            self.file.write(data[len(data) // 2 :])
+
+    disk.open = lambda *words: InTwo(open(*words))  # type: ignore[attr-defined]  # noqa: SIM115
 
 
 @pytest.fixture(scope="module")

@@ -272,3 +272,25 @@ def test_console_script_finds_a_model_in_its_folder_and_resume_wants_trust_again
     assert refused.code == 2
     assert "type trust=[mynet]" in refused.err
     assert dlrun("resume", "run", "trust=[mynet]").code == 0
+
+
+def test_help_builds_no_log_handler_that_a_config_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dlrun import cli
+
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf" / "model" / "cnn.yaml").write_text(
+        "# @package _global_\n"
+        "hydra:\n"
+        "  hydra_logging:\n"
+        "    version: 1\n"
+        "    handlers: {x: {class: logging.FileHandler, filename: made.log}}\n"
+        "    root: {handlers: [x]}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dlrun", "train", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    capsys.readouterr()
+    assert not (tmp_path / "made.log").exists()

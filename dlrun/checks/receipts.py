@@ -57,6 +57,8 @@ def _sources(exp: Experiment) -> list[str]:
         type(exp.objective),
     ]
     modules = {c.__module__ for c in classes} | {m for m in sys.modules if m.startswith("dlrun.checks.")}
+    # a user's class may lean on any file of its package
+    modules |= {m for m in sys.modules for t in exp.cfg.trust if m == t or m.startswith(f"{t}.")}
     files = set()
     for name in modules:
         if name.split(".")[0] in ("torch", "torchvision"):

@@ -57,7 +57,9 @@ class Batches:
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
+        # a single sample left over joins the batch before it: batch norm cannot train on one
+        alone = rest == 1 and whole > 0
+        return whole + (rest > 0 and not alone and not self.drop_last)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """One pass over the split; `number` decides order and draws. Closing it ends its decoding threads."""
@@ -69,7 +71,10 @@ class Batches:
             order = torch.randperm(count, generator=_generator("cpu", self.seed, "shuffle", number))
         generator = _generator(self.device, self.seed, "augment", number)
         home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
-        chunks = torch.split(order.to(home), self.batch_size)[: len(self)]
+        chunks = list(torch.split(order.to(home), self.batch_size))
+        if len(chunks) > 1 and len(chunks[-1]) == 1 and not self.drop_last:
+            chunks[-2:] = [torch.cat(chunks[-2:])]
+        chunks = chunks[: len(self)]
         with closing(read(self.images, chunks, self.workers)) as batches:
             for index, raw in zip(chunks, batches, strict=True):
                 index, images = index.to(self.device), raw.to(self.device)

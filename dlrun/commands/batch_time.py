@@ -1,0 +1,47 @@
+"""`dlrun batch_time [--seconds=60]`: time a step against the batch size, and find the knee (O6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlrun.commands.lr_range import next_command, numbers
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Compose, time powers of two, print and store the table; returns 0, or 3 when not even one sample fits."""
+    from dlrun.composing import run
+
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+    found, rest = numbers(argv, {"--seconds": 60.0})
+
+    def task(cfg: Any) -> int:
+        from dlrun import batch_time, rundir
+        from dlrun.experiment import build
+        from dlrun.running import label
+
+        print("batch size   ms a step   ms a sample   samples/s   peak MB")
+
+        def say(t: batch_time.Timing) -> None:
+            memory = f"{t.peak_mb:,.0f}" if t.peak_mb else "-"
+            each = 1e3 * t.sample_seconds
+            row = f"{t.batch_size:>10}  {1e3 * t.step_seconds:>10.2f}  {each:>12.4f}  {1e3 / each:>10,.0f}  {memory:>8}"
+            print(row, flush=True)
+
+        timings, ending = batch_time.measure(build(cfg), found["--seconds"], say)
+        print(f"ended: {ending}")
+        if not timings:
+            return 3
+        size = batch_time.knee(timings)
+        picture = batch_time.draw(timings, size, ending, label(cfg))
+        files = rundir.write_study("batch_time", cfg.run.dir, label(cfg), batch_time.table(timings), picture)
+        print(f"knee: {size}, the smallest batch whose time per sample is within 25 % of the lowest")
+        print(f"table: {files[0]}, picture: {files[1]}")
+        setting = f"trainer.batch_size={size}"
+        print(f"next: {next_command('train', rest, setting)}")
+        print(f"the learning rate belongs to the batch size: {next_command('lr_range', rest, setting)}")
+        return 0
+
+    return run("batch_time", rest, task)

@@ -1,0 +1,75 @@
+"""`dlrun lr_range [--low=1e-7] [--high=1] [--steps=100]`: find a learning rate before training (O5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlrun.config import UserError
+
+__all__ = ["main", "next_command", "numbers"]
+
+FLAGS = {"--low": 1e-7, "--high": 1.0, "--steps": 100.0}
+
+
+def main(argv: list[str]) -> int:
+    """Compose, sweep the rate over a few batches, print and store the curve; returns 0, or 3 without a suggestion."""
+    from dlrun.composing import run
+
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+    found, rest = numbers(argv, FLAGS)
+    low, high, steps = found["--low"], found["--high"], int(found["--steps"])
+    if not low < high:
+        raise UserError(f"--low={low:g} --high={high:g}: expected --low below --high")
+    if steps < 10:
+        raise UserError(f"--steps={steps}: expected 10 or more")
+
+    def task(cfg: Any) -> int:
+        from dlrun import lr_range, rundir
+        from dlrun.experiment import build
+        from dlrun.running import label
+
+        points = lr_range.measure(build(cfg), low, high, steps)
+        verdict = lr_range.judge(points, low, high)
+        print("\n".join(lr_range.lines(points)))
+        picture = lr_range.draw(points, verdict, label(cfg))
+        files = rundir.write_study("lr_range", cfg.run.dir, label(cfg), lr_range.table(points), picture)
+        print(f"{verdict.text}\ncurve: {files[0]}, picture: {files[1]}")
+        if verdict.lr is None:
+            return 3
+        print(f"next: {next_command('train', rest, f'optimizer.lr={verdict.lr:g}')}")
+        return 0
+
+    return run("lr_range", rest, task)
+
+
+def numbers(argv: list[str], flags: dict[str, float]) -> tuple[dict[str, float], list[str]]:
+    """Take the flags that are numbers out of the words; return them with their defaults, and the other words.
+
+    Raises UserError for a value that is no number above 0.
+    """
+    found, rest, words = dict(flags), [], list(argv)
+    while words:
+        word = words.pop(0)
+        name, given, value = word.partition("=")
+        if name not in flags:
+            rest.append(word)
+            continue
+        value = value if given or not words else words.pop(0)
+        try:
+            found[name] = float(value)
+        except ValueError:
+            found[name] = 0.0
+        if not 0 < found[name] < float("inf"):
+            raise UserError(f"{name}={value}: expected a number above 0, such as {name}={flags[name]:g}")
+    return found, rest
+
+
+def next_command(verb: str, words: list[str], setting: str) -> str:
+    """Return the command that uses a suggestion: the words as typed, that setting last."""
+    import shlex
+
+    key = setting.partition("=")[0]
+    # run.dir named the folder of the measurement
+    kept = [w for w in words if w.lstrip("+").partition("=")[0] not in (key, "run.dir")]
+    return shlex.join(["dlrun", verb, *kept, setting])

@@ -1,0 +1,24 @@
+"""`dlrun report PATH`: the pictures and the page of a run or a sweep, written again from its files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlrun.arguments import Parser
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Write the report and print where it is; returns 0."""
+    parser = Parser(prog="dlrun report", description=__doc__)
+    parser.add_argument("path", help="a run, a sweep or a folder of them, such as outputs/latest")
+    args = parser.parse_args(argv)
+    from dlrun import report, rundir
+
+    runs, path = rundir.find([args.path]), Path(args.path).expanduser()
+    if len(runs) == 1 and runs[0].resolve() == path.resolve():
+        print(report.write(path))
+    else:
+        print(report.write_sweep(path))
+    return 0

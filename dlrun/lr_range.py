@@ -1,0 +1,133 @@
+"""The learning-rate range test: one step a batch while the rate rises geometrically (`dlrun lr_range`, O5).
+
+After L. N. Smith, "Cyclical Learning Rates for Training Neural Networks" (2017). The experiment is left as it was.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dlrun import engine
+from dlrun.config import UserError
+from dlrun.experiment import Experiment
+from dlrun.trial import endless, out_of_memory, picture, untouched
+
+__all__ = ["Point", "Verdict", "draw", "judge", "lines", "measure", "table"]
+
+MEMORY = 0.8  # of the moving average: at the default 100 steps over 7 decades it lags a third of a decade
+STOP = 4.0  # times the lowest smoothed loss: beyond it nothing is to be learnt
+FALL = 0.05  # of the first loss: a smaller fall is flat
+BACK = 10.0  # the suggestion is the rate of the lowest loss over this: there the rise has already begun
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step of the test: its rate, the loss of its batch before it, and the bias-corrected moving average."""
+
+    lr: float
+    loss: float
+    smoothed: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`state` is fine, flat, high or open; `lr` is None where the curve suggests none."""
+
+    state: str
+    lr: float | None
+    text: str
+
+
+def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]:
+    """Train `steps` batches at rates from `low` to `high`; ends early where the loss explodes.
+
+    The groups of optimizer.per_layer keep their ratios. Raises UserError when the optimizer has no rate to
+    move, or when memory runs out.
+    """
+    base = float(exp.cfg.optimizer.lr)
+    first = exp.scheduler.state_dict()["base_lrs"]
+    if base <= 0 or any("lr" not in group for group in exp.optimizer.param_groups):
+        raise UserError(f"optimizer.lr={base:g}: the range test needs a rate above 0 to scale")
+    points: list[Point] = []
+    average, lowest = 0.0, math.inf
+    with untouched(exp):
+        exp.model.train()
+        for i, (x, y, _) in zip(range(steps), endless(exp.train), strict=False):
+            lr = low * (high / low) ** (i / (steps - 1))
+            for group, own in zip(exp.optimizer.param_groups, first, strict=True):
+                group["lr"] = lr * own / base
+            try:
+                loss = float(engine.step(exp, x, y)[0]) / len(y)
+            except Exception as error:
+                if out_of_memory(error):
+                    raise UserError("out of memory: try trainer.accumulate=2 or a smaller batch") from error
+                raise
+            average = MEMORY * average + (1 - MEMORY) * loss
+            smoothed = average / (1 - MEMORY ** (i + 1))
+            points.append(Point(lr, loss, smoothed))
+            lowest = min(lowest, smoothed)
+            if not math.isfinite(smoothed) or smoothed > STOP * lowest:
+                break
+    return points
+
+
+def judge(points: list[Point], low: float, high: float) -> Verdict:
+    """Read a suggestion off the smoothed curve: a tenth of the rate at which it is lowest."""
+    finite = [p for p in points if math.isfinite(p.smoothed)]
+    if not finite:
+        return Verdict("high", None, f"not finite from the start: the range is too high, try --low={low / 1e3:g}")
+    start, best = finite[0].smoothed, min(finite, key=lambda p: p.smoothed)
+    end = finite[-1].smoothed
+    if best.smoothed > (1 - FALL) * start:
+        if len(finite) < len(points) or end > 1.5 * start:
+            text = f"rising without a fall before it: the range is too high, try --low={low / 1e3:g}"
+            return Verdict("high", None, text)
+        text = f"flat: the loss stays near {start:.3g}, the range is too low, try --high={high * 1e3:g}"
+        return Verdict("flat", None, text)
+    lr = float(f"{best.lr / BACK:.2g}")
+    text = f"the loss is lowest ({best.smoothed:.3g}) at lr {best.lr:.2g}; a tenth of that leaves room before it rises"
+    if best is points[-1]:
+        return Verdict("open", lr, f"still falling at the end of the range: try --high={high * 10:g}; {text}")
+    return Verdict("fine", lr, text)
+
+
+def lines(points: Iterable[Point]) -> list[str]:
+    """The curve in words: the last smoothed loss of every half decade, as a number and a bar."""
+    rows = {math.floor(2 * math.log10(p.lr) + 1e-9): p for p in points}
+    shown = [p.smoothed for p in rows.values() if math.isfinite(p.smoothed)]
+    top = min(max(shown), 2 * shown[0]) if shown else 1.0
+    out = ["      lr  smoothed loss"]
+    for p in rows.values():
+        bar = "#" * round(40 * min(p.smoothed / top, 1.0)) if math.isfinite(p.smoothed) else ""
+        out.append(f"{p.lr:8.1e}  {p.smoothed:8.4f}  {bar}")
+    return out
+
+
+def draw(points: list[Point], verdict: Verdict, title: str) -> bytes:
+    """Return the curve as PNG: loss against the rate on a log axis, the suggestion marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    finite = [p for p in points if math.isfinite(p.smoothed)]
+    rates = [p.lr for p in finite]
+    axes.plot(rates, [p.loss for p in finite], color="0.75", lw=1, label="loss of each batch")
+    axes.plot(rates, [p.smoothed for p in finite], color="#0072B2", lw=2, label="smoothed")
+    if finite:  # the explosion at the end would flatten all that matters
+        top = 2 * max(finite[0].smoothed, finite[0].loss)
+        axes.set_ylim(0, min(top, 1.05 * max(p.loss for p in finite)))
+    if verdict.lr is not None:
+        axes.axvline(verdict.lr, color="#D55E00", ls="--", lw=2, label=f"suggestion: optimizer.lr={verdict.lr:g}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (one batch a step)")
+    axes.set_title(f"Learning-rate range test: {title}", loc="left")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return picture(figure)
+
+
+def table(points: list[Point]) -> list[dict[str, Any]]:
+    """The rows of lr_range.csv, a step each."""
+    return [{"step": i, "lr": p.lr, "loss": p.loss, "smoothed": p.smoothed} for i, p in enumerate(points, 1)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.arguments import Flags, split
-from dlrun.config import UserError, flatten, unknown, validate
+from dlrun.config import UserError, flatten, lookup, unknown, validate
 from dlrun.sentences import in_one_line
 
 __all__ = ["Composer", "builtin_conf", "compose", "run"]
@@ -244,6 +244,8 @@ class Composer:
 
         key, adds = override.key_or_group, override.is_add() or override.is_force_add()
         try:
+            # an empty mapping is there to be filled with names of the user's own (optimizer.per_layer)
+            adds = adds or (lookup(schema, key) == {} and isinstance(override.value(), dict))
             OmegaConf.update(cfg, key, override.value(), force_add=adds)
         except (ConfigAttributeError, ConfigKeyError) as error:
             wrong = getattr(error, "full_key", None) or key

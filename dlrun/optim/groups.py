@@ -1,6 +1,6 @@
 """Parameter groups: which tensors decay, and learning rates by layer.
 
-Reached by `optimizer.weight_decay=5e-4` and `optimizer.per_layer={'^stem': {lr: 0.01}}` (practices R1, O7).
+Reached by `optimizer.weight_decay=5e-4` and `optimizer.per_layer={stem: {lr: 0.01}}` (practices R1, O7).
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ def test_rules_are_in_step_with_the_families() -> None:
 def test_poolings_build(pool: str) -> None:
     from dlrun.models.cnn import CNN
 
-    CNN(in_channels=1, num_classes=10, width=4, pool=pool)
+    assert CNN(in_channels=1, num_classes=10, width=4, pool=pool).state_dict()
 
 
 @pytest.mark.parametrize("monitor", CHOICES["trainer.monitor"])

@@ -136,6 +136,7 @@ def test_a_forked_child_does_not_hold_the_folder(here: Path) -> None:
         os._exit(0)
     run.release()
     again = rundir.claim("run", "")
+    assert rundir.owned(here / "run")
     again.release()
     os.close(writer)
     os.waitpid(child, 0)
@@ -174,7 +175,20 @@ def test_a_run_that_died_before_its_config_is_claimed_anew(here: Path) -> None:
     run = rundir.claim("run", "")
     (run.path / "log.txt").touch()
     run.release()
-    rundir.claim("run", "").release()
+    again = rundir.claim("run", "")
+    assert rundir.owned(here / "run")
+    again.release()
+
+
+def test_a_mistyped_run_is_not_looked_for_all_over_the_disk(here: Path) -> None:
+    for name in ("runs/a", "deep/down/b"):
+        (here / name).mkdir(parents=True)
+        (here / name / "config.yaml").touch()
+    with pytest.raises(UserError, match=r"runs nearby: .*runs/a") as caught:
+        rundir.reopen(str(here / "runs" / "typo"))
+    with pytest.raises(UserError, match="runs nearby: none"):
+        rundir.reopen(str(here / "typo"))
+    assert "deep" not in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

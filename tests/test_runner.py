@@ -111,6 +111,30 @@ def test_the_code_of_a_users_model_invalidates_receipts(folder: Path, monkeypatc
     sys.modules.pop("usernet", None)
 
 
+def test_a_file_that_a_users_model_leans_on_invalidates_receipts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    (folder / "userpack").mkdir()
+    (folder / "userpack" / "__init__.py").touch()
+    (folder / "userpack" / "net.py").write_text(
+        "from torch import nn\n"
+        "from userpack import ops\n"
+        "class Net(nn.Sequential):\n"
+        "    def __init__(self, image_size, num_classes):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(image_size**2, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    words = ["dataset.limit=120", "trainer.threads=1", "check.only=[loss]"]
+    words += ["model=custom", "model._target_=userpack.net.Net", "trust=[userpack]"]
+    ran = counted(monkeypatch)
+    for text, expected in (("", 1), ("", 1), ("changed = True\n", 2)):
+        (folder / "userpack" / "ops.py").write_text(text)
+        checks.run(build(composed(*words)))
+        assert len(ran) == expected
+    for name in ("userpack", "userpack.net", "userpack.ops"):
+        sys.modules.pop(name, None)
+
+
 def test_a_failure_is_never_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = counted(monkeypatch)
     for _ in range(2):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dlrun import engine
+from dlrun import engine, memory
 from dlrun.data.batches import Batches
 from dlrun.experiment import Experiment
 from dlrun.trial import endless, out_of_memory, picture, untouched
@@ -25,7 +25,7 @@ WARM, MOST, LONG = 2, 20, 0.3  # steps that are not counted; most steps timed a 
 
 @dataclass(frozen=True)
 class Timing:
-    """Lowest seconds of a step and of a sample in it; peak_mb is the accelerator's memory, 0 on a processor."""
+    """Lowest seconds of a step and of a sample in it; peak_mb is the most MiB held, 0 where nothing tells."""
 
     batch_size: int
     step_seconds: float
@@ -63,13 +63,12 @@ def measure(exp: Experiment, seconds: float, say: Callable[[Timing], None]) -> t
 
 def _time(exp: Experiment, size: int) -> Timing:
     exp.model.train()
-    if exp.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(exp.device)
+    memory.forget_peak(exp.device)
     old = exp.train
     options = {"augment": old.augment, "balance": old.balance, "seed": old.seed}
     fresh = exp.batches(exp.data.train, batch_size=size, shuffle=True, drop_last=True, **options)
     taken = list(_steps(exp, fresh))
-    peak = torch.cuda.max_memory_allocated(exp.device) / 2**20 if exp.device.type == "cuda" else 0.0
+    peak = memory.peak_mb(exp.device) or 0.0
     best = min(taken)  # what else runs on a machine only ever adds
     return Timing(size, best, best / size, peak)
 

@@ -216,7 +216,12 @@ def _paths(cfg: Mapping[str, Any]) -> None:
 
 
 def _reaches(cfg: Mapping[str, Any]) -> None:
-    """A regularizer that the chosen model or loss cannot use is an error, not a silence."""
+    """A key that the chosen model, loss or trainer cannot use is an error, not a silence."""
     for key, part in (("dropout", "model"), ("label_smoothing", "loss")):
         if lookup(cfg, f"regularizer.{key}") and key not in cfg[part]:
             raise UserError(f"regularizer.{key} has no effect: this {part} has no {key}; choose another {part}=")
+    trainer = cfg["trainer"]
+    if trainer.get("while_gap_shrinks") and not trainer.get("patience"):
+        raise UserError("trainer.while_gap_shrinks has no effect without patience; add trainer.patience=5")
+    if trainer.get("monitor") in ("update_ratio", "dead_fraction") and not trainer.get("diagnostics"):
+        raise UserError(f"trainer.monitor={trainer['monitor']}: nothing measures it with trainer.diagnostics=false")

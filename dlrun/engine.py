@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dlrun import checkpoint, rundir, verdicts
+from dlrun import checkpoint, memory, rundir, verdicts
 from dlrun.checkpoint import State
 from dlrun.data.batches import Batches
 from dlrun.diagnostics import Watch
+from dlrun.evidence import lower_is_better
 from dlrun.experiment import Experiment
 from dlrun.progress import Screen
 from dlrun.rundir import Run
@@ -47,9 +49,10 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
     config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     data = exp.data.record()
     for epoch in range(state.epoch + 1, trainer.epochs + 1):
-        if stopped_early(state, trainer.patience):
+        if stopped_early(state, trainer, history):
             return  # asked before an epoch, so that a run killed after its last one stops there when resumed
         started = time.perf_counter()
+        memory.forget_peak(exp.device)
         row = train_epoch(exp, epoch, state, screen, watch)
         trained = time.perf_counter()
         row.update(scores(exp, predict(exp, exp.val), "val"))
@@ -58,6 +61,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
         _must_be_finite(row["val_loss"], f"validation after epoch {epoch}", row["lr"])
         look = watch.look(epoch)
         row.update(update_ratio=look.update_ratio, dead_fraction=look.dead_fraction)
+        row["memory_mb"] = memory.peak_mb(exp.device)
         exp.scheduler.end_epoch(row[trainer.monitor])
         is_best = better(row, state.best, trainer.monitor)
         if is_best:
@@ -68,8 +72,9 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
         run.add_histograms(epoch, look.histograms)
         run.append_metrics({c: row[c] for c in COLUMNS})
         history.append(row)
-        name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep != "best" else None
-        checkpoint.save(run, exp, state, is_best=is_best, name=name, keep=_kept(run, history, trainer))
+        name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep in ("top3", "all") else None
+        best = is_best and trainer.keep != "last"
+        checkpoint.save(run, exp, state, is_best=best, name=name, keep=_kept(run, history, trainer))
         run.update_result(**progress(state, row))
         screen.epoch(row, trainer.epochs, is_best)
         screen.warn(verdicts.urgent(history, look.rows, config, data))
@@ -78,7 +83,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
 COLUMNS = (
     *("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "penalty", "grad_norm"),
     *("update_ratio", "dead_fraction"),
-    *("train_seconds", "eval_seconds", "samples_per_second"),
+    *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
 )
 
 
@@ -186,30 +191,45 @@ def scores(exp: Experiment, predictions: Predictions, split: str) -> dict[str, f
     return {f"{split}_loss": float(loss), f"{split}_acc": float(accuracy)}
 
 
-def better(row: Mapping[str, float], best: Mapping[str, float] | None, monitor: str) -> bool:
-    """Say whether an epoch beats the best so far; among equal scores, common on small folds, the lower loss does."""
-    if best is None:
+def better(row: Mapping[str, Any], best: Mapping[str, Any] | None, monitor: str) -> bool:
+    """Say whether an epoch beats the best so far; among equal scores, common on small folds, the lower loss does.
+
+    An epoch in which nothing could be measured, such as dead units of a network without any, beats none.
+    """
+    if best is None or row[monitor] is None:
+        return best is None
+    if best["value"] is None:
         return True
-    gain = row[monitor] - best["value"]
-    if monitor.endswith("loss"):
+    gain = float(row[monitor] - best["value"])
+    if lower_is_better(monitor):
         gain = -gain
     return gain > 0 or (gain == 0 and row["val_loss"] < best["val_loss"])
 
 
-def stopped_early(state: State, patience: int) -> bool:
-    """Say whether the best epoch lies `patience` epochs back (O8); never with patience 0."""
-    return bool(patience and state.best) and state.epoch - int((state.best or {})["epoch"]) >= patience
+def stopped_early(state: State, trainer: Any, history: Sequence[Mapping[str, Any]]) -> bool:
+    """Say whether the best epoch lies trainer.patience epochs back (O8); never with patience 0.
+
+    With trainer.while_gap_shrinks that is not enough: val_loss - train_loss, its mean over as many epochs, must no
+    longer be smaller than over those before (O9). history has the rows of metrics.csv, as text or numbers.
+    """
+    patience = trainer.patience
+    if not patience or not state.best or state.epoch - int(state.best["epoch"]) < patience:
+        return False
+    if not trainer.get("while_gap_shrinks", False):
+        return True
+    gaps = [float(row["val_loss"]) - float(row["train_loss"]) for row in history[-2 * patience :]]
+    return fmean(gaps[-patience:]) >= fmean(gaps[:-patience])
 
 
 def _kept(run: Run, history: list[Any], trainer: Any) -> set[str]:
     """The names of the checkpoints that stay, drawn from the rows so far: a resumed run keeps the same ones."""
     ranked: list[Any] = []
     for text in history:
-        row = {c: float(text[c]) for c in ("epoch", trainer.monitor, "val_loss")}
+        row = {c: float(text[c]) if text[c] not in ("", None) else None for c in ("epoch", trainer.monitor, "val_loss")}
         score = {"value": row[trainer.monitor], "val_loss": row["val_loss"]}
         place = next((i for i, (_, other) in enumerate(ranked) if better(row, other, trainer.monitor)), len(ranked))
         ranked.insert(place, (run.epoch_checkpoint(row, trainer.monitor), score))
-    return {name for name, _ in ranked[: {"best": 0, "top3": 3, "all": len(ranked)}[trainer.keep]]}
+    return {name for name, _ in ranked[: {"top3": 3, "all": len(ranked)}.get(trainer.keep, 0)]}
 
 
 def progress(state: State, row: Mapping[str, Any]) -> dict[str, Any]:

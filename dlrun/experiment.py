@@ -18,6 +18,7 @@ from torch import nn
 from dlrun.config import UserError
 from dlrun.data import Data, prepare
 from dlrun.data.batches import Batches
+from dlrun.evidence import lower_is_better
 from dlrun.models.init import initialise, output_bias
 from dlrun.optim.groups import parameter_groups
 from dlrun.optim.schedulers import Scheduler
@@ -190,6 +191,6 @@ def _scheduler(node: dict[str, Any], trust: list[str], optimizer: torch.optim.Op
     own = set(inspect.signature(Scheduler).parameters) & set(node)
     given = {}
     if str(node["_target_"]).endswith(".ReduceLROnPlateau"):
-        given["mode"] = "min" if monitor.endswith("loss") else "max"
+        given["mode"] = "min" if lower_is_better(monitor) else "max"
     rule = instantiate({k: v for k, v in node.items() if k not in own}, trust, "scheduler", **given)
     return Scheduler(optimizer, rule, **{k: node[k] for k in own})

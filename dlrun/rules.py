@@ -17,9 +17,12 @@ Rule = tuple[Callable[[Any], bool], str]  # what must hold, and how to say it
 CHOICES: dict[str, tuple[str, ...]] = {
     "trainer.device": ("auto", "cpu", "cuda", "mps"),
     "trainer.precision": ("auto", "fp32", "bf16"),
-    # columns of metrics.csv that may decide which epoch is best
-    "trainer.monitor": ("val_loss", "val_acc", "train_loss", "train_acc"),
-    "trainer.keep": ("best", "top3", "all"),
+    # columns of metrics.csv that may decide which epoch is best: all but the epoch and its rate
+    "trainer.monitor": (
+        *("val_acc", "val_loss", "train_acc", "train_loss", "penalty", "grad_norm", "update_ratio", "dead_fraction"),
+        *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
+    ),
+    "trainer.keep": ("last", "best", "top3", "all"),
     "model.activation": (
         *("relu", "leaky_relu", "prelu", "elu", "gelu", "silu"),
         *("tanh", "sigmoid", "softsign", "maxout"),

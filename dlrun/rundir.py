@@ -50,9 +50,15 @@ class Run:
         """The checkpoint of the epoch with the best monitored value."""
         return self.checkpoints / "best.pt"
 
-    def epoch_checkpoint(self, row: Mapping[str, float], monitor: str) -> str:
+    @property
+    def tested(self) -> Path:
+        """The checkpoint whose weights count: the best, or with trainer.keep=last, which keeps no best, the last."""
+        return self.best if self.best.exists() else self.last
+
+    def epoch_checkpoint(self, row: Mapping[str, Any], monitor: str) -> str:
         """Return the name of the checkpoint of an epoch, with its score in it (O8)."""
-        return f"epoch_{int(row['epoch']):04d}_{monitor}_{row[monitor]:.4f}.pt"
+        score = "none" if row[monitor] is None else f"{row[monitor]:.4f}"
+        return f"epoch_{int(row['epoch']):04d}_{monitor}_{score}.pt"
 
     def epoch_checkpoints(self) -> list[Path]:
         """Return the checkpoints of single epochs that are there, in their order."""

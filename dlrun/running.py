@@ -174,11 +174,11 @@ def _write_audit(exp: Any, run: Run, checked: set[str]) -> None:
 
 
 def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
-    """Read the test split once, with the best weights, and store what ensembles and tables need."""
+    """Read the test split once, with the best weights (trainer.keep), and store what ensembles and tables need."""
     from dlrun import checkpoint, engine
 
-    best = checkpoint.load(run.best)
-    checkpoint.load_weights(run.best, best, exp)
+    tested = checkpoint.load(run.tested)
+    checkpoint.load_weights(run.tested, tested, exp)
     started = time.perf_counter()
     told = len(exp.data.dropped)
     test = exp.data.test()
@@ -187,7 +187,8 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     ending: dict[str, Any] = {
         "status": "completed",
         "reason": _reason(exp.cfg.trainer, state),
-        "best_epoch": int(best["best"]["epoch"]),
+        "best_epoch": int(tested["best"]["epoch"]),
+        "tested_epoch": int(tested["epoch"]),
     }
     stored = {}
     for name, (split, batches) in splits.items():
@@ -214,10 +215,11 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
 
         ending["sparsity"] = sparsity(exp.model)
     correct = round(ending["test_acc"] * ending["test_samples"])
+    why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
     screen.say(
         f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
-        f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['best_epoch']} "
-        f"(val_acc {ending['val_acc']:.4f}, the best {exp.cfg.trainer.monitor})",
+        f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['tested_epoch']} "
+        f"(val_acc {ending['val_acc']:.4f}, {why})",
         style="bold",
     )
     screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}")
@@ -247,7 +249,8 @@ def _showcase(exp: Any, found: Any) -> dict[str, Any]:
 def _reason(trainer: Any, state: Any) -> str:
     if state.epoch == trainer.epochs:
         return "all epochs done"
-    return f"stopped early: no better {trainer.monitor} for {trainer.patience} epochs"
+    gap = ", and the gap between val_loss and train_loss no longer shrinks" if trainer.get("while_gap_shrinks") else ""
+    return f"stopped early: no better {trainer.monitor} for {trainer.patience} epochs{gap}"
 
 
 def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from dlrun.evidence import WANTED_RATIO, Evidence, digit, end, span
+from dlrun.evidence import WANTED_RATIO, Evidence, digit, end, lower_is_better, span
 
 __all__ = ["Finding", "judge", "summary", "urgent"]
 
@@ -301,9 +301,9 @@ def _larger(run: Evidence) -> str:
 def _unfinished(run: Evidence) -> Finding | None:
     """O9: the best epoch is the last, and not only because the schedule ended."""
     planned = run.key("trainer.epochs")
-    if len(run.monitored) < 2 or run.epochs[-1] != planned:
+    if len(run.monitored) < 2 or run.epochs[-1] != planned or not run.monitor.endswith(("_acc", "_loss")):
         return None
-    lower = run.monitor.endswith("loss")
+    lower = lower_is_better(run.monitor)
     scores = [-v if lower else v for v in run.monitored]
     before = scores[len(scores) * 2 // 3 - 1]
     # of a loss, the share that it fell

@@ -53,7 +53,7 @@ MISTAKES = {
     "trainer.epochs=true": "expected a whole number such as 30, found true or false",
     "trainer.deterministic=1": "expected true or false such as true, found a whole number",
     "trainer.deterministic=null": "trainer.deterministic=null: expected true or false",
-    "trainer.monitor=val_accuracy": "expected one of val_loss, val_acc, train_loss, train_acc; did you mean",
+    "trainer.monitor=val_accuracy": "expected one of val_acc, val_loss, train_acc, train_loss, penalty, grad_norm",
     "trainer.precision=fp16": "trainer.precision=fp16: expected one of auto, fp32, bf16",
     "trainer=3": "trainer=3: no such option; options: default",
     "model.activation=relux": "did you mean model.activation=relu?",

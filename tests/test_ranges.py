@@ -21,6 +21,7 @@ from dlrun.config import UserError
 from dlrun.experiment import Experiment, build
 from dlrun.lr_range import Point
 from dlrun.progress import Screen
+from dlrun.rules import CHOICES
 
 DROPOUT = ("regularizer=dropout", "regularizer.dropout=0.3", "augment=crop_flip", "augment.pad=1")
 
@@ -283,10 +284,12 @@ def test_a_run_out_of_patience_is_not_trained_on_and_says_why(dlrun: Callable[..
     assert found["reason"] in done.out
 
 
-@pytest.mark.parametrize(("keep", "count"), [("best", 0), ("top3", 3), ("all", 6)])
+@pytest.mark.parametrize(("keep", "count"), [("last", 0), ("best", 0), ("top3", 3), ("all", 6)])
 def test_which_checkpoints_are_kept(tmp_path: Path, keep: str, count: int) -> None:
     run, _ = fit(tmp_path / "run", "trainer.epochs=6", f"trainer.keep={keep}", "trainer.monitor=val_loss")
     kept = run.epoch_checkpoints()
+    assert run.best.exists() == (keep != "last")
+    assert checkpoint.load(run.last)["epoch"] == 6
     rows = sorted(rundir.metrics(run.path), key=lambda r: float(r["val_loss"]))
     expected = sorted(f"epoch_{int(r['epoch']):04d}_val_loss_{float(r['val_loss']):.4f}.pt" for r in rows[:count])
     assert [p.name for p in kept] == expected
@@ -294,8 +297,79 @@ def test_which_checkpoints_are_kept(tmp_path: Path, keep: str, count: int) -> No
         assert checkpoint.load(path)["epoch"] == int(path.name.split("_")[1])
 
 
+# batch norm's averages need some epochs: until then validation lags behind training; the gradient is smallest early
+GAP = ("seed=2", "optimizer.lr=0.005", "scheduler=constant", "trainer.monitor=grad_norm")
+
+
+def test_keep_last_tests_the_last_epochs_weights(dlrun: Callable[..., Any], here: Path) -> None:
+    words = ("trainer.keep=last", *GAP, "trainer.epochs=6")
+    done = dlrun("train", *SMALL, *words, "run.dir=run")
+    assert done.code == 0, done.err
+    found, rows = rundir.result(here / "run"), rundir.metrics(here / "run")
+    assert [p.name for p in (here / "run" / "checkpoints").iterdir()] == ["last.pt"]
+    assert found["tested_epoch"] == 6
+    assert found["val_loss"] == pytest.approx(float(rows[-1]["val_loss"]), rel=1e-6)
+    assert found["best_epoch"] == 1 + min(range(6), key=lambda i: float(rows[i]["grad_norm"]))
+    assert found["best_epoch"] != 6  # else this shows nothing
+    assert "with the weights of epoch 6 " in done.out
+    assert ", the last)" in done.out
+
+
+@pytest.mark.parametrize("monitor", CHOICES["trainer.monitor"])
+def test_any_column_can_decide_and_each_has_its_direction(tmp_path: Path, monitor: str) -> None:
+    run, state = fit(tmp_path / "run", "trainer.epochs=4", f"trainer.monitor={monitor}", "trainer.patience=3")
+    values = [float(row[monitor]) for row in rundir.metrics(run.path)]
+    better = max if monitor in ("val_acc", "train_acc", "samples_per_second") else min
+    assert state.best is not None
+    assert state.best["value"] == pytest.approx(better(values))
+    assert values[int(state.best["epoch"]) - 1] == pytest.approx(better(values))
+
+
+def test_an_epoch_without_a_measurement_is_never_the_best(tmp_path: Path) -> None:
+    # a network of tanh has no units that could die
+    options = ("trainer.monitor=dead_fraction", "model.activation=tanh", "trainer.keep=all", "scheduler=plateau")
+    run, state = fit(tmp_path / "run", *options, "trainer.epochs=3", until=2)
+    assert [row["dead_fraction"] for row in rundir.metrics(run.path)] == ["", "", ""]
+    assert (state.best or {})["epoch"] == 1
+    assert not engine.better({"x_loss": None, "val_loss": 0.1}, {"value": 0.5, "val_loss": 1.0}, "x_loss")
+    assert engine.better({"x_loss": 9.0, "val_loss": 9.0}, {"value": None, "val_loss": 1.0}, "x_loss")
+
+
+@pytest.mark.parametrize(
+    ("gaps", "epoch", "stops"),
+    [
+        ([0.1, 0.5, 0.4, 0.3, 0.2], 5, False),  # 0.25 after 0.45: it shrinks
+        ([0.1, 0.2, 0.3, 0.3, 0.3], 5, True),  # 0.3 after 0.25
+        ([0.3, 0.3, 0.3, 0.3, 0.3], 5, True),
+        ([0.5, 0.1, 0.1], 3, False),  # of fewer epochs the first ones count
+    ],
+)
+def test_a_shrinking_gap_outlasts_patience(gaps: list[float], epoch: int, stops: bool) -> None:
+    history = [{"epoch": str(i), "train_loss": "1.0", "val_loss": str(1 + g)} for i, g in enumerate(gaps, 1)]
+    trainer = composed("trainer.patience=2", "trainer.while_gap_shrinks=true").trainer
+    state = State(epoch=epoch, best={"epoch": 1, "value": 0.5, "val_loss": 1.0})
+    assert engine.stopped_early(state, trainer, history) == stops
+    state.best = {"epoch": epoch - 1, "value": 0.5, "val_loss": 1.0}
+    assert not engine.stopped_early(state, trainer, history)  # patience is not over yet
+
+
+def test_a_run_trains_on_while_its_gap_shrinks(tmp_path: Path) -> None:
+    options = (*GAP, "trainer.epochs=14", "trainer.patience=2")
+    short, _ = fit(tmp_path / "short", *options)
+    long, state = fit(tmp_path / "long", *options, "trainer.while_gap_shrinks=true", until=7)
+    assert scores(long)[: len(scores(short))] == scores(short)
+    rows = rundir.metrics(long.path)
+    gaps = [float(r["val_loss"]) - float(r["train_loss"]) for r in rows]
+    assert len(scores(short)) < state.epoch < 14
+    assert sum(gaps[-2:]) >= sum(gaps[-4:-2])
+
+
 def test_wrong_values_are_refused() -> None:
-    with pytest.raises(UserError, match=r"trainer\.keep=top5: expected one of best, top3, all"):
+    with pytest.raises(UserError, match=r"while_gap_shrinks has no effect without patience; add trainer\.patience=5"):
+        composed("trainer.while_gap_shrinks=true")
+    with pytest.raises(UserError, match=r"monitor=dead_fraction: nothing measures it with trainer\.diagnostics=false"):
+        composed("trainer.monitor=dead_fraction", "trainer.diagnostics=false")
+    with pytest.raises(UserError, match=r"trainer\.keep=top5: expected one of last, best, top3, all"):
         composed("trainer.keep=top5")
     with pytest.raises(UserError, match=r"trainer\.patience=-1: expected a whole number"):
         composed("trainer.patience=-1")

@@ -212,10 +212,11 @@ class Scheduler:
             group["lr"] = lr * warmup
             self._set_momentum(group, t)
 
-    def end_epoch(self, value: float) -> None:
-        """Tell the schedule that an epoch ended with this monitored value (plateau acts on it)."""
-        self._values.append(float(value))
-        self._play(float(value))
+    def end_epoch(self, value: float | None) -> None:
+        """Tell the schedule that an epoch ended with this monitored value, None if nothing was measured (plateau)."""
+        number = math.nan if value is None else float(value)
+        self._values.append(number)
+        self._play(number)
 
     def state_dict(self) -> dict[str, list[float]]:
         """Base rates and the monitored value of every epoch: plain numbers, whatever the schedule."""

@@ -1,0 +1,43 @@
+"""The most memory that training held at once: a column of metrics.csv and of `dlrun batch_time` (B7, O6).
+
+On an accelerator what torch allocated there; on the processor what the process held, code and data included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+__all__ = ["forget_peak", "peak_mb"]
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin to measure anew; where the system cannot, the peak is that of the whole process so far."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif device.type == "cpu":
+        with contextlib.suppress(OSError):
+            CLEAR.write_text("5")  # Linux: the peak falls back to what is held now
+
+
+def peak_mb(device: torch.device) -> float | None:
+    """Return the peak in MiB since `forget_peak`; None where nothing tells it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if device.type != "cpu":
+        return None
+    with contextlib.suppress(OSError):
+        if found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
+            return int(found[1]) / 2**10
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,54 @@
+"""The most memory that an epoch held: a column of metrics.csv, a column of `dlrun batch_time` (B7, O6)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composed import SMALL, composed
+
+from dlrun import memory, rundir, running
+
+CPU = torch.device("cpu")
+
+
+def test_the_peak_is_seen_after_what_held_it_is_gone() -> None:
+    memory.forget_peak(CPU)
+    before = memory.peak_mb(CPU)
+    if before is None:
+        pytest.skip("this system does not tell what a process holds")
+    held = np.ones(64 * 2**20 // 8)  # 64 MiB, written to: memory that is only asked for is not held
+    del held
+    after = memory.peak_mb(CPU)
+    assert after is not None
+    assert 60 < after - before < 100
+    if memory.CLEAR.exists():
+        memory.forget_peak(CPU)
+        assert (memory.peak_mb(CPU) or 0) < after - 30
+
+
+def test_without_proc_the_peak_of_the_whole_process_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = memory.peak_mb(CPU)
+    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
+    monkeypatch.setattr(memory, "CLEAR", tmp_path / "nowhere" / "clear_refs")
+    memory.forget_peak(CPU)
+    assert (memory.peak_mb(CPU) or 0) >= (whole or 0) - 1
+
+
+def test_an_accelerator_counts_what_torch_allocated() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA here")
+    memory.forget_peak(torch.device("cuda"))
+    held = torch.ones(2**24, device="cuda")
+    del held
+    assert 64 <= (memory.peak_mb(torch.device("cuda")) or 0) < 200
+
+
+def test_every_epoch_says_what_it_held(tmp_path: Path) -> None:
+    run = rundir.claim(str(tmp_path / "run"), "test")
+    assert running.execute(composed(*SMALL, "trainer.device=cpu"), run) == 0
+    held = [float(row["memory_mb"]) for row in rundir.metrics(tmp_path / "run")]
+    assert len(held) == 2
+    assert all(50 < mb < 20_000 for mb in held)

@@ -122,9 +122,9 @@ def test_a_group_adds_up_without_cancelling():
 
 
 def test_relative_error_is_the_one_of_the_practice():
-    c = Comparison((), analytic=1.0, numeric=-4.0, h=1e-5, floor=0.0, crossed=0, jump=0.0)
+    c = Comparison((), analytic=1.0, numeric=-4.0, h=1e-5, floor=0.0, crossed=0, loose=0, jump=0.0)
     assert c.error == 1.25
-    assert Comparison((), 0.0, 0.0, 1e-5, 0.0, 0, 0.0).error == 0.0
+    assert Comparison((), 0.0, 0.0, 1e-5, 0.0, 0, 0, 0.0).error == 0.0
 
 
 def test_rounding_is_measured():
@@ -251,6 +251,62 @@ def test_a_changed_path_counts_as_crossed():
     with Winners(seen.winners) as other:
         walk(3)
     assert other.moved == 1
+
+
+HELD = {
+    "relu": F.relu,
+    "relu in place": lambda x: F.relu_(x.clone()),
+    "leaky relu": lambda x: F.leaky_relu(x, 0.2),
+    "prelu": lambda x: F.prelu(x, torch.tensor([0.3, 0.7], dtype=x.dtype)),
+    "relu6": lambda x: F.relu6(x * 100),
+    "hardtanh": lambda x: F.hardtanh(x, -0.05, 0.06),
+    "clamp": lambda x: x.clamp(min=-0.05, max=0.06),
+    "clamp_min": lambda x: x.clamp_min(0.01),
+    "abs": torch.abs,
+    "max pool": lambda x: F.max_pool2d(x, 2),
+    "max pool in one dimension": lambda x: F.max_pool1d(x.flatten(2), 2),
+    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 1),
+    "maxout": lambda x: x.amax(dim=1),
+    "amax of two": lambda x: x.amax((2, 3), keepdim=True),
+    "maximum": lambda x: torch.maximum(x, 0.1 * x),
+    "minimum": lambda x: torch.minimum(x, x.flip(-1)),
+    "max of two": lambda x: torch.max(x, x.flip(1)),
+    "comparison": lambda x: x * (x > 0),
+    "where": lambda x: torch.where(x <= 0.01, 0, x),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_crossed_kink_is_held_to_the_piece_in_force(name):
+    # pieces are lines here: with each held, f(x + d) is f(x) + f'(x)·d however many kinks are crossed
+    generator = torch.Generator().manual_seed(0)
+    x, d = 0.05 * torch.randn(2, 2, 2, 4, 4, dtype=torch.float64, generator=generator)
+    if name in ("relu6", "hardtanh", "clamp"):
+        d *= 0.3  # an entry that crosses both edges is not held
+
+    def summed(x: Tensor) -> Tensor:
+        y = HELD[name](x)
+        return (y.flatten() * torch.arange(1.0, y.numel() + 1, dtype=y.dtype)).sum()
+
+    with Winners() as seen:
+        before = summed(x.requires_grad_())
+    (gradient,) = torch.autograd.grad(before, x)
+    expected = before.item() + (gradient * d).sum().item()
+    with torch.no_grad(), Winners(seen.winners, hold=True) as held:
+        assert summed(x + d).item() == pytest.approx(expected, abs=1e-10)
+    assert held.moved == held.held > 0
+    with torch.no_grad(), Winners(seen.winners) as free:
+        assert summed(x + d).item() != pytest.approx(expected, abs=1e-3)
+    assert (free.moved, free.held) == (held.moved, 0)
+
+
+def test_what_lay_on_an_edge_or_crossed_two_is_not_held():
+    for before, after in ((0.0, 0.1), (0.0, -0.1), (-1.0, 7.0)):
+        with Winners() as seen:
+            F.relu6(torch.tensor([before]))
+        with Winners(seen.winners, hold=True) as held:
+            assert F.relu6(torch.tensor([after])).tolist() == pytest.approx([min(max(after, 0.0), 6.0)])
+        assert (held.moved, held.held) == (1, 0)
 
 
 # planted bugs: each is caught, and the message names the place and the likely cause

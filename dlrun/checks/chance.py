@@ -30,7 +30,7 @@ CLASSES = 50  # asked one by one
 
 def initial_loss(exp: Experiment) -> Verdict:
     """Compare the data loss of untrained weights with its exact value at chance: ln C, C−1, label entropy."""
-    x, y = samples(exp, 128)
+    x, y = samples(exp, 64)
     with torch.no_grad():
         value = float(data_loss(exp)(replica(exp)(x).float(), y))
     expected, name = expected_loss(exp, y)

@@ -2,8 +2,8 @@
 
 A float64 copy of the model, three or four samples, dropout on under one seed: derivatives from autograd
 against centred differences, along a random direction through every parameter tensor, its largest and a few
-random entries; at the start, after a short burn-in, and for the penalty alone. A crossed kink (C5) excuses
-the error that it can explain.
+random entries; at the start, after a short burn-in, and for the penalty alone. A crossed kink (C5) is taken
+away, or excuses the error that it can explain.
 
 Sees: a backward of one's own with a wrong sign, factor or term, down to that of one bias; a detached branch,
 item(), rounding; gradients that are NaN or too small to compare (C6). Cannot see: a forward that computes

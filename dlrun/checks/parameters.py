@@ -27,7 +27,7 @@ from dlrun.experiment import Experiment
 
 __all__ = ["optimizer", "parameters"]
 
-COUNT, TRIES = 32, 5
+COUNT, TRIES = 16, 5
 STEPS = 4
 ROSE, EXPLODED = 10.0, 100.0  # times the larger of first loss and chance, after a few steps
 MOMENTUM = 0.999  # averages over a thousand steps

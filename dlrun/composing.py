@@ -194,9 +194,11 @@ class Composer:
             plain: Any = OmegaConf.to_container(cfg, resolve=True)
             plain.pop("hydra")
         validate(plain, schema, {o.key_or_group for o in values if o.is_add() or o.is_force_add()})
+        from dlrun.loggers import require
         from dlrun.targets import check_targets
 
         check_targets(plain, plain["trust"])
+        require(plain)
         plain["choices"] = _choices(base)
         return plain  # type: ignore[no-any-return]
 

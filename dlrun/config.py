@@ -110,7 +110,7 @@ def check_rules(cfg: Mapping[str, Any]) -> None:
             raise UserError(f"{section} is missing; a config of dlrun has {', '.join(_SECTIONS)}")
     for key, (holds, expected) in RULES.items():
         value = lookup(cfg, key)
-        target = cfg[key.split(".")[0]].get("_target_") if "." in key else None
+        target = (cfg.get(key.split(".")[0]) or {}).get("_target_") if "." in key else None
         if key not in ANY_TARGET and target is not None and not str(target).startswith(("dlrun.", "torch.")):
             continue  # a class of the user's own: its keys mean what it says
         try:

@@ -22,6 +22,7 @@ from dlrun.data.batches import Batches
 from dlrun.diagnostics import Watch
 from dlrun.evidence import lower_is_better
 from dlrun.experiment import Experiment
+from dlrun.loggers import Follower
 from dlrun.progress import Screen
 from dlrun.rundir import Run
 
@@ -40,7 +41,7 @@ class Predictions:
     labels: Tensor
 
 
-def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
+def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follower | None = None) -> None:
     """Train from `state` to the last epoch or out of patience; a row in metrics.csv and a checkpoint after each.
 
     Raises Diverged when the loss is not finite; the last checkpoint is then still finite.
@@ -76,6 +77,8 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen) -> None:
         best = is_best and trainer.keep != "last"
         checkpoint.save(run, exp, state, is_best=best, name=name, keep=_kept(run, history, trainer))
         run.update_result(**progress(state, row))
+        if follower is not None:
+            follower.follow(history)
         screen.epoch(row, trainer.epochs, is_best)
         screen.warn(verdicts.urgent(history, look.rows, config, data))
 

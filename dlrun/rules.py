@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         *("val_acc", "val_loss", "train_acc", "train_loss", "penalty", "grad_norm", "update_ratio", "dead_fraction"),
         *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
     ),
+    "logger.kind": ("none", "tensorboard", "mlflow"),
     "trainer.keep": ("last", "best", "top3", "all"),
     "model.activation": (
         *("relu", "leaky_relu", "prelu", "elu", "gelu", "silu"),

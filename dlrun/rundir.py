@@ -64,6 +64,13 @@ class Run:
         """Return the checkpoints of single epochs that are there, in their order."""
         return sorted(self.checkpoints.glob("epoch_*.pt"))
 
+    def fresh_events(self) -> Path:
+        """Return the folder of TensorBoard's events, without those of an earlier process."""
+        folder = self.path / "tensorboard"
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        return folder
+
     @property
     def log(self) -> Path:
         """What was printed."""

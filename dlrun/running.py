@@ -22,6 +22,7 @@ from typing import Any
 
 from dlrun import __version__
 from dlrun.config import UserError
+from dlrun.loggers import Follower
 from dlrun.progress import Screen
 from dlrun.rundir import Run
 
@@ -38,19 +39,22 @@ def label(cfg: Any) -> str:
 
 def execute(cfg: Any, run: Run, *, resuming: bool = False) -> int:
     """Train in a claimed folder, give it up, and return the exit code; raises UserError after recording it."""
+    screen = Screen(run.log)
+    follower = Follower(cfg, run, screen.say)
     try:
-        return _execute(cfg, run, Screen(run.log), resuming)
+        return _execute(cfg, run, screen, follower, resuming)
     finally:
+        follower.close()
         run.release()
 
 
-def _execute(cfg: Any, run: Run, screen: Screen, resuming: bool) -> int:
+def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: bool) -> int:
     try:
         with screen, _terminate_politely():
             if not resuming:
                 run.write_config(cfg)
             run.update_result(status="running", reason="", **_origin(cfg))
-            code, ending = _train(cfg, run, screen)
+            code, ending = _train(cfg, run, screen, follower)
     except KeyboardInterrupt:
         code, ending = INTERRUPTED, {"status": "interrupted", "reason": "interrupted from outside"}
         screen.say(f"interrupted; `dlrun resume {run.path}` goes on after the last finished epoch")
@@ -86,7 +90,7 @@ def _record(run: Run, ending: dict[str, Any]) -> None:
         print(f"dlrun: {error}", file=sys.stderr)  # a full disk: the status stays `running` without an owner
 
 
-def _train(cfg: Any, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
+def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int, dict[str, Any]]:
     # imported here: torch takes seconds, and what can be refused without it has been
     from dlrun import checkpoint, engine
     from dlrun.experiment import build
@@ -100,16 +104,14 @@ def _train(cfg: Any, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     fresh = not run.last.exists()
     if fresh and cfg.check.enabled and not _checks_pass(exp, run, screen):
-        return CHECK_FAILED, {
-            "status": "check_failed",
-            "reason": "a check before training failed, see checks.csv",
-        }
+        reason = "a check before training failed, see checks.csv"
+        return CHECK_FAILED, {"status": "check_failed", "reason": reason}
     state = checkpoint.restore(run, exp)
     run.trim_metrics(state.epoch)
     if not fresh:
         screen.say(f"resuming after epoch {state.epoch} of {cfg.trainer.epochs}")
     try:
-        engine.fit(exp, run, state, screen)
+        engine.fit(exp, run, state, screen, follower)
     except engine.Diverged as error:
         screen.close()
         screen.say(f"stopped: {error}", style="bold red")
@@ -194,13 +196,8 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     for name, (split, batches) in splits.items():
         found = engine.predict(exp, batches)
         ending.update(engine.scores(exp, found, name))
-        stored.update(
-            {
-                f"{name}_logits": found.logits.numpy(),
-                f"{name}_labels": found.labels.numpy(),
-                f"{name}_ids": split.ids,
-            }
-        )
+        arrays = {"logits": found.logits.numpy(), "labels": found.labels.numpy(), "ids": split.ids}
+        stored.update({f"{name}_{what}": values for what, values in arrays.items()})
         if name == "val":
             run.write_showcase(_showcase(exp, found))
     run.write_predictions(stored)

@@ -23,7 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "sentences": {"config"},
     "targets": {"config"},
     "progress": {"config"},
-    "composing": {"arguments", "config", "sentences", "targets"},
+    "composing": {"arguments", "config", "loggers", "sentences", "targets"},
+    "loggers": {"config", "rundir", "verdicts"},
     "rundir": {"config", "disk"},
     "evidence": set(),
     "verdicts": {"evidence"},
@@ -48,6 +49,7 @@ OUTER = (
     "disk",
     "figures",
     "layer_plots",
+    "loggers",
     "page",
     "plots",
     "report",
@@ -147,7 +149,9 @@ def test_every_option_opens_with_what_it_is(file: Path) -> None:
 
 def test_every_option_file_of_a_group_is_in_a_group() -> None:
     groups = {file.parent.name for file in builtin_conf().glob("*/*.yaml")}
-    expected = "dataset model optimizer scheduler regularizer loss objective augment check search trainer ensemble"
+    expected = (
+        "dataset model optimizer scheduler regularizer loss objective augment check search trainer ensemble logger"
+    )
     assert groups - {"experiment"} <= set(expected.split())
     assert not [g for g in groups if g.endswith("s") and g != "loss"]  # singular
 

@@ -30,6 +30,7 @@ def _go_on(run: object, trust: list[str]) -> int:
 
     from dlrun import rundir
     from dlrun.config import check_rules
+    from dlrun.loggers import require
     from dlrun.targets import check_targets
 
     assert isinstance(run, rundir.Run)
@@ -42,6 +43,7 @@ def _go_on(run: object, trust: list[str]) -> int:
     try:
         check_rules(plain)
         check_targets(plain, trust)
+        require(plain)
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error
     from dlrun.running import execute

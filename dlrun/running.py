@@ -256,10 +256,8 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
         what = f"out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size ({_first(error)})"
     else:
         what = f"{type(error).__name__}: {_first(error)}"
-    screen.say(
-        f"dlrun: failed: {what}; the traceback is in {run.log}; `dlrun resume {run.path}` goes on",
-        style="red",
-    )
+    text = f"dlrun: failed: {what}; the traceback is in {run.log}; `dlrun resume {run.path}` goes on"
+    screen.say(text, style="red")
     return 1, {"status": "failed", "reason": what}
 
 

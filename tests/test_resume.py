@@ -121,7 +121,7 @@ def photos(root: Path) -> Path:
 
 def epochs(folder: Path) -> list[dict[str, str]]:
     with open(folder / "metrics.csv", newline="") as file:
-        timed = ("train_seconds", "eval_seconds", "samples_per_second")
+        timed = ("train_seconds", "eval_seconds", "samples_per_second", "memory_mb")
         return [{k: v for k, v in row.items() if k not in timed} for row in csv.DictReader(file)]
 
 

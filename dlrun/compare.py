@@ -5,49 +5,114 @@ Reads result.json alone, a file a run, and never imports torch.
 
 from __future__ import annotations
 
-import csv
-import io
+import difflib
+import gc
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dlrun import rundir, verdicts
 from dlrun.config import UserError
 
-__all__ = ["as_csv", "as_text", "rows"]
+__all__ = ["FAILED", "NUMBERS", "SCORES", "Entry", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
 
-# what a column says of a run that nothing is to be said of: not worth a column on screen
-QUIET = {"checks": "pass", "verdicts": "none"}
 SCORES = ("val_acc", "val_loss", "test_acc", "test_loss")
 NUMBERS = ("epochs", "best_epoch", *SCORES, "seconds")
-# where a run lies and how it was checked says nothing about what it learned
-IGNORED = ("run.", "sweep.", "trust", "choices.experiment", "choices.check", "check.")
+# where a run lies, how it was searched for, checked and drawn says nothing about what it learned
+IGNORED = (
+    *("run.", "sweep.", "search.", "choices.search", "hydra", "choices.hydra", "trust", "choices.experiment"),
+    *("check.", "choices.check", "trainer.report"),
+)
+PLAIN = {None: "null", True: "true", False: "false"}
+FAILED = ("failed", "diverged", "pruned", "check_failed")  # whatever they scored, they stand below the rest
 
 
-def rows(paths: list[str]) -> list[dict[str, Any]]:
-    """Return a row a run, best first: its folder, status, the config keys that differ, its scores.
+class Entry(NamedTuple):
+    """A run as compared: its folder, result.json, and its config by dotted key, values as text."""
 
-    Best is by val_loss where every run was asked to watch a loss, else by val_acc.
+    path: Path
+    result: Mapping[str, Any]
+    config: Mapping[str, str]
+
+
+def read(paths: Sequence[str]) -> list[Entry]:
+    """Return the runs at or below `paths`; a run without a readable result.json has its config alone.
+
     Raises UserError for a path that is not there.
     """
-    found = [(path, rundir.result(path)) for path in rundir.find(paths)]
-    configs = [dict(_flat(result.get("config") or _config(path))) for path, result in found]
-    varying = _varying(configs)
-    table = []
-    for (path, result), config in zip(found, configs, strict=True):
+    gc.disable()  # looking for cycles in ten thousand configs, which have none, is a fifth of the time
+    try:
+        return [_entry(path) for path in rundir.find(list(paths))]
+    finally:
+        gc.enable()
+
+
+def _entry(path: Path) -> Entry:
+    result = rundir.result(path)
+    config = result.get("config")
+    return Entry(path, result, _flat(config if isinstance(config, dict) else _config(path)))
+
+
+def rows(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row a run, best first: its folder, status, the config keys that differ, its scores."""
+    return table(read(paths))
+
+
+def table(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    """Return a row an entry, best first, failed ones last, their columns those of `rows`."""
+    differing = varying([entry.config for entry in entries])
+    made = []
+    for path, result, config in entries:
         row: dict[str, Any] = {
             "run": str(path),
             "status": result.get("status", ""),
             "checks": result.get("checks", ""),
-            "verdicts": verdicts.summary(result["verdicts"]) if "verdicts" in result else "",
+            "verdicts": _told(result.get("verdicts")),
         }
-        row.update({key.removeprefix("choices."): config.get(key, "") for key in varying})
+        row.update({key.removeprefix("choices."): config.get(key, "") for key in differing})
         row.update({key: result.get(key, "") for key in NUMBERS})
-        table.append(row)
-    by_loss = bool(found) and all(str(result.get("monitor", "")).endswith("loss") for _, result in found)
-    return sorted(table, key=lambda row: _rank(row, by_loss))
+        made.append(row)
+    column = metric(entries)
+    return sorted(made, key=lambda row: _rank(row, column))
+
+
+def metric(entries: Sequence[Entry]) -> str:
+    """Return the column that says which run is best: val_loss where every run watched a loss, else val_acc."""
+    by_loss = bool(entries) and all(str(e.result.get("monitor", "")).endswith("loss") for e in entries)
+    return "val_loss" if by_loss else "val_acc"
+
+
+def scored(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a run or row is done and its score counts: not one of a run that goes on, was cut short or diverged."""
+    return row.get("status") == "completed" and _finite(row.get(column))
+
+
+def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any]]:
+    """Return the rows by a column: scores best first, all else upwards; `-column` the other way round, empty last.
+
+    Raises UserError for a column that is not there.
+    """
+    name = column.removeprefix("-")
+    names = list(rows[0]) if rows else []
+    key = f"{name}_mean" if f"{name}_mean" in names else name
+    if key not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+        raise UserError(f"--sort={column}: no such column; {hint}")
+    best_first = name in SCORES and not name.endswith("loss")
+    there = [row for row in rows if row[key] not in ("", None) and row[key] == row[key]]
+    there.sort(key=lambda row: _order(row[key]), reverse=best_first != column.startswith("-"))
+    return there + [row for row in rows if row not in there] if len(there) < len(rows) else there
+
+
+def _order(value: Any) -> tuple[float, str]:
+    """Numbers by size, also those that are texts, before words."""
+    try:
+        return (float(value), "")
+    except (TypeError, ValueError):
+        return (math.inf, str(value))
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -57,20 +122,32 @@ def _config(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _rank(row: Mapping[str, Any], by_loss: bool) -> tuple[float, str]:
-    score = row["val_loss" if by_loss else "val_acc"]
-    if not isinstance(score, (int, float)) or not math.isfinite(score):
-        return (math.inf, row["run"])
-    return (score if by_loss else -score, row["run"])
+def _told(found: Any) -> str:
+    try:
+        return verdicts.summary(found) if found is not None else ""
+    except (TypeError, KeyError, AttributeError):
+        return ""  # a stranger's file
 
 
-def _varying(configs: list[dict[str, str]]) -> list[str]:
-    """The keys with more than one value among the runs that have them, options before the rest."""
-    values: dict[str, list[str | None]] = {}
-    for config in configs:
-        for key in config:
-            values.setdefault(key, [c.get(key) for c in configs])
-    several = {k: v for k, v in values.items() if len(set(v) - {None}) > 1 and not k.startswith(IGNORED)}
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _rank(row: Mapping[str, Any], column: str) -> tuple[bool, float, str]:
+    if not _finite(row[column]):
+        return (True, math.inf, row["run"])
+    score = row[column] if column.endswith("loss") else -row[column]
+    return (row["status"] in FAILED, score, row["run"])
+
+
+def varying(configs: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys with more than one value among the runs that have them, options before the rest."""
+    several: dict[str, list[str | None]] = {}
+    for key in {key: None for config in configs for key in config}:
+        if not key.startswith(IGNORED):
+            values = [c.get(key) for c in configs]
+            if len(set(values) - {None}) > 1:
+                several[key] = values
     kept: list[str] = []
     for key in sorted(several, key=lambda key: not key.startswith("choices.")):
         # an option that differs brings its own _target_ along
@@ -89,64 +166,17 @@ def _follows(values: list[str | None], leader: list[str | None]) -> bool:
     return all(mine is None or mine == theirs for mine, theirs in zip(values, leader, strict=True))
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flat(node: Mapping[str, Any], prefix: str = "", found: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the leaves by dotted key, as JSON writes them; ten thousand configs pass here."""
+    found = {} if found is None else found
     for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+        kind = type(value)
+        if kind is dict:
+            _flat(value, f"{prefix}{key}.", found)
+        elif kind is str:
+            found[f"{prefix}{key}"] = value
+        elif kind is float or kind is int:
+            found[f"{prefix}{key}"] = repr(value)
         else:
-            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value)
-
-
-def as_csv(table: list[dict[str, Any]]) -> str:
-    """Return the rows as CSV text, numbers in full."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(table[0]) if table else ["run"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return text.getvalue()
-
-
-def as_text(table: list[dict[str, Any]]) -> str:
-    """Return the rows for reading: folders shortened, empty columns left out, the best scores in green.
-
-    Colours and folding only on a terminal; a pipe gets a line a run.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    columns = [c for c in table[0] if any(row[c] not in ("", QUIET.get(c, "")) for row in table)]
-    best = {c: _best(table, c) for c in columns if c in SCORES}
-    for column in columns:
-        numeric = column in NUMBERS
-        shown.add_column(column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric)
-    for row in table:
-        cells = {column: _cell(column, row[column]) for column in columns}
-        for column, score in best.items():
-            if score is not None and row[column] == score:
-                cells[column] = f"[bold green]{cells[column]}[/]"
-        shown.add_row(*cells.values())
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 10_000
-    with console.capture() as captured:
-        console.print(shown)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
-
-
-def _best(table: list[dict[str, Any]], column: str) -> float | None:
-    values = [float(row[column]) for row in table if isinstance(row[column], (int, float))]
-    if len(values) < 2:
-        return None
-    return min(values) if column.endswith("loss") else max(values)
-
-
-def _cell(column: str, value: Any) -> str:
-    from rich.markup import escape
-
-    if column == "run":
-        parts = Path(value).parts
-        return escape("/".join(parts[-2:] if parts[-1:] and parts[-1].isdigit() else parts[-1:]) or value)
-    if isinstance(value, float):
-        return f"{value:.1f}" if column == "seconds" else f"{value:.4f}"
-    return escape(str(value))
+            found[f"{prefix}{key}"] = PLAIN[value] if kind is bool or value is None else json.dumps(value)
+    return found

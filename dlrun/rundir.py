@@ -280,8 +280,10 @@ def result(path: Path) -> dict[str, Any]:
 
 def stored(path: Path) -> dict[str, Any]:
     """Return what result.json says, as it stands."""
-    with contextlib.suppress(OSError, ValueError):
-        return dict(json.loads((path / "result.json").read_bytes()))
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads((path / "result.json").read_bytes())
+        if isinstance(found, dict):
+            return found
     return {"status": "running"} if (path / "config.yaml").exists() else {}
 
 
@@ -371,8 +373,9 @@ def find(paths: list[str]) -> list[Path]:
             raise UserError(f"{name}: no such folder; expected a run, a sweep or a folder of them, such as outputs")
         if top.is_symlink():  # outputs/latest
             top = Path(os.path.relpath(top.resolve()))
+        real = top.resolve()  # below it no link is followed
         for run in _below(top):
-            runs.setdefault(run.resolve(), run)
+            runs.setdefault(real / run.relative_to(top), run)
     return list(runs.values())
 
 

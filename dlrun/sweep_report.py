@@ -9,7 +9,7 @@ import os
 from html import escape
 from pathlib import Path
 
-from dlrun import compare, plots, rundir
+from dlrun import compare, plots, rundir, tables
 from dlrun.config import UserError
 from dlrun.page import picture, section, table, write_page
 
@@ -32,7 +32,7 @@ def write(folder: Path) -> Path:
         labels[label], row["run"] = path, label
         if rundir.report(path).exists():
             links[label] = os.path.relpath(rundir.report(path), folder)
-    shown = [c for c in rows[0] if any(row[c] not in ("", compare.QUIET.get(c, "")) for row in rows)]
+    shown = tables.telling(rows)
     curves = plots.curves(folder, labels)
     many = f"{len(rows)} run{'s' * (len(rows) > 1)}, best first"
     parts = [

@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from conftest import Outcome, write, write_run
 
-from dlrun import compare, rundir
+from dlrun import compare, rundir, tables
 
 BASE: dict[str, Any] = {
     "seed": 1,
@@ -155,7 +155,7 @@ def test_best_scores_are_marked_on_a_terminal(here: Path, monkeypatch: pytest.Mo
     monkeypatch.delenv("NO_COLOR", raising=False)
     write_run(here / "outputs/a", **result(config(), 0.5))
     write_run(here / "outputs/b", **result(config(seed=2), 0.6))
-    text = compare.as_text(compare.rows(["outputs"]))
+    text = tables.as_text(compare.rows(["outputs"]))
     green = [word.split("\x1b[0m")[0] for word in text.split("\x1b[1;32m")[1:]]
     assert green == ["0.6000", "0.4000", "0.5900", "0.5000"]  # highest accuracies, lowest losses
 
@@ -172,7 +172,7 @@ def test_states(here: Path) -> None:
         "live": "running", "dead": "interrupted", "newborn": "interrupted", "marked": "completed"
     }  # fmt: skip
     assert (rows["newborn"]["seed"], rows["marked"]["checks"]) == ("9", "fail")
-    assert "fail" in compare.as_text(list(rows.values()))
+    assert "fail" in tables.as_text(list(rows.values()))
 
 
 def test_nothing_to_compare(here: Path, dlrun: Callable[..., Outcome]) -> None:

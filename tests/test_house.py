@@ -32,10 +32,12 @@ ROOMS: dict[str, set[str]] = {
     "figures": {"rundir"},
     "layer_plots": {"figures", "rundir"},
     "plots": {"figures", "layer_plots", "rundir"},
+    "seeds": {"compare"},
+    "tables": {"compare"},
     "border": set(),
     "page": {"rundir"},
     "report": {"rundir", "page", "plots", "composing", "verdicts"},
-    "sweep_report": {"border", "compare", "config", "page", "plots", "rundir"},
+    "sweep_report": {"border", "compare", "config", "page", "plots", "rundir", "tables"},
     "cli": {"config", "commands"},
     "__main__": {"cli"},
 }
@@ -56,7 +58,9 @@ OUTER = (
     "sweep_report",
     "rules",
     "rundir",
+    "seeds",
     "sentences",
+    "tables",
 )
 OUTER += ("targets", "cli", "evidence", "verdicts")
 # rooms that stand above the loop: nothing below them may look up

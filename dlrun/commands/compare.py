@@ -1,30 +1,71 @@
-"""`dlrun compare [PATH…]`: runs and sweeps side by side, on screen and as CSV (S10)."""
+"""`dlrun compare [PATH…]`: runs and sweeps side by side, on screen and as CSV, JSON or LaTeX (S9, S10)."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dlrun.arguments import Parser
 
 __all__ = ["main"]
 
+SCREEN = 50  # rows on a terminal: more scroll the best ones away
+
 
 def main(argv: list[str]) -> int:
     """Print the table and write it; returns 0."""
-    parser = Parser(prog="dlrun compare", description=__doc__)
-    parser.add_argument("paths", nargs="*", help="runs, sweeps or folders of them (default: outputs)")
-    parser.add_argument("--csv", default="outputs/compare.csv", metavar="FILE", help="where the table is written")
-    args = parser.parse_args(argv)
-    from dlrun import compare, rundir
+    args = _parser().parse_args(argv)
+    from dlrun import compare, rundir, tables
 
     paths = args.paths or ([str(rundir.OUTPUTS)] if rundir.OUTPUTS.is_dir() else [])
-    table = compare.rows(paths)
-    if not table:
+    entries = compare.read(paths)
+    notes: list[str] = []
+    if args.group_seeds:
+        from dlrun import seeds
+
+        table = seeds.grouped(entries)
+        notes = seeds.note(table, compare.metric(entries))
+    else:
+        table = compare.table(entries)
+    if args.sort and table:
+        table = compare.sorted_by(table, args.sort)
+    if table and (args.csv or not (args.json or args.latex)):
+        _write(Path(args.csv or "outputs/compare.csv").expanduser(), tables.as_csv(table))
+    if args.json:
+        print(tables.as_json(table))
+    elif not table:
         print(f"no runs in {' '.join(args.paths) or rundir.OUTPUTS}; `dlrun train` makes one")
-        return 0
-    target = Path(args.csv).expanduser()
-    rundir.make_folder(target.parent)
-    rundir.write_atomic(target, compare.as_csv(table).encode())
-    print(compare.as_text(table))
-    print(f"{len(table)} run{'s' * (len(table) > 1)}; the same as CSV: {target}")
+    elif args.latex:
+        print(tables.as_latex(table, notes))
+    else:
+        print(tables.as_text(table, None if args.all else SCREEN))
+        _foot(args, len(entries), len(table), notes)
     return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="dlrun compare", description=__doc__)
+    parser.add_argument("paths", nargs="*", help="runs, sweeps or folders of them (default: outputs)")
+    parser.add_argument("--group-seeds", action="store_true", help="one row a setting: mean ± std over its seeds")
+    parser.add_argument("--sort", metavar="COLUMN", help="by this column, scores best first; --sort=-COLUMN reverses")
+    parser.add_argument("--csv", metavar="FILE", help="where the table is written (default: outputs/compare.csv)")
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument("--latex", action="store_true", help="print a LaTeX table and nothing else")
+    parser.add_argument("--all", action="store_true", help=f"more than the first {SCREEN} rows on a terminal")
+    return parser
+
+
+def _write(target: Path, text: str) -> None:
+    from dlrun import rundir
+
+    rundir.make_folder(target.parent)
+    rundir.write_atomic(target, text.encode())
+
+
+def _foot(args: Any, runs: int, rows: int, notes: list[str]) -> None:
+    import sys
+
+    said = f"{runs} run{'s' * (runs > 1)}" + (f" in {rows} setting{'s' * (rows > 1)}" if args.group_seeds else "")
+    if not args.all and rows > SCREEN and sys.stdout.isatty():
+        said += f", the first {SCREEN} rows shown (--all shows the rest)"
+    print(*notes, f"{said}; the same as CSV: {args.csv or 'outputs/compare.csv'}", sep="\n")

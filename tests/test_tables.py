@@ -1,0 +1,127 @@
+"""`dlrun compare` for programs and papers: JSON, LaTeX, sorting, long tables, files that are broken (S10)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Outcome, without_torch, write, write_run
+from test_compare import config, result
+
+from dlrun import compare, tables
+
+
+def two() -> None:
+    write_run(Path("outputs/runs/a_b"), **result(config(optimizer__lr=0.1), 0.5, seconds=1.0))
+    write_run(Path("outputs/sweeps/s/0000"), **result(config(optimizer__betas=[0.5, 0.9]), 0.75, seconds=20.0))
+
+
+def test_json_is_alone_typed_and_without_nan(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    two()
+    broken = result(config(optimizer__lr=0.3), 0.6, val_loss=float("nan"), test_loss=float("inf"), status="diverged")
+    write_run(here / "outputs/2024", **broken)
+    found = json.loads(dlrun("compare", "--json").out, parse_constant=pytest.fail)
+    assert [row["run"] for row in found] == ["outputs/sweeps/s/0000", "outputs/runs/a_b", "outputs/2024"]
+    assert [row["optimizer.lr"] for row in found] == [0.001, 0.1, 0.3]
+    assert found[0]["optimizer.betas"] == [0.5, 0.9]
+    assert (found[0]["val_acc"], found[0]["checks"]) == (0.75, None)
+    assert (found[2]["val_loss"], found[2]["test_loss"], found[2]["val_acc"]) == (None, None, 0.6)
+    assert not Path("outputs/compare.csv").exists()
+    assert dlrun("compare", "--json", "--csv", "x.csv").code == 0
+    assert Path("x.csv").exists()
+
+
+def test_json_of_nothing_is_an_empty_list(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert json.loads(dlrun("compare", "--json").out) == []
+
+
+def test_latex_is_alone_escaped_and_even(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    two()
+    write_run(here / "outputs/runs/c", **result(config(choices__model="50%_{net}&^~\\#$<|>"), 0.1))
+    lines = dlrun("compare", "--latex").out.splitlines()
+    assert lines[0] == "% needs \\usepackage{booktabs}"
+    kinds = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", lines[1])
+    assert kinds is not None
+    assert (lines[2], lines[4], lines[-2], lines[-1]) == ("\\toprule", "\\midrule", "\\bottomrule", "\\end{tabular}")
+    body = [lines[3], *lines[5:-2]]
+    assert len(body) == 4
+    for line in body:
+        assert line.endswith(r" \\")
+        assert len(re.findall(r"(?<!\\)&", line)) == len(kinds[1]) - 1
+        assert not re.search(r"(?<!\\)[%_#]", line)
+    assert "val\\_acc" in lines[3]
+    assert r"\textbf{0.7500}" in lines[5]
+    special = r"50\%\_\{net\}\&\textasciicircum{}\textasciitilde{}\textbackslash{}\#\$\textless{}\textbar{}"
+    assert special in body[3]
+
+
+def test_sorting(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    for name, lr, acc in (("a", 1e-3, 0.5), ("b", 20.0, 0.7), ("c", 3.0, 0.6), ("d", 1e-8, None)):
+        write_run(here / "outputs" / name, **result(config(optimizer__lr=lr), acc))
+
+    def order(column: str) -> str:
+        return "".join(row["run"][-1] for row in compare.sorted_by(compare.rows(["outputs"]), column))
+
+    assert order("optimizer.lr") == "dacb"  # by size, not as text
+    assert order("-optimizer.lr") == "bcad"
+    assert order("val_acc") == "bcad"
+    assert order("-val_acc") == "acbd"  # what has no value stays last
+    assert order("val_loss") == "bcad"
+    assert order("-run") == "dcba"
+    refused = dlrun("compare", "--sort=val_ac")
+    assert (refused.code, refused.err) == (2, "dlrun: --sort=val_ac: no such column; did you mean val_acc?\n")
+    assert dlrun("compare", "--sort=-val_acc").out.splitlines()[1].startswith("a ")
+
+
+def test_only_runs_that_are_done_are_best(here: Path) -> None:
+    for name, status, acc in (("a", "completed", 0.5), ("b", "diverged", 0.9), ("c", "running", 0.8)):
+        write_run(here / "outputs" / name, **result(config(seed=ord(name)), acc, status=status))
+    write_run(here / "outputs/d", **result(config(seed=1), 0.4))
+    rows = compare.rows(["outputs"])
+    assert [Path(row["run"]).name for row in rows] == ["c", "a", "d", "b"]  # c was left behind: interrupted
+    (accuracy,) = (c for c in tables._columns(rows) if c.name == "val_acc")
+    assert accuracy.best == {1}
+
+
+def test_a_terminal_shows_the_best_and_says_so(
+    here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        write_run(here / f"outputs/{number:04d}", **result(config(seed=number), number / 60))
+    assert len(dlrun("compare").out.splitlines()) == 62  # a pipe gets all of them
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "200")
+    rows = compare.rows(["outputs"])
+    assert len(tables.as_text(rows, 50).splitlines()) == 51
+    assert len(tables.as_text(rows, None).splitlines()) == 61
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "3", "null", '{"config": 3}', '{"config": null, "verdicts": 5}', "[" * 100_000]
+)
+def test_a_broken_result_breaks_its_own_row_alone(here: Path, dlrun: Callable[..., Outcome], text: str) -> None:
+    two()
+    write(here / "outputs/broken/config.yaml", "seed: 9\n")
+    write(here / "outputs/broken/result.json", text)
+    for words in ((), ("--group-seeds",), ("--json",)):
+        outcome = dlrun("compare", *words)
+        assert (outcome.code, outcome.err) == (0, ""), words
+    rows = compare.rows(["outputs"])
+    assert [Path(row["run"]).name for row in rows] == ["0000", "a_b", "broken"]
+    assert rows[2]["seed"] == "9"
+
+
+def test_mixed_runs_and_sweeps_each_once(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    two()
+    (here / "latest").symlink_to("outputs/runs/a_b")
+    found = json.loads(dlrun("compare", "outputs/sweeps/s", "outputs/runs/a_b", "outputs", "latest", "--json").out)
+    assert [row["run"] for row in found] == ["outputs/sweeps/s/0000", "outputs/runs/a_b"]
+
+
+def test_statistics_need_no_torch(here: Path) -> None:
+    two()
+    outcomes = without_torch([("compare", "--group-seeds"), ("compare", "--latex")], here)
+    assert [o.code for o in outcomes] == [0, 0]

@@ -77,4 +77,5 @@ class Parser(argparse.ArgumentParser):
     """The parser of verbs that compose no config: a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; {self.format_usage().strip()}")
+        usage = " ".join(self.format_usage().split())  # argparse folds it at the width of the terminal
+        raise UserError(f"{message}; {usage}")

@@ -267,7 +267,8 @@ def test_monitors_are_columns(monitor: str) -> None:
     assert monitor in COLUMNS
 
 
-def test_every_rule_has_a_key_and_every_default_obeys(here: Path) -> None:
+def test_every_rule_has_a_key_and_every_default_obeys(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlrun.loggers.find_spec", lambda name: object())  # as if every extra were installed
     given = {
         "dataset=image_folder": ("dataset.root=.",),
         "dataset=arrays": ("dataset.path=a.npz",),

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-__all__ = ["MARGIN", "edge", "position", "spans_decades"]
+__all__ = ["MARGIN", "beyond", "edge", "position", "spans_decades"]
 
 MARGIN = 0.1  # of the range, in the scale of its axis (S3)
 DECADES = 8.0  # largest over smallest below which a log scale shows nothing that a linear one does not
@@ -53,3 +53,19 @@ def spans_decades(values: Sequence[float]) -> bool:
     linear = -len(values) * math.log(high - low)
     logarithmic = -sum(map(math.log, values)) - len(values) * math.log(math.log(high / low))
     return logarithmic > linear
+
+
+def beyond(
+    low: float, high: float, side: Literal["low", "high"], *, log: bool = False, most: float = math.inf
+) -> tuple[float, float] | None:
+    """Return a range grown beyond one edge: by a decade where `log`, else by half of its length.
+
+    A range that starts at zero or above does not grow below zero, nor any above `most`; None where none is left.
+    """
+    if log:
+        return (low / 10, high) if side == "low" else (low, min(high * 10, most)) if high < most else None
+    half = (high - low) / 2
+    if side == "low":
+        grown = max(low - half, 0.0) if low >= 0 else low - half
+        return (grown, high) if grown < low else None
+    return (low, min(high + half, most)) if high < most else None

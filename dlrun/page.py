@@ -30,6 +30,11 @@ WHAT = {
     "filters": "Filters of the first layer",
     "time": "Time by epoch",
     "curves": "Learning curves of all runs",
+    "sweep_axes": "Score against each hyperparameter that was varied",
+    "sweep_map": "Scores over the two numeric hyperparameters that matter most",
+    "sweep_parallel": "Every trial as a line across all hyperparameters",
+    "sweep_importance": "Importance of each hyperparameter",
+    "sweep_time": "Best score so far by time",
 }
 
 

@@ -17,9 +17,7 @@ from dlrun.figures import (
     BLUE,
     GREEN,
     GREY,
-    OKABE_ITO,
     ORANGE,
-    STYLE,
     canvas,
     columns,
     epochs_axis,
@@ -28,7 +26,7 @@ from dlrun.figures import (
     styled,
 )
 
-__all__ = ["curves", "draw", "names"]
+__all__ = ["draw", "names"]
 
 NUMBERED = 20  # classes up to which a confusion matrix has room for its numbers
 
@@ -41,34 +39,6 @@ def draw(run_folder: Path) -> list[Path]:
         if figure is not None:
             found.append(save(run_folder, name, figure))
     return found
-
-
-def curves(folder: Path, runs: Mapping[str, Path]) -> Path | None:
-    """Draw the learning curves of labelled runs, best first, into the plots of `folder`."""
-    from matplotlib import rc_context
-
-    tables = {label: table for label, path in runs.items() if (table := columns(rundir.metrics(path)))}
-    if not tables:
-        return None
-    with rc_context(STYLE):
-        figure = canvas(4.2, top=0.75)
-        for place, (column, what) in enumerate((("val_loss", "validation loss"), ("val_acc", "validation accuracy"))):
-            axes = figure.add_subplot(1, 2, place + 1)
-            for k, (label, table) in reversed(list(enumerate(tables.items()))):
-                named = k < len(OKABE_ITO)
-                look = {"color": OKABE_ITO[k] if named else "#BBBBBB", "linewidth": 1.8 if named else 0.8}
-                axes.plot(table["epoch"], table[column], label=label if named else None, **look)
-            epochs_axis(axes, "lower is better" if place == 0 else "higher is better", what)
-            if column == "val_loss" and all(positive(t[column]) for t in tables.values()):
-                axes.set_yscale("log")
-        handles, labels = axes.get_legend_handles_labels()
-        lines = -(-len(handles) // 2)
-        figure.set_figheight(3.6 + 0.2 * lines)
-        figure.subplots_adjust(bottom=(0.75 + 0.2 * lines) / figure.get_figheight())
-        figure.legend(handles[::-1], [label[-50:] for label in labels[::-1]], loc="lower center", ncols=2, fontsize=8)
-        more = f"; the best {len(OKABE_ITO)} in colour" if len(tables) > len(OKABE_ITO) else ""
-        figure.suptitle(f"Learning curves of {len(tables)} runs, best first{more}")
-        return save(folder, "curves", figure)
 
 
 def names(run_folder: Path, count: int) -> list[str]:

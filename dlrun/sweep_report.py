@@ -1,43 +1,142 @@
-"""One page that tells a sweep, with nothing outside it: `dlrun report SWEEP`.
+"""One page that tells a sweep, with nothing outside it: `dlrun report SWEEP` (S3, S7, S9, S10).
 
+The best trials and what they share, warnings, pictures, seeds together, and every trial in a table that a click sorts.
 Written from the files of its runs alone. Nothing imports torch.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from dlrun import compare, plots, rundir, tables
+from dlrun import importance, rundir, seeds, sweep_plots, tables, trials
+from dlrun.compare import SCORES
 from dlrun.config import UserError
-from dlrun.page import picture, section, table, write_page
+from dlrun.page import picture, section, table, text, write_page
+from dlrun.trials import Trials
 
 __all__ = ["write"]
 
+BEST = 3
+
 
 def write(folder: Path) -> Path:
-    """Draw the learning curves of all runs below a folder and write their table; return the page.
+    """Draw the pictures of the runs below a folder and write their page; return it.
 
     Raises UserError when there are none.
     """
-    rows = compare.rows([str(folder)])
-    if not rows:
+    found = trials.read(folder)
+    if not found.entries:
         raise UserError(f"{folder}: no runs here; expected a run, a sweep or a folder of them, such as outputs/latest")
-    labels: dict[str, Path] = {}
-    links: dict[str, str] = {}
-    for row in rows:
-        path = Path(row["run"])
-        label = os.path.relpath(path, folder)
-        labels[label], row["run"] = path, label
-        if rundir.report(path).exists():
-            links[label] = os.path.relpath(rundir.report(path), folder)
-    shown = tables.telling(rows)
-    curves = plots.curves(folder, labels)
-    many = f"{len(rows)} run{'s' * (len(rows) > 1)}, best first"
+    shares = importance.measure(found)
+    pictures = sweep_plots.draw(folder, found, shares)
+    why = f"<p class=soft>{text(shares[:1].upper() + shares[1:])}.</p>" if isinstance(shares, str) and shares else ""
+    cards = "".join(f"<div class='card warn'>{_coded(sentence)}</div>" for sentence in trials.warnings(found))
     parts = [
-        f"<header><h1>{escape(folder.resolve().name)}</h1><p class=soft>{many}; a click on a column sorts</p></header>",
-        section("Runs", table([{c: row[c] for c in shown} for row in rows], links=links)),
-        section("Pictures", picture(curves) if curves else ""),
+        _head(folder, found),
+        section(f"The best {min(BEST, len(found.best))}" if len(found.best) > 1 else "The best", _best(folder, found)),
+        section("Warnings", cards or "<div class='card fine'>Nothing stands out: no edge, no failures.</div>"),
+        section("Pictures", "".join(map(picture, pictures)) + why),
+        section("Seeds together", _seeds(found)),
+        section("Every trial", _every(folder, found)),
     ]
     return write_page(folder, folder.resolve().name, parts)
+
+
+def _head(folder: Path, found: Trials) -> str:
+    states = Counter(str(row["status"]) or "empty" for row in found.rows)
+    counted = ", ".join(f"{count} {text(status)}" for status, count in states.most_common())
+    boxes: dict[str, str] = {}
+    names = {"val_acc": "best validation accuracy", "val_loss": "its validation loss", "test_acc": "its test accuracy"}
+    for column, name in names.items() if found.best else ():
+        if isinstance(score := found.rows[found.best[0]][column], float):
+            boxes[name] = f"{score:.4f}"
+    boxes["trials"] = str(len(found.entries))
+    boxes["hyperparameters varied"] = str(len(found.axes))
+    numbers = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in boxes.items())
+    return (
+        f"<header><h1>{escape(folder.resolve().name)}</h1><p class=soft>{counted}; best by {text(found.metric)}</p>"
+        f"</header><div class=numbers>{numbers}</div>"
+    )
+
+
+def _best(folder: Path, found: Trials) -> str:
+    """The best trials, one a setting, with the values of all axes, and what they share."""
+    chosen = found.best[:BEST]
+    if not chosen:
+        return "<p>No trial has completed.</p>"
+    shown = [{"place": place, **_named(folder, found, k)} for place, k in enumerate(chosen, 1)]
+    said = trials.shared(found, BEST)
+    common = "".join(f"<li>{text(line)}</li>" for line in said) or "<li>no value and no narrow range</li>"
+    common = f"<p>What they share, of all that was varied:</p><ul>{common}</ul>" if len(found.best) > BEST else ""
+    repeated = len(set(found.settings)) < len(found.settings)
+    how = "<p class=soft>By the mean over seeds; shown is each setting's best seed.</p>" if repeated else ""
+    return table(shown, links=_links(folder, found)) + common + how
+
+
+def _named(folder: Path, found: Trials, trial: int) -> dict[str, Any]:
+    row = found.rows[trial]
+    values = {axis.name: axis.texts[trial] for axis in found.axes}
+    scores = {column: row[column] for column in (*SCORES, "epochs", "seconds") if row[column] != ""}
+    first = {found.metric: scores.pop(found.metric, "")}
+    return {"run": _label(folder, found, trial), **first, **values, **scores}
+
+
+def _label(folder: Path, found: Trials, trial: int) -> str:
+    return os.path.relpath(found.entries[trial].path, folder)
+
+
+def _links(folder: Path, found: Trials) -> dict[str, str]:
+    """The reports of the runs, by the label of the run, as links that work wherever the sweep's folder lies."""
+    there = {}
+    for trial, entry in enumerate(found.entries):
+        if (page := rundir.report(entry.path)).exists():
+            there[_label(folder, found, trial)] = os.path.relpath(page, folder)
+    return there
+
+
+def _every(folder: Path, found: Trials) -> str:
+    shown = tables.telling(found.rows)
+    reasons = [str(entry.result.get("reason") or "") for entry in found.entries]
+    failed = [row["status"] not in ("completed", "running") for row in found.rows]
+    rows = [
+        {c: row[c] for c in shown}
+        | {"run": _label(folder, found, k)}
+        | ({"reason": reasons[k] if failed[k] else ""} if any(failed) else {})
+        for k, row in enumerate(found.rows)
+    ]
+    return table(rows, links=_links(folder, found), long=("reason",), tall=True)
+
+
+def _seeds(found: Trials) -> str:
+    """Settings with several seeds as mean ± std, and which of them the noise cannot tell from the best (S9)."""
+    if len(set(found.settings)) == len(found.settings):
+        return ""
+    rows = seeds.grouped(found.entries)
+    notes = "".join(f"<li>{text(line)}</li>" for line in seeds.note(rows, found.metric))
+    return table([_spread(row) for row in rows]) + f"<ul class=soft>{notes}</ul>"
+
+
+def _spread(row: Mapping[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for key, value in row.items():
+        score = key.removesuffix("_mean")
+        if score != key and value != "":
+            spread = row[f"{score}_std"]
+            # spaces that do not break: a mean keeps its deviation beside it
+            shown[score] = f"{value:.4f}" + (f"\u00a0±\u00a0{spread:.4f}" if spread != "" else "")
+        elif score != key:
+            shown[score] = ""
+        elif key not in ("seeds", "runs", "test") and not key.endswith("_std"):
+            shown[key] = value
+    return shown
+
+
+def _coded(sentence: str) -> str:
+    """A warning with what to try as code."""
+    said, tried, words = sentence.partition("; try ")
+    return text(said) + (f"<p>To try next: <code>{text(words)}</code></p>" if tried else "")

@@ -58,3 +58,14 @@ def test_the_scale_of_drawn_values() -> None:
         rng = random.Random(seed)
         assert border.spans_decades([10 ** rng.uniform(-5, 0) for _ in range(12)])
         assert not border.spans_decades([rng.uniform(0, 0.5) for _ in range(12)])
+
+
+def test_beyond_an_edge() -> None:
+    assert border.beyond(1e-3, 1e-1, "high", log=True) == (1e-3, 1.0)
+    assert border.beyond(1e-3, 1e-1, "low", log=True) == (1e-4, 1e-1)
+    assert border.beyond(2.0, 4.0, "high") == (2.0, 5.0)
+    assert border.beyond(0.5, 4.5, "low") == (0.0, 4.5)
+    assert border.beyond(-1.0, 1.0, "low") == (-2.0, 1.0)
+    assert border.beyond(0.0, 0.5, "low") is None  # a share of nothing is its natural end
+    assert border.beyond(0.5, 0.9, "high", most=1.0) == (0.5, 1.0)
+    assert border.beyond(0.5, 1.0, "high", most=1.0) is None

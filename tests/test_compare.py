@@ -37,7 +37,7 @@ def config(**changes: Any) -> dict[str, Any]:
         *groups, key = name.split("__")
         node = made
         for group in groups:
-            node = node[group]
+            node = node.setdefault(group, {})
         node[key] = value
     return made
 

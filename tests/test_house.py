@@ -33,11 +33,15 @@ ROOMS: dict[str, set[str]] = {
     "layer_plots": {"figures", "rundir"},
     "plots": {"figures", "layer_plots", "rundir"},
     "seeds": {"compare"},
+    "trials": {"border", "compare"},
+    "importance": {"trials"},
+    "space_plots": {"border", "figures", "trials"},
+    "sweep_plots": {"figures", "importance", "rundir", "space_plots", "trials"},
     "tables": {"compare"},
     "border": set(),
     "page": {"rundir"},
     "report": {"rundir", "page", "plots", "composing", "verdicts"},
-    "sweep_report": {"border", "compare", "config", "page", "plots", "rundir", "tables"},
+    "sweep_report": {"compare", "config", "importance", "page", "rundir", "seeds", "sweep_plots", "tables", "trials"},
     "cli": {"config", "commands"},
     "__main__": {"cli"},
 }
@@ -55,12 +59,16 @@ OUTER = (
     "page",
     "plots",
     "report",
+    "importance",
+    "space_plots",
+    "sweep_plots",
     "sweep_report",
     "rules",
     "rundir",
     "seeds",
     "sentences",
     "tables",
+    "trials",
 )
 OUTER += ("targets", "cli", "evidence", "verdicts")
 # rooms that stand above the loop: nothing below them may look up

@@ -101,11 +101,6 @@ def test_a_diverged_run_has_pictures_too(copy: Path) -> None:
     assert [file.stem for file in plots.draw(copy)] == NAMES
 
 
-def test_curves_name_the_best_runs(copy: Path, run: Path, tmp_path: Path) -> None:
-    assert plots.curves(tmp_path, {f"{k:04d}": run for k in range(12)}) == tmp_path / "plots" / "curves.png"
-    assert plots.curves(tmp_path, {"empty": tmp_path}) is None
-
-
 def test_drawing_needs_no_torch(copy: Path, here: Path, dlrun: Callable[..., object]) -> None:
     (outcome,) = without_torch([("report", str(copy))], here)
     assert (outcome.code, outcome.err) == (0, "")

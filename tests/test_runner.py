@@ -135,6 +135,48 @@ def test_a_file_that_a_users_model_leans_on_invalidates_receipts(folder: Path, m
         sys.modules.pop(name, None)
 
 
+def test_a_users_dataset_augmentation_and_optimizer_count_through_trust(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib
+    import sys
+
+    files = {
+        "userdata.py": "from dlrun.data.datasets import digits\n",
+        "useraugment.py": "def flip(x, generator=None):\n    return x.flip(-1)\n",
+        "useroptim.py": "import torch\nclass Mine(torch.optim.Adam):\n    pass\n",
+    }
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    (folder / "conf" / "augment").mkdir(parents=True)
+    (folder / "conf" / "augment" / "mine.yaml").write_text("_target_: useraugment.flip\n_partial_: true\n")
+    monkeypatch.syspath_prepend(folder)
+    words = ["dataset.limit=120", "trainer.threads=1", "check.only=[loss]", "augment=mine"]
+    words += ["dataset._target_=userdata.digits", "optimizer._target_=useroptim.Mine"]
+    words += ["trust=[userdata,useraugment,useroptim]"]
+    ran = counted(monkeypatch)
+    expected = 1
+    for name in ("", "", *files):
+        if name:
+            (folder / name).write_text(files[name] + "# changed\n")
+            expected += 1
+        importlib.invalidate_caches()
+        for module in files:
+            sys.modules.pop(module.removesuffix(".py"), None)
+        checks.run(build(composed(*words)))
+        assert len(ran) == expected, name
+    for module in files:
+        sys.modules.pop(module.removesuffix(".py"), None)
+
+
+def test_dlruns_version_invalidates_receipts(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks.run(built("check.only=[loss]"))
+    ran = counted(monkeypatch)
+    monkeypatch.setattr("dlrun.__version__", "99.0")
+    checks.run(built("check.only=[loss]"))
+    assert ran == ["loss"]
+
+
 def test_a_failure_is_never_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = counted(monkeypatch)
     for _ in range(2):

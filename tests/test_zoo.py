@@ -206,6 +206,18 @@ def groups(**options: float) -> Break:
     return breaks
 
 
+def leak(source: str, target: str) -> Break:
+    """A bug that puts fifty samples of a split into another."""
+
+    def breaks(exp: Experiment) -> None:
+        seen, other = getattr(exp.data, source).subset(torch.arange(50)), getattr(exp.data, target)
+        images = torch.cat([split.images.take(torch.arange(len(split))) for split in (seen, other)])[: len(other)]
+        labels = torch.cat([seen.labels, other.labels])[: len(other)]
+        feed(exp, **{target: replace(other, images=InMemory(images), labels=labels)})
+
+    return breaks
+
+
 # the bugs that need more than a line
 
 
@@ -260,6 +272,33 @@ class Stubborn(Net):
 
 def batch_norm_in_training_mode(x: Tensor) -> Tensor:
     return F.batch_norm(x, None, None, training=True)
+
+
+class Scaled(torch.autograd.Function):
+    """The identity, its gradient off by a factor."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return g * ctx.factor, None
+
+
+class Silu(torch.autograd.Function):
+    """x·σ(x), whose gradient lacks the second term of the product rule."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return g * torch.sigmoid(x)
 
 
 def sigmoid_tower() -> nn.Module:
@@ -429,6 +468,13 @@ ZOO = [
     Bug("a logit too few", net(lambda: Net(classes=9)), "outputs", "num_classes=10"),
     Bug("a logit too many", net(lambda: Net(classes=11)), "outputs", "num_classes=10"),
     Bug("images of another size", wrapped(lambda x: x.repeat(1, 2, 1, 1)), "outputs", "raises"),
+    # custom autograd functions
+    Bug("backward of the wrong sign", net(lambda: Net(lambda x: Scaled.apply(x, -1.0))), "gradient", "sign is flipped"),
+    Bug("backward doubled", net(lambda: Net(lambda x: Scaled.apply(x, 2.0))), "gradient", "factor 2 too much"),
+    Bug("backward lacks a term", net(lambda: Net(Silu.apply)), "gradient", "term"),
+    # leaks
+    Bug("val is part of train", leak("train", "val"), "data_duplicates", "flattered"),
+    Bug("some of val in train", leak("val", "train"), "data_duplicates", "flattered"),
     # loss
     Bug("loss summed", scored(lambda s, y: CE(s, y, reduction="sum")), "loss", "mean"),
     Bug("loss divided by the batch again", scored(lambda s, y: CE(s, y) / len(y)), "loss", "mean"),

@@ -1,8 +1,10 @@
 """Receipts: a check that passed for a setup need not run again for the same setup (sweeps, repeated runs).
 
 A receipt is kept under a hash of all that a check depends on: the config of model, loss, data, regularizer, objective
-and augmentation, what the data measured to, the source of the model's classes, the versions of dlrun and torch. The
-seed is not in it; optimizer, schedule and trainer are, for checks that step with them. Failures are never kept.
+and augmentation, what the data measured to, the files that define the classes of model, loss, penalty and objective,
+the versions of dlrun and torch. Of a dataset, augmentation or optimizer of one's own, and of files that a model
+imports, those count that lie in the packages of `trust`; for others, check.fresh=true. The seed is not in the hash;
+optimizer, schedule and trainer are, for checks that step with them. Failures are never kept.
 """
 
 from __future__ import annotations

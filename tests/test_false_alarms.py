@@ -1,0 +1,56 @@
+"""The campaign against false alarms counts what it says it counts, and raises none where it is run here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+import bench_false_alarms as campaign
+
+
+def test_a_setup_is_healthy_where_it_learns() -> None:
+    assert campaign.learns(("model=mlp",))
+    deep = ("model=mlp", "model.depth=20", "model.width=16", "model.activation=sigmoid", "model.norm=none")
+    assert not campaign.learns(deep)
+
+
+def test_the_campaign_holds_every_model_activation_norm_and_loss() -> None:
+    found = list(campaign.setups())
+    assert len(found) == len(set(found)) == 9 * 10 * 4 * 2 + 8
+    assert ("model=resnet50", "model.activation=maxout", "model.norm=group", "loss=hinge") in found
+
+
+def test_setups_that_do_not_learn_do_not_count() -> None:
+    def row(setup: str, learns: bool, **said: Any) -> dict[str, Any]:
+        return (
+            {"setup": setup, "seed": 1, "seconds": 1.0, "checks": 19, "fail": {}, "warn": {}, "skip": {}}
+            | said
+            | {"learns": learns}
+        )
+
+    rows = [
+        row("model=mlp loss=hinge", True),
+        row("model=mlp loss=hinge", True, warn={"initial_loss": "9"}),
+        row("model=resnet20 loss=hinge", False, fail={"overfit": "0.1"}),
+        row("model=torchvision model.name=resnet18", True, fail={"garbage": "none"}),
+    ]
+    text = campaign.table(rows, 10)
+    assert "4 of 10 suites run, 1 of them" in text
+    assert "of 3: failures 1, suites with a warning 1 (33.3%); 1 of 57 checks warn (1.75%)" in text
+    assert "do not learn: {'model=resnet20 loss=hinge': 1}" in text
+    assert "resnet18 " in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mlp", "cnn", "resnet20"])
+def test_what_conf_can_compose_raises_no_alarm(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [campaign.suite(words, 1) for words in campaign.setups() if words[0] == f"model={model}"]
+    sound = [row for row in rows if row["learns"]]
+    assert [row for row in sound if row["fail"]] == []
+    assert len([row for row in sound if row["warn"]]) <= 0.05 * len(sound)

@@ -19,6 +19,8 @@ Rows = Sequence[Mapping[str, Any]]
 # what a column says of a run that nothing is to be said of: not worth a column on screen
 QUIET = {"checks": "pass", "verdicts": "none"}
 WORDS = ("run", "status", "checks", "verdicts", "verdict", "rest", "test")  # never numbers, whatever they look like
+SHORT = 7  # letters up to which a number stands as it was typed
+DISPENSABLE = ("best_epoch", "epochs", "test_loss", "seconds", "val_loss", "checks", "verdicts", "test_acc")
 FILES_ONLY = ("runs", "seeds", "test")  # for programs that read the CSV
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 LATEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
@@ -78,10 +80,11 @@ def _latex(cell: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in cell)
 
 
-def as_text(rows: Rows, most: int | None = None) -> str:
-    """Return the rows for reading: folders shortened, empty columns left out, the best scores in green.
+def as_text(rows: Rows, most: int | None = None, metric: str = "val_acc") -> str:
+    """Return the rows for reading: folders and numbers shortened, empty columns left out, the best scores in green.
 
-    Colours, folding and a limit of `most` rows only on a terminal; a pipe gets a line a run.
+    Colours, `most` rows at most, and only as many columns as there is room for, on a terminal; `metric` is kept to
+    the last. A pipe gets a line a run and every column.
     """
     from rich.console import Console
 
@@ -89,7 +92,28 @@ def as_text(rows: Rows, most: int | None = None) -> str:
     columns = _columns(rows)
     if not console.is_terminal and not console.color_system:
         return _plain(columns, len(rows))
-    return _coloured(console, columns, min(len(rows), most or len(rows)))
+    return _coloured(console, *_fitting(columns, console.width, metric), min(len(rows), most or len(rows)))
+
+
+def _fitting(columns: list[Column], width: int, metric: str) -> tuple[list[Column], list[str]]:
+    """The columns that a terminal has room for, long names in two lines, and the names of those left out."""
+    dropped: list[str] = []
+
+    def wide(column: Column) -> int:
+        return max(map(len, [*column.name.split("\n"), *column.cells])) + 2
+
+    def narrow() -> bool:
+        return sum(map(wide, columns)) > width
+
+    if narrow():
+        columns = [c._replace(name=".\n".join(c.name.rsplit(".", 1))) for c in columns]
+    for name in DISPENSABLE:
+        if narrow() and name != metric and any(c.name == name for c in columns):
+            columns = [c for c in columns if c.name != name]
+            dropped.append(name)
+    if narrow():  # optimizer.lr is still known as lr
+        columns = [c._replace(name=c.name.rpartition("\n")[2]) for c in columns]
+    return columns, dropped
 
 
 def _plain(columns: Sequence[Column], count: int) -> str:
@@ -100,20 +124,24 @@ def _plain(columns: Sequence[Column], count: int) -> str:
     return "\n".join("  ".join(cells[k] for cells in padded).rstrip() for k in range(count + 1))
 
 
-def _coloured(console: Any, columns: Sequence[Column], count: int) -> str:
+def _coloured(console: Any, columns: Sequence[Column], dropped: Sequence[str], count: int) -> str:
     from rich.markup import escape
     from rich.table import Table
 
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         shown.add_column(
-            escape(column.name), justify="right" if column.numeric else "left", overflow="fold", no_wrap=column.numeric
+            escape(column.name),
+            justify="right" if column.numeric else "left",
+            overflow="fold",
+            no_wrap=column.numeric,
         )
     for k in range(count):
         shown.add_row(*(f"[bold green]{escape(c.cells[k])}[/]" if k in c.best else escape(c.cells[k]) for c in columns))
     with console.capture() as captured:
         console.print(shown)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join([*lines, *([f"no room for {', '.join(dropped)}: see the CSV"] if dropped else [])])
 
 
 def telling(rows: Rows) -> list[str]:
@@ -129,7 +157,7 @@ def _columns(rows: Rows) -> list[Column]:
             continue
         score = name.removesuffix("_mean")
         cells = [_with_spread(row, name, score) if score != name else _cell(name, row[name]) for row in rows]
-        numeric = score in NUMBERS or name in ("n", "p")
+        numeric = score in NUMBERS or name in ("n", "p") or all(map(_is_number, cells))
         found.append(Column(score, cells, _best(rows, name, score), numeric))
     return found
 
@@ -157,4 +185,12 @@ def _cell(column: str, value: Any) -> str:
         return "/".join(parts[-2:] if parts[-1:] and parts[-1].isdigit() else parts[-1:]) or value
     if isinstance(value, float):
         return f"{value:.1f}" if column == "seconds" else f"{value:.2g}" if column == "p" else f"{value:.4f}"
-    return str(value)
+    # what a search drew has sixteen digits, which the CSV keeps
+    return f"{float(value):.4g}" if len(str(value)) > SHORT and _is_number(value) else str(value)
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        return math.isfinite(float(text or 0))
+    except (TypeError, ValueError):
+        return False

@@ -150,7 +150,7 @@ def test_on_screen(here: Path, dlrun: Callable[..., Outcome]) -> None:
     runs(*over_seeds(THREE), *over_seeds(OTHER, optimizer__lr=0.1))
     lines = dlrun("compare", "--group-seeds").out.splitlines()
     assert lines[0].split() == ["optimizer.lr", "n", *compare.SCORES, "verdict", "p"]
-    assert lines[1].startswith("0.001         3  0.9200 ± 0.0200")
+    assert lines[1].startswith("       0.001  3  0.9200 ± 0.0200")
     assert lines[1].endswith("best")
     assert lines[2].endswith("within noise  0.12")
     assert lines[3] == "mean ± sample standard deviation over seeds"
@@ -159,7 +159,7 @@ def test_on_screen(here: Path, dlrun: Callable[..., Outcome]) -> None:
     assert table[0].startswith("optimizer.lr,n,seeds,val_acc_mean,val_acc_std,")
     assert len(table) == 3
     worst_first = dlrun("compare", "--group-seeds", "--sort=-val_acc").out.splitlines()
-    assert worst_first[1].startswith("0.1")
+    assert worst_first[1].split()[0] == "0.1"
     found = json.loads(dlrun("compare", "--group-seeds", "--json").out)
     assert [(row["optimizer.lr"], row["seeds"]) for row in found] == [(0.001, [1, 2, 3]), (0.1, [1, 2, 3])]
     assert found[1]["runs"] == ["outputs/0003", "outputs/0004", "outputs/0005"]

@@ -99,6 +99,35 @@ def test_a_terminal_shows_the_best_and_says_so(
     assert len(tables.as_text(rows, None).splitlines()) == 61
 
 
+def test_numbers_that_a_search_drew_are_short_on_screen_alone(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    for lr in (0.0123456789012345, 8.0357777723346e-06):
+        write_run(here / "outputs" / f"{lr}", **result(config(optimizer__lr=lr), 0.5))
+    shown = dlrun("compare").out
+    assert "0.01235" in shown
+    assert "8.036e-06" in shown
+    assert "0.0123456789012345" in Path("outputs/compare.csv").read_text()
+    assert json.loads(dlrun("compare", "--json").out)[0]["optimizer.lr"] == 0.0123456789012345
+
+
+def test_a_narrow_terminal_loses_columns_and_says_which(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    two()
+    rows = compare.rows(["outputs"])
+
+    def shown(width: int) -> str:
+        monkeypatch.setenv("COLUMNS", str(width))
+        return re.sub("\x1b[^m]*m", "", tables.as_text(rows))
+
+    assert "no room" not in shown(140)
+    assert "optimizer.lr" in shown(140)
+    narrow = shown(76).splitlines()
+    assert narrow[-1].startswith("no room for epochs, test_loss, seconds")
+    assert max(map(len, narrow)) <= 76
+    assert "0.7500" in narrow[2]  # the score that counts stays
+    assert "optimizer.\n" not in shown(140)
+    assert [line.split()[0] for line in narrow[2:4]] == ["s/0000", "a_b"]
+
+
 @pytest.mark.parametrize(
     "text", ["", "{", "[1]", "3", "null", '{"config": 3}', '{"config": null, "verdicts": 5}', "[" * 100_000]
 )

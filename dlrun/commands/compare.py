@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     elif args.latex:
         print(tables.as_latex(table, notes))
     else:
-        print(tables.as_text(table, None if args.all else SCREEN))
+        print(tables.as_text(table, None if args.all else SCREEN, compare.metric(entries)))
         _foot(args, len(entries), len(table), notes)
     return 0
 

@@ -42,7 +42,7 @@ def span(trials: Trials) -> tuple[float, float]:
         high = min(high, float(third + FENCE * (third - first))) if third > first else high
     else:
         low = max(low, float(first - FENCE * (third - first))) if third > first else low
-    margin = 0.06 * (high - low) or 0.01
+    margin = 0.06 * (high - low) or max(0.01, 0.01 * abs(high))
     return low - margin, high + margin
 
 

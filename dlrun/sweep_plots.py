@@ -6,8 +6,10 @@ Each picture says in its title what it shows. Nothing here imports torch.
 
 from __future__ import annotations
 
+import csv
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +25,8 @@ from dlrun.trials import Axis, Trials
 
 __all__ = ["draw"]
 
+MOST_CURVES = 200
+
 
 def draw(folder: Path, trials: Trials, found: Importance | str) -> list[Path]:
     """Draw every picture that the trials have numbers for, into the plots of `folder`; return the files."""
@@ -30,7 +34,8 @@ def draw(folder: Path, trials: Trials, found: Importance | str) -> list[Path]:
 
     ranked = _by_importance(trials.axes, found)
     made = []
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks is drawn as boxes
         for name, figure in (
             ("sweep_axes", space_plots.against_axes(trials, ranked)),
             ("sweep_map", space_plots.two_axes(trials, ranked)),
@@ -107,9 +112,11 @@ def _clock(text: Any) -> float | None:
 
 
 def _curves(folder: Path, trials: Trials) -> Any:
-    """The learning curves of all trials that wrote any, best first."""
-    labels = {os.path.relpath(entry.path, folder): entry.path for entry in trials.entries}
-    tables = {label: table for label, path in labels.items() if (table := columns(rundir.metrics(path)))}
+    """The learning curves of the trials that wrote any, best first."""
+    tables: dict[str, dict[str, Any]] = {}
+    for entry in trials.entries:
+        if len(tables) < MOST_CURVES and (table := _by_epoch(entry.path)):
+            tables[os.path.relpath(entry.path, folder)] = table
     if not tables:
         return None
     figure = canvas(4.5, left=0.9, top=0.75, bottom=1.15)
@@ -130,5 +137,15 @@ def _curves(folder: Path, trials: Trials) -> Any:
     handles, names = axes.get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="lower center", ncols=4, fontsize=8)
     more = f"; the best {len(OKABE_ITO)} in colour" if len(tables) > len(OKABE_ITO) else ""
-    figure.suptitle(f"Learning curves of {len(tables)} runs, best first{more}")
+    some = "of the first" if len(tables) == MOST_CURVES < len(trials.entries) else "of"
+    figure.suptitle(f"Learning curves {some} {len(tables)} runs, best first{more}")
     return figure
+
+
+def _by_epoch(run_folder: Path) -> dict[str, Any]:
+    """The columns of metrics.csv; nothing where it is missing or no such table, which must not cost the others."""
+    try:
+        table = columns(rundir.metrics(run_folder))
+    except (ValueError, TypeError, csv.Error):
+        return {}
+    return table if {"epoch", "val_loss", "val_acc"} <= set(table) else {}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,9 @@ def _best(folder: Path, found: Trials) -> str:
     chosen = found.best[:BEST]
     if not chosen:
         return "<p>No trial has completed.</p>"
-    shown = [{"place": place, **_named(folder, found, k)} for place, k in enumerate(chosen, 1)]
+    scores = [c for c in (*SCORES, "epochs", "seconds") if any(found.rows[k][c] != "" for k in chosen)]
+    columns = [found.metric, *(c for c in scores if c != found.metric)]
+    shown = [{"place": place, **_named(folder, found, k, columns)} for place, k in enumerate(chosen, 1)]
     said = trials.shared(found, BEST)
     common = "".join(f"<li>{text(line)}</li>" for line in said) or "<li>no value and no narrow range</li>"
     common = f"<p>What they share, of all that was varied:</p><ul>{common}</ul>" if len(found.best) > BEST else ""
@@ -78,12 +80,12 @@ def _best(folder: Path, found: Trials) -> str:
     return table(shown, links=_links(folder, found)) + common + how
 
 
-def _named(folder: Path, found: Trials, trial: int) -> dict[str, Any]:
-    row = found.rows[trial]
+def _named(folder: Path, found: Trials, trial: int, columns: Sequence[str]) -> dict[str, Any]:
+    """A trial with its score first, then what was varied, then the other columns."""
+    first, *others = columns
     values = {axis.name: axis.texts[trial] for axis in found.axes}
-    scores = {column: row[column] for column in (*SCORES, "epochs", "seconds") if row[column] != ""}
-    first = {found.metric: scores.pop(found.metric, "")}
-    return {"run": _label(folder, found, trial), **first, **values, **scores}
+    row = found.rows[trial]
+    return {"run": _label(folder, found, trial), first: row[first], **values, **{c: row[c] for c in others}}
 
 
 def _label(folder: Path, found: Trials, trial: int) -> str:

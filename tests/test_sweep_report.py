@@ -117,6 +117,21 @@ def test_the_page_has_the_best_the_warnings_and_every_trial(sweep: Path) -> None
     assert "<td class='long'>below the median</td>" in every
 
 
+@pytest.mark.parametrize("text", ["", "epoch\n1\n", "epoch,val_loss,val_acc\n1,x,2\n", "a,a\n1,2,3\n", "\0"])
+def test_a_broken_file_in_one_run_costs_the_others_nothing(
+    here: Path, dlrun: Callable[..., Outcome], text: str
+) -> None:
+    for k in range(3):
+        path = trial(here / "s", 0.5 + 0.1 * k, optimizer__lr=0.1 * k)
+    result = json.loads((path / "result.json").read_text())
+    write(path / "metrics.csv", text)
+    write(path / "result.json", json.dumps({k: v for k, v in result.items() if k not in ("test_acc", "seconds")}))
+    outcome = dlrun("report", "s")
+    assert (outcome.code, outcome.err) == (0, "")
+    assert len(re.findall("<tr>", section(page(here / "s"), "Every trial"))) == 4
+    assert section(page(here / "s"), "Pictures").count("data:image/png") == 3
+
+
 def test_too_few_trials_for_importance_are_said(here: Path, dlrun: Callable[..., Outcome]) -> None:
     for k in range(5):
         trial(here / "s", 0.5 + 0.01 * k, optimizer__lr=0.1 * k, regularizer__l2=0.1 / (k + 1))

@@ -14,6 +14,7 @@ VERBS = {
     "lr_range": "find a learning rate before training",
     "batch_time": "find the batch size beyond which a sample costs no less time",
     "resume": "go on where a killed or interrupted run stopped",
+    "ensemble": "let trained models vote, and say what it is worth",
     "compare": "lay runs side by side in one table",
     "report": "draw the pictures and the page of a run or a sweep again",
 }

@@ -20,6 +20,7 @@ from dlrun.config import UserError
 from dlrun.disk import append, lock, make_folder, owned, unlock, write_atomic
 
 __all__ = ["Run", "claim", "claim_sweep", "config", "find", "make_folder", "metrics", "owned", "read_receipt"]
+__all__ += ["claim_ensemble", "ensemble", "epoch_checkpoints", "is_ensemble", "tested", "write_ensemble"]
 __all__ += ["reopen", "result", "stored", "write_atomic", "write_receipt", "write_study"]
 
 OUTPUTS = Path("outputs")
@@ -53,7 +54,7 @@ class Run:
     @property
     def tested(self) -> Path:
         """The checkpoint whose weights count: the best, or with trainer.keep=last, which keeps no best, the last."""
-        return self.best if self.best.exists() else self.last
+        return tested(self.path)
 
     def epoch_checkpoint(self, row: Mapping[str, Any], monitor: str) -> str:
         """Return the name of the checkpoint of an epoch, with its score in it (O8)."""
@@ -62,7 +63,7 @@ class Run:
 
     def epoch_checkpoints(self) -> list[Path]:
         """Return the checkpoints of single epochs that are there, in their order."""
-        return sorted(self.checkpoints.glob("epoch_*.pt"))
+        return epoch_checkpoints(self.path)
 
     def fresh_events(self) -> Path:
         """Return the folder of TensorBoard's events, without those of an earlier process."""
@@ -222,6 +223,58 @@ def claim_sweep(folder: str | None) -> Path:
     return path
 
 
+def claim_ensemble(folder: str | None, label: str) -> Path:
+    """Make the folder of an ensemble. Raises UserError when `folder` already holds something."""
+    if folder is None:
+        return _new_folder(OUTPUTS / "ensembles", label)
+    path = Path(folder).expanduser()
+    make_folder(path)
+    if names := sorted(os.listdir(path)):
+        raise UserError(f"{path} already holds {names[0]}; choose another --out")
+    return path
+
+
+def write_ensemble(
+    path: Path,
+    asked: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    tables: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    """Write result.json, predictions.npz and CSV tables by name; ensemble.yaml last, which makes it an ensemble."""
+    import numpy as np
+    import yaml
+
+    for name, rows in tables.items():
+        write_atomic(path / f"{name}.csv", _csv(rows).encode())
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    write_atomic(path / "predictions.npz", buffer.getvalue())
+    write_atomic(path / "result.json", (json.dumps(scores, indent=1) + "\n").encode())
+    text = yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True)
+    write_atomic(path / "ensemble.yaml", text.encode())
+
+
+def is_ensemble(path: Path) -> bool:
+    """Say whether a folder is one that `dlrun ensemble` wrote."""
+    return (path / "ensemble.yaml").is_file()
+
+
+def ensemble(path: Path) -> dict[str, Any]:
+    """Return what ensemble.yaml says. Raises UserError when it is not plain YAML with a list of members."""
+    import yaml
+
+    file = path / "ensemble.yaml"
+    try:
+        found = yaml.safe_load(file.read_bytes())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{file}: not a readable ensemble: {' '.join(str(error).split())}") from error
+    members = found.get("members") if isinstance(found, dict) else None
+    if not isinstance(members, list) or not members or not all(isinstance(m, dict) and "run" in m for m in members):
+        raise UserError(f"{file}: expected a list of members, each with its run")
+    return dict(found)
+
+
 def _new_folder(root: Path, label: str) -> Path:
     while True:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
@@ -268,6 +321,17 @@ def _point_latest(path: Path) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def tested(path: Path) -> Path:
+    """Return the checkpoint of a run whose weights count, without taking the run over."""
+    best = path / "checkpoints" / "best.pt"
+    return best if best.exists() else path / "checkpoints" / "last.pt"
+
+
+def epoch_checkpoints(path: Path) -> list[Path]:
+    """Return the checkpoints of single epochs of a run, in their order."""
+    return sorted((path / "checkpoints").glob("epoch_*.pt"))
 
 
 def result(path: Path) -> dict[str, Any]:

@@ -32,6 +32,8 @@ ROOMS: dict[str, set[str]] = {
     "figures": {"rundir"},
     "layer_plots": {"figures", "rundir"},
     "plots": {"figures", "layer_plots", "rundir"},
+    "votes": set(),
+    "ensembles": {"config", "figures", "rundir", "votes"},
     "seeds": {"compare"},
     "trials": {"border", "compare"},
     "importance": {"trials"},
@@ -53,6 +55,7 @@ OUTER = (
     "config",
     "border",
     "disk",
+    "ensembles",
     "figures",
     "layer_plots",
     "loggers",
@@ -69,6 +72,7 @@ OUTER = (
     "sentences",
     "tables",
     "trials",
+    "votes",
 )
 OUTER += ("targets", "cli", "evidence", "verdicts")
 # rooms that stand above the loop: nothing below them may look up

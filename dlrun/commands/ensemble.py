@@ -1,0 +1,86 @@
+"""`dlrun ensemble PATH…`: what trained models predict together, and what it is worth (E1, E2, E5, E7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dlrun.arguments import Parser
+from dlrun.config import UserError
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Pick members on validation, print and store the table; returns 0."""
+    args = _parser().parse_args(argv)
+    if args.top is not None and args.top < 1:
+        raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
+    from dlrun import ensembles, rundir
+
+    found, left_out = ensembles.read(args.paths)
+    for line in left_out:
+        print(f"left out: {line}")
+    ensembles.agree(found)
+    members = ensembles.select(found, top=args.top or 0, by_greed=args.greedy)
+    print(_headline(args, len(found), members))
+    table = ensembles.judge(members, args.temperature)
+    path = rundir.claim_ensemble(args.out, f"{len(members)}-members")
+    store(path, args, members, table)
+    print(ensembles.as_text(table.rows))
+    if args.temperature:
+        print("temperatures, fitted on validation:", *(f"{v} {t:.2f}" for v, t in table.temperatures.items()))
+    print(f"{args.vote} is stored for `dlrun predict {path}` and as a teacher; everything is in {path}")
+    return 0
+
+
+def _parser() -> Parser:
+    from dlrun.votes import VOTES
+
+    parser = Parser(prog="dlrun ensemble", description=__doc__)
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps or folders of them")
+    pick = parser.add_mutually_exclusive_group()
+    pick.add_argument("--top", type=int, metavar="K", help="the K members with the best validation accuracy")
+    word = "pick with replacement what lowers the validation log loss most"
+    pick.add_argument("--greedy", action="store_true", help=word)
+    parser.add_argument("--vote", choices=list(VOTES), default="mean_probability", help="the one that is stored")
+    parser.add_argument("--temperature", action="store_true", help="rescale probabilities, fitted on validation")
+    parser.add_argument("--out", metavar="DIR", help="a new folder (default: outputs/ensembles/<date>-…)")
+    return parser
+
+
+def _headline(args: Any, found: int, members: Sequence[Any]) -> str:
+    how = f"the {len(members)} best of {found} on validation accuracy" if args.top else f"{found} members"
+    if args.greedy:
+        picks = ", ".join(f"{m.path.name} × {m.weight}" for m in members)
+        how = f"{len(members)} of {found}, picked greedily on validation log loss: {picks}"
+    return f"{how}; {len(members[0].data['classes'])} classes, {len(members[0].arrays['val_labels']):,} val images"
+
+
+def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
+    """Write the files of an ensemble: who is in it, its scores, its predictions, its tables and picture."""
+    import os
+
+    import numpy as np
+
+    from dlrun import ensembles, rundir
+
+    chosen = next(row for row in table.rows if row["vote"] == args.vote)
+    listed = []
+    for m in members:
+        # relative to the ensemble, so that a folder with both can be moved
+        entry = {"run": os.path.relpath(m.path.resolve(), path.resolve()), "weight": m.weight}
+        listed.append(entry | ({"checkpoint": m.checkpoint} if m.checkpoint else {}))
+    asked = {"members": listed, "vote": args.vote, "temperature": float(table.temperatures[args.vote])}
+    asked["selection"] = f"top {args.top}" if args.top else "greedy" if args.greedy else "all"
+    scores = {"status": "completed", **chosen, "data": dict(members[0].data), "votes": table.rows}
+    arrays = {}
+    for split, vote in table.votes[args.vote].items():
+        # the logarithm of a probability is a logit: what reads runs reads this
+        arrays[f"{split}_logits"] = np.log(vote.probabilities + 1e-12).astype(np.float32)
+        arrays |= {f"{split}_{what}": members[0].arrays[f"{split}_{what}"] for what in ("labels", "ids")}
+    curve = ensembles.sizes(members)
+    each = ensembles.each(members)
+    rundir.write_ensemble(path, asked, scores, arrays, {"table": table.rows, "members": each, "sizes": curve})
+    ensembles.draw(path, curve)

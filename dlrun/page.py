@@ -75,7 +75,9 @@ def table(
     if not rows:
         return ""
     columns = [c for c in rows[0] if c is not None]
-    numeric = {c for c in columns if c != "run" and all(is_number(row[c]) or row[c] in ("", None) for row in rows)}
+    numeric = {
+        c for c in columns if c != "run" and all(is_number(_mean(row[c])) for row in rows if row[c] not in ("", None))
+    }
     head = "".join(f"<th{' class=number' if c in numeric else ''}><button>{text(c)}</button></th>" for c in columns)
     lines = []
     for row in rows:
@@ -84,8 +86,9 @@ def table(
             value = "" if row[c] is None else row[c]
             shown = text(value)
             if c in numeric and value != "":
-                number = float(value)
-                short = str(value) if number.is_integer() and "e" not in str(value) else f"{number:.4g}"
+                number = float(_mean(value))
+                typed = value is not _mean(value) or (number.is_integer() and "e" not in str(value))
+                short = str(value) if typed else f"{number:.4g}"
                 cells.append(f"<td class=number data-value='{number!r}'>{escape(short)}</td>")
                 continue
             if links and c == "run" and value in links:
@@ -95,6 +98,11 @@ def table(
         lines.append(f"<tr>{''.join(cells)}</tr>")
     frame = "scroll tall" if tall else "scroll"
     return f"<div class='{frame}'><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def _mean(value: Any) -> Any:
+    """A mean without its deviation; everything else as it is."""
+    return value.split("\u00a0±")[0] if isinstance(value, str) and "\u00a0±" in value else value
 
 
 def is_number(value: Any) -> bool:

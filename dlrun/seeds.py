@@ -105,7 +105,9 @@ def _judge(found: Sequence[tuple[dict[str, Any], Mapping[str, float]]]) -> None:
             row["verdict"] = "no spread: no noise estimate"
             continue
         row["p"] = corrected[k]
-        row["verdict"] = "worse" if corrected[k] < LEVEL else "within noise"
+        fewest = min(len(found[several[0]][1]), len(found[k][1]))
+        alike = "two seeds: cannot tell" if fewest == 2 else "within noise"
+        row["verdict"] = "worse" if corrected[k] < LEVEL else alike
 
 
 def difference(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, str]:

@@ -120,7 +120,9 @@ def _seeds(found: Trials) -> str:
         return ""
     rows = seeds.grouped(found.entries)
     notes = "".join(f"<li>{text(line)}</li>" for line in seeds.note(rows, found.metric))
-    return table([_spread(row) for row in rows]) + f"<ul class=soft>{notes}</ul>"
+    shown = [_spread(row) for row in rows]
+    told = tables.telling(shown)
+    return table([{c: row[c] for c in told} for row in shown]) + f"<ul class=soft>{notes}</ul>"
 
 
 def _spread(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,11 @@ def test_one_seed_has_no_noise_estimate(here: Path) -> None:
     assert "one seed gives no noise estimate" in " ".join(seeds.note(found, "val_acc"))
 
 
+def test_two_seeds_cannot_tell(here: Path) -> None:
+    runs(*over_seeds({"1": 0.9, "2": 0.8}), *over_seeds({"1": 0.5, "2": 0.2}, optimizer__lr=0.1))
+    assert [row["verdict"] for row in rows()] == ["best", "two seeds: cannot tell"]
+
+
 def test_what_does_not_change_learning_makes_no_other_setting(here: Path) -> None:
     base = config()
     base["model"] = {"seed": 1}

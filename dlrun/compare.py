@@ -102,9 +102,13 @@ def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
         raise UserError(f"--sort={column}: no such column; {hint}")
     best_first = name in SCORES and not name.endswith("loss")
-    there = [row for row in rows if row[key] not in ("", None) and row[key] == row[key]]
+    there: list[dict[str, Any]] = []
+    empty: list[dict[str, Any]] = []
+    for row in rows:
+        # a value that is not itself is nan
+        (empty if row[key] in ("", None) or row[key] != row[key] else there).append(row)
     there.sort(key=lambda row: _order(row[key]), reverse=best_first != column.startswith("-"))
-    return there + [row for row in rows if row not in there] if len(there) < len(rows) else there
+    return there + empty
 
 
 def _order(value: Any) -> tuple[float, str]:

@@ -23,7 +23,7 @@ COMMANDS = {
     "--group-seeds": ["--group-seeds"],
     "--json": ["--json"],
     "--latex": ["--latex"],
-    "--sort=optimizer.lr": ["--sort=optimizer.lr"],
+    "--sort=test_acc": ["--sort=test_acc"],
 }
 WORDS = ["trainer.epochs=1", "dataset.limit=100", "check=none", "model.width=4", "trainer.threads=1"]
 

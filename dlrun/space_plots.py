@@ -166,9 +166,10 @@ def _scale(ruler: Any, axis: Axis, panel: Any) -> None:
         ruler.set_major_locator(MaxNLocator(5))
 
 
-def two_axes(trials: Trials, axes: Sequence[Axis]) -> Any:
+def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
     """The two most important numeric axes, a dot a setting, its colour the mean score."""
-    numeric = [axis for axis in axes if axis.numbers is not None][:2]
+    numeric = [axis for axis in axes if axis.numbers is not None]
+    count, numeric = len(numeric), numeric[:2]
     if len(numeric) < 2 or len(trials.done) < 3:
         return None
     across, up = numeric
@@ -187,7 +188,7 @@ def two_axes(trials: Trials, axes: Sequence[Axis]) -> Any:
         panel.scatter(x, y, s=26, marker=marker, color=colour, lw=1, alpha=0.7, label=name)
     dots = panel.scatter(
         *zip(*order, strict=True), c=[there[point] for point in order], s=46 if len(order) <= 100 else 30,
-        cmap="cividis_r" if trials.lower else "cividis", edgecolor="white", lw=0.4, vmin=span(trials)[0],
+        cmap=_shades(trials.lower), edgecolor="white", lw=0.4, vmin=span(trials)[0],
         vmax=span(trials)[1], label="completed",
     )  # fmt: skip
     best = trials.best[0]
@@ -197,9 +198,19 @@ def two_axes(trials: Trials, axes: Sequence[Axis]) -> Any:
         _scale(ruler, axis, panel)
     panel.set(xlabel=across.name, ylabel=up.name)
     figure.colorbar(dots, ax=panel, pad=0.02, fraction=0.12).set_label(f"{called(trials)}, {wanted(trials)}")
-    figure.suptitle("The two numeric axes that matter most: where the good ones lie, and whether an edge cuts them off")
+    known = "" if count == 2 else " that matter most" if measured else " that matter most by experience"
+    figure.suptitle(f"The two numeric axes{known}: where good ones lie, and whether an edge cuts them off")
     legend(figure, *panel.get_legend_handles_labels())
     return figure
+
+
+def _shades(lower: bool) -> Any:
+    """Cividis without its palest yellows, the good end dark: that stands out on paper, and inverted at night."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    shades = colormaps["cividis"](np.linspace(0, 0.9, 256))
+    return ListedColormap(shades if lower else shades[::-1])
 
 
 def parallel(trials: Trials, axes: Sequence[Axis]) -> Any:
@@ -241,7 +252,7 @@ def parallel(trials: Trials, axes: Sequence[Axis]) -> Any:
     panel.grid(visible=False)
     panel.spines[["left", "bottom"]].set_visible(False)
     lost = "; dotted: no score" if lost_trials(trials) else ""
-    figure.suptitle(f"Every trial as a line: the best {len(best)} dark, good ends at the top right{lost}")
+    figure.suptitle(f"Every trial as a line: the best {len(best)} stand out, good ends at the top right{lost}")
     return figure
 
 

@@ -38,7 +38,7 @@ def draw(folder: Path, trials: Trials, found: Importance | str) -> list[Path]:
         warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks is drawn as boxes
         for name, figure in (
             ("sweep_axes", space_plots.against_axes(trials, ranked)),
-            ("sweep_map", space_plots.two_axes(trials, ranked)),
+            ("sweep_map", space_plots.two_axes(trials, ranked, isinstance(found, Importance))),
             ("sweep_parallel", space_plots.parallel(trials, ranked)),
             ("sweep_importance", _importance(found)),
             ("sweep_time", _time(trials)),

@@ -47,7 +47,7 @@ def save(
         "model": exp.model.state_dict(),
         "optimizer": exp.optimizer.state_dict(),
         "scheduler": exp.scheduler.state_dict(),
-        "ema": None,
+        "ema": exp.average.state_dict() if exp.average is not None else None,
         "rng": rng_state(),
         "epoch": state.epoch,
         "step": state.step,
@@ -79,6 +79,8 @@ def restore(run: Run, exp: Experiment) -> State:
     try:
         exp.optimizer.load_state_dict(found["optimizer"])
         exp.scheduler.load_state_dict(found["scheduler"])
+        if exp.average is not None:
+            exp.average.load_state_dict(found["ema"])
         set_rng_state(found["rng"])
         return State(int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dlrun import checkpoint, memory, rundir, verdicts
+from dlrun import averaging, checkpoint, memory, rundir, verdicts
 from dlrun.checkpoint import State
 from dlrun.data.batches import Batches
 from dlrun.diagnostics import Watch
@@ -57,6 +57,8 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
         row = train_epoch(exp, epoch, state, screen, watch)
         trained = time.perf_counter()
         row.update(scores(exp, predict(exp, exp.val), "val"))
+        if exp.average is not None:
+            row.update(scores(exp, predict(exp, exp.val, exp.average), "ema_val"))
         row.update(train_seconds=trained - started, eval_seconds=time.perf_counter() - trained)
         row["samples_per_second"] = len(exp.data.train.labels) / row["train_seconds"]
         _must_be_finite(row["val_loss"], f"validation after epoch {epoch}", row["lr"])
@@ -64,14 +66,15 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
         row.update(update_ratio=look.update_ratio, dead_fraction=look.dead_fraction)
         row["memory_mb"] = memory.peak_mb(exp.device)
         exp.scheduler.end_epoch(row[trainer.monitor])
-        is_best = better(row, state.best, trainer.monitor)
+        score = best_weights(row, trainer.monitor)
+        is_best = better(score, state.best, trainer.monitor)
         if is_best:
-            state.best = {"epoch": epoch, "value": row[trainer.monitor], "val_loss": row["val_loss"]}
+            state.best = {"epoch": epoch, "value": score[trainer.monitor], "val_loss": score["val_loss"]}
         state.epoch = epoch
         state.seconds += time.perf_counter() - started
         run.append_layers(look.rows)
         run.add_histograms(epoch, look.histograms)
-        run.append_metrics({c: row[c] for c in COLUMNS})
+        run.append_metrics({c: row[c] for c in (COLUMNS if exp.average is None else COLUMNS + AVERAGED)})
         history.append(row)
         name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep in ("top3", "all") else None
         best = is_best and trainer.keep != "last"
@@ -88,6 +91,8 @@ COLUMNS = (
     *("update_ratio", "dead_fraction"),
     *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
 )
+
+AVERAGED = ("ema_val_loss", "ema_val_acc")  # with trainer.ema: the same of the averaged weights
 
 
 def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> dict[str, Any]:
@@ -109,6 +114,8 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
             sums += step(exp, x, y).to(sums)
         seen += len(y)
         state.step += 1
+        if exp.average is not None:
+            averaging.follow(exp.average, exp.model, exp.cfg.trainer.ema, state.step)
         if device.type == "cpu" or i == steps - 1 or i % 50 == 0:
             _must_be_finite(float(sums[0]), f"epoch {epoch}, step {i + 1} of {steps}", exp.scheduler.lr)
     loss, correct, penalty, norm = sums.tolist()
@@ -192,6 +199,15 @@ def scores(exp: Experiment, predictions: Predictions, split: str) -> dict[str, f
     loss = exp.loss(predictions.logits, predictions.labels)
     accuracy = (predictions.logits.argmax(1) == predictions.labels).double().mean()
     return {f"{split}_loss": float(loss), f"{split}_acc": float(accuracy)}
+
+
+def best_weights(row: Mapping[str, Any], monitor: str) -> Mapping[str, Any]:
+    """Return the row with the scores of the better weights by the monitor: the raw ones or their average (O10)."""
+    if f"ema_{monitor}" not in row:
+        return row
+    averaged = {**row, monitor: row[f"ema_{monitor}"], "val_loss": row["ema_val_loss"], "weights": "ema"}
+    raw = {"value": row[monitor], "val_loss": row["val_loss"]}
+    return averaged if better(averaged, raw, monitor) else row
 
 
 def better(row: Mapping[str, Any], best: Mapping[str, Any] | None, monitor: str) -> bool:

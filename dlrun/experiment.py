@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from dlrun import averaging
 from dlrun.config import UserError
 from dlrun.data import Data, prepare
 from dlrun.data.batches import Batches
@@ -44,6 +45,7 @@ class Experiment:
     dtype: torch.dtype
     train: Batches
     val: Batches
+    average: nn.Module | None = None  # the running average of the weights, with trainer.ema
 
     @property
     def num_classes(self) -> int:
@@ -95,6 +97,8 @@ def build(cfg: Any) -> Experiment:
         train=None,  # type: ignore[arg-type]
         val=None,  # type: ignore[arg-type]
     )
+    if plain["trainer"].get("ema"):
+        made.average = averaging.started(model)
     augment = instantiate(plain["augment"], trust, "augment") if plain["augment"].get("_target_") else None
     made.train = made.batches(
         data.train,

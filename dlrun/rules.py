@@ -82,6 +82,7 @@ RULES: dict[str, Rule] = {
     "trainer.accumulate": _count(1),
     "trainer.threads": _count(0),
     "trainer.patience": _count(0),
+    "trainer.ema": SHARE,
     "trainer.clip_norm": _at_least(0),
     "trainer.clip_value": _at_least(0),
     "dataset.val_fraction": BETWEEN,

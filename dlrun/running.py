@@ -178,6 +178,7 @@ def _write_audit(exp: Any, run: Run, checked: set[str]) -> None:
 def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     """Read the test split once, with the best weights (trainer.keep), and store what ensembles and tables need."""
     from dlrun import checkpoint, engine
+    from dlrun.final import predicted, showcase
 
     tested = checkpoint.load(run.tested)
     checkpoint.load_weights(run.tested, tested, exp)
@@ -185,21 +186,20 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     told = len(exp.data.dropped)
     test = exp.data.test()
     _tell_dropped(exp, run, screen, told)
-    splits = {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}
     ending: dict[str, Any] = {
         "status": "completed",
         "reason": _reason(exp.cfg.trainer, state),
         "best_epoch": int(tested["best"]["epoch"]),
         "tested_epoch": int(tested["epoch"]),
     }
+    more, found = predicted(exp, tested, test)
+    ending.update(more)
     stored = {}
-    for name, (split, batches) in splits.items():
-        found = engine.predict(exp, batches)
-        ending.update(engine.scores(exp, found, name))
-        arrays = {"logits": found.logits.numpy(), "labels": found.labels.numpy(), "ids": split.ids}
+    for name, split in {"val": exp.data.val, "test": test}.items():
+        ending.update(engine.scores(exp, found[name], name))
+        arrays = {"logits": found[name].logits.numpy(), "labels": found[name].labels.numpy(), "ids": split.ids}
         stored.update({f"{name}_{what}": values for what, values in arrays.items()})
-        if name == "val":
-            run.write_showcase(_showcase(exp, found))
+    run.write_showcase(showcase(exp, found["val"]))
     run.write_predictions(stored)
     ending.update(
         epochs=state.epoch,
@@ -219,28 +219,14 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
         f"(val_acc {ending['val_acc']:.4f}, {why})",
         style="bold",
     )
+    if "weights" in ending:
+        said = ", ".join(
+            f"{w} {ending[f'{w}_test_acc']:.4f} (val {ending[f'{w}_val_acc']:.4f})" for w in ("raw", "ema")
+        )
+        screen.say(f"test accuracy by weights: {said}; better on validation: {ending['weights']}")
     screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}")
     screen.say("lay runs side by side: dlrun compare")
     return ending
-
-
-def _showcase(exp: Any, found: Any) -> dict[str, Any]:
-    """The 24 worst validation errors as 8-bit images, and the filters of the first layer (D11)."""
-    import torch
-
-    loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
-    wrong = (found.logits.argmax(1) != found.labels).nonzero().flatten()
-    worst = wrong[loss[wrong].argsort(descending=True)[:24]]
-    pixels = exp.data.val.images.take(worst)
-    step = max(1, max(pixels.shape[1:3]) // 96)
-    pixels = pixels[:, ::step, ::step]
-    if pixels.dtype != torch.uint8 and pixels.numel():
-        pixels = (pixels - pixels.min()) * (255 / max(float(pixels.max() - pixels.min()), 1e-30))
-    shown = {"rows": worst, "images": pixels.to(torch.uint8), "losses": loss[worst]}
-    first = next((p for p in exp.model.parameters() if p.ndim >= 2), None)
-    if first is not None and first.ndim == 4:
-        shown["filters"] = first.detach()[:64].float()
-    return {name: tensor.cpu().numpy() for name, tensor in shown.items()}
 
 
 def _reason(trainer: Any, state: Any) -> str:

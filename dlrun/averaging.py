@@ -1,0 +1,31 @@
+"""Weights that are means of weights: over the steps of a run, or over runs (`trainer.ema=0.999`, E3, E4, O10)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+__all__ = ["follow", "started"]
+
+
+def started(model: nn.Module) -> nn.Module:
+    """Return what will be the running average: for now a copy, which no optimizer sees."""
+    return copy.deepcopy(model).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move an average towards the model after an optimizer step, of which `step` have been done.
+
+    average ← d average + (1 - d) model with d = min(decay, (1 + step) / (10 + step)): the warm-up, as in
+    TensorFlow's ExponentialMovingAverage, lets the average forget the random weights of the beginning. Running
+    statistics of batch norm are averaged like weights, so that they belong to them; counters are copied.
+    """
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    mine, theirs = average.state_dict(), model.state_dict()
+    floating = [name for name, tensor in theirs.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_([mine[name] for name in floating], [theirs[name] for name in floating], share)
+    for name in theirs.keys() - set(floating):
+        mine[name].copy_(theirs[name])

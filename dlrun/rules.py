@@ -90,6 +90,7 @@ RULES: dict[str, Rule] = {
     "dataset.split_seed": _count(0),
     "dataset.limit": _count(0),
     "dataset.memory_gb": _at_least(0),
+    "dataset.cache_gb": _at_least(0),
     "dataset.image_size": _count(0),
     "dataset.num_classes": _count(0),
     "dataset.channels": ((lambda v: v in (1, 3)), "1 or 3"),
@@ -154,6 +155,7 @@ for _key, _words in CHOICES.items():
 # read by dlrun whatever the `_target_`; the other keys of these groups belong to it and mean what it says
 ANY_TARGET = {"model.init", "model.output_bias"}
 ANY_TARGET |= {f"dataset.{k}" for k in ("val_fraction", "test_fraction", "split_seed", "limit", "memory_gb")}
+ANY_TARGET |= {"dataset.cache_gb"}
 ANY_TARGET |= {"dataset.on_bad", "dataset.balance"}
 ANY_TARGET |= {f"scheduler.{k}" for k in ("warmup", "momentum_start", "momentum_end", "momentum_epochs")}
 ANY_TARGET |= {f"regularizer.{k}" for k in ("dropout", "label_smoothing")}

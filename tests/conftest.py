@@ -23,6 +23,12 @@ TINY = (
 )
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Decoded images of tests stay among the files of tests, in their child processes too."""
+    os.environ["DLRUN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @dataclass
 class Outcome:
     """What a command came to."""

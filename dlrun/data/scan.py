@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dlrun.data.images import Images, InMemory, Marks, Streamed, Unreadable, cores, mark, run_ahead
 
-__all__ = ["Scan", "scan"]
+__all__ = ["Part", "Scan", "parts", "scan"]
 
 VALUES = 2_000_000  # in one task: some megabytes
 FILES = 64  # in one task: enough to make the hand-over between threads cheap
@@ -46,7 +46,9 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
+    """What a few neighbouring images showed; `pixels` of those that cannot be used are 0."""
+
     pixels: Pixels | None
     bad: dict[int, str]  # by row
     sums: Sums
@@ -59,20 +61,17 @@ def scan(images: Images, *, keep: bool, workers: int = 0) -> Scan:
     Raises UserError for whole images of different sizes, which is a setting to change and no damage.
     """
     files = images if isinstance(images, Streamed) else None
-    size = max(1, VALUES // int(np.prod(images.shape)))
-    index = torch.split(torch.arange(len(images)), min(FILES, size) if files else size)
     pixels = np.empty((len(images), *images.shape), dtype=np.uint8) if files and keep else None
     bad: dict[int, str] = {}
     sums: list[Sums] = []
     marks: list[Marks] = []
-    for rows, part in zip(_shown(index, len(images), bool(files)), _parts(images, index, keep, workers), strict=True):
-        first = int(rows[0])
+    for first, part in parts(images, keep=keep, workers=workers):
         bad.update({first + row: reason for row, reason in part.bad.items()})
         sums.append(part.sums)
         if part.marks is not None:
             marks.append(part.marks)
         if pixels is not None and part.pixels is not None:
-            pixels[first : first + len(rows)] = part.pixels
+            pixels[first : first + len(part.pixels)] = part.pixels
     if pixels is not None:
         images = InMemory(torch.from_numpy(pixels))
     elif files:
@@ -83,13 +82,18 @@ def scan(images: Images, *, keep: bool, workers: int = 0) -> Scan:
     return Scan(images, bad, mean, std)
 
 
-def _parts(images: Images, index: Sequence[Tensor], keep: bool, workers: int) -> Iterator[_Part]:
-    look: Callable[..., _Part] = partial(_files, keep=keep) if isinstance(images, Streamed) else _arrays
+def parts(images: Images, *, keep: bool, workers: int = 0) -> Iterator[tuple[int, Part]]:
+    """Every image looked at once, by `workers` threads, with a bar over files: the number of the first, and a part."""
+    files = isinstance(images, Streamed)
+    size = max(1, VALUES // int(np.prod(images.shape)))
+    index = torch.split(torch.arange(len(images)), min(FILES, size) if files else size)
+    look: Callable[..., Part] = partial(_files, keep=keep) if files else _arrays
     tasks = [partial(look, images, rows) for rows in index]
     at_once = workers or cores()
     groups = (tasks[start : start + at_once] for start in range(0, len(tasks), at_once))
-    for group in run_ahead(groups, at_once):
-        yield from group
+    found = (part for group in run_ahead(groups, at_once) for part in group)
+    for rows, part in zip(_shown(index, len(images), files), found, strict=True):
+        yield int(rows[0]), part
 
 
 def _shown(index: Sequence[Tensor], total: int, files: bool) -> Iterable[Tensor]:
@@ -102,7 +106,7 @@ def _shown(index: Sequence[Tensor], total: int, files: bool) -> Iterable[Tensor]
     return track(index, "Decoding images", console=Console(stderr=True), transient=True)
 
 
-def _files(images: Streamed, index: Tensor, keep: bool) -> _Part:
+def _files(images: Streamed, index: Tensor, keep: bool) -> Part:
     # NumPy alone: a torch operation inside a thread would start one more set of compute threads
     pixels = np.zeros((len(index), *images.shape), dtype=np.uint8)
     bad = {}
@@ -111,17 +115,17 @@ def _files(images: Streamed, index: Tensor, keep: bool) -> _Part:
             pixels[row] = images.decode(number)
         except Unreadable as error:
             bad[row] = error.reason
-    return _Part(pixels if keep else None, bad, _sums(_without(pixels, bad)), None if keep else mark(pixels))
+    return Part(pixels if keep else None, bad, _sums(_without(pixels, bad)), None if keep else mark(pixels))
 
 
-def _arrays(images: InMemory, index: Tensor) -> _Part:
+def _arrays(images: InMemory, index: Tensor) -> Part:
     all_pixels = images.pixels.numpy()
     pixels = all_pixels[(index if images.rows is None else images.rows[index]).numpy()]
     bad = {}
     if pixels.dtype != np.uint8:
         finite = np.isfinite(pixels).all(axis=(1, 2, 3))
         bad = {int(row): "holds a value that is not finite (nan or inf)" for row in np.flatnonzero(~finite)}
-    return _Part(None, bad, _sums(_without(pixels, bad)), None)
+    return Part(None, bad, _sums(_without(pixels, bad)), None)
 
 
 def _without(pixels: Pixels, bad: dict[int, str]) -> Pixels:

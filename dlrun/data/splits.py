@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from dlrun.config import UserError
+from dlrun.data.cache import Cache, cache_at
 from dlrun.data.carving import carve, slice_of
-from dlrun.data.images import Images
+from dlrun.data.images import Images, Streamed
 from dlrun.data.scan import scan
 
 __all__ = ["Bad", "BadData", "Data", "Raw", "Split", "bad_labels", "prepare"]
@@ -144,15 +145,17 @@ def prepare(
     workers: int = 0,
     on_bad: str = "error",
     balance: bool = False,
+    cache: str = "none",
+    cache_gb: float = 20.0,
 ) -> Data:
     """Carve test (where there is none), then `limit`, then val (where there is none), and measure train.
 
     All carving is stratified and follows labels and `split_seed` alone, so that the seeds of an ensemble
     share a fold. Bad samples are found afterwards (those with a bad label before, they belong to no class):
     with `on_bad` error all are told, with drop left out of the fold that they are in, and nothing else moves.
-    Test is scanned when it is read. Image files that fit into `memory_gb` (1e9 bytes) are held in memory,
-    others stream from disk. Raises UserError for a fraction outside (0, 1), too small a limit, and a class
-    without training samples.
+    Test is scanned when it is read. Image files come from a `cache` (auto, none or a folder) of at most
+    `cache_gb` (1e9 bytes); without one those that fit into `memory_gb` are held in memory, others stream.
+    Raises UserError for a fraction outside (0, 1), too small a limit, and a class without training samples.
     """
     if split_seed < 0:
         raise UserError(f"dataset.split_seed={split_seed}: must be 0 or more")
@@ -174,15 +177,15 @@ def prepare(
         train, val = train.subset(rest), train.subset(chosen)
     shape = train.images.shape
     _require_shape("validation", val, shape)
-    keep = _fits(memory_gb, train, val)
-    train, mean, std = _scanned("train", train, keep, workers, bad)
-    val, *_ = _scanned("val", val, keep, workers, bad)
+    keep, store = _fits(memory_gb, train, val), cache_at(cache, cache_gb)
+    train, mean, std = _scanned("train", train, keep, workers, bad, store)
+    val, *_ = _scanned("val", val, keep, workers, bad, store)
     if bad and on_bad == "error":
         raise BadData(bad, total)
     _require_samples(train, raw.classes)
     _require_any("val", val)
 
-    test = _reader(read_test, classes, shape, memory_gb, workers, on_bad, bad)
+    test = _reader(read_test, classes, shape, memory_gb, workers, on_bad, bad, store)
     fraction = val_fraction if raw.val is None else None
     return Data(train, val, raw.classes, shape, mean, std, test, split_seed, fraction, bad, balance)
 
@@ -195,6 +198,7 @@ def _reader(
     workers: int,
     on_bad: str,
     dropped: list[Bad],
+    store: Cache | None,
 ) -> Callable[[], Split]:
     """What reads the test split when it is first called, and treats its bad samples like those of train."""
 
@@ -204,7 +208,7 @@ def _reader(
         whole = read()
         split = _labelled("test", whole, classes, found)
         _require_shape("test", split, shape)
-        split, *_ = _scanned("test", split, _fits(memory_gb, split), workers, found)
+        split, *_ = _scanned("test", split, _fits(memory_gb, split), workers, found, store)
         if found and on_bad == "error":
             raise BadData(found, len(whole))
         _require_any("test", split)
@@ -231,17 +235,25 @@ def _labelled(name: str, split: Split, classes: int, bad: list[Bad]) -> Split:
 
 
 def _scanned(
-    name: str, split: Split, keep: bool, workers: int, bad: list[Bad]
+    name: str, split: Split, keep: bool, workers: int, bad: list[Bad], store: Cache | None
 ) -> tuple[Split, list[float], list[float]]:
     """The samples whose pixels can be used, with mean and std of their channels; the others are added to
     `bad`.
     """
+    if store is not None and isinstance(split.images, Streamed):
+        held = store.decoded(split.images, workers)
+        if held is not None:
+            split = _without(name, replace(split, images=held[0]), held[1], bad)
     found = scan(split.images, keep=keep, workers=workers)
-    split = replace(split, images=found.images)
-    if found.bad:
-        bad += [Bad(split.ids[number], name, reason) for number, reason in found.bad.items()]
-        split = split.subset(torch.tensor([n for n in range(len(split)) if n not in found.bad], dtype=torch.int64))
-    return split, found.mean, found.std
+    return _without(name, replace(split, images=found.images), found.bad, bad), found.mean, found.std
+
+
+def _without(name: str, split: Split, reasons: dict[int, str], bad: list[Bad]) -> Split:
+    """The split without the samples that have a reason against them, which are added to `bad`."""
+    if not reasons:
+        return split
+    bad += [Bad(split.ids[number], name, reason) for number, reason in reasons.items()]
+    return split.subset(torch.tensor([n for n in range(len(split)) if n not in reasons], dtype=torch.int64))
 
 
 def _fits(memory_gb: float, *splits: Split) -> bool:

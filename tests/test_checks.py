@@ -287,6 +287,11 @@ def test_the_checks_leave_the_experiment_as_it_was() -> None:
     assert exp.model.training
 
 
+def test_a_deep_network_that_overflows_when_pushed_has_logits() -> None:
+    exp = build(composed("model=resnet56", "model.norm=none", "dataset.limit=300", "trainer.threads=1"))
+    assert probabilities.probabilities(exp).status == "pass"
+
+
 def alarms(exp: Experiment) -> dict[str, str]:
     with no_trace():
         found = {name: check(exp) for name, check in SUITE.items() if not name.startswith("lint")}

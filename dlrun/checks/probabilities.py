@@ -8,6 +8,7 @@ the origin, such as scaled cosines, which is legitimate.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from dlrun.experiment import Experiment
 
 __all__ = ["probabilities"]
 
-COUNT, STEPS, RATE = 8, 10, 0.1
+COUNT, STEPS = 8, 15  # so that a bias alone, behind dead units, gets beyond 1
+RATES = (0.1, 0.01, 0.001)  # the next where a deep network without norms overflows
 ALMOST = 1e-4
 
 WRONG = {
@@ -72,16 +74,21 @@ def _range(low: float, high: float) -> str | None:
 
 def _pushed(exp: Experiment, x: Tensor, sign: float) -> float:
     """The largest (sign 1) or smallest (sign -1) output met while a copy is trained towards it."""
-    model = replica(exp)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer, extreme = torch.optim.Adam(trainable, lr=RATE), float("-inf")
-    for _ in range(STEPS):
-        optimizer.zero_grad()
-        outputs: Any = model(x).float()
-        reached = float((sign * outputs.detach()).max())
-        extreme = max(extreme, reached) if reached == reached else extreme
-        if extreme > 1 + ALMOST or not outputs.requires_grad:
-            break
-        (-sign * outputs.mean()).backward()
-        optimizer.step()
+    extreme = float("-inf")
+    for rate in RATES:
+        model = replica(exp)
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            outputs: Any = model(x).float()
+            reached = float((sign * outputs.detach()).max())
+            if not math.isfinite(reached):
+                break
+            extreme = max(extreme, reached)
+            if extreme > 1 + ALMOST or not outputs.requires_grad:
+                return sign * extreme
+            (-sign * outputs.mean()).backward()
+            optimizer.step()
+        else:
+            return sign * extreme
     return sign * extreme

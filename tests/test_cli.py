@@ -36,6 +36,20 @@ def test_without_a_verb_the_usage_is_the_answer_and_an_error(dlrun: Callable[...
     assert outcome.out.startswith("usage: dlrun <verb>")
 
 
+@pytest.mark.parametrize(("load", "policy"), [(0.7, None), (0.8, "PASSIVE")])
+def test_waiting_threads_sleep_on_a_busy_machine(
+    dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, load: float, policy: str | None
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # so that it is put back afterwards
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr(os, "getloadavg", lambda: (load * (os.cpu_count() or 1), 0.0, 0.0))
+    assert dlrun("train", "--cfg", "job").code == 0
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # what a user has set stays
+    assert dlrun("train", "--cfg", "job").code == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
 def test_version(dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("--version").out == f"dlrun {__version__}\n"
 

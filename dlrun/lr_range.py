@@ -8,7 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from dlrun import engine
 from dlrun.config import UserError
@@ -17,15 +21,17 @@ from dlrun.trial import endless, out_of_memory, picture, untouched
 
 __all__ = ["Point", "Verdict", "draw", "judge", "lines", "measure", "table"]
 
-MEMORY = 0.8  # of the moving average: at the default 100 steps over 7 decades it lags a third of a decade
-STOP = 4.0  # times the lowest smoothed loss: beyond it nothing is to be learnt
+LOOKS, HELD = 50, 256  # times the loss is looked at in a test, and the images that it is looked at on
+WIDTH = 0.25  # decades: the standard deviation of the smoothing, over the rate on its log axis
+STOP = 4.0  # times the first loss: beyond it nothing is to be learnt
+CAP = 2.0  # times the first loss: an explosion counts for no more when it is smoothed
 FALL = 0.05  # of the first loss: a smaller fall is flat
-BACK = 10.0  # the suggestion is the rate of the lowest loss over this: there the rise has already begun
+LOST = 0.25  # of the fall: where so much of it is lost again, the rate is too high
 
 
 @dataclass(frozen=True)
 class Point:
-    """A step of the test: its rate, the loss of its batch before it, and the bias-corrected moving average."""
+    """A step of the test: its rate, the loss of its batch before it, and the smoothed loss of the fixed images."""
 
     lr: float
     loss: float
@@ -51,31 +57,66 @@ def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]
     first = exp.scheduler.state_dict()["base_lrs"]
     if base <= 0 or any("lr" not in group for group in exp.optimizer.param_groups):
         raise UserError(f"optimizer.lr={base:g}: the range test needs a rate above 0 to scale")
-    points: list[Point] = []
-    average, lowest = 0.0, math.inf
+    steps_done: list[tuple[float, float]] = []  # the rate and the loss of the batch
+    looks: list[tuple[float, float]] = []  # the rate and the loss of the fixed images
     with untouched(exp):
         exp.model.train()
-        for i, (x, y, _) in zip(range(steps), endless(exp.train), strict=False):
-            lr = low * (high / low) ** (i / (steps - 1))
-            for group, own in zip(exp.optimizer.param_groups, first, strict=True):
-                group["lr"] = lr * own / base
-            try:
+        held = _held(exp)
+        try:
+            for i, (x, y, _) in zip(range(steps), endless(exp.train), strict=False):
+                lr = low * (high / low) ** (i / (steps - 1))
+                for group, own in zip(exp.optimizer.param_groups, first, strict=True):
+                    group["lr"] = lr * own / base
                 loss = float(engine.step(exp, x, y)[0]) / len(y)
-            except Exception as error:
-                if out_of_memory(error):
-                    raise UserError("out of memory: try trainer.accumulate=2 or a smaller batch") from error
-                raise
-            average = MEMORY * average + (1 - MEMORY) * loss
-            smoothed = average / (1 - MEMORY ** (i + 1))
-            points.append(Point(lr, loss, smoothed))
-            lowest = min(lowest, smoothed)
-            if not math.isfinite(smoothed) or smoothed > STOP * lowest:
-                break
-    return points
+                steps_done.append((lr, loss))
+                if not loss < STOP * steps_done[0][1]:  # not a number either
+                    break
+                if i % max(1, steps // LOOKS) == 0 or i == steps - 1:
+                    looks.append((lr, _loss(exp, held)))
+        except Exception as error:
+            if out_of_memory(error):
+                raise UserError("out of memory: try trainer.accumulate=2 or a smaller batch") from error
+            raise
+    if looks and len(steps_done) < steps:
+        looks.append((steps_done[-1][0], math.inf))
+    smooth = _smoothed([lr for lr, _ in steps_done], looks)
+    return [Point(lr, loss, value) for (lr, loss), value in zip(steps_done, smooth, strict=True)]
+
+
+def _held(exp: Experiment) -> list[tuple[Tensor, Tensor]]:
+    """Up to HELD training images: on each step's own batch the noise between batches hides a fall of a tenth."""
+    size = int(exp.cfg.trainer.batch_size)
+    batches = islice(exp.train.epoch(1), max(1, HELD // size))
+    return [(x[:HELD], y[:HELD]) for x, y, _ in batches]
+
+
+def _loss(exp: Experiment, held: list[tuple[Tensor, Tensor]]) -> float:
+    with torch.no_grad(), exp.autocast():
+        total = sum(float(exp.loss(exp.model(x), y)) * len(y) for x, y in held)
+    return total / sum(len(y) for _, y in held)
+
+
+def _smoothed(rates: list[float], looks: list[tuple[float, float]]) -> list[float]:
+    """The looks' mean at each rate, weighted by a Gaussian of their distance in decades; nan without a first loss."""
+    if not looks or not math.isfinite(looks[0][1]):
+        return [math.nan] * len(rates)
+    top = CAP * looks[0][1]
+    found = []
+    for lr in rates:
+        weights = [math.exp(-((math.log10(lr / other) / WIDTH) ** 2) / 2) for other, _ in looks]
+        # a loss that is not a number counts as the highest
+        values = [value if value < top else top for _, value in looks]
+        total = sum(weights)
+        found.append(sum(w * v for w, v in zip(weights, values, strict=True)) / total if total else math.nan)
+    return found
 
 
 def judge(points: list[Point], low: float, high: float) -> Verdict:
-    """Read a suggestion off the smoothed curve: a tenth of the rate at which it is lowest."""
+    """Read a suggestion off the curve: midway, in decades, from its lowest point to where it has clearly risen.
+
+    Measured: the lowest point alone, and all the more a tenth of it, are too low for a run, which has far more steps
+    at each rate than the test and a schedule that lowers it (tests/benchmarks/bench_lr_range.py).
+    """
     finite = [p for p in points if math.isfinite(p.smoothed)]
     if not finite:
         return Verdict("high", None, f"not finite from the start: the range is too high, try --low={low / 1e3:g}")
@@ -87,8 +128,10 @@ def judge(points: list[Point], low: float, high: float) -> Verdict:
             return Verdict("high", None, text)
         text = f"flat: the loss stays near {start:.3g}, the range is too low, try --high={high * 1e3:g}"
         return Verdict("flat", None, text)
-    lr = float(f"{best.lr / BACK:.2g}")
-    text = f"the loss is lowest ({best.smoothed:.3g}) at lr {best.lr:.2g}; a tenth of that leaves room before it rises"
+    lost = best.smoothed + LOST * (start - best.smoothed)
+    risen = next((p for p in finite if p.lr > best.lr and p.smoothed >= lost), finite[-1])
+    lr = float(f"{math.sqrt(best.lr * risen.lr):.2g}")
+    text = f"the loss is lowest ({best.smoothed:.3g}) at lr {best.lr:.2g} and has clearly risen at {risen.lr:.2g}"
     if best is points[-1]:
         return Verdict("open", lr, f"still falling at the end of the range: try --high={high * 10:g}; {text}")
     return Verdict("fine", lr, text)
@@ -114,8 +157,8 @@ def draw(points: list[Point], verdict: Verdict, title: str) -> bytes:
     axes = figure.subplots()
     finite = [p for p in points if math.isfinite(p.smoothed)]
     rates = [p.lr for p in finite]
-    axes.plot(rates, [p.loss for p in finite], color="0.75", lw=1, label="loss of each batch")
-    axes.plot(rates, [p.smoothed for p in finite], color="#0072B2", lw=2, label="smoothed")
+    axes.plot(rates, [p.loss for p in finite], color="0.75", lw=1, label="each step's batch")
+    axes.plot(rates, [p.smoothed for p in finite], color="#0072B2", lw=2, label=f"the same {HELD} images, smoothed")
     if finite:  # the explosion at the end would flatten all that matters
         top = 2 * max(finite[0].smoothed, finite[0].loss)
         axes.set_ylim(0, min(top, 1.05 * max(p.loss for p in finite)))

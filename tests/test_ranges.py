@@ -80,7 +80,10 @@ def test_the_rate_rises_geometrically_and_groups_keep_their_ratio(monkeypatch: p
     assert points[0].lr == 1e-3
     assert points[30].lr == pytest.approx(1.0)
     assert all(b.lr / a.lr == pytest.approx(10**0.1) for a, b in pairwise(points))
-    assert all(p.smoothed == pytest.approx(2.0) for p in points)  # the bias of the average is corrected
+    assert all(p.loss == 2.0 for p in points)
+    # the weights did not move, and it is always the same images: without noise between batches
+    assert all(p.smoothed == pytest.approx(points[0].smoothed) for p in points)
+    assert 1.5 < points[0].smoothed < 4
     assert all(rates[-1] / rates[0] == pytest.approx(10) for rates in seen)
 
 
@@ -92,6 +95,15 @@ def test_the_test_ends_where_the_loss_explodes(monkeypatch: pytest.MonkeyPatch, 
     assert len(points) == 4
 
 
+def test_smoothing_averages_the_looks_near_a_rate_and_caps_an_explosion() -> None:
+    looks = [(1e-4, 2.0), (1e-3, 1.0), (1e-2, math.inf)]
+    near = math.exp(-8)  # a decade is four standard deviations
+    found = lr_range._smoothed([1e-4, 1e-3], looks)
+    assert found[0] == pytest.approx((2.0 + near * 1.0) / (1 + near), rel=1e-5)
+    assert found[1] == pytest.approx((1.0 + near * (2.0 + 4.0)) / (1 + 2 * near), rel=1e-5)
+    assert math.isnan(lr_range._smoothed([1e-3], [(1e-3, math.nan)])[0])
+
+
 def curve(*losses: float) -> list[Point]:
     return [Point(10.0 ** (i - 7), v, v) for i, v in enumerate(losses)]
 
@@ -99,11 +111,11 @@ def curve(*losses: float) -> list[Point]:
 @pytest.mark.parametrize(
     ("losses", "state", "lr", "word"),
     [
-        ((2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 2.0, 4.0), "fine", 1e-3, "lowest"),
+        ((2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 2.0, 4.0), "fine", 0.032, "lowest"),
         ((2.3, 2.3, 2.3, 2.3, 2.3, 2.3, 2.3, 2.25), "flat", None, "too low"),
         ((2.3, 3.0, 9.0), "high", None, "too high"),
         ((math.nan,), "high", None, "too high"),
-        ((2.3, 2.3, 2.3, 2.3, 2.3, 2.0, 1.8, 1.5), "open", 0.1, "--high=10"),
+        ((2.3, 2.3, 2.3, 2.3, 2.3, 2.0, 1.8, 1.5), "open", 1.0, "--high=10"),
     ],
 )
 def test_what_a_curve_says(losses: tuple[float, ...], state: str, lr: float | None, word: str) -> None:
@@ -120,7 +132,7 @@ def test_lr_range_from_the_command_line(dlrun: Callable[..., Any], here: Path) -
     assert command.count("optimizer.lr=") == 1
     assert "run.dir" not in command
     lr = float(command.rpartition("=")[2])
-    assert 1e-4 < lr < 0.5
+    assert 1e-3 < lr < 0.9
     with open(here / "range" / "lr_range.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert float(rows[0]["lr"]) == 1e-5

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from dlrun.config import UserError
 
-__all__ = ["Flags", "Parser", "split"]
+__all__ = ["Flags", "Parser", "split", "trusted"]
 
 Flags = dict[str, str | None]
 
@@ -79,3 +79,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         usage = " ".join(self.format_usage().split())  # argparse folds it at the width of the terminal
         raise UserError(f"{message}; {usage}")
+
+
+def trusted(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Take `trust=[package]` out of the words; return the others, and the names of the packages."""
+    words = [w for w in argv if not w.startswith("trust=")]
+    found = ",".join(w.removeprefix("trust=").strip("[]") for w in argv if w.startswith("trust="))
+    return words, [name.strip() for name in found.split(",") if name.strip()]

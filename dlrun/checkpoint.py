@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dlrun.config import UserError
 from dlrun.experiment import Experiment
@@ -75,7 +76,7 @@ def restore(run: Run, exp: Experiment) -> State:
     if not run.last.exists():
         return State()
     found = load(run.last)
-    load_weights(run.last, found, exp)
+    load_weights(run.last, found, exp.model)
     try:
         exp.optimizer.load_state_dict(found["optimizer"])
         exp.scheduler.load_state_dict(found["scheduler"])
@@ -87,10 +88,13 @@ def restore(run: Run, exp: Experiment) -> State:
         raise UserError(f"{run.last}: belongs to another optimizer or schedule: {_first_line(error)}") from error
 
 
-def load_weights(path: Path, found: dict[str, Any], exp: Experiment) -> None:
-    """Put the weights of a loaded checkpoint into the model. Raises UserError naming the first that does not fit."""
+def load_weights(path: Path, found: dict[str, Any], model: nn.Module, *, averaged: bool = False) -> None:
+    """Put the weights of a loaded checkpoint, or their average, into a model.
+
+    Raises UserError naming the first that does not fit.
+    """
     try:
-        exp.model.load_state_dict(found["model"])
+        model.load_state_dict(found["ema" if averaged else "model"])
     except (RuntimeError, TypeError, AttributeError) as error:
         lines = str(error).strip().split("\n")
         raise UserError(f"{path}: does not fit this model: {lines[-1].strip()}") from error

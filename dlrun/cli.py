@@ -15,6 +15,7 @@ VERBS = {
     "batch_time": "find the batch size beyond which a sample costs no less time",
     "resume": "go on where a killed or interrupted run stopped",
     "ensemble": "let trained models vote, and say what it is worth",
+    "predict": "classify images with a run or an ensemble, into a CSV",
     "compare": "lay runs side by side in one table",
     "report": "draw the pictures and the page of a run or a sweep again",
 }

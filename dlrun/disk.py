@@ -12,11 +12,13 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from dlrun.config import UserError
 
-__all__ = ["append", "lock", "make_folder", "owned", "unlock", "write_atomic"]
+__all__ = ["append", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
 
 OWNER = ".owner"
 _held: set[int] = set()  # locks of this process
@@ -27,10 +29,20 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Raises UserError naming the file when the disk is full or may not be written.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when the block ends, and is gone when an exception ends it.
+
+    Raises UserError naming the file when the disk is full or may not be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

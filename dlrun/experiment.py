@@ -26,7 +26,7 @@ from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
 from dlrun.targets import check_targets, instantiate
 
-__all__ = ["Experiment", "build", "pick_device", "seed_everything"]
+__all__ = ["Experiment", "build", "build_model", "pick_device", "seed_everything"]
 
 
 @dataclass
@@ -80,7 +80,11 @@ def build(cfg: Any) -> Experiment:
     # torch's L-BFGS flattens gradients as they lie, which channels-last ones do not allow
     flat = plain["optimizer"]["_target_"].endswith(".LBFGS")
     layout = torch.contiguous_format if flat else torch.channels_last
-    model = _model(plain["model"], trust, data).to(device, memory_format=layout)  # type: ignore[call-overload]
+    model = build_model(plain["model"], trust, data.shape, data.classes)
+    if plain["model"]["output_bias"] == "frequency":
+        counts = torch.bincount(data.train.labels, minlength=len(data.classes)).double()
+        output_bias(model, counts / counts.sum())
+    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
     optimizer = _optimizer(plain["optimizer"], plain["trainer"], trust, model)
     made = Experiment(
@@ -157,16 +161,18 @@ def _data(node: dict[str, Any], trust: list[str]) -> Data:
     return prepare(instantiate(source, trust, "dataset", **takes), **options)
 
 
-def _model(node: dict[str, Any], trust: list[str], data: Data) -> nn.Module:
+def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, int], classes: list[str]) -> nn.Module:
+    """Build an initialised model for images of a shape (H, W, C). Raises UserError for what it refuses."""
     node = dict(node)
-    init, bias = node.pop("init"), node.pop("output_bias")
-    height, width, channels = data.shape
+    init = node.pop("init", "default")
+    node.pop("output_bias", None)  # a matter of the data's
+    height, width, channels = shape
     model = instantiate(
         node,
         trust,
         "model",
         in_channels=channels,
-        num_classes=len(data.classes),
+        num_classes=len(classes),
         image_size=max(height, width),
     )
     if not isinstance(model, nn.Module):
@@ -174,9 +180,6 @@ def _model(node: dict[str, Any], trust: list[str], data: Data) -> nn.Module:
     if node.get("weights") and init != "default":
         raise UserError(f"model.init={init} would overwrite model.weights={node['weights']}; leave one of them away")
     initialise(model, init)
-    if bias == "frequency":
-        counts = torch.bincount(data.train.labels, minlength=len(data.classes)).double()
-        output_bias(model, counts / counts.sum())
     return model
 
 

@@ -181,7 +181,7 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     from dlrun.final import predicted, showcase
 
     tested = checkpoint.load(run.tested)
-    checkpoint.load_weights(run.tested, tested, exp)
+    checkpoint.load_weights(run.tested, tested, exp.model)
     started = time.perf_counter()
     told = len(exp.data.dropped)
     test = exp.data.test()

@@ -129,7 +129,7 @@ def test_best_pt_holds_the_weights_of_the_best_epoch(tmp_path: Path) -> None:
     assert state.best is not None
     assert state.best["epoch"] == 1 + scores.index(max(scores))
     found = checkpoint.load(run.best)
-    checkpoint.load_weights(run.best, found, exp)
+    checkpoint.load_weights(run.best, found, exp.model)
     assert engine.scores(exp, engine.predict(exp, exp.val), "val")["val_acc"] == max(scores)[0]
 
 

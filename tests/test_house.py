@@ -33,6 +33,8 @@ ROOMS: dict[str, set[str]] = {
     "layer_plots": {"figures", "rundir"},
     "plots": {"figures", "layer_plots", "rundir"},
     "votes": set(),
+    "trained": {"checkpoint", "config", "experiment", "rundir", "targets", "votes"},
+    "predicting": {"config", "data", "disk", "progress", "trained"},
     "ensembles": {"config", "figures", "rundir", "votes"},
     "seeds": {"compare"},
     "trials": {"border", "compare"},

@@ -1,0 +1,40 @@
+"""`dlrun predict RUN|ENSEMBLE PATH… --out predictions.csv`: classify images, with the run's own preprocessing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlrun.arguments import Parser, trusted
+from dlrun.config import UserError
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Predict and write the CSV; returns 0 when at least one image was predicted, else 1."""
+    argv, trust = trusted(argv)
+    parser = Parser(prog="dlrun predict", description=__doc__, epilog="trust=[PACKAGE]: code of your own in the run")
+    parser.add_argument("model", help="a run or an ensemble, such as outputs/latest")
+    word = "image files, folders of them (with all below), .npy, or .npz with x"
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=word)
+    parser.add_argument("--out", default="predictions.csv", metavar="FILE", help="default: predictions.csv")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    args = parser.parse_args(argv)
+    out = Path(args.out).expanduser()
+    if out.exists() and not args.force:
+        raise UserError(f"{out} exists; --force overwrites it, --out names another file")
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--out={out}: expected a file in a folder that is there")
+    from dlrun import predicting, trained
+    from dlrun.progress import Screen
+
+    sources = predicting.Sources(args.paths)
+    predictor = trained.load(Path(args.model).expanduser(), trust, args.device)
+    with Screen() as screen:
+        done = predicting.predict(predictor, sources, out, screen)
+    for name, why in done.unreadable.items():
+        print(f"left out: {name}: {why}")
+    left = f", {len(done.unreadable)} left out" if done.unreadable else ""
+    print(f"{done.predicted:,} images predicted{left}: {out}")
+    return 0

@@ -1,0 +1,129 @@
+"""A trained run or ensemble brought back to predict (`dlrun predict`, `dlrun export`, `dlrun ensemble --fresh`, E6).
+
+Folders of other people are untrusted: only what the command line trusts is built, checkpoints are data, and
+neither the dataset nor the optimizer of the run is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlrun import checkpoint, rundir
+from dlrun.config import UserError
+from dlrun.experiment import build_model, pick_device
+from dlrun.targets import check_targets
+from dlrun.votes import VOTES, Vote, heated, softmax
+
+__all__ = ["Normalised", "Predictor", "load"]
+
+
+class Normalised(nn.Module):
+    """A model that takes raw pixels: images (B, C, H, W) in the units of the dataset to logits (B, K)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images.float() - self.mean) / self.std)
+        return logits
+
+
+@dataclass
+class Predictor:
+    """One model, or several that vote: calling it gives the vote on raw images (B, H, W, C)."""
+
+    path: Path
+    classes: list[str]
+    shape: tuple[int, int, int]
+    models: list[Normalised]
+    weights: list[float]
+    vote: str
+    temperature: float
+    device: torch.device
+    data: dict[str, Any]  # what the run recorded about its data
+
+    def __call__(self, images: Tensor) -> Vote:
+        """Return probabilities and classes of images (B, H, W, C), uint8 or float, in the units of the dataset."""
+        logits = self.logits(images)
+        vote = VOTES[self.vote](logits, softmax(logits), np.array(self.weights))
+        return heated(vote, self.temperature)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Any:
+        """Return the logits (M, B, K) of every model, as an array."""
+        x = images.to(self.device).permute(0, 3, 1, 2)
+        return np.stack([model(x).float().cpu().numpy() for model in self.models])
+
+
+def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
+    """Bring a run, or an ensemble with its members, back. Raises UserError that names what cannot be used."""
+    if not rundir.is_ensemble(path):
+        return _run(path, trust, device)
+    asked = rundir.ensemble(path)
+    if asked.get("vote") not in VOTES:
+        raise UserError(f"{path}: vote={asked.get('vote')}: expected one of {', '.join(VOTES)}")
+    try:
+        weights = [float(m.get("weight", 1)) for m in asked["members"]]
+        heat = float(asked.get("temperature", 1.0))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: a weight or the temperature is no number: {error}") from error
+    if min(weights) <= 0 or not heat > 0:
+        raise UserError(f"{path}: weights and temperature must be more than 0")
+    parts = [_run(path / str(m["run"]), trust, device, str(m.get("checkpoint") or "")) for m in asked["members"]]
+    first = parts[0]
+    for other in parts[1:]:
+        if (other.classes, other.shape) != (first.classes, first.shape):
+            raise UserError(f"{other.path} and {first.path} differ in classes or shape; run `dlrun ensemble` again")
+    models = [part.models[0] for part in parts]
+    return Predictor(path, first.classes, first.shape, models, weights, asked["vote"], heat, first.device, first.data)
+
+
+def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:
+    data, where = _data(path), pick_device(device)
+    plain = rundir.config(path)
+    try:
+        check_targets(plain, trust)
+        node = plain.get("model")
+        if not isinstance(node, dict):
+            raise UserError("model is missing")
+        if node.get("weights"):
+            node = {**node, "weights": None}  # where training began; the checkpoint has all
+        model = build_model(node, trust, data["shape"], data["classes"])
+    except UserError as error:
+        raise UserError(f"{path / 'config.yaml'}: {error}") from error
+    file = rundir.tested(path)
+    if name:
+        file = next((f for f in rundir.epoch_checkpoints(path) if f.name == name), file.with_name(Path(name).name))
+    averaged = not name and rundir.stored(path).get("weights") == "ema"
+    checkpoint.load_weights(file, checkpoint.load(file), model, averaged=averaged)
+    whole = Normalised(model, data["mean"], data["std"]).eval().to(where)
+    return Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
+
+
+def _data(path: Path) -> dict[str, Any]:
+    """What the run recorded about its data, held to what is used of it."""
+    found = rundir.stored(path).get("data")
+    try:
+        if not isinstance(found, dict):
+            raise TypeError
+        shape, classes = tuple(int(n) for n in found["shape"]), [str(c) for c in found["classes"]]
+        mean, std = ([float(v) for v in found[key]] for key in ("mean", "std"))
+        fits = len(shape) == 3 and min(shape) > 0 and len(mean) == len(std) == shape[2] and min(std) > 0
+        if not fits or len(classes) < 2:
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        what = "no completed run" if not (path / "config.yaml").exists() else "result.json does not describe its data"
+        raise UserError(f"{path}: {what}; expected a run or an ensemble that dlrun has finished") from error
+    return {**found, "shape": shape, "classes": classes, "mean": mean, "std": std}

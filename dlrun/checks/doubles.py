@@ -16,10 +16,8 @@ from dlrun.experiment import Experiment, seed_everything
 
 __all__ = ["SAMPLES", "burn_in", "doubled", "float64", "off_zero"]
 
-SAMPLES, LARGE = (
-    4,
-    5_000_000,
-)  # one sample less for more parameters; batch norm on 1×1 maps is a step with two
+SAMPLES = 4
+LARGE, SMALL = 5_000_000, 16  # one sample less for more parameters, unless a side has no more pixels
 BURN_IN, RATE = 10, 3e-4
 
 
@@ -47,7 +45,8 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor]]:
     for module in model.modules():
         if type(module).__name__ == "_SpectralNorm":
             module.eval()  # its power iteration lets no gradient through
-    large = sum(p.numel() for p in model.parameters()) > LARGE
+    # of small images the last maps have one pixel, and batch norm needs every sample
+    large = sum(p.numel() for p in model.parameters()) > LARGE and max(exp.data.shape[:2]) > SMALL
     x, y = (t.to(device) for t in samples(exp, SAMPLES - large))
     x, loss, objective = x.double(), copy.deepcopy(exp.loss).to(device).double(), copy.deepcopy(exp.objective)
     for inner in vars(objective).values():

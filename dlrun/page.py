@@ -28,7 +28,7 @@ WHAT = {
     "histograms": "Histograms of activations, gradients and weights by layer",
     "confusion": "Confusion matrix on the validation split",
     "filters": "Filters of the first layer",
-    "time": "Time by epoch",
+    "time": "Time, speed and memory by epoch",
     "curves": "Learning curves of all runs",
     "sweep_axes": "Score against each hyperparameter that was varied",
     "sweep_map": "Scores over the two numeric hyperparameters that matter most",

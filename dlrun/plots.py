@@ -49,6 +49,8 @@ def names(run_folder: Path, count: int) -> list[str]:
 
 @styled
 def _loss(folder: Path) -> Any:
+    from matplotlib.ticker import StrMethodFormatter
+
     table = columns(rundir.metrics(folder))
     if not table:
         return None
@@ -62,6 +64,10 @@ def _loss(folder: Path) -> Any:
             axes.axvline(best, color=GREY, lw=1, ls=":", label=f"best epoch, {best}")
         if scale == "log" and positive(np.append(table["train_loss"], table["val_loss"])):
             axes.set_yscale("log")
+            low, high = axes.get_ylim()
+            if high < 10 * low:  # within a decade "2 × 10⁰" is no way to say 2
+                axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+                axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         if k == 0:
             axes.legend()
     return figure
@@ -99,18 +105,21 @@ def _confusion(folder: Path) -> Any:
     classes = names(folder, count)
     share = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
     side = min(3.4 + 0.22 * count, 6.5)
-    figure = canvas(side, left=1.6, top=0.6, width=side + 1.8)
+    named = count <= NUMBERED
+    short = [name[:18] for name in classes]
+    longest = max(map(len, short)) if named else 0
+    turned = longest > 2
+    below = 0.6 + (0.055 * longest if turned else 0.0)
+    figure = canvas(side + below - 0.6, left=1.6, top=0.6, bottom=below, width=side + 1.8)
     axes = figure.add_subplot()
     # the square root lets a few errors stand out beside a full diagonal
     image = axes.imshow(share, cmap="cividis", norm=PowerNorm(0.5, 0, 100))
     figure.colorbar(image, ax=axes, shrink=0.8).set_label("% of the true class")
-    if count <= NUMBERED:
+    if named:
         for i, j in zip(*table.nonzero(), strict=True):
             color = "black" if share[i, j] > 25 else "white"
             axes.text(j, i, str(table[i, j]), ha="center", va="center", fontsize=8.5, color=color)
-        turn = 0 if max(map(len, classes)) < 3 else 45
-        short = [name[:18] for name in classes]
-        axes.set_xticks(range(count), short, rotation=turn, ha="right" if turn else "center")
+        axes.set_xticks(range(count), short, rotation=45 if turned else 0, ha="right" if turned else "center")
         axes.set_yticks(range(count), short)
     wrong = int((labels != logits.argmax(1)).sum())
     title = f"Confusion on validation: {wrong} of {len(labels)} images wrong\ngood has all on the diagonal"
@@ -145,18 +154,26 @@ def _time(folder: Path) -> Any:
     table = columns(rundir.metrics(folder))
     if not table:
         return None
+    memory = table.get("memory_mb")  # older runs have none
+    shown = 3 if memory is not None and np.isfinite(memory).any() else 2
     figure = canvas(3.3, top=0.68)
-    figure.suptitle("Time: good is level; a rise is another program or a full disk")
-    axes = figure.add_subplot(1, 2, 1)
+    figure.subplots_adjust(wspace=0.4)
+    figure.suptitle("Time and memory: good is level; a rise is another program, a full disk or a leak")
+    axes = figure.add_subplot(1, shown, 1)
     axes.bar(table["epoch"], table["train_seconds"], color=BLUE, width=0.8, label="training")
     axes.bar(table["epoch"], table["eval_seconds"], bottom=table["train_seconds"], color="#E69F00", label="validation")
     epochs_axis(axes, "a whole epoch", "seconds")
-    axes.set_ylim(top=1.25 * axes.get_ylim()[1])
-    axes.legend(loc="upper left", ncols=2)
-    axes = figure.add_subplot(1, 2, 2)
-    axes.plot(table["epoch"], table["samples_per_second"], color=BLUE, marker="o", markersize=3)
-    epochs_axis(axes, "speed of training", "images per second")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(top=1.4 * axes.get_ylim()[1])
+    axes.legend(loc="upper left", fontsize=8.5)
+    for place, column, title, what in (
+        (2, "samples_per_second", "speed of training", "images per second"),
+        (3, "memory_mb", "most memory held", "MiB"),
+    ):
+        if place <= shown:
+            axes = figure.add_subplot(1, shown, place)
+            axes.plot(table["epoch"], table[column], color=BLUE, marker="o", markersize=3)
+            epochs_axis(axes, title, what)
+            axes.set_ylim(0, 1.15 * np.nanmax(table[column]))
     return figure
 
 

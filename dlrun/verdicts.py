@@ -280,7 +280,7 @@ def _more_regularisation(run: Evidence) -> str:
 
 def _capacity(run: Evidence) -> Finding | None:
     """B2: no gap at a low accuracy: the model cannot hold what there is to learn."""
-    if len(run.acc) < 3 or end(run.acc) >= LOW or end(run.acc) - end(run.val_acc) > GAP / 2 + run.val_error:
+    if len(run.acc) < 5 or end(run.acc) >= LOW or end(run.acc) - end(run.val_acc) > GAP / 2 + run.val_error:
         return None
     fell = 1 - run.loss[-1] / run.loss[len(run.loss) * 2 // 3 - 1]
     if fell > 0.1 and not run.annealed:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from composed import SMALL, composed
 from conftest import without_torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dlrun import plots, rundir, running
@@ -91,6 +92,18 @@ def test_many_classes_and_many_layers_still_fit(copy: Path) -> None:
         assert max(figure.get_size_inches()) < 10
     numbers = [t.get_text() for t in plots.PICTURES["confusion"](copy).axes[0].texts]
     assert numbers == []
+
+
+def test_long_names_of_classes_stay_inside_the_picture(copy: Path) -> None:
+    result = json.loads((copy / "result.json").read_text())
+    result["data"]["classes"] = [f"automobile number {k}" for k in range(10)]
+    (copy / "result.json").write_text(json.dumps(result))
+    figure = plots.PICTURES["confusion"](copy)
+    FigureCanvasAgg(figure).draw()
+    for text in (*figure.axes[0].get_xticklabels(), figure.axes[0].xaxis.label, figure.axes[0].yaxis.label):
+        box = text.get_window_extent()
+        assert box.x0 >= 0, text
+        assert box.y0 >= 0, text
 
 
 def test_a_diverged_run_has_pictures_too(copy: Path) -> None:

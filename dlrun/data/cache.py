@@ -114,7 +114,7 @@ def _build(entry: Path, images: Streamed, workers: int) -> None:
             # a full disk must be an error here: in mapped memory it would be a signal
             for first, part in parts(images, keep=True, workers=workers):
                 assert part.pixels is not None
-                file.write(memoryview(part.pixels))
+                file.write(part.pixels.data)
                 digests += mark(part.pixels).digests
                 bad.update({first + row: reason for row, reason in part.bad.items()})
             file.flush()

@@ -75,10 +75,12 @@ def grown(root: Path, cache: str, count: int) -> float:
     here = Path(__file__).parent
     workers = [subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, cwd=here) for _ in range(count)]
     for worker in workers:
-        assert worker.stdout and worker.stdout.readline() == "ready\n"
+        assert worker.stdout
+        assert worker.stdout.readline() == "ready\n"
     total = 0.0
     for worker in workers:
-        assert worker.stdin and worker.stdout
+        assert worker.stdin
+        assert worker.stdout
         print(file=worker.stdin, flush=True)
         before, after = map(float, worker.stdout.readline().split())
         total += after - before

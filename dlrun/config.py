@@ -34,6 +34,7 @@ _NAMES = {
 # what to type for a key without a default
 _WANTED = {
     "dataset.root": "FOLDER",
+    "objective.teacher": "RUN|ENSEMBLE",
     "dataset.path": "FILE.npz",
     "model._target_": "PACKAGE.CLASS trust=[PACKAGE]",
 }
@@ -204,6 +205,9 @@ def _found(value: Any) -> str:
 
 def _paths(cfg: Mapping[str, Any]) -> None:
     """A folder that nothing can download must be there, and so must a file."""
+    teacher = cfg["objective"].get("teacher")
+    if isinstance(teacher, str) and not Path(teacher).expanduser().is_dir():
+        raise UserError(f"objective.teacher={teacher}: no such folder; expected a run or an ensemble")
     dataset = cfg["dataset"]
     if not str(dataset.get("_target_")).startswith("dlrun."):
         return

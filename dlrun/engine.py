@@ -108,10 +108,10 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
         return f"loss {loss:.4f} acc {correct:.4f} {seen / (time.perf_counter() - started):,.0f}/s"
 
     batches = screen.steps(exp.train.epoch(epoch), steps, epoch, exp.cfg.trainer.epochs, look)
-    for i, (x, y, _) in enumerate(batches):
+    for i, (x, y, index) in enumerate(batches):
         exp.scheduler.set(epoch - 1 + i / steps)
         with watch.step(i, steps):
-            sums += step(exp, x, y).to(sums)
+            sums += step(exp, x, y, index).to(sums)
         seen += len(y)
         state.step += 1
         if exp.average is not None:
@@ -129,8 +129,11 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
     }
 
 
-def step(exp: Experiment, x: Tensor, y: Tensor) -> Tensor:
-    """One optimizer step on a batch; returns the sums over its samples of loss, correct, penalty, gradient norm."""
+def step(exp: Experiment, x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
+    """One optimizer step on a batch; returns the sums over its samples of loss, correct, penalty, gradient norm.
+
+    `index` numbers the samples of the training split, for objectives that know more of them than their labels.
+    """
     trainer, n = exp.cfg.trainer, len(y)
     parts = torch.zeros(4, device=x.device)
     split = max(1, min(trainer.accumulate, n // 2))  # batch norm needs two samples to tell them apart
@@ -141,9 +144,10 @@ def step(exp: Experiment, x: Tensor, y: Tensor) -> Tensor:
         exp.optimizer.zero_grad(set_to_none=True)
         parts.zero_()
         total = x.new_zeros(())
-        for xs, ys in zip(x.tensor_split(split), y.tensor_split(split), strict=True):
+        numbers = [None] * split if index is None else index.tensor_split(split)
+        for xs, ys, part in zip(x.tensor_split(split), y.tensor_split(split), numbers, strict=True):
             with exp.autocast():
-                loss, logits = exp.objective(exp.model, exp.loss, xs, ys)
+                loss, logits = exp.objective(exp.model, exp.loss, xs, ys, part)
             torch.autograd.backward(loss * (len(ys) / n))
             total = total + loss.detach() * (len(ys) / n)
             parts[1] += (logits.detach().argmax(1) == ys).sum()

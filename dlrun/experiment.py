@@ -93,7 +93,7 @@ def build(cfg: Any) -> Experiment:
         model=model,
         loss=instantiate(plain["loss"], trust, "loss").to(device),
         penalty=instantiate(regularizer, trust, "regularizer"),
-        objective=instantiate(plain["objective"], trust, "objective"),
+        objective=instantiate(plain["objective"], trust, "objective", data=data, packages=trust, device=device),
         optimizer=optimizer,
         scheduler=_scheduler(plain["scheduler"], trust, optimizer, cfg.trainer.monitor),
         device=device,

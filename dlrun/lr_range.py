@@ -63,11 +63,11 @@ def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]
         exp.model.train()
         held = _held(exp)
         try:
-            for i, (x, y, _) in zip(range(steps), endless(exp.train), strict=False):
+            for i, (x, y, index) in zip(range(steps), endless(exp.train), strict=False):
                 lr = low * (high / low) ** (i / (steps - 1))
                 for group, own in zip(exp.optimizer.param_groups, first, strict=True):
                     group["lr"] = lr * own / base
-                loss = float(engine.step(exp, x, y)[0]) / len(y)
+                loss = float(engine.step(exp, x, y, index)[0]) / len(y)
                 steps_done.append((lr, loss))
                 if not loss < STOP * steps_done[0][1]:  # not a number either
                     break

@@ -83,6 +83,8 @@ RULES: dict[str, Rule] = {
     "trainer.threads": _count(0),
     "trainer.patience": _count(0),
     "trainer.ema": SHARE,
+    "objective.temperature": POSITIVE,
+    "objective.alpha": ((lambda v: 0 <= v <= 1), "between 0 and 1"),
     "trainer.clip_norm": _at_least(0),
     "trainer.clip_value": _at_least(0),
     "dataset.val_fraction": BETWEEN,

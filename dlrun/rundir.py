@@ -20,7 +20,16 @@ from dlrun.config import UserError
 from dlrun.disk import append, lock, make_folder, owned, unlock, write_atomic
 
 __all__ = ["Run", "claim", "claim_sweep", "config", "find", "make_folder", "metrics", "owned", "read_receipt"]
-__all__ += ["claim_ensemble", "ensemble", "epoch_checkpoints", "is_ensemble", "tested", "write_ensemble"]
+__all__ += [
+    "claim_ensemble",
+    "ensemble",
+    "epoch_checkpoints",
+    "is_ensemble",
+    "keep_teacher_targets",
+    "teacher_targets",
+    "tested",
+    "write_ensemble",
+]
 __all__ += ["reopen", "result", "stored", "write_atomic", "write_receipt", "write_study"]
 
 OUTPUTS = Path("outputs")
@@ -463,6 +472,22 @@ def _csv(rows: list[Any], header: bool = True) -> str:
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def teacher_targets(key: str) -> Any:
+    """Return the array that was kept of a teacher under this key, or None."""
+    return _arrays(OUTPUTS / ".teachers" / f"{key}.npz").get("targets")
+
+
+def keep_teacher_targets(key: str, targets: Any) -> None:
+    """Keep what a teacher said beside the runs; only a saving, so a folder that cannot be written loses just that."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, targets=targets)
+    with contextlib.suppress(OSError, UserError):
+        make_folder(OUTPUTS / ".teachers")
+        write_atomic(OUTPUTS / ".teachers" / f"{key}.npz", buffer.getvalue())
 
 
 def read_receipt(name: str) -> dict[str, Any] | None:

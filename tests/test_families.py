@@ -21,6 +21,7 @@ NEEDS = {
     "dataset=image_folder": ("photos", "dataset.root={}"),
     "dataset=arrays": ("arrays", "dataset.path={}"),
     "model=custom": ("", "model._target_=torchmodel.Net trust=[torchmodel]"),
+    "objective=distill": ("teacher", "objective.teacher={}"),
     "model=torchvision": ("", "model.name=mobilenet_v3_small"),
 }
 DOWNLOADED = (
@@ -69,7 +70,13 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
     if group == "logger" and name != "none":
         pytest.importorskip(name, reason=f"the extra {name} is not installed")
     where, words = NEEDS.get(option, ("", ""))
-    source = {"photos": "photos", "arrays": "arrays.npz"}.get(where, "")
+    if where == "teacher":
+        from dlrun import rundir
+        from dlrun.running import execute
+
+        tiny = (*CHEAP, "trainer.epochs=1", "trainer.report=false", "model.width=4")
+        assert execute(composed(*tiny), rundir.claim(str(outside / "teacher"), "")) == 0
+    source = {"photos": "photos", "arrays": "arrays.npz", "teacher": "teacher"}.get(where, "")
     more = words.format(outside / source).split()
     limit = ["dataset.limit=0"] if "dataset" in option else []
     exp = build(composed(*CHEAP, *limit, option, *more))

@@ -34,6 +34,8 @@ ROOMS: dict[str, set[str]] = {
     "plots": {"figures", "layer_plots", "rundir"},
     "votes": set(),
     "trained": {"checkpoint", "config", "experiment", "rundir", "targets", "votes"},
+    "teachers": {"config", "data", "progress", "rundir", "trained"},
+    "objectives": {"teachers"},
     "predicting": {"config", "data", "disk", "progress", "trained"},
     "ensembles": {"config", "figures", "rundir", "votes"},
     "seeds": {"compare"},

@@ -1,0 +1,106 @@
+"""Distillation: the exact loss, the cache, and a student that resumes and refuses a teacher of other data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composed import composed
+from conftest import TINY, Outcome
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from dlrun import rundir, trained
+from dlrun.experiment import build
+from dlrun.objectives import Distill
+
+
+def test_the_loss_is_hintons() -> None:
+    objective = Distill.__new__(Distill)
+    objective.temperature, objective.alpha = 3.0, 0.7
+    objective.targets = torch.randn(5, 4)
+    x, y, index = torch.randn(2, 4), torch.tensor([1, 3]), torch.tensor([4, 0])
+    found, logits = objective(nn.Identity(), nn.CrossEntropyLoss(), x, y, index)
+    p, q = (t.div(3.0).softmax(1) for t in (objective.targets[index], x))
+    soft = (p * (p / q).log()).sum(1).mean()
+    assert torch.allclose(found, 0.7 * 9 * soft + 0.3 * cross_entropy(x, y))
+    assert logits is x
+    hard, _ = objective(nn.Identity(), nn.CrossEntropyLoss(), x, y)
+    assert torch.equal(hard, cross_entropy(x, y))  # samples that a check makes up
+
+
+@pytest.fixture
+def teachers(here: Path, dlrun: Callable[..., Outcome]) -> Path:
+    assert dlrun("train", *TINY, "-m", "seed=1,2", "sweep.dir=sweep").code == 0
+    assert dlrun("ensemble", "sweep", "--out", "e").code == 0
+    return here
+
+
+def student(*more: str) -> tuple[str, ...]:
+    return (*TINY, "objective=distill", "objective.teacher=e", "seed=3", *more)
+
+
+def test_targets_are_the_vote_on_plain_images_and_asked_once(teachers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exp = build(composed(*student("augment=crop_flip", "augment.pad=1")))
+    predictor = trained.load(Path("e"), [])
+    images = exp.data.train.images.take(torch.arange(len(exp.data.train)))
+    expected = predictor(images).probabilities
+    np.testing.assert_allclose(exp.objective.targets.exp().numpy(), expected, atol=1e-5)
+    assert len(list(Path("outputs/.teachers").iterdir())) == 1
+
+    def fail(*_: object) -> None:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(trained.Predictor, "__call__", fail)
+    again = build(composed(*student("optimizer.lr=0.1")))
+    assert torch.equal(again.objective.targets, exp.objective.targets)
+
+
+def test_another_teacher_has_its_own_targets(teachers: Path) -> None:
+    one = build(composed(*student("objective.teacher=sweep/0000")))
+    other = build(composed(*student("objective.teacher=sweep/0001")))
+    assert not torch.equal(one.objective.targets, other.objective.targets)
+    assert len(list(Path("outputs/.teachers").iterdir())) == 2
+
+
+def test_a_student_trains_and_resumes_exactly(teachers: Path, dlrun: Callable[..., Outcome]) -> None:
+    words = [w for w in student() if not w.startswith("trainer.epochs")]
+    assert dlrun("train", *words, "trainer.epochs=2", "run.dir=whole").code == 0
+    from dlrun import engine
+    from dlrun.checkpoint import State
+    from dlrun.progress import Screen
+
+    run = rundir.claim("broken", "test")
+    run.write_config(composed(*words, "trainer.epochs=2"))
+    stopped = State()
+
+    class Stop(Exception):
+        pass
+
+    class Once(Screen):
+        def epoch(self, *_: object) -> None:  # type: ignore[override]
+            raise Stop
+
+    with pytest.raises(Stop):
+        engine.fit(build(composed(*words, "trainer.epochs=2")), run, stopped, Once())
+    run.release()
+    assert dlrun("resume", "broken").code == 0
+    ours, theirs = (torch.load(f"{d}/checkpoints/last.pt", weights_only=True)["model"] for d in ("broken", "whole"))
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_a_teacher_of_another_fold_is_refused(teachers: Path, dlrun: Callable[..., Outcome]) -> None:
+    for more, said in {
+        "dataset.split_seed=5": "the teacher had another validation fold",
+        "objective.teacher=nowhere": "objective.teacher=nowhere: no such folder",
+        "objective.alpha=2": "objective.alpha=2: expected between 0 and 1",
+    }.items():
+        done = dlrun("train", *student(more))
+        assert done.code == 2
+        assert said in done.err
+        assert done.err.count("\n") == 1
+    done = dlrun("train", *TINY, "objective=distill")
+    assert "objective.teacher is missing; type objective.teacher=RUN|ENSEMBLE" in done.err

@@ -114,8 +114,8 @@ def _smoothed(rates: list[float], looks: list[tuple[float, float]]) -> list[floa
 def judge(points: list[Point], low: float, high: float) -> Verdict:
     """Read a suggestion off the curve: midway, in decades, from its lowest point to where it has clearly risen.
 
-    Measured: the lowest point alone, and all the more a tenth of it, are too low for a run, which has far more steps
-    at each rate than the test and a schedule that lowers it (tests/benchmarks/bench_lr_range.py).
+    A run has far more steps at each rate than the test, and a schedule that lowers it, so that it can use more than
+    the lowest point (a cnn on CIFAR images); tests/benchmarks/bench_lr_range.py holds the suggestion against a grid.
     """
     finite = [p for p in points if math.isfinite(p.smoothed)]
     if not finite:

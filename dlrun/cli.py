@@ -57,7 +57,7 @@ def _completion(argv: list[str]) -> int:
 
 
 def _share_cores() -> None:
-    """On a busy machine let waiting threads sleep; torch's otherwise spin, and two programs that spin wait for each other.
+    """On a busy machine let waiting threads sleep: torch's spin, and two programs that spin wait for each other.
 
     Thirty epochs on digits beside two other trainings on two cores: 87 and 189 s spinning, 12 and 24 s asleep. On a
     quiet machine spinning is the faster way. OpenMP asks once, when torch is imported.

@@ -13,7 +13,7 @@ from composed import SMALL, composed
 from dlrun import checkpoint, engine, rundir
 from dlrun.checkpoint import State
 from dlrun.diagnostics import Watch
-from dlrun.experiment import Experiment, build
+from dlrun.experiment import Experiment, _dtype, build
 from dlrun.progress import Screen
 
 
@@ -179,3 +179,23 @@ def test_a_single_sample_left_over_does_not_stop_batch_norm(overrides: tuple[str
     assert min(sizes) > 1
     assert len(sizes) == len(exp.train)
     engine.train_epoch(exp, 1, State(), Screen(), Watch(exp))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "width", "shape", "dtype"),
+    [
+        ({"avx512_bf16": True}, 64, (32, 32, 3), torch.bfloat16),
+        ({"amx_bf16": True}, 64, (32, 32, 3), torch.bfloat16),
+        ({"avx512_bf16": True}, 64, (8, 8, 1), torch.float32),
+        ({"avx512_bf16": True}, 4, (32, 32, 3), torch.float32),
+        ({"avx2": True, "avx512_bf16": False}, 64, (32, 32, 3), torch.float32),
+    ],
+)
+def test_auto_takes_bf16_where_the_processor_has_it_and_it_pays(monkeypatch, capabilities, width, shape, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    processor, model = torch.device("cpu"), torch.nn.Sequential(torch.nn.Conv2d(3, width, 3))
+    assert _dtype("auto", processor, model, shape) == dtype
+    assert _dtype("fp32", processor, model, shape) == torch.float32
+    assert _dtype("bf16", processor, model, shape) == torch.bfloat16
+    mlp = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 64))
+    assert _dtype("auto", processor, mlp, shape) == torch.float32

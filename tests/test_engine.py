@@ -151,7 +151,7 @@ def test_bf16_trains_with_fp32_weights_and_finite_scores(tmp_path: Path) -> None
 def test_the_rate_follows_the_schedule_in_fractions_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     exp = experiment("scheduler=exponential", "scheduler.k=1.0", "optimizer.lr=0.1", "trainer.batch_size=27")
     seen: list[float] = []
-    monkeypatch.setattr(engine, "step", lambda e, x, y: seen.append(e.scheduler.lr) or torch.zeros(4))
+    monkeypatch.setattr(engine, "step", lambda e, *_batch: seen.append(e.scheduler.lr) or torch.zeros(4))
     engine.train_epoch(exp, 2, State(epoch=1), Screen(), Watch(exp))
     assert seen == pytest.approx([0.1 * math.exp(-(1 + i / 4)) for i in range(4)])
 

@@ -26,7 +26,7 @@ from dlrun.loggers import Follower
 from dlrun.progress import Screen
 from dlrun.rundir import Run
 
-__all__ = ["check_only", "execute", "label"]
+__all__ = ["check_only", "execute", "label", "store"]
 
 CHECK_FAILED, DIVERGED, INTERRUPTED = 3, 4, 130
 
@@ -249,6 +249,20 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
 
 def _first(error: Exception) -> str:
     return (str(error).strip() or "no message").split("\n")[0]
+
+
+def store(exp: Any, run: Run, reason: str) -> dict[str, Any]:
+    """Write a model that was made, not trained, as a completed run, tested once; return its scores."""
+    from dlrun import checkpoint
+
+    screen = Screen(run.log)
+    state = checkpoint.State(epoch=exp.cfg.trainer.epochs, best={"epoch": 0, "value": 0.0, "val_loss": 0.0})
+    run.write_config(exp.cfg)
+    run.update_result(status="running", **_origin(exp.cfg), parameters=sum(p.numel() for p in exp.model.parameters()))
+    checkpoint.save(run, exp, state, is_best=True)
+    ending = _finish(exp, run, screen, state) | {"reason": reason}
+    _record(run, ending)
+    return ending
 
 
 def check_only(cfg: Any, *, as_json: bool = False) -> int:

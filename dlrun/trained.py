@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import checkpoint, rundir
-from dlrun.config import UserError
-from dlrun.experiment import build_model, pick_device
+from dlrun.config import UserError, check_rules
+from dlrun.experiment import Experiment, build, build_model, pick_device
 from dlrun.targets import check_targets
 from dlrun.votes import VOTES, Vote, heated, softmax
 
-__all__ = ["Normalised", "Predictor", "load"]
+__all__ = ["Normalised", "Predictor", "load", "rebuilt"]
 
 
 class Normalised(nn.Module):
@@ -88,6 +88,22 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
             raise UserError(f"{other.path} and {first.path} differ in classes or shape; run `dlrun ensemble` again")
     models = [part.models[0] for part in parts]
     return Predictor(path, first.classes, first.shape, models, weights, asked["vote"], heat, first.device, first.data)
+
+
+def rebuilt(path: Path, trust: list[str]) -> Experiment:
+    """Build the experiment of a run again, its data included. Raises UserError that names what cannot be had."""
+    from omegaconf import OmegaConf
+
+    plain = rundir.config(path)
+    plain["trust"] = trust  # what a stored config trusts is a stranger's word
+    if isinstance(plain.get("objective"), dict):
+        plain["objective"] = {"_target_": "dlrun.objectives.Supervised"}  # a teacher is not needed any more
+    try:
+        check_rules(plain)
+        check_targets(plain, trust)
+        return build(OmegaConf.create(plain))
+    except UserError as error:
+        raise UserError(f"{path / 'config.yaml'}: {error}") from error
 
 
 def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:

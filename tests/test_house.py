@@ -34,6 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "plots": {"figures", "layer_plots", "rundir"},
     "votes": set(),
     "trained": {"checkpoint", "config", "experiment", "rundir", "targets", "votes"},
+    "fresh": {"checkpoint", "config", "engine", "ensembles", "experiment", "rundir", "trained"},
     "teachers": {"config", "data", "progress", "rundir", "trained"},
     "objectives": {"teachers"},
     "predicting": {"config", "data", "disk", "progress", "trained"},

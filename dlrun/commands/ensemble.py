@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrun.arguments import Parser
+from dlrun.arguments import Parser, trusted
 from dlrun.config import UserError
 
 __all__ = ["main"]
@@ -14,24 +14,66 @@ __all__ = ["main"]
 
 def main(argv: list[str]) -> int:
     """Pick members on validation, print and store the table; returns 0."""
+    argv, trust = trusted(argv)
     args = _parser().parse_args(argv)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
     from dlrun import ensembles, rundir
 
-    found, left_out = ensembles.read(args.paths)
-    for line in left_out:
-        print(f"left out: {line}")
+    found = _found(args, trust)
     ensembles.agree(found)
     members = ensembles.select(found, top=args.top or 0, by_greed=args.greedy)
     print(_headline(args, len(found), members))
     table = ensembles.judge(members, args.temperature)
+    if args.average:
+        print(ensembles.as_text(table.rows))
+        return _average(args, members, trust)
     path = rundir.claim_ensemble(args.out, f"{len(members)}-members")
     store(path, args, members, table)
     print(ensembles.as_text(table.rows))
     if args.temperature:
         print("temperatures, fitted on validation:", *(f"{v} {t:.2f}" for v, t in table.temperatures.items()))
     print(f"{args.vote} is stored for `dlrun predict {path}` and as a teacher; everything is in {path}")
+    return 0
+
+
+def _found(args: Any, trust: list[str]) -> list[Any]:
+    """The members to choose from: stored predictions, or with --fresh and --members checkpoints new ones."""
+    from dlrun import ensembles, rundir
+
+    if args.members == "runs" and not args.fresh:
+        found, left_out = ensembles.read(args.paths)
+        for line in left_out:
+            print(f"left out: {line}")
+        return found
+    paths = []
+    for path in rundir.find(args.paths):
+        if (status := rundir.result(path).get("status")) == "completed":
+            paths.append(path)
+        else:
+            print(f"left out: {path} is {status}, not completed")
+    if not paths:
+        raise UserError(f"no completed runs in {' '.join(args.paths)}; `dlrun train -m 'seed=range(0,5)'` makes five")
+    from dlrun import fresh
+
+    if args.members == "checkpoints":
+        if len(paths) > 1:
+            raise UserError(f"--members checkpoints takes one run, found {len(paths)}, such as {paths[0]}")
+        return fresh.checkpoints(paths[0], trust)
+    return [fresh.evaluated(path, trust) for path in paths]
+
+
+def _average(args: Any, members: Sequence[Any], trust: list[str]) -> int:
+    from dlrun import fresh, rundir
+    from dlrun.running import store as store_run
+
+    exp = fresh.soup(members, trust)
+    run = rundir.claim(args.out, f"average-of-{len(members)}", rundir.OUTPUTS / "ensembles")
+    try:
+        ending = store_run(exp, run, f"the average of the weights of {', '.join(m.name for m in members)}")
+    finally:
+        run.release()
+    print(f"average of the weights: validation accuracy {ending['val_acc']:.4f}; it is a run like others: {run.path}")
     return 0
 
 
@@ -46,6 +88,11 @@ def _parser() -> Parser:
     pick.add_argument("--greedy", action="store_true", help=word)
     parser.add_argument("--vote", choices=list(VOTES), default="mean_probability", help="the one that is stored")
     parser.add_argument("--temperature", action="store_true", help="rescale probabilities, fitted on validation")
+    word = "runs (default), or the epoch checkpoints of one run (trainer.keep=all), snapshots after warm restarts"
+    parser.add_argument("--members", choices=("runs", "checkpoints"), default="runs", help=word)
+    word = "one model instead of a vote: the mean of the weights, batch statistics measured again"
+    parser.add_argument("--average", choices=("weights",), help=word)
+    parser.add_argument("--fresh", action="store_true", help="evaluate again, instead of stored predictions")
     parser.add_argument("--out", metavar="DIR", help="a new folder (default: outputs/ensembles/<date>-…)")
     return parser
 

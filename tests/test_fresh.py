@@ -1,0 +1,89 @@
+"""Members from checkpoints, fresh evaluations and the average of weights, on three real runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from composed import composed
+from conftest import TINY, Outcome, without_torch
+
+from dlrun import rundir
+from dlrun.running import execute
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fresh") / "sweep"
+    more = ("trainer.epochs=4", "trainer.keep=all", "scheduler=warm_restarts", "scheduler.period=2")
+    for seed in range(3):
+        cfg = composed(*TINY, *more, f"seed={seed}")
+        assert execute(cfg, rundir.claim(str(folder / f"{seed:04d}"), "")) == 0
+    return folder
+
+
+def arrays(folder: str) -> dict[str, np.ndarray]:
+    with np.load(Path(folder) / "predictions.npz") as found:
+        return dict(found)
+
+
+def test_fresh_members_say_what_was_stored(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("ensemble", str(sweep), "--out", "stored").code == 0
+    (Path(sweep) / "0001" / "predictions.npz").rename(sweep / "aside.npz")
+    try:
+        done = dlrun("ensemble", str(sweep), "--fresh", "--out", "fresh")
+    finally:
+        (sweep / "aside.npz").rename(Path(sweep) / "0001" / "predictions.npz")
+    assert done.code == 0, done.err
+    one, other = arrays("stored"), arrays("fresh")
+    for key in one:
+        if key.endswith("logits"):
+            np.testing.assert_allclose(one[key], other[key], atol=1e-4)
+        else:
+            assert (one[key] == other[key]).all()
+
+
+def test_snapshots_are_the_ends_of_cycles(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
+    done = dlrun("ensemble", str(sweep / "0000"), "--members", "checkpoints", "--out", "e")
+    assert done.code == 0, done.err
+    members = yaml.safe_load(Path("e/ensemble.yaml").read_text())["members"]
+    assert sorted(m["checkpoint"][:10] for m in members) == ["epoch_0002", "epoch_0004"]
+    np.save("x.npy", np.zeros((3, 8, 8, 1), np.uint8))
+    assert dlrun("predict", "e", "x.npy").code == 0
+    done = dlrun("ensemble", str(sweep), "--members", "checkpoints")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "takes one run, found 3" in done.err
+
+
+def test_the_average_of_weights_is_a_run_of_its_own(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
+    done = dlrun("ensemble", str(sweep), "--average", "weights", "--out", "soup")
+    assert done.code == 0, done.err
+    states = [torch.load(rundir.tested(sweep / f"{k:04d}"), weights_only=True)["model"] for k in range(3)]
+    found = torch.load("soup/checkpoints/best.pt", weights_only=True)["model"]
+    for name, tensor in found.items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.allclose(tensor, sum(s[name] for s in states) / 3, atol=1e-6), name  # type: ignore[arg-type]
+    # batch statistics are those of the average itself, no mean of theirs
+    means = "stage1.conv1.norm.running_mean"
+    assert not torch.allclose(found[means], sum(s[means] for s in states) / 3)  # type: ignore[arg-type]
+    np.save("x.npy", np.zeros((3, 8, 8, 1), np.uint8))
+    assert dlrun("predict", "soup", "x.npy").code == 0
+    assert dlrun("resume", "soup").out.strip().endswith("nothing to do")
+    assert rundir.stored(Path("soup"))["reason"].startswith("the average of the weights of ")
+
+
+def test_other_architectures_have_no_average(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
+    words = [w for w in TINY if not w.startswith("model.width")]
+    assert dlrun("train", *words, "model.width=6", "run.dir=wide").code == 0
+    done = dlrun("ensemble", str(sweep), "wide", "--average", "weights", "--out", "soup")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "differ in their model" in done.err
+    assert not Path("soup").exists()
+
+
+def test_help_needs_no_torch(tmp_path: Path) -> None:
+    assert without_torch([("ensemble", "--help"), ("predict", "--help")], tmp_path)[0].code == 0

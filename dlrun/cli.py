@@ -16,6 +16,7 @@ VERBS = {
     "resume": "go on where a killed or interrupted run stopped",
     "ensemble": "let trained models vote, and say what it is worth",
     "predict": "classify images with a run or an ensemble, into a CSV",
+    "export": "write a run as one file for other programs, checked against it",
     "compare": "lay runs side by side in one table",
     "report": "draw the pictures and the page of a run or a sweep again",
 }

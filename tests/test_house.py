@@ -35,6 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "votes": set(),
     "trained": {"checkpoint", "config", "experiment", "rundir", "targets", "votes"},
     "fresh": {"checkpoint", "config", "engine", "ensembles", "experiment", "rundir", "trained"},
+    "exporting": {"config", "disk", "trained"},
     "teachers": {"config", "data", "progress", "rundir", "trained"},
     "objectives": {"teachers"},
     "predicting": {"config", "data", "disk", "progress", "trained"},

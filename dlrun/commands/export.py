@@ -1,0 +1,34 @@
+"""`dlrun export RUN --to onnx|torch_export --out FILE`: one file, normalisation included, checked against the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlrun.arguments import Parser, trusted
+from dlrun.config import UserError
+
+__all__ = ["main"]
+
+SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
+
+
+def main(argv: list[str]) -> int:
+    """Export, verify, and say what the file takes; returns 0."""
+    argv, trust = trusted(argv)
+    parser = Parser(prog="dlrun export", description=__doc__, epilog="trust=[PACKAGE]: code of your own in the run")
+    parser.add_argument("run", help="a run, such as outputs/latest")
+    parser.add_argument("--to", choices=list(SUFFIX), required=True, help="the format")
+    parser.add_argument("--out", metavar="FILE", help="default: model.onnx or model.pt2")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    args = parser.parse_args(argv)
+    out = Path(args.out or f"model{SUFFIX[args.to]}").expanduser()
+    if out.exists() and not args.force:
+        raise UserError(f"{out} exists; --force overwrites it, --out names another file")
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"--out={out}: expected a file in a folder that is there")
+    from dlrun import exporting
+
+    found = exporting.export(Path(args.run).expanduser(), args.to, out, trust)
+    print(f"{out}: raw {found['input']} images (batch, channels, height, width) to logits, for any batch")
+    print(f"on {found['images']} validation images they differ from the run's by at most {found['difference']:.1e}")
+    return 0

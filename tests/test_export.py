@@ -1,0 +1,98 @@
+"""`dlrun export`: one file that maps raw pixels to the run's logits, or none."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from composed import composed
+from conftest import TINY, Outcome
+
+from dlrun import rundir
+from dlrun.running import execute
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "run"
+    assert execute(composed(*TINY), rundir.claim(str(folder), "")) == 0
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about its own insides when it reads
+def test_a_file_of_torch_maps_raw_pixels_to_the_stored_logits(run: Path, dlrun: Callable[..., Outcome]) -> None:
+    done = dlrun("export", str(run), "--to", "torch_export", "--out", "m.pt2")
+    assert done.code == 0, done.err
+    assert "differ from the run's by at most" in done.out
+    from dlrun.trained import rebuilt
+
+    data = rebuilt(run, []).data
+    raw = data.val.images.take(torch.arange(len(data.val))).permute(0, 3, 1, 2)
+    assert raw.dtype == torch.uint8
+    model = torch.export.load("m.pt2").module()
+    with np.load(run / "predictions.npz") as found:
+        for batch in (raw, raw[:1], raw[:7]):
+            np.testing.assert_allclose(model(batch).detach().numpy(), found["val_logits"][: len(batch)], atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_differs_is_refused(
+    run: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dlrun import exporting
+
+    def wrong(model: torch.nn.Module, images: torch.Tensor) -> object:
+        return b"", lambda x: model(torch.from_numpy(x)).detach().numpy() + 0.01
+
+    monkeypatch.setitem(exporting.KINDS, "torch_export", wrong)
+    done = dlrun("export", str(run), "--to", "torch_export")
+    assert done.code == 1
+    assert "refused: the logits of the exported model differ by up to 0.01" in done.err
+    assert not list(Path().iterdir())
+
+
+def test_without_what_verifies_it_nothing_is_written(
+    run: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    done = dlrun("export", str(run), "--to", "onnx")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--to onnx needs onnx, onnxscript, onnxruntime: pip install 'dlrun[onnx]'" in done.err
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_gives_the_stored_logits(run: Path, dlrun: Callable[..., Outcome]) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="the extra onnx is not installed")
+    import onnxruntime
+
+    done = dlrun("export", str(run), "--to", "onnx")
+    assert done.code == 0, done.err
+    from dlrun.trained import rebuilt
+
+    data = rebuilt(run, []).data
+    raw = data.val.images.take(torch.arange(len(data.val))).permute(0, 3, 1, 2).contiguous().numpy()
+    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    with np.load(run / "predictions.npz") as found:
+        for batch in (raw, raw[:1]):
+            logits = session.run(None, {"images": batch})[0]
+            np.testing.assert_allclose(logits, found["val_logits"][: len(batch)], atol=1e-4)
+
+
+def test_mistakes_are_one_line(run: Path, dlrun: Callable[..., Outcome]) -> None:
+    Path("model.pt2").write_text("mine")
+    for words, said in {
+        (str(run),): "--to",
+        ("nowhere", "--to", "torch_export", "--force"): "nowhere: no completed run",
+        (str(run), "--to", "torch_export"): "model.pt2 exists; --force overwrites it",
+        (str(run), "--to", "coreml"): "invalid choice",
+    }.items():
+        done = dlrun("export", *words)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert said in done.err
+    assert Path("model.pt2").read_text() == "mine"

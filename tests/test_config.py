@@ -273,6 +273,7 @@ def test_every_rule_has_a_key_and_every_default_obeys(here: Path, monkeypatch: p
         "dataset=image_folder": ("dataset.root=.",),
         "dataset=arrays": ("dataset.path=a.npz",),
         "model=custom": ("model._target_=mine.Net", "trust=[mine]"),
+        "objective=distill": ("objective.teacher=.",),
     }
     (here / "a.npz").touch()
     (here / "data").mkdir()

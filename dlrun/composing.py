@@ -41,7 +41,7 @@ def run(
     verb: str,
     argv: list[str],
     task: Callable[[Any], int],
-    sweep: Callable[[Composer, list[str]], int] | None = None,
+    sweep: Callable[[Composer, list[str], Flags], int] | None = None,
 ) -> int:
     """Compose what `argv` asks for and hand the config to `task`, or with -m all to `sweep`; return its code.
 
@@ -54,8 +54,11 @@ def run(
         if "--multirun" in flags:
             if sweep is None:
                 raise UserError(f"dlrun {verb} takes one setup at a time; -m belongs to dlrun train")
-            return sweep(made, overrides)
-        cfg = made.config(made.parse(overrides))
+            return sweep(made, overrides, flags)
+        parsed = made.parse(overrides)
+        if wrong := [o for o in parsed if o.key_or_group.startswith("hydra.launcher")]:
+            raise UserError(f"{wrong[0].input_line}: belongs to a sweep; type it with -m")
+        cfg = made.config(parsed)
     from omegaconf import OmegaConf
 
     return task(OmegaConf.create(cfg))
@@ -162,7 +165,7 @@ class Composer:
             raise UserError(f"{line}: expected key=value or group=option")
         if override.is_delete():
             raise UserError(f"{line}: every group and key is needed; choose another option or value with {key}=")
-        if key.split(".")[0].split("/")[0] == "hydra" and key != "hydra.searchpath":
+        if key.split(".")[0].split("/")[0] == "hydra" and not _known_to_dlrun(key):
             raise UserError(f"{line}: dlrun has its own folders, sweeps and logs; see run.dir=, sweep.dir= and -m")
 
     def chooses(self, override: Any) -> bool:
@@ -179,6 +182,14 @@ class Composer:
 
     def config(self, overrides: Sequence[Any]) -> dict[str, Any]:
         """Return the config of these overrides, resolved and validated. Raises UserError."""
+        plain, _ = self._composed(overrides)
+        return plain
+
+    def launcher(self, overrides: Sequence[Any]) -> dict[str, Any]:
+        """Return what starts the trials of a sweep: hydra.launcher, with its option as `name`. Raises UserError."""
+        return self._composed(overrides)[1]
+
+    def _composed(self, overrides: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         from omegaconf import OmegaConf
 
         with in_one_line():
@@ -192,15 +203,18 @@ class Composer:
             for override in values:
                 self._set(cfg, override, schema)
             plain: Any = OmegaConf.to_container(cfg, resolve=True)
-            plain.pop("hydra")
-        validate(plain, schema, {o.key_or_group for o in values if o.is_add() or o.is_force_add()})
+            launcher = plain.pop("hydra")["launcher"]
+            default = self._read(self._root, chosen)["hydra"]["launcher"]
+        added = {o.key_or_group for o in values if o.is_add() or o.is_force_add()}
+        validate({**plain, "hydra": {"launcher": launcher}}, {**schema, "hydra": {"launcher": default}}, added)
         from dlrun.loggers import require
         from dlrun.targets import check_targets
 
         check_targets(plain, plain["trust"])
         require(plain)
         plain["choices"] = _choices(base)
-        return plain  # type: ignore[no-any-return]
+        name = base["hydra"]["runtime"]["choices"]["hydra/launcher"]
+        return plain, {"name": name, **launcher}
 
     def _must_be_one(self, override: Any) -> None:
         """One value, and one that is there, in the words of a user rather than Hydra's."""
@@ -223,7 +237,8 @@ class Composer:
             cfg = self._loader.load_configuration(root, list(chosen), run_mode=RunMode.RUN)
             plain: Any = {str(k): _plain(cfg._get_node(k)) for k in cfg if k != "hydra"}
             runtime = {"cwd": os.getcwd(), "choices": OmegaConf.to_container(cfg.hydra.runtime.choices)}
-            plain["hydra"] = {"runtime": runtime, "job": {"name": ROOT}}
+            launcher = OmegaConf.to_container(cfg.hydra.launcher)
+            plain["hydra"] = {"runtime": runtime, "job": {"name": ROOT}, "launcher": launcher}
             self._read_already[(root, *chosen)] = plain
         return self._read_already[(root, *chosen)]
 
@@ -260,6 +275,11 @@ class Composer:
             raise UserError(
                 unknown(str(wrong), list(flatten(schema)), groups if "." not in str(wrong) else ())
             ) from None
+
+
+def _known_to_dlrun(key: str) -> bool:
+    """What of Hydra's own part dlrun reads: where options are, and what starts the trials of a sweep."""
+    return key in ("hydra.searchpath", "hydra/launcher") or key.startswith("hydra.launcher.")
 
 
 def _choices(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -26,11 +26,19 @@ from dlrun.loggers import Follower
 from dlrun.progress import Screen
 from dlrun.rundir import Run
 
-__all__ = ["Diverged", "Predictions", "fit", "predict", "scores", "stopped_early"]
+__all__ = ["Diverged", "Predictions", "Stopped", "fit", "predict", "scores", "stopped_early"]
 
 
 class Diverged(Exception):
     """The loss is not finite: the run stops before such weights are saved (B8)."""
+
+
+class Stopped(Exception):
+    """The run was asked to end before its last epoch: by trainer.stop_after, or from outside."""
+
+    def __init__(self, status: str, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
 @dataclass
@@ -44,12 +52,14 @@ class Predictions:
 def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follower | None = None) -> None:
     """Train from `state` to the last epoch or out of patience; a row in metrics.csv and a checkpoint after each.
 
-    Raises Diverged when the loss is not finite; the last checkpoint is then still finite.
+    Raises Diverged when the loss is not finite, the last checkpoint being finite still, and Stopped when it is
+    asked to end earlier.
     """
     trainer, watch, history = exp.cfg.trainer, Watch(exp), rundir.metrics(run.path)
     config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     data = exp.data.record()
-    for epoch in range(state.epoch + 1, trainer.epochs + 1):
+    last = min(trainer.get("stop_after", 0) or trainer.epochs, trainer.epochs)
+    for epoch in range(state.epoch + 1, last + 1):
         if stopped_early(state, trainer, history):
             return  # asked before an epoch, so that a run killed after its last one stops there when resumed
         started = time.perf_counter()
@@ -84,6 +94,10 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
             follower.follow(history)
         screen.epoch(row, trainer.epochs, is_best)
         screen.warn(verdicts.urgent(history, look.rows, config, data))
+        if epoch < last and (asked := run.asked_to_stop()) is not None:
+            raise Stopped("pruned", asked)
+    if last < trainer.epochs and state.epoch == last:
+        raise Stopped("paused", f"paused after epoch {last} of {trainer.epochs} (trainer.stop_after={last})")
 
 
 COLUMNS = (

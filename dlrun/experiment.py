@@ -6,6 +6,7 @@ Reached by every verb that trains or evaluates. The one place that picks the dev
 from __future__ import annotations
 
 import inspect
+import json
 import os
 import random
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
 from dlrun.targets import check_targets, instantiate
 
-__all__ = ["Experiment", "build", "build_model", "pick_device", "seed_everything"]
+__all__ = ["Experiment", "build", "build_model", "keep_data", "pick_device", "prepared", "seed_everything"]
 
 # from here on a processor's bf16 was measured to pay: pixels of the shorter side, channels of a convolution
 BF16_SIDE, BF16_WIDTH = 32, 64
@@ -163,7 +164,31 @@ def _dtype(precision: str, device: torch.device, model: nn.Module, shape: tuple[
     return torch.bfloat16 if fast else torch.float32
 
 
+_prepared: dict[str, Data] | None = None
+
+
+def keep_data() -> None:
+    """Let the runs of this process share the data that the last of them prepared, if they ask for the same."""
+    global _prepared
+    _prepared = {}
+
+
+def prepared() -> bool:
+    """Say whether runs of this process share data."""
+    return _prepared is not None
+
+
 def _data(node: dict[str, Any], trust: list[str]) -> Data:
+    if _prepared is None:
+        return _read(node, trust)
+    asked = json.dumps([node, trust], sort_keys=True, default=str)
+    if asked not in _prepared:
+        _prepared.clear()
+        _prepared[asked] = _read(node, trust)
+    return _prepared[asked]
+
+
+def _read(node: dict[str, Any], trust: list[str]) -> Data:
     own = set(inspect.signature(prepare).parameters) - {"raw"}
     options = {k: node[k] for k in own if k in node}
     source = {k: v for k, v in node.items() if k not in own}

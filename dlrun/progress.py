@@ -21,15 +21,15 @@ REFRESH = 0.1  # seconds between two looks at the loss: a look may wait for the 
 class Screen:
     """The terminal, or the lines that stand for it; use as a context manager around training."""
 
-    def __init__(self, log: Path | None = None) -> None:
+    def __init__(self, log: Path | None = None, *, quiet: bool = False) -> None:
         from rich.console import Console
 
         self.console = Console(highlight=False, soft_wrap=True)
-        self.live = self.console.is_terminal
+        self.live = self.console.is_terminal and not quiet
         self.log = log
         self._bar: Any = None
         self._warned: set[str] = set()
-        self._deaf = False  # nobody reads: training goes on, the log has it all
+        self._deaf = quiet  # nobody reads: training goes on, the log has it all
 
     def __enter__(self) -> Screen:
         return self
@@ -84,6 +84,11 @@ class Screen:
                 last = now
                 bar.update(self._task, completed=done, epoch=f"epoch {epoch}/{epochs}", text=look())
         bar.update(self._task, completed=done, epoch=f"epoch {epoch}/{epochs}", text=look())
+
+    def count(self, done: float, total: int, label: str, text: str) -> None:
+        """Draw the bar of something that is not counted in steps; nothing without a terminal."""
+        if self.live:
+            self._progress(total).update(self._task, completed=done, total=total, epoch=label, text=text)
 
     def _progress(self, total: int) -> Any:
         if self._bar is None:

@@ -22,6 +22,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
         *("val_acc", "val_loss", "train_acc", "train_loss", "penalty", "grad_norm", "update_ratio", "dead_fraction"),
         *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
     ),
+    "search.sampler": ("auto", "grid", "random", "grid_jitter", "sobol", "tpe"),
+    "search.direction": ("auto", "min", "max"),
+    "search.prune": ("none", "median", "hyperband"),
     "logger.kind": ("none", "tensorboard", "mlflow"),
     "trainer.keep": ("last", "best", "top3", "all"),
     "model.activation": (
@@ -77,6 +80,7 @@ RULES: dict[str, Rule] = {
     "run.dir": FOLDER,
     "sweep.dir": FOLDER,
     "trainer.epochs": _count(1),
+    "trainer.stop_after": _count(0),
     "trainer.batch_size": _count(1),
     "trainer.eval_batch_size": _count(1),
     "trainer.accumulate": _count(1),
@@ -150,6 +154,16 @@ RULES: dict[str, Rule] = {
     "scheduler.threshold": _at_least(0),
     "scheduler.cooldown": _count(0),
     "scheduler.min_lr": _at_least(0),
+}
+CHOICES["search.metric"] = CHOICES["trainer.monitor"]
+RULES |= {
+    "search.trials": _count(0),
+    "search.seed": _count(0),
+    "search.retries": _count(0),
+    "search.timeout": _at_least(0),
+    "search.max_extend": _count(0),
+    "search.fresh": _at_least(0),
+    "hydra.launcher.workers": _count(0),
 }
 for _key, _words in CHOICES.items():
     RULES[_key] = (lambda v, words=_words: v in words), f"one of {', '.join(_words)}"  # type: ignore[misc]

@@ -17,15 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.config import UserError
-from dlrun.disk import append, lock, make_folder, owned, unlock, write_atomic
+from dlrun.disk import OWNER, append, lock, make_folder, owned, unlock, write_atomic
 
-__all__ = ["Run", "claim", "claim_sweep", "config", "find", "make_folder", "metrics", "owned", "read_receipt"]
+__all__ = ["Run", "claim", "config", "find", "make_folder", "metrics", "owned", "read_receipt"]
 __all__ += [
+    "ask_to_stop",
     "claim_ensemble",
     "ensemble",
     "epoch_checkpoints",
     "is_ensemble",
     "keep_teacher_targets",
+    "new_folder",
+    "settle",
+    "take",
+    "taken",
     "teacher_targets",
     "tested",
     "write_ensemble",
@@ -168,6 +173,13 @@ class Run:
         self._result.update(more)
         write_atomic(self.path / "result.json", (json.dumps(self._result, indent=1) + "\n").encode())
 
+    def asked_to_stop(self) -> str | None:
+        """Return why the run should end after this epoch, or None."""
+        try:
+            return (self.path / "stop").read_text()
+        except OSError:
+            return None
+
     def release(self) -> None:
         """Give the folder up."""
         if self._lock is not None:
@@ -181,7 +193,7 @@ def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
     Raises UserError when `folder` is owned by a living process, which it names, or already holds a run.
     """
     if folder is None:
-        path = _new_folder(root, label)
+        path = new_folder(root, label)
     else:
         path = Path(str(folder)).expanduser()
         make_folder(path)
@@ -209,7 +221,7 @@ def write_study(verb: str, folder: str | None, label: str, rows: list[dict[str, 
 
     Raises UserError when `folder` holds something else.
     """
-    path = _new_folder(OUTPUTS / verb, label) if folder is None else Path(folder).expanduser()
+    path = new_folder(OUTPUTS / verb, label) if folder is None else Path(folder).expanduser()
     make_folder(path)
     files = [path / f"{verb}.csv", path / f"{verb}.png"]
     if foreign := sorted(set(os.listdir(path)) - {f.name for f in files}):
@@ -219,23 +231,10 @@ def write_study(verb: str, folder: str | None, label: str, rows: list[dict[str, 
     return files
 
 
-def claim_sweep(folder: str | None) -> Path:
-    """Make the folder of a sweep. Raises UserError when `folder` already holds something."""
-    if folder is None:
-        return _new_folder(OUTPUTS / "sweeps", "sweep")
-    path = Path(str(folder)).expanduser()
-    make_folder(path)
-    lock(path, "choose another sweep.dir=")  # held until this process ends
-    names = sorted(n for n in os.listdir(path) if not n.startswith("."))
-    if names:
-        raise UserError(f"{path} already holds {names[0]}; choose another sweep.dir=")
-    return path
-
-
 def claim_ensemble(folder: str | None, label: str) -> Path:
     """Make the folder of an ensemble. Raises UserError when `folder` already holds something."""
     if folder is None:
-        return _new_folder(OUTPUTS / "ensembles", label)
+        return new_folder(OUTPUTS / "ensembles", label)
     path = Path(folder).expanduser()
     make_folder(path)
     if names := sorted(os.listdir(path)):
@@ -284,7 +283,8 @@ def ensemble(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
-def _new_folder(root: Path, label: str) -> Path:
+def new_folder(root: Path, label: str) -> Path:
+    """Make a folder below `root` that nobody else has, named by time and `label`."""
     while True:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
         path = root / name.replace("/", "-")
@@ -309,6 +309,37 @@ def reopen(folder: str) -> Run:
     for leftover in [*path.glob(".*.tmp"), *path.glob("*/.*.tmp")]:
         leftover.unlink()
     return run
+
+
+def take(folder: Path) -> tuple[Run, bool]:
+    """Take the folder of a trial: claimed where it is new, else reopened; the flag says that a config is there."""
+    if not (folder / "config.yaml").is_file():
+        return claim(str(folder), ""), False
+    run = reopen(str(folder))
+    with contextlib.suppress(OSError):
+        (folder / "stop").unlink()
+    return run, True
+
+
+def ask_to_stop(folder: Path, reason: str) -> None:
+    """Ask a run, wherever it runs, to end as pruned after its present epoch."""
+    write_atomic(folder / "stop", reason.encode())
+
+
+def taken(folder: Path) -> float:
+    """Return when a run folder was last taken, in seconds since 1970; 0 if it never was."""
+    try:
+        return (folder / OWNER).stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def settle(folder: Path, **ending: Any) -> None:
+    """Write down how a run ended that cannot say so itself: killed, or not chosen to go on."""
+    if (folder / "config.yaml").is_file():
+        run = Run(folder, "it still runs")
+        run.update_result(**ending)
+        run.release()
 
 
 def _beside(path: Path) -> list[str]:

@@ -37,9 +37,12 @@ def label(cfg: Any) -> str:
     return "-".join(str(choices.get(group) or group) for group in ("dataset", "model"))
 
 
-def execute(cfg: Any, run: Run, *, resuming: bool = False) -> int:
-    """Train in a claimed folder, give it up, and return the exit code; raises UserError after recording it."""
-    screen = Screen(run.log)
+def execute(cfg: Any, run: Run, *, resuming: bool = False, quiet: bool = False) -> int:
+    """Train in a claimed folder, give it up, and return the exit code; raises UserError after recording it.
+
+    A `quiet` run speaks to its log alone.
+    """
+    screen = Screen(run.log, quiet=quiet)
     follower = Follower(cfg, run, screen.say)
     try:
         return _execute(cfg, run, screen, follower, resuming)
@@ -116,6 +119,9 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
         screen.close()
         screen.say(f"stopped: {error}", style="bold red")
         return DIVERGED, {"status": "diverged", "reason": str(error), **_verdicts(exp, run, screen, "diverged")}
+    except engine.Stopped as stopped:
+        screen.say(str(stopped))
+        return 0, {"status": stopped.status, "reason": str(stopped), **_verdicts(exp, run, screen, stopped.status)}
     screen.close()
     if (reason := _reason(cfg.trainer, state)) != "all epochs done":
         screen.say(reason)

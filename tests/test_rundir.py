@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from conftest import Outcome, write, write_run
 
-from dlrun import disk, rundir
+from dlrun import disk, rundir, sweepdir
 from dlrun.config import UserError
 
 # a process that imports, says so, waits for the word, claims, says what came of it, and keeps it to the end
@@ -378,15 +378,23 @@ def test_resume_of_a_running_one_names_its_owner(here: Path, dlrun: Callable[...
 
 
 def test_sweep_folders_belong_to_one(here: Path) -> None:
-    first = rundir.claim_sweep(None)
-    assert first.parent == Path("outputs/sweeps")
-    named = rundir.claim_sweep("mine")
-    with pytest.raises(UserError, match=r"mine is in use by process .*choose another sweep.dir="):
-        rundir.claim_sweep("mine")
+    with sweepdir.open_sweep(None) as first:
+        assert first.parent == Path("outputs/sweeps")
+    taken = r"mine is in use by process .*choose another sweep.dir="
+    with sweepdir.open_sweep("mine") as named, pytest.raises(UserError, match=taken), sweepdir.open_sweep("mine"):
+        pass
+    with sweepdir.open_sweep("mine"):
+        assert named == Path("mine")
     write(here / "full" / "0000" / "config.yaml", "")
-    with pytest.raises(UserError, match=r"full already holds 0000"):
-        rundir.claim_sweep("full")
-    assert named == Path("mine")
+    with pytest.raises(UserError, match=r"full already holds 0000"), sweepdir.open_sweep("full"):
+        pass
+
+
+def test_a_half_written_journal_is_mended(here: Path) -> None:
+    write(here / "s/sweep.yaml", "version: 1\n")
+    file = write(sweepdir.journal(here / "s"), '{"op_code":0}\n{"op_co')
+    with sweepdir.open_sweep("s"):
+        assert file.read_text() == '{"op_code":0}\n'
 
 
 def test_predictions_hold_no_pickles(here: Path) -> None:

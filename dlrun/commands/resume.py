@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from dlrun.arguments import Parser
 from dlrun.config import UserError
 
@@ -16,13 +18,27 @@ def main(argv: list[str]) -> int:
     parser.add_argument("trust", nargs="?", default="", metavar="trust=[PACKAGE]", help=word)
     args = parser.parse_args(argv)
     trust = _trust(args.trust)
-    from dlrun import rundir
+    from dlrun import rundir, sweepdir
 
+    if sweepdir.is_sweep(folder := Path(args.run).expanduser()):
+        return _sweep(folder, trust)
     run = rundir.reopen(args.run)
     try:
         return _go_on(run, trust)
     finally:
         run.release()
+
+
+def _sweep(folder: Path, trust: list[str]) -> int:
+    """Run what a sweep lacks."""
+    from dlrun import sweepdir
+    from dlrun.composing import composer
+    from dlrun.search.sweeper import again
+
+    flags = sweepdir.plan(folder).get("flags") or {}
+    kept = {k: flags[k] for k in ("--config-dir", "--config-name") if isinstance(flags.get(k), str)}
+    with composer(kept) as made:
+        return again(made, folder, trust)
 
 
 def _go_on(run: object, trust: list[str]) -> int:
@@ -38,6 +54,7 @@ def _go_on(run: object, trust: list[str]) -> int:
         print(f"{run.path} is complete; nothing to do")
         return 0
     plain = rundir.config(run.path)
+    plain["trainer"]["stop_after"] = 0  # a run that was paused goes on to its end
     # what a stored config trusts is a stranger's word: only the command line counts
     plain["trust"] = trust
     try:

@@ -1,71 +1,328 @@
-"""`dlrun train -m key=a,b,c`: every point is validated before the first starts, and each fails alone."""
+"""`dlrun train -m …` and `dlrun resume SWEEP`: draws trials, keeps workers busy, survives whatever happens to them.
+
+The parent alone decides; a trial is a run in SWEEP/0007, and all that the two say to each other stands in files
+there, so that trials may run anywhere. A sweep that is started again runs what is missing, and nothing twice.
+"""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlrun import rundir, sweepdir
 from dlrun.config import UserError
+from dlrun.search import summary
+from dlrun.search.plan import Plan, Round
+from dlrun.search.pool import Ended, Pool
+from dlrun.search.sampling import draw
+from dlrun.search.space import check, grid, plain_words, read, size
+from dlrun.search.study import Study, Trial
+from dlrun.search.worker import Job
 
 if TYPE_CHECKING:
     from dlrun.composing import Composer
 
-__all__ = ["points", "sweep"]
+__all__ = ["again", "points", "sweep"]
 
 SOME_FAILED, INTERRUPTED = 5, 130
+LOOK = 0.5  # seconds between two looks at what running trials wrote
+PATIENCE = 20  # seconds for interrupted trials to write down that they were
+DONE = ("completed", "diverged", "pruned")
 
 
-def sweep(composer: Composer, overrides: Sequence[str]) -> int:
-    """Run every combination of the comma lists in a numbered folder; returns 0, or 5 when some failed."""
-    jobs = list(points(composer, overrides))  # all of them: a typo in the last point must not cost the first
-    from omegaconf import OmegaConf
+def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | None = None) -> int:
+    """Search over the axes in the overrides; returns 0, 5 when trials failed, 130 when interrupted."""
+    axes, fixed = read(composer, overrides)
+    first = composer.parse([*fixed, *(a.ends()[0] for a in axes)])
+    base = composer.config(first)
+    plan = Plan.asked(fixed, axes, base["search"], flags or {})
+    check(composer, axes, fixed, plan.search["sampler"] == "grid")
+    with sweepdir.open_sweep(base["sweep"]["dir"]) as folder:
+        if sweepdir.is_sweep(folder):
+            old = Plan.recorded(sweepdir.plan(folder))
+            old.renew(plan, str(folder))
+            plan = old
+        return Sweep(composer, plan, folder, base, composer.launcher(first)).run()
 
-    from dlrun import rundir
-    from dlrun.running import execute
 
-    folder = rundir.claim_sweep(jobs[0][1]["sweep"]["dir"])
-    print(f"{len(jobs)} runs in {folder}", flush=True)
-    failed = 0
-    for number, (words, cfg) in enumerate(jobs):
-        print(f"\n[{number + 1}/{len(jobs)}] {' '.join(words)}", flush=True)
+def again(composer: Composer, folder: Path, trust: list[str]) -> int:
+    """Go on with a sweep as it was asked for; only packages that are named now are trusted."""
+    plan = Plan.recorded(sweepdir.plan(folder))
+    plan.fixed = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
+    if trust:
+        plan.fixed.append(f"trust=[{','.join(trust)}]")
+    first = composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)])
+    base = composer.config(first)
+    check(composer, plan.axes, plan.fixed, False)
+    with sweepdir.open_sweep(str(folder)) as held:
+        return Sweep(composer, plan, held, base, composer.launcher(first)).run()
+
+
+def points(composer: Composer, overrides: Sequence[str]) -> list[list[str]]:
+    """Return the swept words of every point of a grid, in order. Raises UserError for the first that is wrong."""
+    axes, fixed = read(composer, plain_words(overrides))
+    check(composer, axes, fixed, True)
+    return [[a.word(grid(axes, n)[a.key]) for a in axes] for n in range(size(axes))]
+
+
+class Sweep:
+    """A sweep that this process owns."""
+
+    def __init__(
+        self, composer: Composer, plan: Plan, folder: Path, base: dict[str, Any], launcher: dict[str, Any]
+    ) -> None:
+        from dlrun.progress import Screen
+
+        self.composer, self.plan, self.folder, self.base = composer, plan, folder, base
+        self.metric = str(base["search"]["metric"])
+        self.minimise = summary.minimised(self.metric, base["search"]["direction"])
+        self.epochs = int(base["trainer"]["epochs"])
+        self.screen = Screen(sweepdir.log(folder))
+        self.pool = Pool(int(launcher["workers"]))
+        sweepdir.write_plan(folder, plan.record())
+        search = plan.search
+        journal = sweepdir.journal(folder)
+        self.study = Study(journal, self.minimise, search["seed"], search["prune"], self.epochs)
+        self.trials = {t.number: t for t in self.study.trials()}
+        self.running: dict[int, float] = {}  # when their folders were last taken before
+        self.results: dict[int, dict[str, Any]] = {}  # of trials that do not run
+
+    def run(self) -> int:
+        """Run all rounds; returns the exit code."""
         try:
-            code = execute(OmegaConf.create(cfg), rundir.claim(str(folder / f"{number:04d}"), ""))
-        except UserError as error:
-            print(f"dlrun: {error}", flush=True)
-            code = error.code
-        if code == INTERRUPTED:
-            print(f"\n{number} of {len(jobs)} runs were done, {folder / f'{number:04d}'} was interrupted")
+            with self.screen:
+                self._rounds()
+        except KeyboardInterrupt:
+            self._interrupted()
             return INTERRUPTED
-        failed += code != 0
-    print(f"\n{len(jobs) - failed} of {len(jobs)} runs completed; lay them side by side: dlrun compare {folder}")
-    return SOME_FAILED if failed else 0
+        finally:
+            self.pool.close()
+        for line in summary.ending(self):
+            self.screen.say(line)
+        self._page()
+        return SOME_FAILED if any(self._status(n) in summary.FAILED for n in self.trials) else 0
 
+    def _rounds(self) -> None:
+        while True:
+            now = self.plan.rounds[-1]
+            axes = " ".join(a.typed() for a in now.axes)
+            until = f", up to epoch {now.epochs}" if now.epochs else ""
+            todo = [n for n in now.numbers if not self._over(n, now)]
+            stage = f"stage {now.stage}, " if self.plan.search["stages"] else ""
+            done = f" ({len(now.numbers) - len(todo)} done)" if len(todo) < len(now.numbers) else ""
+            self.screen.say(f"{stage}{len(now.numbers)} trials{done} in {self.folder}{until}: {axes}")
+            self._run_round(now, todo)
+            best = summary.ranked(self, now.numbers)
+            following = summary.beyond(self, now, best) or self.plan.next_stage(best)
+            if following is None:
+                break
+            self._settle(now, following)
+            self.plan.rounds.append(following)
+            sweepdir.write_plan(self.folder, self.plan.record())
+        for number in self.plan.rounds[-1].numbers:
+            self._close(self.trials[number])
+        self._table()
 
-def points(composer: Composer, overrides: Sequence[str]) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """Yield the swept words and the config of every point, the last list turning fastest, as Hydra does.
+    def _settle(self, now: Round, following: Round) -> None:
+        """Write down which trials of a stage do not go on to the next."""
+        if following.stage == now.stage:
+            return
+        for number in sorted(self.trials):
+            if number not in following.kept and self._status(number) == "paused":
+                why = f"not among the best of stage {now.stage}"
+                rundir.settle(sweepdir.run_folder(self.folder, number), status="pruned", reason=why)
+                self.results.pop(number)
+                self._close(self.trials[number])
 
-    Raises UserError for the first point that is wrong, by number.
-    """
-    parsed = composer.parse(overrides)
-    if any(o.key_or_group == "run.dir" for o in parsed):
-        raise UserError("run.dir= names the folder of one run; type sweep.dir=FOLDER with -m")
-    axes = [_values(composer, o) if o.is_sweep_override() else [o] for o in parsed]
-    for number, point in enumerate(itertools.product(*axes), start=1):
-        words = [o.input_line for o, asked in zip(point, parsed, strict=True) if asked.is_sweep_override()]
+    def _run_round(self, now: Round, todo: list[int]) -> None:
+        waiting = todo[::-1]
+        looked = 0.0
+        while waiting or self.running:
+            while waiting and len(self.running) < self.pool.slots:
+                self._start(waiting.pop(), now)
+            for ended in self.pool.wait(LOOK):
+                waiting += self._ended(ended, now)
+            if time.monotonic() - looked > LOOK:
+                looked = time.monotonic()
+                waiting += self._look(now)
+        self.screen.close()
+
+    def _start(self, number: int, now: Round) -> None:
+        """Draw a trial that is new and give it to a worker."""
+        trial = self.trials.get(number) or self._draw(number, now)
+        if trial.closed:  # its result stands in the study, but it is to run again
+            trial = self.study.add(number, trial.values, now.axes, trial.failures)
+        self.trials[number] = trial
+        axes = {a.key: a for r in self.plan.rounds for a in r.axes}
+        words = [self._axis_word(axes, key, value) for key, value in trial.values.items()]
         try:
-            cfg = composer.config(point)
+            config = self.composer.config(self.composer.parse([*self.plan.fixed, *words]))
         except UserError as error:
-            raise UserError(
-                f"point {number} of the sweep ({' '.join(words)}): {error}" if words else str(error)
-            ) from error
-        yield words, cfg
+            self.study.failed(trial, str(error), self.plan.search["retries"] + 1)
+            self._close(trial)
+            return
+        config.pop("search")
+        config["trainer"]["stop_after"] = now.epochs if now.epochs < self.epochs else 0
+        config["trainer"]["threads"] = config["trainer"]["threads"] or self.pool.threads
+        if not any(w.startswith("trainer.report=") for w in self.plan.fixed):
+            config["trainer"]["report"] = False
+        self.results.pop(number, None)
+        folder = sweepdir.run_folder(self.folder, number)
+        self.running[number] = rundir.taken(folder)
+        self.pool.submit(Job(number, config, str(folder)))
 
+    def _axis_word(self, axes: dict[str, Any], key: str, value: Any) -> str:
+        for known in [axes[key], *(a for r in self.plan.rounds for a in r.axes if a.key == key)]:
+            if not known.words or value in known.choices:
+                return str(known.word(value))
+        return f"{key}={value}"
 
-def _values(composer: Composer, override: Any) -> list[Any]:
-    from hydra.core.override_parser.types import Transformer
+    def _draw(self, number: int, now: Round) -> Trial:
+        search, place = self.plan.search, number - now.first
+        seeds = next((a for a in now.axes if a.name == "seed" and a.words), None)
+        if search["sampler"] == "tpe":
+            count = len(seeds.words) if seeds else 1
+            if seeds and (turn := place % count):  # the same point with the next seed
+                first = self.trials[number - turn].values
+                turned = seeds.choices[(seeds.choices.index(first[seeds.key]) + turn) % count]
+                return self.study.add(number, {**first, seeds.key: turned}, now.axes)
+            return self.study.ask(number, now.axes)
+        round_seed = search["seed"] + 1_000_003 * (len(self.plan.rounds) - 1)
+        return self.study.add(number, draw(search["sampler"], now.axes, round_seed, place, now.new), now.axes)
 
-    key = override.get_key_element()
-    if not override.is_discrete_sweep():
-        raise UserError(f"{override.input_line}: expected a list such as {key}=1,2,3")
-    return composer.parse([f"{key}={word}" for word in override.sweep_iterator(transformer=Transformer.encode)])
+    def _ended(self, ended: Ended, now: Round) -> list[int]:
+        """Take a trial back; returns its number if it is to be tried again."""
+        number, trial = ended.number, self.trials[ended.number]
+        self.running.pop(number, None)
+        self._report(trial)
+        folder = sweepdir.run_folder(self.folder, number)
+        if ended.lost:
+            rundir.settle(folder, status="failed", reason=ended.why)
+        result = rundir.result(folder)
+        status = str(result.get("status", ""))
+        again = []
+        if status not in (*DONE, "paused"):
+            why = ended.why if ended.lost or not result.get("reason") else str(result["reason"])
+            # a check that failed fails again: only a further retry, asked for later, runs it once more
+            failures = self.plan.search["retries"] + 1 if status == "check_failed" else trial.failures + 1
+            self.study.failed(trial, why or f"ended with code {ended.code}", failures)
+            if failures <= self.plan.search["retries"]:
+                again = [number]
+        self.results[number] = result
+        if not again and (status != "paused"):
+            self._close(trial)
+        self.screen.say(summary.line(self, number, again=bool(again)))
+        self._table()
+        return again
+
+    def _close(self, trial: Trial) -> None:
+        """Tell Optuna what came of a trial."""
+        if trial.closed:
+            return
+        status, value = self._status(trial.number), self.score(trial.number)
+        if status in ("completed", "paused") and value is not None:
+            self.study.close(trial, value, "complete")
+        else:
+            self.study.close(trial, None, "pruned" if status in ("pruned", "diverged") else "fail")
+
+    def _look(self, now: Round) -> list[int]:
+        """Follow running trials: report their epochs, stop those that are bad or hang; returns those to try again."""
+        again: list[int] = []
+        for number, before in list(self.running.items()):
+            folder = sweepdir.run_folder(self.folder, number)
+            if self._report(self.trials[number]):
+                rundir.ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
+            limit = self.plan.search["timeout"]
+            began = rundir.taken(folder)  # the start of its process is not the trial's fault
+            if limit and began != before and time.time() - began > limit:
+                self.pool.kill(number)
+                why = f"no end after {limit:g} seconds (search.timeout)"
+                again += self._ended(Ended(number, 1, why, lost=True), now)
+        summary.bar(self, now)
+        return again
+
+    def _report(self, trial: Trial) -> bool:
+        """Report new epochs of a trial to Optuna; whether it should be pruned."""
+        prune = False
+        if trial.closed:
+            return False
+        for row in rundir.metrics(sweepdir.run_folder(self.folder, trial.number)):
+            epoch = int(row.get("epoch") or 0)
+            value = row.get(self.metric)
+            if epoch > trial.seen and value and math.isfinite(float(value)):
+                prune = self.study.report(trial, epoch, float(value))
+        return prune
+
+    def result(self, number: int) -> dict[str, Any]:
+        """Return result.json of a trial."""
+        if number not in self.results or number in self.running:
+            found = rundir.result(sweepdir.run_folder(self.folder, number))
+            if number in self.running:
+                return found
+            self.results[number] = found
+        return self.results[number]
+
+    def _status(self, number: int) -> str:
+        status = str(self.result(number).get("status", ""))
+        trial = self.trials.get(number)
+        if trial is not None and trial.failures and status not in (*DONE, "paused", "check_failed"):
+            return "failed"
+        return status
+
+    status = _status
+
+    def score(self, number: int) -> float | None:
+        """Return the metric of a trial at the epoch whose weights count; None where there is none."""
+        result = self.result(number)
+        rows = rundir.metrics(sweepdir.run_folder(self.folder, number))
+        epoch = str(result.get("tested_epoch") or result.get("best_epoch") or "")
+        row = next((r for r in rows if r.get("epoch") == epoch), rows[-1] if rows else {})
+        value = row.get(self.metric) or result.get(self.metric)
+        if value in (None, "") or result.get("status") == "diverged":
+            return None
+        number_ = float(value)
+        return number_ if math.isfinite(number_) else None
+
+    def _over(self, number: int, now: Round) -> bool:
+        """Say whether nothing is left to do for a trial in a round."""
+        if number not in self.trials:
+            return False
+        status = self._status(number)
+        if status in ("failed", "check_failed"):
+            return self.trials[number].failures > int(self.plan.search["retries"])
+        if status == "paused":
+            return bool(now.epochs) and int(self.result(number).get("epochs", 0)) >= min(now.epochs, self.epochs)
+        return status in DONE
+
+    def _table(self) -> None:
+        if rows := summary.rows(self):
+            sweepdir.write_table(self.folder, rows)
+
+    def _interrupted(self) -> None:
+        self.screen.close()
+        self.pool.interrupt()
+        limit = time.monotonic() + PATIENCE
+        try:
+            while self.running and time.monotonic() < limit:
+                for ended in self.pool.wait(LOOK):
+                    self.running.pop(ended.number, None)
+        except KeyboardInterrupt:
+            pass
+        self.running.clear()
+        self.results.clear()
+        self._table()
+        done = sum(self._status(n) in DONE for n in self.trials)
+        self.screen.say(f"\ninterrupted after {done} trials; `dlrun resume {self.folder}` runs what is missing")
+
+    def _page(self) -> None:
+        if "trainer.report=false" in self.plan.fixed:
+            return
+        from dlrun import sweep_report
+
+        try:
+            self.screen.say(f"pictures and numbers on one page: {sweep_report.write(self.folder)}")
+        except Exception as error:  # the search is done and written down: a picture must not undo that
+            self.screen.say(f"no report: {type(error).__name__}: {error}; `dlrun report {self.folder}` tries again")

@@ -1,0 +1,131 @@
+"""What a sweep was asked for and how far its rounds are: sweep.yaml, which `dlrun resume SWEEP` goes on from.
+
+A round is a set of new trials over some axes, and of trials that go on, up to an epoch. A plain search has one; a
+staged one has one a stage (S4), and each growth of a range adds one (S3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dlrun.config import UserError
+from dlrun.search.sampling import draws, pick
+from dlrun.search.space import Axis
+
+__all__ = ["Plan", "Round"]
+
+# what may differ between two calls of one sweep: how it is run, not what it looks for
+FREE: tuple[str, ...] = (
+    "search.retries",
+    "search.timeout",
+    "search.extend",
+    "search.max_extend",
+    "search.trials",
+    "search.prune",
+)
+FREE += ("sweep.dir", "trust", "hydra/launcher", "hydra.launcher", "trainer.report")
+FACTORS = (10.0, 3.0)  # width of the ranges of the second stage, and of those after it (S4)
+
+
+@dataclass
+class Round:
+    """New trials `first` to first + new - 1 over `axes`, and `kept` ones, trained up to `epochs` (0: all)."""
+
+    stage: int
+    epochs: int
+    first: int
+    new: int
+    axes: list[Axis]
+    kept: list[int] = field(default_factory=list)
+    grown: int = 0  # how often ranges were grown before it
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The trials of the round."""
+        return [*self.kept, *range(self.first, self.first + self.new)]
+
+
+@dataclass
+class Plan:
+    """A sweep: what all trials share as overrides, the axes, the settings under `search`, the rounds so far."""
+
+    fixed: list[str]
+    axes: list[Axis]
+    search: dict[str, Any]
+    flags: dict[str, Any]
+    rounds: list[Round]
+
+    @classmethod
+    def asked(cls, fixed: list[str], axes: list[Axis], search: dict[str, Any], flags: dict[str, Any]) -> Plan:
+        """Return a new plan with its first round. Raises UserError for a sampler or stages that do not fit."""
+        search = {**search, "sampler": pick(search["sampler"], axes)}
+        ranges = [a.name for a in axes if not a.words]
+        if search["sampler"] == "grid" and ranges:
+            raise UserError(f"search=grid: {ranges[0]} is a range; list its values, or choose search=grid_jitter")
+        stages = search["stages"] or [{"epochs": 0}]
+        for stage in stages:
+            if not isinstance(stage, dict) or set(stage) - {"epochs", "keep"} or type(stage.get("epochs")) is not int:
+                raise UserError(f"search.stages: {stage}: expected {{epochs: 5, keep: 0.3}}")
+        first = Round(1, stages[0]["epochs"], 0, draws(search["sampler"], axes, search["trials"]), axes)
+        return cls(fixed, axes, search, flags, [first])
+
+    def record(self) -> dict[str, Any]:
+        """Return plain values for sweep.yaml."""
+        rounds = [{**asdict(r), "axes": [a.record() for a in r.axes]} for r in self.rounds]
+        shared = {"fixed": self.fixed, "search": self.search, "flags": self.flags}
+        return {"version": 1, **shared, "axes": [a.record() for a in self.axes], "rounds": rounds}
+
+    @classmethod
+    def recorded(cls, found: dict[str, Any]) -> Plan:
+        """Return the plan that `record` wrote. Raises UserError for anything else."""
+        try:
+            rounds = [Round(**{**r, "axes": [Axis.recorded(a) for a in r["axes"]]}) for r in found["rounds"]]
+            axes = [Axis.recorded(a) for a in found["axes"]]
+            return cls(list(found["fixed"]), axes, dict(found["search"]), dict(found["flags"]), rounds)
+        except (KeyError, TypeError) as error:
+            raise UserError(f"sweep.yaml: not a sweep of this dlrun: {error}") from error
+
+    def renew(self, other: Plan, where: str) -> None:
+        """Take over what may change from a plan typed again. Raises UserError that names what may not."""
+        for was, now in ((_words(self), _words(other)), (_settings(self), _settings(other))):
+            if gone := [w for w in was if w not in now] or [w for w in now if w not in was]:
+                kind = "has" if gone[0] in was else "has not"
+                raise UserError(f"{where} holds a sweep that {kind} {gone[0]}; type the same, or another sweep.dir=")
+        for key in ("retries", "timeout", "extend", "max_extend", "prune", "trials"):
+            self.search[key] = other.search[key]
+        self.fixed, self.flags = other.fixed, other.flags
+        more = other.rounds[0].new
+        if more > self.rounds[0].new:
+            if len(self.rounds) > 1:
+                raise UserError(f"search.trials={more}: {where} is past its first round; choose another sweep.dir=")
+            self.rounds[0].new = more
+
+    def next_stage(self, best: Sequence[Any]) -> Round | None:
+        """Return the round of the next stage from the trials of this one, best first; None after the last (S4)."""
+        now, stages = self.rounds[-1], self.search["stages"]
+        if now.stage >= len(stages) or not best:
+            return None
+        asked = stages[now.stage]
+        kept = best[: max(1, math.ceil(asked.get("keep", 0.3) * len(best)))]
+        factor = FACTORS[min(now.stage - 1, len(FACTORS) - 1)]
+        axes = [
+            a.narrowed([t.values[a.key] for t in kept if a.holds(t.values[a.key])], kept[0].values[a.key], factor)
+            for a in now.axes
+        ]
+        fresh = math.floor(self.search["fresh"] * len(kept)) if any(not a.words for a in axes) else 0
+        return Round(now.stage + 1, asked["epochs"], now.first + now.new, fresh, axes, [t.number for t in kept])
+
+
+def _words(plan: Plan) -> list[str]:
+    free = [w for w in plan.fixed if w.lstrip("+").split("=")[0].startswith(FREE)]
+    # what stands under search= is compared in full
+    fixed = [w for w in plan.fixed if w not in free and not w.startswith("search")]
+    return [a.typed() for a in plan.axes] + fixed
+
+
+def _settings(plan: Plan) -> list[str]:
+    return [f"search.{k}={v}" for k, v in sorted(plan.search.items()) if f"search.{k}" not in FREE]

@@ -1,0 +1,142 @@
+"""Warm worker processes of this machine: a free one takes the next trial at once, one that dies is replaced (S6).
+
+`hydra/launcher=pool`, the default; `hydra.launcher.workers=4`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+
+from dlrun.search.worker import Job
+
+__all__ = ["Ended", "Pool"]
+
+CODE = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[3]); "
+    "from dlrun.search.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a trial came back: its exit code and, where its folder cannot say, why; `lost` if its process is gone."""
+
+    number: int
+    code: int
+    why: str = ""
+    lost: bool = False
+
+
+class _Worker:
+    def __init__(self, threads: int, gpu: int | None) -> None:
+        ours, theirs = socket.socketpair()
+        reading, self._lifeline = os.pipe()
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        if gpu is not None:
+            env["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        words = [sys.executable, "-c", CODE, str(theirs.fileno()), str(reading), json.dumps(sys.path)]
+        # a session of its own: Ctrl-C in the terminal reaches the parent alone
+        self.process = subprocess.Popen(
+            words, pass_fds=[theirs.fileno(), reading], env=env, start_new_session=True, stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        os.close(reading)
+        self.connection = Connection(ours.detach())
+        self.gpu = gpu
+        self.job: Job | None = None
+
+    def close(self) -> None:
+        self.connection.close()
+        os.close(self._lifeline)
+        self.process.kill()
+        self.process.wait()
+
+
+class Pool:
+    """Runs up to `slots` trials at a time; a worker starts when there is a trial for it."""
+
+    def __init__(self, workers: int) -> None:
+        gpus, cores = _gpus(), _cores()
+        self.slots = workers or gpus or cores
+        self.threads = max(1, cores // self.slots)
+        self._free_gpus = [n % gpus for n in range(self.slots)] if gpus else []
+        self._workers: list[_Worker] = []
+
+    def submit(self, job: Job) -> None:
+        """Start a trial on a worker that is free."""
+        free = next((w for w in self._workers if w.job is None), None)
+        if free is None:
+            free = _Worker(self.threads, self._free_gpus.pop() if self._free_gpus else None)
+            self._workers.append(free)
+        free.job = job
+        with suppress(OSError):  # it died while idle: `wait` finds out
+            free.connection.send(job)
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Return the trials that ended, after at most this many seconds."""
+        busy = {w.connection: w for w in self._workers if w.job is not None}
+        found = []
+        for connection in wait(list(busy), timeout=seconds):
+            worker = busy[connection]  # type: ignore[index]
+            number = worker.job.number if worker.job else -1
+            try:
+                code, why = worker.connection.recv()
+                worker.job = None
+                found.append(Ended(number, code, why))
+            except (EOFError, OSError):
+                with suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(2)  # it is about to be gone: its own end is the reason, not our kill
+                self._drop(worker)
+                found.append(Ended(number, 1, _how(worker.process.returncode), lost=True))
+        return found
+
+    def kill(self, number: int) -> None:
+        """Kill the process of a trial; nothing more is heard of it."""
+        for worker in [w for w in self._workers if w.job is not None and w.job.number == number]:
+            self._drop(worker)
+
+    def interrupt(self) -> None:
+        """Ask all trials to end at once as interrupted, keeping their last checkpoint."""
+        for worker in self._workers:
+            if worker.job is not None:
+                worker.process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in list(self._workers):
+            self._drop(worker)
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.close()
+        if worker.gpu is not None:
+            self._free_gpus.append(worker.gpu)
+
+
+def _how(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed (signal 9): out of memory?"
+    return f"its process died (signal {-code})" if code and code < 0 else f"its process ended with code {code}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _gpus() -> int:
+    """Cards of NVIDIA that this process may use, counted without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
+    try:
+        return len(os.listdir("/proc/driver/nvidia/gpus"))
+    except OSError:
+        return 0

@@ -1,0 +1,278 @@
+"""What is searched: the words of `-m` as axes, lists and ranges, checked before the first trial (S1, S2).
+
+`optimizer.lr=0.1,0.01`, `seed=range(0,3)`, `model=cnn,resnet20`, `optimizer.lr=tag(log,interval(1e-5,1))`, and short
+forms that Hydra's grammar does not know: loguniform(a,b), uniform(a,b), logint(a,b), int(a,b). With colons, such as
+`seed=range:0:3`, a shell needs no quotes. Nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from dlrun.border import edge, position, spans_decades
+from dlrun.config import UserError, lookup
+
+if TYPE_CHECKING:
+    from dlrun.composing import Composer
+
+__all__ = ["Axis", "check", "grid", "plain_words", "read", "size"]
+
+SHORT = {
+    "loguniform": "tag(log,interval({}))",
+    "uniform": "interval({})",
+    "logint": "tag(log,int,interval({}))",
+    "int": "tag(int,interval({}))",
+}
+FORMS = (*SHORT, "range", "interval")
+CORNERS = 2000  # combinations of options whose ranges are all tried before the first trial
+NEVER = ("search", "hydra", "run", "sweep", "trust")  # what the whole sweep shares
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A key that is searched: `words` are the values of a list as typed; without them a range from low to high."""
+
+    key: str
+    words: tuple[str, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    whole: bool = False
+    group: bool = False
+
+    @property
+    def name(self) -> str:
+        """The key without the + that adds it."""
+        return self.key.lstrip("+")
+
+    @property
+    def choices(self) -> list[Any]:
+        """The values of a list, numbers as numbers; empty for a range."""
+        return [_scalar(word) for word in self.words]
+
+    def at(self, share: float) -> Any:
+        """Return the value at a place between 0 and less than 1: of a range in its scale, of a list by its order."""
+        if self.words:
+            return self.choices[int(share * len(self.words))]
+        low, high = self.low, self.high + 1 if self.whole else self.high
+        if self.log:
+            value = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
+        else:
+            value = low + share * (high - low)
+        # e^(log 16) is a little less than 16
+        return (
+            min(math.floor(value * (1 + 1e-12)), int(self.high)) if self.whole else min(max(value, self.low), self.high)
+        )
+
+    def word(self, value: Any) -> str:
+        """Return the override that sets the axis to one of its values."""
+        if self.words:
+            value = self.words[self.choices.index(value)]
+        return f"{self.key}={value!r}" if isinstance(value, float) else f"{self.key}={value}"
+
+    def ends(self) -> list[str]:
+        """Return the overrides that are tried before the first trial: all of a list, both ends of a range."""
+        values = self.choices or [int(v) if self.whole else v for v in (self.low, self.high)]
+        return [self.word(value) for value in values]
+
+    @property
+    def numbers(self) -> list[float]:
+        """The numbers between which values lie; empty where there is no order: words, options, seeds."""
+        if self.group or self.name.rpartition(".")[2] in ("seed", "split_seed"):
+            return []
+        found = self.choices or [self.low, self.high]
+        numeric = len(found) > 1 and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in found)
+        return sorted(map(float, found)) if numeric else []
+
+    @property
+    def scale(self) -> bool:
+        """Whether the axis is read by logarithms: as tagged, or as its list looks."""
+        return spans_decades(self.numbers) if self.words else self.log
+
+    def edge(self, value: Any) -> str | None:
+        """Return the edge that the best value is within a tenth of the range from, `low` or `high`, or None (S3)."""
+        found = self.numbers
+        return edge(float(value), found[0], found[-1], log=self.scale) if found else None
+
+    def grown(self, side: str) -> Axis | None:
+        """Return the axis with as much again beyond an edge, in its scale; None where that is no range."""
+        low, high = self.numbers[0], self.numbers[-1]
+        if self.words:
+            pivot, log = (low if side == "low" else high), self.scale
+            more = [pivot * pivot / v if log else 2 * pivot - v for v in self.numbers if v != pivot]
+            if all(isinstance(v, int) for v in self.choices):
+                more = [round(v) for v in more]
+            return replace(self, words=tuple(dict.fromkeys([*self.words, *(f"{v:.6g}" for v in more)])))
+        step = high / low if self.log else high - low
+        if side == "low":
+            low = low / step if self.log else max(low - step, 0.0) if low >= 0 else low - step
+        else:
+            high = high * step if self.log else high + step
+        if self.whole:
+            low, high = max(math.ceil(low), 1) if self.low >= 1 else math.ceil(low), math.floor(high)
+        return None if (low, high) == (self.low, self.high) else replace(self, low=low, high=high)
+
+    def narrowed(self, values: Sequence[Any], best: Any, factor: float) -> Axis:
+        """Return the range around the values that did best, at most a factor (10, then 3) from the very best (S4).
+
+        On a linear axis the factor is a share of the range: 10 a quarter to each side, 3 an eighth.
+        """
+        if self.words or len(values) < 2:
+            return self
+        if self.log:
+            pad = math.sqrt(factor)
+            low, high = max(min(values) / pad, best / factor), min(max(values) * pad, best * factor)
+        else:
+            pad = (self.high - self.low) / (8 if factor >= 10 else 16)
+            low, high = max(min(values) - pad, best - 2 * pad), min(max(values) + pad, best + 2 * pad)
+        low, high = max(low, self.low), min(high, self.high)
+        if self.whole:
+            low, high = math.floor(low), math.ceil(high)
+        return replace(self, low=low, high=high) if low < high else self
+
+    def holds(self, value: Any) -> bool:
+        """Say whether a value lies in the range or stands in the list."""
+        return value in self.choices if self.words else self.low <= value <= self.high
+
+    def place(self, value: Any) -> float:
+        """Return where a value of a range lies, 0 to 1."""
+        return position(float(value), self.low, self.high, log=self.log)
+
+    def typed(self) -> str:
+        """Return the override as one types it, quoted for a shell where it must be."""
+        if self.words:
+            return f"{self.key}={','.join(self.words)}"
+        short = {(True, True): "logint", (True, False): "loguniform", (False, True): "int", (False, False): "uniform"}
+        return f"{self.key}={short[self.log, self.whole]}:{self.low:.4g}:{self.high:.4g}"
+
+    def record(self) -> dict[str, Any]:
+        """Return plain values for sweep.yaml."""
+        return {**asdict(self), "words": list(self.words)}
+
+    @classmethod
+    def recorded(cls, found: Mapping[str, Any]) -> Axis:
+        """Return the axis that `record` wrote."""
+        return cls(**{**found, "words": tuple(found["words"])})
+
+
+def _scalar(word: str) -> Any:
+    for kind in (int, float):
+        with suppress(ValueError, OverflowError):
+            if math.isfinite(value := kind(word)):
+                return value
+    return {"true": True, "false": False, "null": None}.get(word, word)
+
+
+def plain_words(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with short forms and colons put into Hydra's words."""
+    return [_translated(word) for word in overrides]
+
+
+def _translated(word: str) -> str:
+    key, _, value = word.partition("=")
+    found = re.fullmatch(rf"({'|'.join(FORMS)}):([^()]+)", value)
+    if found:
+        value = f"{found[1]}({','.join(found[2].split(':'))})"
+    found = re.fullmatch(rf"({'|'.join(SHORT)})\(\s*([^(),]+),\s*([^(),]+)\)", value)
+    if found:
+        return f"{key}={SHORT[found[1]].format(f'{found[2].strip()},{found[3].strip()}')}"
+    return f"{key}={value}" if value else word
+
+
+def read(composer: Composer, overrides: Sequence[str]) -> tuple[list[Axis], list[str]]:
+    """Return the axes and the overrides that all trials share. Raises UserError for a range that is none."""
+    parsed = composer.parse(plain_words(overrides))
+    axes, fixed = [], []
+    for override in parsed:
+        key = override.key_or_group
+        if key == "run.dir":
+            raise UserError("run.dir= names the folder of one run; type sweep.dir=FOLDER with -m")
+        if not override.is_sweep_override():
+            fixed.append(override.input_line)
+            continue
+        if key.split(".")[0].split("/")[0] in NEVER:
+            raise UserError(f"{override.input_line}: the whole sweep shares {key}; expected one value")
+        axes.append(_axis(composer, override))
+    first = {a.name for a in axes}
+    if len(first) < len(axes):
+        raise UserError(f"{next(a.name for a in axes if [b.name for b in axes].count(a.name) > 1)} is searched twice")
+    # an integer by its default, so that ends of 0 and 1 do not make a share one
+    plain = composer.config(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
+    return [a if a.words or a.whole else _typed(a, lookup(plain, a.name)) for a in axes], fixed
+
+
+def _typed(axis: Axis, value: Any) -> Axis:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return replace(axis, low=int(axis.low), high=int(axis.high), whole=True)
+    return axis
+
+
+def _axis(composer: Composer, override: Any) -> Axis:
+    from hydra.core.override_parser.types import Transformer
+
+    key, value, group = override.get_key_element(), override.value(), composer.chooses(override)
+    if override.is_discrete_sweep():
+        words = tuple(str(w) for w in override.sweep_iterator(transformer=Transformer.encode))
+        if len(set(words)) < len(words):
+            raise UserError(f"{override.input_line}: a value stands there twice")
+        return Axis(key, words, group=group)
+    low, high, tags = value.start, value.end, value.tags
+    if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and low < high):
+        raise UserError(f"{override.input_line}: expected two numbers, the smaller first")
+    if "log" in tags and low <= 0:
+        raise UserError(f"{override.input_line}: a log scale starts above 0, found {low:g}")
+    if group:
+        raise UserError(f"{override.input_line}: {key} is a group; expected a list of its options")
+    if whole := "int" in tags:
+        if low != int(low) or high != int(high):
+            raise UserError(f"{override.input_line}: expected whole numbers")
+        low, high = int(low), int(high)
+    # where an int stands for a number, the default of the key says which; `read` looks
+    return Axis(key, (), low, high, "log" in tags, whole)
+
+
+def size(axes: Sequence[Axis]) -> int:
+    """Return how many points a grid of lists has."""
+    return math.prod(len(a.words) for a in axes)
+
+
+def grid(axes: Sequence[Axis], number: int) -> dict[str, Any]:
+    """Return point `number` of the grid, the last list turning fastest, as Hydra does."""
+    point = {}
+    for axis in reversed(axes):
+        number, digit = divmod(number, len(axis.words))
+        point[axis.key] = axis.choices[digit]
+    return {axis.key: point[axis.key] for axis in axes}
+
+
+def check(composer: Composer, axes: Sequence[Axis], fixed: Sequence[str], whole: bool) -> None:
+    """Compose the whole grid, or both ends and all choices of every axis, and raise UserError for the first wrong one.
+
+    Choices of options are tried in all combinations, since the keys of one option may be missing in another.
+    """
+    for number, words in enumerate(_grid(axes) if whole else _corners(axes), start=1):
+        try:
+            composer.config(composer.parse([*fixed, *words]))
+        except UserError as error:
+            where = f"point {number} of the sweep ({' '.join(words)}): " if words else ""
+            raise UserError(f"{where}{error}") from error
+
+
+def _grid(axes: Sequence[Axis]) -> Iterator[list[str]]:
+    return ([a.word(point[a.key]) for a in axes] for point in (grid(axes, n) for n in range(size(axes))))
+
+
+def _corners(axes: Sequence[Axis]) -> Iterator[list[str]]:
+    groups, keys = [a for a in axes if a.group], [a for a in axes if not a.group]
+    for options in itertools.islice(itertools.product(*(a.ends() for a in groups)), CORNERS):
+        first = {a.key: a.ends()[0] for a in keys}
+        yield [*options, *first.values()]
+        for axis in keys:
+            for word in axis.ends()[1:]:
+                yield [*options, *(first | {axis.key: word}).values()]

@@ -1,0 +1,154 @@
+"""The trials of a sweep as an Optuna study in study.journal: what was drawn, what came of it (S5, S6).
+
+`optuna-dashboard SWEEP/study.journal` opens it. A trial is written down whole before it starts, so that a kill
+leaves none that nobody remembers. Nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlrun.search.space import Axis
+
+__all__ = ["Study", "Trial"]
+
+TRIAL, FAILURES, REASON, DROPPED = "trial", "failures", "reason", "dropped"
+
+
+@dataclass
+class Trial:
+    """A trial: its number names its folder, `values` its axes; `closed` once its result stands in the study."""
+
+    number: int
+    values: dict[str, Any]
+    failures: int = 0
+    reason: str = ""
+    closed: bool = False
+    seen: int = 0  # epochs reported
+
+
+class Study:
+    """Optuna's study of a sweep."""
+
+    def __init__(self, file: Path, minimise: bool, seed: int, prune: str, epochs: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        from optuna.storages.journal import JournalFileBackend
+
+        pruners = {
+            "none": optuna.pruners.NopPruner(),
+            "median": optuna.pruners.MedianPruner(n_startup_trials=4),
+            "hyperband": optuna.pruners.HyperbandPruner(min_resource=1, max_resource=max(epochs, 2)),
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna calls parts of itself experimental
+            self._seed, self._optuna = seed, optuna
+            self._study = optuna.create_study(
+                storage=optuna.storages.JournalStorage(JournalFileBackend(str(file))),
+                study_name="sweep",
+                direction="minimize" if minimise else "maximize",
+                pruner=pruners[prune],
+                load_if_exists=True,
+            )
+        self._ids: dict[int, int] = {}
+
+    def trials(self) -> list[Trial]:
+        """Return the trials that are written down, by their numbers; one that was never finished asking is let go."""
+        found: dict[int, Trial] = {}
+        states = self._optuna.trial.TrialState
+        for one in self._study.get_trials(deepcopy=False):
+            number = one.user_attrs.get(TRIAL)
+            if number is None:
+                if not one.state.is_finished():
+                    self._study.tell(one.number, state=states.FAIL)
+                continue
+            self._ids[number] = one._trial_id
+            attrs = {**one.system_attrs, **one.user_attrs}
+            found[number] = Trial(
+                number,
+                dict(one.params),
+                int(attrs.get(FAILURES, 0)),
+                str(attrs.get(REASON, "")),
+                one.state.is_finished(),
+                max(one.intermediate_values, default=0),
+            )
+        return [found[number] for number in sorted(found)]
+
+    def add(self, number: int, values: dict[str, Any], axes: Sequence[Axis], failures: int = 0) -> Trial:
+        """Write a trial down."""
+        made = self._optuna.trial.create_trial(
+            state=self._optuna.trial.TrialState.RUNNING,
+            params=values,
+            distributions={a.key: self._distribution(a, values[a.key]) for a in axes},
+            user_attrs={TRIAL: number, FAILURES: failures},
+        )
+        self._study.add_trial(made)
+        self._ids[number] = self._study.get_trials(deepcopy=False)[-1]._trial_id
+        return Trial(number, values, failures)
+
+    def ask(self, number: int, axes: Sequence[Axis]) -> Trial:
+        """Let Optuna's TPE choose the values of a trial from what is known, and write it down (S5)."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._study.sampler = self._optuna.samplers.TPESampler(
+                seed=(self._seed * 1_000_003 + number) % 2**32, constant_liar=True, multivariate=True
+            )
+            asked = self._study.ask({a.key: self._distribution(a) for a in axes})
+        asked.set_user_attr(TRIAL, number)
+        self._ids[number] = asked._trial_id
+        return Trial(number, {a.key: asked.params[a.key] for a in axes})
+
+    def _distribution(self, axis: Axis, value: Any = None) -> Any:
+        kinds = self._optuna.distributions
+        if axis.words:
+            return kinds.CategoricalDistribution(axis.choices)
+        kind = kinds.IntDistribution if axis.whole else kinds.FloatDistribution
+        return kind(axis.low, axis.high, log=axis.log)
+
+    def failed(self, trial: Trial, reason: str, failures: int) -> None:
+        """Count a failure of a trial."""
+        trial.failures, trial.reason = failures, reason
+        one = self._trial(trial)
+        one.set_user_attr(FAILURES, failures)
+        one.set_user_attr(REASON, reason)
+
+    def report(self, trial: Trial, epoch: int, value: float) -> bool:
+        """Note the value of an epoch; returns whether the pruner would stop the trial here."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            one = self._trial(trial)
+            one.report(value, epoch)
+            trial.seen = epoch
+            return bool(one.should_prune())
+
+    def close(self, trial: Trial, value: float | None, state: str) -> None:
+        """Write the end of a trial: `complete` with its value, `pruned` or `fail`."""
+        states = self._optuna.trial.TrialState
+        kinds = {"complete": states.COMPLETE, "pruned": states.PRUNED, "fail": states.FAIL}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._study.tell(self._trial(trial), value if state == "complete" else None, state=kinds[state])
+        trial.closed = True
+
+    def importance(self) -> dict[str, float]:
+        """Return the share of each axis in the differences between trials; empty for fewer than ten trials."""
+        import optuna
+
+        done = self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
+        if len(done) < 10 or len({t.value for t in done}) < 2:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+                return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
+            except (ValueError, RuntimeError):
+                return {}
+
+    def _trial(self, trial: Trial) -> Any:
+        return self._optuna.trial.Trial(self._study, self._ids[trial.number])

@@ -1,0 +1,181 @@
+"""What a person reads of a sweep: its table, a line a trial, the bar, the border, the best and what to type next.
+
+Practices S3, S7, S10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dlrun import rundir, sweepdir, verdicts
+from dlrun.config import UserError
+from dlrun.evidence import lower_is_better
+from dlrun.search.plan import Round
+from dlrun.search.space import Axis
+
+if TYPE_CHECKING:
+    from dlrun.search.study import Trial
+    from dlrun.search.sweeper import Sweep
+
+__all__ = ["FAILED", "bar", "beyond", "ending", "line", "minimised", "ranked", "rows"]
+
+FAILED = ("failed", "check_failed")
+SCORES = ("val_loss", "val_acc", "test_loss", "test_acc")
+
+
+def minimised(metric: str, direction: str) -> bool:
+    """Say whether the lowest value is the best."""
+    return lower_is_better(metric) if direction == "auto" else direction == "min"
+
+
+def ranked(sweep: Sweep, numbers: Sequence[int] | None = None) -> list[Trial]:
+    """Return the trials that have a score, best first."""
+    found = [(sweep.score(n), n) for n in (sweep.trials if numbers is None else numbers) if n in sweep.trials]
+    good = [(s, n) for s, n in found if s is not None and sweep.status(n) not in FAILED]
+    return [sweep.trials[n] for _, n in sorted(good, key=lambda one: (one[0] * (1 if sweep.minimise else -1), one[1]))]
+
+
+def rows(sweep: Sweep) -> list[dict[str, Any]]:
+    """Return the rows of table.csv, a trial each, by number (S10)."""
+    stages = {n: r.stage for r in sweep.plan.rounds for n in r.numbers}
+    scores = SCORES if sweep.metric in SCORES else (*SCORES, sweep.metric)
+    made = []
+    for number, trial in sorted(sweep.trials.items()):
+        result, status = sweep.result(number), sweep.status(number)
+        row: dict[str, Any] = {"trial": number, "stage": stages.get(number, 1), "status": status}
+        row |= {a.name: trial.values.get(a.key, "") for a in sweep.plan.axes}
+        row |= {c: result.get(c, "") for c in scores}
+        if sweep.metric not in SCORES:
+            row[sweep.metric] = _blank(sweep.score(number))
+        row |= {"epochs": result.get("epochs", 0), "seconds": result.get("seconds", "")}
+        row["verdicts"] = verdicts.summary(result["verdicts"]) if "verdicts" in result else ""
+        row["reason"] = trial.reason if status in FAILED else result.get("reason", "")
+        row["attempts"] = trial.failures + (status not in FAILED)
+        row["folder"] = sweepdir.run_folder(sweep.folder, number).name
+        made.append(row)
+    return made
+
+
+def _blank(value: float | None) -> Any:
+    return "" if value is None else value
+
+
+def line(sweep: Sweep, number: int, *, again: bool) -> str:
+    """Return what one trial came to."""
+    trial, status, score = sweep.trials[number], sweep.status(number), sweep.score(number)
+    words = " ".join(_word(a, trial.values[a.key]) for a in sweep.plan.axes if a.key in trial.values)
+    text = f"{number:04d}  {status:<9}  {words}"
+    if score is not None and status not in FAILED:
+        text += f"  {sweep.metric} {score:.4f}"
+    if status in FAILED:
+        text += f"  {trial.reason}" + ("; trying again" if again else "")
+    elif status in ("diverged", "pruned"):
+        text += f"  {sweep.result(number).get('reason', '')}"
+    best = ranked(sweep)
+    return text + ("  best" if best and best[0].number == number else "")
+
+
+def _word(axis: Axis, value: Any) -> str:
+    return f"{axis.name}={value:.4g}" if isinstance(value, float) else f"{axis.name}={value}"
+
+
+def bar(sweep: Sweep, now: Round) -> None:
+    """Draw how far a round is, the best so far, the epochs of the trials that run."""
+    if not sweep.screen.live:
+        return
+    total = (now.epochs or sweep.epochs) or 1
+    epochs = {n: len(rundir.metrics(sweepdir.run_folder(sweep.folder, n))) for n in sweep.running}
+    over = sum(n in sweep.trials and n not in sweep.running and sweep.status(n) != "" for n in now.numbers)
+    best = ranked(sweep)
+    text = f"best {sweep.metric} {sweep.score(best[0].number):.4f} ({best[0].number:04d})  " if best else ""
+    text += " ".join(f"{n:04d}:{e}/{total}" for n, e in list(epochs.items())[:6])
+    share = sum(min(e / total, 1) for e in epochs.values())
+    sweep.screen.count(over + share, len(now.numbers), f"{over}/{len(now.numbers)}", text)
+
+
+def beyond(sweep: Sweep, now: Round, best: Sequence[Trial]) -> Round | None:
+    """Say where the best value is near the edge of its range; with search.extend return the round beyond it (S3)."""
+    now.said, grown = [], list(now.axes)
+    for place, axis in enumerate(now.axes if best else ()):
+        value = best[0].values.get(axis.key)
+        if not axis.holds(value) or (side := axis.edge(value)) is None:
+            continue
+        wider = axis.grown(side)
+        if wider is None or not _composes(sweep, best[0], wider, side):
+            continue  # nothing lies beyond
+        low, high = axis.numbers[0], axis.numbers[-1]
+        now.said.append(
+            f"border: the best {axis.name}, {value:.4g}, is within a tenth of the {side} edge of "
+            f"{low:.4g} to {high:.4g}: better ones may lie beyond it; "
+            f"search.extend=true searches there, or type {wider.typed()}"
+        )
+        grown[place] = wider
+    for said in now.said:
+        sweep.screen.say(said, style="yellow")
+    search = sweep.plan.search
+    if grown == now.axes or not search["extend"] or now.grown >= search["max_extend"] or now.kept:
+        return None
+    if all(a.words for a in grown):  # only the new points
+        new = [a if a == b else _only_new(a, b) for a, b in zip(grown, now.axes, strict=True)]
+        from dlrun.search.space import size
+
+        return Round(now.stage, now.epochs, now.first + now.new, size(new), new, grown=now.grown + 1)
+    return Round(now.stage, now.epochs, now.first + now.new, now.new, grown, grown=now.grown + 1)
+
+
+def _only_new(axis: Axis, before: Axis) -> Axis:
+    from dataclasses import replace
+
+    return replace(axis, words=tuple(w for w in axis.words if w not in before.words))
+
+
+def _composes(sweep: Sweep, trial: Trial, axis: Axis, side: str) -> bool:
+    """Say whether the far end of a grown range is a value that the key takes."""
+    value = (min if side == "low" else max)(axis.numbers)
+    number = int(value) if axis.whole or all(isinstance(c, int) for c in axis.choices or [0.5]) else value
+    others = [a.word(trial.values[a.key]) for a in sweep.plan.rounds[-1].axes if a.key != axis.key]
+    try:
+        sweep.composer.config(sweep.composer.parse([*sweep.plan.fixed, *others, f"{axis.key}={number!r}"]))
+    except UserError:
+        return False
+    return True
+
+
+def ending(sweep: Sweep) -> list[str]:
+    """Return the last words: the three best and what distinguishes them, warnings, what to type next."""
+    best, numbers = ranked(sweep), list(sweep.trials)
+    table = sweepdir.write_table(sweep.folder, rows(sweep))
+    count = {s: sum(sweep.status(n) == s for n in numbers) for s in ("completed", "pruned", "diverged", *FAILED)}
+    told = ", ".join(f"{c} {s}" for s, c in count.items() if c)
+    lines = [f"\n{len(numbers)} trials: {told}; the table is {table}"]
+    for trial in best[:3]:
+        words = " ".join(_word(a, trial.values[a.key]) for a in sweep.plan.axes if a.key in trial.values)
+        test = sweep.result(trial.number).get("test_acc")
+        tested = f", test_acc {test:.4f}" if isinstance(test, float) else ""
+        lines.append(f"  {trial.number:04d}  {sweep.metric} {sweep.score(trial.number):.4f}{tested}  {words}")
+    if shares := sweep.study.importance():
+        parts = sorted(shares.items(), key=lambda one: -one[1])
+        lines.append("what mattered: " + ", ".join(f"{k.lstrip('+')} {v:.0%}" for k, v in parts))
+    lines += [f"{n:04d} {sweep.status(n)}: {sweep.trials[n].reason}" for n in numbers if sweep.status(n) in FAILED][:5]
+    if not best:
+        return lines
+    return [*lines, "next:", *(f"  {command}" for command in _next(sweep, best))]
+
+
+def _next(sweep: Sweep, best: Sequence[Trial]) -> list[str]:
+    plain = [w for w in sweep.plan.fixed if not w.startswith(("search", "sweep.dir", "hydra"))]
+    point = [a.word(best[0].values[a.key]) for a in sweep.plan.axes if a.name != "seed"]
+    commands = []
+    axes = sweep.plan.rounds[-1].axes
+    few = best[: max(2, len(best) // 3)]
+    fine = []
+    for axis in axes:
+        held = [t.values[axis.key] for t in few if axis.holds(t.values[axis.key])]
+        fine.append(axis.narrowed(held, best[0].values[axis.key], 3))
+    if any(not a.words for a in axes):
+        commands.append("dlrun train -m " + " ".join([*plain, *(a.typed() for a in fine)]))
+    if all(a.name != "seed" for a in axes):
+        commands.append("dlrun train -m " + " ".join([*plain, *point, "seed=1,2,3,4,5"]))
+    commands.append(f"dlrun compare {sweep.folder} --group-seeds")
+    return [*commands, f"dlrun ensemble {sweep.folder}"]

@@ -13,6 +13,7 @@ VERBS = {
     "check": "run only the checks that come before training",
     "lr_range": "find a learning rate before training",
     "batch_time": "find the batch size beyond which a sample costs no less time",
+    "show": "draw what the network is fed: `dlrun show augment`",
     "resume": "go on where a killed or interrupted run stopped",
     "ensemble": "let trained models vote, and say what it is worth",
     "predict": "classify images with a run or an ensemble, into a CSV",
@@ -21,7 +22,7 @@ VERBS = {
     "report": "draw the pictures and the page of a run or a sweep again",
 }
 # verbs whose arguments Hydra composes into a config; the others parse their own
-COMPOSED = ("train", "check", "lr_range", "batch_time")
+COMPOSED = ("train", "check", "lr_range", "batch_time", "show")
 
 
 def _usage() -> str:

@@ -106,6 +106,14 @@ class Evidence:
         return math.sqrt(max(accuracy * (1 - accuracy), 0.0) / int(self.data.get("val") or 1000))
 
     @property
+    def augmented(self) -> bool:
+        """Whether any augmentation is on: a class of the user's own, or a key of the house's that is not off."""
+        keys = self.key("augment", {})
+        if not str(keys.get("_target_") or "dlrun.").startswith("dlrun."):
+            return True
+        return any(v for k, v in keys.items() if k not in ("_target_", "padding", "magnitude"))
+
+    @property
     def regularised(self) -> bool:
         """Whether any regularizer of the house is on."""
         keys = ("l1", "l2", "max_norm", "dropout", "label_smoothing")

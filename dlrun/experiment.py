@@ -20,6 +20,7 @@ from dlrun import averaging
 from dlrun.config import UserError
 from dlrun.data import Data, prepare
 from dlrun.data.batches import Batches
+from dlrun.data.images import InMemory
 from dlrun.evidence import lower_is_better
 from dlrun.models.init import initialise, output_bias
 from dlrun.optim.groups import parameter_groups
@@ -107,11 +108,10 @@ def build(cfg: Any) -> Experiment:
     )
     if plain["trainer"].get("ema"):
         made.average = averaging.started(model)
-    augment = instantiate(plain["augment"], trust, "augment") if plain["augment"].get("_target_") else None
     made.train = made.batches(
         data.train,
         batch_size=cfg.trainer.batch_size,
-        augment=augment,
+        augment=_augment(plain["augment"], trust, data),
         shuffle=True,
         balance=data.balance,
         seed=cfg.seed,
@@ -194,6 +194,16 @@ def _read(node: dict[str, Any], trust: list[str]) -> Data:
     source = {k: v for k, v in node.items() if k not in own}
     takes = {k: v for k, v in options.items() if k in ("limit", "split_seed", "memory_gb", "test_fraction", "on_bad")}
     return prepare(instantiate(source, trust, "dataset", **takes), **options)
+
+
+def _augment(node: dict[str, Any], trust: list[str], data: Data) -> Any:
+    if not node.get("_target_"):
+        return None
+    span = {}
+    if isinstance(data.train.images, InMemory) and data.train.images.pixels.is_floating_point():
+        pixels = data.train.images.take(torch.arange(len(data.train.images)))
+        span["span"] = (float(pixels.min()), float(pixels.max()))  # black and white of floats in any units
+    return instantiate(node, trust, "augment", **span)
 
 
 def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, int], classes: list[str]) -> nn.Module:

@@ -62,6 +62,10 @@ def _all(rule: Rule) -> Rule:
     return (lambda v: isinstance(v, list) and bool(v) and all(rule[0](i) for i in v)), f"a list, each {rule[1]}"
 
 
+def _up_to(high: float) -> Rule:
+    return (lambda v: 0 <= v <= high), f"between 0 and {high:g}"
+
+
 def _count(low: int) -> Rule:
     return (lambda v: type(v) is int and v >= low), f"a whole number, {low} or more"
 
@@ -88,7 +92,7 @@ RULES: dict[str, Rule] = {
     "trainer.patience": _count(0),
     "trainer.ema": SHARE,
     "objective.temperature": POSITIVE,
-    "objective.alpha": ((lambda v: 0 <= v <= 1), "between 0 and 1"),
+    "objective.alpha": _up_to(1),
     "trainer.clip_norm": _at_least(0),
     "trainer.clip_value": _at_least(0),
     "dataset.val_fraction": BETWEEN,
@@ -104,6 +108,17 @@ RULES: dict[str, Rule] = {
     "check.only": _some_of(CHECKS),
     "check.skip": _some_of(CHECKS),
     "augment.pad": _count(0),
+    "augment.rotate": _up_to(180),
+    "augment.shift": _up_to(1),
+    "augment.shear": _up_to(60),
+    "augment.scale": SHARE,
+    "augment.skew": _up_to(0.4),
+    **{f"augment.{tone}": _up_to(1) for tone in ("brightness", "contrast", "saturation", "noise")},
+    "augment.hue": _up_to(0.5),
+    "augment.blur": _at_least(0),
+    "augment.cutout": _count(0),
+    "augment.randaugment": _count(0),
+    "augment.magnitude": ((lambda v: type(v) is int and 0 <= v <= 30), "a whole number between 0 and 30"),
     "regularizer.l1": _at_least(0),
     "regularizer.l2": _at_least(0),
     "regularizer.max_norm": _at_least(0),
@@ -126,7 +141,7 @@ RULES: dict[str, Rule] = {
     ),
     "optimizer.weight_decay": _at_least(0),
     "optimizer.eps": _at_least(0),
-    "optimizer.rho": ((lambda v: 0 <= v <= 1), "between 0 and 1"),
+    "optimizer.rho": _up_to(1),
     "optimizer.alpha": _at_least(0),
     "optimizer.lr_decay": _at_least(0),
     "optimizer.initial_accumulator_value": _at_least(0),

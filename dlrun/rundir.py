@@ -216,19 +216,22 @@ def _foreign(path: Path) -> str:
     return f"{names[0]}, which is no run of dlrun; " if names else ""
 
 
-def write_study(verb: str, folder: str | None, label: str, rows: list[dict[str, Any]], picture: bytes) -> list[Path]:
-    """Write what a verb measured as CSV and PNG to `folder`, or a new one below outputs/<verb>; return both.
+def write_study(
+    verb: str, folder: str | None, label: str, rows: list[dict[str, Any]] | None, picture: bytes
+) -> list[Path]:
+    """Write what a verb measured as CSV, where there are rows, and PNG; return the files.
 
-    Raises UserError when `folder` holds something else.
+    To `folder`, or a new one below outputs/<verb>. Raises UserError when `folder` holds something else.
     """
     path = new_folder(OUTPUTS / verb, label) if folder is None else Path(folder).expanduser()
     make_folder(path)
-    files = [path / f"{verb}.csv", path / f"{verb}.png"]
-    if foreign := sorted(set(os.listdir(path)) - {f.name for f in files}):
+    table, drawn = path / f"{verb}.csv", path / f"{verb}.png"
+    if foreign := sorted(set(os.listdir(path)) - {table.name, drawn.name}):
         raise UserError(f"{path} already holds {foreign[0]}; choose another run.dir=")
-    write_atomic(files[0], _csv(rows).encode())
-    write_atomic(files[1], picture)
-    return files
+    if rows is not None:
+        write_atomic(table, _csv(rows).encode())
+    write_atomic(drawn, picture)
+    return [drawn] if rows is None else [table, drawn]
 
 
 def claim_ensemble(folder: str | None, label: str) -> Path:

@@ -268,7 +268,7 @@ def _gap(run: Evidence) -> Finding | None:
 def _more_regularisation(run: Evidence) -> str:
     """The first that is off of augmentation, penalty, dropout; else a stronger penalty."""
     photographs = ("cifar10", "cifar100", "stl10", "image_folder")  # a mirrored digit is no digit
-    if run.key("choices.dataset") in photographs and not run.key("augment._target_"):
+    if run.key("choices.dataset") in photographs and not run.augmented:
         return "augment=crop_flip"
     if not (run.key("regularizer.l2") or run.key("optimizer.weight_decay")):
         return "regularizer.l2=0.0005" if run.regularised else "regularizer=l2"

@@ -175,6 +175,20 @@ def test_a_run_killed_twenty_times_ends_bit_for_bit_the_same(tmp_path: Path, pro
         assert not list(done.rglob("*.tmp"))
 
 
+def test_a_run_with_every_augmentation_resumes_bit_for_bit_the_same(tmp_path: Path, processes: Any) -> None:
+    keys = "rotate=15 shift=0.1 shear=10 scale=0.1 skew=0.1 brightness=0.2 contrast=0.2 saturation=0.2 hue=0.1 blur=1"
+    on = [f"augment.{key}" for key in f"{keys} noise=0.05 cutout=3 randaugment=2 padding=reflect".split()]
+    cfg = composed(*COMMON, *on, "dataset.limit=80", "trainer.epochs=3")
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert run_once(processes, cfg, straight) == 0
+    assert run_once(processes, cfg, broken, at_write=45) == -signal.SIGKILL
+    assert 0 < len(epochs(broken)) < 3
+    assert run_once(processes, cfg, broken) == 0
+    assert epochs(broken) == epochs(straight)
+    ours, theirs = (torch.load(d / "checkpoints" / "last.pt", weights_only=True) for d in (broken, straight))
+    assert same(ours["model"], theirs["model"])
+
+
 def test_every_kill_inside_a_save_leaves_a_usable_checkpoint(tmp_path: Path, processes: Any) -> None:
     from dlrun import checkpoint
 

@@ -2,11 +2,12 @@
 
 An augmentation is any callable `(images, generator) -> images`: images (B, H, W, C) uint8 or float32 in raw
 units, before normalisation, on any device; every random number comes from the generator, which lives on that
-device. It is applied to training batches alone.
+device. It is applied to training batches alone. `dlrun show augment` draws what it does.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -14,8 +15,119 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlrun.config import UserError
+from dlrun.data import colour, geometry, randaugment
 
-__all__ = ["CropFlip"]
+__all__ = ["Augment", "CropFlip"]
+
+# of a sample's numbers between -1 and 1, which is for what; all in one call, which costs less than a call for each
+DRAWS: tuple[str, ...] = ("rotate", "shear_x", "shear_y", "scale", "shift_x", "shift_y", "skew_x", "skew_y")
+DRAWS += ("brightness", "contrast", "saturation", "hue", "blur", "noise", "cutout_x", "cutout_y")
+
+
+class Augment:
+    """Any combination of augmentations, all off by default; each sample is changed by draws of its own.
+
+    In this order: crop and mirror image as `CropFlip` does; rotate, scale, shift, shear and skew in one resampling;
+    blur, sharpness; brightness, contrast, saturation, hue; autocontrast, equalize, posterize, solarize; noise; cutout.
+    Sharpness and what stands between hue and noise are `randaugment`'s alone. Units and ranges stand in
+    conf/augment/none.yaml; each is the most that is drawn, evenly, of blur and noise from 0 on and of all others to
+    either side. `span`: what is black and what is white in images of floats, except for the border of a crop, which
+    is 0; images of uint8 are rounded once, at the end. Saturation and hue leave images alone that do not have three
+    channels. Raises UserError for padding and cutout that an image is too small for.
+    """
+
+    def __init__(
+        self,
+        *,
+        pad: int = 0,
+        flip: bool = False,
+        padding: Literal["zero", "reflect"] = "zero",
+        rotate: float = 0.0,
+        shift: float = 0.0,
+        shear: float = 0.0,
+        scale: float = 0.0,
+        skew: float = 0.0,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        blur: float = 0.0,
+        noise: float = 0.0,
+        cutout: int = 0,
+        randaugment: int = 0,
+        magnitude: int = 9,
+        span: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        self.first = CropFlip(pad, flip, padding) if pad or flip else None
+        self.reflect, self.span = padding == "reflect", span
+        self.moves = {"rotate": math.radians(rotate), "scale": scale}
+        self.moves |= {"shear_x": math.tan(math.radians(shear)), "shift_x": shift, "skew_x": skew}
+        self.moves |= {f"{name}_y": self.moves[f"{name}_x"] for name in ("shear", "shift", "skew")}
+        self.tones = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+        self.blur, self.noise, self.cutout = blur, noise, cutout
+        self.operations, self.magnitude = randaugment, magnitude
+        self.beyond_crop = any((*self.moves.values(), *self.tones.values(), blur, noise, cutout, randaugment))
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        if self.first is not None:
+            images = self.first(images, generator)
+        if not self.beyond_crop:
+            return images
+        low, high = (0.0, 255.0) if images.dtype == torch.uint8 else self.span
+        # planes of floats: operations along 3 values at a time would be many times slower
+        x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+        between = (high - low) or 1.0
+        x = self._changed((x - low) / between, generator) * between + low
+        if images.dtype == torch.uint8:
+            x = x.round_().to(torch.uint8)
+        return x.permute(0, 2, 3, 1).contiguous()
+
+    def _changed(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Images (B, C, H, W) between 0 and 1 after everything but crop and flip."""
+        drawn = torch.rand(len(DRAWS), len(x), generator=generator, device=x.device) * 2 - 1
+        draws = dict(zip(DRAWS, drawn, strict=True))
+        random = None
+        if self.operations:
+            random = randaugment.draw(self.operations, self.magnitude, len(x), generator)
+        x = self._moved(x, draws, random)
+        if self.blur:
+            x = colour.blur(x, self.blur * draws["blur"].abs(), self.blur)
+        if random is not None:
+            x = colour.sharpness(x, random.factors["sharpness"])
+        x = self._toned(x, draws, random)
+        if random is not None:
+            x = randaugment.toned(x, random)
+        if self.noise:
+            x = colour.noise(x, self.noise * draws["noise"].abs(), generator)
+        return self._cut(x, draws) if self.cutout else x
+
+    def _moved(self, x: Tensor, draws: dict[str, Tensor], random: randaugment.Drawn | None) -> Tensor:
+        more = random.moves if random else {}
+        if not any(self.moves.values()) and not more:
+            return x
+        by = {name: most * draws[name] + more.get(name, 0.0) for name, most in self.moves.items()}
+        shear, shift, skew = ((by[f"{name}_x"], by[f"{name}_y"]) for name in ("shear", "shift", "skew"))
+        height, width = x.shape[2:]
+        matrix = geometry.matrices(by["rotate"], shear, 1 + by["scale"], shift, skew, (height, width))
+        return geometry.warp(x, matrix, reflect=self.reflect)
+
+    def _toned(self, x: Tensor, draws: dict[str, Tensor], random: randaugment.Drawn | None) -> Tensor:
+        for change in (colour.brightness, colour.contrast, colour.saturation):
+            name = change.__name__
+            if self.tones[name] or random:
+                factor = (1 + self.tones[name] * draws[name]).clamp_(min=0)
+                x = change(x, factor * random.factors[name] if random else factor)
+        return colour.hue(x, self.tones["hue"] * draws["hue"]) if self.tones["hue"] else x
+
+    def _cut(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        height, width = x.shape[2:]
+        if self.cutout >= min(height, width):
+            raise UserError(f"augment.cutout={self.cutout}: must be less than the {height}×{width} image")
+        row, column = (
+            ((draws[f"cutout_{axis}"] + 1) / 2 * size).long().clamp_(max=size - 1)
+            for axis, size in (("y", height), ("x", width))
+        )
+        return colour.cutout(x, (row, column), self.cutout)
 
 
 class CropFlip:

@@ -1,0 +1,32 @@
+"""`dlrun show augment [key=value ...]`: a picture of training images, raw and as augmentation leaves them (D7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlrun.config import UserError
+
+__all__ = ["main"]
+
+
+def main(argv: list[str]) -> int:
+    """Compose, draw some training images and what augmentation makes of them, print where; returns 0."""
+    from dlrun.composing import run
+
+    helping = bool({"-h", "--help"} & set(argv))
+    if helping:
+        print(__doc__)
+    words = [word for word in argv if word != "augment"]
+    if len(words) == len(argv) and not helping:
+        raise UserError("expected dlrun show augment, then settings such as augment=crop_flip augment.rotate=15")
+
+    def task(cfg: Any) -> int:
+        from dlrun import rundir, showing
+        from dlrun.experiment import build
+        from dlrun.running import label
+
+        picture = showing.draw(build(cfg), label(cfg))
+        print(f"picture: {rundir.write_study('show', cfg.run.dir, label(cfg), None, picture)[0]}")
+        return 0
+
+    return run("show", words, task)

@@ -1,0 +1,143 @@
+"""What the pixels of a batch of images show: colour, tone, sharpness, noise (`augment=colour`, `augment=blur`, D7).
+
+Images are float32 (B, C, H, W), 0 black and 1 white; every other tensor has a value an image, (B,). Each does to an
+image what the function of that name in torchvision.transforms.v2.functional does. What needs colours
+(`saturation`, `hue`) leaves images alone that do not have three channels.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["autocontrast", "blur", "brightness", "contrast", "cutout", "equalize", "hue", "noise", "posterize"]
+__all__ += ["saturation", "sharpness", "solarize"]
+
+
+def _each(value: Tensor) -> Tensor:
+    return value[:, None, None, None]
+
+
+def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """`other` at factor 0, `x` at 1, and beyond it further away."""
+    return torch.lerp(other, x, _each(factor)).clamp_(0, 1)
+
+
+def _gray(x: Tensor) -> Tensor:
+    if x.shape[1] != 3:
+        return x
+    red, green, blue = (x[:, i : i + 1] for i in range(3))
+    return 0.2989 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
+
+
+def brightness(x: Tensor, factor: Tensor) -> Tensor:
+    """Exposure: every value times the factor."""
+    return (x * _each(factor)).clamp_(0, 1)
+
+
+def contrast(x: Tensor, factor: Tensor) -> Tensor:
+    """Away from the image's mean gray at factors above 1, towards it below."""
+    return _blend(x, _gray(x).mean((1, 2, 3), keepdim=True), factor)
+
+
+def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    """Gray at factor 0, stronger colours above 1."""
+    return x if x.shape[1] != 3 else _blend(x, _gray(x), factor)
+
+
+def hue(x: Tensor, turn: Tensor) -> Tensor:
+    """The hues turned by this part of the circle."""
+    if x.shape[1] != 3:
+        return x
+    red, green, blue = x.unbind(1)
+    value, least = x.amax(1), x.amin(1)
+    chroma = value - least
+    safe = chroma.clamp(min=1e-9)
+    angle = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    angle = torch.where(value == red, (green - blue) / safe, angle) + 6 * turn[:, None, None]
+    # from hue, chroma and value back to the three: Smith (1978) in the closed form of channels 5, 3 and 1
+    places = torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]
+    sixths = (angle[:, None] + places).remainder_(6)
+    return value[:, None] - chroma[:, None] * torch.minimum(sixths, 4 - sixths).clamp_(0, 1)
+
+
+def sharpness(x: Tensor, factor: Tensor) -> Tensor:
+    """Smoothed at factor 0, sharpened above 1; the outermost pixels stay."""
+    if min(x.shape[2:]) <= 2:
+        return x
+    rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
+    inner = x[:, :, 1:-1, 1:-1]
+    smooth = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inner) / 13
+    out = x.clone()
+    out[:, :, 1:-1, 1:-1] = _blend(inner, smooth, factor)
+    return out
+
+
+def autocontrast(x: Tensor, chosen: Tensor) -> Tensor:
+    """Each channel of the chosen images stretched from black to white; a channel of one value stays."""
+    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    chosen = _each(chosen) & (high > low)
+    low, high = low.where(chosen, torch.zeros_like(low)), high.where(chosen, torch.ones_like(high))
+    return (x - low).div_(high - low)
+
+
+def equalize(x: Tensor, chosen: Tensor) -> Tensor:
+    """Each channel of the chosen images so that all of 256 tones are about as frequent."""
+    planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
+    tones = (x * 255).round().long().view(planes, size)
+    bins = (tones + 256 * torch.arange(planes, device=x.device)[:, None]).flatten()
+    # in one dimension, which CUDA counts deterministically
+    counts = torch.zeros(planes * 256, dtype=torch.long, device=x.device).scatter_add_(0, bins, torch.ones_like(bins))
+    below = counts.view(planes, 256).cumsum(1)
+    brightest = counts.view(planes, 256).gather(1, tones.amax(1, keepdim=True))
+    step = (size - brightest) // 255
+    table = F.pad((below[:, :-1] + step // 2) // step.clamp(min=1), (1, 0)).clamp(0, 255)
+    done = (table.gather(1, tones) / 255).view_as(x)
+    # too few pixels for so many tones: as it was
+    return torch.where(_each(chosen) & (step > 0).view(x.shape[0], -1, 1, 1), done, x)
+
+
+def posterize(x: Tensor, bits: Tensor) -> Tensor:
+    """Only the highest bits of eight; images of 8 stay."""
+    step = _each(2.0 ** (8 - bits))
+    return torch.where(step > 1, ((x * 255).round() / step).floor() * step / 255, x)
+
+
+def solarize(x: Tensor, threshold: Tensor) -> Tensor:
+    """Values from the threshold on inverted; of a threshold above 1 none."""
+    return torch.where(x >= _each(threshold), 1 - x, x)
+
+
+def blur(x: Tensor, sigma: Tensor, most: float) -> Tensor:
+    """A Gaussian of standard deviation `sigma` pixels, of which `most` is the largest that there can be.
+
+    The kernel reaches 3·most to every side, or as far as a mirrored border allows.
+    """
+    batch, channels, height, width = x.shape
+    radius = min(math.ceil(3 * most), height - 1, width - 1)
+    taps = torch.arange(-radius, radius + 1, device=x.device)
+    kernel = (-0.5 * (taps / sigma.clamp(min=1e-3)[:, None]) ** 2).softmax(1).repeat_interleave(channels, 0)
+    padded = F.pad(x, (radius,) * 4, mode="reflect").view(1, batch * channels, height + 2 * radius, -1)
+    rows = F.conv2d(padded, kernel[:, None, :, None], groups=batch * channels)
+    return F.conv2d(rows, kernel[:, None, None, :], groups=batch * channels).view_as(x)
+
+
+def noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
+    """Gaussian noise of standard deviation `sigma` added to every value."""
+    drawn = torch.randn(x.shape, generator=generator, device=x.device)
+    return x.addcmul(drawn, _each(sigma)).clamp_(0, 1)
+
+
+def cutout(x: Tensor, centre: tuple[Tensor, Tensor], side: int) -> Tensor:
+    """A black square of `side` pixels about a pixel (row, column) of each image, cut off at the border."""
+
+    def inside(size: int, middle: Tensor) -> Tensor:
+        first = (middle - side // 2)[:, None]
+        places = torch.arange(size, device=x.device)
+        return (places >= first) & (places < first + side)
+
+    square = inside(x.shape[2], centre[0])[:, :, None] & inside(x.shape[3], centre[1])[:, None, :]
+    return x.masked_fill(square[:, None], 0.0)

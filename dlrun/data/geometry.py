@@ -1,0 +1,50 @@
+"""Where the pixels of a batch of images go, all movements of an image in one resampling (`augment=affine`, D7)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["matrices", "warp"]
+
+
+def matrices(
+    angle: Tensor,
+    shear: tuple[Tensor, Tensor],
+    scale: Tensor,
+    shift: tuple[Tensor, Tensor],
+    skew: tuple[Tensor, Tensor],
+    shape: tuple[int, int],
+) -> Tensor:
+    """Matrices (B, 3, 3) from places in the new image to places in the old, in `F.grid_sample`'s coordinates.
+
+    An image is sheared, rotated, scaled, shifted and skewed, in this order and about its centre. `angle` in radians,
+    `shear` as tangents, `shift` in shares of width and height, `skew` the tilt towards or away from the eye: a side of
+    the image lies 1 ± skew as far away as its centre. All (B,), in pairs x first. Without skew the same as
+    torchvision's `affine`, whose signs these are; with it, a `perspective`.
+    """
+    (height, width), (sx, sy), (dx, dy), one = shape, shear, shift, torch.ones_like(angle)
+    cos, sin = angle.cos(), angle.sin()
+    # scale⁻¹ · shear⁻¹ · rotation⁻¹ of square pixels, …
+    a, b = (1 + sx * sy) * cos - sx * sin, (1 + sx * sy) * sin + sx * cos
+    c, d = sy * cos - sin, sy * sin + cos
+    # … in coordinates that run from -1 to 1 along either side
+    b, c = b * (height / width), c * (width / height)
+    a, b, c, d = (entry / scale for entry in (a, b, c, d))
+    zero = torch.zeros_like(one)
+    flat = torch.stack([a, b, -2 * (a * dx + b * dy), c, d, -2 * (c * dx + d * dy), zero, zero, one], 1)
+    tilt = torch.stack([one, zero, zero, zero, one, zero, skew[0], skew[1], one], 1)
+    return flat.view(-1, 3, 3) @ tilt.view(-1, 3, 3)
+
+
+def warp(x: Tensor, matrix: Tensor, *, reflect: bool) -> Tensor:
+    """Images (B, C, H, W) resampled bilinearly; beyond the border they are black, or with `reflect` mirrored there."""
+    height, width = x.shape[2:]
+    down = (torch.arange(height, device=x.device) * 2 + 1) / height - 1
+    right = (torch.arange(width, device=x.device) * 2 + 1) / width - 1
+    places = torch.stack([right.repeat(height), down.repeat_interleave(width), torch.ones_like(right).repeat(height)])
+    u, v, w = (matrix @ places).unbind(1)
+    grid = torch.stack([u / w, v / w], 2).view(len(x), height, width, 2)
+    padding = "reflection" if reflect else "zeros"
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)

@@ -1,0 +1,60 @@
+"""RandAugment's random choice of operations, and those of them that nothing else has (`augment=randaugment`, D7).
+
+Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space" (2019), with the
+operations and strengths of torchvision's RandAugment. What was chosen for a sample becomes numbers that are neutral for
+all others, so that the whole batch passes every operation once, in the order of `Augment`; twice chosen is twice as
+strong.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dlrun.data import colour
+
+__all__ = ["OPERATIONS", "Drawn", "draw", "toned"]
+
+# the largest strength, to either side: tangents, shares, radians, changes of a factor
+MOVES = {"shear_x": 0.3, "shear_y": 0.3, "shift_x": 150 / 331, "shift_y": 150 / 331, "rotate": math.radians(30)}
+FACTORS = {"brightness": 0.9, "saturation": 0.9, "contrast": 0.9, "sharpness": 0.9}
+OPERATIONS = ("identity", *MOVES, *FACTORS, "posterize", "solarize", "autocontrast", "equalize")
+STRONGEST = 30
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Numbers (B,): `moves` to add, `factors` to multiply by, bits that stay, a threshold, and who was chosen."""
+
+    moves: dict[str, Tensor]
+    factors: dict[str, Tensor]
+    bits: Tensor
+    threshold: Tensor
+    autocontrast: Tensor
+    equalize: Tensor
+
+
+def draw(count: int, magnitude: int, batch: int, generator: torch.Generator) -> Drawn:
+    """Choose `count` operations for each sample, with replacement, of strength `magnitude` of 30."""
+    device, strength = generator.device, magnitude / STRONGEST
+    numbers = torch.randint(0, len(OPERATIONS), (count, batch), generator=generator, device=device)
+    signs = torch.randint(0, 2, (count, batch), generator=generator, device=device) * 2 - 1
+    picked = {name: numbers == number for number, name in enumerate(OPERATIONS)}
+    posterized, solarized = picked["posterize"].any(0), picked["solarize"].any(0)
+    return Drawn(
+        moves={name: (signs * picked[name]).sum(0) * (most * strength) for name, most in MOVES.items()},
+        factors={name: (1 + signs * picked[name] * (most * strength)).prod(0) for name, most in FACTORS.items()},
+        bits=torch.where(posterized, float(8 - round(4 * strength)), 8.0),
+        threshold=torch.where(solarized, 1 - strength, math.inf),
+        autocontrast=picked["autocontrast"].any(0),
+        equalize=picked["equalize"].any(0),
+    )
+
+
+def toned(x: Tensor, drawn: Drawn) -> Tensor:
+    """Images (B, C, H, W) after autocontrast, equalize, posterize and solarize."""
+    x = colour.equalize(colour.autocontrast(x, drawn.autocontrast), drawn.equalize)
+    return colour.solarize(colour.posterize(x, drawn.bits), drawn.threshold)

@@ -398,9 +398,9 @@ def _arrays(file: Path) -> dict[str, Any]:
     import numpy as np
 
     try:
-        with np.load(file, allow_pickle=False) as found:
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as found:
             return dict(found)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged or a stranger's archive fails as OSError, BadZipFile, zlib.error, MemoryError …
         return {}
 
 

@@ -128,6 +128,19 @@ def test_runs_that_did_not_end_are_left_out_by_name(five: Path, dlrun: Callable[
     assert len(picked(Path("e"))) == 5
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "text"])
+def test_damaged_predictions_are_left_out_by_name(damage: str, five: Path, dlrun: Callable[..., Outcome]) -> None:
+    file = five / "0000" / "predictions.npz"
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[: middle - 99] + bytes(255 - b for b in whole[middle - 99 : middle]) + whole[middle:]
+    file.write_bytes({"cut": whole[:middle], "empty": b"", "flipped": flipped, "text": b"hello"}[damage])
+    done = dlrun("ensemble", "sweep", "--out", "e")
+    assert done.code == 0, done.err
+    assert "left out: sweep/0000: predictions.npz: missing, unreadable or incomplete" in done.out
+    assert len(picked(Path("e"))) == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -79,6 +79,22 @@ class Evidence:
         return bool(self.lr) and self.lr[-1] < ANNEALED * self.peak
 
     @property
+    def gap_closed(self) -> tuple[float, float, float]:
+        """val_loss - train_loss in the third of the epochs before the last one, in the last one, and what it lost.
+
+        The loss is a share of the first train loss, and no more than val_loss itself fell: a train loss that rises
+        closes a gap as well. Zeros for fewer than six epochs.
+        """
+        third = len(self.loss) // 3
+        if third < 2:
+            return 0.0, 0.0, 0.0
+        gaps = [val - train for val, train in zip(self.val_loss, self.loss, strict=True)]
+        (before, now), (val_before, val_now) = (
+            (fmean(values[-2 * third : -third]), fmean(values[-third:])) for values in (gaps, self.val_loss)
+        )
+        return before, now, min(before - now, val_before - val_now) / self.loss[0]
+
+    @property
     def steps(self) -> float:
         """Optimizer steps done; infinite when nothing says."""
         batch, samples = self.key("trainer.batch_size"), self.data.get("train")

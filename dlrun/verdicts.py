@@ -32,6 +32,7 @@ SATURATED = 0.25  # share of a layer's activations (B4)
 OFFSET = 3.0  # |mean| over standard deviation before the activation: |mean| ≫ 0 (B4)
 GAIN = 0.01  # accuracy won in the last third of a run whose best epoch is the last (O9)
 ANNEALED_GAIN = 0.05  # the same where the schedule has ended, which wins some by itself
+CLOSED, ANNEALED_CLOSED = 0.02, 0.05  # of the first train loss: val_loss - train_loss still shrinks (O9)
 SEVERE = 0.5  # share of dead units at which a layer is lost
 
 
@@ -86,8 +87,7 @@ def urgent(
 ) -> list[Finding]:
     """Return what is worth an interruption after the epochs so far; layers may be of the last one alone."""
     run = Evidence(metrics, layers, config, data or {}, "running")
-    # a schedule's warm-up is allowed to learn nothing
-    warm = sum(lr >= 0.3 * run.peak for lr in run.lr) >= 3
+    warm = sum(lr >= 0.3 * run.peak for lr in run.lr) >= 3  # a warm-up is allowed to learn nothing
     found = [rule(run) for rule in ((_exploding, _flat, _dead) if warm else (_exploding,))]
     return [f for f in found if f is not None and f.severity == "stop"]
 
@@ -299,23 +299,24 @@ def _larger(run: Evidence) -> str:
 
 
 def _unfinished(run: Evidence) -> Finding | None:
-    """O9: the best epoch is the last, and not only because the schedule ended."""
+    """O9: the best epoch is the last, and not only because the schedule ended; or the gap still shrinks."""
     planned = run.key("trainer.epochs")
     if len(run.monitored) < 2 or run.epochs[-1] != planned or not run.monitor.endswith(("_acc", "_loss")):
         return None
     lower = lower_is_better(run.monitor)
     scores = [-v if lower else v for v in run.monitored]
     before = scores[len(scores) * 2 // 3 - 1]
-    # of a loss, the share that it fell
-    gain = (scores[-1] - before) / (abs(before) if lower else 1)
+    gain = (scores[-1] - before) / (abs(before) if lower else 1)  # of a loss, the share that it fell
     needed = (ANNEALED_GAIN if run.annealed else GAIN) + (0 if lower else run.val_error)
-    if scores[-1] < max(scores) or gain < needed:
+    wide, narrow, closed = run.gap_closed
+    if scores[-1] >= max(scores) and gain >= needed:
+        what = f"the last epoch is the best, {run.monitor} went from {abs(before):.3f} to {run.monitored[-1]:.3f}"
+    elif narrow > 0 and closed >= (ANNEALED_CLOSED if run.annealed else CLOSED):
+        gain, what = closed, f"val_loss - train_loss still shrinks, from {wide:.3f} to {narrow:.3f}"
+    else:
         return None
-    sentence = (
-        f"unfinished: the last epoch is the best, {run.monitor} went from {abs(before):.3f} "
-        f"to {run.monitored[-1]:.3f} in the last third"
-    )
-    return Finding("unfinished", "warn", sentence, gain, f"trainer.epochs={2 * int(planned)}")
+    fix = f"trainer.epochs={2 * int(planned)}"
+    return Finding("unfinished", "warn", f"unfinished: {what} in the last third", gain, fix)
 
 
 def _imbalance(run: Evidence) -> Finding | None:

@@ -49,23 +49,16 @@ def test_a_loss_that_is_not_finite_asks_for_a_tenth_of_the_rate() -> None:
 
 
 def test_a_train_loss_that_rises_far_above_its_lowest_is_exploding_while_it_runs() -> None:
-    run = watched(
-        *(
-            "model.norm=none",
-            "optimizer.lr=0.1",
-            "scheduler=constant",
-            "trainer.epochs=6",
-            "dataset.limit=600",
-        )
-    )
-    run.metrics[0] |= {"train_loss": 1.4}
-    run.metrics[1] |= {"train_loss": 0.5}
-    for row in run.metrics[2:]:
-        row["train_loss"] = max(row["train_loss"], 1.5)
-    found = urgent(run.metrics, run.layers[-4:], run.config, run.exp.data.record())
-    assert found[0].name == "exploding"
-    assert found[0].number >= 3
-    assert found[0].try_ == "optimizer.lr=0.01"
+    # the warm-up of the schedule starts low enough to learn, and goes on to a rate that undoes it
+    run = watched("model=mlp", "model.norm=none", "optimizer.lr=3", "trainer.epochs=10", "dataset.limit=400")
+    loss = [row["train_loss"] for row in run.metrics]
+    top = max(range(2, 10), key=loss.__getitem__)
+    assert loss[1] < loss[0]
+    assert urgent(run.metrics[:2], run.layers[:6], run.config, run.exp.data.record()) == []
+    found = urgent(run.metrics[: top + 1], run.layers[3 * top : 3 * top + 3], run.config, run.exp.data.record())
+    assert (found[0].name, found[0].severity) == ("exploding", "stop")
+    assert found[0].number >= 2
+    assert found[0].try_ == "optimizer.lr=0.3"
 
 
 def test_a_network_that_learns_nothing_is_flat_and_a_tiny_ratio_asks_for_a_higher_rate() -> None:
@@ -158,6 +151,19 @@ def test_a_last_epoch_that_is_the_best_asks_for_more_epochs() -> None:
     found = named(run.findings())["unfinished"]
     assert found.number > 0.01
     assert found.try_ == "trainer.epochs=8"
+
+
+def test_a_gap_that_still_shrinks_asks_for_more_epochs_though_the_last_epoch_is_not_the_best() -> None:
+    run = watched("trainer.epochs=10", "dataset.limit=300", "trainer.batch_size=64", "scheduler=constant", "seed=3")
+    gaps = [row["val_loss"] - row["train_loss"] for row in run.metrics]
+    before, now = np.mean(gaps[4:7]), np.mean(gaps[7:])
+    found = named(run.findings())["unfinished"]
+    assert found.number == pytest.approx((before - now) / run.metrics[0]["train_loss"])
+    assert found.sentence.endswith(f"still shrinks, from {before:.3f} to {now:.3f} in the last third")
+    assert found.try_ == "trainer.epochs=20"
+    for row in run.metrics[7:]:  # as small a gap, by a train loss that rose
+        row |= {"train_loss": row["train_loss"] + 1, "val_loss": row["val_loss"] + 1}
+    assert "unfinished" not in named(run.findings())
 
 
 def test_a_small_gain_at_the_end_of_a_schedule_is_the_schedules_doing() -> None:

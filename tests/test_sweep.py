@@ -305,6 +305,19 @@ def test_a_pause_changes_nothing(here: Path, dlrun: Callable[..., Outcome]) -> N
     )
 
 
+def test_a_best_value_at_the_border_is_searched_beyond(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    words = ("optimizer.lr=1e-5,1e-4,1e-3", "search.max_extend=1", "trainer.epochs=4", "dataset.limit=300")
+    words = (*TINY, *words, "sweep.dir=s")
+    outcome = dlrun("train", "-m", *words)
+    assert outcome.code == 0, outcome.err
+    assert "within a tenth of the high edge of 1e-05 to 0.001" in outcome.out
+    assert len(rows(here / "s")) == 3
+    outcome = dlrun("train", "-m", *words, "search.extend=true")
+    assert outcome.code == 0, outcome.err
+    assert sorted(float(r["optimizer.lr"]) for r in rows(here / "s").values()) == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
+    assert len(sweepdir.plan(here / "s")["rounds"]) == 2
+
+
 def test_stages_promote_narrow_and_grow(here: Path, dlrun: Callable[..., Outcome]) -> None:
     words = ("optimizer.lr=loguniform:1e-4:1", "search.trials=4", "search=staged", "search.fresh=0.5")
     stages = "search.stages=[{epochs: 1, keep: 1.0}, {epochs: 2, keep: 0.5}, {epochs: 0, keep: 0.5}]"

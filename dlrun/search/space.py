@@ -71,8 +71,8 @@ class Axis:
         )
 
     def word(self, value: Any) -> str:
-        """Return the override that sets the axis to one of its values."""
-        if self.words:
+        """Return the override that sets the axis to a value, in the words of its list where it stands there."""
+        if value in self.choices:
             value = self.words[self.choices.index(value)]
         return f"{self.key}={value!r}" if isinstance(value, float) else f"{self.key}={value}"
 

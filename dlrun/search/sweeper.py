@@ -89,6 +89,7 @@ class Sweep:
         self.trials = {t.number: t for t in self.study.trials()}
         self.running: dict[int, float] = {}  # when their folders were last taken before
         self.results: dict[int, dict[str, Any]] = {}  # of trials that do not run
+        self._scores: dict[int, tuple[dict[str, Any], float | None]] = {}  # with the results they are from
 
     def run(self) -> int:
         """Run all rounds; returns the exit code."""
@@ -156,8 +157,7 @@ class Sweep:
         if trial.closed:  # its result stands in the study, but it is to run again
             trial = self.study.add(number, trial.values, now.axes, trial.failures)
         self.trials[number] = trial
-        axes = {a.key: a for r in self.plan.rounds for a in r.axes}
-        words = [self._axis_word(axes, key, value) for key, value in trial.values.items()]
+        words = [a.word(trial.values[a.key]) for a in self.plan.axes]
         try:
             config = self.composer.config(self.composer.parse([*self.plan.fixed, *words]))
         except UserError as error:
@@ -173,12 +173,6 @@ class Sweep:
         folder = sweepdir.run_folder(self.folder, number)
         self.running[number] = rundir.taken(folder)
         self.pool.submit(Job(number, config, str(folder)))
-
-    def _axis_word(self, axes: dict[str, Any], key: str, value: Any) -> str:
-        for known in [axes[key], *(a for r in self.plan.rounds for a in r.axes if a.key == key)]:
-            if not known.words or value in known.choices:
-                return str(known.word(value))
-        return f"{key}={value}"
 
     def _draw(self, number: int, now: Round) -> Trial:
         search, place = self.plan.search, number - now.first
@@ -277,14 +271,19 @@ class Sweep:
     def score(self, number: int) -> float | None:
         """Return the metric of a trial at the epoch whose weights count; None where there is none."""
         result = self.result(number)
+        known = self._scores.get(number)
+        if known is None or known[0] is not result:  # files are read once a trial, not once a trial and row
+            known = self._scores[number] = (result, self._score(number, result))
+        return known[1]
+
+    def _score(self, number: int, result: dict[str, Any]) -> float | None:
         rows = rundir.metrics(sweepdir.run_folder(self.folder, number))
         epoch = str(result.get("tested_epoch") or result.get("best_epoch") or "")
         row = next((r for r in rows if r.get("epoch") == epoch), rows[-1] if rows else {})
         value = row.get(self.metric) or result.get(self.metric)
         if value in (None, "") or result.get("status") == "diverged":
             return None
-        number_ = float(value)
-        return number_ if math.isfinite(number_) else None
+        return float(value) if math.isfinite(float(value)) else None
 
     def _over(self, number: int, now: Round) -> bool:
         """Say whether nothing is left to do for a trial in a round."""

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from dlrun import rundir
+from dlrun.config import UserError
 
 __all__ = ["BLUE", "GREEN", "GREY", "OKABE_ITO", "ORANGE", "STYLE", "WIDTH"]
-__all__ += ["canvas", "columns", "epochs_axis", "positive", "save", "styled"]
+__all__ += ["canvas", "columns", "epochs_axis", "headline", "number", "positive", "save", "styled"]
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 OKABE_ITO = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A900")
@@ -57,6 +58,11 @@ def canvas(
     return figure
 
 
+def headline(figure: Any, text: str) -> None:
+    """Title a whole figure from the left, as titles of single axes are: a narrow screen shows how it begins."""
+    figure.suptitle(text, x=min(figure.subplotpars.left, 0.8 / WIDTH), ha="left")
+
+
 def save(folder: Path, name: str, figure: Any) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
@@ -66,10 +72,23 @@ def save(folder: Path, name: str, figure: Any) -> Path:
 
 
 def columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Numbers of a table by column, nan where a cell is empty."""
+    """Numbers of metrics.csv by column, nan where a cell is empty; cells beyond the header are left out."""
     if not rows:
         return {}
-    return {c: np.array([float(row[c]) if row.get(c) else math.nan for row in rows]) for c in rows[0] if c != "layer"}
+    names = [name for name in rows[0] if isinstance(name, str)]
+    return {
+        name: np.array([number(row, name, "metrics.csv") if row.get(name) else math.nan for row in rows])
+        for name in names
+    }
+
+
+def number(row: Mapping[str, str], column: str, file: str) -> float:
+    """Return a cell as a number. Raises UserError, with its place, for words: somebody may have edited the file."""
+    try:
+        return float(row[column])
+    except ValueError:
+        where = f"{file}: {column} of epoch {row.get('epoch')}"
+        raise UserError(f"{where}: expected a number, found {row[column]!r}") from None
 
 
 def positive(values: Any) -> bool:

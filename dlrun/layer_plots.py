@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dlrun import rundir
-from dlrun.figures import GREEN, GREY, OKABE_ITO, WIDTH, canvas, epochs_axis, styled
+from dlrun.figures import GREEN, GREY, OKABE_ITO, WIDTH, canvas, epochs_axis, headline, number, styled
 
 __all__ = ["dead", "filters", "histograms", "ratios"]
 
@@ -57,6 +57,9 @@ def dead(folder: Path) -> Any:
         epochs_axis(axes, title, what)
         axes.set_ylim(bottom=0)
         axes.set_ylim(-0.03 * axes.get_ylim()[1])  # a line at zero is seen whole
+        if not any(y.any() for _, y in lines.values()):
+            none = f"none in any of the {len(lines)} layers: every line lies at zero"
+            axes.text(0.5, 0.5, none, transform=axes.transAxes, ha="center", color="#444444")
     return figure
 
 
@@ -71,9 +74,10 @@ def histograms(folder: Path) -> Any:
     shown = sorted({round(k) for k in np.linspace(0, len(layers) - 1, min(len(layers), MOST_LAYERS))})
     figure = canvas(1.6 + 0.42 * len(shown), left=1.8, top=0.95)
     figure.subplots_adjust(wspace=0.06)
-    figure.suptitle(
+    headline(
+        figure,
         f"Values by layer, the first at the top: epoch {int(last)} filled, epoch {int(epochs[0])} as a grey line\n"
-        "Good: one broad hump a layer; its width σ, on the right, within a factor of 100 from layer to layer"
+        "Good: one broad hump a layer; its width σ, on the right, within a factor of 100 from layer to layer",
     )
     for k, kind in enumerate(("activations", "gradients", "weights")):
         axes = figure.add_subplot(1, 3, k + 1)
@@ -120,10 +124,10 @@ def filters(folder: Path) -> Any:
 
 def _by_layer(folder: Path, column: str) -> dict[str, tuple[Any, Any]]:
     """Epochs and values of a column for every layer that has it, first layer first."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[float, ...]]] = {}
     for row in rundir.layers(folder):
         if row.get(column):
-            found.setdefault(row["layer"], []).append((float(row["epoch"]), float(row[column])))
+            found.setdefault(row["layer"], []).append(tuple(number(row, c, "layers.csv") for c in ("epoch", column)))
     return {layer: (np.array(v)[:, 0], np.array(v)[:, 1]) for layer, v in found.items()}
 
 

@@ -21,6 +21,7 @@ from dlrun.figures import (
     canvas,
     columns,
     epochs_axis,
+    headline,
     positive,
     save,
     styled,
@@ -55,7 +56,7 @@ def _loss(folder: Path) -> Any:
     if not table:
         return None
     figure, best = canvas(3.6, top=0.68), _best_epoch(folder)
-    figure.suptitle("Loss: good falls steeply, then flattens; validation stays close to train")
+    headline(figure, "Loss: good falls steeply, then flattens; validation stays close to train")
     for k, scale in enumerate(("linear", "log")):
         axes = figure.add_subplot(1, 2, k + 1)
         _both(axes, table, "loss")
@@ -136,14 +137,14 @@ def _errors(folder: Path) -> Any:
     classes = names(folder, found["val_logits"].shape[1])
     count = len(shown["images"])
     across, rows = min(count, 8), math.ceil(count / 8)
-    figure = canvas(0.7 + 1.6 * rows, left=0.1, right=0.1, top=0.75, bottom=0.05)
-    figure.subplots_adjust(wspace=0.1, hspace=0.35)
-    figure.suptitle("Worst validation errors, by loss: look for wrong labels and for what the classes share")
+    figure = canvas(0.8 + 1.75 * rows, left=0.1, right=0.1, top=0.9, bottom=0.05)
+    figure.subplots_adjust(wspace=0.1, hspace=0.5)
+    headline(figure, "Worst validation errors, by loss: look for wrong labels and for what the classes share")
     for k, (row, image, loss) in enumerate(zip(shown["rows"], shown["images"], shown["losses"], strict=True)):
         axes = figure.add_subplot(rows, max(across, 4), k + 1)
         axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
         true, guess = found["val_labels"][row], found["val_logits"][row].argmax()
-        title = f"{classes[true][:14]}, taken for\n{classes[guess][:14]}, loss {loss:.1f}"
+        title = f"{classes[true][:14]}, taken for\n{classes[guess][:16]}\nloss {loss:.1f}"
         axes.set_title(title, fontsize=7.5, loc="center")
         axes.axis("off")
     return figure
@@ -158,7 +159,7 @@ def _time(folder: Path) -> Any:
     shown = 3 if memory is not None and np.isfinite(memory).any() else 2
     figure = canvas(3.3, top=0.68)
     figure.subplots_adjust(wspace=0.4)
-    figure.suptitle("Time and memory: good is level; a rise is another program, a full disk or a leak")
+    headline(figure, "Time and memory: good is level; a rise is another program, a full disk or a leak")
     axes = figure.add_subplot(1, shown, 1)
     axes.bar(table["epoch"], table["train_seconds"], color=BLUE, width=0.8, label="training")
     axes.bar(table["epoch"], table["eval_seconds"], bottom=table["train_seconds"], color="#E69F00", label="validation")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlrun import border
-from dlrun.figures import BLUE, GREEN, GREY, ORANGE, canvas
+from dlrun.figures import BLUE, GREEN, GREY, ORANGE, canvas, headline
 from dlrun.trials import Axis, Trials, judged
 
 __all__ = ["against_axes", "called", "legend", "parallel", "span", "strip", "two_axes", "wanted"]
@@ -92,7 +92,7 @@ def against_axes(trials: Trials, axes: Sequence[Axis]) -> Any:
     down = -(-len(shown) // across)
     figure = canvas(1.35 + 2.45 * down if across > 1 else 4.1, top=0.68, bottom=0.85)
     figure.subplots_adjust(wspace=0.16, hspace=0.42)
-    figure.suptitle(f"{called(trials)[:1].upper()}{called(trials)[1:]} against what was varied: {wanted(trials)}")
+    headline(figure, f"{called(trials)[:1].upper()}{called(trials)[1:]} against what was varied: {wanted(trials)}")
     for k, axis in enumerate(shown):
         panel = figure.add_subplot(down, across, k + 1)
         _panel(panel, trials, axis)
@@ -199,7 +199,7 @@ def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
     panel.set(xlabel=across.name, ylabel=up.name)
     figure.colorbar(dots, ax=panel, pad=0.02, fraction=0.12).set_label(f"{called(trials)}, {wanted(trials)}")
     known = "" if count == 2 else " that matter most" if measured else " that matter most by experience"
-    figure.suptitle(f"The two numeric axes{known}: where good ones lie, and whether an edge cuts them off")
+    headline(figure, f"The two numeric axes{known}: where good ones lie, and whether an edge cuts them off")
     legend(figure, *panel.get_legend_handles_labels())
     return figure
 
@@ -252,7 +252,7 @@ def parallel(trials: Trials, axes: Sequence[Axis]) -> Any:
     panel.grid(visible=False)
     panel.spines[["left", "bottom"]].set_visible(False)
     lost = "; dotted: no score" if lost_trials(trials) else ""
-    figure.suptitle(f"Every trial as a line: the best {len(best)} stand out, good ends at the top right{lost}")
+    headline(figure, f"Every trial as a line: the best {len(best)} stand out, good ends at the top right{lost}")
     return figure
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from dlrun import rundir, space_plots
-from dlrun.figures import BLUE, GREEN, OKABE_ITO, STYLE, canvas, columns, epochs_axis, positive, save
+from dlrun.config import UserError
+from dlrun.figures import BLUE, GREEN, OKABE_ITO, STYLE, canvas, columns, epochs_axis, headline, positive, save
 from dlrun.importance import Importance
 from dlrun.space_plots import called, legend, span, strip, wanted
 from dlrun.trials import Axis, Trials
@@ -69,9 +70,10 @@ def _importance(found: Importance | str) -> Any:
     panel.set(xlabel="share of what the axes explain, % ± standard error over five folds")
     panel.set_xlim(left=0)
     panel.grid(axis="y", visible=False)
-    figure.suptitle(
+    headline(
+        figure,
         f"Importance: what shuffling a value costs a forest, which explains {found.explained:.0%} of the ranks\n"
-        f"of unseen trials; {found.trials} completed trials, interactions count for each that takes part"
+        f"of unseen trials; {found.trials} completed trials, interactions count for each that takes part",
     )
     return figure
 
@@ -138,7 +140,7 @@ def _curves(folder: Path, trials: Trials) -> Any:
     figure.legend(handles[::-1], names[::-1], loc="lower center", ncols=4, fontsize=8)
     more = f"; the best {len(OKABE_ITO)} in colour" if len(tables) > len(OKABE_ITO) else ""
     some = "of the first" if len(tables) == MOST_CURVES < len(trials.entries) else "of"
-    figure.suptitle(f"Learning curves {some} {len(tables)} runs, best first{more}")
+    headline(figure, f"Learning curves {some} {len(tables)} runs, best first{more}")
     return figure
 
 
@@ -146,6 +148,6 @@ def _by_epoch(run_folder: Path) -> dict[str, Any]:
     """The columns of metrics.csv; nothing where it is missing or no such table, which must not cost the others."""
     try:
         table = columns(rundir.metrics(run_folder))
-    except (ValueError, TypeError, csv.Error):
+    except (UserError, TypeError, csv.Error):
         return {}
     return table if {"epoch", "val_loss", "val_acc"} <= set(table) else {}

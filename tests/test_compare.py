@@ -8,13 +8,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import Outcome, write, write_run
+from conftest import TINY, Outcome, write, write_run
 
 from dlrun import compare, rundir, tables
 
@@ -173,6 +174,25 @@ def test_states(here: Path) -> None:
     }  # fmt: skip
     assert (rows["newborn"]["seed"], rows["marked"]["checks"]) == ("9", "fail")
     assert "fail" in tables.as_text(list(rows.values()))
+
+
+def test_a_run_of_another_process_is_shown_while_it_trains(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    words = [*TINY, "trainer.epochs=5000", "run.dir=outputs/runs/live"]
+    child = subprocess.Popen([sys.executable, "-m", "dlrun", "train", *words], stdout=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            if len(rundir.metrics(Path("outputs/runs/live"))) > 1:
+                break
+            time.sleep(0.1)
+        (row,) = json.loads(dlrun("compare", "--json").out)
+        assert row["status"] == "running"
+        assert 1 <= row["epochs"] < 5000
+        assert " running " in dlrun("compare").out
+    finally:
+        child.kill()
+        child.wait()
+    (row,) = json.loads(dlrun("compare", "--json").out)
+    assert row["status"] == "interrupted"
 
 
 def test_nothing_to_compare(here: Path, dlrun: Callable[..., Outcome]) -> None:

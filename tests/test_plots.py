@@ -47,6 +47,21 @@ def test_every_picture_is_drawn_and_shows_something(copy: Path) -> None:
         assert (edges == 255).all(), file
 
 
+def test_titles_begin_at_the_left_and_layers_without_dead_units_say_so(copy: Path) -> None:
+    figures = {name: plots.PICTURES[name](copy) for name in ("loss", "time", "histograms", "errors")}
+    for name, figure in figures.items():
+        assert figure._suptitle.get_ha() == "left", name
+        assert figure._suptitle.get_position()[0] < 0.1, name
+    table = (copy / "layers.csv").read_text().splitlines()
+    column = table[0].split(",").index("dead_fraction")
+    rows = [line.split(",") for line in table]
+    for row in rows[1:]:
+        row[column] = row[column] and "0.0"
+    (copy / "layers.csv").write_text("\n".join(map(",".join, rows)))
+    (axes, *_) = plots.PICTURES["dead"](copy).axes
+    assert "every line lies at zero" in axes.texts[0].get_text()
+
+
 @pytest.mark.parametrize(
     ("file", "lost"),
     [

@@ -14,7 +14,7 @@ import pytest
 from composed import SMALL, composed
 from conftest import Outcome
 
-from dlrun import rundir, running
+from dlrun import rundir, running, verdicts
 
 EVIL = "<script>document.title='taken'</script><img src=x onerror=alert(1)>'\"$body"
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
@@ -110,6 +110,35 @@ def test_an_interrupted_run_and_an_empty_one_have_pages_too(copy: Path, dlrun: C
     for name in ("metrics.csv", "layers.csv", "result.json"):
         (copy / name).unlink()
     assert dlrun("report", str(copy)).code == 0
+
+
+@pytest.mark.parametrize("name", ["metrics", "layers"])
+def test_words_among_the_numbers_are_one_line(name: str, copy: Path, dlrun: Callable[..., Outcome]) -> None:
+    file = copy / f"{name}.csv"
+    header, first, *rest = file.read_text().splitlines()
+    cells = first.split(",")
+    column = header.split(",").index("update_ratio")
+    cells[column] = "lots"
+    file.write_text("\n".join((header, ",".join(cells), *rest)))
+    outcome = dlrun("report", str(copy))
+    place = f"{name}.csv: update_ratio of epoch 1: expected a number, found 'lots'"
+    assert (outcome.code, outcome.err) == (2, f"dlrun: {place}\n")
+
+
+def test_what_a_real_run_was_told_stands_in_its_result_and_in_every_table(
+    copy: Path, tmp_path: Path, dlrun: Callable[..., Outcome]
+) -> None:
+    result = rundir.result(copy)
+    parts = (rundir.metrics(copy), rundir.layers(copy), rundir.config(copy), result["data"])
+    again = [finding.record() for finding in verdicts.judge(*parts)]
+    assert result["verdicts"] == again
+    told = " ".join(finding["name"] for finding in again)
+    assert told == "flat"
+    (row,) = json.loads(dlrun("compare", str(copy), "--json").out)
+    assert row["verdicts"] == told
+    shutil.copytree(copy, tmp_path / "sweep/0000")
+    assert dlrun("report", str(tmp_path / "sweep")).code == 0
+    assert told in section(page(tmp_path / "sweep"), "Every trial")
 
 
 def test_a_picture_that_fails_does_not_undo_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

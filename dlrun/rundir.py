@@ -21,11 +21,9 @@ from dlrun.disk import OWNER, append, lock, make_folder, owned, unlock, write_at
 
 __all__ = ["Run", "claim", "config", "find", "make_folder", "metrics", "owned", "read_receipt"]
 __all__ += [
+    "as_csv",
     "ask_to_stop",
-    "claim_ensemble",
-    "ensemble",
     "epoch_checkpoints",
-    "is_ensemble",
     "keep_teacher_targets",
     "new_folder",
     "settle",
@@ -33,7 +31,7 @@ __all__ += [
     "taken",
     "teacher_targets",
     "tested",
-    "write_ensemble",
+    "write_arrays",
 ]
 __all__ += ["reopen", "result", "stored", "write_atomic", "write_receipt", "write_study"]
 
@@ -101,56 +99,43 @@ class Run:
 
     def write_predictions(self, arrays: Mapping[str, Any]) -> None:
         """Write logits, labels and sample ids of val and test."""
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        write_atomic(self.path / "predictions.npz", buffer.getvalue())
+        write_arrays(self.path / "predictions.npz", arrays)
 
     def write_showcase(self, arrays: Mapping[str, Any]) -> None:
         """Write what pictures show of pixels and weights: the worst errors, the first layer's filters."""
-        import numpy as np
-
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, allow_pickle=False, **arrays)
-        write_atomic(self.path / "showcase.npz", buffer.getvalue())
+        write_arrays(self.path / "showcase.npz", arrays, small=True)
 
     def write_checks(self, rows: list[dict[str, Any]]) -> None:
         """Write the results of the checks, one row a check."""
-        write_atomic(self.path / "checks.csv", _csv(rows).encode())
+        write_atomic(self.path / "checks.csv", as_csv(rows).encode())
 
     def write_dropped(self, rows: list[dict[str, Any]]) -> Path:
         """Write which samples were left out, one row each, and return the file."""
-        write_atomic(self.path / "dropped.csv", _csv(rows).encode())
+        write_atomic(self.path / "dropped.csv", as_csv(rows).encode())
         return self.path / "dropped.csv"
 
     def write_audit(self, rows: list[dict[str, Any]]) -> Path:
         """Write what the audit of the data found, one row a finding, and return the file."""
-        write_atomic(self.path / "audit.csv", _csv(rows).encode())
+        write_atomic(self.path / "audit.csv", as_csv(rows).encode())
         return self.path / "audit.csv"
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append the row of an epoch, readable at once by others."""
         path = self.path / "metrics.csv"
-        text = _csv([row], header=not path.exists())
+        text = as_csv([row], header=not path.exists())
         append(path, text.encode())
 
     def append_layers(self, rows: list[dict[str, Any]]) -> None:
         """Append the rows of an epoch, a layer each."""
         path = self.path / "layers.csv"
         if rows:
-            append(path, _csv(rows, header=not path.exists()).encode())
+            append(path, as_csv(rows, header=not path.exists()).encode())
 
     def add_histograms(self, epoch: int, arrays: Mapping[str, Any] | None) -> None:
         """Add the histograms of an epoch to histograms.npz, in place of those it may hold already."""
-        import numpy as np
-
-        if arrays is None:
-            return
-        buffer = io.BytesIO()
-        merged = _arrays(self.path / "histograms.npz") | {f"{epoch:04d}/{k}": v for k, v in arrays.items()}
-        np.savez_compressed(buffer, allow_pickle=False, **merged)
-        write_atomic(self.path / "histograms.npz", buffer.getvalue())
+        if arrays is not None:
+            merged = _arrays(self.path / "histograms.npz") | {f"{epoch:04d}/{k}": v for k, v in arrays.items()}
+            write_arrays(self.path / "histograms.npz", merged, small=True)
 
     def trim_metrics(self, epoch: int) -> None:
         """Drop rows after `epoch`, and a row that a kill cut short: the run is about to write them again."""
@@ -229,61 +214,9 @@ def write_study(
     if foreign := sorted(set(os.listdir(path)) - {table.name, drawn.name}):
         raise UserError(f"{path} already holds {foreign[0]}; choose another run.dir=")
     if rows is not None:
-        write_atomic(table, _csv(rows).encode())
+        write_atomic(table, as_csv(rows).encode())
     write_atomic(drawn, picture)
     return [drawn] if rows is None else [table, drawn]
-
-
-def claim_ensemble(folder: str | None, label: str) -> Path:
-    """Make the folder of an ensemble. Raises UserError when `folder` already holds something."""
-    if folder is None:
-        return new_folder(OUTPUTS / "ensembles", label)
-    path = Path(folder).expanduser()
-    make_folder(path)
-    if names := sorted(os.listdir(path)):
-        raise UserError(f"{path} already holds {names[0]}; choose another --out")
-    return path
-
-
-def write_ensemble(
-    path: Path,
-    asked: Mapping[str, Any],
-    scores: Mapping[str, Any],
-    arrays: Mapping[str, Any],
-    tables: Mapping[str, list[dict[str, Any]]],
-) -> None:
-    """Write result.json, predictions.npz and CSV tables by name; ensemble.yaml last, which makes it an ensemble."""
-    import numpy as np
-    import yaml
-
-    for name, rows in tables.items():
-        write_atomic(path / f"{name}.csv", _csv(rows).encode())
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    write_atomic(path / "predictions.npz", buffer.getvalue())
-    write_atomic(path / "result.json", (json.dumps(scores, indent=1) + "\n").encode())
-    text = yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True)
-    write_atomic(path / "ensemble.yaml", text.encode())
-
-
-def is_ensemble(path: Path) -> bool:
-    """Say whether a folder is one that `dlrun ensemble` wrote."""
-    return (path / "ensemble.yaml").is_file()
-
-
-def ensemble(path: Path) -> dict[str, Any]:
-    """Return what ensemble.yaml says. Raises UserError when it is not plain YAML with a list of members."""
-    import yaml
-
-    file = path / "ensemble.yaml"
-    try:
-        found = yaml.safe_load(file.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: not a readable ensemble: {' '.join(str(error).split())}") from error
-    members = found.get("members") if isinstance(found, dict) else None
-    if not isinstance(members, list) or not members or not all(isinstance(m, dict) and "run" in m for m in members):
-        raise UserError(f"{file}: expected a list of members, each with its run")
-    return dict(found)
 
 
 def new_folder(root: Path, label: str) -> Path:
@@ -404,6 +337,15 @@ def _arrays(file: Path) -> dict[str, Any]:
         return {}
 
 
+def write_arrays(file: Path, arrays: Mapping[str, Any], *, small: bool = False) -> None:
+    """Replace an .npz; `small` trades time for size."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    (np.savez_compressed if small else np.savez)(buffer, allow_pickle=False, **arrays)
+    write_atomic(file, buffer.getvalue())
+
+
 def arrays(path: Path, name: str) -> dict[str, Any]:
     """Return the arrays of `predictions`, `histograms` or `showcase`; empty where there are none."""
     return _arrays(path / f"{name}.npz")
@@ -499,7 +441,8 @@ def _below(folder: Path) -> Iterator[Path]:
         yield from _below(folder / name)
 
 
-def _csv(rows: list[Any], header: bool = True) -> str:
+def as_csv(rows: list[Any], header: bool = True) -> str:
+    """Return rows of the same keys as the text of a CSV file."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
     if header:
@@ -515,13 +458,9 @@ def teacher_targets(key: str) -> Any:
 
 def keep_teacher_targets(key: str, targets: Any) -> None:
     """Keep what a teacher said beside the runs; only a saving, so a folder that cannot be written loses just that."""
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, targets=targets)
     with contextlib.suppress(OSError, UserError):
         make_folder(OUTPUTS / ".teachers")
-        write_atomic(OUTPUTS / ".teachers" / f"{key}.npz", buffer.getvalue())
+        write_arrays(OUTPUTS / ".teachers" / f"{key}.npz", {"targets": targets})
 
 
 def read_receipt(name: str) -> dict[str, Any] | None:

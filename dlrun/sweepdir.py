@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from dlrun.config import UserError
 from dlrun.disk import lock, make_folder, unlock, write_atomic
-from dlrun.rundir import OUTPUTS, new_folder
+from dlrun.rundir import OUTPUTS, as_csv, new_folder
 
 __all__ = ["is_sweep", "journal", "log", "open_sweep", "plan", "run_folder", "table", "write_plan", "write_table"]
 
@@ -103,9 +102,5 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write the table, a row a trial, and return the file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(path / "table.csv", text.getvalue().encode())
+    write_atomic(path / "table.csv", as_csv(rows).encode())
     return path / "table.csv"

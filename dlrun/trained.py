@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrun import checkpoint, rundir
+from dlrun import checkpoint, ensembledir, rundir
 from dlrun.config import UserError, check_rules
 from dlrun.experiment import Experiment, build, build_model, pick_device
 from dlrun.targets import check_targets
@@ -69,9 +69,9 @@ class Predictor:
 
 def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
     """Bring a run, or an ensemble with its members, back. Raises UserError that names what cannot be used."""
-    if not rundir.is_ensemble(path):
+    if not ensembledir.is_ensemble(path):
         return _run(path, trust, device)
-    asked = rundir.ensemble(path)
+    asked = ensembledir.read(path)
     if asked.get("vote") not in VOTES:
         raise UserError(f"{path}: vote={asked.get('vote')}: expected one of {', '.join(VOTES)}")
     try:

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
-    from dlrun import ensembles, rundir
+    from dlrun import ensembledir, ensembles
 
     found = _found(args, trust)
     ensembles.agree(found)
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     if args.average:
         print(ensembles.as_text(table.rows))
         return _average(args, members, trust)
-    path = rundir.claim_ensemble(args.out, f"{len(members)}-members")
+    path = ensembledir.claim(args.out, f"{len(members)}-members")
     store(path, args, members, table)
     print(ensembles.as_text(table.rows))
     if args.temperature:
@@ -111,7 +111,7 @@ def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
 
     import numpy as np
 
-    from dlrun import ensembles, rundir
+    from dlrun import ensembledir, ensembles
 
     chosen = next(row for row in table.rows if row["vote"] == args.vote)
     listed = []
@@ -129,5 +129,5 @@ def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
         arrays |= {f"{split}_{what}": members[0].arrays[f"{split}_{what}"] for what in ("labels", "ids")}
     curve = ensembles.sizes(members)
     each = ensembles.each(members)
-    rundir.write_ensemble(path, asked, scores, arrays, {"table": table.rows, "members": each, "sizes": curve})
+    ensembledir.write(path, asked, scores, arrays, {"table": table.rows, "members": each, "sizes": curve})
     ensembles.draw(path, curve)

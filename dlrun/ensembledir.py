@@ -1,0 +1,68 @@
+"""Ensemble folders: the only place that knows a file name in one (`dlrun ensemble`).
+
+Their predictions.npz and result.json are named as a run's, so that what reads runs reads them. Nothing here imports
+torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlrun.config import UserError
+from dlrun.disk import make_folder, write_atomic
+from dlrun.rundir import OUTPUTS, as_csv, new_folder, write_arrays
+
+__all__ = ["claim", "is_ensemble", "read", "write"]
+
+
+def claim(folder: str | None, label: str) -> Path:
+    """Make the folder of an ensemble. Raises UserError when `folder` already holds something."""
+    if folder is None:
+        return new_folder(OUTPUTS / "ensembles", label)
+    path = Path(folder).expanduser()
+    make_folder(path)
+    if names := sorted(os.listdir(path)):
+        raise UserError(f"{path} already holds {names[0]}; choose another --out")
+    return path
+
+
+def write(
+    path: Path,
+    asked: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    tables: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    """Write result.json, predictions.npz and CSV tables by name; ensemble.yaml last, which makes it an ensemble."""
+    import yaml
+
+    for name, rows in tables.items():
+        write_atomic(path / f"{name}.csv", as_csv(rows).encode())
+    write_arrays(path / "predictions.npz", arrays)
+    write_atomic(path / "result.json", (json.dumps(scores, indent=1) + "\n").encode())
+    text = yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True)
+    write_atomic(path / "ensemble.yaml", text.encode())
+
+
+def is_ensemble(path: Path) -> bool:
+    """Say whether a folder is one that `dlrun ensemble` wrote."""
+    return (path / "ensemble.yaml").is_file()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what ensemble.yaml says. Raises UserError when it is not plain YAML with a list of members."""
+    import yaml
+
+    file = path / "ensemble.yaml"
+    try:
+        found = yaml.safe_load(file.read_bytes())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{file}: not a readable ensemble: {' '.join(str(error).split())}") from error
+    members = found.get("members") if isinstance(found, dict) else None
+    if not isinstance(members, list) or not members or not all(isinstance(m, dict) and "run" in m for m in members):
+        raise UserError(f"{file}: expected a list of members, each with its run")
+    return dict(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from dlrun import rundir, trained
+from dlrun.commands import ensemble
 from dlrun.experiment import build
 from dlrun.objectives import Distill
+from dlrun.running import execute
 
 
 def test_the_loss_is_hintons() -> None:
@@ -32,10 +35,22 @@ def test_the_loss_is_hintons() -> None:
     assert torch.equal(hard, cross_entropy(x, y))  # samples that a check makes up
 
 
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("teachers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for seed in (1, 2):
+            assert execute(composed(*TINY, f"seed={seed}"), rundir.claim(f"sweep/000{seed - 1}", "")) == 0
+        assert ensemble.main(["sweep", "--out", "e"]) == 0
+    return folder
+
+
 @pytest.fixture
-def teachers(here: Path, dlrun: Callable[..., Outcome]) -> Path:
-    assert dlrun("train", *TINY, "-m", "seed=1,2", "sweep.dir=sweep").code == 0
-    assert dlrun("ensemble", "sweep", "--out", "e").code == 0
+def teachers(here: Path, trained_once: Path) -> Path:
+    """A folder of its own, with the teachers that all tests share."""
+    for name in ("sweep", "e"):
+        shutil.copytree(trained_once / name, name)
     return here
 
 

@@ -50,13 +50,32 @@ class Table:
     votes: dict[str, dict[str, Vote]] = field(default_factory=dict)  # by vote, then split
 
 
+def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the completed runs at or below `paths`, and a line for each that is left out, with the reason.
+
+    An average of other runs votes only where it is named itself: below outputs it would stand beside its own parts.
+    """
+    named = {Path(name).expanduser().resolve() for name in paths}
+    found, left_out = [], []
+    for path in rundir.find(list(paths)):
+        result = rundir.result(path)
+        if result.get("status") != "completed":
+            left_out.append(f"{path} is {result.get('status', 'no run')}, not completed")
+        elif result.get("average_of") and path.resolve() not in named:
+            left_out.append(f"{path} is an average of other runs; named itself it takes part")
+        else:
+            found.append(path)
+    return found, left_out
+
+
 def read(paths: Sequence[str]) -> tuple[list[Member], list[str]]:
     """Return the completed runs at or below `paths`, and a line for each that is left out, with the reason.
 
     Raises UserError when none is left.
     """
-    members, left_out = [], []
-    for path in rundir.find(list(paths)):
+    members: list[Member] = []
+    found, left_out = completed(paths)
+    for path in found:
         try:
             members.append(member(path))
         except UserError as error:

@@ -125,7 +125,9 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
     screen.close()
     if (reason := _reason(cfg.trainer, state)) != "all epochs done":
         screen.say(reason)
-    return 0, _finish(exp, run, screen, state) | _verdicts(exp, run, screen, "completed")
+    ending = _finish(exp, run, screen, state)
+    _tell(exp, run, screen, state, ending)
+    return 0, ending | _verdicts(exp, run, screen, "completed")
 
 
 def _verdicts(exp: Any, run: Run, screen: Screen, status: str) -> dict[str, Any]:
@@ -217,6 +219,10 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
         from dlrun.diagnostics import sparsity
 
         ending["sparsity"] = sparsity(exp.model)
+    return ending
+
+
+def _tell(exp: Any, run: Run, screen: Screen, state: Any, ending: dict[str, Any]) -> None:
     correct = round(ending["test_acc"] * ending["test_samples"])
     why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
     screen.say(
@@ -232,7 +238,6 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
         screen.say(f"test accuracy by weights: {said}; better on validation: {ending['weights']}")
     screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}")
     screen.say("lay runs side by side: dlrun compare")
-    return ending
 
 
 def _reason(trainer: Any, state: Any) -> str:
@@ -257,16 +262,21 @@ def _first(error: Exception) -> str:
     return (str(error).strip() or "no message").split("\n")[0]
 
 
-def store(exp: Any, run: Run, reason: str) -> dict[str, Any]:
-    """Write a model that was made, not trained, as a completed run, tested once; return its scores."""
+def store(exp: Any, run: Run, members: list[str]) -> dict[str, Any]:
+    """Write the average of other models as a completed run, tested once; return its scores.
+
+    Its config names no objective that trained it, so that no table takes it for one more seed of its members.
+    """
     from dlrun import checkpoint
 
     screen = Screen(run.log)
     state = checkpoint.State(epoch=exp.cfg.trainer.epochs, best={"epoch": 0, "value": 0.0, "val_loss": 0.0})
+    exp.cfg.choices = {**(exp.cfg.get("choices") or {}), "objective": f"average-of-{len(members)}"}
     run.write_config(exp.cfg)
-    run.update_result(status="running", **_origin(exp.cfg), parameters=sum(p.numel() for p in exp.model.parameters()))
+    run.update_result(status="running", **_origin(exp.cfg), average_of=members)
+    run.update_result(parameters=sum(p.numel() for p in exp.model.parameters()))
     checkpoint.save(run, exp, state, is_best=True)
-    ending = _finish(exp, run, screen, state) | {"reason": reason}
+    ending = _finish(exp, run, screen, state) | {"reason": f"the average of the weights of {', '.join(members)}"}
     _record(run, ending)
     return ending
 

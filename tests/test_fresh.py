@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -74,6 +76,20 @@ def test_the_average_of_weights_is_a_run_of_its_own(sweep: Path, dlrun: Callable
     assert dlrun("predict", "soup", "x.npy").code == 0
     assert dlrun("resume", "soup").out.strip().endswith("nothing to do")
     assert rundir.stored(Path("soup"))["reason"].startswith("the average of the weights of ")
+    assert "epochs in" not in done.out  # it was made, not trained
+
+
+def test_an_average_is_no_seed_and_no_member_beside_its_parts(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
+    shutil.copytree(sweep, "all/sweep")
+    assert dlrun("ensemble", "all/sweep", "--average", "weights", "--out", "all/soup").code == 0
+    grouped = json.loads(dlrun("compare", "all", "--group-seeds", "--json").out)
+    assert sorted((row["objective"], row["n"]) for row in grouped) == [("average-of-3", 1), ("supervised", 3)]
+    for more in ((), ("--fresh",)):
+        done = dlrun("ensemble", "all", *more)
+        assert done.code == 0, done.err
+        assert "left out: all/soup is an average of other runs" in done.out
+        assert "3 members" in done.out
+    assert "4 members" in dlrun("ensemble", "all/sweep", "all/soup").out
 
 
 def test_other_architectures_have_no_average(sweep: Path, dlrun: Callable[..., Outcome]) -> None:

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     table = ensembles.judge(members, args.temperature)
     if args.average:
         print(ensembles.as_text(table.rows))
-        return _average(args, members, trust)
+        return _average(args, members, trust, table.rows[1]["val_acc"])
     path = ensembledir.claim(args.out, f"{len(members)}-members")
     store(path, args, members, table)
     print(ensembles.as_text(table.rows))
@@ -39,19 +39,16 @@ def main(argv: list[str]) -> int:
 
 def _found(args: Any, trust: list[str]) -> list[Any]:
     """The members to choose from: stored predictions, or with --fresh and --members checkpoints new ones."""
-    from dlrun import ensembles, rundir
+    from dlrun import ensembles
 
     if args.members == "runs" and not args.fresh:
         found, left_out = ensembles.read(args.paths)
         for line in left_out:
             print(f"left out: {line}")
         return found
-    paths = []
-    for path in rundir.find(args.paths):
-        if (status := rundir.result(path).get("status")) == "completed":
-            paths.append(path)
-        else:
-            print(f"left out: {path} is {status}, not completed")
+    paths, left_out = ensembles.completed(args.paths)
+    for line in left_out:
+        print(f"left out: {line}")
     if not paths:
         raise UserError(f"no completed runs in {' '.join(args.paths)}; `dlrun train -m 'seed=range(0,5)'` makes five")
     from dlrun import fresh
@@ -63,17 +60,20 @@ def _found(args: Any, trust: list[str]) -> list[Any]:
     return [fresh.evaluated(path, trust) for path in paths]
 
 
-def _average(args: Any, members: Sequence[Any], trust: list[str]) -> int:
+def _average(args: Any, members: Sequence[Any], trust: list[str], mean: float) -> int:
     from dlrun import fresh, rundir
     from dlrun.running import store as store_run
 
     exp = fresh.soup(members, trust)
     run = rundir.claim(args.out, f"average-of-{len(members)}", rundir.OUTPUTS / "ensembles")
     try:
-        ending = store_run(exp, run, f"the average of the weights of {', '.join(m.name for m in members)}")
+        ending = store_run(exp, run, [m.name for m in members])
     finally:
         run.release()
-    print(f"average of the weights: validation accuracy {ending['val_acc']:.4f}; it is a run like others: {run.path}")
+    said = f"validation accuracy {ending['val_acc']:.4f}, test accuracy {ending['test_acc']:.4f}"
+    print(f"average of the weights: {said}; it is a run like others: {run.path}")
+    if ending["val_acc"] < mean:
+        print("below its mean member: weights average where training shared its start (--members checkpoints)")
     return 0
 
 

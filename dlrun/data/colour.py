@@ -53,24 +53,31 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x
     red, green, blue = x.unbind(1)
-    value, least = x.amax(1), x.amin(1)
+    value, least = red.maximum(green).maximum(blue), red.minimum(green).minimum(blue)
     chroma = value - least
-    safe = chroma.clamp(min=1e-9)
-    angle = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-    angle = torch.where(value == red, (green - blue) / safe, angle) + 6 * turn[:, None, None]
-    # from hue, chroma and value back to the three: Smith (1978) in the closed form of channels 5, 3 and 1
-    places = torch.tensor([5.0, 3.0, 1.0], device=x.device)[:, None, None]
-    sixths = (angle[:, None] + places).remainder_(6)
-    return value[:, None] - chroma[:, None] * torch.minimum(sixths, 4 - sixths).clamp_(0, 1)
+    per = chroma.clamp(min=1e-9).reciprocal_()
+    angle = torch.where(value == green, (blue - red).mul_(per).add_(2), (red - green).mul_(per).add_(4))
+    angle = torch.where(value == red, (green - blue).mul_(per), angle).add_(6 * turn[:, None, None])
+    # from hue, chroma and value back to the three: Smith (1978) in the closed form of channels 5, 3 and 1; a loop and
+    # in place, since every tensor as large as the batch costs more to get from the system than to compute
+    out = torch.empty_like(x)
+    for channel, place in enumerate((5.0, 3.0, 1.0)):
+        sixths = angle + place
+        sixths.sub_((sixths / 6).floor_().mul_(6))
+        torch.minimum(sixths, 4 - sixths, out=sixths).clamp_(0, 1)
+        torch.sub(value, sixths.mul_(chroma), out=out[:, channel])
+    return out
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:
     """Smoothed at factor 0, sharpened above 1; the outermost pixels stay."""
     if min(x.shape[2:]) <= 2:
         return x
-    rows = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     inner = x[:, :, 1:-1, 1:-1]
-    smooth = (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * inner) / 13
+    rows = x[:, :, :-2] + x[:, :, 1:-1]
+    rows += x[:, :, 2:]
+    smooth = rows[..., :-2] + rows[..., 1:-1]
+    smooth.add_(rows[..., 2:]).add_(inner, alpha=4).div_(13)
     out = x.clone()
     out[:, :, 1:-1, 1:-1] = _blend(inner, smooth, factor)
     return out

@@ -127,6 +127,12 @@ def check_rules(cfg: Mapping[str, Any]) -> None:
 def _near(key: str, value: Any) -> str:
     from dlrun.rules import CHOICES
 
+    if isinstance(value, list):
+        from dlrun.rules import CHECKS
+
+        value = next((v for v in value if v not in CHECKS), "")
+        near = difflib.get_close_matches(str(value), CHECKS if key.startswith("check.") else (), 1)
+        return f"; did you mean {near[0]}?" if near else ""
     near = difflib.get_close_matches(str(value), CHOICES.get(key, ()), 1)
     return f"; did you mean {key}={near[0]}?" if near else ""
 
@@ -224,6 +230,9 @@ def _reaches(cfg: Mapping[str, Any]) -> None:
     for key, part in (("dropout", "model"), ("label_smoothing", "loss")):
         if lookup(cfg, f"regularizer.{key}") and key not in cfg[part]:
             raise UserError(f"regularizer.{key} has no effect: this {part} has no {key}; choose another {part}=")
+    only, skip = (set(lookup(cfg, f"check.{key}") or ()) for key in ("only", "skip"))
+    if only and only <= skip:
+        raise UserError(f"check.skip leaves nothing of check.only=[{','.join(sorted(only))}]; take one of them away")
     trainer = cfg["trainer"]
     if trainer.get("while_gap_shrinks") and not trainer.get("patience"):
         raise UserError("trainer.while_gap_shrinks has no effect without patience; add trainer.patience=5")

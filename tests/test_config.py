@@ -27,6 +27,8 @@ MISTAKES = {
     "optimizer=[adam,sgd]": "no such option",
     "+optimizer=sgd": "optimizer is chosen already",
     "experiment=foo": "no such option; options: quick",
+    "check.only=[gradeint]": "did you mean gradient?",
+    "check.only=[loss] check.skip=[loss,overfit]": "check.skip leaves nothing of check.only=[loss]",
     "optimizer.lr=abc": "optimizer.lr=abc: expected a number such as 0.001, found the word 'abc'",
     "++optimizer.lr=abc": "optimizer.lr=abc: expected a number",
     "optimizer.lr=": "optimizer.lr=: expected a number such as 0.001, found nothing",

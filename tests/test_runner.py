@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +138,27 @@ def test_a_file_that_a_users_model_leans_on_invalidates_receipts(folder: Path, m
         sys.modules.pop(name, None)
 
 
+def test_a_base_class_and_files_beside_it_invalidate_receipts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "usermodel.py").write_text("import userbase\nclass Net(userbase.Base):\n    pass\n")
+    base = (
+        "import userscale\n"
+        "from torch import nn\n"
+        "class Base(nn.Sequential):\n"
+        "    def __init__(self, image_size, num_classes):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(image_size**2, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    words = ("dataset.limit=120", "trainer.threads=1", "check.only=[loss]", "model=custom", "trust=[usermodel]")
+    ran = counted(monkeypatch)
+    for scale, text, expected in (("1", base, 1), ("1", base, 1), ("100", base, 2), ("100", f"{base}# new\n", 3)):
+        (folder / "userscale.py").write_text(f"scale = {scale}\n")
+        (folder / "userbase.py").write_text(text)
+        checks.run(build(composed(*words, "model._target_=usermodel.Net")))
+        assert len(ran) == expected
+    for name in ("usermodel", "userbase", "userscale"):
+        sys.modules.pop(name, None)
+
+
 def test_a_users_dataset_augmentation_and_optimizer_count_through_trust(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,15 +227,55 @@ def test_checks_leave_no_trace() -> None:
     assert all(p.grad is None for p in exp.model.parameters())
 
 
-def test_an_error_inside_a_check_is_its_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, KeyError, ZeroDivisionError, NameError])
+def test_an_error_inside_a_check_is_its_finding(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     def broken(exp: Experiment) -> Verdict:
-        raise RuntimeError("shapes do not fit\nmore")
+        raise error("shapes do not fit\nmore")
 
     monkeypatch.setitem(runner.CHECKS, "loss", broken)
     result = checks.run(built("check.only=[loss]"))[0]
     assert result.status == "fail"
     assert "shapes do not fit" in result.message
     assert "\n" not in result.message
+
+
+def test_a_model_without_usable_logits_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(runner.CHECKS, "outputs", lambda exp: Verdict("fail", "(4, 3)", "(4, 10)", "give ten"))
+    results = {r.check: r for r in checks.run(built("check.only=[outputs,loss,overfit,labels]"))}
+    assert {name: r.status for name, r in results.items()} == {
+        "labels": "pass", "outputs": "fail", "loss": "skip", "overfit": "skip"
+    }  # fmt: skip
+    assert "outputs" in results["overfit"].message
+
+
+def test_a_gradient_check_that_ran_out_of_time_is_no_pass_and_leaves_no_receipt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = sys.modules["dlrun.checks.gradient"]  # the package has a function of that name
+
+    compared = module._compared
+
+    def late(slopes: Any, phase: str, found: Any) -> Any:
+        if phase == "burn-in":  # time runs out here
+            monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: math.inf))
+        return compared(slopes, phase, found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "_compared", late)
+        first = checks.run(built("check.only=[gradient]"))[0]
+    assert (first.status, "burn-in" in first.message) == ("skip", True)
+    monkeypatch.setattr(module, "time", time)
+    again = checks.run(built("check.only=[gradient]"))[0]
+    assert (again.status, "ago" in again.message) == ("pass", False)
+
+
+def test_a_squeeze_that_eats_the_batch_of_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    exp = built("check.only=[independence]")
+    forward = exp.model.forward
+    monkeypatch.setattr(type(exp.model), "forward", lambda self, x: type(self).whole(self, x).squeeze(), raising=False)
+    monkeypatch.setattr(type(exp.model), "whole", forward.__func__, raising=False)
+    result = checks.run(exp)[0]
+    assert (result.status, "(10,)" in result.message) == ("fail", True)
 
 
 def test_json_prints_what_checks_csv_holds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,7 +60,7 @@ def independence(exp: Experiment) -> Verdict:
         return Verdict("fail", shown, expected, message)
     alone = _alone(model, x)
     if isinstance(alone, str):
-        message = f"a batch of one raises an error ({alone}): name the axis in squeeze(), or use flatten(1)"
+        message = f"a batch of one {alone}: name the axis in squeeze(), or use flatten(1)"
         return Verdict("fail", "batch of one", expected, message)
     if not float((alone - base[:1]).abs().max()) <= allowed + 1e-4 * float(base.abs().max()):
         message = "a sample alone gets another output than in its batch: take no mean over the batch axis"
@@ -114,6 +114,7 @@ def _differences(model: nn.Module, x: Tensor, base: Tensor) -> dict[str, Tensor]
 
 def _alone(model: nn.Module, x: Tensor) -> Tensor | str:
     try:
-        return _logits(model, x[:1]).reshape(1, -1)
+        logits = _logits(model, x[:1])
     except Exception as error:  # the user's own forward
-        return (str(error).strip() or type(error).__name__).split("\n")[0]
+        return f"raises an error ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+    return logits if logits.ndim == 2 else f"comes out with the shape {tuple(logits.shape)}"

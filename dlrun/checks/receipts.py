@@ -1,10 +1,10 @@
 """Receipts: a check that passed for a setup need not run again for the same setup (sweeps, repeated runs).
 
 A receipt is kept under a hash of all that a check depends on: the config of model, loss, data, regularizer, objective
-and augmentation, what the data measured to, the files that define the classes of model, loss, penalty and objective,
-the versions of dlrun and torch. Of a dataset, augmentation or optimizer of one's own, and of files that a model
-imports, those count that lie in the packages of `trust`; for others, check.fresh=true. The seed is not in the hash;
-optimizer, schedule and trainer are, for checks that step with them. Failures are never kept.
+and augmentation, what the data measured to, the versions of dlrun and torch, and the code: the files that define the
+classes of model, loss, penalty and objective with all their bases, what was imported from beside them, and the packages
+of `trust`. For files that lie elsewhere, check.fresh=true. The seed is not in the hash; optimizer, schedule and trainer
+are, for checks that step with them. Failures are never kept.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import inspect
 import json
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,10 @@ def _sources(exp: Experiment) -> list[str]:
         type(exp.penalty),
         type(exp.objective),
     ]
-    modules = {c.__module__ for c in classes} | {m for m in sys.modules if m.startswith("dlrun.checks.")}
+    own = {m for c in classes for base in c.__mro__ if not _ours(m := base.__module__)}
+    modules = (
+        {c.__module__ for c in classes} | own | _beside(own) | {m for m in sys.modules if m.startswith("dlrun.checks.")}
+    )
     # a user's class may lean on any file of its package
     modules |= {m for m in sys.modules for t in exp.cfg.trust if m == t or m.startswith(f"{t}.")}
     files = set()
@@ -70,6 +74,18 @@ def _sources(exp: Experiment) -> list[str]:
         except (TypeError, KeyError):
             continue  # defined at a prompt: no file to read
     return sorted(hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files if f and Path(f).is_file())
+
+
+def _ours(module: str) -> bool:
+    """Whether a version stands for a module: dlrun's, torch's, Python's own."""
+    return module.split(".")[0] in ("dlrun", "torch", "torchvision", *sys.stdlib_module_names)
+
+
+def _beside(modules: Collection[str]) -> set[str]:
+    """The modules imported from the folders of these files: a user's class may lean on any file beside its own."""
+    files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
+    folders = {Path(file).resolve().parent for name in modules if (file := files.get(name))}
+    return {name for name, file in files.items() if file and Path(file).resolve().parent in folders}
 
 
 def find(receipt: str) -> Verdict | None:

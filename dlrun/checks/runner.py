@@ -26,6 +26,7 @@ from dlrun.checks.penalty import penalty
 from dlrun.checks.probabilities import probabilities
 from dlrun.checks.sandbox import no_trace
 from dlrun.checks.verdict import Verdict
+from dlrun.config import UserError
 from dlrun.experiment import Experiment
 
 __all__ = ["CHECKS", "Result", "lines", "run", "table", "worst"]
@@ -40,6 +41,17 @@ CHECKS: dict[str, Callable[..., Verdict]] = {
         *(overfit, garbage, gradient),
     )
 }
+# one mistake, one row: these would only repeat what `outputs` has failed for
+NEED_OUTPUTS: tuple[str, ...] = (
+    "loss",
+    "initial_loss",
+    "penalty",
+    "probabilities",
+    "independence",
+    "parameters",
+    "optimizer",
+)
+NEED_OUTPUTS += ("lint_activation", "lint_bias", "overfit", "garbage", "gradient")
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 
@@ -62,10 +74,15 @@ def run(exp: Experiment) -> list[Result]:
     names = [n for n in CHECKS if (not options.only or n in options.only) and n not in options.skip]
     began = time.perf_counter()
     results = []
+    speaks = True
     with no_trace():
         for name in names:
             started = time.perf_counter()
-            verdict = _one(name, exp, options.budget - (started - began))
+            if speaks or name not in NEED_OUTPUTS:
+                verdict = _one(name, exp, options.budget - (started - began))
+            else:
+                verdict = Verdict("skip", "not run", "", "no usable logits: mend what `outputs` says first")
+            speaks = speaks and (name, verdict.status) != ("outputs", "fail")
             results.append(Result(**asdict(verdict), check=name, seconds=round(time.perf_counter() - started, 3)))
     return results
 
@@ -83,8 +100,9 @@ def _one(name: str, exp: Experiment, seconds_left: float) -> Verdict:
         )
     try:
         verdict = gradient(exp, seconds_left) if name == "gradient" else CHECKS[name](exp)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        # the user's own model is code we have not seen: its error is a finding of this check
+    except UserError:
+        raise
+    except Exception as error:  # the user's own model is code we have not seen: its error is a finding of this check
         first = (str(error).strip() or "no message").split("\n")[0]
         verdict = Verdict("fail", type(error).__name__, "no error", f"the setup raised an error in this check: {first}")
     receipts.keep(name, receipt, verdict)

@@ -199,7 +199,7 @@ def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
     panel.set(xlabel=across.name, ylabel=up.name)
     figure.colorbar(dots, ax=panel, pad=0.02, fraction=0.12).set_label(f"{called(trials)}, {wanted(trials)}")
     known = "" if count == 2 else " that matter most" if measured else " that matter most by experience"
-    headline(figure, f"The two numeric axes{known}: where good ones lie, and whether an edge cuts them off")
+    headline(figure, f"The two numeric axes{known}: where good ones lie, and whether at an edge")
     legend(figure, *panel.get_legend_handles_labels())
     return figure
 

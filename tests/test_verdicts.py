@@ -117,6 +117,10 @@ def test_a_wide_gap_asks_for_the_first_regularisation_that_is_off() -> None:
     assert next_to_try(regularizer={"l2": 1e-3, "dropout": 0.5}) == "regularizer.l2=0.003"
     assert next_to_try(optimizer={"weight_decay": 0.01}, regularizer={"dropout": 0.5}) == "optimizer.weight_decay=0.03"
     assert next_to_try(choices={"dataset": "cifar10"}) == "augment=crop_flip"
+    photos = {"dataset": "cifar10"}
+    assert next_to_try(choices=photos, augment={"hue": 0.1}) == "regularizer=l2"
+    assert next_to_try(choices=photos, augment={"_target_": "mine.flip"}) == "regularizer=l2"
+    assert next_to_try(choices=photos, augment={"_target_": None}) == "augment=crop_flip"
 
 
 def test_a_validation_loss_that_rises_while_training_improves_is_overfitting() -> None:

@@ -11,7 +11,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -78,7 +77,7 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", "class", "confidence", *(f"p_{name}" for name in predictor.classes)])
-        batches = _batches(predictor.shape, sources, size, done)
+        batches = _batches(predictor, sources, size, done)
         total = -(-len(sources.files) // size) + len(sources.arrays)
         for names, images in screen.steps(batches, total, 1, 1, lambda: f"{done.predicted:,} images"):
             vote = predictor(images)
@@ -94,8 +93,9 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
 
 
 def _batches(
-    shape: tuple[int, int, int], sources: Sources, size: int, done: Outcome
+    predictor: Predictor, sources: Sources, size: int, done: Outcome
 ) -> Iterator[tuple[list[str], torch.Tensor]]:
+    shape = predictor.shape
     groups = [sources.files[k : k + size] for k in range(0, len(sources.files), size)]
     # one shape is square where dlrun resized; else files must have the size of the training images
     images = Streamed(sources.files, shape, resize=shape[0] == shape[1])
@@ -108,8 +108,8 @@ def _batches(
             yield [name for name, _ in read], torch.from_numpy(np.stack([one for _, one in read]))
     for path in sources.arrays:
         try:
-            yield from _from_array(path, shape, size)
-        except (OSError, ValueError, EOFError, KeyError, BadZipFile) as error:
+            yield from _from_array(path, predictor, size, done)
+        except Exception as error:  # a damaged array fails as ValueError, EOFError, BadZipFile, zlib.error …
             done.unreadable[str(path)] = " ".join(str(error).split()) or type(error).__name__
 
 
@@ -126,22 +126,31 @@ def _decoded(images: Streamed, number: int) -> Any:
         return error.strerror or str(error)
 
 
-def _from_array(path: Path, shape: tuple[int, int, int], size: int) -> Iterator[tuple[list[str], torch.Tensor]]:
-    """Batches of an .npy, which stays on disk, or of the array x (else the only one) of an .npz."""
-    x = np.load(path, mmap_mode="r", allow_pickle=False)
-    if isinstance(x, np.lib.npyio.NpzFile):
-        name = "x" if "x" in x.files or len(x.files) != 1 else x.files[0]
-        if name not in x.files:
-            raise ValueError(f"has no array x, only {', '.join(x.files) or 'none'}")
-        with x:
-            x = x[name]
-    height, width, channels = shape
+def _from_npz(path: Path) -> Any:
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as found:
+        name = "x" if "x" in found.files or len(found.files) != 1 else found.files[0]
+        if name not in found.files:
+            raise ValueError(f"has no array x, only {', '.join(found.files) or 'none'}")
+        return found[name]
+
+
+def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Batches of an .npy, which stays on disk, or of the array x (else the only one) of an .npz, read whole."""
+    x = _from_npz(path) if path.suffix.lower() == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
+    shape = height, width, channels = predictor.shape
     if x.ndim == 3 and channels == 1:
         x = x[..., None]
     if x.ndim == 4 and x.shape[1:] == (channels, height, width) != shape:
         x = x.transpose(0, 2, 3, 1)
     if x.ndim != 4 or x.shape[1:] != shape or x.dtype.kind not in "uif":
         raise ValueError(f"is {x.dtype} {x.shape}; expected numbers (N, {height}, {width}, {channels})")
+    mean = max(predictor.data["mean"])
+    if x.dtype.kind == "f" and mean > 2 and 0 < np.abs(x[:size]).max(initial=0) <= 1:
+        raise ValueError(f"has values up to 1, the run's images have a mean of {mean:.3g}; expected the same units")
     for start in range(0, len(x), size):
         part = np.array(x[start : start + size], dtype=np.uint8 if x.dtype == np.uint8 else np.float32, order="C")
-        yield [f"{path}[{start + k}]" for k in range(len(part))], torch.from_numpy(part)
+        names = [f"{path}[{start + k}]" for k in range(len(part))]
+        fine = np.isfinite(part).reshape(len(part), -1).all(1)
+        done.unreadable |= {names[k]: "holds values that are not finite" for k in np.flatnonzero(~fine)}
+        if fine.any():
+            yield [names[k] for k in np.flatnonzero(fine)], torch.from_numpy(part[fine])

@@ -187,3 +187,19 @@ def test_mistakes_are_one_line(there: Path, dlrun: Callable[..., Outcome]) -> No
         done = dlrun("predict", *words)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
         assert said in done.err
+
+
+def test_what_is_not_finite_or_in_other_units_is_left_out(there: Path, dlrun: Callable[..., Outcome]) -> None:
+    pixels = np.random.default_rng(1).integers(0, 255, (4, 8, 8, 3)).astype(np.float32)
+    np.save("units.npy", pixels / 255)
+    pixels[1, 0, 0, 0], pixels[3, 7, 7, 2] = np.nan, np.inf
+    np.save("holes.npy", pixels)
+    np.savez("whole.npz", x=pixels)
+    Path("cut.npz").write_bytes(Path("whole.npz").read_bytes()[:900])
+    done = dlrun("predict", "sweep/0000", "units.npy", "holes.npy", "cut.npz")
+    assert done.code == 0, done.err
+    assert [row["file"] for row in table()] == ["holes.npy[0]", "holes.npy[2]"]
+    for said in ("units.npy: has values up to 1, the run's images have a mean of 1", "cut.npz: "):
+        assert f"left out: {said}" in done.out
+    for k in (1, 3):
+        assert f"left out: holes.npy[{k}]: holds values that are not finite" in done.out

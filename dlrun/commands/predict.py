@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     argv, trust = trusted(argv)
     parser = Parser(prog="dlrun predict", description=__doc__, epilog="trust=[PACKAGE]: code of your own in the run")
     parser.add_argument("model", help="a run or an ensemble, such as outputs/latest")
-    word = "image files, folders of them (with all below), .npy, or .npz with x"
+    word = "image files, folders of them (with all below), .npy, or .npz with x (read whole), in the units of training"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=word)
     parser.add_argument("--out", default="predictions.csv", metavar="FILE", help="default: predictions.csv")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")

@@ -13,10 +13,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlrun import rundir, verdicts
+from dlrun import ensembledir, rundir, verdicts
 from dlrun.config import UserError
 
-__all__ = ["FAILED", "NUMBERS", "SCORES", "Entry", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
+__all__ = [
+    "FAILED",
+    "NUMBERS",
+    "SCORES",
+    "Entry",
+    "ensembles",
+    "metric",
+    "read",
+    "rows",
+    "scored",
+    "sorted_by",
+    "table",
+    "varying",
+]
 
 SCORES = ("val_acc", "val_loss", "test_acc", "test_loss")
 NUMBERS = ("epochs", "best_epoch", *SCORES, "seconds")
@@ -47,6 +60,17 @@ def read(paths: Sequence[str]) -> list[Entry]:
         return [_entry(path) for path in rundir.find(list(paths))]
     finally:
         gc.enable()
+
+
+def ensembles(paths: Sequence[str]) -> list[Entry]:
+    """Return the ensembles at or below `paths`, with the scores of the vote that each has stored as its model."""
+    found = []
+    for path in ensembledir.find(paths):
+        result = rundir.stored(path)
+        named = f"{result.get('vote')} of {result.get('members')}"
+        # which column tells the best is for the runs to say
+        found.append(Entry(path, {**result, "monitor": "val_loss"}, {"choices.model": named}))
+    return found
 
 
 def _entry(path: Path) -> Entry:

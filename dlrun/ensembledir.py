@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlrun.config import UserError
 from dlrun.disk import make_folder, write_atomic
-from dlrun.rundir import OUTPUTS, as_csv, new_folder, write_arrays
+from dlrun.rundir import OUTPUTS, as_csv, is_run, new_folder, write_arrays
 
-__all__ = ["claim", "is_ensemble", "read", "write"]
+__all__ = ["claim", "find", "free", "is_ensemble", "read", "write"]
 
 
 def claim(folder: str | None, label: str) -> Path:
@@ -25,9 +25,31 @@ def claim(folder: str | None, label: str) -> Path:
         return new_folder(OUTPUTS / "ensembles", label)
     path = Path(folder).expanduser()
     make_folder(path)
-    if names := sorted(os.listdir(path)):
-        raise UserError(f"{path} already holds {names[0]}; choose another --out")
+    free(folder)
     return path
+
+
+def free(folder: str) -> None:
+    """Raise UserError when `folder` is there and holds something: to be known before minutes of evaluation."""
+    path = Path(folder).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out={folder}: expected a new folder, found a file")
+    names = sorted(n for n in os.listdir(path) if not n.startswith(".")) if path.is_dir() else []
+    if names:
+        raise UserError(f"{path} already holds {names[0]}; choose another --out")
+
+
+def find(paths: Sequence[str]) -> list[Path]:
+    """Return the ensembles at or below `paths`, each once."""
+    found: dict[Path, Path] = {}
+    for name in paths:
+        for top, below, _ in os.walk(Path(name).expanduser()):
+            path = Path(top)
+            if is_ensemble(path):
+                found.setdefault(path.resolve(), path)
+            inside = is_ensemble(path) or is_run(path)
+            below[:] = [] if inside else sorted(n for n in below if not n.startswith("."))
+    return list(found.values())
 
 
 def write(

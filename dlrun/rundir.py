@@ -24,6 +24,7 @@ __all__ += [
     "as_csv",
     "ask_to_stop",
     "epoch_checkpoints",
+    "is_run",
     "keep_teacher_targets",
     "new_folder",
     "settle",
@@ -410,6 +411,11 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{key}{name}.")
 
 
+def is_run(path: Path) -> bool:
+    """Say whether a folder is that of a run."""
+    return (path / "config.yaml").is_file()
+
+
 def find(paths: list[str]) -> list[Path]:
     """Return the run folders at or below `paths`, oldest name first, each once.
 
@@ -430,7 +436,7 @@ def find(paths: list[str]) -> list[Path]:
 
 def _below(folder: Path) -> Iterator[Path]:
     try:
-        if (folder / "config.yaml").is_file():
+        if is_run(folder):
             yield folder
             return
         with os.scandir(folder) as entries:

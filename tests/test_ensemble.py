@@ -128,6 +128,25 @@ def test_runs_that_did_not_end_are_left_out_by_name(five: Path, dlrun: Callable[
     assert len(picked(Path("e"))) == 5
 
 
+def test_compare_lists_ensembles_by_their_vote(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("ensemble", "sweep", "--out", "all/e").code == 0
+    done = dlrun("compare", "sweep", "all")
+    assert "5 runs and 1 ensemble;" in done.out
+    rows = {r["run"]: r for r in json.loads(dlrun("compare", "sweep", "all", "--json").out)}
+    assert float(rows["all/e"]["test_acc"]) == float(table(Path("all/e"))[4]["test_acc"])
+    assert len(json.loads(dlrun("compare", "sweep", "all", "--group-seeds", "--json").out)) == 1
+
+
+def test_a_taken_folder_is_told_before_anything_is_evaluated(
+    five: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlrun.ensembles.completed", lambda _: pytest.fail("looked for members"))
+    for more in (["--fresh"], ["--average", "weights"]):
+        done = dlrun("ensemble", "sweep", *more, "--out", "sweep")
+        assert (done.code, done.out) == (2, "")
+        assert "sweep already holds 0000; choose another --out" in done.err
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "text"])
 def test_damaged_predictions_are_left_out_by_name(damage: str, five: Path, dlrun: Callable[..., Outcome]) -> None:
     file = five / "0000" / "predictions.npz"

@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "ensembledir": {"config", "disk", "rundir"},
     "evidence": set(),
     "verdicts": {"evidence"},
-    "compare": {"config", "rundir", "verdicts"},
+    "compare": {"config", "ensembledir", "rundir", "verdicts"},
     "figures": {"config", "rundir"},
     "layer_plots": {"figures", "rundir"},
     "plots": {"figures", "layer_plots", "rundir"},

@@ -1,4 +1,4 @@
-"""`dlrun compare [PATH…]`: runs and sweeps side by side, on screen and as CSV, JSON or LaTeX (S9, S10)."""
+"""`dlrun compare [PATH…]`: runs, sweeps and ensembles side by side, on screen and as CSV, JSON or LaTeX (S9, S10)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
 
     paths = args.paths or ([str(rundir.OUTPUTS)] if rundir.OUTPUTS.is_dir() else [])
     entries = compare.read(paths)
+    runs = len(entries)
     notes: list[str] = []
     if args.group_seeds:
         from dlrun import seeds
@@ -26,6 +27,7 @@ def main(argv: list[str]) -> int:
         table = seeds.grouped(entries)
         notes = seeds.note(table, compare.metric(entries))
     else:
+        entries += compare.ensembles(paths)
         table = compare.table(entries)
     if args.sort and table:
         table = compare.sorted_by(table, args.sort)
@@ -39,14 +41,16 @@ def main(argv: list[str]) -> int:
         print(tables.as_latex(table, notes))
     else:
         print(tables.as_text(table, None if args.all else SCREEN, compare.metric(entries)))
-        _foot(args, len(entries), len(table), notes)
+        _foot(args, runs, len(entries) - runs, len(table), notes)
     return 0
 
 
 def _parser() -> Parser:
     parser = Parser(prog="dlrun compare", description=__doc__)
     parser.add_argument("paths", nargs="*", help="runs, sweeps or folders of them (default: outputs)")
-    parser.add_argument("--group-seeds", action="store_true", help="one row a setting: mean ± std over its seeds")
+    parser.add_argument(
+        "--group-seeds", action="store_true", help="one row a setting: mean ± std over its seeds, no ensembles"
+    )
     parser.add_argument("--sort", metavar="COLUMN", help="by this column, scores best first; --sort=-COLUMN reverses")
     parser.add_argument("--csv", metavar="FILE", help="where the table is written (default: outputs/compare.csv)")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -62,10 +66,11 @@ def _write(target: Path, text: str) -> None:
     rundir.write_atomic(target, text.encode())
 
 
-def _foot(args: Any, runs: int, rows: int, notes: list[str]) -> None:
+def _foot(args: Any, runs: int, votes: int, rows: int, notes: list[str]) -> None:
     import sys
 
     said = f"{runs} run{'s' * (runs > 1)}" + (f" in {rows} setting{'s' * (rows > 1)}" if args.group_seeds else "")
+    said += f" and {votes} ensemble{'s' * (votes > 1)}" if votes else ""
     if not args.all and rows > SCREEN and sys.stdout.isatty():
         said += f", the first {SCREEN} rows shown (--all shows the rest)"
     print(*notes, f"{said}; the same as CSV: {args.csv or 'outputs/compare.csv'}", sep="\n")

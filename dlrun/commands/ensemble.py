@@ -20,6 +20,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
     from dlrun import ensembledir, ensembles
 
+    if args.out is not None:
+        ensembledir.free(args.out)
     found = _found(args, trust)
     ensembles.agree(found)
     members = ensembles.select(found, top=args.top or 0, by_greed=args.greedy)
@@ -98,7 +100,11 @@ def _parser() -> Parser:
 
 
 def _headline(args: Any, found: int, members: Sequence[Any]) -> str:
-    how = f"the {len(members)} best of {found} on validation accuracy" if args.top else f"{found} members"
+    how = (
+        f"the {len(members)} best of {found} on validation accuracy"
+        if args.top
+        else f"{found} member{'s' * (found > 1)}"
+    )
     if args.greedy:
         picks = ", ".join(f"{m.path.name} × {m.weight}" for m in members)
         how = f"{len(members)} of {found}, picked greedily on validation log loss: {picks}"

@@ -59,7 +59,11 @@ def _found(args: Any, trust: list[str]) -> list[Any]:
         if len(paths) > 1:
             raise UserError(f"--members checkpoints takes one run, found {len(paths)}, such as {paths[0]}")
         return fresh.checkpoints(paths[0], trust)
-    return [fresh.evaluated(path, trust) for path in paths]
+    from dlrun.progress import Screen
+
+    with Screen() as screen:
+        steps = screen.steps(paths, len(paths), 1, 1, lambda: "members evaluated again")
+        return [fresh.evaluated(path, trust) for path in steps]
 
 
 def _average(args: Any, members: Sequence[Any], trust: list[str], mean: float) -> int:

@@ -135,7 +135,7 @@ def same(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-@pytest.mark.parametrize("source", ["memory", "streamed"])
+@pytest.mark.parametrize("source", ["memory", pytest.param("streamed", marks=pytest.mark.slow)])
 def test_a_run_killed_twenty_times_ends_bit_for_bit_the_same(tmp_path: Path, processes: Any, source: str) -> None:
     data = ("dataset.limit=200", "trainer.ema=0.9")
     if source == "streamed":

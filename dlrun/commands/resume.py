@@ -54,7 +54,6 @@ def _go_on(run: object, trust: list[str]) -> int:
         print(f"{run.path} is complete; nothing to do")
         return 0
     plain = rundir.config(run.path)
-    plain["trainer"]["stop_after"] = 0  # a run that was paused goes on to its end
     # what a stored config trusts is a stranger's word: only the command line counts
     plain["trust"] = trust
     try:
@@ -63,6 +62,7 @@ def _go_on(run: object, trust: list[str]) -> int:
         require(plain)
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error
+    plain["trainer"]["stop_after"] = 0  # a run that was paused goes on to its end
     from dlrun.running import execute
 
     return execute(OmegaConf.create(plain), run, resuming=True)

@@ -61,8 +61,9 @@ def _completion(argv: list[str]) -> int:
 def _share_cores() -> None:
     """On a busy machine let waiting threads sleep: torch's spin, and two programs that spin wait for each other.
 
-    Thirty epochs on digits beside two other trainings on two cores: 87 and 189 s spinning, 12 and 24 s asleep. On a
-    quiet machine spinning is the faster way. OpenMP asks once, when torch is imported.
+    Thirty epochs on digits on two cores, other programs coming and going, three rounds in turn: 5, 87 and 189 s with
+    torch's default, 13, 12 and 24 s asleep. So where little else runs the default is left. OpenMP asks once, when
+    torch is imported.
     """
     if os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import sys
 import time
 from collections.abc import Collection
@@ -25,31 +26,34 @@ from dlrun import rundir
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
 
-__all__ = ["find", "keep", "key"]
+__all__ = ["find", "keep", "key", "setup"]
 
 PARTS = ("model", "loss", "dataset", "regularizer", "objective", "augment")
 # checks whose verdict also depends on the user's own optimizer
 WITH_OPTIMIZER = ("parameters", "optimizer")
+OPTIMIZER_PARTS = ("optimizer", "scheduler", "trainer")
 # checks that look at the test split, which no hash may depend on before training is over (D4)
 NEVER = ("data_audit", "data_duplicates")
 
 
-def key(name: str, exp: Experiment) -> str:
-    """Return the hash that stands for a check and everything it depends on."""
+def setup(exp: Experiment) -> dict[str, Any]:
+    """Return all that checks depend on; read once for a suite, for it reads files."""
     from omegaconf import OmegaConf
 
     plain: Any = OmegaConf.to_container(exp.cfg, resolve=True)
-    parts = {part: plain[part] for part in PARTS}
-    if name in WITH_OPTIMIZER:
-        parts.update(optimizer=plain["optimizer"], scheduler=plain["scheduler"], trainer=plain["trainer"])
-    about = {
-        "check": name,
-        "config": parts,
+    return {
+        "config": plain,
         "data": exp.data.record(),
         "code": _sources(exp),
         "device": [exp.device.type, str(exp.dtype)],
         "versions": [dlrun.__version__, torch.__version__],
     }
+
+
+def key(name: str, setup: dict[str, Any]) -> str:
+    """Return the hash that stands for a check and everything it depends on."""
+    parts = (*PARTS, *OPTIMIZER_PARTS) if name in WITH_OPTIMIZER else PARTS
+    about = {**setup, "check": name, "config": {part: setup["config"][part] for part in parts}}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
@@ -84,8 +88,8 @@ def _ours(module: str) -> bool:
 def _beside(modules: Collection[str]) -> set[str]:
     """The modules imported from the folders of these files: a user's class may lean on any file beside its own."""
     files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
-    folders = {Path(file).resolve().parent for name in modules if (file := files.get(name))}
-    return {name for name, file in files.items() if file and Path(file).resolve().parent in folders}
+    folders = {os.path.dirname(file) for name in modules if (file := files.get(name))}
+    return {name for name, file in files.items() if file and os.path.dirname(file) in folders}
 
 
 def find(receipt: str) -> Verdict | None:

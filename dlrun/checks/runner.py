@@ -73,13 +73,14 @@ def run(exp: Experiment) -> list[Result]:
     options = exp.cfg.check
     names = [n for n in CHECKS if (not options.only or n in options.only) and n not in options.skip]
     began = time.perf_counter()
+    setup = receipts.setup(exp)
     results = []
     speaks = True
     with no_trace():
         for name in names:
             started = time.perf_counter()
             if speaks or name not in NEED_OUTPUTS:
-                verdict = _one(name, exp, options.budget - (started - began))
+                verdict = _one(name, exp, receipts.key(name, setup), options.budget - (started - began))
             else:
                 verdict = Verdict("skip", "not run", "", "no usable logits: mend what `outputs` says first")
             speaks = speaks and (name, verdict.status) != ("outputs", "fail")
@@ -87,8 +88,7 @@ def run(exp: Experiment) -> list[Result]:
     return results
 
 
-def _one(name: str, exp: Experiment, seconds_left: float) -> Verdict:
-    receipt = receipts.key(name, exp)
+def _one(name: str, exp: Experiment, receipt: str, seconds_left: float) -> Verdict:
     if not exp.cfg.check.fresh and (known := receipts.find(receipt)) is not None:
         return known
     if seconds_left <= 0:

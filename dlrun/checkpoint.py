@@ -18,8 +18,9 @@ import torch
 from torch import nn
 
 from dlrun.config import UserError
+from dlrun.disk import write_atomic
 from dlrun.experiment import Experiment
-from dlrun.rundir import Run, write_atomic
+from dlrun.rundir import Run
 
 __all__ = ["State", "load", "load_weights", "restore", "rng_state", "save", "set_rng_state"]
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from dlrun.config import UserError
 from dlrun.disk import make_folder, write_atomic
-from dlrun.rundir import OUTPUTS, as_csv, is_run, new_folder, write_arrays
+from dlrun.formats import as_csv, write_arrays
+from dlrun.rundir import OUTPUTS, is_run, new_folder
 
 __all__ = ["claim", "find", "free", "is_ensemble", "read", "write"]
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from dlrun import rundir
 from dlrun.config import UserError
+from dlrun.disk import write_atomic
 
 __all__ = ["BLUE", "GREEN", "GREY", "OKABE_ITO", "ORANGE", "STYLE", "WIDTH"]
 __all__ += ["canvas", "columns", "epochs_axis", "headline", "number", "positive", "save", "styled"]
@@ -67,7 +68,7 @@ def save(folder: Path, name: str, figure: Any) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
     file = rundir.pictures(folder) / f"{name}.png"
-    rundir.write_atomic(file, buffer.getvalue())
+    write_atomic(file, buffer.getvalue())
     return file
 
 

@@ -15,6 +15,7 @@ from string import Template
 from typing import Any
 
 from dlrun import rundir
+from dlrun.disk import write_atomic
 
 __all__ = ["is_number", "picture", "section", "table", "text", "write_page"]
 
@@ -42,7 +43,7 @@ def write_page(folder: Path, title: str, parts: Iterable[str]) -> Path:
     """Write the report of a run or sweep folder from parts that are HTML already; return the file."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     text = template.substitute(title=escape(f"dlrun {title}"), body="\n".join(p for p in parts if p))
-    rundir.write_atomic(rundir.report(folder), text.encode("utf-8", "replace"))
+    write_atomic(rundir.report(folder), text.encode("utf-8", "replace"))
     return rundir.report(folder)
 
 

@@ -6,8 +6,6 @@ A folder has one owner at a time: the process that holds its lock. Nothing here 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import json
 import os
 import secrets
@@ -18,23 +16,10 @@ from typing import Any
 
 from dlrun.config import UserError
 from dlrun.disk import OWNER, append, lock, make_folder, owned, unlock, write_atomic
+from dlrun.formats import as_csv, read_arrays, read_rows, write_arrays
 
-__all__ = ["Run", "claim", "config", "find", "make_folder", "metrics", "owned", "read_receipt"]
-__all__ += [
-    "as_csv",
-    "ask_to_stop",
-    "epoch_checkpoints",
-    "is_run",
-    "keep_teacher_targets",
-    "new_folder",
-    "settle",
-    "take",
-    "taken",
-    "teacher_targets",
-    "tested",
-    "write_arrays",
-]
-__all__ += ["reopen", "result", "stored", "write_atomic", "write_receipt", "write_study"]
+__all__ = ["Run", "ask_to_stop", "claim", "config", "epoch_checkpoints", "find", "is_run", "metrics", "new_folder"]
+__all__ += ["reopen", "result", "settle", "stored", "take", "taken", "tested", "write_study"]
 
 OUTPUTS = Path("outputs")
 
@@ -135,7 +120,7 @@ class Run:
     def add_histograms(self, epoch: int, arrays: Mapping[str, Any] | None) -> None:
         """Add the histograms of an epoch to histograms.npz, in place of those it may hold already."""
         if arrays is not None:
-            merged = _arrays(self.path / "histograms.npz") | {f"{epoch:04d}/{k}": v for k, v in arrays.items()}
+            merged = read_arrays(self.path / "histograms.npz") | {f"{epoch:04d}/{k}": v for k, v in arrays.items()}
             write_arrays(self.path / "histograms.npz", merged, small=True)
 
     def trim_metrics(self, epoch: int) -> None:
@@ -328,51 +313,24 @@ def stored(path: Path) -> dict[str, Any]:
     return {"status": "running"} if (path / "config.yaml").exists() else {}
 
 
-def _arrays(file: Path) -> dict[str, Any]:
-    import numpy as np
-
-    try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as found:
-            return dict(found)
-    except Exception:  # a damaged or a stranger's archive fails as OSError, BadZipFile, zlib.error, MemoryError …
-        return {}
-
-
-def write_arrays(file: Path, arrays: Mapping[str, Any], *, small: bool = False) -> None:
-    """Replace an .npz; `small` trades time for size."""
-    import numpy as np
-
-    buffer = io.BytesIO()
-    (np.savez_compressed if small else np.savez)(buffer, allow_pickle=False, **arrays)
-    write_atomic(file, buffer.getvalue())
-
-
 def arrays(path: Path, name: str) -> dict[str, Any]:
     """Return the arrays of `predictions`, `histograms` or `showcase`; empty where there are none."""
-    return _arrays(path / f"{name}.npz")
+    return read_arrays(path / f"{name}.npz")
 
 
 def layers(path: Path) -> list[dict[str, str]]:
     """Return the rows of layers.csv as text, a layer and epoch each."""
-    return _rows(path / "layers.csv")
+    return read_rows(path / "layers.csv")
 
 
 def metrics(path: Path) -> list[dict[str, str]]:
     """Return the rows of metrics.csv as text, an epoch each."""
-    return _rows(path / "metrics.csv")
+    return read_rows(path / "metrics.csv")
 
 
 def checks(path: Path) -> list[dict[str, str]]:
     """Return the rows of checks.csv as text, a check each."""
-    return _rows(path / "checks.csv")
-
-
-def _rows(file: Path) -> list[dict[str, str]]:
-    try:
-        with open(file, newline="") as opened:
-            return list(csv.DictReader(opened))
-    except FileNotFoundError:
-        return []
+    return read_rows(path / "checks.csv")
 
 
 def report(path: Path) -> Path:
@@ -445,42 +403,3 @@ def _below(folder: Path) -> Iterator[Path]:
         raise UserError(f"{folder}: cannot read this folder: {error.strerror}") from error
     for name in names:
         yield from _below(folder / name)
-
-
-def as_csv(rows: list[Any], header: bool = True) -> str:
-    """Return rows of the same keys as the text of a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def teacher_targets(key: str) -> Any:
-    """Return the array that was kept of a teacher under this key, or None."""
-    return _arrays(OUTPUTS / ".teachers" / f"{key}.npz").get("targets")
-
-
-def keep_teacher_targets(key: str, targets: Any) -> None:
-    """Keep what a teacher said beside the runs; only a saving, so a folder that cannot be written loses just that."""
-    with contextlib.suppress(OSError, UserError):
-        make_folder(OUTPUTS / ".teachers")
-        write_arrays(OUTPUTS / ".teachers" / f"{key}.npz", {"targets": targets})
-
-
-def read_receipt(name: str) -> dict[str, Any] | None:
-    """Return what was kept under the name of a receipt, or None."""
-    try:
-        found: dict[str, Any] = json.loads((OUTPUTS / ".receipts" / f"{name}.json").read_bytes())
-    except (OSError, ValueError):
-        return None
-    return found
-
-
-def write_receipt(name: str, content: Mapping[str, Any]) -> None:
-    """Keep a receipt beside the runs; only a saving, so a folder that cannot be written loses just that."""
-    folder = OUTPUTS / ".receipts"
-    with contextlib.suppress(OSError, UserError):
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / f"{name}.json", json.dumps(content).encode())

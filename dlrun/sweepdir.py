@@ -14,7 +14,8 @@ from typing import Any
 
 from dlrun.config import UserError
 from dlrun.disk import lock, make_folder, unlock, write_atomic
-from dlrun.rundir import OUTPUTS, as_csv, new_folder
+from dlrun.formats import as_csv
+from dlrun.rundir import OUTPUTS, new_folder
 
 __all__ = ["is_sweep", "journal", "log", "open_sweep", "plan", "run_folder", "table", "write_plan", "write_table"]
 

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun import rundir, trained
+from dlrun import trained
 from dlrun.config import UserError
 from dlrun.data import Data, Split
 from dlrun.data.images import Streamed, read
+from dlrun.kept import read_targets, write_targets
 from dlrun.progress import Screen
 
 __all__ = ["log_probabilities"]
@@ -31,10 +32,10 @@ def log_probabilities(teacher: str, data: Data, trust: list[str], device: torch.
     predictor = trained.load(path, trust, device.type)
     _must_match(predictor, data)
     key = _key(predictor, data.train)
-    kept = rundir.teacher_targets(key)
+    kept = read_targets(key)
     if kept is None or kept.shape != (len(data.train), len(data.classes)) or kept.dtype != np.float32:
         kept = np.concatenate(list(_asked(predictor, data.train)))
-        rundir.keep_teacher_targets(key, kept)
+        write_targets(key, kept)
     return torch.from_numpy(kept)
 
 

@@ -119,7 +119,9 @@ def _flat(run: Evidence) -> Finding | None:
     share, accuracy = max(run.counts) / sum(run.counts), end(run.acc, 2)
     if accuracy - share > LEARNT * (1 - share) or end(run.loss, 2) < 0.9 * min(run.loss[0], run.chance):
         return None
-    if max(run.now("dead_fraction").values(), default=0.0) > SEVERE:
+    if max(run.loss) > ROSE * run.chance:  # it exploded and came to rest: its weights are large, its ratio is small
+        fix = run.rate(0.1)
+    elif max(run.now("dead_fraction").values(), default=0.0) > SEVERE:
         fix = _revive(run)
     elif not WANTED_RATIO / BAND < run.ratio < WANTED_RATIO * BAND:
         fix = run.rate(run.towards_ratio())

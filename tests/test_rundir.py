@@ -106,11 +106,11 @@ def test_a_dead_owners_folder_can_be_resumed(here: Path) -> None:
         (here / "run/checkpoints/.last.pt.7.tmp").touch()
         with pytest.raises(UserError, match=f"run is in use by process {pid} on .*cannot be resumed"):
             rundir.reopen("run")
-        assert rundir.owned(here / "run")
+        assert disk.owned(here / "run")
         assert rundir.result(here / "run")["status"] == "running"
         os.kill(made[0].pid, signal.SIGKILL)
         made[0].wait()
-        assert not rundir.owned(here / "run")
+        assert not disk.owned(here / "run")
         assert rundir.result(here / "run")["status"] == "interrupted"
         run = rundir.reopen("run")
         assert json.loads((here / "run/.owner").read_bytes())["pid"] == os.getpid()
@@ -136,7 +136,7 @@ def test_a_forked_child_does_not_hold_the_folder(here: Path) -> None:
         os._exit(0)
     run.release()
     again = rundir.claim("run", "")
-    assert rundir.owned(here / "run")
+    assert disk.owned(here / "run")
     again.release()
     os.close(writer)
     os.waitpid(child, 0)
@@ -148,7 +148,7 @@ def test_release_twice_is_harmless(here: Path) -> None:
     run.release()
     other = rundir.claim("b", "")  # may get the same file descriptor
     run.release()
-    assert rundir.owned(here / "b")
+    assert disk.owned(here / "b")
     other.release()
 
 
@@ -168,7 +168,7 @@ def test_claim_refuses_what_is_there(here: Path, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(UserError) as told:
             rundir.claim(folder, "")
         assert says in str(told.value)
-    assert not rundir.owned(here / "done")
+    assert not disk.owned(here / "done")
 
 
 def test_a_run_that_died_before_its_config_is_claimed_anew(here: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_run_that_died_before_its_config_is_claimed_anew(here: Path) -> None:
     (run.path / "log.txt").touch()
     run.release()
     again = rundir.claim("run", "")
-    assert rundir.owned(here / "run")
+    assert disk.owned(here / "run")
     again.release()
 
 
@@ -223,11 +223,11 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
     with monkeypatch.context() as patched:
         refuse(patched, call, errno.ENOSPC)
         with pytest.raises(UserError, match=r"result.json: cannot write: No space left on device") as told:
-            rundir.write_atomic(path, b"new")
+            disk.write_atomic(path, b"new")
     assert told.value.code == 1
     assert path.read_text() == "old"
     assert [p.name for p in here.iterdir()] == ["result.json"]
-    rundir.write_atomic(path, b"new")
+    disk.write_atomic(path, b"new")
     assert path.read_text() == "new"
 
 
@@ -284,7 +284,7 @@ def test_an_interrupt_in_a_write_leaves_no_litter(here: Path, monkeypatch: pytes
 
     monkeypatch.setattr(os, "fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        rundir.write_atomic(here / "x", b"new")
+        disk.write_atomic(here / "x", b"new")
     assert list(here.iterdir()) == []
 
 
@@ -362,7 +362,7 @@ def test_resume_of_what_is_no_run_or_complete(here: Path, dlrun: Callable[..., O
     write(here / "outputs/runs/b/notes.txt", "")
     done = dlrun("resume", "outputs/runs/a")
     assert (done.code, done.out) == (0, "outputs/runs/a is complete; nothing to do\n")
-    assert not rundir.owned(here / "outputs/runs/a")
+    assert not disk.owned(here / "outputs/runs/a")
     lost = dlrun("resume", "outputs/runs/b")
     assert lost.code == 2
     assert lost.err.startswith("dlrun: outputs/runs/b: no run here (config.yaml is missing); runs nearby: outputs/")
@@ -405,7 +405,3 @@ def test_predictions_hold_no_pickles(here: Path) -> None:
     with np.load(run.path / "predictions.npz", allow_pickle=False) as found:
         assert sorted(found) == ["val_ids", "val_logits"]
     run.release()
-
-
-def test_disk_names_stay_in_step() -> None:
-    assert rundir.write_atomic is disk.write_atomic

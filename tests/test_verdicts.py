@@ -70,6 +70,14 @@ def test_a_network_that_learns_nothing_is_flat_and_a_tiny_ratio_asks_for_a_highe
     assert urgent(run.metrics[:2], run.layers, run.config, run.exp.data.record()) == []
 
 
+def test_an_explosion_that_comes_to_rest_at_chance_asks_for_a_tenth_of_the_rate() -> None:
+    run = watched("optimizer.lr=0.3", "model.norm=none", "scheduler=constant", "trainer.epochs=6", "dataset.limit=400")
+    found = named(run.findings())["flat"]
+    assert run.metrics[0]["train_loss"] > 2 * math.log(10)
+    assert run.metrics[-1]["train_loss"] < 1.5 * math.log(10)
+    assert found.try_ == "optimizer.lr=0.03"
+
+
 def test_a_loss_that_falls_in_a_straight_line_asks_for_a_higher_rate() -> None:
     run = watched("optimizer.lr=1e-5", "scheduler=constant", "trainer.epochs=6")
     (found,) = run.findings()

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 import dlrun
-from dlrun import rundir
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
+from dlrun.kept import read_receipt, write_receipt
 
 __all__ = ["find", "keep", "key", "setup"]
 
@@ -94,7 +94,7 @@ def _beside(modules: Collection[str]) -> set[str]:
 
 def find(receipt: str) -> Verdict | None:
     """Return the verdict that was kept under `receipt`, worded with its age."""
-    found = rundir.read_receipt(receipt)
+    found = read_receipt(receipt)
     if found is None:
         return None
     message = f"{'passed' if found['status'] == 'pass' else found['message']}, {_age(time.time() - found['time'])} ago"
@@ -104,7 +104,7 @@ def find(receipt: str) -> Verdict | None:
 def keep(name: str, receipt: str, verdict: Verdict) -> None:
     """Remember the verdict of a check, unless it is a failure or nothing was checked."""
     if verdict.status in ("pass", "warn") and name not in NEVER:
-        rundir.write_receipt(receipt, {**verdict.__dict__, "time": time.time()})
+        write_receipt(receipt, {**verdict.__dict__, "time": time.time()})
 
 
 def _age(seconds: float) -> str:

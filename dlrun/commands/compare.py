@@ -60,10 +60,10 @@ def _parser() -> Parser:
 
 
 def _write(target: Path, text: str) -> None:
-    from dlrun import rundir
+    from dlrun.disk import make_folder, write_atomic
 
-    rundir.make_folder(target.parent)
-    rundir.write_atomic(target, text.encode())
+    make_folder(target.parent)
+    write_atomic(target, text.encode())
 
 
 def _foot(args: Any, runs: int, votes: int, rows: int, notes: list[str]) -> None:

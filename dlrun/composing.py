@@ -177,7 +177,8 @@ class Composer:
     def _options(self, group: str) -> list[str]:
         if group not in self._listed:
             found = [] if "." in group else self._loader.get_group_options(group, None, self._root, self._folders)
-            self._listed[group] = list(found)
+            # Hydra's own launcher knows nothing of trials
+            self._listed[group] = [o for o in found if (group, o) != ("hydra/launcher", "basic")]
         return self._listed[group]
 
     def config(self, overrides: Sequence[Any]) -> dict[str, Any]:
@@ -197,16 +198,16 @@ class Composer:
                 self._must_be_one(override)
             chosen = tuple(o.input_line for o in overrides if self.chooses(o) and o.value() is not None)
             base = self._read(self._root, chosen)
-            schema = self._schema(chosen, base)
+            default = self._read(self._root, chosen)["hydra"]["launcher"]
+            schema = {**self._schema(chosen, base), "hydra": {"launcher": default}}
             cfg = OmegaConf.create(base, flags={"struct": True})
             values = [o for o in overrides if not self.chooses(o)]
             for override in values:
                 self._set(cfg, override, schema)
             plain: Any = OmegaConf.to_container(cfg, resolve=True)
             launcher = plain.pop("hydra")["launcher"]
-            default = self._read(self._root, chosen)["hydra"]["launcher"]
         added = {o.key_or_group for o in values if o.is_add() or o.is_force_add()}
-        validate({**plain, "hydra": {"launcher": launcher}}, {**schema, "hydra": {"launcher": default}}, added)
+        validate({**plain, "hydra": {"launcher": launcher}}, schema, added)
         from dlrun.loggers import require
         from dlrun.targets import check_targets
 

@@ -17,7 +17,18 @@ from dlrun.disk import lock, make_folder, unlock, write_atomic
 from dlrun.formats import as_csv
 from dlrun.rundir import OUTPUTS, new_folder
 
-__all__ = ["is_sweep", "journal", "log", "open_sweep", "plan", "run_folder", "table", "write_plan", "write_table"]
+__all__ = [
+    "is_sweep",
+    "jobs",
+    "journal",
+    "log",
+    "open_sweep",
+    "plan",
+    "run_folder",
+    "table",
+    "write_plan",
+    "write_table",
+]
 
 
 @contextlib.contextmanager
@@ -64,6 +75,11 @@ def journal(path: Path) -> Path:
 def log(path: Path) -> Path:
     """Return what the sweep printed."""
     return path / "log.txt"
+
+
+def jobs(path: Path) -> Path:
+    """Return the folder for what a launcher writes that queues jobs."""
+    return path / "jobs"
 
 
 def run_folder(path: Path, number: int) -> Path:

@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 
 from dlrun.search.worker import Job
 
-__all__ = ["Ended", "Pool"]
+__all__ = ["Ended", "Pool", "cores", "gpus"]
 
 CODE = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[3]); "
@@ -64,10 +64,9 @@ class Pool:
     """Runs up to `slots` trials at a time; a worker starts when there is a trial for it."""
 
     def __init__(self, workers: int) -> None:
-        gpus, cores = _gpus(), _cores()
-        self.slots = workers or gpus or cores
-        self.threads = max(1, cores // self.slots)
-        self._free_gpus = [n % gpus for n in range(self.slots)] if gpus else []
+        self.slots = workers or gpus() or cores()
+        self.threads = max(1, cores() // self.slots)
+        self._free_gpus = [n % gpus() for n in range(self.slots)] if gpus() else []
         self._workers: list[_Worker] = []
 
     def submit(self, job: Job) -> None:
@@ -127,11 +126,12 @@ def _how(code: int | None) -> str:
     return f"its process died (signal {-code})" if code and code < 0 else f"its process ended with code {code}"
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _gpus() -> int:
+def gpus() -> int:
     """Cards of NVIDIA that this process may use, counted without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:

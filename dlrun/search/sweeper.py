@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun import rundir, sweepdir
 from dlrun.config import UserError
-from dlrun.search import summary
+from dlrun.disk import owned
+from dlrun.search import launchers, summary
 from dlrun.search.plan import Plan, Round
-from dlrun.search.pool import Ended, Pool
+from dlrun.search.pool import Ended
 from dlrun.search.sampling import draw
 from dlrun.search.space import check, grid, plain_words, read, size
 from dlrun.search.study import Study, Trial
@@ -39,13 +41,14 @@ def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | 
     first = composer.parse([*fixed, *(a.ends()[0] for a in axes)])
     base = composer.config(first)
     plan = Plan.asked(fixed, axes, base["search"], flags or {})
+    launchers.require(starter := composer.launcher(first))
     check(composer, axes, fixed, plan.search["sampler"] == "grid")
     with sweepdir.open_sweep(base["sweep"]["dir"]) as folder:
         if sweepdir.is_sweep(folder):
             old = Plan.recorded(sweepdir.plan(folder))
             old.renew(plan, str(folder))
             plan = old
-        return Sweep(composer, plan, folder, base, composer.launcher(first)).run()
+        return Sweep(composer, plan, folder, base, starter).run()
 
 
 def again(composer: Composer, folder: Path, trust: list[str]) -> int:
@@ -56,9 +59,10 @@ def again(composer: Composer, folder: Path, trust: list[str]) -> int:
         plan.fixed.append(f"trust=[{','.join(trust)}]")
     first = composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)])
     base = composer.config(first)
+    launchers.require(starter := composer.launcher(first))
     check(composer, plan.axes, plan.fixed, False)
     with sweepdir.open_sweep(str(folder)) as held:
-        return Sweep(composer, plan, held, base, composer.launcher(first)).run()
+        return Sweep(composer, plan, held, base, starter).run()
 
 
 def points(composer: Composer, overrides: Sequence[str]) -> list[list[str]]:
@@ -81,7 +85,7 @@ class Sweep:
         self.minimise = summary.minimised(self.metric, base["search"]["direction"])
         self.epochs = int(base["trainer"]["epochs"])
         self.screen = Screen(sweepdir.log(folder))
-        self.pool = Pool(int(launcher["workers"]))
+        self.pool = launchers.launcher(launcher, folder)
         sweepdir.write_plan(folder, plan.record())
         search = plan.search
         journal = sweepdir.journal(folder)
@@ -142,14 +146,26 @@ class Sweep:
         waiting = todo[::-1]
         looked = 0.0
         while waiting or self.running:
-            while waiting and len(self.running) < self.pool.slots:
-                self._start(waiting.pop(), now)
+            while len(self.running) < self.pool.slots and (number := self._next(waiting, now)) is not None:
+                self._start(number, now)
             for ended in self.pool.wait(LOOK):
                 waiting += self._ended(ended, now)
             if time.monotonic() - looked > LOOK:
                 looked = time.monotonic()
                 waiting += self._look(now)
         self.screen.close()
+
+    def _next(self, waiting: list[int], now: Round) -> int | None:
+        """Take the next trial that is to be started, leaving those that still run for a process that is gone."""
+        for number in waiting[::-1]:
+            if owned(sweepdir.run_folder(self.folder, number)):
+                continue
+            waiting.remove(number)
+            self.results.pop(number, None)
+            if not self._over(number, now):
+                return number
+            self._ended(Ended(number, 0), now)  # it ended elsewhere meanwhile
+        return None
 
     def _start(self, number: int, now: Round) -> None:
         """Draw a trial that is new and give it to a worker."""
@@ -194,7 +210,8 @@ class Sweep:
         self._report(trial)
         folder = sweepdir.run_folder(self.folder, number)
         if ended.lost:
-            rundir.settle(folder, status="failed", reason=ended.why)
+            with suppress(UserError):  # a node that only seems to be gone may hold it still
+                rundir.settle(folder, status="failed", reason=ended.why)
         result = rundir.result(folder)
         status = str(result.get("status", ""))
         again = []

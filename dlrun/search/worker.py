@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Job", "main", "work"]
+__all__ = ["Job", "Place", "Remote", "away", "main", "work"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ def work(job: Job) -> tuple[int, str]:
     """
     from omegaconf import OmegaConf
 
+    import dlrun.checks
+    import dlrun.engine  # noqa: F401  before the folder is taken: from then on search.timeout counts
     from dlrun import rundir
     from dlrun.config import UserError
     from dlrun.experiment import keep_data, prepared
@@ -56,8 +59,55 @@ def work(job: Job) -> tuple[int, str]:
         return error.code, str(error)
     except KeyboardInterrupt:
         return 130, "interrupted"
+    except SystemExit:  # how a queue takes a job back, or a user's code ends the process: lost, not failed
+        raise
     except BaseException as error:  # a user's code may raise anything; the worker lives on
         return 1, f"{type(error).__name__}: {str(error).strip()[:200]}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep was typed and where it finds modules; the sweep's folder, if no trial may outlive it."""
+
+    cwd: str
+    path: tuple[str, ...]
+    sweep: Path | None = None
+
+
+def away(job: Job, place: Place) -> tuple[int, str]:
+    """Run a trial in a process that a launcher started, as `work` does, from the folder that the sweep was typed in."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.chdir(place.cwd)
+    sys.path += [folder for folder in place.path if folder not in sys.path]
+    if place.sweep and "watch" not in [t.name for t in threading.enumerate()]:
+        threading.Thread(target=_die_without, args=(place.sweep, os.getppid()), name="watch", daemon=True).start()
+    return work(job)
+
+
+class Remote:
+    """A trial as a job of Slurm, which submitit queues again, by `checkpoint`, when its time is over."""
+
+    def __init__(self, job: Job, place: Place) -> None:
+        self.job, self.place = job, place
+
+    def __call__(self) -> tuple[int, str]:
+        """Run the trial, or go on with it."""
+        return away(self.job, self.place)
+
+    def checkpoint(self) -> Any:
+        """Return what is to be queued: the same, since the trial's folder knows how far it is."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _die_without(sweep: Path, leader: int) -> None:
+    """End this process soon after the one that owns the sweep, or the one that started this, is gone."""
+    from dlrun.disk import owned
+
+    while owned(sweep) and os.getppid() == leader:
+        time.sleep(0.2)
+    os._exit(1)
 
 
 @contextmanager

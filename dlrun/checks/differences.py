@@ -28,7 +28,8 @@ __all__ = ["Comparison", "Move", "NotComparable", "Slopes", "gradients"]
 
 WRONG, KINKED, SMOOTH = 1e-2, 1e-4, 1e-7
 STEPS, FINER, COARSER = (1e-5, 1e-6, 1e-4), (1e-7, 1e-8), (1e-3, 1e-2)
-GROUP = 32  # more would cost a wrong one more passes to trace
+LADDER = sorted((*STEPS, *FINER, *COARSER), reverse=True)
+GROUP = 64  # more would cost a wrong one more passes to trace
 FLOOR = 4.0  # the rounding of a quotient has the deviation of the loss over 2^½·h: this is over five of them
 POWER = 1e-2  # a comparison tells when rounding is no more than this share of the derivative: what WRONG asks for
 
@@ -54,8 +55,9 @@ class Move:
         """The direction as a tensor; a number for one entry."""
         if self.entry is not None:
             return torch.full((), self.sign, dtype=like.dtype, device=like.device)
-        # drawn on the CPU, since generators of devices differ
-        v = torch.randn(like.shape, generator=torch.Generator().manual_seed(self.seed), dtype=like.dtype)
+        # drawn on the CPU, since generators of devices differ, and in float32, which takes a quarter of the time
+        generator = torch.Generator().manual_seed(self.seed)
+        v = torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like.dtype)
         return v.mul_(self.sign * v.numel() ** 0.25 / v.norm().clamp_min(1e-30)).to(like.device)
 
     def __str__(self) -> str:
@@ -213,12 +215,7 @@ class Slopes:
         if len(moves) == 1:
             yield self._alone(moves[0])
             return
-        sharp = [h for h in (self.step, 1e-4, *COARSER) if self.rounding(h) <= POWER * moves[-1].slope]
-        found = self._judged(self.measure(moves, sharp[0] if sharp else self.step))
-        if not found.state and found.h == self.step and found.tells:
-            found = self._judged(self.measure(moves, 1e-6 if self.step > 1e-6 else FINER[0]))
-            if found.state:
-                self.step = 1e-6  # what follows is of the same depth
+        found = self._closer(moves)
         if found.state:
             yield found
             return
@@ -226,9 +223,30 @@ class Slopes:
         yield from self._group(moves[:half])
         yield from self._group(moves[half:])
 
+    def _closer(self, moves: Sequence[Move]) -> Comparison:
+        """Compare a group by smaller and smaller steps, as long as each comes much closer."""
+        steps = [h for h in LADDER if self._clear(h, moves[-1].slope)]
+        begin = next((h for h in reversed(steps) if h >= self.step), STEPS[0])
+        found = self._judged(self.measure(moves, begin))
+        for h in (s for s in steps if s < begin and not found.state):
+            finer = self._judged(self.measure(moves, h))
+            bent = finer if finer.state else self._judged(_straightened(found, finer))
+            if bent.state:
+                self.step = h if finer.state else found.h  # what follows is of the same depth
+                return bent
+            if finer.excess > found.excess / 10:
+                break  # what parts them is not the curvature
+            found = finer
+        return found
+
+    def _clear(self, h: float, weakest: float) -> bool:
+        """Whether the rounding of steps of h leaves enough to compare; below the usual ones it must hide nothing."""
+        return self.rounding(h) <= (POWER if h >= min(STEPS) else KINKED) * weakest
+
     def _alone(self, move: Move) -> Comparison:
         tried: list[Comparison] = []
-        for h in (self.step, *(s for s in STEPS if s != self.step), *FINER, *COARSER):
+        first = max(self.step, min(STEPS))
+        for h in dict.fromkeys((first, *STEPS[:2], *FINER, STEPS[2], *COARSER)):
             blunt = not any(c.tells for c in tried)
             if tried and ((blunt and h < tried[0].h) or (h in COARSER and not blunt)):
                 continue  # smaller steps are against kinks and curvature, larger ones against rounding
@@ -293,6 +311,19 @@ class Slopes:
             loose=loose + also[1],
             jump=abs(plus + minus - 2 * self.value) / h,
         )
+
+
+def _straightened(coarse: Comparison, fine: Comparison) -> Comparison:
+    """Take the curvature out of two quotients (Richardson): where no kink is loose, their error grows with h²."""
+    if coarse.loose or fine.loose:
+        return fine
+    square = (coarse.h / fine.h) ** 2
+    return replace(
+        fine,
+        numeric=(square * fine.numeric - coarse.numeric) / (square - 1),
+        floor=(square * fine.floor + coarse.floor) / (square - 1),
+        crossed=max(coarse.crossed, fine.crossed),
+    )
 
 
 def _settled(tried: Sequence[Comparison]) -> Comparison | None:

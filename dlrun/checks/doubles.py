@@ -71,7 +71,7 @@ def off_zero(parameters: Mapping[str, Tensor]) -> None:
     """Move every weight by about a thousandth: over empty regions a bias of 0 puts a ReLU on its kink."""
     generator = torch.Generator().manual_seed(0)
     for p in parameters.values():
-        r = torch.randn(p.shape, generator=generator).to(p.device)
+        r = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
         p.add_(r * torch.where(p == 0, torch.ones_like(p), p.abs()), alpha=1e-3)
 
 

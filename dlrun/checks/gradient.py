@@ -98,13 +98,11 @@ def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
     """Compare directions of all tensors, then entries: a verdict at the first wrong one, or a suspicious one."""
     seed = {"start": 0, "burn-in": 1, "penalty": 2}[phase]
     generator = torch.Generator().manual_seed(seed)
-    draws = [
-        [slopes.direction(n, seed) for n in slopes.parameters],
-        [slopes.entry(n, int(g.abs().argmax())) for n, g in slopes.gradients.items()],
-    ]
+    entries = [slopes.entry(n, int(g.abs().argmax())) for n, g in slopes.gradients.items()]
     for _ in range(RANDOM_ENTRIES[phase]):
         sizes = {n: p.numel() for n, p in slopes.parameters.items()}
-        draws.append([slopes.entry(n, int(torch.randint(k, (), generator=generator))) for n, k in sizes.items()])
+        entries += [slopes.entry(n, int(torch.randint(k, (), generator=generator))) for n, k in sizes.items()]
+    draws = [[slopes.direction(n, seed) for n in slopes.parameters], entries]
     suspicious: list[Comparison] = []
     for moves in draws:
         for comparison in slopes.compare(moves):
@@ -131,7 +129,8 @@ def _traced(slopes: Slopes, worst: Comparison, phase: str, seed: int) -> Verdict
             continue
         if not bad:
             largest = slopes.entry(name, int(slopes.gradients[name].abs().argmax()))
-            nearest = [comparison, *slopes.compare([largest])]
+            more = [slopes.direction(name, seed + other) for other in (3, 4, 5)]  # one may show little of it
+            nearest = [comparison, *(c for move in (*more, largest) for c in slopes.compare([move]))]
             worst = next((c for c in reversed(nearest) if c.state == worst.state), worst)
         bad.append(name)
     where = ""

@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle, islice
 from time import perf_counter
 
 import torch
 from torch import Tensor, nn
 
-from dlrun.checks.sandbox import data_loss, descend, in_turn, replica, samples, settle
+from dlrun.checks.sandbox import in_turn, replica, samples, settle, training
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
 
@@ -180,16 +181,12 @@ def _of_classes(labels: Tensor, classes: Tensor, count: int) -> Tensor:
 def _training(exp: Experiment, trial: _Trial, deadline: float) -> Iterator[tuple[int, nn.Module]]:
     """Train on the slice at each rate; yield, at each look, the steps since the last and the model."""
     x, y = trial.slice
-    batches = [part for part in torch.split(torch.arange(len(x)), trial.plan.batch) if len(part) > 1]
+    size = trial.plan.batch
+    batches = [both for both in zip(torch.split(x, size), torch.split(y, size), strict=True) if len(both[1]) > 1]
     for rate in trial.plan.rates:
-        model, loss, last = replica(exp), data_loss(exp), 0
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        if not trainable:
-            return
-        optimizer = torch.optim.Adam(trainable, lr=rate)
-        for step in range(1, trial.plan.looks[-1] + 1):
-            part = batches[(step - 1) % len(batches)]
-            descend(exp, model, loss, x[part], y[part], optimizer)
+        model, last = replica(exp), 0
+        steps = training(exp, model, islice(cycle(batches), trial.plan.looks[-1]), rate)
+        for step, _ in enumerate(steps, 1):
             late = perf_counter() > deadline
             if late or step in trial.plan.looks:
                 yield step - last, model

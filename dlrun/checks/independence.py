@@ -10,11 +10,12 @@ fixed reordering and can be learned.
 from __future__ import annotations
 
 import copy
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
-from dlrun.checks.sandbox import data_loss, descend, samples, settle
+from dlrun.checks.sandbox import samples, settle, training
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
 
@@ -87,16 +88,12 @@ def _constant(model: nn.Module, x: Tensor) -> bool:
 
 def _burn_in(exp: Experiment, model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Train until outputs differ: a head that starts at zero, as in vision transformers, moves at once."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        return
-    optimizer, loss = torch.optim.Adam(trainable, lr=1e-3), data_loss(exp)
-    for step in range(1, BURN_IN + 1):
-        descend(exp, model.train(), loss, x, y, optimizer)
+    for step, _ in enumerate(training(exp, model.train(), repeat((x, y), BURN_IN), 1e-3), 1):
         if step % EVERY == 0:
             settle(model, x)
             if not _constant(model.eval(), x):
                 return
+            model.train()
     model.eval()
 
 

@@ -8,9 +8,11 @@ which can be learned by heart as well (C7 does), nor a layer whose absence the o
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import torch
 
-from dlrun.checks.sandbox import data_loss, descend, replica, samples
+from dlrun.checks.sandbox import data_loss, replica, samples, training
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
 
@@ -44,15 +46,9 @@ def overfit(exp: Experiment) -> Verdict:
 
 def _learn(exp: Experiment, x: torch.Tensor, y: torch.Tensor, rate: float, goal: float) -> tuple[float, float, int]:
     """Return accuracy, loss and steps at the goal, or where the loss no longer falls."""
-    model, loss = replica(exp), data_loss(exp)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    if not trainable:
-        return 0.0, float("nan"), 0
-    optimizer = torch.optim.Adam(trainable, lr=rate)
     accuracy, losses = 0.0, [float("inf")]
-    while len(losses) <= MORE:
-        now, logits = descend(exp, model, loss, x, y, optimizer)
-        losses.append(now)
+    for value, logits in training(exp, replica(exp), repeat((x, y), MORE), rate):
+        losses.append(now := float(value.detach()))
         accuracy = float((logits.argmax(1) == y).float().mean())
         stuck = len(losses) > STEPS and now > 0.9 * losses[-50]
         if (accuracy == 1.0 and now < goal) or now != now or stuck:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from dlrun import engine
 from dlrun.checks.chance import expected_loss
-from dlrun.checks.sandbox import data_loss, named, replica, samples
+from dlrun.checks.sandbox import data_loss, named, replica, samples, training
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
 
@@ -79,16 +80,10 @@ def _gradients(
     x, y = samples(exp, COUNT)
     loss = data_loss(exp)
     known = {id(p) for p in model.parameters()} | {id(p) for p in loss.parameters()}
-    step = torch.optim.Adam(trainable.values(), lr=1e-3)
     reached: set[str] = set()
     strangers: dict[int, Tensor] = {}
-    for _ in range(TRIES):
-        step.zero_grad()
-        value, _ = exp.objective(model, loss, x, y)
-        if not value.requires_grad:
-            break
+    for value, _ in training(exp, model, repeat((x, y), TRIES), 1e-3, loss):
         strangers |= {id(t): t for t in _leaves(value) if id(t) not in known}
-        value.backward()
         for name, p in trainable.items():
             if p.grad is not None and bool(p.grad.any()):
                 reached.add(name)
@@ -96,13 +91,12 @@ def _gradients(
                     return reached, [], False
         if len(reached) == len(trainable):
             break
-        step.step()
     return reached, list(strangers.values()), True
 
 
 def _leaves(value: Tensor) -> Iterator[Tensor]:
     """The tensors that a backward pass from `value` ends in."""
-    todo: list[Any] = [value.grad_fn]
+    todo: list[Any] = [value.grad_fn] if value.requires_grad else []
     seen = set(todo)
     while todo:
         node = todo.pop()

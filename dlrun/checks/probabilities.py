@@ -9,12 +9,12 @@ the origin, such as scaled cosines, which is legitimate.
 from __future__ import annotations
 
 import math
-from typing import Any
+from itertools import repeat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dlrun.checks.sandbox import replica, samples
+from dlrun.checks.sandbox import replica, samples, training
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
 
@@ -43,13 +43,13 @@ def probabilities(exp: Experiment) -> Verdict:
             "any value",
             "a frozen network cannot be pushed; unfreeze it with requires_grad_(True)",
         )
-    x, _ = samples(exp, COUNT)
+    x, y = samples(exp, COUNT)
     with torch.no_grad():
         logits = replica(exp)(x).float()
     low, high = float(logits.min()), float(logits.max())
     kind = _rows(logits)
     if kind is None and not (low < -1 - ALMOST and high > 1 + ALMOST):
-        low, high = min(low, _pushed(exp, x, -1.0)), max(high, _pushed(exp, x, 1.0))
+        low, high = min(low, _pushed(exp, x, y, -1.0)), max(high, _pushed(exp, x, y, 1.0))
         kind = _range(low, high)
     shown = f"{low:.3g} to {high:.3g}"
     if kind is None:
@@ -72,23 +72,22 @@ def _range(low: float, high: float) -> str | None:
     return "tanh" if low >= -1 - ALMOST and high <= 1 + ALMOST else None
 
 
-def _pushed(exp: Experiment, x: Tensor, sign: float) -> float:
+def _pushed(exp: Experiment, x: Tensor, y: Tensor, sign: float) -> float:
     """The largest (sign 1) or smallest (sign -1) output met while a copy is trained towards it."""
     extreme = float("-inf")
+
+    def pushed(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = model(x).float()
+        return -sign * outputs.mean(), outputs
+
     for rate in RATES:
-        model = replica(exp)
-        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=rate)
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            outputs: Any = model(x).float()
-            reached = float((sign * outputs.detach()).max())
+        for _, outputs in training(exp, replica(exp), repeat((x, y), STEPS), rate, objective=pushed):
+            reached = float((sign * outputs).max())
             if not math.isfinite(reached):
                 break
             extreme = max(extreme, reached)
-            if extreme > 1 + ALMOST or not outputs.requires_grad:
+            if extreme > 1 + ALMOST:
                 return sign * extreme
-            (-sign * outputs.mean()).backward()
-            optimizer.step()
         else:
             return sign * extreme
     return sign * extreme

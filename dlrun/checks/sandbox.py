@@ -6,7 +6,7 @@ A check sees a copy of the model without dropout, the data loss without smoothin
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,7 @@ from dlrun.checkpoint import rng_state, set_rng_state
 from dlrun.data.splits import Split
 from dlrun.experiment import Experiment
 
-__all__ = ["data_loss", "descend", "in_turn", "named", "no_trace", "replica", "samples", "settle"]
+__all__ = ["data_loss", "in_turn", "named", "no_trace", "replica", "samples", "settle", "training"]
 
 
 @contextmanager
@@ -73,16 +73,35 @@ def samples(
     return x, y
 
 
-def descend(
-    exp: Experiment, model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer
-) -> tuple[float, Tensor]:
-    """Take one step on a batch; return the loss and the logits (B, K) before it."""
-    optimizer.zero_grad()
-    with exp.autocast():
-        value, logits = exp.objective(model, loss, x, y)
-    value.backward()
-    optimizer.step()
-    return float(value.detach()), logits.detach()
+def training(
+    exp: Experiment,
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    rate: float,
+    loss: nn.Module | None = None,
+    objective: Callable[..., tuple[Tensor, Tensor]] | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Take a step of Adam on each batch; yield the loss, with its graph, and the logits (B, K) before the step.
+
+    Ends where nothing trains: at once in a frozen model, after the first batch where no gradient comes back.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        return
+    # one kernel for all that a step changes in a tensor: a fifth of the time
+    fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trainable)
+    optimizer = torch.optim.Adam(trainable, lr=rate, fused=fused)
+    loss = data_loss(exp) if loss is None else loss
+    for x, y in batches:
+        optimizer.zero_grad()
+        with exp.autocast():
+            value, logits = (objective or exp.objective)(model, loss, x, y)
+        if value.requires_grad:
+            value.backward()
+            optimizer.step()
+        yield value, logits.detach()
+        if not value.requires_grad:
+            return
 
 
 def settle(model: nn.Module, x: Tensor) -> None:

@@ -79,7 +79,7 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
         writer.writerow(["file", "class", "confidence", *(f"p_{name}" for name in predictor.classes)])
         batches = _batches(predictor, sources, size, done)
         total = -(-len(sources.files) // size) + len(sources.arrays)
-        for names, images in screen.steps(batches, total, 1, 1, lambda: f"{done.predicted:,} images"):
+        for names, images in screen.work(batches, total, "predicting", lambda: f"{done.predicted:,} images"):
             vote = predictor(images)
             for name, p, k in zip(names, vote.probabilities, vote.classes, strict=True):
                 writer.writerow([name, predictor.classes[k], f"{p[k]:.6f}", *(f"{value:.6f}" for value in p)])

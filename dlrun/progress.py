@@ -16,6 +16,7 @@ __all__ = ["Screen"]
 
 T = TypeVar("T")
 REFRESH = 0.1  # seconds between two looks at the loss: a look may wait for the accelerator
+LINE = 10.0  # seconds between two plain lines of a long piece of work
 
 
 class Screen:
@@ -74,16 +75,32 @@ class Screen:
         if not self.live:
             yield from items
             return
-        bar = self._progress(epochs * total)
-        done, last = (epoch - 1) * total, 0.0
+        label = f"epoch {epoch}/{epochs}"
+        self._progress(epochs * total)
+        yield from self._drawn(items, REFRESH, lambda n: self._draw((epoch - 1) * total + n, label, look()))
+
+    def work(self, items: Iterable[T], total: int, label: str, look: Callable[[], str]) -> Iterator[T]:
+        """Pass the parts of a single piece of work on, under a bar; without a terminal a line now and then."""
+        if self.live:
+            self._progress(total)
+            yield from self._drawn(items, REFRESH, lambda n: self._draw(n, label, look()))
+        else:
+            yield from self._drawn(items, LINE, lambda n: self.say(f"{label}: {n} of {total}, {look()}"))
+
+    def _drawn(self, items: Iterable[T], every: float, draw: Callable[[int], None]) -> Iterator[T]:
+        """Pass items on, and have their number drawn every so many seconds and at the end."""
+        done, last, drawn = 0, time.monotonic(), -1
         for item in items:
             yield item
             done += 1
-            now = time.monotonic()
-            if now - last > REFRESH:
-                last = now
-                bar.update(self._task, completed=done, epoch=f"epoch {epoch}/{epochs}", text=look())
-        bar.update(self._task, completed=done, epoch=f"epoch {epoch}/{epochs}", text=look())
+            if (now := time.monotonic()) - last > every:
+                last, drawn = now, done
+                draw(done)
+        if drawn != done and (self.live or drawn >= 0):  # what took no time needs no line
+            draw(done)
+
+    def _draw(self, done: float, label: str, text: str) -> None:
+        self._bar.update(self._task, completed=done, epoch=label, text=text)
 
     def count(self, done: float, total: int, label: str, text: str) -> None:
         """Draw the bar of something that is not counted in steps; nothing without a terminal."""

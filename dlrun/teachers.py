@@ -42,7 +42,8 @@ def log_probabilities(teacher: str, data: Data, trust: list[str], device: torch.
 def _asked(predictor: trained.Predictor, split: Split) -> Iterator[Any]:
     order = torch.split(torch.arange(len(split)), BATCH)
     with Screen() as screen:
-        batches = screen.steps(read(split.images, order), len(order), 1, 1, lambda: "asking the teacher")
+        told = f"{len(split):,} images"
+        batches = screen.work(read(split.images, order), len(order), "asking the teacher", lambda: told)
         for images in batches:
             yield np.log(predictor(images).probabilities + 1e-12).astype(np.float32)
 

@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["VOTES", "Vote", "disagreement", "fit_temperature", "greedy", "heated", "ranking", "scores", "softmax"]
+__all__ = ["COLDEST", "HOTTEST"]
+__all__ += ["VOTES", "Vote", "disagreement", "fit_temperature", "greedy", "heated", "ranking", "scores", "softmax"]
 
 Array = Any  # of numpy
 BINS = 15  # of the calibration error (Guo et al. 2017)
 TINY = 1e-12  # keeps the logarithm finite where a class got no probability at all
+COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
 
 
 class Vote(NamedTuple):
@@ -111,13 +113,13 @@ def heated(vote: Vote, temperature: float) -> Vote:
 
 
 def fit_temperature(vote: Vote, labels: Array) -> float:
-    """Return the temperature (0.05 to 20) with the lowest log loss on these labels.
+    """Return the temperature (COLDEST to HOTTEST) with the lowest log loss on these labels.
 
     Fitted to what the members say together, not to each: an average of calibrated members is too unsure (Rahaman
     and Thiery 2021, Uncertainty Quantification and Deep Ensembles). The loss is convex in 1/T, so a golden section
     finds its minimum.
     """
-    golden, low, high = (5**0.5 - 1) / 2, 0.05, 20.0
+    golden, low, high = (5**0.5 - 1) / 2, 1 / HOTTEST, 1 / COLDEST
     for _ in range(60):  # in 1/T, whose interval is the same
         a, b = high - golden * (high - low), low + golden * (high - low)
         if scores(heated(vote, 1 / a), labels)["loss"] <= scores(heated(vote, 1 / b), labels)["loss"]:

@@ -117,6 +117,14 @@ def test_temperature_lowers_the_validation_loss_and_moves_no_class(five: Path, d
     assert yaml.safe_load(Path("warm/ensemble.yaml").read_text())["temperature"] != 1.0
 
 
+def test_a_temperature_at_the_end_of_the_search_says_so() -> None:
+    from dlrun.commands.ensemble import _heat
+
+    assert _heat("majority", 1.234) == "majority 1.23"
+    assert "the end of what is looked at" in _heat("majority", 0.05)
+    assert "the end of what is looked at" in _heat("majority", 20.0)
+
+
 def test_runs_that_did_not_end_are_left_out_by_name(five: Path, dlrun: Callable[..., Outcome]) -> None:
     write_run(five / "0005", status="diverged")
     member(five / "0006", seed=1)

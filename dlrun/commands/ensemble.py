@@ -34,9 +34,16 @@ def main(argv: list[str]) -> int:
     store(path, args, members, table)
     print(ensembles.as_text(table.rows))
     if args.temperature:
-        print("temperatures, fitted on validation:", *(f"{v} {t:.2f}" for v, t in table.temperatures.items()))
+        print("temperatures, fitted on validation:", ", ".join(_heat(v, t) for v, t in table.temperatures.items()))
     print(f"{args.vote} is stored for `dlrun predict {path}` and as a teacher; everything is in {path}")
     return 0
+
+
+def _heat(vote: str, temperature: float) -> str:
+    from dlrun.votes import COLDEST, HOTTEST
+
+    edge = not 1.01 * COLDEST < temperature < 0.99 * HOTTEST
+    return f"{vote} {temperature:.2f}" + " (the end of what is looked at: too few errors on validation?)" * edge
 
 
 def _found(args: Any, trust: list[str]) -> list[Any]:
@@ -62,7 +69,7 @@ def _found(args: Any, trust: list[str]) -> list[Any]:
     from dlrun.progress import Screen
 
     with Screen() as screen:
-        steps = screen.steps(paths, len(paths), 1, 1, lambda: "members evaluated again")
+        steps = screen.work(paths, len(paths), "evaluating again", lambda: "members")
         return [fresh.evaluated(path, trust) for path in steps]
 
 

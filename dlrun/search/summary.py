@@ -5,6 +5,7 @@ Practices S3, S7, S10.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -174,8 +175,8 @@ def _next(sweep: Sweep, best: Sequence[Trial]) -> list[str]:
         held = [t.values[axis.key] for t in few if axis.holds(t.values[axis.key])]
         fine.append(axis.narrowed(held, best[0].values[axis.key], 3))
     if any(not a.words for a in axes):
-        commands.append("dlrun train -m " + " ".join([*plain, *(a.typed() for a in fine)]))
+        commands.append(["train", "-m", *plain, *(a.typed() for a in fine)])
     if all(a.name != "seed" for a in axes):
-        commands.append("dlrun train -m " + " ".join([*plain, *point, "seed=1,2,3,4,5"]))
-    commands.append(f"dlrun compare {sweep.folder} --group-seeds")
-    return [*commands, f"dlrun ensemble {sweep.folder}"]
+        commands.append(["train", "-m", *plain, *point, "seed=1,2,3,4,5"])
+    commands += [["compare", str(sweep.folder), "--group-seeds"], ["ensemble", str(sweep.folder)]]
+    return [shlex.join(["dlrun", *words]) for words in commands]

@@ -7,6 +7,7 @@ there, so that trials may run anywhere. A sweep that is started again runs what 
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -264,7 +265,7 @@ class Sweep:
             epoch = int(row.get("epoch") or 0)
             value = row.get(self.metric)
             if epoch > trial.seen and value and math.isfinite(float(value)):
-                prune = self.study.report(trial, epoch, float(value))
+                prune = self.study.report(trial, epoch, float(value)) or prune
         return prune
 
     def result(self, number: int) -> dict[str, Any]:
@@ -331,7 +332,8 @@ class Sweep:
         self.results.clear()
         self._table()
         done = sum(self._status(n) in DONE for n in self.trials)
-        self.screen.say(f"\ninterrupted after {done} trials; `dlrun resume {self.folder}` runs what is missing")
+        missing = f"`dlrun resume {shlex.quote(str(self.folder))}` runs what is missing"
+        self.screen.say(f"\ninterrupted after {done} trials; {missing}")
 
     def _page(self) -> None:
         if "trainer.report=false" in self.plan.fixed:
@@ -341,4 +343,5 @@ class Sweep:
         try:
             self.screen.say(f"pictures and numbers on one page: {sweep_report.write(self.folder)}")
         except Exception as error:  # the search is done and written down: a picture must not undo that
-            self.screen.say(f"no report: {type(error).__name__}: {error}; `dlrun report {self.folder}` tries again")
+            again = f"`dlrun report {shlex.quote(str(self.folder))}` tries again"
+            self.screen.say(f"no report: {type(error).__name__}: {error}; {again}")

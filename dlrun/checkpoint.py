@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dlrun.config import UserError
+from dlrun.config import UserError, first_line
 from dlrun.disk import write_atomic
 from dlrun.experiment import Experiment
 from dlrun.rundir import Run
@@ -86,7 +86,7 @@ def restore(run: Run, exp: Experiment) -> State:
         set_rng_state(found["rng"])
         return State(int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{run.last}: belongs to another optimizer or schedule: {_first_line(error)}") from error
+        raise UserError(f"{run.last}: belongs to another optimizer or schedule: {first_line(error)[:160]}") from error
 
 
 def load_weights(path: Path, found: dict[str, Any], model: nn.Module, *, averaged: bool = False) -> None:
@@ -145,7 +145,3 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
     version, numbers, gauss_next = state["python"]
     random.setstate((version, tuple(numbers), gauss_next))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:160]

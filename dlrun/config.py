@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UserError", "check_rules", "flatten", "lookup", "unknown", "validate"]
+__all__ = ["UserError", "check_rules", "first_line", "flatten", "lookup", "unknown", "validate"]
 
 
 class UserError(Exception):
@@ -21,6 +21,11 @@ class UserError(Exception):
     def __init__(self, message: str, code: int = 2) -> None:
         super().__init__(message)
         self.code = code
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 _NAMES = {
@@ -186,6 +191,9 @@ def _type(name: str, value: Any, default: Any, added: Collection[str]) -> None:
         if kind is int and isinstance(value, float) and value.is_integer():
             hint = f"; type {name}={int(value)}"
         wanted = f"{expected} such as {_shown(default)}"
+        if kind is list and not default and isinstance(value, (str, int, float)):
+            hint = f"; type {name}=[{_shown(value)}]"
+            wanted = expected
         raise UserError(f"{name}={_shown(value)}: expected {wanted}, found {_found(value)}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name}={value}: expected a finite number such as {_shown(default)}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dlrun import trained
-from dlrun.config import UserError
+from dlrun.config import UserError, first_line
 from dlrun.disk import write_atomic
 
 __all__ = ["KINDS", "export"]
@@ -58,8 +58,7 @@ def _program(model: torch.nn.Module, images: Tensor) -> Any:
     try:
         return torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # a model of a user's own may do anything in forward
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"this model cannot be exported: {first}", 1) from error
+        raise UserError(f"this model cannot be exported: {first_line(error)}", 1) from error
 
 
 def _torch_export(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Any]:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dlrun import rundir, verdicts
-from dlrun.config import UserError
+from dlrun.config import UserError, first_line
 from dlrun.rundir import Run
 
 __all__ = ["Follower", "require"]
@@ -59,8 +59,9 @@ class Follower:
                 self._target = opened(self._cfg, self._run)
             action(self._target)
         except Exception as error:  # a server's failure has many types, and none is worth a run
-            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-            self._say(f"logger={self._kind} failed and is left alone; metrics.csv has every number: {reason}")
+            self._say(
+                f"logger={self._kind} failed and is left alone; metrics.csv has every number: {first_line(error)}"
+            )
             self._kind = "none"
 
 

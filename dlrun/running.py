@@ -21,7 +21,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dlrun import __version__
-from dlrun.config import UserError
+from dlrun.config import UserError, first_line
 from dlrun.loggers import Follower
 from dlrun.progress import Screen
 from dlrun.rundir import Run
@@ -83,7 +83,7 @@ def _report(run: Run, screen: Screen) -> None:
     try:
         screen.say(f"pictures and numbers on one page: {report.write(run.path)}")
     except Exception as error:  # the run is done and written down: a picture must not undo that
-        screen.say(f"no report: {type(error).__name__}: {_first(error)}; `dlrun report {run.path}` tries again")
+        screen.say(f"no report: {type(error).__name__}: {first_line(error)}; `dlrun report {run.path}` tries again")
 
 
 def _record(run: Run, ending: dict[str, Any]) -> None:
@@ -250,16 +250,12 @@ def _reason(trainer: Any, state: Any) -> str:
 def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
     screen.note(traceback.format_exc())
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        what = f"out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size ({_first(error)})"
+        what = f"out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size ({first_line(error)})"
     else:
-        what = f"{type(error).__name__}: {_first(error)}"
+        what = f"{type(error).__name__}: {first_line(error)}"
     text = f"dlrun: failed: {what}; the traceback is in {run.log}; `dlrun resume {run.path}` goes on"
     screen.say(text, style="red")
     return 1, {"status": "failed", "reason": what}
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or "no message").split("\n")[0]
 
 
 def store(exp: Any, run: Run, members: list[str]) -> dict[str, Any]:
@@ -286,6 +282,10 @@ def check_only(cfg: Any, *, as_json: bool = False) -> int:
     from dlrun import checks
     from dlrun.experiment import build
 
+    if not cfg.check.enabled:
+        raise UserError(
+            "check=none leaves nothing to check; leave it away, or choose: check=default check.only=[gradient]"
+        )
     screen = Screen()
     exp = build(cfg)
     if as_json:

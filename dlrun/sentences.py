@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dlrun.config import UserError, unknown
+from dlrun.config import UserError, first_line, unknown
 
 __all__ = ["in_one_line"]
 
@@ -29,7 +29,7 @@ def _sentence(error: BaseException) -> str:
 
     if not str(error).strip() and error.__cause__ is not None:
         error = error.__cause__  # Hydra wraps OmegaConf's errors in an empty one
-    first = (str(error).strip() or type(error).__name__).split("\n")[0]
+    first = first_line(error)
     if isinstance(error, OverrideParseException):
         how = "expected key=value or group=option; quote it for the shell: 'key=value'"
         return f"cannot read {error.override!r}: {how}"

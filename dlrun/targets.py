@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun.config import UserError
+from dlrun.config import UserError, first_line
 
 __all__ = ["check_targets", "instantiate"]
 
@@ -72,11 +72,7 @@ def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any,
     except UserError:
         raise
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"{key}: {name} refused its arguments: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{key}: {name} refused its arguments: {first_line(error)}") from error
 
 
 def _build(value: Any, trust: list[str], key: str) -> Any:

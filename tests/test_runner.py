@@ -67,7 +67,9 @@ def test_the_same_setup_is_proved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     again = checks.run(built("seed=7", "optimizer.lr=0.5", "trainer.epochs=3"))
     assert ran == ["loss", "initial_loss", "overfit"]
     assert [(r.status, r.value) for r in again] == [(r.status, r.value) for r in first]
-    assert all(r.message.startswith("passed, ") and r.message.endswith(" ago") for r in again)
+    for one, other in zip(first, again, strict=True):
+        assert other.message.startswith(f"{one.message}; passed ")
+        assert other.message.endswith(" ago")
 
 
 @pytest.mark.parametrize(
@@ -210,10 +212,17 @@ def test_a_failure_is_never_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_receipts_tell_their_age(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks.run(built("check.only=[loss]"))
+    said = checks.run(built("check.only=[loss]"))[0].message
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 12 * 60)
-    assert checks.run(built("check.only=[loss]"))[0].message == "passed, 12 min ago"
+    assert checks.run(built("check.only=[loss]"))[0].message == f"{said}; passed 12 min ago"
+
+
+def test_a_remembered_warning_keeps_what_it_said() -> None:
+    words = ("check.only=[lint_activation]", "model.activation=tanh")
+    found, again = (checks.run(built(*words))[0] for _ in range(2))
+    assert again.status == "warn"
+    assert again.message.startswith(f"{found.message}; found ")
 
 
 def test_checks_leave_no_trace() -> None:
@@ -286,3 +295,10 @@ def test_json_prints_what_checks_csv_holds(monkeypatch: pytest.MonkeyPatch, caps
     rows = json.loads(capsys.readouterr().out)
     assert [r["check"] for r in rows] == ["loss", "initial_loss"]
     assert list(rows[0]) == ["check", "status", "value", "expected", "message", "seconds"]
+
+
+def test_checks_that_are_switched_off_are_refused_and_not_run(dlrun: Any) -> None:
+    found = dlrun("check", *CHEAP, "check=none")
+    assert found.code == 2
+    assert "check=none leaves nothing to check" in found.err
+    assert len(found.err.strip().splitlines()) == 1

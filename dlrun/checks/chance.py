@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dlrun.checks.sandbox import data_loss, named, replica, samples
 from dlrun.checks.verdict import Verdict
+from dlrun.config import first_line
 from dlrun.experiment import Experiment
 
 __all__ = ["expected_loss", "initial_loss", "loss"]
@@ -78,10 +79,8 @@ def loss(exp: Experiment) -> Verdict:
         best = min(_each(function, s * right, y).max().item() for s in SCALES)
         each_right, each_wrong = _each(function, right, y), _each(function, right.roll(1, 1), y)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-        message = (
-            f"the loss cannot take logits (B, {classes}) and labels (B,): {reason}; write forward(self, logits, labels)"
-        )
+        message = f"the loss cannot take logits (B, {classes}) and labels (B,): {first_line(error)}; "
+        message += "write forward(self, logits, labels)"
         return Verdict("fail", type(error).__name__, "a number", message)
     known = hasattr(function, "chance")
     expected = float(function.chance(classes)) if known else chance  # type: ignore[operator]

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dlrun.checks.kinks import Winners
+from dlrun.config import first_line
 
 __all__ = ["Comparison", "Move", "NotComparable", "Slopes", "gradients"]
 
@@ -130,8 +131,7 @@ class Slopes:
                 value = loss()
             self.gradients = gradients(value, self.parameters)
         except (RuntimeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise NotComparable(f"a float64 copy of the model does not run ({reason})") from error
+            raise NotComparable(f"a float64 copy of the model does not run ({first_line(error)})") from error
         self.value = float(value.detach())
         if value.dtype != torch.float64 or self.seen.lossy:
             raise NotComparable(

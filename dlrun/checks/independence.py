@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlrun.checks.sandbox import samples, settle, training
 from dlrun.checks.verdict import Verdict
+from dlrun.config import first_line
 from dlrun.experiment import Experiment
 
 __all__ = ["independence"]
@@ -113,5 +114,5 @@ def _alone(model: nn.Module, x: Tensor) -> Tensor | str:
     try:
         logits = _logits(model, x[:1])
     except Exception as error:  # the user's own forward
-        return f"raises an error ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+        return f"raises an error ({first_line(error)})"
     return logits if logits.ndim == 2 else f"comes out with the shape {tuple(logits.shape)}"

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dlrun.checks.sandbox import named, replica, samples
 from dlrun.checks.verdict import Verdict
+from dlrun.config import first_line
 from dlrun.data.batches import Batches
 from dlrun.data.splits import Split
 from dlrun.experiment import Experiment
@@ -159,10 +160,8 @@ def outputs(exp: Experiment) -> Verdict:
             with torch.no_grad():
                 logits = model(x)
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).split("\n")[0]
-            message = (
-                f"the model raises in {mode} mode on images {tuple(x.shape)}: {reason}; check the sizes of its layers"
-            )
+            message = f"the model raises in {mode} mode on images {tuple(x.shape)}: {first_line(error)}; "
+            message += "check the sizes of its layers"
             return Verdict("fail", type(error).__name__, expected, message)
         if not isinstance(logits, Tensor):
             message = f"the model returns a {type(logits).__name__} in {mode} mode: return the logits alone"

@@ -97,7 +97,8 @@ def find(receipt: str) -> Verdict | None:
     found = read_receipt(receipt)
     if found is None:
         return None
-    message = f"{'passed' if found['status'] == 'pass' else found['message']}, {_age(time.time() - found['time'])} ago"
+    word = "passed" if found["status"] == "pass" else "found"
+    message = f"{found['message']}; {word} {_age(time.time() - found['time'])} ago"
     return Verdict(found["status"], found["value"], found["expected"], message)
 
 

@@ -26,7 +26,7 @@ from dlrun.checks.penalty import penalty
 from dlrun.checks.probabilities import probabilities
 from dlrun.checks.sandbox import no_trace
 from dlrun.checks.verdict import Verdict
-from dlrun.config import UserError
+from dlrun.config import UserError, first_line
 from dlrun.experiment import Experiment
 
 __all__ = ["CHECKS", "Result", "lines", "run", "table", "worst"]
@@ -103,8 +103,8 @@ def _one(name: str, exp: Experiment, receipt: str, seconds_left: float) -> Verdi
     except UserError:
         raise
     except Exception as error:  # the user's own model is code we have not seen: its error is a finding of this check
-        first = (str(error).strip() or "no message").split("\n")[0]
-        verdict = Verdict("fail", type(error).__name__, "no error", f"the setup raised an error in this check: {first}")
+        message = f"the setup raised an error in this check: {first_line(error)}"
+        verdict = Verdict("fail", type(error).__name__, "no error", message)
     receipts.keep(name, receipt, verdict)
     return verdict
 

@@ -159,7 +159,7 @@ def _checks_pass(exp: Any, run: Run | None, screen: Screen) -> bool:
     _tell_dropped(exp, run, screen, told)  # the audit has read the test split
     if run is not None:
         run.write_checks([r.row() for r in results])
-        _write_audit(exp, run, {r.check for r in results if r.status != "skip"})
+        _write_audit(exp, run, screen, {r.check for r in results if r.status != "skip"})
         run.update_result(checks=checks.worst(results))
     screen.show(lambda: checks.table(results), checks.lines(results))
     failed = [r.check for r in results if r.status == "fail"]
@@ -175,12 +175,13 @@ def _checks_pass(exp: Any, run: Run | None, screen: Screen) -> bool:
     return False
 
 
-def _write_audit(exp: Any, run: Run, checked: set[str]) -> None:
+def _write_audit(exp: Any, run: Run, screen: Screen, checked: set[str]) -> None:
     from dlrun.data.audit import audit
 
     # after these the test split has been read and compared; nothing else may read it so early (D4)
     if checked & {"data_audit", "data_duplicates"} and (found := audit(exp.data).findings):
-        run.write_audit([one.row() for one in found])
+        file = run.write_audit([one.row() for one in found])
+        screen.say(f"all {len(found)} findings about the data are listed in {file}")
 
 
 def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dlrun.checks import chance, garbage, inputs, lints, overfit, probabilities
 from dlrun.checks import independence as c8
 from dlrun.checks import parameters as c9
+from dlrun.checks.advice import advice
 from dlrun.checks.penalty import penalty
 from dlrun.checks.sandbox import in_turn, named, no_trace, samples, settle
 from dlrun.experiment import Experiment, build
@@ -307,3 +308,33 @@ def alarms(exp: Experiment) -> dict[str, str]:
 ], ids=" ".join)  # fmt: skip
 def test_sound_setups_raise_no_alarm(overrides: tuple[str, ...]) -> None:
     assert alarms(build(composed("dataset.limit=600", "trainer.threads=1", *overrides))) == {}
+
+
+# advice
+
+
+def test_advice_names_keys_of_the_config_with_other_values() -> None:
+    exp = experiment("optimizer.lr=0.001", "model.init=he_normal")
+    words = ("optimizer.lr=1e-3", "model.init=he_normal", "model.init=default", "model.colour=red", "regularizer=l2")
+    assert advice(exp, *words) == "; try model.init=default regularizer=l2"
+    assert advice(exp, "optimizer.lr=1e-3") == ""
+
+
+def test_a_model_of_ones_own_is_told_no_key_that_it_lacks() -> None:
+    exp = experiment("model.norm=none", "model.activation=tanh")
+    for p in exp.model.parameters():
+        p.data.zero_()
+    assert "; try model.activation=relu model.norm=batch" in overfit.overfit(exp).message
+    exp.cfg = copy.deepcopy(exp.cfg)
+    exp.cfg.model = {"_target_": "mynet.Net", "init": "default", "output_bias": "default"}
+    assert "try" not in overfit.overfit(exp).message
+
+
+def test_logits_that_are_not_finite_for_some_samples_are_told_as_such() -> None:
+    class Rare(Odd):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + torch.where(torch.arange(len(x)) == 20, math.nan, 0.0).unsqueeze(1)
+
+    found = chance.initial_loss(wearing(Rare(nn.Identity())))
+    assert found.status == "fail"
+    assert found.message.startswith("the logits of 1 of 64 samples are not finite")

@@ -317,6 +317,22 @@ def squeezed(x: Tensor) -> Tensor:
     return x.squeeze() - x.squeeze().mean(1, keepdim=True)
 
 
+class Unmoved(Net):
+    """Its batch norm keeps the statistics it began with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(8, momentum=0.0)
+        self.between = self.norm
+
+
+class Rooted(Net):
+    """Takes the root of a negative number."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return (super().features(x) - 1e3).sqrt()
+
+
 def biased() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 36, 10))
 
@@ -456,6 +472,9 @@ ZOO = [
     Bug("ReLUs dead", dead_relus, "parameters", "dead"),
     Bug("ReLUs dead, for C8", dead_relus, "independence", "dead"),
     Bug("batch norm always training", net(Stubborn), "independence", "training mode"),
+    Bug("batch norm that never moves", net(Unmoved), "parameters", "statistics of norm never move"),
+    Bug("root of a negative number", net(Rooted), "outputs", "begin before head (Linear)"),
+    Bug("overflow in a layer", weights(lambda p: p.fill_(1e30), "conv"), "outputs", "begin in stage"),
     Bug(
         "functional batch norm training",
         net(lambda: Net(batch_norm_in_training_mode)),

@@ -57,7 +57,9 @@ def data_duplicates(exp: Experiment) -> Verdict:
     leaks = {pair: len(found.of("leak", *pair)) for pair in (("val", "train"), ("test", "train"), ("test", "val"))}
     contradictions, duplicates = found.of("contradiction"), found.of("duplicate")
     value = ", ".join(f"{count} of {other} in {one}" for (one, other), count in leaks.items() if count) or "no leaks"
-    value += f", {len(contradictions)} under two labels, {len(duplicates)} copies within a split"
+    crossing = sum(one.split != one.other_split for one in contradictions)
+    across = f" ({crossing} of the leaks, {len(contradictions) - crossing} of the copies)" if crossing else ""
+    value += f", {len(contradictions)} under two labels{across}, {len(duplicates)} copies within a split"
     parts = []
     if any(leaks.values()):
         parts.append(f"scores are flattered by images seen in training or selection: {_pairs(found.of('leak'))}")
@@ -68,9 +70,8 @@ def data_duplicates(exp: Experiment) -> Verdict:
     if not parts:
         return Verdict("pass", value, "no leaks", f"splits are apart{_few(duplicates)}")
     heavy = [split for split in ("val", "test") if _leaked(found, split) > max(FEW_LEAKS, LEAKED * found.sizes[split])]
-    advice = "remove one of each pair (all are in audit.csv)"
-    expected = f"no leaks; above {LEAKED:.0%} of a split fails"
-    return Verdict("fail" if heavy else "warn", value, expected, f"{'; '.join(parts)}; {advice}")
+    expected = f"no leaks; fails with more than {FEW_LEAKS} of a split that are more than {LEAKED:.0%} of it"
+    return Verdict("fail" if heavy else "warn", value, expected, f"{'; '.join(parts)}; remove one of each pair")
 
 
 def class_balance(exp: Experiment) -> Verdict:

@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import data_loss, named, replica, samples
 from dlrun.checks.verdict import Verdict
 from dlrun.config import first_line
@@ -33,20 +34,27 @@ def initial_loss(exp: Experiment) -> Verdict:
     """Compare the data loss of untrained weights with its exact value at chance: ln C, C−1, label entropy."""
     x, y = samples(exp, 64)
     with torch.no_grad():
-        value = float(data_loss(exp)(replica(exp)(x).float(), y))
+        logits = replica(exp)(x).float()
+        value = float(data_loss(exp)(logits, y))
     expected, name = expected_loss(exp, y)
     off = (value - expected) / expected
     shown = f"{value:.3f}", f"{expected:.3f} ({name})"
-    if math.isnan(off) or off > FAR:
+    if math.isnan(value):
+        bad = int((~logits.isfinite()).any(1).sum())
+        what = f"the logits of {bad} of {len(y)} samples are" if bad else "logits are finite, their loss is"
+        message = f"{what} not finite: look for the root or logarithm of 0, a division by it, or an overflow"
+        return Verdict("fail", *shown, message)
+    if off > FAR:
         message = (
             f"an untrained network must guess, this one is {value / expected:.3g} times as bad: the scale of "
-            "the inputs, of the initial weights or of the loss is off; try model.init=default"
+            "the inputs, of the initial weights or of the loss is off"
+            + advice(exp, "model.init=default", "model.norm=batch")
         )
         return Verdict("fail", *shown, message)
     if value < 0:
         return Verdict("fail", *shown, "a loss under zero before training: look for a wrong sign in the loss")
     if off > NEAR:
-        message = "sure of itself before it learned anything: try model.init=default or model.norm=batch"
+        message = f"sure of itself before it learned anything{advice(exp, 'model.init=default', 'model.norm=batch')}"
         return Verdict("warn", *shown, message)
     if off < LOW:
         message = "better than guessing before training: right for model.weights=DEFAULT, else a leak of labels"

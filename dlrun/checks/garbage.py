@@ -79,7 +79,7 @@ def garbage(exp: Experiment) -> Verdict:
         )
         return Verdict("warn", best.shown, expected, message)
     if steps < LEAST:
-        message = f"undecided after {steps} steps in {SECONDS:.0f} s; try trainer.device=cuda"
+        message = f"undecided after {steps} steps in {SECONDS:.0f} s: too slow here for this model"
         return Verdict("skip", best.shown, expected, message)
     message = (
         "nothing that is learned on a slice holds for other samples: labels do not belong to their images, "

@@ -22,6 +22,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
+from dlrun.checks.advice import advice
 from dlrun.checks.differences import KINKED, SMOOTH, Comparison, NotComparable, Slopes
 from dlrun.checks.doubles import SAMPLES, burn_in, doubled, float64, off_zero
 from dlrun.checks.kinks import STEPS
@@ -44,6 +45,7 @@ class _Findings:
     layers: int = 1
     done: list[Comparison] = field(default_factory=list)
     tiny: list[str] = field(default_factory=list)
+    advice: str = ""
     unreached: str = ""  # the phase in which the time was up
 
     def tensors(self, *states: str, whole: bool = False) -> set[str]:
@@ -74,7 +76,7 @@ def _phases(
     parameters: Mapping[str, Tensor],
     deadline: float,
 ) -> Verdict:
-    found = _Findings(list(parameters))
+    found = _Findings(list(parameters), advice=advice(exp, "model.norm=batch", "model.init=he_normal"))
     phases = [("start", loss), ("burn-in", loss)]
     if exp.penalty.active:
         phases.append(("penalty", lambda: exp.penalty.penalty(model)))
@@ -214,7 +216,7 @@ def _summary(found: _Findings) -> Verdict:
         status, message = "skip", f"right so far; the time was up at the {found.unreached}: raise check.budget"
     elif found.tiny:
         status, message = "warn", f"gradients too small to compare (C6): {named(found.tiny)}; saturated units? "
-        message += "scale the loss, the inputs or the initialisation (model.init), or add a norm (model.norm)"
+        message += "scale the loss, the inputs or the initialisation, or add a norm" + found.advice
     elif rough:
         status, message = "warn", f"too rough for a difference quotient: {named(rough)}; jumps, rounding or noise?"
     else:

@@ -15,6 +15,7 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
+from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import samples, settle, training
 from dlrun.checks.verdict import Verdict
 from dlrun.config import first_line
@@ -70,7 +71,7 @@ def independence(exp: Experiment) -> Verdict:
     if _constant(model, x) or _constant(model.train(), x):
         message = (
             "every sample gets the same output, whatever the input: dead or saturated units, weights that "
-            "are all zero, or a forward() that drops x; try model.init=he_normal"
+            "are all zero, or a forward() that drops x" + advice(exp, "model.init=he_normal", "model.activation=relu")
         )
         return Verdict("fail", f"spread {spread:.2g}", "logits that differ between samples", message)
     return Verdict("pass", shown, expected, "each output depends on its own input alone")

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import copy
 from contextlib import closing
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import named, replica, samples
 from dlrun.checks.verdict import Verdict
 from dlrun.config import first_line
@@ -173,6 +176,29 @@ def outputs(exp: Experiment) -> Verdict:
             )
             return Verdict("fail", str(tuple(logits.shape)), expected, message)
         if not bool(logits.isfinite().all()):
-            message = f"the untrained model gives no finite values in {mode} mode: try model.init=default"
+            message = f"the untrained model gives no finite values in {mode} mode: {_first_bad(model, x)}"
+            message += advice(exp, "model.init=default", "model.norm=batch")
             return Verdict("fail", "nan or inf", expected, message)
     return Verdict("pass", str(tuple(logits.shape)), expected, "one logit a class")
+
+
+def _first_bad(model: nn.Module, x: Tensor) -> str:
+    """Where a forward pass (of a model that gives such values) first leaves the finite numbers."""
+    for name, p in model.named_parameters():
+        if not bool(p.isfinite().all()):
+            return f"{name} holds some"
+    places: list[str] = []
+
+    def look(module: nn.Module, args: Any, output: Any, name: str) -> None:
+        if places or not isinstance(output, Tensor) or bool(output.isfinite().all()):
+            return
+        came = any(isinstance(a, Tensor) and not bool(a.isfinite().all()) for a in args)
+        where = f"{name} ({type(module).__name__})" if name else "its forward()"
+        places.append(f"they begin {'before' if came else 'in'} {where}")
+
+    hooks = [m.register_forward_hook(partial(look, name=n)) for n, m in model.named_modules()]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return f"{places[0] if places else 'not every time'}; look for the root or logarithm of 0, or a division by it"

@@ -20,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
+from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import named, samples
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
@@ -93,7 +94,7 @@ def lint_activation(exp: Experiment) -> Verdict:
     watch.found.pop(id(output), None)  # on the logits it is another mistake (C10)
     if watch.found:
         kinds = " and ".join(sorted(set(watch.found.values())))
-        message = f"gradients fade where {kinds} saturates in hidden layers: try model.activation=relu"
+        message = f"gradients fade where {kinds} saturates in hidden layers" + advice(exp, "model.activation=relu")
         return Verdict("warn", f"{len(watch.found)} hidden {kinds}", "none", message)
     return Verdict("pass", "none saturating", "none", "no hidden layer saturates by design")
 
@@ -109,6 +110,6 @@ def lint_width(exp: Experiment) -> Verdict:
     off = [f"{name} {width}" for name, width in hidden.items() if width & (width - 1)]
     shown = f"{len(off)} of {len(hidden)} off"
     if off:
-        message = f"widths off powers of two (information only): {named(off)}; hardware likes model.width=32, 64, 128"
+        message = f"widths off powers of two (information only): {named(off)}; hardware likes 32, 64, 128"
         return Verdict("pass", shown, "powers of two", message)
     return Verdict("pass", shown, "powers of two", "all widths are powers of two")

@@ -12,6 +12,7 @@ from itertools import repeat
 
 import torch
 
+from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import data_loss, replica, samples, training
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
@@ -39,7 +40,7 @@ def overfit(exp: Experiment) -> Verdict:
     status = "warn" if accuracy == 1.0 else "fail"
     message = (
         f"{len(y)} examples are not learned by heart at any of three rates: a frozen or detached layer, "
-        "dead or saturated units, a wrong gradient or sign; try model.activation=relu model.norm=batch"
+        "dead or saturated units, a wrong gradient or sign" + advice(exp, "model.activation=relu", "model.norm=batch")
     )
     return Verdict(status, f"accuracy {accuracy:.2f}, loss {now:.2g}", expected, message)
 

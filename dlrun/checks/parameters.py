@@ -1,7 +1,8 @@
 """C9: every parameter learns, and the optimizer moves it at a sane rate.
 
 `parameters` sees: tensors that get no gradient (detached, never used, behind dead units), layers kept in a
-plain list, which the model does not know and the optimizer never gets, frozen weights. A tensor whose
+plain list, which the model does not know and the optimizer never gets, frozen weights, batch norms whose
+running statistics never move. A tensor whose
 gradient starts at exactly zero, as behind a residual branch that starts at zero, has a few steps to show
 one; a bias before a norm may have none. `optimizer` takes a few real training steps of a copy with the
 configured optimizer: it sees tensors it lacks or should not have, a rate of zero, a rate that explodes at
@@ -19,8 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dlrun import engine
+from dlrun.checks.advice import advice
 from dlrun.checks.chance import expected_loss
 from dlrun.checks.sandbox import data_loss, named, replica, samples, training
 from dlrun.checks.verdict import Verdict
@@ -43,11 +46,13 @@ def parameters(exp: Experiment) -> Verdict:
     if not trainable:
         message = "every parameter is frozen, so nothing can learn: unfreeze some with requires_grad_(True)"
         return Verdict("fail", f"{frozen} frozen", "some that train", message)
+    before = _statistics(model)
     reached, strangers, finite = _gradients(exp, model, trainable)
+    stuck = [n for n, now in _statistics(model).items() if now[0] > before[n][0] and torch.equal(now[1], before[n][1])]
     missed = [n for n in trainable if n not in reached and not _excused(n, reached)]
     shown = f"{len(reached)} of {len(trainable)} tensors"
     if not finite:
-        message = "the gradient is not finite at the start; try model.init=default"
+        message = "the gradient is not finite at the start" + advice(exp, "model.init=default", "model.norm=batch")
         return Verdict("fail", "nan or inf", expected, message)
     if strangers:
         message = (
@@ -62,6 +67,12 @@ def parameters(exp: Experiment) -> Verdict:
             "never uses, or dead units behind it; use the layer, or freeze it with requires_grad_(False)"
         )
         return Verdict("fail", shown, expected, message)
+    if stuck:
+        message = (
+            f"the running statistics of {named(stuck)} never move in training, so evaluation normalises by their "
+            "first values, 0 and 1: build the norm with momentum=0.1, and let no code put them back"
+        )
+        return Verdict("fail", f"{len(stuck)} norms stand still", "statistics that move", message)
     fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     if 2 * fixed > sum(p.numel() for p in model.parameters()):
         message = (
@@ -92,6 +103,16 @@ def _gradients(
         if len(reached) == len(trainable):
             break
     return reached, list(strangers.values()), True
+
+
+def _statistics(model: nn.Module) -> dict[str, tuple[int, Tensor]]:
+    """How many batches each batch norm in training mode has counted, and its running mean and variance (2C,)."""
+    return {
+        name: (int(m.num_batches_tracked), torch.cat([m.running_mean, m.running_var]))
+        for name, m in model.named_modules()
+        if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None and m.running_var is not None
+        if m.num_batches_tracked is not None
+    }
 
 
 def _leaves(value: Tensor) -> Iterator[Tensor]:
@@ -156,10 +177,10 @@ def optimizer(exp: Experiment) -> Verdict:
     steps = len(losses)
     shown = f"loss {losses[0]:.3g} to {losses[-1]:.3g} in {steps} steps", f"under {ROSE:g} × {start:.3g}"
     if not losses[0] < float("inf"):
-        message = "the loss is not finite before the first step: try model.init=default"
+        message = "the loss is not finite before the first step" + advice(exp, "model.init=default")
         return Verdict("fail", *shown, message)
     if not losses[-1] <= EXPLODED * start:
-        message = f"the loss explodes at once at lr {rate:g}: try optimizer.lr={rate / 100:.2g}"
+        message = f"the loss explodes at once at lr {rate:g}" + advice(exp, f"optimizer.lr={rate / 100:.2g}")
         return Verdict("fail", *shown, message)
     after = dict(model.named_parameters())
     moved = {n for n in before if not torch.equal(after[n], before[n])}
@@ -167,11 +188,11 @@ def optimizer(exp: Experiment) -> Verdict:
     if still:
         message = (
             f"{named(still)} did not move in {steps} steps at lr {rate:g}: "
-            "the rate or the gradient is too small; try optimizer.lr=1e-3"
+            "the rate or the gradient is too small" + (advice(exp, "optimizer.lr=1e-3") if rate < 1e-3 else "")
         )
         return Verdict("fail", f"{len(still)} of {len(before)} did not move", "all move", message)
     if losses[-1] > ROSE * start:
-        message = f"the loss rises steeply at lr {rate:g}: try optimizer.lr={rate / 10:.2g} or scheduler.warmup=1"
+        message = f"the loss rises steeply at lr {rate:g}" + advice(exp, f"optimizer.lr={rate / 10:.2g}")
         return Verdict("warn", *shown, message)
     return Verdict("pass", *shown, "every tensor is in the optimizer, and moves")
 
@@ -204,17 +225,18 @@ def _settings(exp: Experiment) -> Verdict | None:
         momentum = float(group.get("momentum") or 0.0)
         decay = lr * float(group.get("weight_decay") or 0.0)
         if momentum >= 1 or momentum < 0:
-            message = f"momentum {momentum:g} adds up without end, it must lie under 1: optimizer.momentum=0.9"
+            message = f"momentum {momentum:g} adds up without end, it must lie under 1"
+            message += advice(exp, "optimizer.momentum=0.9")
             return Verdict("fail", f"momentum {momentum:g}", "0 to 0.99", message)
         if momentum > MOMENTUM:
             steps = 1 / (1 - momentum)
-            message = f"momentum {momentum:g} averages over {steps:.0f} steps; try optimizer.momentum=0.9"
+            message = f"momentum {momentum:g} averages over {steps:.0f} steps" + advice(exp, "optimizer.momentum=0.9")
             return Verdict("warn", f"momentum {momentum:g}", "0 to 0.99", message)
         if decay >= 1:
-            message = "lr × weight_decay takes all of a weight in one step: try optimizer.weight_decay=1e-4"
+            message = "lr × weight_decay takes all of a weight in one step" + advice(exp, "optimizer.weight_decay=1e-4")
             return Verdict("fail", f"lr × weight_decay {decay:.3g}", "under 1", message)
     if not any(rate > 0 for rate in _rates(exp)):
-        message = "a learning rate of 0 changes nothing: try optimizer.lr=1e-3"
+        message = "a learning rate of 0 changes nothing" + advice(exp, "optimizer.lr=1e-3")
         return Verdict("fail", "lr 0", "above 0", message)
     return None
 

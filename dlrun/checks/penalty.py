@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import named, replica
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
@@ -31,8 +32,8 @@ def penalty(exp: Experiment) -> Verdict:
         values = [float(exp.penalty.scaled(f).penalty(model)) for f in (0.0, 1.0, 10.0)]
     shown = " < ".join(f"{v:.4g}" for v in values), "0 < λ < 10 λ"
     if not 0 <= values[0] < values[1] < values[2]:
-        message = (
-            "the penalty does not grow with its strength: a wrong sign, or it misses the weights; try regularizer=l2"
+        message = "the penalty does not grow with its strength: a wrong sign, or it misses the weights" + advice(
+            exp, "regularizer=l2"
         )
         return Verdict("fail", *shown, message)
     cost: Any = exp.penalty.penalty(model)
@@ -47,11 +48,13 @@ def penalty(exp: Experiment) -> Verdict:
     grows = [n for n, p in reached.items() if p.grad is not None and float((p.grad * p.detach()).sum()) < 0]
     missed = [n for n in weights if n not in reached]
     if not reached or grows:
-        message = "the penalty reaches no weight of the model: was it built for another? try regularizer=l2"
+        message = "the penalty reaches no weight of the model: was it built for another?" + advice(
+            exp, "regularizer=l2"
+        )
         if grows:
             message = f"the penalty makes {named(grows)} grow: its sign is wrong; add it, do not subtract it"
         return Verdict("fail", *shown, message)
     if missed:
-        message = f"the penalty misses {named(missed)}: try regularizer=l2, which takes every weight"
+        message = f"the penalty misses {named(missed)}; it must take every weight" + advice(exp, "regularizer=l2")
         return Verdict("warn", *shown, message)
     return Verdict("pass", *shown, "a stronger penalty costs more, and shrinks every weight")

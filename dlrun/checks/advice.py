@@ -1,0 +1,34 @@
+"""What to type: only keys that the config has, and values that it does not have yet (`dlrun check`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlrun.config import lookup
+from dlrun.experiment import Experiment
+
+__all__ = ["advice"]
+
+
+def advice(exp: Experiment, *words: str) -> str:
+    """Return "; try …" with the overrides that would change something, the first of each key; "" if none would.
+
+    A model of the user's own has no model.activation, say, and model.init=default changes nothing by default.
+    """
+    from omegaconf import OmegaConf
+
+    plain: Any = OmegaConf.to_container(exp.cfg, resolve=True)
+    chosen: dict[str, str] = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        now = plain.get("choices", {}).get(key) if "." not in key else lookup(plain, key)
+        if now is not None and not _same(now, value):
+            chosen.setdefault(key, word)
+    return f"; try {' '.join(chosen.values())}" if chosen else ""
+
+
+def _same(now: Any, value: str) -> bool:
+    try:
+        return float(now) == float(value)
+    except (TypeError, ValueError):
+        return str(now).lower() == value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 from collections import Counter
 from dataclasses import replace
@@ -54,6 +55,23 @@ def test_a_clean_folder_has_no_findings(root, memory_gb):
     assert checked(data_audit, data).status == "pass"
     assert checked(data_duplicates, data).status == "pass"
     assert checked(class_balance, data).status == "pass"
+
+
+def test_the_same_data_is_compared_once(root, monkeypatch):
+    from dlrun.data import audit as module
+
+    compared, real = [], module._compared
+    monkeypatch.setattr(module, "_compared", lambda data: compared.append(1) or real(data))
+    data, other = ready(root), ready(root)
+    checked(data_audit, data), checked(data_duplicates, data)
+    assert (audit(data) is audit(data), len(compared)) == (True, 1)
+    assert audit(other) == audit(data)  # other data, other comparison
+    assert len(compared) == 3
+    known = module._latest[0]
+    assert known() is data
+    del data
+    gc.collect()
+    assert known() is None  # a worker that goes on to other data holds one, not two
 
 
 @pytest.mark.parametrize("memory_gb", MEMORY)

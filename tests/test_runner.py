@@ -93,6 +93,16 @@ def test_a_check_that_steps_with_the_optimizer_depends_on_it(monkeypatch: pytest
     assert ran == ["optimizer"]
 
 
+def test_a_sweep_over_rates_proves_a_setup_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    only = "check.only=[loss,parameters,optimizer]"
+    checks.run(built(only, "optimizer.lr=0.001"))
+    ran = counted(monkeypatch)
+    again = checks.run(built(only, "optimizer.lr=0.002"))
+    assert ran == ["optimizer"]  # whose verdict may differ
+    assert [r.message.endswith(" ago") for r in again] == [True, True, False]
+    assert [r.status for r in checks.run(built(only, "optimizer.lr=1e30"))] == ["pass", "pass", "fail"]
+
+
 def test_the_code_of_a_users_model_invalidates_receipts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import importlib
     import sys

@@ -3,8 +3,11 @@
 A receipt is kept under a hash of all that a check depends on: the config of model, loss, data, regularizer, objective
 and augmentation, what the data measured to, the versions of dlrun and torch, and the code: the files that define the
 classes of model, loss, penalty and objective with all their bases, what was imported from beside them, and the packages
-of `trust`. For files that lie elsewhere, check.fresh=true. The seed is not in the hash; optimizer, schedule and trainer
-are, for checks that step with them. Failures are never kept.
+of `trust`. For files that lie elsewhere, check.fresh=true. The seed is not in the hash. Optimizer, schedule and trainer
+are in that of `optimizer` alone, which steps with the configured rate: so it is what a sweep over rates runs for each
+rate (four steps of 16 images); `parameters` and all others step with a rate of their own, once a setup. The audit,
+whose receipt would depend on the test split, is instead remembered by the process that holds the data
+(dlrun.data.audit): a sweep does it once a worker. Failures are never kept.
 """
 
 from __future__ import annotations
@@ -29,11 +32,13 @@ from dlrun.kept import read_receipt, write_receipt
 __all__ = ["find", "keep", "key", "setup"]
 
 PARTS = ("model", "loss", "dataset", "regularizer", "objective", "augment")
-# checks whose verdict also depends on the user's own optimizer
-WITH_OPTIMIZER = ("parameters", "optimizer")
+# the check whose verdict also depends on the user's own optimizer
+WITH_OPTIMIZER = ("optimizer",)
 OPTIMIZER_PARTS = ("optimizer", "scheduler", "trainer")
 # checks that look at the test split, which no hash may depend on before training is over (D4)
 NEVER = ("data_audit", "data_duplicates")
+# what a version stands for: dlrun, torch, Python's own
+OURS = frozenset(("dlrun", "torch", "torchvision", *sys.stdlib_module_names))
 
 
 def setup(exp: Experiment) -> dict[str, Any]:
@@ -81,8 +86,7 @@ def _sources(exp: Experiment) -> list[str]:
 
 
 def _ours(module: str) -> bool:
-    """Whether a version stands for a module: dlrun's, torch's, Python's own."""
-    return module.split(".")[0] in ("dlrun", "torch", "torchvision", *sys.stdlib_module_names)
+    return module.partition(".")[0] in OURS
 
 
 def _beside(modules: Collection[str]) -> set[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from weakref import ref
 
 from dlrun.data.images import Marks
 from dlrun.data.scan import scan
@@ -69,12 +70,23 @@ class _Place:
 
 def audit(data: Data) -> Audit:
     """Compare all samples with each other; reads the test split, which `data` then holds for the end of the
-    run.
+    run. The latest result is remembered: two checks, audit.csv and the next runs on the same `data` share it.
 
     Nothing but this report depends on test. A leak is told of a sample of val or test for every earlier split
     (train, val, test) that has it; a duplicate, of every sample but the first of its split; a contradiction,
     of every sample with another label than the first like it, whatever their splits.
     """
+    global _latest
+    if _latest is None or _latest[0]() is not data:
+        _latest = (ref(data), _compared(data))
+    return _latest[1]
+
+
+# of the process, by a reference that lets the data go
+_latest: tuple[ref[Data], Audit] | None = None
+
+
+def _compared(data: Data) -> Audit:
     splits = {"train": data.train, "val": data.val, "test": data.test()}
     found = listed(data.dropped)
     first: dict[bytes, tuple[str, int]] = {}

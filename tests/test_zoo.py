@@ -317,6 +317,17 @@ def squeezed(x: Tensor) -> Tensor:
     return x.squeeze() - x.squeeze().mean(1, keepdim=True)
 
 
+class Carrying(Net):
+    """Adds to every batch what it saw in the last."""
+
+    last: Tensor | float = 0.0
+
+    def features(self, x: Tensor) -> Tensor:
+        found = super().features(x)
+        self.last = 0.5 * self.last + found.mean(0).detach()
+        return found + self.last
+
+
 class Unmoved(Net):
     """Its batch norm keeps the statistics it began with."""
 
@@ -483,6 +494,9 @@ ZOO = [
     ),
     Bug("dropout left on", net(lambda: Net(lambda x: F.dropout(x, 0.5))), "independence", "dropout"),
     Bug("noise left on", wrapped(lambda x: x + 0.3 * torch.randn_like(x)), "independence", "noise"),
+    Bug("state kept between batches", net(Carrying), "independence", "from one batch to the next"),
+    Bug("input changed in place", wrapped(lambda x: x.mul_(0.5)), "independence", "changes its input"),
+    Bug("logits clamped", wrapped(after=lambda x: x.clamp(-0.5, 0.5)), "probabilities", "clamp"),
     Bug("input ignored", wrapped(lambda x: x * 0), "independence", "drops x"),
     Bug("a logit too few", net(lambda: Net(classes=9)), "outputs", "num_classes=10"),
     Bug("a logit too many", net(lambda: Net(classes=11)), "outputs", "num_classes=10"),

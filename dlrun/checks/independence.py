@@ -46,10 +46,7 @@ def independence(exp: Experiment) -> Verdict:
     allowed = SAME * spread + floor
     again = float((_logits(model, x) - base).abs().max())
     if not again <= allowed:
-        message = (
-            "two evaluations of the same batch differ: dropout or noise is left on; "
-            "F.dropout needs training=self.training"
-        )
+        message = f"two evaluations of the same batch differ: {_why_not_twice(model, x, allowed)}"
         return Verdict("fail", f"twice: {again / (spread + 1e-12):.2g} of the spread", expected, message)
     mixed = {kind: float(d) for kind, d in _differences(model, x, base).items()}
     worst = max(mixed, key=lambda kind: mixed[kind])
@@ -75,6 +72,20 @@ def independence(exp: Experiment) -> Verdict:
         )
         return Verdict("fail", f"spread {spread:.2g}", "logits that differ between samples", message)
     return Verdict("pass", shown, expected, "each output depends on its own input alone")
+
+
+def _why_not_twice(model: nn.Module, x: Tensor, allowed: float) -> str:
+    before = x.clone()
+    seeded = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        seeded.append(_logits(model, before.clone()))
+    _logits(model, x)
+    if not torch.equal(x, before):
+        return "forward() changes its input in place; work on a copy, as in x = x * 2 in place of x.mul_(2)"
+    if float((seeded[0] - seeded[1]).abs().max()) <= allowed:
+        return "dropout or noise is left on; F.dropout needs training=self.training"
+    return "forward() keeps something from one batch to the next; let it start anew with every batch"
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dlrun import border, compare
+from dlrun import border, compare, sweepdir
 from dlrun.compare import FAILED, Entry
+from dlrun.config import UserError
 
 __all__ = ["Axis", "Trials", "judged", "read", "shared", "warnings"]
 
@@ -97,7 +99,30 @@ def read(folder: Path) -> Trials:
     entries = [by_path[row["run"]] for row in rows]
     metric = compare.metric(entries)
     scores = [float(row[metric]) if compare.scored(row, metric) else math.nan for row in rows]
-    return Trials(entries, rows, _axes(entries), metric, scores)
+    axes = [_asked(axis, ranges) for axis in _axes(entries)] if (ranges := _ranges(folder)) else _axes(entries)
+    return Trials(entries, rows, axes, metric, scores)
+
+
+def _ranges(folder: Path) -> dict[str, tuple[float, float, bool]]:
+    """The ranges that a sweep searched, as wide as they grew, and whether by logarithms; none where it does not say."""
+    found: dict[str, tuple[float, float, bool]] = {}
+    if not sweepdir.is_sweep(folder):
+        return found
+    with suppress(UserError, KeyError, TypeError, ValueError, AttributeError):  # a stranger's or a damaged file
+        plan = sweepdir.plan(folder)
+        for axis in (a for one in (plan, *plan["rounds"]) for a in one["axes"] if not a["words"]):
+            name, low, high = str(axis["key"]).lstrip("+"), float(axis["low"]), float(axis["high"])
+            before = found.get(name, (low, high))
+            found[name] = (min(low, before[0]), max(high, before[1]), bool(axis["log"]))
+    return found
+
+
+def _asked(axis: Axis, ranges: Mapping[str, tuple[float, float, bool]]) -> Axis:
+    """The axis over the range that was searched, not only what was drawn from it; as it is where values lie outside."""
+    low, high, log = ranges.get(axis.name, (math.nan, math.nan, False))
+    if axis.numbers is None or not low <= axis.low <= axis.high <= high < math.inf or (log and low <= 0):
+        return axis
+    return replace(axis, low=low, high=high, log=log)
 
 
 def _axes(entries: Sequence[Entry]) -> list[Axis]:

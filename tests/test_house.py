@@ -45,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "predicting": {"config", "data", "disk", "progress", "trained"},
     "ensembles": {"config", "figures", "rundir", "votes"},
     "seeds": {"compare"},
-    "trials": {"border", "compare"},
+    "trials": {"border", "compare", "config", "sweepdir"},
     "importance": {"trials"},
     "space_plots": {"border", "figures", "trials"},
     "sweep_plots": {"config", "figures", "importance", "rundir", "space_plots", "trials"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -164,3 +165,23 @@ def test_importance_of_one_axis_or_none(here: Path) -> None:
     assert importance.measure(read()) == "nothing but the seed was varied"
     trial(here / "sweep", 0.6, seed=2, optimizer__lr=9.0)
     assert importance.measure(read()) == "importance compares axes, and there is only one"
+
+
+def test_ranges_and_scales_are_those_that_were_asked_for(here: Path) -> None:
+    # drawn close together: alone they look linear, and the best lies at their edge
+    for k, (value, decay) in enumerate([(0.01, 0.0), (0.011, 0.1), (0.012, 0.2), (0.013, 0.3)]):
+        trial(here / "sweep", 0.5 + k / 10, optimizer__lr=value, regularizer__l2=decay)
+    lr = {"key": "optimizer.lr", "words": [], "low": 1e-3, "high": 0.1, "log": True}
+    l2 = {"key": "+regularizer.l2", "words": [], "low": 0, "high": 1, "log": False}
+    before = read()
+    assert [(a.low, a.high, a.log) for a in before.axes] == [(0.01, 0.013, False), (0.0, 0.3, False)]
+    grown = {"axes": [{**lr, "high": 10.0}]}
+    asked = {"version": 1, "axes": [lr, l2], "rounds": [{"axes": [lr, l2]}, grown]}
+    (here / "sweep/sweep.yaml").write_text(json.dumps(asked))
+    found = read()
+    assert [(a.low, a.high, a.log) for a in found.axes] == [(1e-3, 10.0, True), (0.0, 1.0, False)]
+    assert any("border" in line for line in trials.warnings(before))
+    assert not any("border" in line for line in trials.warnings(found))
+    for damaged in ("[", "rounds: 3", "axes: [{key: optimizer.lr}]\nrounds: []", "x"):
+        (here / "sweep/sweep.yaml").write_text(damaged)
+        assert [a.high for a in read().axes] == [0.013, 0.3]

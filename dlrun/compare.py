@@ -84,8 +84,8 @@ def rows(paths: Sequence[str]) -> list[dict[str, Any]]:
     return table(read(paths))
 
 
-def table(entries: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Return a row an entry, best first, failed ones last, their columns those of `rows`."""
+def table(entries: Sequence[Entry], by: str = "") -> list[dict[str, Any]]:
+    """Return a row an entry, best first `by` a score, failed ones last, their columns those of `rows`."""
     differing = varying([entry.config for entry in entries])
     made = []
     for path, result, config in entries:
@@ -98,7 +98,7 @@ def table(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         row.update({key.removeprefix("choices."): config.get(key, "") for key in differing})
         row.update({key: result.get(key, "") for key in NUMBERS})
         made.append(row)
-    column = metric(entries)
+    column = by or metric(entries)
     return sorted(made, key=lambda row: _rank(row, column))
 
 

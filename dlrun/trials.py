@@ -95,12 +95,20 @@ class Trials:
 def read(folder: Path) -> Trials:
     """Return the trials at or below a folder. Raises UserError when it is not there."""
     entries = compare.read([str(folder)])
-    rows, by_path = compare.table(entries), {str(entry.path): entry for entry in entries}
+    metric = _metric(folder) or compare.metric(entries)
+    rows, by_path = compare.table(entries, metric), {str(entry.path): entry for entry in entries}
     entries = [by_path[row["run"]] for row in rows]
-    metric = compare.metric(entries)
     scores = [float(row[metric]) if compare.scored(row, metric) else math.nan for row in rows]
     axes = [_asked(axis, ranges) for axis in _axes(entries)] if (ranges := _ranges(folder)) else _axes(entries)
     return Trials(entries, rows, axes, metric, scores)
+
+
+def _metric(folder: Path) -> str:
+    """The score that a sweep searched by; empty where it does not say, or where runs do not store it."""
+    with suppress(UserError, KeyError, TypeError):
+        named = sweepdir.plan(folder)["search"]["metric"] if sweepdir.is_sweep(folder) else ""
+        return str(named) if named in compare.SCORES else ""
+    return ""
 
 
 def _ranges(folder: Path) -> dict[str, tuple[float, float, bool]]:

@@ -185,3 +185,15 @@ def test_ranges_and_scales_are_those_that_were_asked_for(here: Path) -> None:
     for damaged in ("[", "rounds: 3", "axes: [{key: optimizer.lr}]\nrounds: []", "x"):
         (here / "sweep/sweep.yaml").write_text(damaged)
         assert [a.high for a in read().axes] == [0.013, 0.3]
+
+
+def test_the_best_is_by_the_metric_of_the_search(here: Path) -> None:
+    for acc, loss in ((0.7, 0.9), (0.6, 0.5)):
+        path = trial(here / "sweep", acc, optimizer__lr=loss)
+        stored = json.loads((path / "result.json").read_text())
+        (path / "result.json").write_text(json.dumps({**stored, "val_loss": loss}))
+    assert (read().metric, read().scores) == ("val_acc", [0.7, 0.6])
+    for named, expected in (("val_loss", [0.5, 0.9]), ("val_acc", [0.7, 0.6]), ("grad_norm", [0.7, 0.6])):
+        (here / "sweep/sweep.yaml").write_text(json.dumps({"search": {"metric": named}}))
+        assert read().scores == expected
+        assert read().best == [0, 1]

@@ -389,7 +389,11 @@ def test_a_run_lists_what_it_dropped_and_found(root, tmp_path, capsys, monkeypat
     ]
     pair = ("test/dog/07.bmp", "dog", "train/cat/02.png", "cat")
     assert told == [*(("bad", name, "", "", "") for name in names), ("contradiction", *pair), ("leak", *pair)]
-    assert [row["status"] for row in rows(run.path / "checks.csv")] == ["warn", "warn"]
+    checked = rows(run.path / "checks.csv")
+    assert [row["status"] for row in checked] == ["warn", "warn"]
+    assert "1 under two labels (1 of the leaks, 0 of the copies)" in checked[1]["value"]
+    assert "more than 3 of a split" in checked[1]["expected"]
+    assert f"all 5 findings about the data are listed in {run.path / 'audit.csv'}" in said
 
 
 def test_a_refused_run_lists_all_that_is_bad(root, tmp_path):

@@ -81,6 +81,12 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
         raise UserError(f"{path}: a weight or the temperature is no number: {error}") from error
     if min(weights) <= 0 or not heat > 0:
         raise UserError(f"{path}: weights and temperature must be more than 0")
+    for m in asked["members"]:
+        if not rundir.is_run(path / str(m["run"])):
+            raise UserError(
+                f"{path}: its member {m['run']} is not there; an ensemble needs the runs it was made of: "
+                "copy them along, each as far from it as it was"
+            )
     parts = [_run(path / str(m["run"]), trust, device, str(m.get("checkpoint") or "")) for m in asked["members"]]
     first = parts[0]
     for other in parts[1:]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,6 +89,17 @@ def test_an_ensemble_predicts_what_its_vote_stored(there: Path, dlrun: Callable[
     for row in table():
         p = [float(row[f"p_{name}"]) for name in ("ant", "bee", "cat")]
         np.testing.assert_allclose(p, expected[row["file"].removeprefix("photos/")], atol=2e-5)
+
+
+def test_an_ensemble_without_its_members_says_what_to_copy(there: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("ensemble", "sweep", "--out", "e").code == 0
+    Path("elsewhere").mkdir()
+    shutil.copytree("e", "elsewhere/e")
+    done = dlrun("predict", "elsewhere/e", "photos/test")
+    assert done.code == 2
+    assert len(done.err.splitlines()) == 1
+    assert re.search("^dlrun: elsewhere/e: its member .*sweep/000[01] is not there", done.err), done.err
+    assert "copy them along" in done.err
 
 
 def test_arrays_and_files_of_other_sizes(there: Path, dlrun: Callable[..., Outcome]) -> None:

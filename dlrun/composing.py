@@ -56,7 +56,7 @@ def run(
                 raise UserError(f"dlrun {verb} takes one setup at a time; -m belongs to dlrun train")
             return sweep(made, overrides, flags)
         parsed = made.parse(overrides)
-        if wrong := [o for o in parsed if o.key_or_group.startswith("hydra.launcher")]:
+        if wrong := [o for o in parsed if o.key_or_group.startswith(("hydra.launcher", "hydra/launcher"))]:
             raise UserError(f"{wrong[0].input_line}: belongs to a sweep; type it with -m")
         cfg = made.config(parsed)
     from omegaconf import OmegaConf

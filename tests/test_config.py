@@ -82,7 +82,7 @@ MISTAKES = {
     "foo": "cannot read 'foo': expected key=value",
     "model@other=cnn": "expected key=value or group=option",
     "hydra.run.dir=foo": "dlrun has its own folders",
-    "hydra/launcher=joblib": "hydra/launcher=joblib: no such option",
+    "hydra/launcher=joblib": "hydra/launcher=joblib: belongs to a sweep; type it with -m",
     "hydra.launcher.workers=2": "belongs to a sweep",
     "--foo": "--foo: no such flag; settings are typed without dashes",
     "--multi": "did you mean --multirun?",

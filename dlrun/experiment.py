@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dlrun import averaging
+from dlrun import averaging, memory
 from dlrun.config import UserError
 from dlrun.data import Data, prepare
 from dlrun.data.batches import Batches
@@ -79,6 +79,7 @@ def build(cfg: Any) -> Experiment:
     check_targets(plain, trust)
     device = pick_device(cfg.trainer.device)
     torch.set_num_threads(cfg.trainer.threads or os.cpu_count() or 1)
+    memory.keep_freed()
     _determinism(cfg.trainer.deterministic)
     data = _data(plain["dataset"], trust)
     seed_everything(cfg.seed)

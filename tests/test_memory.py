@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import platform
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,22 @@ def test_the_peak_is_seen_after_what_held_it_is_gone() -> None:
     if memory.CLEAR.exists():
         memory.forget_peak(CPU)
         assert (memory.peak_mb(CPU) or 0) < after - 30
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library frees by other rules")
+def test_large_blocks_come_from_what_is_kept_and_not_from_the_system_one_by_one() -> None:
+    class Info(ctypes.Structure):  # struct mallinfo2 of malloc.h: hblks counts the blocks that were mapped alone
+        _fields_ = [(n, ctypes.c_size_t) for n in ["arena", "ordblks", "smblks", "hblks", "a", "b", "c", "d", "e", "f"]]
+
+    library = ctypes.CDLL("libc.so.6")
+    if not hasattr(library, "mallinfo2"):
+        pytest.skip("this C library does not tell")
+    library.mallinfo2.restype = Info
+    memory.keep_freed()
+    before = library.mallinfo2().hblks
+    held = torch.ones(2**24)  # 64 MiB: above what is ever kept by itself
+    assert library.mallinfo2().hblks == before
+    del held
 
 
 def test_without_proc_the_peak_of_the_whole_process_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

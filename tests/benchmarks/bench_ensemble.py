@@ -18,14 +18,7 @@ from statistics import mean, stdev
 from typing import Any
 
 COMMON = (
-    *(
-        "model=cnn",
-        "augment=crop_flip",
-        "augment.pad=0",
-        "optimizer.lr=0.003",
-        "trainer.epochs=40",
-        "dataset.limit=5000",
-    ),
+    *("model=cnn", "augment=none", "optimizer.lr=0.003", "trainer.epochs=20", "dataset.limit=5000"),
     *("check=none", "trainer.report=false", "trainer.diagnostics=false"),
 )
 SEEDS, STUDENTS = 5, 3

@@ -292,11 +292,11 @@ def draw(folder: Path, rows: Sequence[Mapping[str, float]]) -> Path:
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 
-    from dlrun.figures import BLUE, ORANGE, STYLE, canvas, save
+    from dlrun.figures import BLUE, ORANGE, STYLE, canvas, headline, save
 
     with rc_context(STYLE):
         figure, count = canvas(3.6, top=0.68), [row["members"] for row in rows]
-        figure.suptitle(f"Accuracy by number of members, mean probability: good rises, then flattens (of {len(rows)})")
+        headline(figure, f"Accuracy by number of members, mean probability: good rises, then flattens (of {len(rows)})")
         for k, split in enumerate(SPLITS):
             axes = figure.add_subplot(1, 2, k + 1)
             mean, std, first = (

@@ -97,7 +97,12 @@ def positive(values: Any) -> bool:
 
 
 def epochs_axis(axes: Any, title: str, what: str) -> None:
+    """Label an axis of epochs: they are whole and the first is 1."""
     from matplotlib.ticker import MaxNLocator
 
+    class Epochs(MaxNLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            return [tick for tick in super().tick_values(vmin, vmax) if tick >= 1]
+
     axes.set(title=title, xlabel="epoch", ylabel=what)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(Epochs(integer=True, min_n_ticks=1))

@@ -26,7 +26,7 @@ WIDTH = 0.25  # decades: the standard deviation of the smoothing, over the rate 
 STOP = 4.0  # times the first loss: beyond it nothing is to be learnt
 CAP = 2.0  # times the first loss: an explosion counts for no more when it is smoothed
 FALL = 0.05  # of the first loss: a smaller fall is flat
-LOST = 0.25  # of the fall: where so much of it is lost again, the rate is too high
+LOST = 0.5  # of the fall: the rate where so much of it is lost again is the suggestion
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ def _smoothed(rates: list[float], looks: list[tuple[float, float]]) -> list[floa
 
 
 def judge(points: list[Point], low: float, high: float) -> Verdict:
-    """Read a suggestion off the curve: midway, in decades, from its lowest point to where it has clearly risen.
+    """Read a suggestion off the curve: where half of the fall is lost again, else midway from the lowest to the end.
 
-    A run has far more steps at each rate than the test, and a schedule that lowers it, so that it can use more than
-    the lowest point (a cnn on CIFAR images); tests/benchmarks/bench_lr_range.py holds the suggestion against a grid.
+    A run has far more steps at each rate than the test, and a schedule that warms up and lowers it, so that it can use
+    more than the lowest point; tests/benchmarks/bench_lr_range.py holds the suggestion against a grid.
     """
     finite = [p for p in points if math.isfinite(p.smoothed)]
     if not finite:
@@ -129,9 +129,11 @@ def judge(points: list[Point], low: float, high: float) -> Verdict:
         text = f"flat: the loss stays near {start:.3g}, the range is too low, try --high={high * 1e3:g}"
         return Verdict("flat", None, text)
     lost = best.smoothed + LOST * (start - best.smoothed)
-    risen = next((p for p in finite if p.lr > best.lr and p.smoothed >= lost), finite[-1])
-    lr = float(f"{math.sqrt(best.lr * risen.lr):.2g}")
-    text = f"the loss is lowest ({best.smoothed:.3g}) at lr {best.lr:.2g} and has clearly risen at {risen.lr:.2g}"
+    half = next((p for p in finite if p.lr > best.lr and p.smoothed >= lost), None)
+    lr = float(f"{half.lr if half else math.sqrt(best.lr * finite[-1].lr):.2g}")
+    text = f"the loss is lowest ({best.smoothed:.3g}) at lr {best.lr:.2g}"
+    if half:
+        text += f" and has lost half of its fall at {half.lr:.2g}"
     if best is points[-1]:
         return Verdict("open", lr, f"still falling at the end of the range: try --high={high * 10:g}; {text}")
     return Verdict("fine", lr, text)

@@ -14,7 +14,7 @@ from conftest import without_torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from dlrun import plots, rundir, running
+from dlrun import figures, plots, rundir, running
 
 NAMES = ["loss", "accuracy", "update_ratios", "dead", "histograms", "confusion", "errors", "filters", "time"]
 
@@ -142,3 +142,14 @@ def test_names_fall_back_on_numbers(copy: Path) -> None:
     (copy / "result.json").write_text(json.dumps(result))
     assert plots.names(copy, 10) == list("abcdefghij")
     assert plots.names(copy, 3) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("epochs", "ticks"), [(1, [1]), (3, [1, 2, 3]), (30, [4, 8, 12, 16, 20, 24, 28])])
+def test_an_axis_of_epochs_has_none_before_the_first(epochs: int, ticks: list[int]) -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    axes.plot(range(1, epochs + 1), range(epochs))
+    figures.epochs_axis(axes, "title", "what")
+    low, high = axes.get_xlim()
+    assert [tick for tick in axes.get_xticks() if low <= tick <= high] == ticks

@@ -111,7 +111,8 @@ def curve(*losses: float) -> list[Point]:
 @pytest.mark.parametrize(
     ("losses", "state", "lr", "word"),
     [
-        ((2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 2.0, 4.0), "fine", 0.032, "lowest"),
+        ((2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.5, 2.0, 4.0), "fine", 1.0, "half of its fall"),  # half of 1.5 is lost at 1.55
+        ((2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.5, 1.5), "fine", 0.1, "lowest"),  # never: midway from 0.01 to the end
         ((2.3, 2.3, 2.3, 2.3, 2.3, 2.3, 2.3, 2.25), "flat", None, "too low"),
         ((2.3, 3.0, 9.0), "high", None, "too high"),
         ((math.nan,), "high", None, "too high"),

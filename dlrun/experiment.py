@@ -166,12 +166,16 @@ def _dtype(precision: str, device: torch.device, model: nn.Module, shape: tuple[
 
 
 _prepared: dict[str, Data] | None = None
+_share = False
 
 
-def keep_data() -> None:
-    """Let the runs of this process share the data that the last of them prepared, if they ask for the same."""
-    global _prepared
-    _prepared = {}
+def keep_data(*, share: bool) -> None:
+    """Let the runs of this process share the data that the last of them prepared, if they ask for the same.
+
+    With `share` other processes that do so hold its pixels together with this one (dlrun/data/cache.py).
+    """
+    global _prepared, _share
+    _prepared, _share = {}, share
 
 
 def prepared() -> bool:
@@ -190,11 +194,11 @@ def _data(node: dict[str, Any], trust: list[str]) -> Data:
 
 
 def _read(node: dict[str, Any], trust: list[str]) -> Data:
-    own = set(inspect.signature(prepare).parameters) - {"raw"}
+    own = set(inspect.signature(prepare).parameters) - {"raw", "share"}
     options = {k: node[k] for k in own if k in node}
     source = {k: v for k, v in node.items() if k not in own}
     takes = {k: v for k, v in options.items() if k in ("limit", "split_seed", "memory_gb", "test_fraction", "on_bad")}
-    return prepare(instantiate(source, trust, "dataset", **takes), **options)
+    return prepare(instantiate(source, trust, "dataset", **takes), **options, share=_share)
 
 
 def _augment(node: dict[str, Any], trust: list[str], data: Data) -> Any:

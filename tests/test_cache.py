@@ -15,7 +15,7 @@ from photos import KEYS, photo
 
 from dlrun.data import prepare
 from dlrun.data.audit import audit
-from dlrun.data.files import image_folder
+from dlrun.data.files import arrays, image_folder
 from dlrun.data.images import InMemory, Streamed
 
 
@@ -140,7 +140,7 @@ def test_the_longest_unused_leaves(photos, tmp_path):
 CHILD = """
 import sys
 from dlrun.data import images
-from dlrun.data.files import image_folder
+from dlrun.data.files import arrays, image_folder
 from dlrun.data import prepare
 count, original = [], images.Streamed.decode
 images.Streamed.decode = lambda self, n: (count.append(n), original(self, n))[1]
@@ -155,3 +155,34 @@ def test_of_processes_that_start_together_one_decodes(photos, tmp_path):
     said = [child.communicate(timeout=60)[0].split() for child in children]
     assert sum(int(count) for count, _ in said) == len(ready(photos, "none").train) + len(ready(photos, "none").val)
     assert said[0][1] == said[1][1]
+
+
+def mapped_at(pixels: torch.Tensor) -> str:
+    """The file whose mapping holds the memory of a tensor; empty or [heap] for memory of this process alone."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        low, high = (int(end, 16) for end in line.split()[0].split("-"))
+        if low <= pixels.data_ptr() < high:
+            return line.split()[5] if len(line.split()) > 5 else ""
+    raise AssertionError("memory that is not mapped")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_pixels_in_memory_are_mapped_where_they_are_to_be_shared(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    x = {name: rng.integers(0, 255, (60, 8, 8, 3)).astype(kind) for name in ("x", "x_test")}
+    np.savez(tmp_path / "mine.npz", **x, y=np.arange(60) % 3, y_test=np.arange(60) % 3)
+
+    def ready(**keys):
+        return prepare(arrays(str(tmp_path / "mine.npz")), **{**KEYS, "limit": 40, **keys})
+
+    plain, first, second = ready(), ready(cache=str(tmp_path / "c"), share=True), ready(cache=str(tmp_path / "c"))
+    assert second.record(final=True) == plain.record(final=True) == first.record(final=True)
+    assert str(tmp_path / "c") not in mapped_at(second.train.images.pixels)
+    places = [mapped_at(split.images.pixels) for split in (first.train, first.val, first.test())]
+    assert places[0] == places[1] != places[2]
+    assert all(place.startswith(str(tmp_path / "c")) and place.endswith(".pixels") for place in places)
+    # what somebody else put there is written anew
+    entry(tmp_path / "c", "pixels").write_bytes(bytes(entry(tmp_path / "c", "pixels").stat().st_size))
+    assert ready(cache=str(tmp_path / "c"), share=True).record(final=True) == plain.record(final=True)
+    assert mapped_at(ready(cache=str(tmp_path / "c"), cache_gb=1e-6, share=True).train.images.pixels) in ("", "[heap]")
+    assert mapped_at(ready(cache="none", share=True).train.images.pixels) in ("", "[heap]")

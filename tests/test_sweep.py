@@ -210,6 +210,41 @@ def test_a_hanging_trial_is_killed(tmp_path: Path) -> None:
     assert workers(tmp_path) == []
 
 
+MAPS = """
+import os, time
+from pathlib import Path
+from moody import Net
+
+class Looks(Net):
+    def forward(self, x):
+        mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if ".pixels" in line]
+        print("pid", os.getpid(), *{f"{words[3]}:{words[4]}" for words in mapped}, "made with")
+        time.sleep(0.1)  # so that both workers get a trial
+        return super().forward(x)
+"""
+
+
+def test_workers_hold_the_pixels_once(tmp_path: Path) -> None:
+    import numpy as np
+
+    (tmp_path / "moody.py").write_text(MOODY)
+    (tmp_path / "looks.py").write_text(MAPS)
+    np.savez(
+        tmp_path / "mine.npz", x=np.random.default_rng(0).integers(0, 255, (99, 8, 8), np.uint8), y=np.arange(99) % 3
+    )
+    words = ("model=custom", "model._target_=looks.Looks", "trust=[looks]", "dataset=arrays", "dataset.path=mine.npz")
+    more = ("seed=1,2", "hydra.launcher.workers=2", "trainer.epochs=3", "sweep.dir=s")
+    process = start(tmp_path, "train", "-m", *words, *QUICK, *more)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    seen = [line.split()[1:-2] for log in (tmp_path / "s").glob("0*/log.txt")
+            for line in log.read_text().splitlines() if line.startswith("pid")]  # fmt: skip
+    assert len({pid for pid, *_ in seen}) == 2
+    files = {tuple(files) for _, *files in seen}
+    assert len(files) == 1, files  # one file, of one device and inode, in both at every step
+    assert len(files.pop()) == 1
+
+
 def test_what_a_trial_prints_is_in_its_log(moody: tuple[Path, int, str]) -> None:
     folder, _, said = moody
     assert "made with" not in said

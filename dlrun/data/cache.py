@@ -5,6 +5,9 @@ keep) and of the shape, since reading those costs a thousandth of reading the fi
 another entry. It holds raw uint8 pixels, which processes map into memory and share, and beside them a digest of each
 image and the reasons of those that cannot be read. Nothing in it is trusted: all digests are computed anew, and files
 that could not be read are tried again, or the entry is built again. It may be deleted at any time.
+
+Pixels that a dataset has in memory go through it where the workers of a sweep are to hold them once; such an entry is
+named by a hash of what it holds, and held against that to the last bit.
 """
 
 from __future__ import annotations
@@ -14,23 +17,27 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dlrun.data.images import InMemory, Streamed, Unreadable, mark, run_ahead
 from dlrun.data.scan import parts
 
 __all__ = ["Cache", "cache_at"]
 
+T = TypeVar("T")
 VERSION = 1
 TOLD = 2000  # images: fewer are decoded in a moment and take no disk worth a word
+PART = 1 << 20  # bytes that are compared at a time
 CHUNK = 256  # images whose digests one task computes
 
 
@@ -49,15 +56,37 @@ class Cache:
         """
         if not len(images) or len(images) * int(np.prod(images.shape)) > self.gigabytes * 1e9:
             return None
-        entry = self.folder / _key(images)
+        opened, build = (
+            partial(_opened, images=images, workers=workers),
+            partial(_build, images=images, workers=workers),
+        )
+        return self._kept(_key(images), opened, build)
+
+    def shared(self, pixels: Tensor) -> Tensor:
+        """The same pixels mapped from the disk, where all processes of this machine that ask for them hold them once.
+
+        As they are where they are more than the bound, and, said in one line, where the disk is full.
+        """
+        array = pixels.numpy()
+        if not array.size or array.nbytes > self.gigabytes * 1e9:
+            return pixels
+        array = np.ascontiguousarray(array)
+        total = hashlib.sha256(f"{VERSION} {array.dtype} {array.shape}".encode())
+        total.update(array.data.cast("B"))
+        found = self._kept(total.hexdigest()[:32], partial(_mapped, array=array), partial(_store, array=array))
+        return pixels if found is None else found
+
+    def _kept(self, key: str, opened: Callable[[Path], T | None], build: Callable[[Path], None]) -> T | None:
+        """What `opened` makes of an entry, which `build` writes where there is none."""
+        entry = self.folder / key
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _alone(entry):
-                found = _opened(entry, images, workers)
+                found = opened(entry)
                 if found is None:
-                    _build(entry, images, workers)
+                    build(entry)
                     self._make_room(entry)
-                    found = _opened(entry, images, workers)
+                    found = opened(entry)
             return found
         except OSError as error:
             why = f"{error.filename or self.folder}: {error.strerror or error}"
@@ -119,17 +148,47 @@ def _build(entry: Path, images: Streamed, workers: int) -> None:
                 bad.update({first + row: reason for row, reason in part.bad.items()})
             file.flush()
             os.fsync(file.fileno())
-        about = {"key": entry.name, "digests": b"".join(digests).hex(), "bad": bad}
-        entry.with_suffix(".json").unlink(missing_ok=True)
-        os.replace(temporary, entry.with_suffix(".pixels"))
-        temporary.write_text(json.dumps(about))
-        os.replace(temporary, entry.with_suffix(".json"))
+        _enter(entry, temporary, {"key": entry.name, "digests": b"".join(digests).hex(), "bad": bad})
     finally:
         temporary.unlink(missing_ok=True)
     if len(images) > TOLD:
         size = len(images) * int(np.prod(images.shape)) / 1e6
         said = f"decoded {len(images):,} images into {entry}.pixels ({size:,.0f} MB, to delete whenever you like)"
         print(f"dlrun: {said}; later runs take them from there", file=sys.stderr)
+
+
+def _enter(entry: Path, temporary: Path, about: dict[str, Any]) -> None:
+    """Let whole pixels become an entry, which is one once its .json is there."""
+    entry.with_suffix(".json").unlink(missing_ok=True)
+    os.replace(temporary, entry.with_suffix(".pixels"))
+    temporary.write_text(json.dumps(about))
+    os.replace(temporary, entry.with_suffix(".json"))
+
+
+def _store(entry: Path, array: NDArray[Any]) -> None:
+    temporary = entry.with_suffix(".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(array.data.cast("B"))
+            file.flush()
+            os.fsync(file.fileno())
+        _enter(entry, temporary, {"key": entry.name})
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _mapped(entry: Path, array: NDArray[Any]) -> Tensor | None:
+    """The pixels of an entry, or None where they are not the same to the last bit."""
+    path = entry.with_suffix(".pixels")
+    if _size(path) != array.nbytes or not entry.with_suffix(".json").exists():
+        return None
+    pixels = np.memmap(path, dtype=array.dtype, mode="c", shape=array.shape)
+    # as bytes, since nan is not itself; in parts, which need no memory worth a word
+    ours, theirs = (each.reshape(-1).view(np.uint8) for each in (array, pixels))
+    if not all(np.array_equal(ours[at : at + PART], theirs[at : at + PART]) for at in range(0, len(ours), PART)):
+        return None
+    os.utime(entry.with_suffix(".json"))
+    return torch.from_numpy(pixels)
 
 
 def _opened(entry: Path, images: Streamed, workers: int) -> tuple[InMemory, dict[int, str]] | None:

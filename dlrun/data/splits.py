@@ -20,7 +20,7 @@ from torch import Tensor
 from dlrun.config import UserError
 from dlrun.data.cache import Cache, cache_at
 from dlrun.data.carving import carve, slice_of
-from dlrun.data.images import Images, Streamed
+from dlrun.data.images import Images, InMemory, Streamed
 from dlrun.data.scan import scan
 
 __all__ = ["Bad", "BadData", "Data", "Raw", "Split", "bad_labels", "prepare"]
@@ -147,6 +147,7 @@ def prepare(
     balance: bool = False,
     cache: str = "none",
     cache_gb: float = 20.0,
+    share: bool = False,
 ) -> Data:
     """Carve test (where there is none), then `limit`, then val (where there is none), and measure train.
 
@@ -155,12 +156,16 @@ def prepare(
     with `on_bad` error all are told, with drop left out of the fold that they are in, and nothing else moves.
     Test is scanned when it is read. Image files come from a `cache` (auto, none or a folder) of at most
     `cache_gb` (1e9 bytes); without one those that fit into `memory_gb` are held in memory, others stream.
+    With `share` what a dataset has in memory goes through the cache too, so that processes hold it once.
     Raises UserError for a fraction outside (0, 1), too small a limit, and a class without training samples.
     """
     if split_seed < 0:
         raise UserError(f"dataset.split_seed={split_seed}: must be 0 or more")
     if on_bad not in ("error", "drop"):
         raise UserError(f"dataset.on_bad={on_bad}: must be error or drop")
+    store = cache_at(cache, cache_gb)
+    if share and store is not None:
+        raw = _shared(raw, store)
     classes, bad = len(raw.classes), list[Bad]()
     train, read_test, total = _labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
     val = None if raw.val is None else _labelled("val", raw.val, classes, bad)
@@ -177,7 +182,7 @@ def prepare(
         train, val = train.subset(rest), train.subset(chosen)
     shape = train.images.shape
     _require_shape("validation", val, shape)
-    keep, store = _fits(memory_gb, train, val), cache_at(cache, cache_gb)
+    keep = _fits(memory_gb, train, val)
     train, mean, std = _scanned("train", train, keep, workers, bad, store)
     val, *_ = _scanned("val", val, keep, workers, bad, store)
     if bad and on_bad == "error":
@@ -188,6 +193,23 @@ def prepare(
     test = _reader(read_test, classes, shape, memory_gb, workers, on_bad, bad, store)
     fraction = val_fraction if raw.val is None else None
     return Data(train, val, raw.classes, shape, mean, std, test, split_seed, fraction, bad, balance)
+
+
+def _shared(raw: Raw, store: Cache) -> Raw:
+    """The same, with what is in memory mapped from the cache; before anything is carved, which holds all pixels."""
+
+    def mapped(split: Split) -> Split:
+        if not isinstance(split.images, InMemory):
+            return split
+        return replace(split, images=replace(split.images, pixels=store.shared(split.images.pixels)))
+
+    test = raw.test
+    return replace(
+        raw,
+        train=mapped(raw.train),
+        val=None if raw.val is None else mapped(raw.val),
+        test=None if test is None else lambda: mapped(test()),
+    )
 
 
 def _reader(

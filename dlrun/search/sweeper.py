@@ -189,7 +189,7 @@ class Sweep:
         self.results.pop(number, None)
         folder = sweepdir.run_folder(self.folder, number)
         self.running[number] = rundir.taken(folder)
-        self.pool.submit(Job(number, config, str(folder)))
+        self.pool.submit(Job(number, config, str(folder), beside=self.pool.slots > 1))
 
     def _draw(self, number: int, now: Round) -> Trial:
         search, place = self.plan.search, number - now.first

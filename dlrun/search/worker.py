@@ -1,7 +1,7 @@
 """What runs a trial, in a warm process of this machine or wherever a launcher put it (`dlrun train -m`).
 
 A trial is a run like any other; what it prints goes to its log.txt. Data that the trials share is prepared once a
-process.
+process, and its pixels are in memory once for all processes of a machine.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ __all__ = ["Job", "Place", "Remote", "away", "main", "work"]
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to be run: its number, its config, the folder of its run."""
+    """A trial to be run: its number, its config, the folder of its run, and whether others run beside it."""
 
     number: int
     config: dict[str, Any]
     folder: str
+    beside: bool = False
 
 
 def work(job: Job) -> tuple[int, str]:
@@ -46,7 +47,7 @@ def work(job: Job) -> tuple[int, str]:
     from dlrun.running import execute
 
     if not prepared():
-        keep_data()
+        keep_data(share=job.beside)
     try:
         run, known = rundir.take(Path(job.folder))
         plain = job.config

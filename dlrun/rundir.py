@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import secrets
+import shlex
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -182,7 +183,7 @@ def _foreign(path: Path) -> str:
     if (path / "config.yaml").exists():
         status = stored(path).get("status", "running")
         status = "interrupted" if status == "running" else status  # its owner is gone: the lock is ours
-        return f"a run ({status}); `dlrun resume {path}` goes on with it, or "
+        return f"a run ({status}); `dlrun resume {shlex.quote(str(path))}` goes on with it, or "
     names = sorted({n for n in os.listdir(path) if not n.startswith(".")} - {"checkpoints", "log.txt"})
     return f"{names[0]}, which is no run of dlrun; " if names else ""
 

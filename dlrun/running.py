@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import signal
 import socket
 import subprocess
@@ -60,7 +61,7 @@ def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: b
             code, ending = _train(cfg, run, screen, follower)
     except KeyboardInterrupt:
         code, ending = INTERRUPTED, {"status": "interrupted", "reason": "interrupted from outside"}
-        screen.say(f"interrupted; `dlrun resume {run.path}` goes on after the last finished epoch")
+        screen.say(f"interrupted; `{_typed('resume', run)}` goes on after the last finished epoch")
     except UserError as error:
         _record(run, {"status": "failed", "reason": str(error)})
         if bad := getattr(error, "bad", None):  # a message has room for ten (D1)
@@ -77,13 +78,17 @@ def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: b
     return code
 
 
+def _typed(verb: str, run: Run) -> str:
+    return shlex.join(["dlrun", verb, str(run.path)])
+
+
 def _report(run: Run, screen: Screen) -> None:
     from dlrun import report
 
     try:
         screen.say(f"pictures and numbers on one page: {report.write(run.path)}")
     except Exception as error:  # the run is done and written down: a picture must not undo that
-        screen.say(f"no report: {type(error).__name__}: {first_line(error)}; `dlrun report {run.path}` tries again")
+        screen.say(f"no report: {type(error).__name__}: {first_line(error)}; `{_typed('report', run)}` tries again")
 
 
 def _record(run: Run, ending: dict[str, Any]) -> None:
@@ -254,7 +259,7 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
         what = f"out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size ({first_line(error)})"
     else:
         what = f"{type(error).__name__}: {first_line(error)}"
-    text = f"dlrun: failed: {what}; the traceback is in {run.log}; `dlrun resume {run.path}` goes on"
+    text = f"dlrun: failed: {what}; the traceback is in {run.log}; `{_typed('resume', run)}` goes on"
     screen.say(text, style="red")
     return 1, {"status": "failed", "reason": what}
 

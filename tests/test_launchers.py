@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import os
+import pwd
+import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Outcome
+from conftest import TINY, Outcome, write
 from test_sweep import MOODS, MOODY, QUICK, rows, start, starts, wait_for
+
+from dlrun.search import launchers
 
 WORDS = {
     "joblib": ("hydra/launcher=joblib",),
@@ -63,6 +68,37 @@ def test_a_launcher_or_key_that_is_none_is_one_line(here: Path, dlrun: Callable[
     said = dlrun("train", "-m", "hydra.launcher.worker=2", "seed=1,2").err
     assert said == "dlrun: hydra.launcher.worker: no such key; did you mean hydra.launcher.workers?\n"
     assert "expected a whole number" in dlrun("train", "-m", "hydra.launcher.workers=all", "seed=1,2").err
+
+
+SCANCEL = """#!{python}
+import sys
+from pathlib import Path
+asked = dict(word.lstrip("-").split("=") for word in sys.argv[1:])
+queue = Path(__file__).with_name("queue")
+rows = [line.split() for line in queue.read_text().splitlines()]
+kept = [r for r in rows if (r[1], r[2], r[3]) != (asked["name"], asked["user"], asked["state"])]
+queue.write_text("".join(" ".join(r) + "\\n" for r in kept))
+"""
+
+
+def test_only_jobs_of_this_sweep_are_taken_out_of_the_queue(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    me, sweep, stranger = pwd.getpwuid(os.getuid()).pw_name, here / "mine/jobs/today", here / "theirs/jobs/other"
+    name = launchers._job_name(sweep)
+    for folder in (sweep, stranger):
+        write(folder / "77_submitted.pkl", "the number of another job of ours that waits")
+    scancel = write(here / "bin/scancel", SCANCEL.format(python=sys.executable))
+    scancel.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scancel.parent}:{os.environ['PATH']}")
+    others = [f"77 thesis {me} PENDING", f"78 {name} {me} RUNNING", f"79 {name} somebody PENDING"]
+    queue = write(scancel.parent / "queue", "\n".join([*others, f"80 {name} {me} PENDING"]) + "\n")
+    launchers._cancel_waiting(stranger.parent)
+    assert len(queue.read_text().splitlines()) == 4
+    launchers._cancel_waiting(sweep.parent)
+    assert queue.read_text().splitlines() == others
+    shutil.copytree(here / "mine", here / "copy")  # of a sweep that waits elsewhere
+    queue.write_text(f"80 {name} {me} PENDING\n")
+    launchers._cancel_waiting(here / "copy/jobs")
+    assert queue.read_text() == f"80 {name} {me} PENDING\n"
 
 
 def test_joblib_runs_a_sweep(here: Path, dlrun: Callable[..., Outcome]) -> None:

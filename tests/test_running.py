@@ -135,22 +135,22 @@ def test_warn_only_trains_on_and_marks_the_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_exit_130_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
-    words = [*SMALL, "trainer.epochs=5000", "run.dir=run"]
+    words = [*SMALL, "trainer.epochs=5000", "run.dir=my run"]
     child = subprocess.Popen(
         [sys.executable, "-m", "dlrun", "train", *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
+    while not (tmp_path / "my run" / "checkpoints" / "last.pt").exists():
         assert time.monotonic() < deadline
         assert child.poll() is None
         time.sleep(0.05)
     child.send_signal(number)
     out, _ = child.communicate(timeout=30)
     assert child.returncode == 130
-    assert "dlrun resume run" in out
+    assert "`dlrun resume 'my run'`" in out
     assert "Traceback" not in out
-    assert rundir.result(tmp_path / "run")["status"] == "interrupted"
-    assert checkpoint.load(tmp_path / "run" / "checkpoints" / "last.pt")["epoch"] >= 1
+    assert rundir.result(tmp_path / "my run")["status"] == "interrupted"
+    assert checkpoint.load(tmp_path / "my run" / "checkpoints" / "last.pt")["epoch"] >= 1
 
 
 def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,13 +185,14 @@ def test_an_error_of_the_users_model_is_a_line_and_the_log_has_the_traceback(
     )
     monkeypatch.syspath_prepend(tmp_path)
     cfg = composed("dataset.limit=100", "check=none", "model=custom", "model._target_=brittle.Net", "trust=[brittle]")
-    code = running.execute(cfg, rundir.claim(str(tmp_path / "run"), "test"))
+    code = running.execute(cfg, rundir.claim(str(tmp_path / "my run"), "test"))
     assert code == 1
     said = capsys.readouterr().out
     assert "shapes do not fit" in said
+    assert f"`dlrun resume '{tmp_path / 'my run'}'` goes on" in said
     assert "Traceback" not in said
-    assert "Traceback" in (tmp_path / "run" / "log.txt").read_text()
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "failed"
+    assert "Traceback" in (tmp_path / "my run" / "log.txt").read_text()
+    assert json.loads((tmp_path / "my run" / "result.json").read_text())["status"] == "failed"
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: Path) -> None:

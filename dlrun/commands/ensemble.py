@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,9 @@ def main(argv: list[str]) -> int:
     print(ensembles.as_text(table.rows))
     if args.temperature:
         print("temperatures, fitted on validation:", ", ".join(_heat(v, t) for v, t in table.temperatures.items()))
-    print(f"{args.vote} is stored for `dlrun predict {path}` and as a teacher; everything is in {path}")
+    print(
+        f"{args.vote} is stored for `dlrun predict {shlex.quote(str(path))}` and as a teacher; everything is in {path}"
+    )
     return 0
 
 

@@ -8,8 +8,11 @@ here imports torch.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import pwd
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -228,6 +231,24 @@ class Ray:
         self._ray.shutdown()
 
 
+def _job_name(folder: Path) -> str:
+    return f"dlrun_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+
+
+def _cancel_waiting(jobs: Path) -> None:
+    """Take jobs out of Slurm's queue that an earlier process of this sweep left there; those that run may end.
+
+    Told by their owner and by a name that follows from where they were submitted: the numbers in a folder of somebody
+    else could be those of other jobs that wait.
+    """
+    for folder in {file.parent for file in jobs.glob("*/*_submitted.pkl")}:
+        mine = [f"--user={pwd.getpwuid(os.getuid()).pw_name}", "--state=PENDING", f"--name={_job_name(folder)}"]
+        with suppress(
+            OSError, KeyError, subprocess.SubprocessError
+        ):  # then they run: at worst what is done is looked at again
+            subprocess.run(["scancel", *mine], capture_output=True, timeout=ASK, check=False)
+
+
 class Submitit:
     """A Slurm job a trial, through submitit; `hydra.launcher.cluster=local` runs the same jobs on this machine.
 
@@ -239,7 +260,7 @@ class Submitit:
 
         self._local = options["cluster"] == "local"
         self._place = _here(sweep if self._local else None)
-        jobs = sweepdir.jobs(sweep)
+        folder = new_folder(sweepdir.jobs(sweep), "jobs")
         self.threads = int(options["cpus_per_task"])
         self.slots = int(options["workers"]) or (max(1, cores() // self.threads) if self._local else 16)
         own = ("name", "workers", "cluster", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
@@ -247,17 +268,14 @@ class Submitit:
         shared = {k: options[k] for k in own[3:] if options[k] is not None}
         try:
             # a folder of its own: a local job is numbered by its process, and numbers come again
-            self._executor: Any = submitit.AutoExecutor(new_folder(jobs, "jobs"), cluster=str(options["cluster"]))
-            self._executor.update_parameters(name="dlrun", **shared, **slurm)
+            self._executor: Any = submitit.AutoExecutor(folder, cluster=str(options["cluster"]))
+            self._executor.update_parameters(name=_job_name(folder), **shared, **slurm)
         except (RuntimeError, ValueError, NameError, AssertionError) as error:
             raise UserError(f"hydra/launcher=submitit_slurm: {' '.join(str(error).split())[:300]}") from error
         self._busy: dict[int, Any] = {}
         self._asked = time.monotonic()
-        for file in () if self._local else jobs.glob("*/*_submitted.pkl"):
-            # an earlier process of this sweep left it in the queue; those that run may end
-            left: Any = submitit.SlurmJob(file.parent, file.name.split("_")[0])
-            if not left.paths.result_pickle.exists() and left.state == "PENDING":
-                left.cancel(check=False)
+        if not self._local:
+            _cancel_waiting(sweepdir.jobs(sweep))
 
     def submit(self, job: Job) -> None:
         """Hand a trial to the queue."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from dlrun import averaging, checkpoint, memory, rundir, verdicts
 from dlrun.checkpoint import State
 from dlrun.data.batches import Batches
-from dlrun.diagnostics import Watch
+from dlrun.diagnostics import Look, Watch
+from dlrun.disk import Behind
 from dlrun.evidence import lower_is_better
 from dlrun.experiment import Experiment
 from dlrun.loggers import Follower
@@ -59,45 +60,77 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
     config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     data = exp.data.record()
     last = min(trainer.get("stop_after", 0) or trainer.epochs, trainer.epochs)
-    for epoch in range(state.epoch + 1, last + 1):
-        if stopped_early(state, trainer, history):
-            return  # asked before an epoch, so that a run killed after its last one stops there when resumed
-        started = time.perf_counter()
-        memory.forget_peak(exp.device)
-        row = train_epoch(exp, epoch, state, screen, watch)
-        trained = time.perf_counter()
-        row.update(scores(exp, predict(exp, exp.val), "val"))
-        if exp.average is not None:
-            row.update(scores(exp, predict(exp, exp.val, exp.average), "ema_val"))
-        row.update(train_seconds=trained - started, eval_seconds=time.perf_counter() - trained)
-        row["samples_per_second"] = len(exp.data.train.labels) / row["train_seconds"]
-        _must_be_finite(row["val_loss"], f"validation after epoch {epoch}", row["lr"])
-        look = watch.look(epoch)
-        row.update(update_ratio=look.update_ratio, dead_fraction=look.dead_fraction)
-        row["memory_mb"] = memory.peak_mb(exp.device)
-        exp.scheduler.end_epoch(row[trainer.monitor])
-        score = best_weights(row, trainer.monitor)
-        is_best = better(score, state.best, trainer.monitor)
-        if is_best:
-            state.best = {"epoch": epoch, "value": score[trainer.monitor], "val_loss": score["val_loss"]}
-        state.epoch = epoch
-        state.seconds += time.perf_counter() - started
-        run.append_layers(look.rows)
-        run.add_histograms(epoch, look.histograms)
-        run.append_metrics({c: row[c] for c in (COLUMNS if exp.average is None else COLUMNS + AVERAGED)})
-        history.append(row)
-        name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep in ("top3", "all") else None
-        best = is_best and trainer.keep != "last"
-        checkpoint.save(run, exp, state, is_best=best, name=name, keep=_kept(run, history, trainer))
-        run.update_result(**progress(state, row))
-        if follower is not None:
-            follower.follow(history)
-        screen.epoch(row, trainer.epochs, is_best)
-        screen.warn(verdicts.urgent(history, look.rows, config, data))
-        if epoch < last and (asked := run.asked_to_stop()) is not None:
-            raise Stopped("pruned", asked)
+    with Behind() as behind:
+        for epoch in range(state.epoch + 1, last + 1):
+            if stopped_early(state, trainer, history):
+                return  # asked before an epoch, so that a run killed after its last one stops there when resumed
+            started = time.perf_counter()
+            row, look = _epoch(exp, epoch, state, screen, watch)
+            is_best = _advance(state, row, trainer.monitor)
+            state.seconds += time.perf_counter() - started
+            behind.wait()  # no row of an epoch before the checkpoint of the one before it
+            _append(run, row, look, averaged=exp.average is not None)
+            history.append(row)
+            behind.do(_keeping(run, exp, state, history, is_best=is_best, follower=follower))
+            screen.epoch(row, trainer.epochs, is_best)
+            screen.warn(verdicts.urgent(history, look.rows, config, data))
+            if epoch < last and (asked := run.asked_to_stop()) is not None:
+                raise Stopped("pruned", asked)
     if last < trainer.epochs and state.epoch == last:
         raise Stopped("paused", f"paused after epoch {last} of {trainer.epochs} (trainer.stop_after={last})")
+
+
+def _epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> tuple[dict[str, Any], Look]:
+    """Train, validate and look at the layers; the row of metrics.csv. Raises Diverged."""
+    started = time.perf_counter()
+    memory.forget_peak(exp.device)
+    row = train_epoch(exp, epoch, state, screen, watch)
+    trained = time.perf_counter()
+    row.update(scores(exp, predict(exp, exp.val), "val"))
+    if exp.average is not None:
+        row.update(scores(exp, predict(exp, exp.val, exp.average), "ema_val"))
+    row.update(train_seconds=trained - started, eval_seconds=time.perf_counter() - trained)
+    row["samples_per_second"] = len(exp.data.train.labels) / row["train_seconds"]
+    _must_be_finite(row["val_loss"], f"validation after epoch {epoch}", row["lr"])
+    look = watch.look(epoch)
+    row.update(update_ratio=look.update_ratio, dead_fraction=look.dead_fraction)
+    row["memory_mb"] = memory.peak_mb(exp.device)
+    exp.scheduler.end_epoch(row[exp.cfg.trainer.monitor])
+    return row, look
+
+
+def _advance(state: State, row: Mapping[str, Any], monitor: str) -> bool:
+    """Count the epoch, and say whether it is the best so far."""
+    state.epoch = row["epoch"]
+    score = best_weights(row, monitor)
+    is_best = better(score, state.best, monitor)
+    if is_best:
+        state.best = {"epoch": state.epoch, "value": score[monitor], "val_loss": score["val_loss"]}
+    return is_best
+
+
+def _append(run: Run, row: Mapping[str, Any], look: Look, *, averaged: bool) -> None:
+    run.append_layers(look.rows)
+    run.add_histograms(row["epoch"], look.histograms)
+    run.append_metrics({c: row[c] for c in (COLUMNS + AVERAGED if averaged else COLUMNS)})
+
+
+def _keeping(
+    run: Run, exp: Experiment, state: State, history: list[Any], *, is_best: bool, follower: Follower | None
+) -> Callable[[], None]:
+    """Copy what is to be kept of the epoch, and return what writes it: the checkpoint, then all that relies on it."""
+    trainer, rows, told = exp.cfg.trainer, list(history), progress(state, history[-1])
+    name = run.epoch_checkpoint(rows[-1], trainer.monitor) if trainer.keep in ("top3", "all") else None
+    kept, best = _kept(run, rows, trainer), is_best and trainer.keep != "last"
+    content = checkpoint.content(exp, state)
+
+    def write() -> None:
+        checkpoint.write(run, content, is_best=best, name=name, keep=kept)
+        run.update_result(**told)
+        if follower is not None:
+            follower.follow(rows)
+
+    return write
 
 
 COLUMNS = (

@@ -257,7 +257,7 @@ def each(members: Sequence[Member]) -> list[dict[str, Any]]:
             p = softmax(m.arrays[f"{split}_logits"])
             found = scores(Vote(p, p.argmax(1)), m.arrays[f"{split}_labels"])
             row.update({f"{split}_{what}": value for what, value in found.items()})
-        rows.append(row | _price([m]))
+        rows.append(row | _price([m]) | {"checks": rundir.worst_check([rundir.stored(m.path)])})
     return rows
 
 

@@ -11,7 +11,7 @@ import os
 import secrets
 import shlex
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +327,12 @@ def layers(path: Path) -> list[dict[str, str]]:
 def metrics(path: Path) -> list[dict[str, str]]:
     """Return the rows of metrics.csv as text, an epoch each."""
     return read_rows(path / "metrics.csv")
+
+
+def worst_check(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return the worst that the checks before some runs came to: fail (check.warn_only went on), warn, pass or ""."""
+    found = {result.get("checks") for result in results}
+    return next((word for word in ("fail", "warn", "pass") if word in found), "")
 
 
 def checks(path: Path) -> list[dict[str, str]]:

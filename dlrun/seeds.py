@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from dlrun import compare
+from dlrun import compare, rundir
 from dlrun.compare import SCORES, Entry
 
 __all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
@@ -77,6 +77,7 @@ def _row(group: Sequence[Entry], differing: Sequence[str], metric: str) -> dict[
     row["seconds"] = fmean(times) if times else ""
     rest = Counter(str(e.result.get("status", "")) or "empty" for e in group if e.result.get("status") != "completed")
     row["rest"] = " ".join(f"{count} {status}" for status, count in sorted(rest.items()))
+    row["checks"] = rundir.worst_check(e.result for e in group if e.result.get("status") == "completed")
     row |= {"verdict": "", "p": "", "test": "", "runs": json.dumps([str(e.path) for e in group])}
     return row
 

@@ -71,6 +71,7 @@ def _best(folder: Path, found: Trials) -> str:
         return "<p>No trial has completed.</p>"
     scores = [c for c in (*SCORES, "epochs", "seconds") if any(found.rows[k][c] != "" for k in chosen)]
     columns = [found.metric, *(c for c in scores if c != found.metric)]
+    columns += ["checks"] * any(found.rows[k]["checks"] == "fail" for k in chosen)  # check.warn_only went on
     shown = [{"place": place, **_named(folder, found, k, columns)} for place, k in enumerate(chosen, 1)]
     said = trials.shared(found, BEST)
     common = "".join(f"<li>{text(line)}</li>" for line in said) or "<li>no value and no narrow range</li>"

@@ -108,7 +108,8 @@ def _fitting(columns: list[Column], width: int, metric: str) -> tuple[list[Colum
     if narrow():
         columns = [c._replace(name=".\n".join(c.name.rsplit(".", 1))) for c in columns]
     for name in DISPENSABLE:
-        if narrow() and name != metric and any(c.name == name for c in columns):
+        marked = any(c.name == name == "checks" and "fail" in c.cells for c in columns)  # check.warn_only went on
+        if narrow() and name != metric and not marked and any(c.name == name for c in columns):
             columns = [c for c in columns if c.name != name]
             dropped.append(name)
     if narrow():  # optimizer.lr is still known as lr

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dlrun import rundir
@@ -31,8 +32,9 @@ from tests.photos import KEYS, MEMORY, photo, ready, root, stored, truncate
 __all__ = ["root"]  # a fixture
 
 
-def checked(check, data):
-    return check(SimpleNamespace(data=data, num_classes=len(data.classes)))
+def checked(check, data, **dataset):
+    cfg = OmegaConf.create({"dataset": {"limit": 0, "balance": data.balance, **dataset}})
+    return check(SimpleNamespace(data=data, num_classes=len(data.classes), cfg=cfg))
 
 
 def copy(root: Path, source: str, target: str) -> None:
@@ -222,7 +224,10 @@ def test_dropped_samples_and_small_classes_are_told(root):
     verdict = checked(data_audit, ready(root, on_bad="drop"))
     assert (verdict.status, verdict.value) == ("warn", "1 dropped, 0 blank, 3 to 19 a class")
     assert "dropped as bad: train/cat/03.png" in verdict.message
-    assert "too few training samples of dog (3)" in verdict.message
+    assert "too few training samples of dog (3): add some, merge classes" in verdict.message
+    assert "dataset.limit" not in verdict.message  # all are there
+    few = checked(data_audit, ready(root, on_bad="drop"), limit=22)
+    assert "merge classes or raise dataset.limit=22" in few.message
 
 
 def test_uneven_classes_are_told_until_they_are_balanced(root):
@@ -230,7 +235,7 @@ def test_uneven_classes_are_told_until_they_are_balanced(root):
         (root / "train" / "dog" / f"{number:02}.png").unlink()
     verdict = checked(class_balance, ready(root))
     assert (verdict.status, verdict.value) == ("warn", "1.54 (cat 20, dog 13)")
-    assert "dataset.balance=true" in verdict.message
+    assert verdict.message.endswith("; try dataset.balance=true")
     assert checked(class_balance, ready(root, balance=True)).status == "pass"
     photo(999).save(root / "train" / "dog" / "13.png")
     assert checked(class_balance, ready(root)).status == "pass"  # 20 / 14 = 1.43

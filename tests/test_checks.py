@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -261,7 +262,9 @@ def test_a_validation_split_of_ones_own_may_lack_a_class() -> None:
         object.__setattr__(other, "val_fraction", fraction)
         broken = copy.copy(exp)
         broken.data = other
-        assert inputs.labels(broken).status == status
+        found = inputs.labels(broken)
+        assert found.status == status
+        assert ("the fold was stratified" in found.message) == (fraction is not None)
 
 
 def test_without_a_penalty_its_check_is_skipped() -> None:
@@ -310,7 +313,44 @@ def test_sound_setups_raise_no_alarm(overrides: tuple[str, ...]) -> None:
     assert alarms(build(composed("dataset.limit=600", "trainer.threads=1", *overrides))) == {}
 
 
+@pytest.mark.parametrize("overrides", [(), ("model.norm=none", "model.activation=relu"), ("model.skip=false",)])
+def test_a_deep_residual_network_that_is_sure_of_itself_is_told_what_calms_it(overrides: tuple[str, ...]) -> None:
+    words = ("dataset.limit=300", "trainer.threads=1", "model=resnet20", "model.activation=maxout", *overrides)
+    exp = build(composed(*words))
+    with torch.no_grad():
+        exp.model.head.weight.mul_(100.0)
+    found = chance.initial_loss(exp)
+    assert found.status != "pass"
+    tried = found.message.partition("; try ")[2].split()
+    assert ("model.zero_init_residual=true" in tried) == (exp.cfg.model.skip is True)
+    assert build(composed(*words, *tried)).cfg.model.norm != "none"  # a setup that composes
+
+
+def test_zero_init_residual_makes_deep_maxout_networks_guess() -> None:
+    words = ("dataset.limit=300", "trainer.threads=1", "model=resnet56", "model.activation=maxout", "seed=2")
+    assert chance.initial_loss(build(composed(*words))).status == "warn"
+    assert chance.initial_loss(build(composed(*words, "model.zero_init_residual=true"))).status == "pass"
+
+
+def test_the_published_depths_of_residual_networks_start_within_the_band() -> None:
+    for words in (("model=resnet56",), ("model=resnet56", "model.norm=layer", "seed=5")):
+        found = chance.initial_loss(build(composed("dataset.limit=300", "trainer.threads=1", *words)))
+        assert found.status == "pass", (words, found)
+
+
 # advice
+
+
+@pytest.mark.parametrize("limit", [0, 12])
+def test_a_limit_is_to_be_raised_only_where_there_is_one(limit: int) -> None:
+    exp = experiment()
+    exp.cfg = copy.deepcopy(exp.cfg)
+    exp.cfg.dataset.limit = limit
+    exp.data = replace(exp.data, train=exp.data.train.subset(torch.arange(3)), val=exp.data.val.subset(torch.arange(2)))
+    for check in (inputs.labels, c8.independence, garbage.garbage):
+        found = check(exp)
+        assert found.status in ("fail", "skip")
+        assert ("raise dataset.limit=12" in found.message) == (limit == 12)
 
 
 def test_advice_names_keys_of_the_config_with_other_values() -> None:

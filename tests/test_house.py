@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "objectives": {"teachers"},
     "predicting": {"config", "data", "disk", "progress", "trained"},
     "ensembles": {"config", "figures", "rundir", "votes"},
-    "seeds": {"compare"},
+    "seeds": {"compare", "rundir"},
     "trials": {"border", "compare", "config", "sweepdir"},
     "importance": {"trials"},
     "space_plots": {"border", "figures", "trials"},

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import Outcome, without_torch, write, write_run
 from test_compare import config, result
+from test_ensemble import member
 
-from dlrun import compare, tables
+from dlrun import compare, sweep_report, tables
+from dlrun.search import summary
+from dlrun.search.study import Trial
 
 
 def two() -> None:
@@ -154,3 +160,40 @@ def test_statistics_need_no_torch(here: Path) -> None:
     two()
     outcomes = without_torch([("compare", "--group-seeds"), ("compare", "--latex")], here)
     assert [o.code for o in outcomes] == [0, 0]
+
+
+def test_a_run_that_went_on_after_a_failed_check_is_marked_in_every_table(
+    here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k, checks in enumerate(("fail", "pass", "warn")):
+        run = member(here / "outputs" / "s" / f"{k:04d}", seed=k)
+        told = json.loads((run / "result.json").read_text())
+        write(run / "result.json", json.dumps(told | result(config(seed=k), 0.9 - 0.1 * k, checks=checks)))
+
+    def marks(file: str) -> list[str]:
+        return [row["checks"] for row in csv.DictReader(Path(file).read_text().splitlines())]
+
+    assert dlrun("ensemble", "outputs/s", "--out", "outputs/e").code == 0
+    assert sorted(marks("outputs/e/members.csv")) == ["fail", "pass", "warn"]
+    shown = dlrun("compare").out
+    assert sorted(marks("outputs/compare.csv")) == ["fail", "fail", "pass", "warn"]  # the ensemble has a marked member
+    assert "checks" in shown.splitlines()[0]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = tables.as_text(compare.rows(["outputs/s"]))
+    assert "checks" in narrow.splitlines()[0] + narrow.splitlines()[1]
+    assert "no room for" in narrow
+    assert "checks" not in narrow.partition("no room for")[2]
+    assert dlrun("compare", "outputs/s", "--group-seeds").code == 0
+    assert marks("outputs/compare.csv") == ["fail"]
+    results = {k: json.loads((here / f"outputs/s/{k:04d}/result.json").read_text()) for k in range(3)}
+    sweep: Any = SimpleNamespace(
+        plan=SimpleNamespace(rounds=[], axes=[]), metric="val_acc", trials=dict.fromkeys(results, Trial(0, {})),
+        result=results.__getitem__, status=lambda n: "completed", score=lambda n: 0.5, folder=here / "outputs/s",
+    )  # fmt: skip
+    assert [row["checks"] for row in summary.rows(sweep)] == ["fail", "pass", "warn"]
+    page = sweep_report.write(here / "outputs/s").read_text()
+    best = page.partition("<h2>Every trial")[0].partition("<h2>The best")[2]
+    assert "<th" in best
+    assert ">checks<" in best
+    assert ">fail<" in best

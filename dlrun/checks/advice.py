@@ -7,7 +7,7 @@ from typing import Any
 from dlrun.config import lookup
 from dlrun.experiment import Experiment
 
-__all__ = ["advice"]
+__all__ = ["advice", "limited"]
 
 
 def advice(exp: Experiment, *words: str) -> str:
@@ -25,6 +25,12 @@ def advice(exp: Experiment, *words: str) -> str:
         if now is not None and not _same(now, value):
             chosen.setdefault(key, word)
     return f"; try {' '.join(chosen.values())}" if chosen else ""
+
+
+def limited(exp: Experiment) -> str:
+    """Return " or raise dataset.limit=N" where a limit keeps samples back; "" where all are there."""
+    limit = exp.cfg.dataset.get("limit")
+    return f" or raise dataset.limit={limit}" if limit else ""
 
 
 def _same(now: Any, value: str) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import torch
 
+from dlrun.checks.advice import advice, limited
 from dlrun.checks.sandbox import named
 from dlrun.checks.verdict import Verdict
 from dlrun.data.audit import Audit, Finding, audit
@@ -27,6 +28,7 @@ BLANK = 0.5  # share of a split: a reader that returns nothing, not a dataset wi
 # published datasets hold leaks below this share of val or test, which moves a score by less than its noise;
 # and one or two copies in a slice of a few dozen images are no rate
 LEAKED, FEW_LEAKS = 0.01, 3
+REMEDY = "remove one of each pair: the audit.csv of `dlrun train` lists all"
 UNEVEN = 1.5  # D6, largest / smallest class
 
 
@@ -44,7 +46,7 @@ def data_audit(exp: Experiment) -> Verdict:
     if blank:
         parts.append(f"all pixels are the same in {_ids(blank, 10)}: look at them, remove those that are no images")
     if few:
-        parts.append(f"too few training samples of {named(few)}: add some or merge classes")
+        parts.append(f"too few training samples of {named(few)}: add some, merge classes{limited(exp)}")
     message = "; ".join(parts) or "every sample can be used"
     if any(len(found.of("constant", name)) > BLANK * size for name, size in found.sizes.items()):
         return Verdict("fail", value, expected, f"most images of a split are blank; {message}")
@@ -71,7 +73,7 @@ def data_duplicates(exp: Experiment) -> Verdict:
         return Verdict("pass", value, "no leaks", f"splits are apart{_few(duplicates)}")
     heavy = [split for split in ("val", "test") if _leaked(found, split) > max(FEW_LEAKS, LEAKED * found.sizes[split])]
     expected = f"no leaks; fails with more than {FEW_LEAKS} of a split that are more than {LEAKED:.0%} of it"
-    return Verdict("fail" if heavy else "warn", value, expected, f"{'; '.join(parts)}; remove one of each pair")
+    return Verdict("fail" if heavy else "warn", value, expected, f"{'; '.join(parts)}; {REMEDY}")
 
 
 def class_balance(exp: Experiment) -> Verdict:
@@ -90,7 +92,7 @@ def class_balance(exp: Experiment) -> Verdict:
     if exp.data.balance:
         return Verdict("pass", value, expected, "classes are uneven, and drawn alike by dataset.balance=true")
     message = f"uneven classes: {names[high]} is favoured over {names[low]}, and accuracy hides it"
-    return Verdict("warn", value, expected, f"{message}; dataset.balance=true draws all classes alike")
+    return Verdict("warn", value, expected, message + advice(exp, "dataset.balance=true"))
 
 
 def _leaked(found: Audit, split: str) -> int:

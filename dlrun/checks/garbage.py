@@ -20,6 +20,7 @@ from time import perf_counter
 import torch
 from torch import Tensor, nn
 
+from dlrun.checks.advice import limited
 from dlrun.checks.sandbox import in_turn, replica, samples, settle, training
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
@@ -70,7 +71,7 @@ def garbage(exp: Experiment) -> Verdict:
         if perf_counter() > deadline:
             break
     if best is None:
-        message = "too few samples to hold some out, or nothing that trains; raise dataset.limit"
+        message = f"too few samples to hold some out, or nothing that trains; add samples{limited(exp)}"
         return Verdict("skip", "", expected, message)
     if best.p < POSSIBLE:
         message = (

@@ -15,7 +15,7 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from dlrun.checks.advice import advice
+from dlrun.checks.advice import advice, limited
 from dlrun.checks.sandbox import samples, settle, training
 from dlrun.checks.verdict import Verdict
 from dlrun.config import first_line
@@ -35,7 +35,7 @@ def independence(exp: Experiment) -> Verdict:
     x, y = samples(exp, COUNT)
     expected = f"difference < {SAME:g} of the spread"
     if len(x) < 4:
-        return Verdict("skip", f"{len(x)} samples", expected, "too few samples to mix; raise dataset.limit")
+        return Verdict("skip", f"{len(x)} samples", expected, f"too few samples to mix; add some{limited(exp)}")
     model = copy.deepcopy(exp.model)  # not a replica: dropout that stays on must show
     settle(model, x)
     model.eval()

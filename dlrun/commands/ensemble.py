@@ -131,7 +131,7 @@ def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
 
     import numpy as np
 
-    from dlrun import ensembledir, ensembles
+    from dlrun import ensembledir, ensembles, rundir
 
     chosen = next(row for row in table.rows if row["vote"] == args.vote)
     listed = []
@@ -149,5 +149,6 @@ def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
         arrays |= {f"{split}_{what}": members[0].arrays[f"{split}_{what}"] for what in ("labels", "ids")}
     curve = ensembles.sizes(members)
     each = ensembles.each(members)
+    scores["checks"] = rundir.worst_check(each)
     ensembledir.write(path, asked, scores, arrays, {"table": table.rows, "members": each, "sizes": curve})
     ensembles.draw(path, curve)

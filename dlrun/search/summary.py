@@ -50,6 +50,7 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
         if sweep.metric not in SCORES:
             row[sweep.metric] = _blank(sweep.score(number))
         row |= {"epochs": result.get("epochs", 0), "seconds": result.get("seconds", "")}
+        row["checks"] = result.get("checks", "")
         row["verdicts"] = verdicts.summary(result["verdicts"]) if "verdicts" in result else ""
         row["reason"] = trial.reason if status in FAILED else result.get("reason", "")
         row["attempts"] = trial.failures + (status not in FAILED)

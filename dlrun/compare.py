@@ -84,8 +84,11 @@ def rows(paths: Sequence[str]) -> list[dict[str, Any]]:
     return table(read(paths))
 
 
-def table(entries: Sequence[Entry], by: str = "") -> list[dict[str, Any]]:
-    """Return a row an entry, best first `by` a score, failed ones last, their columns those of `rows`."""
+def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) -> list[dict[str, Any]]:
+    """Return a row an entry, best first `by` a score, failed ones last, their columns those of `rows`.
+
+    `by` may be any number of their results; whether the `lower` is the better follows from its name where not said.
+    """
     differing = varying([entry.config for entry in entries])
     made = []
     for path, result, config in entries:
@@ -97,9 +100,12 @@ def table(entries: Sequence[Entry], by: str = "") -> list[dict[str, Any]]:
         }
         row.update({key.removeprefix("choices."): config.get(key, "") for key in differing})
         row.update({key: result.get(key, "") for key in NUMBERS})
+        if by:
+            row.setdefault(by, result.get(by, ""))
         made.append(row)
     column = by or metric(entries)
-    return sorted(made, key=lambda row: _rank(row, column))
+    down = column.endswith("loss") if lower is None else lower
+    return sorted(made, key=lambda row: _rank(row, column, down))
 
 
 def metric(entries: Sequence[Entry]) -> str:
@@ -161,10 +167,10 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _rank(row: Mapping[str, Any], column: str) -> tuple[bool, float, str]:
+def _rank(row: Mapping[str, Any], column: str, lower: bool) -> tuple[bool, float, str]:
     if not _finite(row[column]):
         return (True, math.inf, row["run"])
-    score = row[column] if column.endswith("loss") else -row[column]
+    score = row[column] if lower else -row[column]
     return (row["status"] in FAILED, score, row["run"])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean, median
 from typing import Any
 
-__all__ = ["Evidence", "digit", "end", "lower_is_better", "span"]
+__all__ = ["Evidence", "digit", "end", "lower_is_better", "minimised", "span"]
 
 ANNEALED = 0.1  # of the highest rate: below this a schedule makes steps small on purpose
 WANTED_RATIO = 1e-3  # update : weight (B3)
@@ -150,6 +150,11 @@ class Evidence:
 def lower_is_better(column: str) -> bool:
     """Say which way a column of metrics.csv should go: up for accuracies and speed, down for anything else."""
     return not column.endswith(("_acc", "_per_second"))
+
+
+def minimised(column: str, direction: str) -> bool:
+    """Say whether the lowest value of a column is the best: `auto` looks at the column, `min` and `max` say it."""
+    return lower_is_better(column) if direction == "auto" else direction == "min"
 
 
 def _number(value: Any) -> float:

@@ -25,8 +25,10 @@ FEW = 5  # seeds below which a t-test sees large differences alone (Colas, Sigau
 INDIFFERENT = ("seed", "trainer.threads", "trainer.keep", "trainer.diagnostics")
 
 
-def grouped(entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) -> list[dict[str, Any]]:
     """Return a row a setting, best mean first, with the keys that differ, mean and std of each score, n, and a verdict.
+
+    The best is that `by` a number of the results, where not said by the one that the runs watched.
 
     Only completed runs count; what the others came to is in the column `rest`. Runs of one setting with the same seed
     are no independent evidence: their mean counts as one.
@@ -39,9 +41,9 @@ def grouped(entries: Sequence[Entry]) -> list[dict[str, Any]]:
         )
         groups.setdefault(key, []).append(entry)
     differing = compare.varying([{k: v for k, v in g[0].config.items() if k not in follow} for g in groups.values()])
-    column = compare.metric(entries)
+    column = by or compare.metric(entries)
     found = [(_row(group, differing, column), _by_seed(group, column)) for group in groups.values()]
-    sign = 1 if column.endswith("loss") else -1
+    sign = 1 if (column.endswith("loss") if lower is None else lower) else -1
     found.sort(key=lambda one: (not one[1], sign * one[0][f"{column}_mean"] if one[1] else 0.0))
     _judge(found)
     return [row for row, _ in found]
@@ -68,7 +70,7 @@ def _row(group: Sequence[Entry], differing: Sequence[str], metric: str) -> dict[
     row: dict[str, Any] = {key.removeprefix("choices."): config.get(key, "") for key in differing}
     seeds = sorted(_by_seed(group, metric), key=_number)
     row |= {"n": len(seeds), "seeds": f"[{', '.join(seeds)}]"}
-    for column in SCORES:
+    for column in dict.fromkeys((*SCORES, metric)):
         values = list(_by_seed(group, column).values())
         row[f"{column}_mean"] = fmean(values) if values else ""
         row[f"{column}_std"] = stdev(values) if len(values) > 1 else ""

@@ -25,8 +25,8 @@ COLOURED = 12  # lines of a parallel plot that stand out
 FENCE = 3.0  # times the middle half's height: farther below it a score leaves the picture (Tukey's far out)
 
 
-def called(trials: Trials) -> str:
-    return {"val_acc": "validation accuracy", "val_loss": "validation loss"}.get(trials.metric, trials.metric)
+def called(metric: str) -> str:
+    return {"val_acc": "validation accuracy", "val_loss": "validation loss"}.get(metric, metric)
 
 
 def wanted(trials: Trials) -> str:
@@ -92,11 +92,13 @@ def against_axes(trials: Trials, axes: Sequence[Axis]) -> Any:
     down = -(-len(shown) // across)
     figure = canvas(1.35 + 2.45 * down if across > 1 else 4.1, top=0.68, bottom=0.85)
     figure.subplots_adjust(wspace=0.16, hspace=0.42)
-    headline(figure, f"{called(trials)[:1].upper()}{called(trials)[1:]} against what was varied: {wanted(trials)}")
+    name = called(trials.metric)
+    name = name if name == trials.metric else name[:1].upper() + name[1:]  # a column is called as it is
+    headline(figure, f"{name} against what was varied: {wanted(trials)}")
     for k, axis in enumerate(shown):
         panel = figure.add_subplot(down, across, k + 1)
         _panel(panel, trials, axis)
-        panel.set_ylabel(called(trials) if k % across == 0 else "")
+        panel.set_ylabel(called(trials.metric) if k % across == 0 else "")
         if k % across:
             panel.tick_params(labelleft=False)
     legend(figure, *figure.axes[0].get_legend_handles_labels())
@@ -197,7 +199,7 @@ def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
     for ruler, axis in ((panel.xaxis, across), (panel.yaxis, up)):
         _scale(ruler, axis, panel)
     panel.set(xlabel=across.name, ylabel=up.name)
-    figure.colorbar(dots, ax=panel, pad=0.02, fraction=0.12).set_label(f"{called(trials)}, {wanted(trials)}")
+    figure.colorbar(dots, ax=panel, pad=0.02, fraction=0.12).set_label(f"{called(trials.metric)}, {wanted(trials)}")
     known = "" if count == 2 else " that matter most" if measured else " that matter most by experience"
     headline(figure, f"The two numeric axes{known}: where good ones lie, and whether at an edge")
     legend(figure, *panel.get_legend_handles_labels())
@@ -246,7 +248,7 @@ def parallel(trials: Trials, axes: Sequence[Axis]) -> Any:
         panel.text(steps[-1], ends[k], f" {trials.scores[k]:.3g}", fontsize=8, va="center")
     if (places < -0.1).any():
         panel.text(-0.06, -0.12, "not set", fontsize=8, va="center", ha="right", color=GREY)
-    names = [axis.name.replace(".", ".\n", 1) for axis in shown] + [called(trials).replace(" ", "\n")]
+    names = [axis.name.replace(".", ".\n", 1) for axis in shown] + [called(trials.metric).replace(" ", "\n")]
     panel.set_xticks(steps, names, fontsize=8.5)
     panel.set(xlim=(-0.1, steps[-1] + 0.1), ylim=(-0.17, 1.06), yticks=[])
     panel.grid(visible=False)

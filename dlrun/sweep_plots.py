@@ -19,6 +19,7 @@ import numpy as np
 
 from dlrun import rundir, space_plots
 from dlrun.config import UserError
+from dlrun.evidence import lower_is_better
 from dlrun.figures import BLUE, GREEN, OKABE_ITO, STYLE, canvas, columns, epochs_axis, headline, positive, save
 from dlrun.importance import Importance
 from dlrun.space_plots import called, legend, span, strip, wanted
@@ -99,7 +100,7 @@ def _time(trials: Trials) -> Any:
     panel.step([*hours, last], [*so_far, so_far[-1]], where="post", color=GREEN, label="best so far")
     strip(panel, trials, np.array([(ends.get(k, math.nan) - begin) / unit for k in range(len(trials.entries))]))
     panel.set_xlim(left=0)
-    panel.set(xlabel=f"{name} since the start", ylabel=called(trials))
+    panel.set(xlabel=f"{name} since the start", ylabel=called(trials.metric))
     panel.set_title(f"Best so far by time, {wanted(trials)}: after a long level end more trials would help little")
     legend(figure, *panel.get_legend_handles_labels())
     return figure
@@ -123,14 +124,17 @@ def _curves(folder: Path, trials: Trials) -> Any:
         return None
     figure = canvas(4.5, left=0.9, top=0.75, bottom=1.15)
     kept = {os.path.relpath(trials.entries[k].path, folder) for k in trials.done} & set(tables) or set(tables)
-    for place, (column, what) in enumerate((("val_loss", "validation loss"), ("val_acc", "validation accuracy"))):
+    logged = all(trials.metric in table for table in tables.values())
+    shown = [trials.metric, "val_acc"] if logged and trials.metric != "val_acc" else ["val_loss", "val_acc"]
+    for place, column in enumerate(shown):
         axes = figure.add_subplot(1, 2, place + 1)
+        lower = trials.lower if column == trials.metric else lower_is_better(column)
         for k, (label, table) in reversed(list(enumerate(tables.items()))):
             named = k < len(OKABE_ITO)
             look = {"color": OKABE_ITO[k] if named else "#BBBBBB", "linewidth": 1.8 if named else 0.8}
             axes.plot(table["epoch"], table[column], label=label[-24:] if named else None, **look)
-        epochs_axis(axes, "lower is better" if place == 0 else "higher is better", what)
-        if column == "val_loss":
+        epochs_axis(axes, "lower is better" if lower else "higher is better", called(column))
+        if column.endswith("loss"):
             # one that diverged leaves the picture, and does not flatten the others
             seen = np.concatenate([tables[label][column] for label in kept])
             if positive(seen := seen[np.isfinite(seen)]):

@@ -17,6 +17,7 @@ from dlrun import importance, rundir, seeds, sweep_plots, tables, trials
 from dlrun.compare import SCORES
 from dlrun.config import UserError
 from dlrun.page import picture, section, table, text, write_page
+from dlrun.space_plots import called, wanted
 from dlrun.trials import Trials
 
 __all__ = ["write"]
@@ -51,15 +52,16 @@ def _head(folder: Path, found: Trials) -> str:
     states = Counter(str(row["status"]) or "empty" for row in found.rows)
     counted = ", ".join(f"{count} {text(status)}" for status, count in states.most_common())
     boxes: dict[str, str] = {}
-    names = {"val_acc": "best validation accuracy", "val_loss": "its validation loss", "test_acc": "its test accuracy"}
-    for column, name in names.items() if found.best else ():
+    for column in dict.fromkeys((found.metric, "val_acc", "val_loss", "test_acc")) if found.best else ():
         if isinstance(score := found.rows[found.best[0]][column], float):
-            boxes[name] = f"{score:.4f}"
+            name = {"test_acc": "test accuracy"}.get(column, called(column))
+            boxes[f"{'its' if boxes else 'best'} {name}"] = f"{score:.4f}" if column in SCORES else f"{score:.4g}"
     boxes["trials"] = str(len(found.entries))
     boxes["hyperparameters varied"] = str(len(found.axes))
     numbers = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in boxes.items())
+    by = f"best by {text(found.metric)}, {wanted(found)}"
     return (
-        f"<header><h1>{escape(folder.resolve().name)}</h1><p class=soft>{counted}; best by {text(found.metric)}</p>"
+        f"<header><h1>{escape(folder.resolve().name)}</h1><p class=soft>{counted}; {by}</p>"
         f"</header><div class=numbers>{numbers}</div>"
     )
 
@@ -119,7 +121,7 @@ def _seeds(found: Trials) -> str:
     """Settings with several seeds as mean ± std, and which of them the noise cannot tell from the best (S9)."""
     if len(set(found.settings)) == len(found.settings):
         return ""
-    rows = seeds.grouped(found.entries)
+    rows = seeds.grouped(found.entries, found.metric, lower=found.lower)
     notes = "".join(f"<li>{text(line)}</li>" for line in seeds.note(rows, found.metric))
     shown = [_spread(row) for row in rows]
     told = tables.telling(shown)

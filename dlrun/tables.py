@@ -64,9 +64,9 @@ def _typed(value: Any) -> Any:
     return None if value == "" or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
-def as_latex(rows: Rows, notes: Sequence[str] = ()) -> str:
+def as_latex(rows: Rows, notes: Sequence[str] = (), metric: str = "val_acc", *, lower: bool = False) -> str:
     """Return the rows as a LaTeX tabular for the package booktabs, the best scores in bold."""
-    columns = _columns(rows)
+    columns = _columns(rows, metric, lower)
     lines = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes)]
     lines += [f"\\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in columns)}}}", "\\toprule"]
     lines += [" & ".join(_latex(c.name) for c in columns) + r" \\", "\\midrule"]
@@ -80,16 +80,16 @@ def _latex(cell: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in cell)
 
 
-def as_text(rows: Rows, most: int | None = None, metric: str = "val_acc") -> str:
+def as_text(rows: Rows, most: int | None = None, metric: str = "val_acc", *, lower: bool = False) -> str:
     """Return the rows for reading: folders and numbers shortened, empty columns left out, the best scores in green.
 
-    Colours, `most` rows at most, and only as many columns as there is room for, on a terminal; `metric` is kept to
-    the last. A pipe gets a line a run and every column.
+    Colours, `most` rows at most, and only as many columns as there is room for, on a terminal; `metric`, of which the
+    highest is the best unless the `lower` is, is kept to the last. A pipe gets a line a run and every column.
     """
     from rich.console import Console
 
     console = Console(highlight=False)
-    columns = _columns(rows)
+    columns = _columns(rows, metric, lower)
     if not console.is_terminal and not console.color_system:
         return _plain(columns, len(rows))
     return _coloured(console, *_fitting(columns, console.width, metric), min(len(rows), most or len(rows)))
@@ -150,7 +150,7 @@ def telling(rows: Rows) -> list[str]:
     return [c for c in rows[0] if any(row[c] not in ("", None, QUIET.get(c, "")) for row in rows)]
 
 
-def _columns(rows: Rows) -> list[Column]:
+def _columns(rows: Rows, metric: str = "val_acc", lower: bool = False) -> list[Column]:
     """The columns for reading: mean and std of a score in one."""
     found = []
     for name in telling(rows):
@@ -159,19 +159,19 @@ def _columns(rows: Rows) -> list[Column]:
         score = name.removesuffix("_mean")
         cells = [_with_spread(row, name, score) if score != name else _cell(name, row[name]) for row in rows]
         numeric = score in NUMBERS or name in ("n", "p") or all(map(_is_number, cells))
-        found.append(Column(score, cells, _best(rows, name, score), numeric))
+        down = lower if score == metric else score.endswith("loss")
+        best = _best(rows, name, lower=down) if score in (*SCORES, metric) else set()
+        found.append(Column(score, cells, best, numeric))
     return found
 
 
-def _best(rows: Rows, name: str, score: str) -> set[int]:
+def _best(rows: Rows, name: str, *, lower: bool) -> set[int]:
     """The rows with the best of a score, where more than one has any that counts."""
-    if score not in SCORES:
-        return set()
     counts = [compare.scored({"status": "completed"} | dict(row), name) for row in rows]
     values = {k: float(row[name]) for k, row in enumerate(rows) if counts[k]}
     if len(values) < 2:
         return set()
-    best = (min if score.endswith("loss") else max)(values.values())
+    best = (min if lower else max)(values.values())
     return {k for k, value in values.items() if value == best}
 
 

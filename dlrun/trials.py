@@ -5,6 +5,7 @@ Behind `dlrun report SWEEP` and its pictures. Read from the run folders, best tr
 
 from __future__ import annotations
 
+import csv
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -15,11 +16,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dlrun import border, compare, sweepdir
+from dlrun import border, compare, rundir, sweepdir
 from dlrun.compare import FAILED, Entry
 from dlrun.config import UserError
+from dlrun.evidence import minimised
 
-__all__ = ["Axis", "Trials", "judged", "read", "shared", "warnings"]
+__all__ = ["Axis", "Trials", "judged", "read", "score", "searched", "shared", "warnings"]
 
 # learning rate, momentum, batch size, penalties, then the rest (S7)
 FIRST = (r"optimizer\.lr$", r"momentum|betas", r"batch_size", r"regularizer\.|weight_decay|dropout", r"")
@@ -61,12 +63,8 @@ class Trials:
     rows: list[dict[str, Any]]
     axes: list[Axis]
     metric: str
+    lower: bool  # whether a lower score is better
     scores: list[float]
-
-    @property
-    def lower(self) -> bool:
-        """Whether a lower score is better."""
-        return self.metric.endswith("loss")
 
     @cached_property
     def done(self) -> list[int]:
@@ -94,21 +92,55 @@ class Trials:
 
 def read(folder: Path) -> Trials:
     """Return the trials at or below a folder. Raises UserError when it is not there."""
-    entries = compare.read([str(folder)])
-    metric = _metric(folder) or compare.metric(entries)
-    rows, by_path = compare.table(entries, metric), {str(entry.path): entry for entry in entries}
+    entries, metric, lower = searched([folder], compare.read([str(folder)]))
+    rows, by_path = compare.table(entries, metric, lower=lower), {str(entry.path): entry for entry in entries}
     entries = [by_path[row["run"]] for row in rows]
     scores = [float(row[metric]) if compare.scored(row, metric) else math.nan for row in rows]
     axes = [_asked(axis, ranges) for axis in _axes(entries)] if (ranges := _ranges(folder)) else _axes(entries)
-    return Trials(entries, rows, axes, metric, scores)
+    return Trials(entries, rows, axes, metric, lower, scores)
 
 
-def _metric(folder: Path) -> str:
-    """The score that a sweep searched by; empty where it does not say, or where runs do not store it."""
-    with suppress(UserError, KeyError, TypeError):
-        named = sweepdir.plan(folder)["search"]["metric"] if sweepdir.is_sweep(folder) else ""
-        return str(named) if named in compare.SCORES else ""
-    return ""
+def searched(folders: Sequence[Path], entries: list[Entry]) -> tuple[list[Entry], str, bool]:
+    """Return the runs of folders, the column that says which is best, and whether its lowest value does.
+
+    A sweep alone says both itself (search.metric, search.direction); a column that result.json lacks is then added to
+    the results. Of other folders, and where no run has the column, the runs say it.
+    """
+    metric = ""
+    with suppress(UserError, KeyError, TypeError, AttributeError):  # a stranger's or a damaged file
+        if len(folders) == 1 and sweepdir.is_sweep(folders[0]):
+            asked = sweepdir.plan(folders[0])["search"]
+            metric, direction = str(asked["metric"]), str(asked.get("direction", "auto"))
+    if metric and metric not in compare.SCORES:
+        values = [_logged(entry, metric) for entry in entries]
+        if all(value is None for value in values):
+            metric = ""
+        entries = [e._replace(result={metric: v, **e.result}) for e, v in zip(entries, values, strict=True)]
+    if not metric:
+        metric, direction = compare.metric(entries), "auto"
+    return entries, metric, minimised(metric, direction)
+
+
+def _logged(entry: Entry, metric: str) -> float | None:
+    with suppress(UserError, TypeError, ValueError, csv.Error):
+        return score(entry.path, entry.result, metric)
+    return None
+
+
+def score(folder: Path, result: Mapping[str, Any], metric: str) -> float | None:
+    """Return a metric of a run with the weights that count; None where it has none, diverged, or it is not finite.
+
+    What result.json says of a completed run comes first: with trainer.ema it is not what metrics.csv says.
+    """
+    if result.get("status") == "diverged":
+        return None
+    value = result.get(metric) if result.get("status") == "completed" else None
+    if value is None:
+        rows = rundir.metrics(folder)
+        epoch = str(result.get("tested_epoch") or result.get("best_epoch") or "")
+        row = next((r for r in rows if r.get("epoch") == epoch), rows[-1] if rows else {})
+        value = row.get(metric) or result.get(metric)
+    return float(value) if value not in (None, "") and math.isfinite(float(value)) else None
 
 
 def _ranges(folder: Path) -> dict[str, tuple[float, float, bool]]:

@@ -45,18 +45,29 @@ ROOMS: dict[str, set[str]] = {
     "predicting": {"config", "data", "disk", "progress", "trained"},
     "ensembles": {"config", "figures", "rundir", "votes"},
     "seeds": {"compare", "rundir"},
-    "trials": {"border", "compare", "config", "sweepdir"},
+    "trials": {"border", "compare", "config", "evidence", "rundir", "sweepdir"},
     "importance": {"trials"},
     "space_plots": {"border", "figures", "trials"},
-    "sweep_plots": {"config", "figures", "importance", "rundir", "space_plots", "trials"},
+    "sweep_plots": {"config", "evidence", "figures", "importance", "rundir", "space_plots", "trials"},
     "tables": {"compare"},
     "border": set(),
     "page": {"disk", "rundir"},
     "report": {"rundir", "page", "plots", "composing", "verdicts"},
-    "sweep_report": {"compare", "config", "importance", "page", "rundir", "seeds", "sweep_plots", "tables", "trials"},
+    "sweep_report": {
+        "compare",
+        "config",
+        "importance",
+        "page",
+        "rundir",
+        "seeds",
+        "space_plots",
+        "sweep_plots",
+        "tables",
+    },
     "cli": {"config", "commands"},
     "__main__": {"cli"},
 }
+ROOMS["sweep_report"] |= {"trials"}
 FAMILIES = ("data", "models", "optim", "losses", "regularizers")
 OUTER = (
     "arguments",

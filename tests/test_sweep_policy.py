@@ -13,9 +13,9 @@ from conftest import TINY, Outcome
 from test_sweep import MOODY, QUICK, rows
 
 from dlrun import rundir
+from dlrun.evidence import minimised
 from dlrun.search import launchers, sweeper
 from dlrun.search.pool import Ended
-from dlrun.search.summary import minimised
 from dlrun.search.worker import Job
 
 # four trials that learn, then two whose rate is nothing; a worker at a time, so that the good ones are known first
@@ -69,6 +69,29 @@ def test_which_way_is_better() -> None:
     ]
     assert minimised("val_acc", "min")
     assert not minimised("val_loss", "max")
+
+
+def test_page_tables_and_last_words_rank_by_the_metric_and_direction_of_the_search(
+    here: Path, dlrun: Callable[..., Outcome]
+) -> None:
+    words = ("optimizer.lr=1e-5,0.03", "seed=1,2", "search.metric=train_loss", "search.direction=max")
+    outcome = dlrun("train", "-m", *words, *TINY, "trainer.epochs=2", "hydra.launcher.workers=1", "sweep.dir=s")
+    assert outcome.code == 0, outcome.err
+    losses = {n: float(r["train_loss"]) for n, r in rows(here / "s").items()}
+    order = [f"{int(n):04d}" for n in sorted(losses, key=lambda n: -losses[n])]
+    said = outcome.out.split(" trials: ")[1].splitlines()[1:4]
+    assert [line.split()[0] for line in said] == order[:3]  # the highest loss is the best here
+    compared = dlrun("compare", "s").out.splitlines()
+    assert [line.split()[0] for line in compared[1:5]] == [f"s/{name}" for name in order]
+    grouped = dlrun("compare", "s", "--group-seeds").out.splitlines()
+    assert [line.split()[0] for line in grouped[1:3]] == ["1e-05", "0.03"]
+    assert "train_loss" in grouped[0]
+    latex = [line for line in dlrun("compare", "s", "--latex").out.splitlines() if line.startswith("s/")]
+    assert f"{{{losses[str(int(order[0]))]:.4f}}}" in latex[0]  # in bold
+    assert dlrun("report", "s").code == 0
+    page = (here / "s/report.html").read_text()
+    assert "best by train_loss, higher is better" in page
+    assert f"<b>{losses[str(int(order[0]))]:.4g}</b>best train_loss" in page
 
 
 class Sluggish:

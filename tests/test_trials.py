@@ -197,3 +197,32 @@ def test_the_best_is_by_the_metric_of_the_search(here: Path) -> None:
         (here / "sweep/sweep.yaml").write_text(json.dumps({"search": {"metric": named}}))
         assert read().scores == expected
         assert read().best == [0, 1]
+    for damaged in ("search: [1]", "search: {metric: [1, 2]}", "search: {metric: status}", "search: 3"):
+        (here / "sweep/sweep.yaml").write_text(damaged)
+        assert (read().metric, read().scores) == ("val_acc", [0.7, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("metric", "direction", "lower", "order", "scores"),
+    [
+        ("grad_norm", "max", False, ["0002", "0001", "0000"], [6.0, 4.0, 2.0]),  # of epoch 2, whose weights count
+        ("grad_norm", "auto", True, ["0000", "0001", "0002"], [2.0, 4.0, 6.0]),
+        ("samples_per_second", "auto", False, ["0000", "0001", "0002"], [30.0, 20.0, 10.0]),
+        ("val_acc", "min", True, ["0001", "0000", "0002"], [0.6, 0.7, 0.8]),
+        ("val_loss", "max", False, ["0001", "0000", "0002"], pytest.approx([0.4, 0.3, 0.2])),
+    ],
+)
+def test_any_logged_metric_in_either_direction(
+    here: Path, metric: str, direction: str, lower: bool, order: list[str], scores: list[float]
+) -> None:
+    for k, acc in enumerate((0.7, 0.6, 0.8)):
+        path = trial(here / "sweep", acc, optimizer__lr=0.1 + k)
+        stored = json.loads((path / "result.json").read_text())
+        (path / "result.json").write_text(json.dumps({**stored, "tested_epoch": 2}))
+        rows = [f"{e},{1 - acc},{acc},{(k + 1) * e},{30 - 10 * k}" for e in (1, 2, 3)]
+        (path / "metrics.csv").write_text("epoch,val_loss,val_acc,grad_norm,samples_per_second\n" + "\n".join(rows))
+    (here / "sweep/sweep.yaml").write_text(json.dumps({"search": {"metric": metric, "direction": direction}}))
+    found = read()
+    assert (found.metric, found.lower, found.scores) == (metric, lower, scores)
+    assert [entry.path.name for entry in found.entries] == order
+    assert found.best == [0, 1, 2]

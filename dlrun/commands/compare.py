@@ -15,20 +15,22 @@ SCREEN = 50  # rows on a terminal: more scroll the best ones away
 def main(argv: list[str]) -> int:
     """Print the table and write it; returns 0."""
     args = _parser().parse_args(argv)
-    from dlrun import compare, rundir, tables
+    from dlrun import compare, rundir, tables, trials
 
     paths = args.paths or ([str(rundir.OUTPUTS)] if rundir.OUTPUTS.is_dir() else [])
     entries = compare.read(paths)
+    # a sweep alone says itself which of its trials is best
+    entries, metric, lower = trials.searched([Path(path) for path in paths], entries)
     runs = len(entries)
     notes: list[str] = []
     if args.group_seeds:
         from dlrun import seeds
 
-        table = seeds.grouped(entries)
-        notes = seeds.note(table, compare.metric(entries))
+        table = seeds.grouped(entries, metric, lower=lower)
+        notes = seeds.note(table, metric)
     else:
         entries += compare.ensembles(paths)
-        table = compare.table(entries)
+        table = compare.table(entries, metric, lower=lower)
     if args.sort and table:
         table = compare.sorted_by(table, args.sort)
     if table and (args.csv or not (args.json or args.latex)):
@@ -38,9 +40,9 @@ def main(argv: list[str]) -> int:
     elif not table:
         print(f"no runs in {' '.join(args.paths) or rundir.OUTPUTS}; `dlrun train` makes one")
     elif args.latex:
-        print(tables.as_latex(table, notes))
+        print(tables.as_latex(table, notes, metric, lower=lower))
     else:
-        print(tables.as_text(table, None if args.all else SCREEN, compare.metric(entries)))
+        print(tables.as_text(table, None if args.all else SCREEN, metric, lower=lower))
         _foot(args, runs, len(entries) - runs, len(table), notes)
     return 0
 

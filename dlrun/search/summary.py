@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun import rundir, sweepdir, verdicts
 from dlrun.config import UserError
-from dlrun.evidence import lower_is_better
 from dlrun.search.plan import Round
 from dlrun.search.space import Axis
 
@@ -19,15 +18,10 @@ if TYPE_CHECKING:
     from dlrun.search.study import Trial
     from dlrun.search.sweeper import Sweep
 
-__all__ = ["FAILED", "bar", "beyond", "ending", "line", "minimised", "ranked", "rows"]
+__all__ = ["FAILED", "bar", "beyond", "ending", "line", "ranked", "rows"]
 
 FAILED = ("failed", "check_failed")
 SCORES = ("val_loss", "val_acc", "test_loss", "test_acc")
-
-
-def minimised(metric: str, direction: str) -> bool:
-    """Say whether the lowest value is the best."""
-    return lower_is_better(metric) if direction == "auto" else direction == "min"
 
 
 def ranked(sweep: Sweep, numbers: Sequence[int] | None = None) -> list[Trial]:

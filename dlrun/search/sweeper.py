@@ -14,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun import rundir, sweepdir
+from dlrun import rundir, sweepdir, trials
 from dlrun.config import UserError
 from dlrun.disk import owned
+from dlrun.evidence import minimised
 from dlrun.search import launchers, summary
 from dlrun.search.plan import Plan, Round
 from dlrun.search.pool import Ended
@@ -83,7 +84,7 @@ class Sweep:
 
         self.composer, self.plan, self.folder, self.base = composer, plan, folder, base
         self.metric = str(base["search"]["metric"])
-        self.minimise = summary.minimised(self.metric, base["search"]["direction"])
+        self.minimise = minimised(self.metric, base["search"]["direction"])
         self.epochs = int(base["trainer"]["epochs"])
         self.screen = Screen(sweepdir.log(folder))
         self.pool = launchers.launcher(launcher, folder)
@@ -291,17 +292,9 @@ class Sweep:
         result = self.result(number)
         known = self._scores.get(number)
         if known is None or known[0] is not result:  # files are read once a trial, not once a trial and row
-            known = self._scores[number] = (result, self._score(number, result))
+            value = trials.score(sweepdir.run_folder(self.folder, number), result, self.metric)
+            known = self._scores[number] = (result, value)
         return known[1]
-
-    def _score(self, number: int, result: dict[str, Any]) -> float | None:
-        rows = rundir.metrics(sweepdir.run_folder(self.folder, number))
-        epoch = str(result.get("tested_epoch") or result.get("best_epoch") or "")
-        row = next((r for r in rows if r.get("epoch") == epoch), rows[-1] if rows else {})
-        value = row.get(self.metric) or result.get(self.metric)
-        if value in (None, "") or result.get("status") == "diverged":
-            return None
-        return float(value) if math.isfinite(float(value)) else None
 
     def _over(self, number: int, now: Round) -> bool:
         """Say whether nothing is left to do for a trial in a round."""

@@ -407,6 +407,139 @@ def test_losses_that_are_nan_fail():
     assert gradient(exp).status == "fail"
 
 
+# every phase and every tensor
+
+
+class Watch:
+    """The comparisons of a gradient check: which moves at which steps, by phase, and the samples it was asked with."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.phases: list[dict[str, list[tuple[int, ...] | None]]] = []
+        self.largest: list[dict[str, tuple[int, ...]]] = []
+        self.steps: list[float] = []
+        compare, measure = Slopes.compare, Slopes.measure
+
+        def compared(slopes, moves):
+            if not self.phases or self.slopes is not slopes:
+                self.slopes = slopes
+                self.phases.append({n: [] for n in slopes.parameters})
+                entries = {n: torch.unravel_index(g.abs().argmax(), g.shape) for n, g in slopes.gradients.items()}
+                self.largest.append({n: tuple(int(i) for i in e) for n, e in entries.items()})
+            for move in moves:
+                self.phases[-1][move.name].append(move.entry)
+            return compare(slopes, moves)
+
+        def measured(slopes, moves, h, hold=True):
+            self.steps.append(h)
+            return measure(slopes, moves, h, hold)
+
+        monkeypatch.setattr(Slopes, "compare", compared)
+        monkeypatch.setattr(Slopes, "measure", measured)
+
+
+def test_every_tensor_gets_a_direction_its_largest_and_random_entries_at_every_phase(monkeypatch):
+    exp = experiment("model.width=8", "regularizer=l2")
+    seen = Watch(monkeypatch)
+    assert gradient(exp).status == "pass"
+    names = {n for n, _ in exp.model.named_parameters()}
+    assert len(seen.phases) == 3  # at the start, after the burn-in, the penalty alone
+    for phase, largest, random_entries in zip(seen.phases, seen.largest, (2, 1, 1), strict=True):
+        assert set(phase) == names
+        for name, moves in phase.items():
+            assert moves.count(None) == 1  # one random direction through the whole tensor
+            assert largest[name] in moves
+            assert len(moves) == 2 + random_entries
+
+
+def test_it_asks_four_samples_in_float64():
+    exp, asked = experiment("model=mlp", "model.depth=1", "model.width=8"), []
+    exp.model.flatten = Through(lambda x: asked.append((len(x), x.dtype)) or x.flatten(1))
+    assert gradient(exp).status == "pass"
+    assert set(asked) == {(4, torch.float64)}
+
+
+class Forgetful(torch.autograd.Function):
+    """Dropout whose backward does not know what it dropped."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * (torch.rand_like(x) < 0.5) * 2
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+def test_a_backward_that_is_wrong_in_training_mode_alone_is_caught():
+    class Drop(nn.Module):
+        def forward(self, x):
+            return Forgetful.apply(x) if self.training else x
+
+    exp = experiment("model.width=8")
+    exp.model.stage2.conv1.activation = Drop()
+    assert gradient(exp).status == "fail"
+
+
+class Later(nn.Linear):
+    """Its gradient is doubled once its weights have moved by more than two thousandths."""
+
+    def forward(self, x):
+        moved = float((self.weight.detach() - self.start).abs().max()) > 2e-3
+        return Scaled.apply(super().forward(x), 2.0 if moved else 1.0)
+
+
+def test_what_goes_wrong_after_some_steps_alone_is_caught_after_the_burn_in():
+    exp = experiment("model=mlp", "model.depth=1", "model.width=8")
+    head = Later(8, 10)
+    head.start = head.weight.detach().clone()
+    exp.model.head = head
+    found = gradient(exp)
+    assert found.status == "fail"
+    assert "a factor 2 too much" in found.message
+    assert "only after a burn-in, at the start all were right" in found.message
+
+
+def test_deeper_networks_are_allowed_more():
+    def found(layers: int) -> str:
+        tensors = {f"t{i}": leaf(0.7).reshape(1, 1).detach().requires_grad_() for i in range(layers)}
+
+        def loss() -> Tensor:
+            return sum((Scaled.apply(t, 1 + 5e-7) ** 2).sum() for t in tensors.values())
+
+        slopes = Slopes(loss, tensors)
+        return next(slopes.compare([slopes.direction("t0")])).state
+
+    assert [found(n) for n in (1, 4, 8)] == [
+        "suspicious",
+        "suspicious",
+        "fine",
+    ]  # an error of 5e-7 against 1e-7 a layer
+
+
+def test_steps_of_the_practice_are_tried_in_turn(monkeypatch):
+    seen = Watch(monkeypatch)
+    w = leaf(0.5)
+    for scale, factor, steps in (
+        (1.0, 1.0, [1e-5]),  # right: the usual step is enough
+        (1.0, 2.0, [1e-5, 1e-6]),  # wrong: a finer step must agree
+        (1e-9, 1.0, [1e-5, 1e-4]),  # lost in rounding: a larger one
+    ):
+        seen.steps.clear()
+        states(lambda s=scale, f=factor: (s * torch.sin(Scaled.apply(w, f)) + 1.0).sum(), w=w)
+        tried = list(dict.fromkeys(seen.steps))
+        assert tried[: len(steps)] == steps, (scale, factor, tried)
+
+
+def test_crossed_kinks_are_told_where_everything_is_right():
+    exp = experiment("model=mlp", "model.depth=1", "model.width=8", "model.norm=none")
+    with torch.no_grad():
+        exp.model.layer1.linear.weight.mul_(1e-4)  # what goes into the ReLU lies within h of its kink
+        exp.model.layer1.linear.bias.zero_()
+    found = gradient(exp)
+    assert found.status == "pass", found
+    assert re.search(r"; \d+ of \d+ comparisons crossed a kink$", found.message)
+
+
 # no false alarms
 
 

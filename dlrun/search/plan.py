@@ -1,19 +1,20 @@
 """What a sweep was asked for and how far its rounds are: sweep.yaml, which `dlrun resume SWEEP` goes on from.
 
 A round is a set of new trials over some axes, and of trials that go on, up to an epoch. A plain search has one; a
-staged one has one a stage (S4), and each growth of a range adds one (S3).
+staged one has one a stage (S4), and each growth of a range adds one to
+its stage (S3).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from dlrun.config import UserError
 from dlrun.search.sampling import draws, pick
-from dlrun.search.space import Axis
+from dlrun.search.space import Axis, size
 
 __all__ = ["Plan", "Round"]
 
@@ -40,7 +41,7 @@ class Round:
     new: int
     axes: list[Axis]
     kept: list[int] = field(default_factory=list)
-    grown: int = 0  # how often ranges were grown before it
+    grown: int = 0  # how often ranges were grown before it, in this stage and earlier ones
     said: list[str] = field(default_factory=list)
 
     @property
@@ -104,6 +105,23 @@ class Plan:
                 raise UserError(f"search.trials={more}: {where} is past its first round; choose another sweep.dir=")
             self.rounds[0].new = more
 
+    @property
+    def stage(self) -> list[int]:
+        """The trials of the present stage, those of rounds before a range grew included."""
+        return sorted({n for r in self.rounds if r.stage == self.rounds[-1].stage for n in r.numbers})
+
+    def searched(self, axis: Axis) -> Axis:
+        """Return an axis over all that rounds have searched of it."""
+        ranges = [a for r in self.rounds for a in r.axes if a.key == axis.key]
+        low, high = min(a.low for a in ranges), max(a.high for a in ranges)
+        return axis if axis.words else replace(axis, low=low, high=high)
+
+    def wider(self, axes: list[Axis]) -> Round:
+        """Return a further round of this stage, over ranges that grew: the new points of lists, else as many as now."""
+        now = self.rounds[-1]
+        new = size(axes) - size(now.axes) if all(a.words for a in axes) else len(now.numbers)
+        return Round(now.stage, now.epochs, now.first + now.new, new, axes, grown=now.grown + 1)
+
     def next_stage(self, best: Sequence[Any]) -> Round | None:
         """Return the round of the next stage from the trials of this one, best first; None after the last (S4)."""
         now, stages = self.rounds[-1], self.search["stages"]
@@ -117,7 +135,9 @@ class Plan:
             for a in now.axes
         ]
         fresh = math.floor(self.search["fresh"] * len(kept)) if any(not a.words for a in axes) else 0
-        return Round(now.stage + 1, asked["epochs"], now.first + now.new, fresh, axes, [t.number for t in kept])
+        return Round(
+            now.stage + 1, asked["epochs"], now.first + now.new, fresh, axes, [t.number for t in kept], now.grown
+        )
 
 
 def _words(plan: Plan) -> list[str]:

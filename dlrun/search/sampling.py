@@ -12,7 +12,7 @@ from typing import Any
 
 from dlrun.search.space import Axis, grid, size
 
-__all__ = ["draw", "draws", "pick"]
+__all__ = ["draw", "draws", "pick", "unseen"]
 
 
 def pick(sampler: str, axes: Sequence[Axis]) -> str:
@@ -27,6 +27,12 @@ def draws(sampler: str, axes: Sequence[Axis], trials: int) -> int:
     if sampler == "grid" or (sampler != "tpe" and all(a.words for a in axes)):
         return min(trials or size(axes), size(axes))
     return trials or 20
+
+
+def unseen(axes: Sequence[Axis], before: Sequence[Axis]) -> list[dict[str, Any]]:
+    """Return the points of a grid of lists that grew which were not in it before (S3)."""
+    points = (grid(axes, n) for n in range(size(axes)))
+    return [p for p in points if not all(a.holds(p[a.key]) for a in before)]
 
 
 def draw(sampler: str, axes: Sequence[Axis], seed: int, number: int, total: int) -> dict[str, Any]:

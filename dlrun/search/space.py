@@ -100,6 +100,10 @@ class Axis:
         found = self.numbers
         return edge(float(value), found[0], found[-1], log=self.scale) if found else None
 
+    def reaching(self, value: Any) -> Axis:
+        """Return the range, widened to a value outside it."""
+        return self if self.holds(value) else replace(self, low=min(self.low, value), high=max(self.high, value))
+
     def grown(self, side: str) -> Axis | None:
         """Return the axis with as much again beyond an edge, in its scale; None where that is no range."""
         low, high = self.numbers[0], self.numbers[-1]

@@ -6,7 +6,7 @@ Practices S3, S7, S10.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlrun import rundir, sweepdir, verdicts
@@ -80,50 +80,57 @@ def bar(sweep: Sweep, now: Round) -> None:
     """Draw how far a round is, the best so far, the epochs of the trials that run."""
     if not sweep.screen.live:
         return
-    total = (now.epochs or sweep.epochs) or 1
+    total, numbers = (now.epochs or sweep.epochs) or 1, sweep.plan.stage
     epochs = {n: len(rundir.metrics(sweepdir.run_folder(sweep.folder, n))) for n in sweep.running}
-    over = sum(n in sweep.trials and n not in sweep.running and sweep.status(n) != "" for n in now.numbers)
+    over = sum(n in sweep.trials and n not in sweep.running and sweep.status(n) != "" for n in numbers)
     best = ranked(sweep)
     text = f"best {sweep.metric} {sweep.score(best[0].number):.4f} ({best[0].number:04d})  " if best else ""
     text += " ".join(f"{n:04d}:{e}/{total}" for n, e in list(epochs.items())[:6])
     share = sum(min(e / total, 1) for e in epochs.values())
-    sweep.screen.count(over + share, len(now.numbers), f"{over}/{len(now.numbers)}", text)
+    sweep.screen.count(over + share, len(numbers), f"{over}/{len(numbers)}", text)
 
 
 def beyond(sweep: Sweep, now: Round, best: Sequence[Trial]) -> Round | None:
-    """Say where the best value is near the edge of its range; with search.extend return the round beyond it (S3)."""
+    """Say where the best value of a stage is near an edge; with search.extend return the round beyond it (S3).
+
+    Of the stage's range or of all that was searched: what a stage narrows away from an edge does not end there.
+    """
+    search = sweep.plan.search
     now.said, grown = [], list(now.axes)
     for place, axis in enumerate(now.axes if best else ()):
         value = best[0].values.get(axis.key)
-        if not axis.holds(value) or (side := axis.edge(value)) is None:
+        if axis.words and not axis.holds(value):
+            continue
+        axis = axis if axis.words else axis.reaching(value)  # one that went on may lie beyond what a stage drew from
+        near = axis if axis.edge(value) else sweep.plan.searched(axis)
+        if (side := near.edge(value)) is None:
             continue
         wider = axis.grown(side)
         if wider is None or not _composes(sweep, best[0], wider, side):
             continue  # nothing lies beyond
-        low, high = axis.numbers[0], axis.numbers[-1]
+        low, high = near.numbers[0], near.numbers[-1]
         now.said.append(
             f"border: the best {axis.name}, {value:.4g}, is within a tenth of the {side} edge of "
-            f"{low:.4g} to {high:.4g}: better ones may lie beyond it; "
-            f"search.extend=true searches there, or type {wider.typed()}"
+            f"{low:.4g} to {high:.4g}: better ones may lie beyond it; {_advice(search, now, wider)}"
         )
         grown[place] = wider
     for said in now.said:
         sweep.screen.say(said, style="yellow")
-    search = sweep.plan.search
-    if grown == now.axes or not search["extend"] or now.grown >= search["max_extend"] or now.kept:
+    if grown == now.axes or not _may_grow(search, now):
         return None
-    if all(a.words for a in grown):  # only the new points
-        new = [a if a == b else _only_new(a, b) for a, b in zip(grown, now.axes, strict=True)]
-        from dlrun.search.space import size
-
-        return Round(now.stage, now.epochs, now.first + now.new, size(new), new, grown=now.grown + 1)
-    return Round(now.stage, now.epochs, now.first + now.new, now.new, grown, grown=now.grown + 1)
+    return sweep.plan.wider(grown)
 
 
-def _only_new(axis: Axis, before: Axis) -> Axis:
-    from dataclasses import replace
+def _may_grow(search: Mapping[str, Any], now: Round) -> bool:
+    return bool(search["extend"]) and now.grown < search["max_extend"]
 
-    return replace(axis, words=tuple(w for w in axis.words if w not in before.words))
+
+def _advice(search: Mapping[str, Any], now: Round, wider: Axis) -> str:
+    if _may_grow(search, now):
+        return f"searching {wider.typed()}"
+    if search["extend"]:
+        return f"it grew search.max_extend={search['max_extend']} times: type {wider.typed()}"
+    return f"search.extend=true searches there, or type {wider.typed()}"
 
 
 def _composes(sweep: Sweep, trial: Trial, axis: Axis, side: str) -> bool:
@@ -142,7 +149,9 @@ def ending(sweep: Sweep) -> list[str]:
     """Return the last words: the three best and what distinguishes them, warnings, what to type next."""
     best, numbers = ranked(sweep), list(sweep.trials)
     table = sweepdir.write_table(sweep.folder, rows(sweep))
-    count = {s: sum(sweep.status(n) == s for n in numbers) for s in ("completed", "pruned", "diverged", *FAILED)}
+    count = {
+        s: sum(sweep.status(n) == s for n in numbers) for s in ("completed", "paused", "pruned", "diverged", *FAILED)
+    }
     told = ", ".join(f"{c} {s}" for s, c in count.items() if c)
     lines = [f"\n{len(numbers)} trials: {told}; the table is {table}"]
     for trial in best[:3]:

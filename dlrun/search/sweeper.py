@@ -21,7 +21,7 @@ from dlrun.evidence import minimised
 from dlrun.search import launchers, summary
 from dlrun.search.plan import Plan, Round
 from dlrun.search.pool import Ended
-from dlrun.search.sampling import draw
+from dlrun.search.sampling import draw, unseen
 from dlrun.search.space import check, grid, plain_words, read, size
 from dlrun.search.study import Study, Trial
 from dlrun.search.worker import Job
@@ -117,19 +117,21 @@ class Sweep:
             now = self.plan.rounds[-1]
             axes = " ".join(a.typed() for a in now.axes)
             until = f", up to epoch {now.epochs}" if now.epochs else ""
-            todo = [n for n in now.numbers if not self._over(n, now)]
+            numbers = self.plan.stage
+            todo = [n for n in numbers if not self._over(n, now)]
             stage = f"stage {now.stage}, " if self.plan.search["stages"] else ""
-            done = f" ({len(now.numbers) - len(todo)} done)" if len(todo) < len(now.numbers) else ""
-            self.screen.say(f"{stage}{len(now.numbers)} trials{done} in {self.folder}{until}: {axes}")
+            done = f" ({len(numbers) - len(todo)} done)" if len(todo) < len(numbers) else ""
+            self.screen.say(f"{stage}{len(numbers)} trials{done} in {self.folder}{until}: {axes}")
             self._run_round(now, todo)
-            best = summary.ranked(self, now.numbers)
+            best = summary.ranked(self, numbers)
             following = summary.beyond(self, now, best) or self.plan.next_stage(best)
+            if following is not None:
+                self._settle(now, following)
+                self.plan.rounds.append(following)
+            sweepdir.write_plan(self.folder, self.plan.record())
             if following is None:
                 break
-            self._settle(now, following)
-            self.plan.rounds.append(following)
-            sweepdir.write_plan(self.folder, self.plan.record())
-        for number in self.plan.rounds[-1].numbers:
+        for number in self.plan.stage:
             self._close(self.trials[number])
         self._table()
 
@@ -194,8 +196,13 @@ class Sweep:
 
     def _draw(self, number: int, now: Round) -> Trial:
         search, place = self.plan.search, number - now.first
+        if len(self.plan.rounds) > 1 and all(a.words for a in now.axes):
+            return self.study.add(number, unseen(now.axes, self.plan.rounds[-2].axes)[place], now.axes)
         seeds = next((a for a in now.axes if a.name == "seed" and a.words), None)
-        if search["sampler"] == "tpe":
+        sampler = search["sampler"]
+        if sampler == "tpe" and [a.words for a in now.axes] != [a.words for a in self.plan.axes]:
+            sampler = "random"  # Optuna's categories cannot grow, as a list did
+        if sampler == "tpe":
             count = len(seeds.words) if seeds else 1
             if seeds and (turn := place % count):  # the same point with the next seed
                 first = self.trials[number - turn].values
@@ -203,7 +210,7 @@ class Sweep:
                 return self.study.add(number, {**first, seeds.key: turned}, now.axes)
             return self.study.ask(number, now.axes)
         round_seed = search["seed"] + 1_000_003 * (len(self.plan.rounds) - 1)
-        return self.study.add(number, draw(search["sampler"], now.axes, round_seed, place, now.new), now.axes)
+        return self.study.add(number, draw(sampler, now.axes, round_seed, place, now.new), now.axes)
 
     def _ended(self, ended: Ended, now: Round) -> list[int]:
         """Take a trial back; returns its number if it is to be tried again."""

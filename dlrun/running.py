@@ -254,8 +254,10 @@ def _reason(trainer: Any, state: Any) -> str:
 
 
 def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
+    from dlrun.trial import out_of_memory
+
     screen.note(traceback.format_exc())
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    if out_of_memory(error):
         what = f"out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size ({first_line(error)})"
     else:
         what = f"{type(error).__name__}: {first_line(error)}"

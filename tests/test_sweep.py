@@ -371,5 +371,7 @@ def test_stages_promote_narrow_and_grow(here: Path, dlrun: Callable[..., Outcome
     assert 1e-4 <= low < high <= 1
     assert (low, high) != (1e-4, 1)
     assert low <= float(table["4"]["optimizer.lr"]) <= high
+    logs = [(here / f"s/{n:04d}/log.txt").read_text() for n in rounds[1]["kept"]]
+    assert all("resuming after epoch 1 of 3" in log for log in logs)  # from their checkpoints
     assert dlrun("resume", "s").code == 0
     assert rows(here / "s") == table

@@ -1,4 +1,4 @@
-"""Ranges that grow where the best lies at their edge, in every stage, as often as allowed (S3, S4)."""
+"""What a search tries, with trials whose scores are known: samplers, and ranges that grow at their edges (S1-S5)."""
 
 from __future__ import annotations
 
@@ -141,3 +141,27 @@ def test_tpe_goes_on_where_a_list_grew_beside_a_range(search: Callable[..., Any]
     _, rounds, table, _ = search(lambda lr, epoch: math.log10(lr), *words, "search.trials=6", "search.max_extend=1")
     assert [(r["grown"], r["new"]) for r in rounds] == [(0, 6), (1, 6)]
     assert len(table) == 12
+
+
+def test_tpe_draws_nearer_to_the_best_the_more_it_knows(search: Callable[..., Any]) -> None:
+    words = ("optimizer.lr=loguniform:1e-6:1", "search=tpe", "search.trials=40")
+    _, rounds, table, _ = search(lambda lr, epoch: -abs(math.log10(lr) + 3), *words)
+    assert len(rounds) == 1
+    apart = [abs(math.log10(float(r["optimizer.lr"])) + 3) for r in table]
+    assert sum(apart[20:]) / 20 < sum(apart[:10]) / 10 / 2
+
+
+@pytest.mark.parametrize(
+    ("axes", "sampler", "count"),
+    [
+        (("optimizer.lr=0.1,0.01", "seed=1,2,3"), "grid", 6),
+        (("optimizer.lr=0.1,0.01", "regularizer.l2=loguniform:1e-6:1e-2"), "random", 20),
+        (("optimizer.lr=0.1,0.01", "regularizer.l2=tag(log,interval(1e-6,1e-2))", "search.trials=7"), "random", 7),
+        (("optimizer.lr=loguniform(1e-5,1)", "model.width=logint(4,16)", "seed=1,2"), "random", 20),
+    ],
+)  # fmt: skip
+def test_lists_alone_are_a_grid_and_any_range_is_random(
+    search: Callable[..., Any], axes: tuple[str, ...], sampler: str, count: int
+) -> None:
+    search(lambda lr, epoch: 0.5, *axes)
+    assert (sweepdir.plan(Path("s"))["search"]["sampler"], len(rows(Path("s")))) == (sampler, count)

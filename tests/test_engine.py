@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -199,3 +200,47 @@ def test_auto_takes_bf16_where_the_processor_has_it_and_it_pays(monkeypatch, cap
     assert _dtype("bf16", processor, model, shape) == torch.bfloat16
     mlp = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 64))
     assert _dtype("auto", processor, mlp, shape) == torch.float32
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("trainer.clip_norm=1", "regularizer=elastic", "trainer.accumulate=2"),
+        ("optimizer=sgd", "trainer.ema=0.9", "regularizer=max_norm", "regularizer.dropout=0.3", "loss=hinge"),
+    ],
+)
+def test_no_step_waits_for_an_accelerator_except_to_look_whether_the_loss_is_finite(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """On the meta device nothing has a value: what asks for one raises, and these two ways of asking are counted."""
+    monkeypatch.setattr("dlrun.experiment.pick_device", lambda name: torch.device("meta"))
+    monkeypatch.setattr(Experiment, "autocast", lambda self: nullcontext())
+    exp = build(composed(*SMALL, "trainer.diagnostics=false", *words))
+    asked: list[str] = []
+    whole, one = torch.Tensor.tolist, torch.Tensor.__float__
+
+    def tolist(self: torch.Tensor) -> Any:
+        if not self.is_meta:
+            return whole(self)
+        asked.append("list")
+        return [0.0] * len(self)
+
+    def number(self: torch.Tensor) -> float:
+        if not self.is_meta:
+            return one(self)
+        asked.append("float")
+        return 0.0
+
+    class Meta:
+        def __len__(self) -> int:
+            return 3
+
+        def epoch(self, _: int) -> Any:
+            x, y = torch.zeros(8, 1, 8, 8, device="meta"), torch.zeros(8, dtype=torch.long, device="meta")
+            return ((x, y, torch.arange(8)) for _ in range(3))
+
+    exp.train = Meta()  # type: ignore[assignment]
+    monkeypatch.setattr(torch.Tensor, "tolist", tolist)
+    monkeypatch.setattr(torch.Tensor, "__float__", number)
+    engine.train_epoch(exp, 1, State(), Screen(None, quiet=True), Watch(exp))
+    assert asked == ["float", "float", "list"]  # every fiftieth step from the first, and the last; then the sums

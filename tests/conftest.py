@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,6 +28,12 @@ TINY = (
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Decoded images of tests stay among the files of tests, in their child processes too."""
     os.environ["DLRUN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hears_interrupts() -> None:
+    """A script that runs the tests in its background lets them ignore Ctrl-C, and what they start would as well."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass

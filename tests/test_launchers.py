@@ -126,13 +126,13 @@ def test_every_end_of_a_trial_is_a_row(words: tuple[str, ...], tmp_path: Path) -
 
 
 def test_a_hanging_trial_is_killed(words: tuple[str, ...], tmp_path: Path) -> None:
-    more = ("search.timeout=10", "search.retries=0", *QUICK, "sweep.dir=s")
+    more = ("search.timeout=30", "search.retries=0", *QUICK, "sweep.dir=s")
     process = start(tmp_path, *words, "+model.mood=hang,ok", *more)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 5, out + err
     table = rows(tmp_path / "s")
     assert [r["status"] for r in table.values()] == ["failed", "completed"]
-    assert "no end after 10 seconds (search.timeout)" in table["0"]["reason"]
+    assert "no end after 30 seconds (search.timeout)" in table["0"]["reason"]
     wait_for(lambda: not alive(tmp_path))
 
 

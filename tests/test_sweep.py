@@ -198,7 +198,7 @@ def test_every_end_of_a_trial_is_a_row(moody: tuple[Path, int, str]) -> None:
 @pytest.mark.slow
 def test_a_hanging_trial_is_killed(tmp_path: Path) -> None:
     (tmp_path / "moody.py").write_text(MOODY)
-    words = ("+model.mood=hang,ok", "search.timeout=10", "search.retries=0", *QUICK, "sweep.dir=s")
+    words = ("+model.mood=hang,ok", "search.timeout=30", "search.retries=0", *QUICK, "sweep.dir=s")
     process = start(tmp_path, *MOODS, *words)
     process.communicate(timeout=120)
     assert process.returncode == 5
@@ -206,7 +206,7 @@ def test_a_hanging_trial_is_killed(tmp_path: Path) -> None:
         ("failed", "1"),
         ("completed", "1"),
     ]
-    assert "no end after 10 seconds (search.timeout)" in rows(tmp_path / "s")["0"]["reason"]
+    assert "no end after 30 seconds (search.timeout)" in rows(tmp_path / "s")["0"]["reason"]
     assert workers(tmp_path) == []
 
 
@@ -304,7 +304,7 @@ def test_a_killed_sweep_finishes_what_is_missing(tmp_path: Path) -> None:
 
 
 def wait_for(there: Callable[[], bool], process: subprocess.Popen[str] | None = None) -> None:
-    for _ in range(1200):
+    for _ in range(4800):  # four minutes: other programs may have the cores
         if there():
             return
         if process is not None and process.poll() is not None:

@@ -7,11 +7,13 @@ import os
 import pwd
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import slurm
 from conftest import TINY, Outcome, write
 from test_sweep import MOODS, MOODY, QUICK, rows, start, starts, wait_for
 
@@ -207,3 +209,30 @@ def test_a_job_whose_time_is_over_goes_on_where_it_was(tmp_path: Path) -> None:
     assert rows(tmp_path / "s")["0"]["attempts"] == "1"
     assert starts(tmp_path / "s") == 2
     assert "resuming after epoch" in (tmp_path / "s/0000/log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_queue_of_slurm_is_left_as_it_is_but_for_what_waits_of_the_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there("submitit")
+    (tmp_path / "moody.py").write_text(MOODY)
+    queue = slurm.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{queue}:{os.environ['PATH']}")
+    words = (*MOODS, "hydra/launcher=submitit_slurm", "hydra.launcher.workers=3", "+model.mood=slow", "seed=1,2,3")
+    process = start(tmp_path, *words, *SLOW)
+    wait_for(lambda: (tmp_path / "s/0000/checkpoints/last.pt").exists() and len(slurm.states(queue)) == 3, process)
+    process.kill()
+    process.communicate()
+    thesis = write(tmp_path / "thesis.sh", "#!/bin/bash\n#SBATCH --job-name=thesis\ntrue\n")
+    subprocess.run(["sbatch", str(thesis)], check=True, stdout=subprocess.DEVNULL)
+    last = start(tmp_path, "resume", "s", "trust=[moody]")
+    out, err = last.communicate(timeout=300)
+    assert last.returncode == 0, out + err
+    assert [(r["status"], r["epochs"], r["attempts"]) for r in rows(tmp_path / "s").values()] == [
+        ("completed", "4", "1")
+    ] * 3
+    assert starts(tmp_path / "s") == 3  # the job that ran went on; the two that waited were queued anew
+    wait_for(lambda: all(state not in ("PENDING", "RUNNING") for _, state in slurm.states(queue)))
+    found = [state for _, state in slurm.states(queue)]
+    assert found == ["COMPLETED", "CANCELLED", "CANCELLED", "COMPLETED", "COMPLETED", "COMPLETED"]

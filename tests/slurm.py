@@ -1,0 +1,111 @@
+"""A queue with Slurm's commands and one node, for tests: `install` puts sbatch, srun, sacct and scancel into a folder.
+
+Jobs run one after the other, as processes; their states are files that a lock guards.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pwd
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Jobs = dict[str, dict[str, Any]]
+
+
+def install(folder: Path) -> Path:
+    """Write the commands into a new folder, which belongs at the head of PATH, and return it."""
+    folder.mkdir()
+    for name in ("sbatch", "srun", "sacct", "scancel"):
+        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} {folder} {name} "$@"\n')
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def states(folder: Path) -> list[tuple[str, str]]:
+    """Return the states of all jobs by their numbers."""
+    return [(number, job["state"]) for number, job in _changed(folder, lambda jobs: None).items()]
+
+
+def _changed(folder: Path, change: Callable[[Jobs], None]) -> Jobs:
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        file = folder / "jobs.json"
+        jobs: Jobs = json.loads(file.read_text()) if file.exists() else {}
+        change(jobs)
+        if not any(job["state"] == "RUNNING" for job in jobs.values()):
+            for number, job in jobs.items():
+                if job["state"] == "PENDING":
+                    _start(folder, number, job)
+                    break
+        file.write_text(json.dumps(jobs))
+        return jobs
+
+
+def _start(folder: Path, number: str, job: dict[str, Any]) -> None:
+    env = {**os.environ, "SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NUM_NODES": "1"}
+    ended = f"{sys.executable} {__file__} {folder} ended {number}"
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # the group may be killed, and who tells of its end must outlive it
+    line = f"setsid bash {job['script']} & echo $! > {folder}/{number}.pid; wait $!; {ended} $?"
+    subprocess.Popen(["bash", "-mc", line], env=env, start_new_session=True, **quiet)  # type: ignore[call-overload]
+    job["state"] = "RUNNING"
+
+
+def sbatch(folder: Path, *words: str) -> None:
+    script = Path(words[0]).read_text()
+    name = script.split("--job-name=")[1].split()[0]
+    job = {"name": name, "user": pwd.getpwuid(os.getuid()).pw_name, "state": "PENDING", "script": str(folder / name)}
+
+    def add(jobs: Jobs) -> None:
+        number = str(100 + len(jobs))
+        job["script"] = str(folder / f"{number}.sh")
+        Path(job["script"]).write_text(script)
+        jobs[number] = job
+        print(f"Submitted batch job {number}")
+
+    _changed(folder, add)
+
+
+def srun(folder: Path, *words: str) -> None:
+    names = [word.replace("%j", os.environ["SLURM_JOB_ID"]).replace("%t", "0") for word in words]
+    at = names.index("--error") + 2
+    for stream, option in ((1, "--output"), (2, "--error")):
+        os.dup2(os.open(names[names.index(option) + 1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)
+    os.execvp(names[at], names[at:])
+
+
+def sacct(folder: Path, *words: str) -> None:
+    print("JobID|State|NodeList", *(f"{number}|{state}|here" for number, state in states(folder)), sep="\n")
+
+
+def scancel(folder: Path, *words: str) -> None:
+    asked = dict(word[2:].split("=") for word in words if word.startswith("--"))
+    numbers = [word for word in words if not word.startswith("--")]
+
+    def cancel(jobs: Jobs) -> None:
+        for number, job in jobs.items():
+            if number in numbers if numbers else all(job[key] == value for key, value in asked.items()):
+                if job["state"] == "RUNNING":
+                    os.killpg(int((folder / f"{number}.pid").read_text()), signal.SIGTERM)
+                job["state"] = "CANCELLED"
+
+    _changed(folder, cancel)
+
+
+def ended(folder: Path, number: str, code: str) -> None:
+    def end(jobs: Jobs) -> None:
+        if jobs[number]["state"] == "RUNNING":
+            jobs[number]["state"] = "FAILED" if int(code) else "COMPLETED"
+
+    _changed(folder, end)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[2]](Path(sys.argv[1]), *sys.argv[3:])

@@ -113,6 +113,8 @@ def test_chance_is_ln_classes_for_cross_entropy_and_classes_less_one_for_hinge()
     y = torch.arange(10)
     assert chance.expected_loss(experiment(), y) == (pytest.approx(math.log(10)), "ln 10")
     assert chance.expected_loss(experiment("loss=hinge"), y) == (pytest.approx(9.0), "10 - 1")
+    wide = experiment("loss=hinge", "loss.margin=2.0")
+    assert chance.expected_loss(wide, y) == (pytest.approx(18.0), "(10 - 1) × 2")
 
 
 def test_with_an_output_bias_chance_is_the_entropy_of_the_labels() -> None:

@@ -79,7 +79,9 @@ def expected_loss(exp: Experiment, y: Tensor) -> tuple[float, str]:
         prior = (frequency / frequency.sum()).log().float().to(y.device)
         return float(function(prior.expand(len(y), -1), y)), "entropy of the labels"
     if hasattr(function, "chance"):
-        names = {"CrossEntropy": f"ln {classes}", "Hinge": f"{classes} - 1"}
+        margin = getattr(function, "margin", 1.0)
+        hinge = f"{classes} - 1" if margin == 1.0 else f"({classes} - 1) × {margin:g}"
+        names = {"CrossEntropy": f"ln {classes}", "Hinge": hinge}
         return float(function.chance(classes)), names.get(type(function).__name__, "chance")  # type: ignore[operator]
     return float(function(torch.zeros(len(y), classes, device=y.device), y)), "uniform logits"
 

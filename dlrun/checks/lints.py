@@ -94,7 +94,8 @@ def lint_activation(exp: Experiment) -> Verdict:
     watch.found.pop(id(output), None)  # on the logits it is another mistake (C10)
     if watch.found:
         kinds = " and ".join(sorted(set(watch.found.values())))
-        message = f"gradients fade where {kinds} saturates in hidden layers" + advice(exp, "model.activation=relu")
+        message = f"gradients fade where {kinds} saturates in hidden layers: ReLU does not"
+        message += advice(exp, "model.activation=relu")
         return Verdict("warn", f"{len(watch.found)} hidden {kinds}", "none", message)
     return Verdict("pass", "none saturating", "none", "no hidden layer saturates by design")
 

@@ -35,6 +35,7 @@ COUNT, TRIES = 16, 5
 STEPS = 4
 ROSE, EXPLODED = 10.0, 100.0  # times the larger of first loss and chance, after a few steps
 MOMENTUM = 0.999  # averages over a thousand steps
+SANE = 0.01  # a rate that few optimizers explode at
 
 
 def parameters(exp: Experiment) -> Verdict:
@@ -180,7 +181,7 @@ def optimizer(exp: Experiment) -> Verdict:
         message = "the loss is not finite before the first step" + advice(exp, "model.init=default")
         return Verdict("fail", *shown, message)
     if not losses[-1] <= EXPLODED * start:
-        message = f"the loss explodes at once at lr {rate:g}" + advice(exp, f"optimizer.lr={rate / 100:.2g}")
+        message = f"the loss explodes at once at lr {rate:g}" + advice(exp, f"optimizer.lr={min(rate / 100, SANE):.2g}")
         return Verdict("fail", *shown, message)
     after = dict(model.named_parameters())
     moved = {n for n in before if not torch.equal(after[n], before[n])}
@@ -236,7 +237,8 @@ def _settings(exp: Experiment) -> Verdict | None:
             message = "lr × weight_decay takes all of a weight in one step" + advice(exp, "optimizer.weight_decay=1e-4")
             return Verdict("fail", f"lr × weight_decay {decay:.3g}", "under 1", message)
     if not any(rate > 0 for rate in _rates(exp)):
-        message = "a learning rate of 0 changes nothing" + advice(exp, "optimizer.lr=1e-3")
+        message = "a learning rate of 0 changes nothing"
+        message += advice(exp, "optimizer.lr=1e-3") or "; look at what set it in optimizer.param_groups"
         return Verdict("fail", "lr 0", "above 0", message)
     return None
 

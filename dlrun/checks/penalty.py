@@ -32,10 +32,12 @@ def penalty(exp: Experiment) -> Verdict:
         values = [float(exp.penalty.scaled(f).penalty(model)) for f in (0.0, 1.0, 10.0)]
     shown = " < ".join(f"{v:.4g}" for v in values), "0 < λ < 10 λ"
     if not 0 <= values[0] < values[1] < values[2]:
-        message = "the penalty does not grow with its strength: a wrong sign, or it misses the weights" + advice(
-            exp, "regularizer=l2"
-        )
-        return Verdict("fail", *shown, message)
+        message = "the penalty does not grow with its strength: multiply it by λ, and let it take the weights"
+        if values[2] < values[1] < values[0] <= 0:
+            message = "the penalty is below zero and rewards weights: its sign is wrong; add it, do not subtract it"
+        elif values[0] == values[1] == values[2]:
+            message = "the penalty is the same at every strength: multiply it by λ"
+        return Verdict("fail", *shown, message + advice(exp, "regularizer=l2"))
     cost: Any = exp.penalty.penalty(model)
     if not cost.requires_grad:
         message = (
@@ -48,9 +50,8 @@ def penalty(exp: Experiment) -> Verdict:
     grows = [n for n, p in reached.items() if p.grad is not None and float((p.grad * p.detach()).sum()) < 0]
     missed = [n for n in weights if n not in reached]
     if not reached or grows:
-        message = "the penalty reaches no weight of the model: was it built for another?" + advice(
-            exp, "regularizer=l2"
-        )
+        message = "the penalty reaches no weight of the model: sum over the parameters of the model that it is given"
+        message += advice(exp, "regularizer=l2")
         if grows:
             message = f"the penalty makes {named(grows)} grow: its sign is wrong; add it, do not subtract it"
         return Verdict("fail", *shown, message)

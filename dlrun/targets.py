@@ -72,7 +72,11 @@ def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any,
     except UserError:
         raise
     except (TypeError, ValueError, ImportError) as error:
-        raise UserError(f"{key}: {name} refused its arguments: {first_line(error)}") from error
+        said = first_line(error)
+        if "unexpected keyword argument" in said and "." not in key:
+            # the keys of the option that was chosen stay when another _target_ is typed
+            said += f"; write an option for it, conf/{key}/NAME.yaml with _target_: {name} and the keys that it takes"
+        raise UserError(f"{key}: {name} refused its arguments: {said}") from error
 
 
 def _build(value: Any, trust: list[str], key: str) -> Any:

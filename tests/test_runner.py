@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import sys
@@ -10,12 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from composed import composed
 
 from dlrun import checks, cli
-from dlrun.checks import runner
+from dlrun.checks import receipts, runner
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment, build
 
@@ -60,6 +62,22 @@ def test_what_does_not_fit_the_budget_is_skipped_never_passed() -> None:
     assert all("check.budget" in r.message for r in results)
 
 
+def test_a_budget_buys_the_first_checks_and_skips_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(exp: Experiment) -> Verdict:
+        clock.now += 40.0
+        return Verdict("pass", "", "", "")
+
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    for name in ("loss", "initial_loss", "overfit"):
+        monkeypatch.setitem(runner.CHECKS, name, slow)
+    results = checks.run(built("check.budget=60", "check.fresh=true"))
+    assert [(r.check, r.status) for r in results] == [("loss", "pass"), ("initial_loss", "pass"), ("overfit", "skip")]
+    assert results[-1].message == "check.budget=60 seconds were used up; raise it to run this"
+    assert not list(Path("outputs").rglob(".receipts/*overfit*"))
+    assert [r.status for r in checks.run(built("check.budget=60"))] == ["pass", "pass", "pass"]  # two remembered
+
+
 def test_the_same_setup_is_proved_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = counted(monkeypatch)
     first = checks.run(built())
@@ -81,6 +99,54 @@ def test_anything_that_a_check_depends_on_invalidates_its_receipt(monkeypatch: p
     ran = counted(monkeypatch)
     checks.run(built(change))
     assert ran == ["loss", "initial_loss", "overfit"]
+
+
+def test_other_data_under_the_same_config_invalidates_receipts(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    words = ("dataset=arrays", "dataset.path=mine.npz", "trainer.threads=1", "check.only=[loss]", "model=mlp")
+    ran = counted(monkeypatch)
+    draw = np.random.default_rng(0)
+    x, y = draw.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8), np.arange(60) % 3
+    for changed, expected in ((False, 1), (False, 1), (True, 2)):
+        x[0, 0, 0, 0] ^= changed
+        np.savez("mine.npz", x=x, y=y)
+        checks.run(build(composed(*words)))
+        assert len(ran) == expected
+
+
+def test_a_receipt_depends_on_each_part_of_the_config_that_a_check_may_see() -> None:
+    setup = receipts.setup(built())
+
+    def matters(part: str, check: str) -> bool:
+        changed = copy.deepcopy(setup)
+        changed["config"][part] = "another"
+        return receipts.key(check, changed) != receipts.key(check, setup)
+
+    parts = ("model", "loss", "dataset", "regularizer", "objective", "augment")
+    assert [p for p in parts if not all(matters(p, check) for check in runner.CHECKS)] == []
+    own = ("optimizer", "scheduler", "trainer")
+    assert [c for c in runner.CHECKS if any(matters(p, c) for p in own)] == ["optimizer"]
+    assert not any(matters(p, "optimizer") for p in ("seed", "check", "search"))
+
+
+@pytest.mark.parametrize("what", ["torch.__version__", "dlrun.__version__", "precision", "dlrun.checks.chance"])
+def test_versions_precision_and_the_checks_own_code_are_in_a_receipt(
+    monkeypatch: pytest.MonkeyPatch, what: str, folder: Path
+) -> None:
+    exp = built("check.only=[loss]")
+    before = receipts.key("loss", receipts.setup(exp))
+    assert receipts.key("loss", receipts.setup(exp)) == before
+    if what.endswith("version__"):
+        monkeypatch.setattr(what, "99.0")
+    elif what == "precision":
+        exp.dtype = torch.bfloat16
+    else:
+        (folder / "other.py").write_text("changed = True\n")
+        real = receipts.inspect.getsourcefile
+        other = str(folder / "other.py")
+        monkeypatch.setattr(
+            receipts.inspect, "getsourcefile", lambda m: other if getattr(m, "__name__", "") == what else real(m)
+        )
+    assert receipts.key("loss", receipts.setup(exp)) != before
 
 
 def test_a_check_that_steps_with_the_optimizer_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,10 @@ def test_the_folder_of_the_user_comes_last_on_the_path(here: Path) -> None:
         ({"_target_": "mine_d.Net"}, "is the package mine_d installed, or in the folder"),
         ({"_target_": "mine_c.Net", "widht": 3}, "takes no such argument; did you mean model.width?"),
         ({"_target_": "mine_c.Net", "width": -1}, "refused its arguments: width must be positive"),
+        (
+            {"_target_": "mine_c.Plain", "widht": 3},
+            "write an option for it, conf/model/NAME.yaml with _target_: mine_c.Plain",
+        ),
         ({"_target_": "mine_broken.Net"}, "importing it failed: No module named 'not_installed_at_all'"),
         ({"_target_": "mine_syntax.Net"}, "importing it failed: SyntaxError"),
     ],
@@ -241,6 +245,8 @@ def test_the_folder_of_the_user_comes_last_on_the_path(here: Path) -> None:
 def test_mistakes_around_ones_own_class(here: Path, node: dict[str, Any], says: str) -> None:
     body = "        if width < 0: raise ValueError('width must be positive')\n"
     write(here / "mine_c.py", "class Net:\n    def __init__(self, width=1):\n" + body)
+    with open(here / "mine_c.py", "a") as file:
+        file.write("from torch import nn\nclass Plain(nn.Module):\n    pass\n")
     write(here / "mine_broken.py", "import not_installed_at_all\n")
     write(here / "mine_syntax.py", "def\n")
     with pytest.raises(UserError) as told:

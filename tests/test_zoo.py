@@ -333,6 +333,18 @@ class Carrying(Net):
         return found + self.last
 
 
+class Anew(Net):
+    """Draws another head for every batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + nn.Linear(8 * 4 * 4, 10)(self.features(x).flatten(1))
+
+
+def attention_over_the_batch(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    return (flat @ flat.t() / flat.shape[1] ** 0.5).softmax(0) @ flat
+
+
 class Unmoved(Net):
     """Its batch norm keeps the statistics it began with."""
 
@@ -506,6 +518,11 @@ ZOO: dict[str, list[Bug]] = {
         Bug("noise left on", wrapped(lambda x: x + 0.3 * torch.randn_like(x)), "independence", "noise"),
         Bug("state kept between batches", net(Carrying), "independence", "from one batch to the next"),
         Bug("input changed in place", wrapped(lambda x: x.mul_(0.5)), "independence", "changes its input"),
+        Bug("logits scaled to nothing", wrapped(after=lambda x: x * 1e-6), "probabilities", "tiny factor"),
+        Bug("layer made in forward", net(Anew), "independence", "drawn anew"),
+        Bug("layer made in forward, for C9", net(Anew), "parameters", "no parameters of the model"),
+        Bug("attention over the batch", net(lambda: Net(attention_over_the_batch)), "independence", "others"),
+        Bug("skip past the gradient", net(lambda: Net(lambda x: x.data + torch.tanh(x))), "gradient", "data is called"),
         Bug("logits clamped", wrapped(after=lambda x: x.clamp(-0.5, 0.5)), "probabilities", "clamp"),
         Bug("input ignored", wrapped(lambda x: x * 0), "independence", "drops x"),
         Bug("a logit too few", net(lambda: Net(classes=9)), "outputs", "num_classes=10"),
@@ -531,6 +548,13 @@ ZOO: dict[str, list[Bug]] = {
         Bug("loss summed", scored(lambda s, y: CE(s, y, reduction="sum")), "loss", "mean"),
         Bug("loss divided by the batch again", scored(lambda s, y: CE(s, y) / len(y)), "loss", "mean"),
         Bug("loss arguments swapped", swap_arguments, "loss", "labels"),
+        Bug("loss softmaxes over the batch", scored(lambda s, y: F.nll_loss(s.log_softmax(0), y)), "loss", "dim=1"),
+        Bug(
+            "loss of the guess",
+            scored(lambda s, y: (s.argmax(1) - y).float().abs().mean()),
+            "parameters",
+            "no gradient",
+        ),
         Bug("loss negated", scored(lambda s, y: -CE(s, y)), "loss", "sign"),
         Bug("loss softmaxes twice", scored(lambda s, y: CE(s.softmax(1), y)), "loss", "softmax"),
         Bug("loss shifts labels", scored(lambda s, y: CE(s, (y + 1) % 10)), "loss", "index"),
@@ -616,3 +640,11 @@ def test_the_zoo_has_every_family_and_no_bug_twice() -> None:
     bugs = [bug for family in ZOO.values() for bug in family]
     assert len({bug.name for bug in bugs}) == len(bugs) >= 40
     assert all(bug.word and set(bug.checks.split()) <= set(CHECKS) for bug in bugs)
+
+
+@pytest.mark.parametrize("breaks", [freeze, scored(lambda s, y: CE(s.detach(), y))], ids=["frozen", "detached"])
+def test_without_any_gradient_the_optimizer_leaves_the_word_to_parameters(breaks: Break) -> None:
+    exp = build(config())
+    breaks(exp)
+    found = verdict("optimizer", exp)
+    assert (found.status, "`parameters`" in found.message) == ("skip", True)

@@ -107,9 +107,12 @@ def loss(exp: Experiment) -> Verdict:
     if not math.isfinite(chance) or not math.isfinite(best):
         return Verdict("fail", *shown, "the loss of plain logits is not finite; look for a log of zero in it")
     if abs(twice - chance) > 1e-3 * abs(chance):
-        message = (
-            f"the same batch twice costs {twice / chance:.3g} times as much: "
+        message = f"the same batch twice costs {twice / chance:.3g} times as much: "
+        summed = min(abs(twice / chance - factor) for factor in (2, 0.5)) < 0.01
+        message += (
             "end the loss with .mean(), reduction='mean'"
+            if summed
+            else "a sample's loss depends on others in its batch; take softmax and sums over the classes, dim=1"
         )
         return Verdict("fail", *shown, message)
     if chance < 0:

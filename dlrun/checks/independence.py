@@ -84,7 +84,10 @@ def _why_not_twice(model: nn.Module, x: Tensor, allowed: float) -> str:
     if not torch.equal(x, before):
         return "forward() changes its input in place; work on a copy, as in x = x * 2 in place of x.mul_(2)"
     if float((seeded[0] - seeded[1]).abs().max()) <= allowed:
-        return "dropout or noise is left on; F.dropout needs training=self.training"
+        return (
+            "dropout or noise is left on, or weights are drawn anew in forward(); "
+            "F.dropout needs training=self.training, and layers belong into __init__()"
+        )
     return "forward() keeps something from one batch to the next; let it start anew with every batch"
 
 

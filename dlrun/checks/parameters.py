@@ -169,7 +169,12 @@ def optimizer(exp: Experiment) -> Verdict:
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     losses, idle = [], set(before)
     for _ in range(STEPS):
-        losses.append(float(engine.step(trial, x, y)[0]) / len(y))
+        try:
+            losses.append(float(engine.step(trial, x, y)[0]) / len(y))
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            return Verdict("skip", "not run", "", "no gradient comes back: mend what `parameters` says first")
         idle -= {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
         if not losses[-1] < float("inf"):
             break

@@ -28,7 +28,7 @@ WRONG = {
     "softmax": "rows are positive and sum to 1: a softmax too many, the loss has its own; return the logits",
     "log_softmax": "rows are log-probabilities, which cross-entropy makes itself; return the logits",
     "sigmoid": "outputs cannot leave 0 to 1: a sigmoid stands on the logits; return what goes into it",
-    "tanh": "outputs cannot leave -1 to 1: a tanh or clamp stands on the logits; return what goes into it",
+    "tanh": "outputs cannot leave -1 to 1: a tanh, clamp or tiny factor stands on the logits; return what goes into it",
     "relu": "outputs cannot go below 0: a ReLU or softplus stands on the logits; end with a plain nn.Linear",
     "negative": "outputs cannot go above 0: a log or -ReLU stands on the logits; end with a plain nn.Linear",
 }

@@ -5,31 +5,27 @@ Whatever happens, result.json ends with a status and a reason, and the exit code
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import shlex
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
-from dlrun import __version__
 from dlrun.config import UserError, first_line
+from dlrun.gate import CHECK_FAILED, headline, passed, tell_dropped
 from dlrun.loggers import Follower
+from dlrun.origin import origin
 from dlrun.progress import Screen
 from dlrun.rundir import Run
 
-__all__ = ["check_only", "execute", "label", "store"]
+__all__ = ["execute", "label", "store"]
 
-CHECK_FAILED, DIVERGED, INTERRUPTED = 3, 4, 130
+DIVERGED, INTERRUPTED = 4, 130
 
 
 def label(cfg: Any) -> str:
@@ -57,7 +53,7 @@ def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: b
         with screen, _terminate_politely():
             if not resuming:
                 run.write_config(cfg)
-            run.update_result(status="running", reason="", **_origin(cfg))
+            run.update_result(status="running", reason="", **origin(cfg))
             code, ending = _train(cfg, run, screen, follower)
     except KeyboardInterrupt:
         code, ending = INTERRUPTED, {"status": "interrupted", "reason": "interrupted from outside"}
@@ -104,14 +100,14 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
     from dlrun.experiment import build
 
     exp = build(cfg)
-    screen.say(_headline(cfg, exp))
+    screen.say(headline(cfg, exp))
     if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:
         # two programs that spin for the same cores wait for each other: fifty times slower was measured
         screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
-    _tell_dropped(exp, run, screen)
+    tell_dropped(exp, run, screen)
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     fresh = not run.last.exists()
-    if fresh and cfg.check.enabled and not _checks_pass(exp, run, screen):
+    if fresh and cfg.check.enabled and not passed(exp, run, screen):
         reason = "a check before training failed, see checks.csv"
         return CHECK_FAILED, {"status": "check_failed", "reason": reason}
     state = checkpoint.restore(run, exp)
@@ -145,50 +141,6 @@ def _verdicts(exp: Any, run: Run, screen: Screen, status: str) -> dict[str, Any]
     return {"verdicts": [f.record() for f in found]}
 
 
-def _tell_dropped(exp: Any, run: Run | None, screen: Screen, told: int = 0) -> None:
-    """Say and list what dataset.on_bad=drop left out (D1), after the first `told`, which were said before."""
-    dropped = exp.data.dropped
-    new = [item.id for item in dropped[told:]]
-    if not new:
-        return
-    where = f"; all are listed in {run.write_dropped([asdict(item) for item in dropped])}" if run is not None else ""
-    shown = ", ".join(new[:10]) + (" …" if len(new) > 10 else "")
-    screen.say(f"left out as bad (dataset.on_bad=drop), {len(new)} in number: {shown}{where}", style="yellow")
-
-
-def _checks_pass(exp: Any, run: Run | None, screen: Screen) -> bool:
-    from dlrun import checks
-
-    told = len(exp.data.dropped)
-    results = checks.run(exp)
-    _tell_dropped(exp, run, screen, told)  # the audit has read the test split
-    if run is not None:
-        run.write_checks([r.row() for r in results])
-        _write_audit(exp, run, screen, {r.check for r in results if r.status != "skip"})
-        run.update_result(checks=checks.worst(results))
-    screen.show(lambda: checks.table(results), checks.lines(results))
-    failed = [r.check for r in results if r.status == "fail"]
-    if not failed:
-        return True
-    if exp.cfg.check.warn_only:
-        screen.say(f"failed: {', '.join(failed)}; going on, since check.warn_only=true", style="bold yellow")
-        return True
-    screen.say(
-        f"failed: {', '.join(failed)}; check.warn_only=true trains all the same, check=none without checks",
-        style="bold red",
-    )
-    return False
-
-
-def _write_audit(exp: Any, run: Run, screen: Screen, checked: set[str]) -> None:
-    from dlrun.data.audit import audit
-
-    # after these the test split has been read and compared; nothing else may read it so early (D4)
-    if checked & {"data_audit", "data_duplicates"} and (found := audit(exp.data).findings):
-        file = run.write_audit([one.row() for one in found])
-        screen.say(f"all {len(found)} findings about the data are listed in {file}")
-
-
 def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     """Read the test split once, with the best weights (trainer.keep), and store what ensembles and tables need."""
     from dlrun import checkpoint, engine
@@ -199,7 +151,7 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     started = time.perf_counter()
     told = len(exp.data.dropped)
     test = exp.data.test()
-    _tell_dropped(exp, run, screen, told)
+    tell_dropped(exp, run, screen, told)
     ending: dict[str, Any] = {
         "status": "completed",
         "reason": _reason(exp.cfg.trainer, state),
@@ -277,83 +229,12 @@ def store(exp: Any, run: Run, members: list[str]) -> dict[str, Any]:
     state = checkpoint.State(epoch=exp.cfg.trainer.epochs, best={"epoch": 0, "value": 0.0, "val_loss": 0.0})
     exp.cfg.choices = {**(exp.cfg.get("choices") or {}), "objective": f"average-of-{len(members)}"}
     run.write_config(exp.cfg)
-    run.update_result(status="running", **_origin(exp.cfg), average_of=members)
+    run.update_result(status="running", **origin(exp.cfg), average_of=members)
     run.update_result(parameters=sum(p.numel() for p in exp.model.parameters()))
     checkpoint.write(run, checkpoint.content(exp, state), is_best=True)
     ending = _finish(exp, run, screen, state) | {"reason": f"the average of the weights of {', '.join(members)}"}
     _record(run, ending)
     return ending
-
-
-def check_only(cfg: Any, *, as_json: bool = False) -> int:
-    """Run the checks alone, in no folder, and return the exit code."""
-    from dlrun import checks
-    from dlrun.experiment import build
-
-    if not cfg.check.enabled:
-        raise UserError(
-            "check=none leaves nothing to check; leave it away, or choose: check=default check.only=[gradient]"
-        )
-    screen = Screen()
-    exp = build(cfg)
-    if as_json:
-        results = checks.run(exp)
-        print(json.dumps([r.row() for r in results], indent=1))
-        return CHECK_FAILED if checks.worst(results) == "fail" and not cfg.check.warn_only else 0
-    screen.say(_headline(cfg, exp))
-    _tell_dropped(exp, None, screen)
-    return 0 if _checks_pass(exp, None, screen) else CHECK_FAILED
-
-
-def _headline(cfg: Any, exp: Any) -> str:
-    names = dict(cfg.get("choices") or {})
-    weights = sum(p.numel() for p in exp.model.parameters())
-    parts = [
-        f"{names.get('dataset', 'data')}: {len(exp.data.train):,} train and {len(exp.data.val):,} val images",
-        f"{exp.num_classes} classes",
-        f"{names.get('model', 'model')} with {weights:,} parameters",
-        f"{names.get('optimizer', 'optimizer')} at lr {cfg.optimizer.lr:g}, {names.get('scheduler', 'schedule')}",
-        f"{exp.device.type} {str(exp.dtype).removeprefix('torch.')}",
-        f"seed {cfg.seed}",
-    ]
-    return "; ".join(parts)
-
-
-def _origin(cfg: Any) -> dict[str, Any]:
-    import numpy
-    import torch
-    from omegaconf import OmegaConf
-
-    return {
-        "seed": cfg.seed,
-        "monitor": cfg.trainer.monitor,
-        "config": OmegaConf.to_container(cfg, resolve=True),
-        "versions": {
-            "dlrun": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": numpy.__version__,
-        },
-        "git": _git(),
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def _git() -> str | None:
-    """The commit of the folder that dlrun is started from, where the user's own code and configs are."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()
 
 
 @contextmanager

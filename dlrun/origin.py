@@ -1,0 +1,52 @@
+"""Where a run comes from, as result.json keeps it: config, versions, commit, machine (`dlrun train`)."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import subprocess
+import time
+from typing import Any
+
+from dlrun import __version__
+
+__all__ = ["origin"]
+
+
+def origin(cfg: Any) -> dict[str, Any]:
+    """Return the columns of result.json that are known before the first step."""
+    import numpy
+    import torch
+    from omegaconf import OmegaConf
+
+    return {
+        "seed": cfg.seed,
+        "monitor": cfg.trainer.monitor,
+        "config": OmegaConf.to_container(cfg, resolve=True),
+        "versions": {
+            "dlrun": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+        },
+        "git": _git(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git() -> str | None:
+    """The commit of the folder that dlrun is started from, where the user's own code and configs are."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

@@ -263,6 +263,7 @@ def test_the_study_holds_what_the_table_holds(moody: tuple[Path, int, str]) -> N
     assert [t.params["+model.mood"] for t in study.trials] == ["ok", "raise", "die", "explode"]
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "FAIL", "PRUNED"]
     assert study.best_value == float(rows(folder / "s")["0"]["val_acc"])
+    assert study.metric_names == ["val_acc"]
     assert study.trials[0].intermediate_values == {1: study.best_value}
 
 

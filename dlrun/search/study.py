@@ -34,7 +34,7 @@ class Trial:
 class Study:
     """Optuna's study of a sweep."""
 
-    def __init__(self, file: Path, minimise: bool, seed: int, prune: str, epochs: int) -> None:
+    def __init__(self, file: Path, metric: str, minimise: bool, seed: int, prune: str, epochs: int) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -55,6 +55,8 @@ class Study:
                 pruner=pruners[prune],
                 load_if_exists=True,
             )
+            if self._study.metric_names != [metric]:
+                self._study.set_metric_names([metric])  # how optuna-dashboard labels its axes
         self._ids: dict[int, int] = {}
 
     def trials(self) -> list[Trial]:

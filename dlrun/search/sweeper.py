@@ -91,7 +91,7 @@ class Sweep:
         sweepdir.write_plan(folder, plan.record())
         search = plan.search
         journal = sweepdir.journal(folder)
-        self.study = Study(journal, self.minimise, search["seed"], search["prune"], self.epochs)
+        self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
         self.trials = {t.number: t for t in self.study.trials()}
         self.running: dict[int, float] = {}  # when their folders were last taken before
         self.results: dict[int, dict[str, Any]] = {}  # of trials that do not run

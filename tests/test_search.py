@@ -165,3 +165,17 @@ def test_lists_alone_are_a_grid_and_any_range_is_random(
 ) -> None:
     search(lambda lr, epoch: 0.5, *axes)
     assert (sweepdir.plan(Path("s"))["search"]["sampler"], len(rows(Path("s")))) == (sampler, count)
+
+
+def test_the_number_of_trials_is_the_total(search: Callable[..., Any]) -> None:
+    def score(lr: float, epoch: int) -> float:
+        return -abs(math.log10(lr) + 3)
+
+    _, _, first, _ = search(score, RANGE, "search.trials=4")
+    _, _, more, instant = search(score, RANGE, "search.trials=6")
+    assert (len(more), more[:4]) == (6, first)
+    assert list(instant.epochs) == [4, 5]
+    for fewer in (6, 3):  # what is there stays
+        said, _, same, instant = search(score, RANGE, f"search.trials={fewer}")
+        assert (same, instant.epochs) == (more, {})
+        assert "6 trials (6 done)" in said

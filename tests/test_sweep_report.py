@@ -16,7 +16,8 @@ from PIL import Image
 from swept import rate, trial
 from test_report import CHROMIUM, EVIL, page, section
 
-from dlrun import importance, sweep_plots, trials
+from dlrun import importance, space_plots, sweep_plots, trials
+from dlrun.figures import GREEN
 
 ALL = ["sweep_axes", "sweep_map", "sweep_parallel", "sweep_importance", "sweep_time", "curves"]
 
@@ -199,3 +200,25 @@ def test_a_browser_opens_it_and_sorts(sweep: Path, tmp_path: Path, width: int) -
     assert fits, "the page is wider than the window"
     assert images
     assert title == "dlrun my sweep"
+
+
+@pytest.mark.parametrize("direction", ["min", "max"])
+def test_pictures_follow_scale_and_direction(here: Path, direction: str) -> None:
+    from matplotlib.colors import to_hex
+
+    for k, acc in enumerate((0.5, 0.7, 0.6)):
+        trial(here / "s", acc, optimizer__lr=10.0**-k, regularizer__dropout=(0.0, 0.2, 0.3)[k])
+    asked = {"search": {"metric": "val_acc", "direction": direction}}
+    write(here / "s/sweep.yaml", json.dumps(asked))
+    found = trials.read(here / "s")
+    panels = space_plots.against_axes(found, found.axes).axes
+    assert [(a.get_title(loc="left") or a.get_title(), a.get_xscale()) for a in panels] == [
+        ("optimizer.lr" + ": best near the edge" * (direction == "min"), "log"),
+        ("regularizer.dropout" + ": best near the edge" * (direction == "min"), "linear"),
+    ]
+    best = next(c for a in panels[:1] for c in a.collections if c.get_label() == "best")
+    assert best.get_offsets()[0][1] == {"min": 0.5, "max": 0.7}[direction]
+    time = sweep_plots._time(found).axes[0]
+    assert f"{'lower' if direction == 'min' else 'higher'} is better" in time.get_title(loc="left") + time.get_title()
+    (so_far,) = (line for line in time.lines if to_hex(line.get_color()) == to_hex(GREEN))
+    assert list(so_far.get_ydata())[:3] == {"min": [0.5, 0.5, 0.5], "max": [0.5, 0.7, 0.7]}[direction]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 import sys
 import time
 from pathlib import Path
@@ -310,6 +311,19 @@ def test_checks_leave_no_trace() -> None:
     assert all(torch.equal(v, state[k]) for k, v in exp.model.state_dict().items())
     assert exp.optimizer.state_dict()["state"] == {}
     assert all(p.grad is None for p in exp.model.parameters())
+
+
+def test_what_a_check_draws_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawing(exp: Experiment) -> Verdict:
+        torch.rand(3), np.random.rand(3), random.random()
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setitem(runner.CHECKS, "loss", drawing)
+    exp = built("check.only=[loss]")
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
+    checks.run(exp)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1], before[2]) == (np.random.get_state()[1].tolist(), random.getstate())  # type: ignore[index]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, AssertionError, KeyError, ZeroDivisionError, NameError])

@@ -27,6 +27,12 @@ WORDS = {
 SLOW = (*QUICK, "trainer.epochs=4", "trainer.batch_size=4", "sweep.dir=s")
 
 
+@pytest.fixture(autouse=True)
+def _equals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's workers step back behind all other programs, and a trial would be late on a busy machine."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+
+
 def there(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"the extra is absent: pip install 'dlrun[{package}]'")

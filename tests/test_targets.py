@@ -269,7 +269,7 @@ def test_console_script_finds_a_model_in_its_folder_and_resume_wants_trust_again
     script = str(Path(sys.executable).with_name("dlrun"))
     write(here / "mynet.py", NET)
     words = ("model=custom", "model._target_=mynet.Net", "+model.width=3", "trust=[mynet]", "run.dir=run")
-    words += ("trainer.epochs=1", "dataset.limit=100", "check=none", "trainer.threads=1")
+    words += ("trainer.epochs=1", "dataset.limit=100", "check=none", "trainer.threads=1", "trainer.report=false")
     made = subprocess.run([script, "train", *words], capture_output=True, text=True, timeout=120)
     assert made.returncode == 0, made.stderr
     result = here / "run" / "result.json"

@@ -1,11 +1,14 @@
-"""What an ensemble, its distillation and averaged weights are worth: python tests/benchmarks/bench_ensemble.py FOLDER…
+"""What an ensemble, its distillation and averaged weights are worth.
 
-Each FOLDER holds train/<class>/ and test/<class>/ images. Per folder: five seeds of the cnn, the
+    python tests/benchmarks/bench_ensemble.py data/cifar10
+    python tests/benchmarks/bench_ensemble.py data/scenes model.depth=6 dataset.limit=2000      with other settings
+
+The folder holds train/<class>/ and test/<class>/ images. Five seeds of the cnn, the
 ensemble of the five by mean probability against their mean, raw against averaged weights of the same epoch (three
 seeds), and three students distilled from the ensemble, which train three times as long, since a student gains by
 patience (Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022). What that time alone
 is worth is measured too: as many models trained as long on the labels. Everything is printed as mean ± std over seeds.
-About twenty minutes a folder on two quiet cores.
+About forty minutes on two quiet cores.
 """
 
 from __future__ import annotations
@@ -41,8 +44,9 @@ def told(values: list[float]) -> str:
     return f"{100 * mean(values):.2f} ± {100 * stdev(values):.2f} %"
 
 
-def measure(folder: Path, out: Path) -> None:
-    data = ("dataset=image_folder", f"dataset.root={folder}", "dataset.image_size=32", *COMMON)
+def measure(folder: Path, out: Path, words: list[str]) -> None:
+    own = [*(w for w in COMMON if w.split("=")[0] not in {x.split("=")[0] for x in words}), *words]
+    data = ("dataset=image_folder", f"dataset.root={folder}", "dataset.image_size=32", *own)
 
     def train(name: str, seeds: range, epochs: int, *more: str) -> list[dict[str, Any]]:
         axis = f"seed=range({seeds.start},{seeds.stop})"
@@ -69,8 +73,8 @@ def measure(folder: Path, out: Path) -> None:
     say(f"raw weights {told(raw)}, averaged {told(averaged)}; better in {wins} of {len(pairs)} seeds")
     seeds = range(SEEDS, SEEDS + STUDENTS)
     teacher = ("objective=distill", f"objective.teacher={out / 'ensemble'}", "objective.temperature=4")
-    for name, words in {"distilled single model": teacher, "trained as long on labels": ()}.items():
-        found = [r["test_acc"] for r in train(name.split()[0], seeds, PATIENT, *words)]
+    for name, more in {"distilled single model": teacher, "trained as long on labels": ()}.items():
+        found = [r["test_acc"] for r in train(name.split()[0], seeds, PATIENT, *more)]
         kept = (mean(found) - mean(single)) / gain if gain > 0 else float("nan")
         say(f"{name:<25}{told(found)} ({STUDENTS} seeds, {PATIENT} epochs), {100 * kept:.0f} % of the gain")
 
@@ -79,8 +83,7 @@ def main() -> None:
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     with tempfile.TemporaryDirectory() as scratch:
-        for name in sys.argv[1:]:
-            measure(Path(name).resolve(), Path(scratch) / Path(name).name)
+        measure(Path(sys.argv[1]).resolve(), Path(scratch), sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -12,21 +12,21 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlrun import engine
 from dlrun.config import UserError
 from dlrun.experiment import Experiment
 from dlrun.trial import endless, out_of_memory, picture, untouched
 
-__all__ = ["Point", "Verdict", "draw", "judge", "lines", "measure", "table"]
+__all__ = ["Point", "Verdict", "draw", "judge", "lines", "measure", "normalised", "table"]
 
 LOOKS, HELD = 50, 256  # times the loss is looked at in a test, and the images that it is looked at on
 WIDTH = 0.25  # decades: the standard deviation of the smoothing, over the rate on its log axis
 STOP = 4.0  # times the first loss: beyond it nothing is to be learnt
 CAP = 2.0  # times the first loss: an explosion counts for no more when it is smoothed
 FALL = 0.05  # of the first loss: a smaller fall is flat
-LOST = 0.5  # of the fall: the rate where so much of it is lost again is the suggestion
+LOST = 0.25  # of the fall: where so much of it is lost again, a rate is too high for weights that cannot grow
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,19 @@ def _smoothed(rates: list[float], looks: list[tuple[float, float]]) -> list[floa
     return found
 
 
-def judge(points: list[Point], low: float, high: float) -> Verdict:
-    """Read a suggestion off the curve: where half of the fall is lost again, else midway from the lowest to the end.
+def normalised(model: nn.Module) -> bool:
+    """Say whether a model has layers that normalise."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    return any(isinstance(module, kinds) for module in model.modules())
 
-    A run has far more steps at each rate than the test, and a schedule that warms up and lowers it, so that it can use
-    more than the lowest point; tests/benchmarks/bench_lr_range.py holds the suggestion against a grid.
+
+def judge(points: list[Point], low: float, high: float, *, normalised: bool) -> Verdict:
+    """Read a suggestion off the curve: with norms twice the rate that loses a quarter of the fall, else half the best.
+
+    A norm makes a layer blind to the scale of its weights, which large steps let grow until the steps are small enough
+    (Arora, Li and Lyu, "Theoretical analysis of auto rate-tuning by batch normalization", 2019), so that a run with a
+    warm-up and a schedule that lowers the rate can begin far above the lowest point. Without norms it diverges there.
+    The factors are measured: tests/benchmarks/bench_lr_range.py holds the suggestion against a grid of rates.
     """
     finite = [p for p in points if math.isfinite(p.smoothed)]
     if not finite:
@@ -128,12 +136,17 @@ def judge(points: list[Point], low: float, high: float) -> Verdict:
             return Verdict("high", None, text)
         text = f"flat: the loss stays near {start:.3g}, the range is too low, try --high={high * 1e3:g}"
         return Verdict("flat", None, text)
-    lost = best.smoothed + LOST * (start - best.smoothed)
-    half = next((p for p in finite if p.lr > best.lr and p.smoothed >= lost), None)
-    lr = float(f"{half.lr if half else math.sqrt(best.lr * finite[-1].lr):.2g}")
+    level = best.smoothed + LOST * (start - best.smoothed)
+    lost = next((p for p in finite if p.lr > best.lr and p.smoothed >= level), None)
     text = f"the loss is lowest ({best.smoothed:.3g}) at lr {best.lr:.2g}"
-    if half:
-        text += f" and has lost half of its fall at {half.lr:.2g}"
+    if not normalised:
+        lr, text = best.lr / 2, f"{text}; half of that, as no layer normalises"
+    elif lost:
+        lr = min(2 * lost.lr, finite[-1].lr)
+        text += f" and has lost a quarter of its fall at {lost.lr:.2g}; twice that, as layers normalise"
+    else:
+        lr, text = math.sqrt(best.lr * finite[-1].lr), f"{text}; midway from there to the end, where it is as low still"
+    lr = float(f"{lr:.2g}")
     if best is points[-1]:
         return Verdict("open", lr, f"still falling at the end of the range: try --high={high * 10:g}; {text}")
     return Verdict("fine", lr, text)

@@ -111,8 +111,8 @@ def curve(*losses: float) -> list[Point]:
 @pytest.mark.parametrize(
     ("losses", "state", "lr", "word"),
     [
-        ((2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.5, 2.0, 4.0), "fine", 1.0, "half of its fall"),  # half of 1.5 is lost at 1.55
-        ((2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.5, 1.5), "fine", 0.1, "lowest"),  # never: midway from 0.01 to the end
+        ((2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.5, 2.0, 4.0), "fine", 0.2, "quarter"),  # 0.375 of 1.5 are lost by 0.1
+        ((2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.0, 1.1), "fine", 0.1, "midway"),  # never: midway from 0.01 to the end
         ((2.3, 2.3, 2.3, 2.3, 2.3, 2.3, 2.3, 2.25), "flat", None, "too low"),
         ((2.3, 3.0, 9.0), "high", None, "too high"),
         ((math.nan,), "high", None, "too high"),
@@ -120,9 +120,18 @@ def curve(*losses: float) -> list[Point]:
     ],
 )
 def test_what_a_curve_says(losses: tuple[float, ...], state: str, lr: float | None, word: str) -> None:
-    verdict = lr_range.judge(curve(*losses), 1e-7, 1.0)
+    verdict = lr_range.judge(curve(*losses), 1e-7, 1.0, normalised=True)
     assert (verdict.state, verdict.lr) == (state, lr)
     assert word in verdict.text
+
+
+def test_without_norms_the_suggestion_stays_below_the_lowest_point() -> None:
+    verdict = lr_range.judge(curve(2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.5, 2.0, 4.0), 1e-7, 1.0, normalised=False)
+    assert (verdict.state, verdict.lr) == ("fine", 0.005)
+    assert [lr_range.normalised(build(composed(*SMALL, f"model.norm={n}")).model) for n in ("batch", "none")] == [
+        True,
+        False,
+    ]
 
 
 def test_lr_range_from_the_command_line(dlrun: Callable[..., Any], here: Path) -> None:

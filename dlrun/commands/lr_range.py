@@ -29,8 +29,9 @@ def main(argv: list[str]) -> int:
         from dlrun.experiment import build
         from dlrun.running import label
 
-        points = lr_range.measure(build(cfg), low, high, steps)
-        verdict = lr_range.judge(points, low, high)
+        exp = build(cfg)
+        points = lr_range.measure(exp, low, high, steps)
+        verdict = lr_range.judge(points, low, high, normalised=lr_range.normalised(exp.model))
         print("\n".join(lr_range.lines(points)))
         picture = lr_range.draw(points, verdict, label(cfg))
         files = rundir.write_study("lr_range", cfg.run.dir, label(cfg), lr_range.table(points), picture)

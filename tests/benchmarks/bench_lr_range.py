@@ -54,8 +54,9 @@ def accuracy(*overrides: str) -> float:
 
 
 def suggestion(*overrides: str) -> float | None:
-    low, high = 1e-7, 1.0
-    return lr_range.judge(lr_range.measure(build(composed(*overrides)), low, high, 100), low, high).lr
+    low, high, exp = 1e-7, 1.0, build(composed(*overrides))
+    points = lr_range.measure(exp, low, high, 100)
+    return lr_range.judge(points, low, high, normalised=lr_range.normalised(exp.model)).lr
 
 
 def compare(pool: ProcessPoolExecutor, name: str, epochs: int, *overrides: str) -> None:
@@ -87,6 +88,9 @@ if __name__ == "__main__":
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for optimizer in ("adam", "sgd"):
             compare(pool, f"cnn on digits, {optimizer}", 10, f"optimizer={optimizer}")
+            for model in ("cnn", "mlp"):
+                words = (f"model={model}", "model.norm=none", f"optimizer={optimizer}")
+                compare(pool, f"{model} without norms on digits, {optimizer}", 10, *words)
         for folder in sys.argv[1:]:
             data = ("dataset=image_folder", f"dataset.root={folder}", "dataset.limit=6000")
             data += ("dataset.val_fraction=0.33333",)

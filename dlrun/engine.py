@@ -181,9 +181,9 @@ def step(exp: Experiment, x: Tensor, y: Tensor, index: Tensor | None = None) -> 
 
     `index` numbers the samples of the training split, for objectives that know more of them than their labels.
     """
-    trainer, n = exp.cfg.trainer, len(y)
+    (accumulate, clip_norm, clip_value), n = exp.stepping, len(y)
     parts = torch.zeros(4, device=x.device)
-    split = max(1, min(trainer.accumulate, n // 2))  # batch norm needs two samples to tell them apart
+    split = max(1, min(accumulate, n // 2))  # batch norm needs two samples to tell them apart
     parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
 
     def closure() -> Tensor:
@@ -195,8 +195,9 @@ def step(exp: Experiment, x: Tensor, y: Tensor, index: Tensor | None = None) -> 
         for xs, ys, part in zip(x.tensor_split(split), y.tensor_split(split), numbers, strict=True):
             with exp.autocast():
                 loss, logits = exp.objective(exp.model, exp.loss, xs, ys, part)
-            torch.autograd.backward(loss * (len(ys) / n))
-            total = total + loss.detach() * (len(ys) / n)
+            share = loss if split == 1 else loss * (len(ys) / n)
+            torch.autograd.backward(share)
+            total = total + share.detach()
             parts[1] += (logits.detach().argmax(1) == ys).sum()
         parts[0] = total * n
         if exp.penalty.active:
@@ -204,7 +205,7 @@ def step(exp: Experiment, x: Tensor, y: Tensor, index: Tensor | None = None) -> 
             torch.autograd.backward(penalty)
             parts[2] = penalty.detach() * n
             total = total + penalty.detach()
-        parts[3] = _clip(parameters, trainer.clip_norm, trainer.clip_value) * n
+        parts[3] = _clip(parameters, clip_norm, clip_value) * n
         if x.device.type == "cpu" and not math.isfinite(float(total)):
             parts[0] = total * n
             raise _NotFinite

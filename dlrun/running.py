@@ -132,10 +132,13 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
 
 
 def _verdicts(exp: Any, run: Run, screen: Screen, status: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
     from dlrun import rundir, verdicts
 
     rows, layers = rundir.metrics(run.path), rundir.layers(run.path)
-    found = verdicts.judge(rows, layers, rundir.config(run.path), exp.data.record(), status)
+    config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
+    found = verdicts.judge(rows, layers, config, exp.data.record(), status)
     for finding in found:
         screen.say(finding.text, style="bold red" if finding.severity == "stop" else "yellow")
     return {"verdicts": [f.record() for f in found]}

@@ -58,13 +58,20 @@ def require(options: Mapping[str, Any]) -> None:
         )
 
 
-def launcher(options: Mapping[str, Any], sweep: Path) -> Launcher:
-    """Return the chosen launcher for a sweep's folder. Raises UserError for one that is not there."""
+def launcher(options: Mapping[str, Any], sweep: Path, soon: int = 0) -> Launcher:
+    """Return the chosen launcher for a sweep's folder, ready for as many trials as come `soon`.
+
+    Raises UserError for one that is not there.
+    """
     if options["name"] == "joblib":
         return Joblib(int(options["workers"]), sweep)
     if options["name"] == "ray":
         return Ray(options)
-    return Submitit(options, sweep) if options["name"] == "submitit_slurm" else Pool(int(options["workers"]))
+    if options["name"] == "submitit_slurm":
+        return Submitit(options, sweep)
+    pool = Pool(int(options["workers"]))
+    pool.warm(soon)
+    return pool
 
 
 def _here(sweep: Path | None = None) -> Place:

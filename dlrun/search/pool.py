@@ -61,7 +61,7 @@ class _Worker:
 
 
 class Pool:
-    """Runs up to `slots` trials at a time; a worker starts when there is a trial for it."""
+    """Runs up to `slots` trials at a time; a worker starts when there is a trial for it, or before, to be `warm`."""
 
     def __init__(self, workers: int) -> None:
         self.slots = workers or gpus() or cores()
@@ -69,12 +69,17 @@ class Pool:
         self._free_gpus = [n % gpus() for n in range(self.slots)] if gpus() else []
         self._workers: list[_Worker] = []
 
+    def warm(self, trials: int) -> None:
+        """Start the workers of so many trials, which import torch while the parent gets ready."""
+        while len(self._workers) < min(trials, self.slots):
+            self._workers.append(_Worker(self.threads, self._free_gpus.pop() if self._free_gpus else None))
+
     def submit(self, job: Job) -> None:
         """Start a trial on a worker that is free."""
         free = next((w for w in self._workers if w.job is None), None)
         if free is None:
-            free = _Worker(self.threads, self._free_gpus.pop() if self._free_gpus else None)
-            self._workers.append(free)
+            self.warm(len(self._workers) + 1)
+            free = self._workers[-1]
         free.job = job
         with suppress(OSError):  # it died while idle: `wait` finds out
             free.connection.send(job)

@@ -87,10 +87,10 @@ class Sweep:
         self.minimise = minimised(self.metric, base["search"]["direction"])
         self.epochs = int(base["trainer"]["epochs"])
         self.screen = Screen(sweepdir.log(folder))
-        self.pool = launchers.launcher(launcher, folder)
+        search, journal = plan.search, sweepdir.journal(folder)
+        soon = 0 if journal.exists() else len(plan.stage)  # of a sweep that goes on perhaps nothing is left to do
+        self.pool = launchers.launcher(launcher, folder, soon)
         sweepdir.write_plan(folder, plan.record())
-        search = plan.search
-        journal = sweepdir.journal(folder)
         self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
         self.trials = {t.number: t for t in self.study.trials()}
         self.running: dict[int, float] = {}  # when their folders were last taken before

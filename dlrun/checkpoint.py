@@ -6,7 +6,6 @@ stranger's checkpoint is data, never code.
 
 from __future__ import annotations
 
-import copy
 import io
 import random
 from collections.abc import Collection
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlrun.config import UserError, first_line
 from dlrun.disk import write_atomic
@@ -43,14 +42,23 @@ def content(exp: Experiment, state: State) -> dict[str, Any]:
     average = exp.average.state_dict() if exp.average is not None else None
     weights = {"model": exp.model.state_dict(), "optimizer": exp.optimizer.state_dict(), "ema": average}
     return {
-        **copy.deepcopy(weights),
-        "scheduler": copy.deepcopy(exp.scheduler.state_dict()),
+        **_copied(weights),
+        "scheduler": _copied(exp.scheduler.state_dict()),
         "rng": rng_state(),
         "epoch": state.epoch,
         "step": state.step,
         "best": state.best,
         "seconds": state.seconds,
     }
+
+
+def _copied(value: Any) -> Any:
+    """The same with tensors of its own; in a run deepcopy took three times as long."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {k: _copied(v) for k, v in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, (list, tuple)) else value
 
 
 def write(

@@ -54,7 +54,7 @@ def search(here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.Monkey
 
     def run(score: Score, *words: str) -> tuple[str, list[dict[str, Any]], list[dict[str, str]], Instant]:
         instant = Instant(score)
-        monkeypatch.setattr(launchers, "launcher", lambda options, folder: instant)
+        monkeypatch.setattr(launchers, "launcher", lambda *_: instant)
         outcome = dlrun("train", "-m", *words, *TINY, "trainer.epochs=3", "sweep.dir=s")
         assert outcome.code == 0, outcome.out + outcome.err
         found = sorted(rows(here / "s").values(), key=lambda r: int(r["trial"]))

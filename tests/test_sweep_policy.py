@@ -126,7 +126,7 @@ def test_a_timeout_begins_with_the_trial_not_with_its_process(
     here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Sluggish()
-    monkeypatch.setattr(launchers, "launcher", lambda options, folder: slow)
+    monkeypatch.setattr(launchers, "launcher", lambda *_: slow)
     monkeypatch.setattr(sweeper, "LOOK", 0)
     monkeypatch.setattr(rundir.Run, "write_config", lambda run, cfg: (run.path / "config.yaml").write_text("seed: 1\n"))
     outcome = dlrun("train", "-m", "seed=1", *TINY, "search.timeout=60", "search.retries=1", "sweep.dir=s")

@@ -12,14 +12,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from dlrun.config import UserError
 
-__all__ = ["Behind", "append", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
+__all__ = ["append", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
 
 OWNER = ".owner"
 _held: set[int] = set()  # locks of this process
@@ -64,36 +63,6 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-class Behind:
-    """Writes in a thread while the caller goes on, one task at a time; what a task raised, the next `wait` raises.
-
-    When the block ends the last task is done.
-    """
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
-
-    def do(self, task: Callable[[], None]) -> None:
-        """Begin a task, after the one before it."""
-        self.wait()
-        self._last = self._thread.submit(task)
-
-    def wait(self) -> None:
-        """Return when nothing is under way."""
-        last, self._last = self._last, None
-        if last is not None:
-            last.result()
-
-    def __enter__(self) -> Behind:
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        self._thread.shutdown()
-        if kind is None:  # an error of the block's own is the one to tell
-            self.wait()
 
 
 def append(path: Path, line: bytes) -> None:

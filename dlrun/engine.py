@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -20,7 +20,6 @@ from dlrun import averaging, checkpoint, memory, rundir, verdicts
 from dlrun.checkpoint import State
 from dlrun.data.batches import Batches
 from dlrun.diagnostics import Look, Watch
-from dlrun.disk import Behind
 from dlrun.evidence import lower_is_better
 from dlrun.experiment import Experiment
 from dlrun.loggers import Follower
@@ -60,22 +59,23 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
     config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     data = exp.data.record()
     last = min(trainer.get("stop_after", 0) or trainer.epochs, trainer.epochs)
-    with Behind() as behind:
-        for epoch in range(state.epoch + 1, last + 1):
-            if stopped_early(state, trainer, history):
-                return  # asked before an epoch, so that a run killed after its last one stops there when resumed
-            started = time.perf_counter()
-            row, look = _epoch(exp, epoch, state, screen, watch)
-            is_best = _advance(state, row, trainer.monitor)
-            state.seconds += time.perf_counter() - started
-            behind.wait()  # no row of an epoch before the checkpoint of the one before it
-            _append(run, row, look, averaged=exp.average is not None)
-            history.append(row)
-            behind.do(_keeping(run, exp, state, history, is_best=is_best, follower=follower))
-            screen.epoch(row, trainer.epochs, is_best)
-            screen.warn(verdicts.urgent(history, look.rows, config, data))
-            if epoch < last and (asked := run.asked_to_stop()) is not None:
-                raise Stopped("pruned", asked)
+    for epoch in range(state.epoch + 1, last + 1):
+        if stopped_early(state, trainer, history):
+            return  # asked before an epoch, so that a run killed after its last one stops there when resumed
+        started = time.perf_counter()
+        row, look = _epoch(exp, epoch, state, screen, watch)
+        is_best = _advance(state, row, trainer.monitor)
+        state.seconds += time.perf_counter() - started
+        _append(run, row, look, averaged=exp.average is not None)
+        history.append(row)
+        _save(run, exp, state, history, is_best=is_best)
+        run.update_result(**progress(state, row))
+        if follower is not None:
+            follower.follow(history)
+        screen.epoch(row, trainer.epochs, is_best)
+        screen.warn(verdicts.urgent(history, look.rows, config, data))
+        if epoch < last and (asked := run.asked_to_stop()) is not None:
+            raise Stopped("pruned", asked)
     if last < trainer.epochs and state.epoch == last:
         raise Stopped("paused", f"paused after epoch {last} of {trainer.epochs} (trainer.stop_after={last})")
 
@@ -115,22 +115,11 @@ def _append(run: Run, row: Mapping[str, Any], look: Look, *, averaged: bool) -> 
     run.append_metrics({c: row[c] for c in (COLUMNS + AVERAGED if averaged else COLUMNS)})
 
 
-def _keeping(
-    run: Run, exp: Experiment, state: State, history: list[Any], *, is_best: bool, follower: Follower | None
-) -> Callable[[], None]:
-    """Copy what is to be kept of the epoch, and return what writes it: the checkpoint, then all that relies on it."""
-    trainer, rows, told = exp.cfg.trainer, list(history), progress(state, history[-1])
-    name = run.epoch_checkpoint(rows[-1], trainer.monitor) if trainer.keep in ("top3", "all") else None
-    kept, best = _kept(run, rows, trainer), is_best and trainer.keep != "last"
-    content = checkpoint.content(exp, state)
-
-    def write() -> None:
-        checkpoint.write(run, content, is_best=best, name=name, keep=kept)
-        run.update_result(**told)
-        if follower is not None:
-            follower.follow(rows)
-
-    return write
+def _save(run: Run, exp: Experiment, state: State, history: list[Any], *, is_best: bool) -> None:
+    trainer = exp.cfg.trainer
+    name = run.epoch_checkpoint(history[-1], trainer.monitor) if trainer.keep in ("top3", "all") else None
+    best = is_best and trainer.keep != "last"
+    checkpoint.save(run, exp, state, is_best=best, name=name, keep=_kept(run, history, trainer))
 
 
 COLUMNS = (

@@ -244,3 +244,12 @@ def test_no_step_waits_for_an_accelerator_except_to_look_whether_the_loss_is_fin
     monkeypatch.setattr(torch.Tensor, "__float__", number)
     engine.train_epoch(exp, 1, State(), Screen(None, quiet=True), Watch(exp))
     assert asked == ["float", "float", "list"]  # every fiftieth step from the first, and the last; then the sums
+
+
+@pytest.mark.parametrize("own", ["+optimizer.foreach=true", "+optimizer.fused=false", "+optimizer.differentiable=true"])
+def test_an_optimizers_kernel_is_the_users_to_choose(own: str) -> None:
+    key, value = own.removeprefix("+optimizer.").split("=")
+    optimizer = build(composed(*SMALL, own)).optimizer
+    assert optimizer.defaults[key] is (value == "true")
+    assert bool(optimizer.defaults["fused"]) is False
+    assert build(composed(*SMALL)).optimizer.defaults["fused"] is True

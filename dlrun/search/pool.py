@@ -72,14 +72,17 @@ class Pool:
     def warm(self, trials: int) -> None:
         """Start the workers of so many trials, which import torch while the parent gets ready."""
         while len(self._workers) < min(trials, self.slots):
-            self._workers.append(_Worker(self.threads, self._free_gpus.pop() if self._free_gpus else None))
+            self._started()
+
+    def _started(self) -> _Worker:
+        self._workers.append(_Worker(self.threads, self._free_gpus.pop() if self._free_gpus else None))
+        return self._workers[-1]
 
     def submit(self, job: Job) -> None:
         """Start a trial on a worker that is free."""
         free = next((w for w in self._workers if w.job is None), None)
         if free is None:
-            self.warm(len(self._workers) + 1)
-            free = self._workers[-1]
+            free = self._started()
         free.job = job
         with suppress(OSError):  # it died while idle: `wait` finds out
             free.connection.send(job)

@@ -33,7 +33,7 @@ __all__ = ["Experiment", "build", "build_model", "keep_data", "pick_device", "pr
 
 # from here on a processor's bf16 was measured to pay: pixels of the shorter side, channels of a convolution
 BF16_SIDE, BF16_WIDTH = 32, 64
-# one kernel for all weights: a tenth off the steps of a small network on a processor
+# one kernel for all weights: a trial of a small network took 0.94 s in place of 1.0 on a processor
 FUSED = ("Adam", "AdamW", "SGD")
 
 

@@ -250,9 +250,8 @@ def _cancel_waiting(jobs: Path) -> None:
     """
     for folder in {file.parent for file in jobs.glob("*/*_submitted.pkl")}:
         mine = [f"--user={pwd.getpwuid(os.getuid()).pw_name}", "--state=PENDING", f"--name={_job_name(folder)}"]
-        with suppress(
-            OSError, KeyError, subprocess.SubprocessError
-        ):  # then they run: at worst what is done is looked at again
+        # where that fails they run: at worst what is done is looked at again
+        with suppress(OSError, KeyError, subprocess.SubprocessError):
             subprocess.run(["scancel", *mine], capture_output=True, timeout=ASK, check=False)
 
 

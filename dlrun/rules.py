@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ANY_TARGET", "CHECKS", "CHOICES", "RULES", "Rule"]
+__all__ = ["ANY_TARGET", "CHECKS", "CHOICES", "MIXED", "RULES", "Rule"]
 
 Rule = tuple[Callable[[Any], bool], str]  # what must hold, and how to say it
 
@@ -108,6 +108,7 @@ RULES: dict[str, Rule] = {
     "check.only": _some_of(CHECKS),
     "check.skip": _some_of(CHECKS),
     "augment.pad": _count(0),
+    "augment.flip": ((lambda v: v is True or v is False or v == "alternating"), "true, false or alternating"),
     "augment.rotate": _up_to(180),
     "augment.shift": _up_to(1),
     "augment.shear": _up_to(60),
@@ -182,6 +183,8 @@ RULES |= {
 }
 for _key, _words in CHOICES.items():
     RULES[_key] = (lambda v, words=_words: v in words), f"one of {', '.join(_words)}"  # type: ignore[misc]
+
+MIXED = {"augment.flip"}  # true, false or a word: the type of the default does not tell what may stand there
 
 # read by dlrun whatever the `_target_`; the other keys of these groups belong to it and mean what it says
 ANY_TARGET = {"model.init", "model.output_bias"}

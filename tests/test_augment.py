@@ -17,6 +17,9 @@ from torch import Tensor
 from dlrun.config import UserError
 from dlrun.data import colour, geometry, randaugment
 from dlrun.data.augment import Augment, CropFlip
+from dlrun.data.batches import Batches
+from dlrun.data.images import InMemory
+from dlrun.data.splits import Split
 from dlrun.experiment import build
 
 COUNT = 6
@@ -287,6 +290,40 @@ def test_crop_flip_draws_and_costs_what_it_did() -> None:
     assert isinstance(augment, Augment)
     assert not augment.beyond_crop
     assert torch.equal(augment(before, seeded(4)), CropFlip(4)(before, seeded(4)))
+
+
+def mirrored(batches: Batches, epoch: int) -> Tensor:
+    """By number of the sample: whether the epoch shows it mirrored. Images rise to the right as they are."""
+    found = torch.zeros(len(batches.labels), dtype=torch.bool)
+    for x, _, index in batches.epoch(epoch):
+        found[index] = x[:, 0, 0, 0] > x[:, 0, 0, -1]
+    return found
+
+
+def rising(count: int, seed: int, flip: bool | str = "alternating") -> Batches:
+    images = torch.arange(4.0).view(1, 1, 4, 1).repeat(count, 3, 1, 1)
+    split = Split(InMemory(images), torch.zeros(count, dtype=torch.int64), [str(n) for n in range(count)])
+    return Batches(split, 64, mean=[0.0], std=[1.0], shuffle=True, augment=Augment(flip=flip, pad=0), seed=seed)
+
+
+def test_alternating_flip_mirrors_each_image_every_other_epoch() -> None:
+    batches = rising(1000, seed=3)
+    first = mirrored(batches, 1)
+    assert 440 < int(first.sum()) < 560
+    for epoch in (2, 3, 4, 5):
+        assert torch.equal(mirrored(batches, epoch), first if epoch % 2 else ~first)
+    # a resumed run builds its batches anew and begins where it stopped
+    assert torch.equal(mirrored(rising(1000, seed=3), 4), ~first)
+    assert not torch.equal(mirrored(rising(1000, seed=4), 1), first)
+    plain = rising(1000, seed=3, flip=True)
+    assert not torch.equal(mirrored(plain, 2), ~mirrored(plain, 1))
+
+
+def test_flip_is_true_false_or_alternating() -> None:
+    assert build(composed("augment.flip=alternating", "dataset.limit=100", "check=none")).train.augment.alternates
+    for wrong in ("alternate", "1", "null", "[true]"):
+        with pytest.raises(UserError, match=r"^augment\.flip=.*expected true(, false or alternating| or false)"):
+            build(composed(f"augment.flip={wrong}"))
 
 
 def test_nothing_but_training_images_is_augmented() -> None:

@@ -2,7 +2,8 @@
 
 An augmentation is any callable `(images, generator) -> images`: images (B, H, W, C) uint8 or float32 in raw
 units, before normalisation, on any device; every random number comes from the generator, which lives on that
-device. It is applied to training batches alone. `dlrun show augment` draws what it does.
+device. One whose attribute `alternates` is true is called with `mirrored`, a bool for each image (B,), as well. It
+is applied to training batches alone. `dlrun show augment` draws what it does.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Augment:
         self,
         *,
         pad: int = 0,
-        flip: bool = False,
+        flip: bool | Literal["alternating"] = False,
         padding: Literal["zero", "reflect"] = "zero",
         rotate: float = 0.0,
         shift: float = 0.0,
@@ -59,6 +60,7 @@ class Augment:
         span: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.first = CropFlip(pad, flip, padding) if pad or flip else None
+        self.alternates = self.first is not None and self.first.alternates
         self.reflect, self.span = padding == "reflect", span
         self.moves = {"rotate": math.radians(rotate), "scale": scale}
         self.moves |= {"shear_x": math.tan(math.radians(shear)), "shift_x": shift, "skew_x": skew}
@@ -68,9 +70,9 @@ class Augment:
         self.operations, self.magnitude = randaugment, magnitude
         self.beyond_crop = any((*self.moves.values(), *self.tones.values(), blur, noise, cutout, randaugment))
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
         if self.first is not None:
-            images = self.first(images, generator)
+            images = self.first(images, generator, mirrored)
         if not self.beyond_crop:
             return images
         low, high = (0.0, 255.0) if images.dtype == torch.uint8 else self.span
@@ -133,17 +135,27 @@ class Augment:
 class CropFlip:
     """Random crop after padding every side by `pad` pixels, and a mirror image with probability ½ (`flip`).
 
-    `padding`: zero (black) or reflect (the border row is not repeated; needs `pad` < height and width).
+    `padding`: zero (black) or reflect (the border row is not repeated; needs `pad` < height and width). With `flip`
+    alternating the caller says which images are `mirrored`: half of them in the first epoch, and each in every other
+    epoch (Jordan 2024, 94% on CIFAR-10 in 3.29 seconds, §3.6); where nobody says, they are drawn.
     """
 
-    def __init__(self, pad: int = 4, flip: bool = True, padding: Literal["zero", "reflect"] = "zero") -> None:
+    def __init__(
+        self,
+        pad: int = 4,
+        flip: bool | Literal["alternating"] = True,
+        padding: Literal["zero", "reflect"] = "zero",
+    ) -> None:
         if pad < 0:
             raise UserError(f"augment.pad={pad}: must be 0 or more pixels")
         if padding not in ("zero", "reflect"):
             raise UserError(f"augment.padding={padding}: must be zero or reflect")
-        self.pad, self.flip, self.padding = pad, flip, padding
+        if flip not in (True, False, "alternating"):
+            raise UserError(f"augment.flip={flip}: must be true, false or alternating")
+        self.pad, self.flip, self.padding = pad, bool(flip), padding
+        self.alternates = flip == "alternating"
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
         batch, height, width, channels = images.shape
         device = images.device
         top, left = torch.randint(0, 2 * self.pad + 1, (2, batch), generator=generator, device=device)
@@ -151,7 +163,8 @@ class CropFlip:
         rows = torch.arange(height, device=device) + top[:, None]
         cols = torch.arange(width, device=device).expand(batch, width)
         if self.flip:
-            mirrored = torch.rand(batch, generator=generator, device=device) < 0.5
+            if mirrored is None:
+                mirrored = torch.rand(batch, generator=generator, device=device) < 0.5
             cols = torch.where(mirrored[:, None], width - 1 - cols, cols)
         cols = cols + left[:, None]
         # rows first, as whole lines of memory, then columns: a third less time than one gather of pixels

@@ -17,7 +17,7 @@ from dlrun.data.splits import Split
 
 __all__ = ["Augment", "Batches"]
 
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+Augment = Callable[..., Tensor]  # what dlrun/data/augment.py says
 
 
 class Batches:
@@ -25,6 +25,7 @@ class Batches:
 
     All three lie on `device`; `index` numbers the samples of the split. Order and augmentation of an epoch
     follow from (seed, epoch) alone: nothing to save for a resume, and the global random state is not touched.
+    An augmentation that `alternates` is told to mirror half of the images in epoch 1, then each every other epoch.
     `mean` and `std` are those of the channels in raw units. The last batch is short unless `drop_last`.
     With `balance` an epoch, as long as ever, draws every class as often as every other (D6): samples of rare
     classes come several times, those of frequent ones take turns from epoch to epoch; it shuffles too.
@@ -70,6 +71,7 @@ class Batches:
         elif self.shuffle:
             order = torch.randperm(count, generator=_generator("cpu", self.seed, "shuffle", number))
         generator = _generator(self.device, self.seed, "augment", number)
+        mirrored = self._mirrored(number) if getattr(self.augment, "alternates", False) else None
         home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
         chunks = list(torch.split(order.to(home), self.batch_size))
         if len(chunks) > 1 and len(chunks[-1]) == 1 and not self.drop_last:
@@ -79,8 +81,14 @@ class Batches:
             for index, raw in zip(chunks, batches, strict=True):
                 index, images = index.to(self.device), raw.to(self.device)
                 if self.augment is not None:
-                    images = self.augment(images, generator)
+                    told = {} if mirrored is None else {"mirrored": mirrored[index]}
+                    images = self.augment(images, generator, **told)
                 yield self._normalised(images), self.labels[index], index
+
+    def _mirrored(self, number: int) -> Tensor:
+        """Which images of the split are mirrored in an epoch: in odd ones those drawn, in even ones the others."""
+        drawn = torch.rand(len(self.images), generator=_generator("cpu", self.seed, "mirror", 0)) < 0.5
+        return (drawn if number % 2 else ~drawn).to(self.device)
 
     def _normalised(self, images: Tensor) -> Tensor:
         x = (images.flatten(1) - self._mean).mul_(self._scale)

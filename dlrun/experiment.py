@@ -23,7 +23,7 @@ from dlrun.data import Data, prepare
 from dlrun.data.batches import Batches
 from dlrun.data.images import InMemory
 from dlrun.evidence import lower_is_better
-from dlrun.models.init import initialise, output_bias
+from dlrun.models.init import head, initialise, output_bias
 from dlrun.optim.groups import parameter_groups
 from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
@@ -101,7 +101,10 @@ def build(cfg: Any) -> Experiment:
         output_bias(model, counts / counts.sum())
     model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
-    optimizer = _optimizer(plain["optimizer"], plain["trainer"], trust, model)
+    dtype = _dtype(cfg.trainer.precision, device, model, data.shape)
+    last = head(model, len(data.classes))
+    apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
+    optimizer = _optimizer(plain["optimizer"], plain["trainer"], trust, model, **apart)
     made = Experiment(
         cfg=cfg,
         data=data,
@@ -112,7 +115,7 @@ def build(cfg: Any) -> Experiment:
         optimizer=optimizer,
         scheduler=_scheduler(plain["scheduler"], trust, optimizer, cfg.trainer.monitor),
         device=device,
-        dtype=_dtype(cfg.trainer.precision, device, model, data.shape),
+        dtype=dtype,
         train=None,  # type: ignore[arg-type]
         val=None,  # type: ignore[arg-type]
     )
@@ -243,7 +246,7 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
 
 
 def _optimizer(
-    node: dict[str, Any], trainer: dict[str, Any], trust: list[str], model: nn.Module
+    node: dict[str, Any], trainer: dict[str, Any], trust: list[str], model: nn.Module, **given: Any
 ) -> torch.optim.Optimizer:
     node = dict(node)
     there = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters())
@@ -253,7 +256,7 @@ def _optimizer(
     per_layer = node.pop("per_layer", {})
     decay = 0.0 if trainer["weight_decay_biases"] else node.get("weight_decay", 0.0)
     groups = parameter_groups(model, decay, per_layer, known=node.keys() - {"_target_"})
-    optimizer: torch.optim.Optimizer = instantiate(node, trust, "optimizer", groups)
+    optimizer: torch.optim.Optimizer = instantiate(node, trust, "optimizer", groups, **given)
     return optimizer
 
 

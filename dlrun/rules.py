@@ -136,6 +136,9 @@ RULES: dict[str, Rule] = {
     "loss.margin": POSITIVE,
     "optimizer.lr": _at_least(0),
     "optimizer.momentum": SHARE,
+    "optimizer.steps": _count(1),
+    "optimizer.sgd_lr": _at_least(0),
+    "optimizer.sgd_momentum": SHARE,
     "optimizer.betas": (
         (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v)),
         "two numbers, 0 or more and less than 1",

@@ -29,7 +29,7 @@ OURS: tuple[str, ...] = (
     "dlrun.losses",
     "dlrun.regularizers",
 )
-OURS += ("dlrun.objectives", "dlrun.optim.schedulers")
+OURS += ("dlrun.objectives", "dlrun.optim.muon", "dlrun.optim.schedulers")
 FAMILIES = ("dlrun.models",)  # every module in these: a new model is a new file
 
 _OPTIMIZERS = "SGD Adagrad Adadelta RMSprop Adam AdamW Adamax NAdam RAdam ASGD Rprop LBFGS Adafactor Muon"

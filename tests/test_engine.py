@@ -134,7 +134,7 @@ def test_best_pt_holds_the_weights_of_the_best_epoch(tmp_path: Path) -> None:
     assert engine.scores(exp, engine.predict(exp, exp.val), "val")["val_acc"] == max(scores)[0]
 
 
-@pytest.mark.parametrize("optimizer", ["lbfgs", "adam", "rmsprop_momentum"])
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam", "rmsprop_momentum", "muon"])
 def test_every_kind_of_optimizer_learns_through_the_same_step(optimizer: str) -> None:
     exp = experiment(f"optimizer={optimizer}", "scheduler=constant", "optimizer.lr=0.02", "trainer.batch_size=200")
     x, y, _ = next(exp.train.epoch(1))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dlrun.config import UserError
 from dlrun.models.layers import one_of
 
-__all__ = ["INITS", "initialise", "output_bias"]
+__all__ = ["INITS", "head", "initialise", "output_bias"]
 
 # m is the fan-in and n the fan-out of the weights; random numbers come from torch's global generator
 INITS: dict[str, Callable[[Tensor], object] | None] = {
@@ -43,6 +43,11 @@ def initialise(model: nn.Module, name: str) -> None:
                 nn.init.zeros_(module.bias)
 
 
+def head(model: nn.Module, classes: int) -> nn.Linear | None:
+    """Return the last linear layer with an output a class."""
+    return next((m for m in [*model.modules()][::-1] if isinstance(m, nn.Linear) and m.out_features == classes), None)
+
+
 def output_bias(model: nn.Module, class_frequencies: Sequence[float] | Tensor) -> None:
     """Set the bias of the last linear layer to the log frequency of each class (M7); counts will do.
 
@@ -51,13 +56,13 @@ def output_bias(model: nn.Module, class_frequencies: Sequence[float] | Tensor) -
     has no samples.
     """
     classes = len(class_frequencies)
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == classes]
-    if not heads:
+    last = head(model, classes)
+    if last is None:
         raise UserError(
             f"model.output_bias needs a linear layer with {classes} outputs, and {type(model).__name__} "
             "has none; type model.output_bias=default"
         )
-    if heads[-1].bias is None:
+    if last.bias is None:
         raise UserError(
             f"model.output_bias: the last layer of {type(model).__name__} has no bias; type model.output_bias=default"
         )
@@ -69,4 +74,4 @@ def output_bias(model: nn.Module, class_frequencies: Sequence[float] | Tensor) -
             "type model.output_bias=default"
         )
     with torch.no_grad():
-        heads[-1].bias.copy_((frequencies / frequencies.sum()).log())
+        last.bias.copy_((frequencies / frequencies.sum()).log())

@@ -28,7 +28,8 @@ def parameter_groups(
     Tensors of fewer than two dimensions (biases, norms) never decay (R1), unless an override says so.
     `per_layer` maps a regular expression, searched in parameter names, to overrides; where several match, the
     later one wins key by key. `known` names the keys that the optimizer has; empty means any. There is one
-    group when nothing differs, which is all that L-BFGS allows.
+    group when nothing differs, which is all that L-BFGS allows. An override that every optimizer has is `epochs`:
+    the tensors train for so many alone (see Scheduler).
 
     Raises UserError for a bad pattern, one that matches nothing, an unknown key, and a frozen model.
     """
@@ -63,12 +64,15 @@ def _overrides(
                 f"near names: {', '.join(_near(pattern, names))}"
             )
         for option in options:
-            if known and option not in known:
+            if known and option not in (*known, "epochs"):
                 # torch would carry an unknown key along and ignore it
                 raise UserError(
                     f"optimizer.per_layer: {pattern!r} sets {option!r}, which the optimizer does not have; "
                     f"expected one of: {', '.join(sorted(known))}"
                 )
+        epochs = options.get("epochs", 1)
+        if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not epochs > 0:
+            raise UserError(f"optimizer.per_layer: {pattern!r} sets epochs={epochs}: expected a number more than 0")
         for name in matched:
             found[name].update(options)
     return found

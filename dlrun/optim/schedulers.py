@@ -159,7 +159,8 @@ class Scheduler:
     `rule` is a function of t (epochs) that returns a factor, or a `functools.partial` of a class of
     torch.optim.lr_scheduler, which is stepped once an epoch. For `warmup` epochs the rate is multiplied by a
     factor that rises linearly from WARMUP_START to 1. Momentum (Adam: the first beta) moves linearly from
-    `momentum_start` to `momentum_end` within `momentum_epochs`; `momentum_end` 0 leaves it alone.
+    `momentum_start` to `momentum_end` within `momentum_epochs`; `momentum_end` 0 leaves it alone. The tensors of a
+    group that has `epochs` are frozen once so many are over.
 
     Raises UserError when the rule lacks an argument or the optimizer has no momentum to move.
     """
@@ -210,6 +211,9 @@ class Scheduler:
                 lr = float(played["lr"])
                 group.update({key: played[key] for key in ("momentum", "betas") if key in played})
             group["lr"] = lr * warmup
+            if "epochs" in group:
+                for parameter in group["params"]:
+                    parameter.requires_grad_(t + _ROUNDING < group["epochs"])
             self._set_momentum(group, t)
 
     def end_epoch(self, value: float | None) -> None:

@@ -8,6 +8,7 @@ from torch import nn
 
 from dlrun.config import UserError
 from dlrun.models.layers import Style, conv_block, dropout_layer, one_of
+from dlrun.models.whitening import WhiteningBlock
 
 __all__ = ["CNN"]
 
@@ -20,7 +21,8 @@ class CNN(nn.Sequential):
     There are three stages whose widths double from `width`, or one stage for each entry of `widths`; the
     `depth` convolutions are spread evenly over them, early stages first. Every stage but the first opens by
     halving the map: `pool` is max or avg over 2×2, stride 2 in the convolution, or none. Odd sides are
-    rounded up, so that images of any size pass. Dropout stands before the head.
+    rounded up, so that images of any size pass. With `whiten` a frozen layer that whitens patches of 2×2 stands before
+    all. Dropout stands before the head.
 
     (B, in_channels, H, W) -> logits (B, num_classes). Raises UserError on unknown names and impossible sizes.
     """
@@ -38,6 +40,7 @@ class CNN(nn.Sequential):
         activation: str = "relu",
         norm: str = "batch",
         maxout_pieces: int = 2,
+        whiten: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -45,6 +48,9 @@ class CNN(nn.Sequential):
         style = Style(activation, norm, maxout_pieces)
         stages = _stage_widths(depth, width, widths)
         channels = in_channels
+        if whiten:
+            self.whiten = WhiteningBlock(in_channels, style)
+            channels = self.whiten.out_channels
         for stage, wide in enumerate(stages):
             layers = nn.Sequential()
             if stage > 0 and pool in _POOLINGS:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dlrun.config import UserError
 from dlrun.models.layers import Style, activation, conv_block, dropout_layer, one_of
+from dlrun.models.whitening import WhiteningBlock
 
 __all__ = ["ResNet"]
 
@@ -27,7 +28,8 @@ class ResNet(nn.Sequential):
     stem: `small` is one 3×3 convolution; `imagenet` is 7×7 with stride 2 and a 3×3 max pool with stride 2.
     shortcut, where a block changes shape: `pad` subsamples and adds zero channels (He's option A, without
     parameters), `projection` is a 1×1 convolution (option B). skip=False leaves out every shortcut,
-    projections too. Dropout stands before the head.
+    projections too. With `whiten` a frozen layer that whitens patches of 2×2 stands before the stem. Dropout stands
+    before the head.
 
     (B, in_channels, H, W) -> logits (B, num_classes). Raises UserError on unknown names and impossible sizes.
     """
@@ -47,6 +49,7 @@ class ResNet(nn.Sequential):
         activation: str = "relu",
         norm: str = "batch",
         maxout_pieces: int = 2,
+        whiten: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -58,6 +61,9 @@ class ResNet(nn.Sequential):
         if zero_init_residual and (norm == "none" or not skip):
             raise UserError("model.zero_init_residual=true needs a norm and model.skip=true: it sets scales to 0")
         style = Style(activation, norm, maxout_pieces)
+        if whiten:
+            self.whiten = WhiteningBlock(in_channels, style)
+            in_channels = self.whiten.out_channels
         if stem == "small":
             self.stem = conv_block(in_channels, width, 3, style)
         else:

@@ -225,7 +225,7 @@ class Composer:
         options = self._options(group)
         if not options or option in options or isinstance(option, dict) or (option, group) == (None, "experiment"):
             return
-        near = difflib.get_close_matches(str(option), options, 3, 0.5)
+        near = difflib.get_close_matches("" if option is None else str(option), options, 3, 0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(f"{override.input_line}: no such option; {hint}options: {', '.join(sorted(options))}")
 

@@ -1,15 +1,18 @@
 """What a finished run says of validation and test: predictions by the weights that count, the worst errors.
 
-The end of `dlrun train`; with `trainer.ema` both kinds of weights are tested (O10).
+The end of `dlrun train`; with `trainer.ema` both kinds of weights are tested (O10), with `trainer.multi_crop` the
+weights that count by one view of an image as well.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from dlrun import engine
+from dlrun.multi_crop import viewed
 
 __all__ = ["predicted", "showcase"]
 
@@ -17,12 +20,24 @@ __all__ = ["predicted", "showcase"]
 def predicted(exp: Any, tested: dict[str, Any], test: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Predict validation and test; with trainer.ema by raw and averaged weights, and the better on validation count.
 
-    Those are in the model afterwards. Return the scores of both, and the predictions that count by split.
+    Those are in the model afterwards. Return the scores of both, with trainer.multi_crop those by one view (`plain_`)
+    as well, and the predictions that count by split.
     """
+    kind = exp.cfg.trainer.get("multi_crop", "none")
 
-    def by(model: Any) -> dict[str, Any]:
-        return {n: engine.predict(exp, b, model) for n, b in {"val": exp.val, "test": exp.batches(test)}.items()}
+    def by(model: Any, kind: str = kind) -> dict[str, Any]:
+        asked = viewed(model, kind)
+        return {n: engine.predict(exp, b, asked) for n, b in {"val": exp.val, "test": exp.batches(test)}.items()}
 
+    scores, found = _by_weights(exp, tested, by)
+    if kind != "none":
+        scores["multi_crop"] = kind
+        for name, predictions in by(exp.model, "none").items():
+            scores |= engine.scores(exp, predictions, f"plain_{name}")
+    return scores, found
+
+
+def _by_weights(exp: Any, tested: dict[str, Any], by: Callable[[Any], dict[str, Any]]) -> tuple[dict[str, Any], Any]:
     raw = by(exp.model)
     if exp.average is None:
         return {}, raw

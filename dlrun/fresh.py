@@ -17,6 +17,7 @@ from dlrun import checkpoint, engine, rundir
 from dlrun.config import UserError
 from dlrun.ensembles import Member
 from dlrun.experiment import Experiment
+from dlrun.multi_crop import viewed
 from dlrun.trained import rebuilt
 
 __all__ = ["checkpoints", "evaluated", "soup"]
@@ -53,7 +54,7 @@ def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, 
     test, seconds = exp.data.test(), 0.0
     for split, (samples, batches) in {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}.items():
         started = time.perf_counter()
-        found = engine.predict(exp, batches)
+        found = engine.predict(exp, batches, viewed(exp.model, exp.cfg.trainer.get("multi_crop", "none")))
         seconds += time.perf_counter() - started
         arrays |= {f"{split}_logits": found.logits.numpy(), f"{split}_labels": found.labels.numpy()}
         arrays[f"{split}_ids"] = np.array(samples.ids)

@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         *("val_acc", "val_loss", "train_acc", "train_loss", "penalty", "grad_norm", "update_ratio", "dead_fraction"),
         *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
     ),
+    "trainer.multi_crop": ("none", "mirror", "mirror_translate"),
     "search.sampler": ("auto", "grid", "random", "grid_jitter", "sobol", "tpe"),
     "search.direction": ("auto", "min", "max"),
     "search.prune": ("none", "median", "hyperband"),

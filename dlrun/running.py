@@ -197,6 +197,8 @@ def _tell(exp: Any, run: Run, screen: Screen, state: Any, ending: dict[str, Any]
             f"{w} {ending[f'{w}_test_acc']:.4f} (val {ending[f'{w}_val_acc']:.4f})" for w in ("raw", "ema")
         )
         screen.say(f"test accuracy by weights: {said}; better on validation: {ending['weights']}")
+    if "multi_crop" in ending:
+        screen.say(f"that is by {ending['multi_crop']}; by each image as it is {ending['plain_test_acc']:.4f}")
     screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}")
     screen.say("lay runs side by side: dlrun compare")
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dlrun import checkpoint, ensembledir, rundir
 from dlrun.config import UserError, check_rules
 from dlrun.experiment import Experiment, build, build_model, pick_device
+from dlrun.multi_crop import viewed
 from dlrun.targets import check_targets
 from dlrun.votes import VOTES, Vote, heated, softmax
 
@@ -115,6 +116,8 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
 def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:
     data, where = _data(path), pick_device(device)
     plain = rundir.config(path)
+    trainer = plain.get("trainer")
+    kind = str(trainer.get("multi_crop", "none")) if isinstance(trainer, dict) else "none"
     try:
         check_targets(plain, trust)
         node = plain.get("model")
@@ -130,7 +133,7 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
         file = next((f for f in rundir.epoch_checkpoints(path) if f.name == name), file.with_name(Path(name).name))
     averaged = not name and rundir.stored(path).get("weights") == "ema"
     checkpoint.load_weights(file, checkpoint.load(file), model, averaged=averaged)
-    whole = Normalised(model, data["mean"], data["std"]).eval().to(where)
+    whole = Normalised(viewed(model, kind), data["mean"], data["std"]).eval().to(where)
     return Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
 
 

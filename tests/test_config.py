@@ -26,7 +26,7 @@ MISTAKES = {
     "optimizer=null": "optimizer=null: no such option; options: adadelta, adagrad, adam",
     "optimizer=[adam,sgd]": "no such option",
     "+optimizer=sgd": "optimizer is chosen already",
-    "experiment=foo": "no such option; options: quick",
+    "experiment=foo": "no such option; options: cifar10_speedrun, quick",
     "check.only=[gradeint]": "did you mean gradient?",
     "check.only=[loss] check.skip=[loss,overfit]": "check.skip leaves nothing of check.only=[loss]",
     "optimizer.lr=abc": "optimizer.lr=abc: expected a number such as 0.001, found the word 'abc'",

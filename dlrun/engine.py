@@ -183,7 +183,7 @@ def step(exp: Experiment, x: Tensor, y: Tensor, index: Tensor | None = None) -> 
         numbers = [None] * split if index is None else index.tensor_split(split)
         for xs, ys, part in zip(x.tensor_split(split), y.tensor_split(split), numbers, strict=True):
             with exp.autocast():
-                loss, logits = exp.objective(exp.model, exp.loss, xs, ys, part)
+                loss, logits = exp.objective(exp.stepped, exp.loss, xs, ys, part)
             share = loss if split == 1 else loss * (len(ys) / n)
             torch.autograd.backward(share)
             total = total + share.detach()

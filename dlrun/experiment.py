@@ -5,10 +5,13 @@ Reached by every verb that trains or evaluates. The one place that picks the dev
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import os
 import random
+import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,12 +60,19 @@ class Experiment:
     train: Batches
     val: Batches
     average: nn.Module | None = None  # the running average of the weights, with trainer.ema
+    compiled: Any = None  # the model as torch.compile made it, with trainer.compile
 
     @cached_property
     def stepping(self) -> tuple[int, float, float]:
         """trainer.accumulate, clip_norm and clip_value: OmegaConf takes longer to say them than a step has to lose."""
         trainer = self.cfg.trainer
         return int(trainer.accumulate), float(trainer.clip_norm), float(trainer.clip_value)
+
+    @property
+    def stepped(self) -> nn.Module:
+        """What training steps call: the model or, of the one that was built here and no copy, its compiled form."""
+        own = self.compiled is not None and self.compiled._orig_mod is self.model
+        return self.compiled if own else self.model
 
     @property
     def num_classes(self) -> int:
@@ -123,6 +133,8 @@ def build(cfg: Any) -> Experiment:
         train=None,  # type: ignore[arg-type]
         val=None,  # type: ignore[arg-type]
     )
+    if plain["trainer"].get("compile"):
+        made.compiled = _compiled(model, device)
     if plain["trainer"].get("ema"):
         made.average = averaging.started(model)
     made.train = made.batches(
@@ -152,6 +164,20 @@ def pick_device(name: str) -> torch.device:
     if not there[name]:
         raise UserError(f"trainer.device={name}: not available here; found {', '.join(n for n in there if there[n])}")
     return torch.device(name)
+
+
+def _compiled(model: nn.Module, device: torch.device) -> Any:
+    """Return the model compiled, when first called, anew for each size of batch. Raises UserError without a compiler.
+
+    It shares the weights of the model, which evaluation, diagnostics, checks and checkpoints go on with as it is: they
+    look into its layers, and all their sizes of batches would have to be compiled too.
+    """
+    own = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device.type == "cpu" and shutil.which(own) is None:
+        raise UserError(f"trainer.compile=true: no compiler {own} here; install it, name another in CXX, or type false")
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise UserError("trainer.compile=true: triton is not installed, which compiles for CUDA; pip install triton")
+    return torch.compile(model, dynamic=False)
 
 
 def seed_everything(seed: int) -> None:

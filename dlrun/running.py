@@ -218,6 +218,8 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
         what = f"out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size ({first_line(error)})"
     else:
         what = f"{type(error).__name__}: {first_line(error)}"
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            what += "; trainer.compile=false trains without a compiler"
     text = f"dlrun: failed: {what}; the traceback is in {run.log}; `{_typed('resume', run)}` goes on"
     screen.say(text, style="red")
     return 1, {"status": "failed", "reason": what}

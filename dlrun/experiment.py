@@ -287,12 +287,13 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     node = dict(node)
     there = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters())
-    own = {"fused", "foreach", "differentiable"} & node.keys()  # one excludes the others
+    known = node.keys() - {"_target_", "per_layer"}
+    own = {"fused", "foreach", "differentiable"} & known  # one excludes the others
     if there and not own and node["_target_"].removeprefix("torch.optim.") in FUSED:
         node["fused"] = True
     per_layer = node.pop("per_layer", {})
     decay = 0.0 if trainer["weight_decay_biases"] else node.get("weight_decay", 0.0)
-    groups = parameter_groups(model, decay, per_layer, known=node.keys() - {"_target_"})
+    groups = parameter_groups(model, decay, per_layer, known=known)
     optimizer: torch.optim.Optimizer = instantiate(node, trust, "optimizer", groups, **given)
     return optimizer
 

@@ -398,7 +398,7 @@ def test_frozen_and_shared_parameters() -> None:
         ({"(": {"lr": 0.1}}, r"'\(' is not a regular expression"),
         (
             {"fc": {"lrr": 0.1}},
-            r"'fc' sets 'lrr', which the optimizer does not have; expected one of: lr, mom",
+            r"'fc' sets 'lrr', which the optimizer does not have; expected one of: epochs, lr, mom",
         ),
     ],
 )

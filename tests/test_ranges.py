@@ -42,7 +42,7 @@ def measure(exp: Experiment, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["lr_range", "batch_time"])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lbfgs"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lbfgs", "muon"])
 def test_a_run_afterwards_is_bit_for_bit_the_one_without(verb: str, optimizer: str) -> None:
     options = (*SMALL, *DROPOUT, f"optimizer={optimizer}", "dataset.limit=40", "trainer.batch_size=16")
     plain = train(build(composed(*options)))
@@ -238,6 +238,14 @@ def test_batch_time_from_the_command_line(dlrun: Callable[..., Any], here: Path)
     command = next(line for line in done.out.splitlines() if line.startswith("next: dlrun train"))
     assert int(command.rpartition("trainer.batch_size=")[2]) in sizes
     assert command.count("batch_size") == 1
+
+
+def test_the_suggestion_moves_both_rates_of_muon_together() -> None:
+    from dlrun.commands.lr_range import next_command
+
+    words = ["optimizer=muon", "optimizer.sgd_lr=9", "run.dir=there", "seed=3"]
+    said = next_command("train", words, "optimizer.lr=0.4", "optimizer.sgd_lr=2")
+    assert said == "dlrun train optimizer=muon seed=3 optimizer.lr=0.4 optimizer.sgd_lr=2"
 
 
 # --- O8

@@ -38,7 +38,10 @@ def main(argv: list[str]) -> int:
         print(f"{verdict.text}\ncurve: {files[0]}, picture: {files[1]}")
         if verdict.lr is None:
             return 3
-        print(f"next: {next_command('train', rest, f'optimizer.lr={verdict.lr:g}')}")
+        rates = [f"optimizer.lr={verdict.lr:g}"]
+        if "sgd_lr" in cfg.optimizer:  # Muon's other rate has moved in proportion
+            rates.append(f"optimizer.sgd_lr={cfg.optimizer.sgd_lr * verdict.lr / cfg.optimizer.lr:.3g}")
+        print(f"next: {next_command('train', rest, *rates)}")
         return 0
 
     return run("lr_range", rest, task)
@@ -66,11 +69,11 @@ def numbers(argv: list[str], flags: dict[str, float]) -> tuple[dict[str, float],
     return found, rest
 
 
-def next_command(verb: str, words: list[str], setting: str) -> str:
-    """Return the command that uses a suggestion: the words as typed, that setting last."""
+def next_command(verb: str, words: list[str], *settings: str) -> str:
+    """Return the command that uses a suggestion: the words as typed, those settings last."""
     import shlex
 
-    key = setting.partition("=")[0]
+    keys = {setting.partition("=")[0] for setting in settings}
     # run.dir named the folder of the measurement
-    kept = [w for w in words if w.lstrip("+").partition("=")[0] not in (key, "run.dir")]
-    return shlex.join(["dlrun", verb, *kept, setting])
+    kept = [w for w in words if w.lstrip("+").partition("=")[0] not in {*keys, "run.dir"}]
+    return shlex.join(["dlrun", verb, *kept, *settings])

@@ -68,7 +68,7 @@ def _overrides(
                 # torch would carry an unknown key along and ignore it
                 raise UserError(
                     f"optimizer.per_layer: {pattern!r} sets {option!r}, which the optimizer does not have; "
-                    f"expected one of: {', '.join(sorted(known))}"
+                    f"expected one of: {', '.join(sorted({*known, 'epochs'}))}"
                 )
         epochs = options.get("epochs", 1)
         if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not epochs > 0:

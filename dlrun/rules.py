@@ -183,6 +183,7 @@ RULES |= {
     "search.timeout": _at_least(0),
     "search.max_extend": _count(0),
     "search.fresh": _at_least(0),
+    "search.average": SHARE,
     "hydra.launcher.workers": _count(0),
 }
 for _key, _words in CHOICES.items():

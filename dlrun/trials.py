@@ -19,7 +19,7 @@ from typing import Any
 from dlrun import border, compare, rundir, sweepdir
 from dlrun.compare import FAILED, Entry
 from dlrun.config import UserError
-from dlrun.evidence import minimised
+from dlrun.evidence import lower_is_better, minimised
 
 __all__ = ["Axis", "Trials", "judged", "read", "score", "searched", "shared", "warnings"]
 
@@ -130,7 +130,8 @@ def _logged(entry: Entry, metric: str) -> float | None:
 def score(folder: Path, result: Mapping[str, Any], metric: str) -> float | None:
     """Return a metric of a run with the weights that count; None where it has none, diverged, or it is not finite.
 
-    What result.json says of a completed run comes first: with trainer.ema it is not what metrics.csv says.
+    What result.json says of a completed run comes first: with trainer.ema it is not what metrics.csv says. Before its
+    end the better of raw and averaged weights counts, as for its best epoch.
     """
     if result.get("status") == "diverged":
         return None
@@ -140,6 +141,8 @@ def score(folder: Path, result: Mapping[str, Any], metric: str) -> float | None:
         epoch = str(result.get("tested_epoch") or result.get("best_epoch") or "")
         row = next((r for r in rows if r.get("epoch") == epoch), rows[-1] if rows else {})
         value = row.get(metric) or result.get(metric)
+        if averaged := row.get(f"ema_{metric}"):
+            value = (min if lower_is_better(metric) else max)(averaged, value or averaged, key=float)
     return float(value) if value not in (None, "") and math.isfinite(float(value)) else None
 
 

@@ -372,6 +372,11 @@ def test_stages_promote_narrow_and_grow(here: Path, dlrun: Callable[..., Outcome
     assert 1e-4 <= low < high <= 1
     assert (low, high) != (1e-4, 1)
     assert low <= float(table["4"]["optimizer.lr"]) <= high
+    # a stage is ranked by the better of raw and averaged weights: the schedule hides what the raw ones will come to
+    first = {n: rundir.metrics(here / f"s/{n:04d}")[0] for n in range(4)}
+    score = {n: max(float(row["val_acc"]), float(row["ema_val_acc"])) for n, row in first.items()}
+    assert sorted(score[n] for n in rounds[1]["kept"]) == sorted(score.values())[2:]
+    assert all(rundir.config(here / f"s/{n:04d}")["trainer"]["ema"] == 0.99 for n in range(6))
     logs = [(here / f"s/{n:04d}/log.txt").read_text() for n in rounds[1]["kept"]]
     assert all("resuming after epoch 1 of 3" in log for log in logs)  # from their checkpoints
     assert dlrun("resume", "s").code == 0

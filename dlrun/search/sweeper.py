@@ -186,6 +186,7 @@ class Sweep:
             return
         config.pop("search")
         config["trainer"]["stop_after"] = now.epochs if now.epochs < self.epochs else 0
+        config["trainer"]["ema"] = config["trainer"]["ema"] or self.plan.search.get("average", 0.0)
         config["trainer"]["threads"] = config["trainer"]["threads"] or self.pool.threads
         if not any(w.startswith("trainer.report=") for w in self.plan.fixed):
             config["trainer"]["report"] = False

@@ -59,14 +59,11 @@ def save(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getvalue()
-    if name in keep:
-        write_atomic(run.checkpoints / str(name), data)
     for path in run.epoch_checkpoints():
-        if path.name not in keep:
+        if path.name not in keep and path.name != name:
             path.unlink()
-    if is_best:
-        write_atomic(run.best, data)
-    write_atomic(run.last, data)
+    own = [run.checkpoints / str(name)] if name in keep else []
+    write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])])
 
 
 def restore(run: Run, exp: Experiment) -> State:

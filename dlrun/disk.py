@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,17 +24,18 @@ OWNER = ".owner"
 _held: set[int] = set()  # locks of this process
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
     """Replace a file by `data` so that a kill at any moment leaves the old content or the new, never a part.
 
-    Raises UserError naming the file when the disk is full or may not be written.
+    Before it, those in `also`, of the same folder, are replaced by the same data: written and flushed once, where the
+    disk knows hard links. Raises UserError naming the file when the disk is full or may not be written.
     """
-    with replacing(path) as file:
+    with replacing(path, also) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
     """Open a file that takes the place of `path` when the block ends, and is gone when an exception ends it.
 
     Raises UserError naming the file when the disk is full or may not be written.
@@ -45,6 +46,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        for other in also:
+            _linked(temporary, other)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
@@ -54,6 +57,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
         why = f"{path}: cannot write: {error.strerror}; what was there before is intact"
         raise UserError(why, 1) from error
+
+
+def _linked(source: Path, path: Path) -> None:
+    """Replace a file by another name of `source`, or by a copy where the disk has one name a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(source, temporary)
+    except OSError:
+        write_atomic(path, source.read_bytes())
+    else:
+        os.replace(temporary, path)
 
 
 def _sync_folder(folder: Path) -> None:

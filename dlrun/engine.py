@@ -69,7 +69,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
         _append(run, row, look, averaged=exp.average is not None)
         history.append(row)
         _save(run, exp, state, history, is_best=is_best)
-        run.update_result(**progress(state, row))
+        run.progress(**progress(state, row))
         if follower is not None:
             follower.follow(history)
         screen.epoch(row, trainer.epochs, is_best)

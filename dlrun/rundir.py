@@ -32,6 +32,7 @@ class Run:
         self.path = path
         self._lock: int | None = lock(path, otherwise)
         self._result: dict[str, Any] = {}
+        self._told = 0.0  # when result.json was written
         with contextlib.suppress(OSError, ValueError):
             self._result = json.loads((path / "result.json").read_bytes())
 
@@ -144,6 +145,16 @@ class Run:
         """Add to result.json, which other programs read while the run goes on."""
         self._result.update(more)
         write_atomic(self.path / "result.json", (json.dumps(self._result, indent=1) + "\n").encode())
+        self._told = time.monotonic()
+
+    def progress(self, **more: Any) -> None:
+        """Add how far the run is to result.json, at most twice a second: epochs may take less than flushing a file.
+
+        Nothing hangs on it, the checkpoint knows; what is written later, and the end, hold all of it.
+        """
+        self._result.update(more)
+        if time.monotonic() - self._told > 0.5:
+            self.update_result()
 
     def asked_to_stop(self) -> str | None:
         """Return why the run should end after this epoch, or None."""
@@ -261,6 +272,9 @@ def settle(folder: Path, **ending: Any) -> None:
     """Write down how a run ended that cannot say so itself: killed, or not chosen to go on."""
     if (folder / "config.yaml").is_file():
         run = Run(folder, "it still runs")
+        told = [row.get("epoch") or "" for row in metrics(folder)]
+        if epochs := [int(epoch) for epoch in told if epoch.isdigit()]:
+            ending = {"epochs": epochs[-1], **ending}  # its `progress` may not have come that far
         run.update_result(**ending)
         run.release()
 

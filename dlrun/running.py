@@ -114,6 +114,7 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
     run.trim_metrics(state.epoch)
     if not fresh:
         screen.say(f"resuming after epoch {state.epoch} of {cfg.trainer.epochs}")
+        run.update_result(epochs=state.epoch, seconds=round(state.seconds, 3))
     try:
         engine.fit(exp, run, state, screen, follower)
     except engine.Diverged as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -259,10 +259,12 @@ def fit(folder: Path, *overrides: str, until: int | None = None) -> tuple[rundir
         run.write_config(exp.cfg)
         real = checkpoint.write_atomic
 
-        def dying(path: Path, data: bytes) -> None:
+        def dying(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
             if path.name == "last.pt" and len(rundir.metrics(folder)) == until:
+                for other in also:  # the files that are replaced before it
+                    real(other, data)
                 raise KeyboardInterrupt
-            real(path, data)
+            real(path, data, also)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "write_atomic", dying)

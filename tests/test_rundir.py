@@ -405,3 +405,44 @@ def test_predictions_hold_no_pickles(here: Path) -> None:
     with np.load(run.path / "predictions.npz", allow_pickle=False) as found:
         assert sorted(found) == ["val_ids", "val_logits"]
     run.release()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_other_names_get_the_same_data_before_the_file_itself(
+    here: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    last, best = here / "last.pt", here / "best.pt"
+    flushed = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (flushed.append(stat.S_ISREG(os.fstat(handle).st_mode)), real(handle))
+    )
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    disk.write_atomic(last, b"one", also=[best])
+    assert (last.read_bytes(), best.read_bytes()) == (b"one", b"one")
+    assert sum(flushed) == (1 if links else 2)  # the data is flushed once where one file can have two names
+    disk.write_atomic(last, b"two")
+    assert (last.read_bytes(), best.read_bytes()) == (b"two", b"one")  # what is replaced is the name
+    disk.write_atomic(last, b"three", also=[best])
+    assert (last.read_bytes(), best.read_bytes()) == (b"three", b"three")
+    assert sorted(os.listdir(here)) == ["best.pt", "last.pt"]
+
+
+def test_progress_is_written_seldom_and_never_lost_at_the_end(here: Path) -> None:
+    run = rundir.claim("r", "x")
+    (here / "r/config.yaml").write_text("seed: 1")
+    run.update_result(status="running")
+    for epoch in range(1, 4):
+        run.append_metrics({"epoch": epoch, "val_acc": 0.5})
+        run.progress(epochs=epoch, val_acc=0.5)
+    assert "epochs" not in rundir.result(here / "r")
+    run.release()  # as a kill does
+    rundir.settle(here / "r", status="failed", reason="killed")
+    assert rundir.result(here / "r")["epochs"] == 3
+    run._told = 0.0
+    run.progress(epochs=4)
+    assert rundir.result(here / "r")["epochs"] == 4
+    run.progress(epochs=5)
+    run.update_result(status="completed")
+    assert {k: rundir.result(here / "r")[k] for k in ("epochs", "status")} == {"epochs": 5, "status": "completed"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Outcome
 
-from dlrun import sweepdir
+from dlrun import rundir, sweepdir
 from dlrun.composing import composer
 from dlrun.search.sampling import draw
 from dlrun.search.space import Axis, read

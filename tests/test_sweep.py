@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -377,6 +378,9 @@ def test_stages_promote_narrow_and_grow(here: Path, dlrun: Callable[..., Outcome
     score = {n: max(float(row["val_acc"]), float(row["ema_val_acc"])) for n, row in first.items()}
     assert sorted(score[n] for n in rounds[1]["kept"]) == sorted(score.values())[2:]
     assert all(rundir.config(here / f"s/{n:04d}")["trainer"]["ema"] == 0.99 for n in range(6))
+    told = re.findall(r"^  (\d{4})  val_acc", outcome.out, re.MULTILINE)
+    completed = {f"{int(n):04d}" for n, row in table.items() if row["status"] == "completed"}
+    assert set(told) == completed  # what was left after an epoch is not among the three best
     logs = [(here / f"s/{n:04d}/log.txt").read_text() for n in rounds[1]["kept"]]
     assert all("resuming after epoch 1 of 3" in log for log in logs)  # from their checkpoints
     assert dlrun("resume", "s").code == 0

@@ -147,7 +147,8 @@ def _composes(sweep: Sweep, trial: Trial, axis: Axis, side: str) -> bool:
 
 def ending(sweep: Sweep) -> list[str]:
     """Return the last words: the three best and what distinguishes them, warnings, what to type next."""
-    best, numbers = ranked(sweep), list(sweep.trials)
+    numbers = list(sweep.trials)
+    best = ranked(sweep, sweep.plan.stage) or ranked(sweep)  # of a staged search those that were trained to the end
     table = sweepdir.write_table(sweep.folder, rows(sweep))
     count = {
         s: sum(sweep.status(n) == s for n in numbers) for s in ("completed", "paused", "pruned", "diverged", *FAILED)

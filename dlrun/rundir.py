@@ -32,7 +32,7 @@ class Run:
         self.path = path
         self._lock: int | None = lock(path, otherwise)
         self._result: dict[str, Any] = {}
-        self._told = 0.0  # when result.json was written
+        self._told = 0.0  # when `progress` wrote result.json
         with contextlib.suppress(OSError, ValueError):
             self._result = json.loads((path / "result.json").read_bytes())
 
@@ -145,16 +145,16 @@ class Run:
         """Add to result.json, which other programs read while the run goes on."""
         self._result.update(more)
         write_atomic(self.path / "result.json", (json.dumps(self._result, indent=1) + "\n").encode())
-        self._told = time.monotonic()
 
     def progress(self, **more: Any) -> None:
-        """Add how far the run is to result.json, at most twice a second: epochs may take less than flushing a file.
+        """Add how far the run is to result.json, the first time and at most twice a second: epochs may take less than flushing a file.
 
         Nothing hangs on it, the checkpoint knows; what is written later, and the end, hold all of it.
         """
         self._result.update(more)
         if time.monotonic() - self._told > 0.5:
             self.update_result()
+            self._told = time.monotonic()
 
     def asked_to_stop(self) -> str | None:
         """Return why the run should end after this epoch, or None."""

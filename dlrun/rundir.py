@@ -147,7 +147,7 @@ class Run:
         write_atomic(self.path / "result.json", (json.dumps(self._result, indent=1) + "\n").encode())
 
     def progress(self, **more: Any) -> None:
-        """Add how far the run is to result.json, the first time and at most twice a second: epochs may take less than flushing a file.
+        """Add how far the run is to result.json, at most twice a second: an epoch may take less than flushing a file.
 
         Nothing hangs on it, the checkpoint knows; what is written later, and the end, hold all of it.
         """

@@ -43,7 +43,8 @@ def save(
     """Write last.pt, before it best.pt when this epoch is the best, and before both the epoch's own file (O8).
 
     That one is written under `name` if it is among those to `keep`; others of its kind are removed. In this
-    order a kill in between leaves a last.pt that does the epoch again and comes to the same files.
+    order a kill in between leaves a last.pt that does the epoch again and comes to the same files; one before the
+    removal, a file too many until the next epoch.
     """
     content = {
         "model": exp.model.state_dict(),
@@ -59,11 +60,11 @@ def save(
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getvalue()
-    for path in run.epoch_checkpoints():
-        if path.name not in keep and path.name != name:
-            path.unlink()
     own = [run.checkpoints / str(name)] if name in keep else []
     write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])])
+    for path in run.epoch_checkpoints():  # after it: a full disk must not cost those that are there
+        if path.name not in keep:
+            path.unlink()
 
 
 def restore(run: Run, exp: Experiment) -> State:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import math
+import os
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -327,6 +329,19 @@ def test_which_checkpoints_are_kept(tmp_path: Path, keep: str, count: int) -> No
     assert [p.name for p in kept] == expected
     for path in kept:
         assert checkpoint.load(path)["epoch"] == int(path.name.split("_")[1])
+
+
+def test_a_full_disk_costs_no_checkpoint_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, state = fit(tmp_path / "run", "trainer.epochs=3", "trainer.keep=all")
+    before = {p.name: p.read_bytes() for p in run.checkpoints.iterdir()}
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(run, build(composed(*SMALL)), state, is_best=True, name="new.pt", keep={"new.pt"})
+    assert {p.name: p.read_bytes() for p in run.checkpoints.iterdir()} == before
 
 
 # batch norm's averages need some epochs: until then validation lags behind training; the gradient is smallest early

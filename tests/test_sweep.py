@@ -381,6 +381,7 @@ def test_stages_promote_narrow_and_grow(here: Path, dlrun: Callable[..., Outcome
     told = re.findall(r"^  (\d{4})  val_acc", outcome.out, re.MULTILINE)
     completed = {f"{int(n):04d}" for n, row in table.items() if row["status"] == "completed"}
     assert set(told) == completed  # what was left after an epoch is not among the three best
+    assert re.search(r"^  dlrun train -m .*trainer\.ema=0\.99 .*seed=1,2,3,4,5$", outcome.out, re.MULTILINE)
     logs = [(here / f"s/{n:04d}/log.txt").read_text() for n in rounds[1]["kept"]]
     assert all("resuming after epoch 1 of 3" in log for log in logs)  # from their checkpoints
     assert dlrun("resume", "s").code == 0

@@ -171,6 +171,8 @@ def ending(sweep: Sweep) -> list[str]:
 
 def _next(sweep: Sweep, best: Sequence[Trial]) -> list[str]:
     plain = [w for w in sweep.plan.fixed if not w.startswith(("search", "sweep.dir", "hydra"))]
+    if (average := sweep.plan.search.get("average")) and not any(w.startswith("trainer.ema=") for w in plain):
+        plain.append(f"trainer.ema={average:g}")  # as the trials had it
     point = [a.word(best[0].values[a.key]) for a in sweep.plan.axes if a.name != "seed"]
     commands = []
     axes = sweep.plan.rounds[-1].axes

@@ -17,10 +17,12 @@ where they were asked for by name (M4): it states what is.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import itertools
 import json
 import os
+import subprocess
 import tempfile
 import time
 from collections import Counter
@@ -87,8 +89,15 @@ def suite(words: tuple[str, ...], seed: int) -> dict[str, Any]:
         if r.status in said and r.check != "penalty" and not asked_for:
             said[r.status][r.check] = f"{r.value}: {r.message}"
     alarm = bool(said["fail"] or said["warn"])
-    found = {"setup": " ".join(words), "seed": seed, "seconds": seconds, "checks": len(results), **said}
-    return {**found, "learns": learns(words) if alarm else True}
+    found = {"setup": " ".join(words), "seed": seed, "seconds": seconds, "checks": len(results), "commit": commit()}
+    return {**found, **said, "learns": learns(words) if alarm else True}
+
+
+@functools.cache
+def commit() -> str:
+    """The short name of the commit that runs."""
+    asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def learns(words: tuple[str, ...]) -> bool:
@@ -161,12 +170,13 @@ def main() -> None:
                 break
             row = suite(words, seed)
             with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({k: v for k, v in row.items() if v != {} and v is not True}) + "\n")
     print(table([r for r in _read(log) if given.only in r["setup"]], len(planned)))
 
 
 def _read(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    nothing: dict[str, Any] = {"fail": {}, "warn": {}, "skip": {}, "learns": True}
+    return [{**nothing, **json.loads(line)} for line in log.read_text().splitlines()] if log.exists() else []
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,22 +31,30 @@ def evaluated(path: Path, trust: list[str]) -> Member:
     return _member(exp, path, rundir.tested(path), averaged=averaged)
 
 
-def checkpoints(path: Path, trust: list[str]) -> list[Member]:
-    """Return the epoch checkpoints of one run as members, in their order (E3).
+def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
+    """Return the epoch checkpoints of one run as members, in their order (E3), and what to know about them.
 
-    With scheduler=warm_restarts only those at the end of a cycle, where there are such: snapshots (Huang et al.
-    2017, Snapshot Ensembles). Raises UserError when the run kept none.
+    With scheduler=warm_restarts only those at the end of a cycle, where there are two or more: snapshots (Huang et
+    al. 2017, Snapshot Ensembles); else all, and the words say so. Raises UserError when the run kept none.
     """
     files = rundir.epoch_checkpoints(path)
     if len(files) < 2:
         raise UserError(f"{path} kept {len(files)} epoch checkpoints; train with trainer.keep=all or trainer.keep=top3")
-    rates = {int(row["epoch"]): float(row["lr"]) for row in rundir.metrics(path)}
+    exp, said = rebuilt(path, trust), ""
     if (rundir.config(path).get("choices") or {}).get("scheduler") == "warm_restarts":
+        rates = {int(row["epoch"]): float(row["lr"]) for row in rundir.metrics(path)}
         ends = {e for e, rate in rates.items() if rates.get(e + 1, float("inf")) > rate}
         snapshots = [file for file in files if int(file.name.split("_")[1]) in ends]
-        files = snapshots if len(snapshots) > 1 else files
-    exp = rebuilt(path, trust)
-    return [_member(exp, path, file, name=file.name) for file in files]
+        if len(snapshots) > 1:
+            files = snapshots
+        else:
+            scheduler = exp.cfg.scheduler
+            enough = max(len(rates), math.ceil(scheduler.period * (1 + scheduler.mult)))
+            said = (
+                f"no two checkpoints of {path} end a cycle of its warm restarts, so all {len(files)} vote; for "
+                f"snapshots train with trainer.keep=all trainer.epochs={enough}, or a smaller scheduler.period"
+            )
+    return [_member(exp, path, file, name=file.name) for file in files], said
 
 
 def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, name: str = "") -> Member:

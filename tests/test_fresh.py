@@ -61,6 +61,19 @@ def test_snapshots_are_the_ends_of_cycles(sweep: Path, dlrun: Callable[..., Outc
     assert "takes one run, found 3" in done.err
 
 
+def test_checkpoints_that_end_no_cycle_all_vote_and_that_is_said(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    more = ("scheduler=warm_restarts", "scheduler.period=3", "trainer.keep=all", "trainer.epochs=4", "run.dir=r")
+    assert dlrun("train", *TINY, *more, "scheduler.mult=2").code == 0
+    for file in Path("r/checkpoints").glob("epoch_0003_*"):
+        file.unlink()  # as with trainer.keep=top3, which keeps the best
+    done = dlrun("ensemble", "r", "--members", "checkpoints")
+    assert done.code == 0, done.err
+    said, headline = done.out.splitlines()[:2]
+    assert said.startswith("no two checkpoints of r end a cycle of its warm restarts, so all 3 vote; ")
+    assert "train with trainer.keep=all trainer.epochs=9, or a smaller scheduler.period" in said
+    assert headline.startswith("3 members")
+
+
 def test_the_average_of_weights_is_a_run_of_its_own(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
     done = dlrun("ensemble", str(sweep), "--average", "weights", "--out", "soup")
     assert done.code == 0, done.err

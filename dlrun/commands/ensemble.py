@@ -68,7 +68,10 @@ def _found(args: Any, trust: list[str]) -> list[Any]:
     if args.members == "checkpoints":
         if len(paths) > 1:
             raise UserError(f"--members checkpoints takes one run, found {len(paths)}, such as {paths[0]}")
-        return fresh.checkpoints(paths[0], trust)
+        found, said = fresh.checkpoints(paths[0], trust)
+        if said:
+            print(said)
+        return found
     from dlrun.progress import Screen
 
     with Screen() as screen:

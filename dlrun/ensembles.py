@@ -16,10 +16,11 @@ from dlrun import rundir
 from dlrun.config import UserError
 from dlrun.votes import VOTES, Vote, disagreement, fit_temperature, greedy, heated, ranking, scores, softmax
 
-__all__ = ["Member", "Table", "agree", "judge", "read", "select", "sizes"]
+__all__ = ["Member", "Table", "agree", "apart", "judge", "read", "select", "sizes"]
 
 Array = Any  # of numpy
 SPLITS = ("val", "test")
+FEW = 4  # of a list's values, in a sentence
 ORDERS = 20  # random orders behind mean and std of the accuracy by number of members
 
 
@@ -135,7 +136,7 @@ def agree(members: Sequence[Member]) -> None:
             else:
                 same = len(a) == len(b) and np.allclose(a, b, rtol=1e-5)
             if not same:
-                raise UserError(f"{other.name} and {first.name} differ in {what}: {_short(b)} and {_short(a)}")
+                raise UserError(f"{other.name} and {first.name} differ in {what}: {' and '.join(apart(b, a))}")
         for split in SPLITS:
             for what in ("ids", "labels"):
                 a, b = first.arrays[f"{split}_{what}"], other.arrays[f"{split}_{what}"]
@@ -145,9 +146,17 @@ def agree(members: Sequence[Member]) -> None:
                     raise UserError(f"{other.name} and {first.name} differ in {split} {what}: {how}{hint}")
 
 
-def _short(values: Any) -> str:
-    text = ", ".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in list(values)[:4])
-    return f"{len(values)} ({text}{', …' if len(values) > 4 else ''})"
+def apart(a: Sequence[Any], b: Sequence[Any]) -> tuple[str, str]:
+    """Return each of two lists as their number and a few of them, among these the first that differs."""
+    same = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
+    start = same if same >= FEW else 0
+    return _some(list(a), start), _some(list(b), start)
+
+
+def _some(values: list[Any], start: int) -> str:
+    shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values[start : start + FEW]]
+    more = ["…"] * (start + FEW < len(values))
+    return f"{len(values)} ({', '.join(['…'] * (start > 0) + shown + more)})"
 
 
 def _first_difference(a: Array, b: Array) -> str:

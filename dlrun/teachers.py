@@ -15,6 +15,7 @@ from dlrun import trained
 from dlrun.config import UserError
 from dlrun.data import Data, Split
 from dlrun.data.images import Streamed, read
+from dlrun.ensembles import apart
 from dlrun.kept import read_targets, write_targets
 from dlrun.progress import Screen
 
@@ -56,7 +57,7 @@ def _must_match(predictor: trained.Predictor, data: Data) -> None:
             continue  # files that nobody has decoded: their names in val_sha256 must do
         if (list(theirs or ()), what) != (list(ours), what):
             said = {
-                "classes": f"knows {len(predictor.classes)} other classes",
+                "classes": "knows other classes than this data has: {} and {}".format(*apart(theirs or (), ours)),
                 "shape": f"takes images of shape {list(predictor.shape)}, these have {mine['shape']}",
                 # an image that the teacher learned by heart would tell the student its label
                 "val_sha256": "had another validation fold; give both the same dataset, limit and split_seed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,5 +118,11 @@ def test_a_teacher_of_another_fold_is_refused(teachers: Path, dlrun: Callable[..
         assert done.code == 2
         assert said in done.err
         assert done.err.count("\n") == 1
+    result = json.loads(Path("sweep/0000/result.json").read_text())
+    result["data"]["classes"] = [f"c{k}" for k in range(10)]
+    Path("sweep/0000/result.json").write_text(json.dumps(result))
+    done = dlrun("train", *student("objective.teacher=sweep/0000"))
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "knows other classes than this data has: 10 (c0, c1, c2, c3, …) and 10 (0, 1, 2, 3, …)" in done.err
     done = dlrun("train", *TINY, "objective=distill")
     assert "objective.teacher is missing; type objective.teacher=RUN|ENSEMBLE" in done.err

@@ -13,6 +13,8 @@ import pytest
 import yaml
 from conftest import Outcome, without_torch, write_run
 
+from dlrun.ensembles import apart
+
 DATA = {"classes": ["ant", "bee", "cow"], "shape": [8, 8, 1], "mean": [4.0], "std": [2.0]}
 
 
@@ -188,6 +190,13 @@ def test_members_that_disagree_are_named(
     assert words in done.err
     assert done.err.count("\n") == 1
     assert not Path("e").exists()
+
+
+def test_of_two_lists_the_first_values_that_differ_are_shown() -> None:
+    assert apart(["a", "b"], ["a", "c"]) == ("2 (a, b)", "2 (a, c)")
+    assert apart(range(9), range(12)) == ("9 (0, 1, 2, 3, …)", "12 (0, 1, 2, 3, …)")
+    long = list("abcdefghijk")
+    assert apart(long, [*long[:7], "x"]) == ("11 (…, h, i, j, k)", "8 (…, x)")
 
 
 class Boom:

@@ -123,7 +123,8 @@ def test_verbs_refuse_in_one_line(tmp_path: Path) -> None:
         ("check", "optimizer.lrr=1"): "optimizer.lrr",
         ("resume",): "the following arguments are required: run",
         ("resume", "nowhere"): "nowhere: no run here",
-        ("resume", ".", "trainer.epochs=9"): "a run goes on with its own config",
+        ("resume", ".", "trainer.epochs=9", "seed=2"): "`dlrun train … trainer.epochs=9 seed=2` with the words",
+        ("resume", ".", "trust=[a]", "--foo"): "unrecognized arguments: --foo",
         ("compare", "nowhere"): "nowhere: no such folder",
         ("compare", "--foo"): "unrecognized arguments: --foo",
     }

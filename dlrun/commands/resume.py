@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.arguments import Parser
+from dlrun.arguments import Parser, trusted
 from dlrun.config import UserError
 
 __all__ = ["main"]
@@ -12,12 +12,16 @@ __all__ = ["main"]
 
 def main(argv: list[str]) -> int:
     """Take the run folder over and train to the end; returns the exit code."""
-    parser = Parser(prog="dlrun resume", description=__doc__)
+    argv, trust = trusted(argv)
+    parser = Parser(prog="dlrun resume", description=__doc__, epilog="trust=[PACKAGE]: code of your own in the run")
     parser.add_argument("run", help="the run's folder, such as outputs/latest")
-    word = "packages of your own that the run's config names"
-    parser.add_argument("trust", nargs="?", default="", metavar="trust=[PACKAGE]", help=word)
-    args = parser.parse_args(argv)
-    trust = _trust(args.trust)
+    args, more = parser.parse_known_args(argv)
+    if settings := [word for word in more if "=" in word]:
+        why = "a run goes on with its own config, its schedule to the epochs that it began with"
+        anew = f"`dlrun train … {' '.join(settings)}` with the words it was started by trains a new one"
+        raise UserError(f"{settings[0]}: {why}; {anew}")
+    if more:
+        parser.error(f"unrecognized arguments: {' '.join(more)}")
     from dlrun import rundir, sweepdir
 
     if sweepdir.is_sweep(folder := Path(args.run).expanduser()):
@@ -66,10 +70,3 @@ def _go_on(run: object, trust: list[str]) -> int:
     from dlrun.running import execute
 
     return execute(OmegaConf.create(plain), run, resuming=True)
-
-
-def _trust(word: str) -> list[str]:
-    key, _, value = word.partition("=")
-    if word and (key != "trust" or not value):
-        raise UserError(f"{word}: a run goes on with its own config; only trust=[package] may be added")
-    return [name.strip() for name in value.strip("[]").split(",") if name.strip()]

@@ -39,7 +39,7 @@ class Outcome:
 class Sources:
     """The image files and arrays at or below `paths`, in order; nothing is decoded before it is predicted.
 
-    Raises UserError for a path that is not there and a folder without images.
+    `paths` are there. Raises UserError for a folder without images.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -52,8 +52,6 @@ class Sources:
                 if not found:
                     raise UserError(f"{name}: no images below this folder ({', '.join(sorted(SUFFIXES))})")
                 self.files += found
-            elif not path.exists():
-                raise UserError(f"{name}: no such file or folder; expected images, folders of them, .npy or .npz")
             elif path.suffix.lower() in (".npy", ".npz"):
                 self.arrays.append(path)
             else:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrun import checkpoint, ensembledir, rundir
+from dlrun import checkpoint, ensembledir, rundir, trials
 from dlrun.config import UserError, check_rules
 from dlrun.experiment import Experiment, build, build_model, pick_device
 from dlrun.multi_crop import viewed
@@ -70,6 +70,7 @@ class Predictor:
 
 def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
     """Bring a run, or an ensemble with its members, back. Raises UserError that names what cannot be used."""
+    trials.expect_model(path)
     if not ensembledir.is_ensemble(path):
         return _run(path, trust, device)
     asked = ensembledir.read(path)
@@ -149,6 +150,6 @@ def _data(path: Path) -> dict[str, Any]:
         if not fits or len(classes) < 2:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
-        what = "no completed run" if not (path / "config.yaml").exists() else "result.json does not describe its data"
+        what = "result.json does not describe its data"
         raise UserError(f"{path}: {what}; expected a run or an ensemble that dlrun has finished") from error
     return {**found, "shape": shape, "classes": classes, "mean": mean, "std": std}

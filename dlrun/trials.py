@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -16,12 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dlrun import border, compare, rundir, sweepdir
+from dlrun import border, compare, ensembledir, rundir, sweepdir
 from dlrun.compare import FAILED, Entry
 from dlrun.config import UserError
 from dlrun.evidence import lower_is_better, minimised
 
-__all__ = ["Axis", "Trials", "judged", "read", "score", "searched", "shared", "warnings"]
+__all__ = ["Axis", "Trials", "expect_model", "judged", "read", "score", "searched", "shared", "warnings"]
 
 # learning rate, momentum, batch size, penalties, then the rest (S7)
 FIRST = (r"optimizer\.lr$", r"momentum|betas", r"batch_size", r"regularizer\.|weight_decay|dropout", r"")
@@ -98,6 +99,20 @@ def read(folder: Path) -> Trials:
     scores = [float(row[metric]) if compare.scored(row, metric) else math.nan for row in rows]
     axes = [_asked(axis, ranges) for axis in _axes(entries)] if (ranges := _ranges(folder)) else _axes(entries)
     return Trials(entries, rows, axes, metric, lower, scores)
+
+
+def expect_model(folder: Path) -> None:
+    """Raise UserError unless a folder is that of a run or an ensemble; of a sweep it names the best run."""
+    if rundir.is_run(folder) or ensembledir.is_ensemble(folder):
+        return
+    if not sweepdir.is_sweep(folder):
+        raise UserError(f"{folder}: no completed run; expected a run or an ensemble that dlrun has finished")
+    found = read(folder)
+    if not found.best:
+        again = f"`dlrun resume {shlex.quote(str(folder))}` goes on with it"
+        raise UserError(f"{folder} is a sweep, none of whose runs is completed; {again}")
+    best = found.entries[found.best[0]].path
+    raise UserError(f"{folder} is a sweep; name one of its runs: {best} is the best by {found.metric}")
 
 
 def searched(folders: Sequence[Path], entries: list[Entry]) -> tuple[list[Entry], str, bool]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,11 +86,30 @@ def test_onnx_gives_the_stored_logits(run: Path, dlrun: Callable[..., Outcome]) 
             np.testing.assert_allclose(logits, found["val_logits"][: len(batch)], atol=1e-4)
 
 
+def test_of_a_sweep_the_best_run_is_named(run: Path, dlrun: Callable[..., Outcome]) -> None:
+    Path("sweep").mkdir()
+    Path("sweep/sweep.yaml").write_text("search: {metric: val_loss, direction: auto}")
+    done = dlrun("export", "sweep", "--to", "torch_export")
+    assert "sweep is a sweep, none of whose runs is completed; `dlrun resume sweep`" in done.err
+    Path("model.pt2").write_text("mine")
+    for number, loss in enumerate((0.5, 0.3, 0.4)):
+        folder = Path(shutil.copytree(run, f"sweep/{number:04d}"))
+        for file in ("config.yaml", "result.json"):
+            text = (folder / file).read_text().replace('"lr": 0', f'"lr": {number}')
+            (folder / file).write_text(text)
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps({**result, "val_loss": loss}))
+    for words in (("export", "sweep", "--to", "torch_export"), ("predict", "sweep", "sweep")):
+        done = dlrun(*words)
+        assert done.code == 2
+        assert done.err == "dlrun: sweep is a sweep; name one of its runs: sweep/0001 is the best by val_loss\n"
+
+
 def test_mistakes_are_one_line(run: Path, dlrun: Callable[..., Outcome]) -> None:
     Path("model.pt2").write_text("mine")
     for words, said in {
         (str(run),): "--to",
-        ("nowhere", "--to", "torch_export", "--force"): "nowhere: no completed run",
+        ("nowhere", "--to", "torch_export"): "nowhere: no completed run",
         (str(run), "--to", "torch_export"): "model.pt2 exists; --force overwrites it",
         (str(run), "--to", "coreml"): "invalid choice",
     }.items():

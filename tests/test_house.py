@@ -41,12 +41,12 @@ ROOMS: dict[str, set[str]] = {
     "trained": {"checkpoint", "config", "ensembledir", "experiment", "multi_crop", "rundir", "targets", "votes"},
     "fresh": {"checkpoint", "config", "engine", "ensembles", "experiment", "multi_crop", "rundir", "trained"},
     "exporting": {"config", "disk", "trained"},
-    "teachers": {"config", "data", "kept", "progress", "trained"},
+    "teachers": {"config", "data", "ensembles", "kept", "progress", "trained"},
     "objectives": {"teachers"},
     "predicting": {"config", "data", "disk", "progress", "trained"},
     "ensembles": {"config", "figures", "rundir", "votes"},
     "seeds": {"compare", "rundir"},
-    "trials": {"border", "compare", "config", "evidence", "rundir", "sweepdir"},
+    "trials": {"border", "compare", "config", "ensembledir", "evidence", "rundir", "sweepdir"},
     "importance": {"trials"},
     "space_plots": {"border", "figures", "trials"},
     "sweep_plots": {"config", "evidence", "figures", "importance", "rundir", "space_plots", "trials"},
@@ -69,6 +69,7 @@ ROOMS: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 ROOMS["sweep_report"] |= {"trials"}
+ROOMS["trained"] |= {"trials"}
 FAMILIES = ("data", "models", "optim", "losses", "regularizers")
 OUTER = (
     "arguments",

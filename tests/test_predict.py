@@ -152,6 +152,11 @@ def test_a_file_that_is_there_is_not_overwritten_without_force(there: Path, dlru
     done = dlrun("predict", "sweep/0001", "photos/test/ant")
     assert (done.code, Path("predictions.csv").read_text()) == (2, "mine")
     assert "predictions.csv exists; --force overwrites it" in done.err
+    for words, said in {
+        ("sweep/0001", "nowhere"): "nowhere: no such file or folder",
+        ("nowhere", "photos/test"): "nowhere: no completed run",
+    }.items():
+        assert said in dlrun("predict", *words).err  # it would overwrite nothing
     assert dlrun("predict", "sweep/0001", "photos/test/ant", "--force").code == 0
     assert len(table()) == 6
 

@@ -21,6 +21,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="default: model.onnx or model.pt2")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     args = parser.parse_args(argv)
+    from dlrun import trials
+
+    trials.expect_model(run := Path(args.run).expanduser())
     out = Path(args.out or f"model{SUFFIX[args.to]}").expanduser()
     if out.exists() and not args.force:
         raise UserError(f"{out} exists; --force overwrites it, --out names another file")
@@ -28,7 +31,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--out={out}: expected a file in a folder that is there")
     from dlrun import exporting
 
-    found = exporting.export(Path(args.run).expanduser(), args.to, out, trust)
+    found = exporting.export(run, args.to, out, trust)
     print(f"{out}: raw {found['input']} images (batch, channels, height, width) to logits, for any batch")
     print(f"on {found['images']} validation images they differ from the run's by at most {found['difference']:.1e}")
     return 0

@@ -21,6 +21,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
+    from dlrun import trials
+
+    trials.expect_model(model := Path(args.model).expanduser())
+    for name in args.paths:
+        if not Path(name).expanduser().exists():
+            raise UserError(f"{name}: no such file or folder; expected images, folders of them, .npy or .npz")
     out = Path(args.out).expanduser()
     if out.exists() and not args.force:
         raise UserError(f"{out} exists; --force overwrites it, --out names another file")
@@ -30,7 +36,7 @@ def main(argv: list[str]) -> int:
     from dlrun.progress import Screen
 
     sources = predicting.Sources(args.paths)
-    predictor = trained.load(Path(args.model).expanduser(), trust, args.device)
+    predictor = trained.load(model, trust, args.device)
     with Screen() as screen:
         done = predicting.predict(predictor, sources, out, screen)
     for name, why in done.unreadable.items():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from dlrun.checks import doubles, sandbox
 from dlrun.checks.differences import Comparison, NotComparable, Slopes
 from dlrun.checks.gradient import gradient
 from dlrun.checks.kinks import Winners
@@ -96,6 +97,42 @@ class WrongHead(nn.Linear):
 
     def forward(self, x):
         return WrongLinear.apply(x, self.weight, self.bias, *self.factors)
+
+
+# large models
+
+
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A network on images of 20×20 that counts as large, and how many samples it was given."""
+    draw = np.random.default_rng(0)
+    y = np.arange(100) % 10
+    x = (draw.integers(0, 128, (100, 20, 20, 1)) + 12 * y[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    exp = build(composed("trainer.threads=1", "check=none", "dataset=arrays", f"dataset.path={tmp_path / 'a.npz'}"))
+    asked = []
+    monkeypatch.setattr(doubles, "samples", lambda exp, count: asked.append(count) or sandbox.samples(exp, count))
+    monkeypatch.setattr(doubles, "LARGE", 50_000)
+    return exp, asked
+
+
+def test_a_sound_large_model_passes_on_three_samples(large):
+    exp, asked = large
+    found = gradient(exp)
+    assert (found.status, asked) == ("pass", [3]), found.message
+
+
+@pytest.mark.parametrize(
+    ("factor", "cause"), [(3.0, "a sum over the batch where the loss has the mean"), (-1.0, "the sign is flipped")]
+)
+def test_a_wrong_backward_of_a_large_model_is_told(large, monkeypatch, factor, cause):
+    exp, asked = large
+    exp.model.head.__class__ = WrongHead
+    monkeypatch.setattr(WrongHead, "factors", (factor, 1.0))
+    found = gradient(exp)
+    assert (found.status, asked) == ("fail", [3])
+    assert "head.weight" in found.message
+    assert cause in found.message
 
 
 # exact: derivatives that are known

@@ -14,7 +14,7 @@ from dlrun.checks.kinks import Winners
 from dlrun.checks.sandbox import samples
 from dlrun.experiment import Experiment, seed_everything
 
-__all__ = ["SAMPLES", "burn_in", "doubled", "float64", "off_zero"]
+__all__ = ["burn_in", "doubled", "float64", "off_zero"]
 
 SAMPLES = 4
 LARGE, SMALL = 5_000_000, 16  # one sample less for more parameters, unless a side has no more pixels
@@ -32,8 +32,8 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """Return a float64 copy of the model in training mode, and its loss on a few samples.
+def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
+    """Return a float64 copy of the model in training mode, its loss on a few samples, and their number.
 
     The loss is the same each time: it puts buffers back and seeds all generators. Raises NotComparable.
     """
@@ -63,7 +63,7 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor]]:
         found: Tensor = objective(model, loss, x, y)[0]
         return found
 
-    return model, value
+    return model, value, len(y)
 
 
 @torch.no_grad()

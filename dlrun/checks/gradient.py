@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dlrun.checks.advice import advice
 from dlrun.checks.differences import KINKED, SMOOTH, Comparison, NotComparable, Slopes
-from dlrun.checks.doubles import SAMPLES, burn_in, doubled, float64, off_zero
+from dlrun.checks.doubles import burn_in, doubled, float64, off_zero
 from dlrun.checks.kinks import STEPS
 from dlrun.checks.sandbox import named, no_trace
 from dlrun.checks.verdict import Verdict
@@ -42,6 +42,7 @@ class _Findings:
     """What the comparisons of all phases came to."""
 
     names: list[str]
+    samples: int
     layers: int = 1
     done: list[Comparison] = field(default_factory=list)
     tiny: list[str] = field(default_factory=list)
@@ -59,12 +60,13 @@ def gradient(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     deadline = time.perf_counter() + seconds
     with no_trace(), float64():
         try:
-            model, loss = doubled(exp)
+            model, loss, samples = doubled(exp)
             parameters = {n: p for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
             if not parameters:
                 raise NotComparable("no parameter is trainable")
             off_zero(parameters)
-            return _phases(exp, model, loss, parameters, deadline)
+            found = _Findings(list(parameters), samples, advice=advice(exp, "model.norm=batch", "model.init=he_normal"))
+            return _phases(exp, model, loss, parameters, found, deadline)
         except NotComparable as error:
             return Verdict("skip", "", "", str(error))
 
@@ -74,9 +76,9 @@ def _phases(
     model: nn.Module,
     loss: Callable[[], Tensor],
     parameters: Mapping[str, Tensor],
+    found: _Findings,
     deadline: float,
 ) -> Verdict:
-    found = _Findings(list(parameters), advice=advice(exp, "model.norm=batch", "model.init=he_normal"))
     phases = [("start", loss), ("burn-in", loss)]
     if exp.penalty.active:
         phases.append(("penalty", lambda: exp.penalty.penalty(model)))
@@ -110,15 +112,15 @@ def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
         for comparison in slopes.compare(moves):
             found.done.append(comparison)
             if comparison.state == "wrong":
-                return _traced(slopes, comparison, phase, seed)
+                return _traced(slopes, comparison, phase, seed, found.samples)
             if comparison.state == "suspicious":
                 suspicious.append(comparison)  # what is small along a direction may be plain in an entry
     if suspicious:
-        return _traced(slopes, max(suspicious, key=lambda c: c.error), phase, seed)
+        return _traced(slopes, max(suspicious, key=lambda c: c.error), phase, seed, found.samples)
     return None
 
 
-def _traced(slopes: Slopes, worst: Comparison, phase: str, seed: int) -> Verdict:
+def _traced(slopes: Slopes, worst: Comparison, phase: str, seed: int, samples: int) -> Verdict:
     """The verdict on a wrong comparison, after a search for the last tensor in forward order that has one."""
     right: list[str] = []  # used after the last wrong tensor
     bad: list[str] = []
@@ -140,13 +142,14 @@ def _traced(slopes: Slopes, worst: Comparison, phase: str, seed: int) -> Verdict
         where = f"; {right[-1]}, used next, is right: look between" if right else "; look at the loss, too"
     elif bad and len(slopes.parameters) > 1:
         where = "; its neighbours are right: look at the backward of this tensor alone"
-    return _worded(slopes, worst, phase, where)
+    return _worded(slopes, worst, phase, samples, where)
 
 
-def _worded(slopes: Slopes, c: Comparison, phase: str, where: str) -> Verdict:
+def _worded(slopes: Slopes, c: Comparison, phase: str, samples: int, where: str) -> Verdict:
     (move,) = c.moves
     message = f"{'penalty: ' if phase == 'penalty' else ''}{move}: analytic {move.sign * c.analytic:.4g}, "
-    message += f"numeric {move.sign * c.numeric:.4g}, relative error {c.error:.2g} at h={c.h:g}: {_cause(c)}{where}"
+    message += f"numeric {move.sign * c.numeric:.4g}, relative error {c.error:.2g} at h={c.h:g}: "
+    message += _cause(c, samples) + where
     if slopes.seen.cuts and phase != "penalty":
         message += f"; {', '.join(slopes.seen.cuts)} is called on tensors that carry a gradient"
     if phase == "burn-in":
@@ -155,8 +158,8 @@ def _worded(slopes: Slopes, c: Comparison, phase: str, where: str) -> Verdict:
     return Verdict(status, f"{c.error:.2g} in {move.name}", _expected(slopes.layers), message)
 
 
-def _cause(c: Comparison) -> str:
-    """The likely mistake, from the ratio of the analytic to the numeric derivative."""
+def _cause(c: Comparison, samples: int) -> str:
+    """The likely mistake, from the ratio of the analytic to the numeric derivative on so many samples."""
     if c.state != "wrong":
         return "more than rounding: a small term of the backward is missing, or a constant is not exact"
     if abs(c.numeric) <= c.floor:
@@ -167,8 +170,8 @@ def _cause(c: Comparison) -> str:
         2.0: "a factor 2 too much",
         0.5: "a factor 2 is missing",
         0.0: "no gradient comes back: detach(), .data, item(), no_grad() or a way through numpy",
-        float(SAMPLES): "a sum over the batch where the loss has the mean",
-        1.0 / SAMPLES: "divided by the batch size once too often",
+        float(samples): "a sum over the batch where the loss has the mean",
+        1.0 / samples: "divided by the batch size once too often",
     }
     for value, cause in known.items():
         if abs(ratio - value) <= 0.01 * max(abs(value), 0.1):

@@ -66,6 +66,7 @@ class Trials:
     metric: str
     lower: bool  # whether a lower score is better
     scores: list[float]
+    said: list[str] | None = None  # of edges by the sweep itself, which knows its ranges and what was to follow
 
     @cached_property
     def done(self) -> list[int]:
@@ -98,7 +99,7 @@ def read(folder: Path) -> Trials:
     entries = [by_path[row["run"]] for row in rows]
     scores = [float(row[metric]) if compare.scored(row, metric) else math.nan for row in rows]
     axes = [_asked(axis, ranges) for axis in _axes(entries)] if (ranges := _ranges(folder)) else _axes(entries)
-    return Trials(entries, rows, axes, metric, lower, scores)
+    return Trials(entries, rows, axes, metric, lower, scores, _said(folder))
 
 
 def expect_model(folder: Path) -> None:
@@ -173,6 +174,15 @@ def _ranges(folder: Path) -> dict[str, tuple[float, float, bool]]:
             before = found.get(name, (low, high))
             found[name] = (min(low, before[0]), max(high, before[1]), bool(axis["log"]))
     return found
+
+
+def _said(folder: Path) -> list[str] | None:
+    """What the sweep said of edges after its last round; None where it is no sweep, or none is over."""
+    with suppress(UserError, KeyError, TypeError, AttributeError):  # a stranger's or a damaged file
+        if sweepdir.is_sweep(folder):
+            over = [one["said"] for one in sweepdir.plan(folder)["rounds"] if isinstance(one.get("said"), list)]
+            return [str(words) for words in over[-1]] if over else None
+    return None
 
 
 def _asked(axis: Axis, ranges: Mapping[str, tuple[float, float, bool]]) -> Axis:
@@ -254,6 +264,8 @@ def judged(axis: Axis, trial: int) -> Any:
 
 
 def _at_borders(trials: Trials) -> list[str]:
+    if trials.said is not None:
+        return trials.said
     said = []
     for axis in trials.axes if trials.done else ():
         best = trials.best[0]

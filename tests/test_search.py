@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from conftest import TINY, Outcome, write
 from test_sweep import rows
 
-from dlrun import sweepdir
+from dlrun import sweepdir, trials
 from dlrun.search import launchers
 from dlrun.search.pool import Ended
 from dlrun.search.worker import Job
@@ -77,8 +78,30 @@ def test_the_border_is_said_after_each_stage(search: Callable[..., Any]) -> None
     assert steps(rounds) == [(1, 0, 30, 0, 1), (2, 0, 0, 15, 1)]
     # of all that was searched: the second stage drew from less, and the best is still at the end of it
     assert said.count("is within a tenth of the high edge of 0.0001 to 0.01") == 2
-    assert said.count("search.extend=true searches there, or type optimizer.lr=loguniform:0.0001:1") == 1
+    assert said.count("search.extend=true searches there; try optimizer.lr=loguniform:0.0001:1") == 1
     assert [line in said for r in rounds for line in r["said"]] == [True, True]
+
+
+def test_the_page_says_of_edges_what_the_terminal_said(
+    search: Callable[..., Any], dlrun: Callable[..., Outcome]
+) -> None:
+    def score(lr: float, epoch: int) -> float:
+        return -abs(math.log10(lr) + 3) if epoch == 1 else math.log10(lr)  # the middle is best at first
+
+    words = ("optimizer.lr=loguniform:1e-5:1", STAGES, "search.trials=20", "search.fresh=3")
+    said, rounds, _, _ = search(score, *words)
+    assert steps(rounds) == [(1, 0, 20, 0, 0), (2, 0, 30, 10, 1)]
+    (border,) = rounds[-1]["said"]  # of the last stage's range, amid all that was searched
+    assert border in said
+    assert "1e-05 to 1:" not in border
+    assert dlrun("report", "s").code == 0
+    told, _, typed = border.partition("; try ")
+    page = unescape(Path("s/report.html").read_text())
+    assert f"{told}<p>To try next: <code>{typed}</code></p>" in page
+    asked = sweepdir.plan(Path("s"))
+    asked["rounds"][-1]["said"] = None  # as while it runs: the words after the stage before
+    sweepdir.write_plan(Path("s"), asked)
+    assert trials.read(Path("s")).said == []
 
 
 def test_stages_share_the_growths_that_are_allowed(search: Callable[..., Any]) -> None:
@@ -87,7 +110,7 @@ def test_stages_share_the_growths_that_are_allowed(search: Callable[..., Any]) -
     assert steps(rounds) == [(1, 0, 20, 0, 1), (1, 1, 20, 0, 1), (1, 2, 20, 0, 1), (2, 2, 0, 30, 1)]
     assert [r["axes"][0]["high"] for r in rounds[:3]] == pytest.approx([1e-2, 1.0, 1e4])
     assert "border: the best optimizer.lr" in said
-    assert "it grew search.max_extend=2 times: type optimizer.lr=" in said
+    assert "it grew search.max_extend=2 times; try optimizer.lr=" in said
     best = sorted(table, key=lambda r: -float(r["optimizer.lr"]))[:30]  # of all rounds of the stage
     assert sorted(rounds[3]["kept"]) == sorted(int(r["trial"]) for r in best)
 

@@ -42,7 +42,7 @@ class Round:
     axes: list[Axis]
     kept: list[int] = field(default_factory=list)
     grown: int = 0  # how often ranges were grown before it, in this stage and earlier ones
-    said: list[str] = field(default_factory=list)
+    said: list[str] | None = None  # of edges near its best, once it is over; the page says them again
 
     @property
     def numbers(self) -> list[int]:

@@ -93,10 +93,11 @@ def bar(sweep: Sweep, now: Round) -> None:
 def beyond(sweep: Sweep, now: Round, best: Sequence[Trial]) -> Round | None:
     """Say where the best value of a stage is near an edge; with search.extend return the round beyond it (S3).
 
-    Of the stage's range or of all that was searched: what a stage narrows away from an edge does not end there.
+    Of the stage's range or of all that was searched: what a stage narrows away from an edge does not end there. The
+    page says the last words again.
     """
-    search = sweep.plan.search
-    now.said, grown = [], list(now.axes)
+    search, said = sweep.plan.search, []
+    grown = list(now.axes)
     for place, axis in enumerate(now.axes if best else ()):
         value = best[0].values.get(axis.key)
         if axis.words and not axis.holds(value):
@@ -109,13 +110,14 @@ def beyond(sweep: Sweep, now: Round, best: Sequence[Trial]) -> Round | None:
         if wider is None or not _composes(sweep, best[0], wider, side):
             continue  # nothing lies beyond
         low, high = near.numbers[0], near.numbers[-1]
-        now.said.append(
+        said.append(
             f"border: the best {axis.name}, {value:.4g}, is within a tenth of the {side} edge of "
             f"{low:.4g} to {high:.4g}: better ones may lie beyond it; {_advice(search, now, wider)}"
         )
         grown[place] = wider
-    for said in now.said:
-        sweep.screen.say(said, style="yellow")
+    now.said = said
+    for words in said:
+        sweep.screen.say(words, style="yellow")
     if grown == now.axes or not _may_grow(search, now):
         return None
     return sweep.plan.wider(grown)
@@ -129,8 +131,8 @@ def _advice(search: Mapping[str, Any], now: Round, wider: Axis) -> str:
     if _may_grow(search, now):
         return f"searching {wider.typed()}"
     if search["extend"]:
-        return f"it grew search.max_extend={search['max_extend']} times: type {wider.typed()}"
-    return f"search.extend=true searches there, or type {wider.typed()}"
+        return f"it grew search.max_extend={search['max_extend']} times; try {wider.typed()}"
+    return f"search.extend=true searches there; try {wider.typed()}"
 
 
 def _composes(sweep: Sweep, trial: Trial, axis: Axis, side: str) -> bool:

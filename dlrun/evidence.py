@@ -6,7 +6,7 @@ Reads rows of metrics.csv and layers.csv as they come, text or numbers. Nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean, median
 from typing import Any
 
@@ -135,9 +135,17 @@ class Evidence:
         keys = ("l1", "l2", "max_norm", "dropout", "label_smoothing")
         return any(self.key(f"regularizer.{key}") for key in keys)
 
-    def rate(self, factor: float) -> str:
-        """Return the override that multiplies the rate."""
-        return f"optimizer.lr={digit(float(self.key('optimizer.lr', self.peak)) * factor)}"
+    def rate(self, factor: float, layers: Collection[str] = ()) -> str:
+        """Return the override that multiplies the rate, of Muon's two both, or those that move the weights of `layers`.
+
+        Its sgd_lr moves the last layer, as biases and norms.
+        """
+        rates = {"optimizer.lr": float(self.key("optimizer.lr", self.peak))}
+        if sgd := self.key("optimizer.sgd_lr"):
+            last = {next(reversed(self.ratios), "")}
+            rates = rates if not layers or set(layers) - last else {}
+            rates |= {"optimizer.sgd_lr": float(sgd)} if not layers or last & set(layers) else {}
+        return " ".join(f"{key}={digit(lr * factor)}" for key, lr in rates.items())
 
     def towards_ratio(self) -> float:
         """Return the factor on the rate that would bring the ratio to 1e-3, a tenth to a hundred."""

@@ -38,7 +38,7 @@ SEVERE = 0.5  # share of dead units at which a layer is lost
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict: `sentence` holds `number`; `try_` is one override, empty where none would help."""
+    """One verdict: `sentence` holds `number`; `try_` is one override (two for Muon), empty where none would help."""
 
     name: str
     severity: str  # stop: going on is waste; warn: the run can be better
@@ -185,7 +185,7 @@ def _update_ratio(run: Evidence) -> Finding | None:
     off = [n for n, r in run.ratios.items() if (r > WANTED_RATIO * BAND if high else r < WANTED_RATIO / BAND)]
     shown = f"{ratio:.0e}".replace("e-0", "e-")
     sentence = f"update_ratio {shown} in {span(off, len(run.ratios))}, wanted about 1e-3"
-    return Finding("update_ratio", "warn", sentence, ratio, run.rate(run.towards_ratio()))
+    return Finding("update_ratio", "warn", sentence, ratio, run.rate(run.towards_ratio(), off))
 
 
 def _too_fast(run: Evidence) -> bool:

@@ -96,6 +96,24 @@ def test_a_ratio_off_by_more_than_three_asks_for_the_rate_that_mends_it(lr: floa
     assert low <= float(found.try_.removeprefix("optimizer.lr=")) <= high
 
 
+def test_of_muons_two_rates_those_are_named_that_move_what_is_off() -> None:
+    run = watched("optimizer=muon", "optimizer.lr=2", "scheduler=constant", "trainer.epochs=2", "trainer.batch_size=8")
+    assert run.config["optimizer"]["sgd_lr"] == 0.1
+
+    def asked(head: float, **changed: Any) -> dict[str, float]:
+        layers = [{**row, "update_ratio": head if row["layer"] == "head" else 1e-2} for row in run.layers]
+        config = {**run.config, "optimizer": {**run.config["optimizer"], **changed}}
+        found = named(judge(run.metrics, layers, config, run.exp.data.record()))["update_ratio"]
+        assert compose("optimizer=muon", *found.try_.split())
+        return {k: float(v) for k, v in (word.split("=") for word in found.try_.split())}
+
+    assert asked(head=1e-3) == {"optimizer.lr": 0.2}  # the last layer takes SGD, and is fine
+    assert asked(head=1e-2) == {"optimizer.lr": 0.2, "optimizer.sgd_lr": 0.01}
+    assert asked(head=1e-2, sgd_lr=None) == {"optimizer.lr": 0.2}
+    (exploding,) = judge([], [], run.config, status="diverged")
+    assert exploding.try_ == "optimizer.lr=0.2 optimizer.sgd_lr=0.01"  # nobody knows which
+
+
 def test_a_jumping_loss_with_small_batches_asks_for_larger_ones() -> None:
     run = watched(
         *("trainer.batch_size=2", "optimizer.lr=0.004", "scheduler=constant", "trainer.epochs=10"),

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from dlrun import engine
 from dlrun.config import UserError
 from dlrun.experiment import Experiment
+from dlrun.optim.muon import Muon
 from dlrun.trial import endless, out_of_memory, picture, untouched
 
-__all__ = ["Point", "Verdict", "draw", "judge", "lines", "measure", "normalised", "table"]
+__all__ = ["Point", "Verdict", "adaptive", "draw", "judge", "lines", "measure", "normalised", "table"]
 
 LOOKS, HELD = 50, 256  # times the loss is looked at in a test, and the images that it is looked at on
 WIDTH = 0.25  # decades: the standard deviation of the smoothing, over the rate on its log axis
@@ -117,12 +118,19 @@ def normalised(model: nn.Module) -> bool:
     return any(isinstance(module, kinds) for module in model.modules())
 
 
-def judge(points: list[Point], low: float, high: float, *, normalised: bool) -> Verdict:
-    """Read a suggestion off the curve: with norms twice the rate that loses a quarter of the fall, else half the best.
+def adaptive(optimizer: torch.optim.Optimizer) -> bool:
+    """Say whether an optimizer divides the step of each weight by the size of its gradients (Adam, RMSprop …)."""
+    return not isinstance(optimizer, (torch.optim.SGD, Muon))
+
+
+def judge(points: list[Point], low: float, high: float, *, normalised: bool, adaptive: bool) -> Verdict:
+    """Read a suggestion off the curve: with norms from the rate that loses a quarter of the fall, else from the lowest.
 
     A norm makes a layer blind to the scale of its weights, which large steps let grow until the steps are small enough
     (Arora, Li and Lyu, "Theoretical analysis of auto rate-tuning by batch normalization", 2019), so that a run with a
     warm-up and a schedule that lowers the rate can begin far above the lowest point. Without norms it diverges there.
+    Gradients get smaller with larger weights, and so do the steps of SGD, but not those of an adaptive optimizer: twice
+    the rate leaves half of the units dead, and a tenth of the lowest point's is too low where there is much to learn.
     The factors are measured: tests/benchmarks/bench_lr_range.py holds the suggestion against a grid of rates.
     """
     finite = [p for p in points if math.isfinite(p.smoothed)]
@@ -142,8 +150,9 @@ def judge(points: list[Point], low: float, high: float, *, normalised: bool) -> 
     if not normalised:
         lr, text = best.lr / 2, f"{text}; half of that, as no layer normalises"
     elif lost:
-        lr = min(2 * lost.lr, finite[-1].lr)
-        text += f" and has lost a quarter of its fall at {lost.lr:.2g}; twice that, as layers normalise"
+        lr = lost.lr if adaptive else min(2 * lost.lr, finite[-1].lr)
+        much = "that, as layers normalise and steps do not shrink" if adaptive else "twice that, as layers normalise"
+        text += f" and has lost a quarter of its fall at {lost.lr:.2g}; {much}"
     else:
         lr, text = math.sqrt(best.lr * finite[-1].lr), f"{text}; midway from there to the end, where it is as low still"
     lr = float(f"{lr:.2g}")

@@ -122,18 +122,29 @@ def curve(*losses: float) -> list[Point]:
     ],
 )
 def test_what_a_curve_says(losses: tuple[float, ...], state: str, lr: float | None, word: str) -> None:
-    verdict = lr_range.judge(curve(*losses), 1e-7, 1.0, normalised=True)
+    verdict = lr_range.judge(curve(*losses), 1e-7, 1.0, normalised=True, adaptive=False)
     assert (verdict.state, verdict.lr) == (state, lr)
     assert word in verdict.text
 
 
 def test_without_norms_the_suggestion_stays_below_the_lowest_point() -> None:
-    verdict = lr_range.judge(curve(2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.5, 2.0, 4.0), 1e-7, 1.0, normalised=False)
+    verdict = lr_range.judge(
+        curve(2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.5, 2.0, 4.0), 1e-7, 1.0, normalised=False, adaptive=True
+    )
     assert (verdict.state, verdict.lr) == ("fine", 0.005)
     assert [lr_range.normalised(build(composed(*SMALL, f"model.norm={n}")).model) for n in ("batch", "none")] == [
         True,
         False,
     ]
+
+
+def test_adaptive_steps_take_what_loses_a_quarter_and_no_more() -> None:
+    losses = (2.3, 2.3, 2.3, 2.2, 1.5, 0.8, 1.5, 2.0, 4.0)
+    verdict = lr_range.judge(curve(*losses), 1e-7, 1.0, normalised=True, adaptive=True)
+    assert (verdict.state, verdict.lr) == ("fine", 0.1)
+    names = ("adam", "adamw", "rmsprop", "adagrad", "adadelta", "sgd", "nesterov", "muon")
+    found = [lr_range.adaptive(build(composed(*SMALL, f"optimizer={name}")).optimizer) for name in names]
+    assert found == [True] * 5 + [False] * 3
 
 
 def test_lr_range_from_the_command_line(dlrun: Callable[..., Any], here: Path) -> None:

@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
 
         exp = build(cfg)
         points = lr_range.measure(exp, low, high, steps)
-        verdict = lr_range.judge(points, low, high, normalised=lr_range.normalised(exp.model))
+        kinds = {"normalised": lr_range.normalised(exp.model), "adaptive": lr_range.adaptive(exp.optimizer)}
+        verdict = lr_range.judge(points, low, high, **kinds)
         print("\n".join(lr_range.lines(points)))
         picture = lr_range.draw(points, verdict, label(cfg))
         files = rundir.write_study("lr_range", cfg.run.dir, label(cfg), lr_range.table(points), picture)

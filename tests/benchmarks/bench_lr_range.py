@@ -56,7 +56,8 @@ def accuracy(*overrides: str) -> float:
 def suggestion(*overrides: str) -> float | None:
     low, high, exp = 1e-7, 1.0, build(composed(*overrides))
     points = lr_range.measure(exp, low, high, 100)
-    return lr_range.judge(points, low, high, normalised=lr_range.normalised(exp.model)).lr
+    kinds = {"normalised": lr_range.normalised(exp.model), "adaptive": lr_range.adaptive(exp.optimizer)}
+    return lr_range.judge(points, low, high, **kinds).lr
 
 
 def compare(pool: ProcessPoolExecutor, name: str, epochs: int, *overrides: str) -> None:

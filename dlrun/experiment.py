@@ -5,6 +5,7 @@ Reached by every verb that trains or evaluates. The one place that picks the dev
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import json
@@ -12,7 +13,7 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import averaging, memory
-from dlrun.config import UserError
+from dlrun.config import UserError, first_line
 from dlrun.data import Data, prepare
 from dlrun.data.batches import Batches
 from dlrun.data.images import InMemory
@@ -146,7 +147,26 @@ def build(cfg: Any) -> Experiment:
         seed=cfg.seed,
     )
     made.val = made.batches(data.val)
+    if sides := getattr(made.train.augment, "sides", ()):
+        _smaller(made, sides)
     return made
+
+
+def _smaller(exp: Experiment, sides: Sequence[int]) -> None:
+    """Raise UserError where images cannot be made so small for the first epochs, or the model does not take them."""
+    key, epochs = f"augment.progressive={exp.cfg.augment.get('progressive')}", exp.cfg.trainer.epochs
+    if len(sides) >= epochs:
+        raise UserError(f"{key}: leaves none of trainer.epochs={epochs} epochs for images of full size; train longer")
+    height, width, channels = exp.data.shape
+    if max(sides) >= min(height, width):
+        raise UserError(f"{key}: expected less than the {min(height, width)} pixels of the images' shorter side")
+    smallest = torch.zeros(2, channels, min(sides), min(sides), device=exp.device)
+    try:
+        with torch.inference_mode(), exp.autocast():
+            copy.deepcopy(exp.model).eval()(smallest)
+    except (RuntimeError, ValueError, IndexError) as error:
+        what = f"the model does not take images of {min(sides)} pixels ({first_line(error)[:120]})"
+        raise UserError(f"{key}: {what}; choose another size or model, such as model=resnet20") from error
 
 
 def _measured(data: Data) -> Iterator[Tensor]:

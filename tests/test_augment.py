@@ -326,6 +326,40 @@ def test_flip_is_true_false_or_alternating() -> None:
             build(composed(f"augment.flip={wrong}"))
 
 
+def test_images_of_the_first_epochs_are_smaller_as_torchvision_makes_them() -> None:
+    pixels = images(3, 16, 20).permute(0, 2, 3, 1).contiguous()
+    split = Split(InMemory(pixels), torch.arange(COUNT), [str(n) for n in range(COUNT)])
+    plain = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "shuffle": True, "seed": 5}
+    whole = Batches(split, 4, augment=Augment(flip=True, pad=2), **plain)
+    early = Batches(split, 4, augment=Augment(flip=True, pad=2, progressive=[[8, 2], [12, 1]]), **plain)
+    for epoch, size in ((1, [8, 10]), (2, [8, 10]), (3, [12, 15]), (4, [16, 20]), (0, [16, 20])):
+        for (x, y, index), (x0, y0, index0) in zip(early.epoch(epoch), whole.epoch(epoch), strict=True):
+            expected = tvf.resize(x0, size, antialias=True) if size[0] < 16 else x0
+            torch.testing.assert_close(x, expected, atol=2e-6, rtol=0)
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(y, y0)
+            assert torch.equal(index, index0)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["[4,1]"], ": expected [pixels, epochs], such as [[24,4]], found 4"),
+        (["[[4,0]]"], ": expected [pixels, epochs], such as [[24,4]], found [4, 0]"),
+        (["[[8,1]]"], "=[[8, 1]]: expected less than the 8 pixels of the images' shorter side"),
+        (["[[4,2],[6,1]]"], "=[[4, 2], [6, 1]]: leaves none of trainer.epochs=3 epochs for images of full size"),
+        (["[[4,1]]", "model=mlp"], "=[[4, 1]]: the model does not take images of 4 pixels (mat1 and mat2"),
+    ],
+)
+def test_smaller_images_that_cannot_be_are_refused_before_training(
+    dlrun: Callable[..., Outcome], words: list[str], answer: str
+) -> None:
+    outcome = dlrun("train", f"augment.progressive={words[0]}", *words[1:], "trainer.epochs=3", "check=none")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"dlrun: augment.progressive{answer}")
+    assert outcome.err.count("\n") == 1
+
+
 def test_nothing_but_training_images_is_augmented() -> None:
     words = [f"augment.{k}={str(v).lower()}" for k, v in ALL.items()]
     plain = ("dataset.limit=100", "check=none", "trainer.threads=1")

@@ -11,6 +11,7 @@ from conftest import Outcome
 
 SMALL = ("dataset=digits", "dataset.limit=200", "dataset.val_fraction=0.1", "model.widths=[8,8]", "trainer.epochs=4")
 SMALL += ("trainer.batch_size=60", "check=none", "trainer.threads=1", "trainer.report=false", "augment.pad=1")
+SMALL += ("augment.progressive=[[6,1],[7,1]]",)
 
 
 def test_a_speedrun_resumes_bit_for_bit_and_freezes_the_first_layer_on_time(dlrun: Callable[..., Outcome]) -> None:

@@ -2,13 +2,15 @@
 
 An augmentation is any callable `(images, generator) -> images`: images (B, H, W, C) uint8 or float32 in raw
 units, before normalisation, on any device; every random number comes from the generator, which lives on that
-device. One whose attribute `alternates` is true is called with `mirrored`, a bool for each image (B,), as well. It
-is applied to training batches alone. `dlrun show augment` draws what it does.
+device. One whose attribute `alternates` is true is called with `mirrored`, a bool for each image (B,), as well; one
+with `sides` has the images of its first epochs made smaller, the shorter side to as many pixels as stands there for the
+epoch. It is applied to training batches alone. `dlrun show augment` draws what it does.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -34,7 +36,8 @@ class Augment:
     conf/augment/none.yaml; each is the most that is drawn, evenly, of blur and noise from 0 on and of all others to
     either side. `span`: what is black and what is white in images of floats, except for the border of a crop, which
     is 0; images of uint8 are rounded once, at the end. Saturation and hue leave images alone that do not have three
-    channels. Raises UserError for padding and cutout that an image is too small for.
+    channels. `progressive`: pairs of pixels and epochs, how long the shorter side is made for how many of the first
+    epochs. Raises UserError for padding and cutout that an image is too small for.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class Augment:
         cutout: int = 0,
         randaugment: int = 0,
         magnitude: int = 9,
+        progressive: Sequence[Sequence[int]] = (),
         span: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         self.first = CropFlip(pad, flip, padding) if pad or flip else None
         self.alternates = self.first is not None and self.first.alternates
+        self.sides = _sides(progressive)
         self.reflect, self.span = padding == "reflect", span
         self.moves = {"rotate": math.radians(rotate), "scale": scale}
         self.moves |= {"shear_x": math.tan(math.radians(shear)), "shift_x": shift, "skew_x": skew}
@@ -130,6 +135,14 @@ class Augment:
             for axis, size in (("y", height), ("x", width))
         )
         return colour.cutout(x, (row, column), self.cutout)
+
+
+def _sides(progressive: Sequence[Sequence[int]]) -> list[int]:
+    """The shorter side of the images in each of the first epochs, in pixels."""
+    for pair in progressive:
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair)):
+            raise UserError(f"augment.progressive: expected [pixels, epochs], such as [[24,4]], found {pair}")
+    return [side for side, epochs in progressive for _ in range(epochs)]
 
 
 class CropFlip:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dlrun.data.images import Images, InMemory, read
@@ -25,7 +26,9 @@ class Batches:
 
     All three lie on `device`; `index` numbers the samples of the split. Order and augmentation of an epoch
     follow from (seed, epoch) alone: nothing to save for a resume, and the global random state is not touched.
-    An augmentation that `alternates` is told to mirror half of the images in epoch 1, then each every other epoch.
+    An augmentation that `alternates` is told to mirror half of the images in epoch 1, then each every other epoch; one
+    with `sides` has those of its first epochs made smaller, antialiased, the shorter side to as many pixels
+    (progressive resizing: Tan & Le 2021, EfficientNetV2, §4).
     `mean` and `std` are those of the channels in raw units. The last batch is short unless `drop_last`.
     With `balance` an epoch, as long as ever, draws every class as often as every other (D6): samples of rare
     classes come several times, those of frequent ones take turns from epoch to epoch; it shuffles too.
@@ -71,6 +74,7 @@ class Batches:
         elif self.shuffle:
             order = torch.randperm(count, generator=_generator("cpu", self.seed, "shuffle", number))
         generator = _generator(self.device, self.seed, "augment", number)
+        side = dict(enumerate(getattr(self.augment, "sides", ()), 1)).get(number)
         mirrored = self._mirrored(number) if getattr(self.augment, "alternates", False) else None
         home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
         chunks = list(torch.split(order.to(home), self.batch_size))
@@ -83,7 +87,8 @@ class Batches:
                 if self.augment is not None:
                     told = {} if mirrored is None else {"mirrored": mirrored[index]}
                     images = self.augment(images, generator, **told)
-                yield self._normalised(images), self.labels[index], index
+                x = self._normalised(images)
+                yield x if side is None else _smaller(x, side), self.labels[index], index
 
     def _mirrored(self, number: int) -> Tensor:
         """Which images of the split are mirrored in an epoch: in odd ones those drawn, in even ones the others."""
@@ -93,6 +98,13 @@ class Batches:
     def _normalised(self, images: Tensor) -> Tensor:
         x = (images.flatten(1) - self._mean).mul_(self._scale)
         return x.view(images.shape).permute(0, 3, 1, 2)
+
+
+def _smaller(x: Tensor, side: int) -> Tensor:
+    """Images (B, C, H, W), the shorter side `side` pixels long, with channels-last strides."""
+    height, width = x.shape[2:]
+    size = [round(side * length / min(height, width)) for length in (height, width)]
+    return F.interpolate(x, size, mode="bilinear", antialias=True).contiguous(memory_format=torch.channels_last)
 
 
 def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,11 +5,14 @@
     SEEDS=3 python tests/benchmarks/bench_speedrun.py …                                        seeds 1 to 3 in turn
 
 Everything printed was written by the run itself, into result.json and metrics.csv; the clock of the whole process, with
-imports, checks and report, is this script's. Where the time goes (two cores with avx512_bf16, batches of 512, one
-thread, processor time while others worked): convolutions 84 to 88 % of a step, at 227 to 303 GFLOP/s forward, 159 to
-303 to their inputs and 148 to 219 to their weights; GELU 5 %, max pools 4 %, batch norms 2.5 %. Weights in bf16 in
-place of autocast took 1.02 of its time, torch.compile 1.25. A batch of 2,000 costs an image as much as one of 256 does
-once freed memory is kept (dlrun/memory.py), before that 1.36 times as much.
+imports, checks and report, is this script's. Before and after it the steps of the reference recipe are timed: eight
+epochs of all images at full size, weights and images in bfloat16, one batch in memory again and again, and nothing but
+forward, backward and optimizer. What they would take is what machines can be compared by.
+Where the time goes (two cores with avx512_bf16, batches of 512, one thread, processor time while others worked):
+convolutions 84 to 88 % of a step, at 227 to 303 GFLOP/s forward, 159 to 303 to their inputs and 148 to 219 to their
+weights; GELU 5 %, max pools 4 %, batch norms 2.5 %. Weights in bf16 in place of autocast took 1.02 of its time,
+torch.compile 1.25. A batch of 2,000 costs an image as much as one of 256 does once freed memory is kept
+(dlrun/memory.py), before that 1.36 times as much.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
+
+STEPS = 8
 
 
 def speedrun(folder: Path, seed: int, words: list[str]) -> tuple[float, float]:
@@ -46,15 +51,59 @@ def speedrun(folder: Path, seed: int, words: list[str]) -> tuple[float, float]:
     return plain, views
 
 
+def reference(words: list[str]) -> float:
+    """Seconds that the bare steps of eight epochs would take, from STEPS of each kind."""
+    own = ["experiment=cifar10_speedrun", "augment.progressive=[]", "check=none", *words]
+    asked = [sys.executable, __file__, "--bare", *own]
+    return float(subprocess.run(asked, check=True, capture_output=True, text=True).stdout)
+
+
+def bare(words: list[str]) -> float:
+    """In a process of its own: what `reference` asks for."""
+    import torch
+    from torch.nn import functional
+
+    from dlrun.composing import compose
+    from dlrun.experiment import build
+
+    exp = build(compose(*words))
+    x, y, _ = next(exp.train.epoch(1))
+    model, x = exp.model.to(torch.bfloat16), x.to(torch.bfloat16)
+
+    def step() -> float:
+        started = time.perf_counter()
+        exp.optimizer.zero_grad(set_to_none=True)
+        functional.cross_entropy(model(x), y, label_smoothing=0.2).backward()
+        exp.optimizer.step()
+        return time.perf_counter() - started
+
+    seconds = 0.0
+    for epochs in (3, 5):  # with the first layer, and after it is frozen
+        step()
+        seconds += epochs * len(exp.data.train) / len(x) * median(step() for _ in range(STEPS))
+        model.whiten.requires_grad_(False)
+    return seconds
+
+
 def main() -> None:
-    """Print a line a seed, and mean and deviation of several."""
+    """Print a line a seed, mean and deviation of several, and the time beside that of the bare reference."""
     seeds = range(1, int(os.environ.get("SEEDS", "1")) + 1)
     root = Path(tempfile.mkdtemp())
+    bares = [reference(sys.argv[1:])]
     found = [speedrun(root / str(seed), seed, sys.argv[1:]) for seed in seeds]
+    bares.append(reference(sys.argv[1:]))
+    took = mean(json.loads((root / str(seed) / "result.json").read_text())["seconds"] for seed in seeds)
+    print(
+        f"bare steps of the reference's eight epochs: {bares[0]:.0f} s before, {bares[1]:.0f} s after; "
+        f"training took {took / mean(bares):.2f} of that"
+    )
     if len(found) > 1:
         for name, scores in zip(("one view", "all views"), zip(*found, strict=True), strict=True):
             print(f"test accuracy by {name}: {mean(scores):.4f} ± {stdev(scores):.4f}")
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--bare"]:
+        print(bare(sys.argv[2:]))
+    else:
+        main()

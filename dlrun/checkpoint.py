@@ -1,28 +1,31 @@
 """Checkpoints: everything a run needs to go on bit for bit, written so that a kill never costs the previous one.
 
-Reached by `dlrun train` after every epoch and by `dlrun resume`. Files are loaded with weights_only=True: a
-stranger's checkpoint is data, never code.
+Reached by `dlrun train` after every epoch and by `dlrun resume`. What is written is a copy, by a thread, while the next
+epoch trains. Files are loaded with weights_only=True: a stranger's checkpoint is data, never code.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import random
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dlrun.config import UserError, first_line
 from dlrun.disk import write_atomic
 from dlrun.experiment import Experiment
 from dlrun.rundir import Run
 
-__all__ = ["State", "load", "load_weights", "restore", "rng_state", "save", "set_rng_state"]
+__all__ = ["State", "Writer", "load", "load_weights", "restore", "rng_state", "set_rng_state", "snapshot", "write"]
 
 KEYS = ("model", "optimizer", "scheduler", "ema", "rng", "epoch", "step", "best")
 
@@ -37,8 +40,40 @@ class State:
     seconds: float = 0.0
 
 
-def save(
-    run: Run, exp: Experiment, state: State, *, is_best: bool, name: str | None = None, keep: Collection[str] = ()
+def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
+    """Return the content of a checkpoint, with copies of all tensors, on the processor: training changes its own.
+
+    Two names of one weight become two tensors.
+    """
+    return {
+        "model": _copied(exp.model.state_dict()),
+        "optimizer": _copied(exp.optimizer.state_dict()),
+        "scheduler": _copied(exp.scheduler.state_dict()),
+        "ema": _copied(exp.average.state_dict()) if exp.average is not None else None,
+        "rng": rng_state(),
+        "epoch": state.epoch,
+        "step": state.step,
+        "best": state.best,
+        "seconds": state.seconds,
+    }
+
+
+def _copied(node: Any) -> Any:
+    # copy.deepcopy of all would do, in six times the time
+    if isinstance(node, Tensor):
+        return node.detach().to("cpu", copy=True)
+    if isinstance(node, dict):
+        twin = copy.copy(node)  # an OrderedDict with its versions of modules
+        for key, value in node.items():
+            twin[key] = _copied(value)
+        return twin
+    if type(node) in (list, tuple):
+        return type(node)(map(_copied, node))
+    return copy.deepcopy(node)
+
+
+def write(
+    run: Run, content: dict[str, Any], *, is_best: bool, name: str | None = None, keep: Collection[str] = ()
 ) -> None:
     """Write last.pt, before it best.pt when this epoch is the best, and before both the epoch's own file (O8).
 
@@ -46,17 +81,6 @@ def save(
     order a kill in between leaves a last.pt that does the epoch again and comes to the same files; one before the
     removal, a file too many until the next epoch.
     """
-    content = {
-        "model": exp.model.state_dict(),
-        "optimizer": exp.optimizer.state_dict(),
-        "scheduler": exp.scheduler.state_dict(),
-        "ema": exp.average.state_dict() if exp.average is not None else None,
-        "rng": rng_state(),
-        "epoch": state.epoch,
-        "step": state.step,
-        "best": state.best,
-        "seconds": state.seconds,
-    }
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getvalue()
@@ -65,6 +89,60 @@ def save(
     for path in run.epoch_checkpoints():  # after it: a full disk must not cost those that are there
         if path.name not in keep:
             path.unlink()
+
+
+class Writer:
+    """A thread that writes while training goes on, one piece of work at a time; it ends with the block it is used in.
+
+    What a piece of work raises is raised by the next `wait`, `begin` or end of the block.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "dlrun-write")  # Python ends only after its threads have
+        self._begun = self._done = 0
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asked = None
+        while True:
+            try:
+                self._rest()
+                self._pool.shutdown()
+                break
+            except KeyboardInterrupt as again:  # an impatient one: nobody may take the run for settled before
+                asked = again
+        self.wait()
+        if asked is not None:
+            raise asked
+
+    def begin(self, work: Callable[[], None]) -> None:
+        """Have it done, after what was begun before."""
+        self.wait()
+        self._pool.submit(self._do, work)
+        self._begun += 1
+
+    def wait(self) -> None:
+        """Return when everything begun is done."""
+        self._rest()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._done += 1
+
+    def _rest(self) -> None:
+        # an interrupt at the wrong moment leaves futures locked, and a thread of Python before 3.13 taken for ended
+        while self._done < self._begun:
+            time.sleep(0.001)
 
 
 def restore(run: Run, exp: Experiment) -> State:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -52,6 +52,8 @@ class Predictions:
 def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follower | None = None) -> None:
     """Train from `state` to the last epoch or out of patience; a row in metrics.csv and a checkpoint after each.
 
+    They are written while the next epoch trains, and are there when this returns or raises.
+
     Raises Diverged when the loss is not finite, the last checkpoint being finite still, and Stopped when it is
     asked to end earlier.
     """
@@ -59,23 +61,24 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
     config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     data = exp.data.record()
     last = min(trainer.get("stop_after", 0) or trainer.epochs, trainer.epochs)
-    for epoch in range(state.epoch + 1, last + 1):
-        if stopped_early(state, trainer, history):
-            return  # asked before an epoch, so that a run killed after its last one stops there when resumed
-        started = time.perf_counter()
-        row, look = _epoch(exp, epoch, state, screen, watch)
-        is_best = _advance(state, row, trainer.monitor)
-        state.seconds += time.perf_counter() - started
-        _append(run, row, look, averaged=exp.average is not None)
-        history.append(row)
-        _save(run, exp, state, history, is_best=is_best)
-        run.progress(**progress(state, row))
-        if follower is not None:
-            follower.follow(history)
-        screen.epoch(row, trainer.epochs, is_best)
-        screen.warn(verdicts.urgent(history, look.rows, config, data))
-        if epoch < last and (asked := run.asked_to_stop()) is not None:
-            raise Stopped("pruned", asked)
+    with checkpoint.Writer() as writer:
+        for epoch in range(state.epoch + 1, last + 1):
+            if stopped_early(state, trainer, history):
+                return  # asked before an epoch, so that a run killed after its last one stops there when resumed
+            started = time.perf_counter()
+            row, look = _epoch(exp, epoch, state, screen, watch)
+            is_best = _advance(state, row, trainer.monitor)
+            state.seconds += time.perf_counter() - started
+            history.append(row)
+            writer.wait()  # before the snapshot: no two are held
+            writer.begin(_writing(run, exp, state, history, look, is_best=is_best))
+            screen.epoch(row, trainer.epochs, is_best)
+            screen.warn(verdicts.urgent(history, look.rows, config, data))
+            if follower is not None and follower.listens:
+                writer.wait()  # no kill may undo an epoch that a logger has heard of
+                follower.follow(history)
+            if epoch < last and (asked := run.asked_to_stop()) is not None:
+                raise Stopped("pruned", asked)
     if last < trainer.epochs and state.epoch == last:
         raise Stopped("paused", f"paused after epoch {last} of {trainer.epochs} (trainer.stop_after={last})")
 
@@ -109,17 +112,26 @@ def _advance(state: State, row: Mapping[str, Any], monitor: str) -> bool:
     return is_best
 
 
-def _append(run: Run, row: Mapping[str, Any], look: Look, *, averaged: bool) -> None:
-    run.append_layers(look.rows)
-    run.add_histograms(row["epoch"], look.histograms)
-    run.append_metrics({c: row[c] for c in (COLUMNS + AVERAGED if averaged else COLUMNS)})
-
-
-def _save(run: Run, exp: Experiment, state: State, history: list[Any], *, is_best: bool) -> None:
-    trainer = exp.cfg.trainer
-    name = run.epoch_checkpoint(history[-1], trainer.monitor) if trainer.keep in ("top3", "all") else None
+def _writing(
+    run: Run, exp: Experiment, state: State, history: list[Any], look: Look, *, is_best: bool
+) -> Callable[[], None]:
+    """Return what writes all that an epoch leaves in the run's folder, from copies of what the next one changes."""
+    trainer, row = exp.cfg.trainer, history[-1]
+    columns = {c: row[c] for c in (COLUMNS if exp.average is None else COLUMNS + AVERAGED)}
+    content = checkpoint.snapshot(exp, state)
+    name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep in ("top3", "all") else None
     best = is_best and trainer.keep != "last"
-    checkpoint.save(run, exp, state, is_best=best, name=name, keep=_kept(run, history, trainer))
+    keep, told = _kept(run, history, trainer), progress(state, row)
+
+    def write() -> None:
+        # the checkpoint comes after the rows that it answers for, and before result.json says so
+        run.append_layers(look.rows)
+        run.add_histograms(row["epoch"], look.histograms)
+        run.append_metrics(columns)
+        checkpoint.write(run, content, is_best=best, name=name, keep=keep)
+        run.progress(**told)
+
+    return write
 
 
 COLUMNS = (
@@ -283,13 +295,16 @@ def stopped_early(state: State, trainer: Any, history: Sequence[Mapping[str, Any
 
 def _kept(run: Run, history: list[Any], trainer: Any) -> set[str]:
     """The names of the checkpoints that stay, drawn from the rows so far: a resumed run keeps the same ones."""
+    keep, monitor = trainer.keep, trainer.monitor
+    if keep not in ("top3", "all"):
+        return set()
     ranked: list[Any] = []
     for text in history:
-        row = {c: float(text[c]) if text[c] not in ("", None) else None for c in ("epoch", trainer.monitor, "val_loss")}
-        score = {"value": row[trainer.monitor], "val_loss": row["val_loss"]}
-        place = next((i for i, (_, other) in enumerate(ranked) if better(row, other, trainer.monitor)), len(ranked))
-        ranked.insert(place, (run.epoch_checkpoint(row, trainer.monitor), score))
-    return {name for name, _ in ranked[: {"top3": 3, "all": len(ranked)}.get(trainer.keep, 0)]}
+        row = {c: float(text[c]) if text[c] not in ("", None) else None for c in ("epoch", monitor, "val_loss")}
+        score = {"value": row[monitor], "val_loss": row["val_loss"]}
+        place = next((i for i, (_, other) in enumerate(ranked) if better(row, other, monitor)), len(ranked))
+        ranked.insert(place, (run.epoch_checkpoint(row, monitor), score))
+    return {name for name, _ in (ranked if keep == "all" else ranked[:3])}
 
 
 def progress(state: State, row: Mapping[str, Any]) -> dict[str, Any]:

@@ -40,6 +40,11 @@ class Follower:
         self._kind = _kind(cfg)
         self._target: _TensorBoard | _MLflow | None = None
 
+    @property
+    def listens(self) -> bool:
+        """Whether there is a logger, and it has not failed."""
+        return self._kind != "none"
+
     def follow(self, rows: Sequence[Row]) -> None:
         """Write those rows of metrics.csv that are not there yet."""
         self._harmless(lambda target: _copy(rows, target))

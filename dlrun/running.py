@@ -239,7 +239,7 @@ def store(exp: Any, run: Run, members: list[str]) -> dict[str, Any]:
     run.write_config(exp.cfg)
     run.update_result(status="running", **origin(exp.cfg), average_of=members)
     run.update_result(parameters=sum(p.numel() for p in exp.model.parameters()))
-    checkpoint.save(run, exp, state, is_best=True)
+    checkpoint.write(run, checkpoint.snapshot(exp, state), is_best=True)
     ending = _finish(exp, run, screen, state) | {"reason": f"the average of the weights of {', '.join(members)}"}
     _record(run, ending)
     return ending

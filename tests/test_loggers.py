@@ -85,17 +85,17 @@ def test_a_logger_has_every_number_of_metrics_csv_and_what_came_of_it(kind: str,
 def test_a_killed_and_resumed_run_has_each_epoch_once(kind: str, after: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     cfg = composed(*SMALL, f"logger={kind}", "trainer.epochs=4")
-    real = checkpoint.save
+    real = checkpoint.write
 
-    def dying(run: Any, exp: Any, state: Any, **more: Any) -> None:
-        if state.epoch < 3:
-            return real(run, exp, state, **more)
+    def dying(run: Any, content: Any, **more: Any) -> None:
+        if content["epoch"] < 3:
+            return real(run, content, **more)
         if after == "last.pt":  # the epoch counts, and no logger has heard of it
-            real(run, exp, state, **more)
+            real(run, content, **more)
         raise SystemExit  # not caught, not even to close the logger
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", dying)
+        patch.setattr(checkpoint, "write", dying)
         patch.setattr(loggers.Follower, "close", lambda self: None)
         with pytest.raises(SystemExit):
             running.execute(cfg, rundir.claim(str(folder), "test"))

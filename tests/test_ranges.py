@@ -345,13 +345,14 @@ def test_which_checkpoints_are_kept(tmp_path: Path, keep: str, count: int) -> No
 def test_a_full_disk_costs_no_checkpoint_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, state = fit(tmp_path / "run", "trainer.epochs=3", "trainer.keep=all")
     before = {p.name: p.read_bytes() for p in run.checkpoints.iterdir()}
+    content = checkpoint.snapshot(build(composed(*SMALL)), state)
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
-        checkpoint.save(run, build(composed(*SMALL)), state, is_best=True, name="new.pt", keep={"new.pt"})
+        checkpoint.write(run, content, is_best=True, name="new.pt", keep={"new.pt"})
     assert {p.name: p.read_bytes() for p in run.checkpoints.iterdir()} == before
 
 

@@ -144,7 +144,7 @@ def test_a_run_killed_many_times_ends_bit_for_bit_the_same(
     if source == "streamed":
         root = photos(tmp_path / "photos")
         data = ("dataset=image_folder", f"dataset.root={root}", "dataset.memory_gb=0.0")
-    cfg = composed(*COMMON, *data)
+    cfg = composed(*COMMON, "trainer.keep=top3", *data)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     started = time.monotonic()
     assert run_once(processes, cfg, straight) == 0
@@ -166,7 +166,9 @@ def test_a_run_killed_many_times_ends_bit_for_bit_the_same(
 
     for done in [broken, *tmp_path.glob("done*")]:
         assert epochs(done) == epochs(straight)
-        for name in ("last.pt", "best.pt"):
+        names = {path.name for path in (straight / "checkpoints").iterdir()}
+        assert len(names) == 5
+        for name in names:
             ours, theirs = (
                 {k: v for k, v in torch.load(d / "checkpoints" / name, weights_only=True).items() if k != "seconds"}
                 for d in (done, straight)

@@ -22,7 +22,7 @@ NEEDS = {
     "dataset=arrays": ("arrays", "dataset.path={}"),
     "model=custom": ("", "model._target_=torchmodel.Net trust=[torchmodel]"),
     "objective=distill": ("teacher", "objective.teacher={}"),
-    "experiment=cifar10_speedrun": ("", "dataset=digits"),  # its own would be downloaded
+    "experiment=cifar10_speedrun": ("", "dataset=digits augment.progressive=[[6,1]]"),  # its own is downloaded
     "model=torchvision": ("", "model.name=mobilenet_v3_small"),
 }
 DOWNLOADED = (

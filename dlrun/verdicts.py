@@ -20,6 +20,7 @@ BAND = 3.0  # factor on the wanted update : weight ratio that is still fine (B3)
 DEAD = 0.10  # share of a layer's units (B4)
 IMBALANCE = 1.5  # largest : smallest class (D6)
 # the essays give no number for these; each parts healthy runs on digits and CIFAR images from spoilt ones
+TINY = 1e-9  # in place of a loss of zero, which a network that is sure of itself has in float32
 ROSE = 2.0  # train loss over its lowest: exploding (B1)
 LEARNT = 0.05  # of the way from always naming the largest class to no error: less is flat (B1)
 LINEAR = 0.5  # slope of the train loss in the second half over that in the first: too low a rate (B1)
@@ -106,10 +107,13 @@ def _exploding(run: Evidence) -> Finding | None:
     if len(run.loss) < 3:
         return None
     low, last = min(run.loss), end(run.loss, 2)
-    if last < ROSE * low or last < 0.5 * run.loss[0]:
+    # a loss near zero may double without harm, and that of a model trained before begins there
+    harmless = 0.1 * run.chance if math.isfinite(run.chance) else 0.0
+    if last <= max(ROSE * low, 0.5 * run.loss[0], harmless):
         return None
-    sentence = f"exploding: the train loss rose to {last:.3g}, {last / low:.1f} times its lowest"
-    return Finding("exploding", "stop", sentence, last / low, run.rate(0.1))
+    times = last / max(low, TINY)
+    sentence = f"exploding: the train loss rose to {last:.3g}, {times:.1f} times its lowest"
+    return Finding("exploding", "stop", sentence, times, run.rate(0.1))
 
 
 def _flat(run: Evidence) -> Finding | None:
@@ -256,7 +260,7 @@ def _overfitting(run: Evidence) -> Finding | None:
         f"overfitting: the validation loss was {low:.3g} in epoch {run.epochs[best]} and is {last:.3g} now, "
         "while the train loss still falls"
     )
-    return Finding("overfitting", "warn", sentence, last / low, fix)
+    return Finding("overfitting", "warn", sentence, last / max(low, TINY), fix)
 
 
 def _gap(run: Evidence) -> Finding | None:

@@ -61,6 +61,25 @@ def test_a_train_loss_that_rises_far_above_its_lowest_is_exploding_while_it_runs
     assert found[0].try_ == "optimizer.lr=0.3"
 
 
+def metrics(train: list[float], val: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"epoch": i, "train_loss": a, "val_loss": b, "train_acc": 1.0, "val_acc": 1.0, "lr": 0.1}
+        for i, (a, b) in enumerate(zip(train, val, strict=True), 1)
+    ]
+
+
+def test_a_loss_of_zero_is_neither_an_explosion_nor_the_end_of_the_run() -> None:
+    # a fitted network that trains on: cross-entropy of float32 is exactly 0 where it is sure
+    config, data = {"loss": {"_target_": "dlrun.losses.CrossEntropy"}}, {"train_counts": [50, 50]}
+    for rise in (0.0, 1e-5, 0.06):
+        assert urgent(metrics([0, 0, 0, rise, rise], [0] * 5), [], config, data) == []
+    assert urgent(metrics([0] * 5, [0] * 5), [], {}, data) == []
+    (exploding,) = urgent(metrics([0, 0, 0, 1, 1], [0] * 5), [], config, data)
+    assert (exploding.name, exploding.number) == ("exploding", pytest.approx(1e9))
+    overfitting = named(judge(metrics([0.5, 0.4, 0.3, 0.2, 0.1], [0, 0, 1, 1, 1]), [], config, data))["overfitting"]
+    assert overfitting.number == pytest.approx(1e9)
+
+
 def test_a_network_that_learns_nothing_is_flat_and_a_tiny_ratio_asks_for_a_higher_rate() -> None:
     run = watched("optimizer.lr=1e-7", "scheduler=constant", "trainer.epochs=4", "dataset.limit=400")
     (found,) = run.findings()

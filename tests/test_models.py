@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from dlrun.config import UserError
 from dlrun.models.cnn import CNN
 from dlrun.models.init import initialise, output_bias
-from dlrun.models.layers import ACTIVATIONS, NORMS, Maxout, Style, activation, conv_block, linear_block, norm
+from dlrun.models.layers import (
+    ACTIVATIONS,
+    NORMS,
+    GlobalAverage,
+    Maxout,
+    Style,
+    activation,
+    conv_block,
+    linear_block,
+    norm,
+)
 from dlrun.models.mlp import MLP
 from dlrun.models.resnet import ResNet
 from dlrun.models.torchvision import build
@@ -61,6 +71,23 @@ def small_models(**style: Any) -> Iterator[nn.Module]:
 
 
 # --- layers
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_global_average_is_that_of_torch_and_its_gradient_keeps_the_layout(
+    layout: torch.memory_format,
+) -> None:
+    x = torch.randn(4, 8, 5, 3, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    middle = x * 2
+    middle.register_hook(lambda gradient: layouts.append(gradient.is_contiguous(memory_format=layout)))
+    layouts: list[bool] = []
+    pooled = GlobalAverage()(middle)
+    assert pooled.shape == (4, 8, 1, 1)
+    torch.testing.assert_close(pooled, nn.AdaptiveAvgPool2d(1)(middle))
+    weight = torch.randn(4, 8, 1, 1, dtype=torch.float64)
+    (pooled * weight).sum().backward()
+    torch.testing.assert_close(x.grad, (2 * weight / 15).expand_as(x))
+    assert layouts == [True]  # a mix of layouts takes the layer before several times as long
 
 
 def test_maxout_takes_the_largest_of_neighbouring_channels() -> None:

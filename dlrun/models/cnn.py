@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from dlrun.config import UserError
-from dlrun.models.layers import Style, conv_block, dropout_layer, one_of
+from dlrun.models.layers import GlobalAverage, Style, conv_block, dropout_layer, one_of
 from dlrun.models.whitening import WhiteningBlock
 
 __all__ = ["CNN"]
@@ -60,7 +60,7 @@ class CNN(nn.Sequential):
                 layers.add_module(f"conv{conv + 1}", conv_block(channels, wide, kernel_size, style, stride=stride))
                 channels = wide
             self.add_module(f"stage{stage + 1}", layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = GlobalAverage()
         self.flatten = nn.Flatten()
         self.dropout = dropout_layer(dropout)
         self.head = nn.Linear(channels, num_classes)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlrun.config import UserError
-from dlrun.models.layers import Style, activation, conv_block, dropout_layer, one_of
+from dlrun.models.layers import GlobalAverage, Style, activation, conv_block, dropout_layer, one_of
 from dlrun.models.whitening import WhiteningBlock
 
 __all__ = ["ResNet"]
@@ -86,7 +86,7 @@ class ResNet(nn.Sequential):
                 layers.add_module(f"block{number + 1}", made)
                 channels = width * 2**stage * BLOCKS[block]
             self.add_module(f"stage{stage + 1}", layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = GlobalAverage()
         self.flatten = nn.Flatten()
         self.dropout = dropout_layer(dropout)
         self.head = nn.Linear(channels, num_classes)

@@ -6,16 +6,17 @@ One experiment trains short runs of three kinds, which take turns in an order th
 no file), `beside` (rows, checkpoint and result.json by a thread, as `dlrun train` does) and `between` (the same work in
 the training thread, between two epochs). An epoch lasts from the end of one to the end of the next. Printed are the
 median epoch with nothing written; of the others the share that a run's mean epoch takes longer than that of the run of
-`nothing` beside it, median and quartiles; and how long a save holds the training thread, which in `beside` is the
-snapshot and what is left of the write before.
+`nothing` beside it, median and quartiles; how long a save holds the training thread, which in `beside` is the
+snapshot and what is left of the write before; and the processor time of the write itself. The last two together bound
+what saving can take, whatever else the machine does: whole runs differ by up to 15 % among themselves.
 
-Measured with whole runs of 30 epochs, cnn on digits, two cores, torch 2.14; these differ by several per cent among
-themselves. With trainer.threads=1, which leaves a core to the thread: 162 ms an epoch, beside +0.3 %, between +2.3 %
-(4 runs of each). With the default, where both cores train: 174 ms, beside +3.7 %, between +7.2 % (8 runs of each), so
-that the 1 % of issue 7 is not reached there. A save held the training thread for 0.9 and 1.1 ms in place of 7.2 and
-7.6. What is left is the thread's own work, in processor time of an otherwise busy machine: torch.save of 55 tensors 1.7
-ms (pickling them 1.0, CRC 0.3, Python's random state 0.15), writing and flushing 1.1 MB 0.8, two rows of CSV 0.2, a
-result.json 0.4 twice a second; the snapshot takes 0.35 in the training thread.
+Measured, two cores that both train, torch 2.14: a save holds the training thread for 0.8 to 1.0 ms (cnn) and 2.4 ms
+(resnet20), in place of 7.0 to 7.6 and 20.8 to 22.8; held and written come to at most 0.56 % of an epoch of 3,000 images
+of 32 × 32 with resnet20 and 0.86 % with the cnn, a fifteenth of that where there are CIFAR's 45,000, and to 3.1 to
+3.7 % of an epoch of digits, which lasts 0.15 s. Of the 4 ms of the thread torch.save of 55 tensors takes 1.7 (pickling
+them 1.0, CRC 0.3, Python's random state 0.15), writing and flushing 1.1 MB 0.8, two rows of CSV 0.2, a result.json 0.4
+twice a second; the snapshot takes 0.35 in the training thread. Whole runs: cnn on digits with trainer.threads=1, which
+leaves a core to the thread, +0.3 % (between +2.3 %); with both cores +3.7 to +8.9 % (between +5.4 to +7.8 %).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class Kept:
         self.exp = build(compose("check=none", *words))
         self.folder, self.count = folder, 0
         self.held: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        self.wrote: list[float] = []
         self.real = (engine._writing, Writer.wait, Writer.begin)
 
     def epochs(self, kind: str) -> list[float]:
@@ -67,11 +69,21 @@ class Kept:
 
             return inside
 
+        def counted(work: Callable[[], None]) -> Callable[[], None]:
+            def write() -> None:
+                started = time.thread_time()
+                work()
+                self.wrote.append(time.thread_time() - started)
+
+            return write
+
         if kind == "nothing":
             engine._writing, Writer.begin = (lambda *_, **__: None), lambda self, work: None  # type: ignore
         else:
             engine._writing = timed(writing)
-            Writer.begin = timed(begin if kind == "beside" else lambda self, work: work())  # type: ignore
+            Writer.begin = timed(  # type: ignore
+                (lambda self, work: begin(self, counted(work))) if kind == "beside" else lambda self, work: work()
+            )
         Writer.wait = timed(wait)  # type: ignore
         # asked at the end of each epoch but the last
         rundir.Run.asked_to_stop = lambda self: ends.append(time.perf_counter())  # type: ignore
@@ -82,6 +94,13 @@ class Kept:
         run.release()
         self.held[kind].append(spent[0] / self.exp.cfg.trainer.epochs)
         return [end - start for start, end in pairwise(ends)]
+
+    def restore(self) -> None:
+        """Undo what `epochs` replaced, for the next experiment."""
+        from dlrun import engine
+        from dlrun.checkpoint import Writer
+
+        engine._writing, Writer.wait, Writer.begin = self.real  # type: ignore
 
 
 def measure(name: str, rounds: int, folder: Path, *words: str) -> None:
@@ -103,6 +122,9 @@ def measure(name: str, rounds: int, folder: Path, *words: str) -> None:
             f"the training thread is held {median(kept.held[kind]) * 1e3:.2f} ms",
             flush=True,
         )
+    kept.restore()
+    held, wrote, epoch = median(kept.held["beside"]), median(kept.wrote), median(chain(*bare))
+    print(f"  held and {wrote * 1e3:.2f} ms of another thread: at most {(held + wrote) / epoch:.2%} of such an epoch")
 
 
 def images(path: Path) -> None:
@@ -116,4 +138,5 @@ if __name__ == "__main__":
         measure("cnn on digits", 20, Path(top), "trainer.epochs=10", *sys.argv[1:])
         images(Path(top) / "images.npz")
         data = ("dataset=arrays", f"dataset.path={top}/images.npz", "trainer.epochs=4")
-        measure("resnet20 on 3,000 images", 3, Path(top), "model=resnet20", *data, *sys.argv[1:])
+        measure("cnn on 3,000 images", 4, Path(top), *data, *sys.argv[1:])
+        measure("resnet20 on 3,000 images", 2, Path(top), "model=resnet20", *data, *sys.argv[1:])

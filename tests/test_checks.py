@@ -6,8 +6,10 @@ import copy
 import functools
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from composed import composed
@@ -123,6 +125,21 @@ def test_with_an_output_bias_chance_is_the_entropy_of_the_labels() -> None:
     share = counts / counts.sum()
     y = exp.data.train.labels
     assert chance.expected_loss(exp, y)[0] == pytest.approx(float(-(share * share.log()).sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "hinge"])
+def test_with_an_output_bias_the_initial_loss_is_that_of_guessing_by_frequency(tmp_path: Path, loss: str) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (1000, 8, 8, 1), dtype=np.uint8)
+    y = (np.arange(1000) % 10 == 0).astype(np.int64)  # a tenth of class 1
+    np.savez(tmp_path / "uneven.npz", x=x, y=y)
+    words = ("dataset=arrays", f"dataset.path={tmp_path}/uneven.npz", f"loss={loss}", "model.output_bias=frequency")
+    found = chance.initial_loss(experiment(*words))
+    assert found.status == "pass", found
+    name = {"cross_entropy": "entropy of the labels", "hinge": "guesses by frequency"}[loss]
+    assert found.expected.endswith(f"({name})")
+    # of 64 samples 58 are of class 0; the margin of 1 is met by ln 9 there, and missed by 1 + ln 9 in the other
+    exact = {"cross_entropy": -(58 * math.log(0.9) + 6 * math.log(0.1)) / 64, "hinge": 6 / 64 * (1 + math.log(9))}
+    assert float(found.expected.split()[0]) == pytest.approx(exact[loss], abs=2e-3)
 
 
 # sound oddities

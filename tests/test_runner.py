@@ -64,7 +64,7 @@ def test_what_does_not_fit_the_budget_is_skipped_never_passed() -> None:
 
 
 def test_a_budget_buys_the_first_checks_and_skips_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(exp: Experiment) -> Verdict:
+    def slow(exp: Experiment, *_: float) -> Verdict:
         clock.now += 40.0
         return Verdict("pass", "", "", "")
 
@@ -77,6 +77,17 @@ def test_a_budget_buys_the_first_checks_and_skips_the_rest(monkeypatch: pytest.M
     assert results[-1].message == "check.budget=60 seconds were used up; raise it to run this"
     assert not list(Path("outputs").rglob(".receipts/*overfit*"))
     assert [r.status for r in checks.run(built("check.budget=60"))] == ["pass", "pass", "pass"]  # two remembered
+
+
+@pytest.mark.parametrize("check", ["overfit", "garbage", "gradient"])
+def test_a_check_ends_when_the_time_is_up_and_says_skip(monkeypatch: pytest.MonkeyPatch, check: str) -> None:
+    # plain images of noise, so that garbage does not pass at its first look
+    words = ("dataset.limit=400", "check.fresh=true", f"check.only=[{check}]", "model.activation=sigmoid")
+    began = time.perf_counter()
+    (found,) = checks.run(built(*words, "model.width=32", "check.budget=0.03"))
+    assert time.perf_counter() - began < 10
+    assert (found.status, "check.budget" in found.message) == ("skip", True), found
+    assert not list(Path("outputs").rglob(f".receipts/*{check}*"))
 
 
 def test_the_same_setup_is_proved_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,13 +27,14 @@ __all__ = ["expected_loss", "initial_loss", "loss"]
 LOW, NEAR, FAR = -0.25, 1.0, 9.0
 # share of chance that confident, right logits must fall under; a softmax inside leaves 0.63 for 10 classes
 CONFIDENT = 0.4
+SAMPLES = 64
 SCALES = (1.0, 3.0, 10.0, 30.0)
 CLASSES = 50  # asked one by one
 
 
 def initial_loss(exp: Experiment) -> Verdict:
     """Compare the data loss of untrained weights with its exact value at chance: ln C, C−1, label entropy."""
-    x, y = samples(exp, 64)
+    x, y = samples(exp, SAMPLES, index=_as_frequent(exp) if exp.cfg.model.output_bias == "frequency" else None)
     with torch.no_grad():
         logits = replica(exp)(x).float()
         value = float(data_loss(exp)(logits, y))
@@ -71,13 +72,25 @@ def _calmer(exp: Experiment) -> str:
     return advice(exp, "model.init=default", "model.norm=batch", *starts)
 
 
+def _as_frequent(exp: Experiment) -> Tensor:
+    """Up to SAMPLES training samples whose classes are as frequent as in the whole split."""
+    by_class = exp.data.train.labels.argsort(stable=True)
+    count = min(SAMPLES, len(by_class))
+    return by_class[((torch.arange(count) + 0.5) * (len(by_class) / count)).long()]
+
+
 def expected_loss(exp: Experiment, y: Tensor) -> tuple[float, str]:
-    """Return the loss at chance and its name."""
+    """Return the loss at chance of samples with labels y (B,) and its name; of C−1 and ln C whatever these are.
+
+    With model.output_bias=frequency chance is a guess by frequency (M7), whatever the loss: at its best, the entropy
+    of the labels, where y are as frequent as in the split.
+    """
     function, classes = data_loss(exp), exp.num_classes
-    if exp.cfg.model.output_bias == "frequency" and type(function).__name__ == "CrossEntropy":
+    if exp.cfg.model.output_bias == "frequency":
         frequency = torch.bincount(exp.data.train.labels, minlength=classes).double()
         prior = (frequency / frequency.sum()).log().float().to(y.device)
-        return float(function(prior.expand(len(y), -1), y)), "entropy of the labels"
+        name = "entropy of the labels" if type(function).__name__ == "CrossEntropy" else "guesses by frequency"
+        return float(function(prior.expand(len(y), -1), y)), name
     if hasattr(function, "chance"):
         margin = getattr(function, "margin", 1.0)
         hinge = f"{classes} - 1" if margin == 1.0 else f"({classes} - 1) × {margin:g}"

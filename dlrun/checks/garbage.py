@@ -53,9 +53,10 @@ ROUNDS = (
 )
 
 
-def garbage(exp: Experiment) -> Verdict:
+def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
     """Train a copy on a slice and test whether it beats chance on samples it was not trained on."""
-    expected, deadline, steps = f"above chance, p < {SURE:g}", perf_counter() + SECONDS, 0
+    seconds = min(seconds, SECONDS)
+    expected, deadline, steps = f"above chance, p < {SURE:g}", perf_counter() + seconds, 0
     best: _Found | None = None
     for trial in _trials(exp):
         sure: _Found | None = None
@@ -79,8 +80,9 @@ def garbage(exp: Experiment) -> Verdict:
             "look at some images and their labels"
         )
         return Verdict("warn", best.shown, expected, message)
-    if steps < LEAST:
-        message = f"undecided after {steps} steps in {SECONDS:.0f} s: too slow here for this model"
+    if steps < LEAST or (seconds < SECONDS and perf_counter() > deadline):
+        why = "too slow here for this model" if seconds == SECONDS else "raise check.budget"
+        message = f"undecided after {steps} steps in {seconds:.0f} s: {why}"
         return Verdict("skip", best.shown, expected, message)
     message = (
         "nothing that is learned on a slice holds for other samples: labels do not belong to their images, "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from itertools import repeat
+from time import perf_counter
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +31,9 @@ CONSTANT = 1e-6  # relative to the largest logit: the last digit of a float
 BURN_IN, EVERY = 150, 10  # steps, and after how many one looks
 
 
-def independence(exp: Experiment) -> Verdict:
+def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Evaluate a batch again, shuffled, among other samples and one by one, and compare the logits."""
+    deadline = perf_counter() + seconds
     x, y = samples(exp, COUNT)
     expected = f"difference < {SAME:g} of the spread"
     if len(x) < 4:
@@ -40,7 +42,10 @@ def independence(exp: Experiment) -> Verdict:
     settle(model, x)
     model.eval()
     if _constant(model, x):
-        _burn_in(exp, model, x, y)
+        _burn_in(exp, model, x, y, deadline)
+        if _constant(model, x) and perf_counter() > deadline:
+            message = "every sample gets the same output so far, and the time was up: raise check.budget"
+            return Verdict("skip", "", expected, message)
     base = _logits(model, x)
     spread, floor = float(base.std(0).max()), ROUNDING.get(exp.device.type, 2e-3) * float(base.abs().max())
     allowed = SAME * spread + floor
@@ -102,7 +107,7 @@ def _constant(model: nn.Module, x: Tensor) -> bool:
     return not float((logits - logits[:1]).abs().max()) > CONSTANT * float(logits.abs().max())
 
 
-def _burn_in(exp: Experiment, model: nn.Module, x: Tensor, y: Tensor) -> None:
+def _burn_in(exp: Experiment, model: nn.Module, x: Tensor, y: Tensor, deadline: float) -> None:
     """Train until outputs differ: a head that starts at zero, as in vision transformers, moves at once."""
     for step, _ in enumerate(training(exp, model.train(), repeat((x, y), BURN_IN), 1e-3), 1):
         if step % EVERY == 0:
@@ -110,6 +115,8 @@ def _burn_in(exp: Experiment, model: nn.Module, x: Tensor, y: Tensor) -> None:
             if not _constant(model.eval(), x):
                 return
             model.train()
+        if perf_counter() > deadline:
+            break
     model.eval()
 
 

@@ -1,12 +1,12 @@
 """C9: every parameter learns, and the optimizer moves it at a sane rate.
 
-`parameters` sees: tensors that get no gradient (detached, never used, behind dead units), layers kept in a
-plain list, which the model does not know and the optimizer never gets, frozen weights, batch norms whose
-running statistics never move. A tensor whose
-gradient starts at exactly zero, as behind a residual branch that starts at zero, has a few steps to show
-one; a bias before a norm may have none. `optimizer` takes a few real training steps of a copy with the
-configured optimizer: it sees tensors it lacks or should not have, a rate of zero, a rate that explodes at
-once, impossible momentum or weight decay. Cannot see: a rate that is merely poor (O5 does), nor a gradient
+`parameters` sees: tensors that get no gradient (detached, never used, behind dead units), layers kept in
+a plain list, which the model does not know and the optimizer never gets, frozen weights, batch norms
+whose running statistics never move. A tensor whose gradient starts at exactly zero, as behind a residual
+branch that starts at zero, has a few steps to show one; that of a bias before a norm may be zero
+throughout, but there is one. `optimizer` takes a few real training steps of a copy with the configured
+optimizer: it sees tensors it lacks or should not have, a rate of zero, a rate that explodes at once,
+impossible momentum or weight decay. Cannot see: a rate that is merely poor (O5 does), nor a gradient
 that is there and wrong (C4 does).
 """
 
@@ -50,7 +50,7 @@ def parameters(exp: Experiment) -> Verdict:
     before = _statistics(model)
     reached, strangers, finite = _gradients(exp, model, trainable)
     stuck = [n for n, now in _statistics(model).items() if now[0] > before[n][0] and torch.equal(now[1], before[n][1])]
-    missed = [n for n in trainable if n not in reached and not _excused(n, reached)]
+    missed = [n for n, p in trainable.items() if n not in reached and (p.grad is None or not _excused(n, reached))]
     shown = f"{len(reached)} of {len(trainable)} tensors"
     if not finite:
         message = "the gradient is not finite at the start" + advice(exp, "model.init=default", "model.norm=batch")
@@ -261,8 +261,9 @@ def _twin(exp: Experiment) -> Experiment:
     """The experiment with copies of all that a step changes; one memo, so that the copy steps the copy."""
     memo: dict[int, Any] = {}
     model, loss = copy.deepcopy(exp.model, memo), copy.deepcopy(exp.loss, memo)
+    objective = copy.deepcopy(exp.objective, memo)
     own = copy.deepcopy(exp.optimizer, memo)
     for name, value in vars(exp.optimizer).items():
         if name not in vars(own) and not callable(value):  # torch leaves out what L-BFGS keeps in attributes
             setattr(own, name, copy.deepcopy(value, memo))
-    return replace(exp, model=model, loss=loss, optimizer=own)
+    return replace(exp, model=model, loss=loss, objective=objective, optimizer=own)

@@ -92,10 +92,11 @@ def training(
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trainable)
     optimizer = torch.optim.Adam(trainable, lr=rate, fused=fused)
     loss = data_loss(exp) if loss is None else loss
+    objective = copy.deepcopy(exp.objective) if objective is None else objective
     for x, y in batches:
         optimizer.zero_grad()
         with exp.autocast():
-            value, logits = (objective or exp.objective)(model, loss, x, y)
+            value, logits = objective(model, loss, x, y)
         if value.requires_grad:
             value.backward()
             optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from typing import Any
 
@@ -62,6 +63,8 @@ def check_only(cfg: Any, *, as_json: bool = False) -> int:
     exp = build(cfg)
     if as_json:
         results = checks.run(exp)
+        if exp.data.dropped:
+            print(_dropped([item.id for item in exp.data.dropped], "", most=None), file=sys.stderr)
         print(json.dumps([r.row() for r in results], indent=1))
         return CHECK_FAILED if checks.worst(results) == "fail" and not cfg.check.warn_only else 0
     screen.say(headline(cfg, exp))
@@ -91,5 +94,10 @@ def tell_dropped(exp: Any, run: Run | None, screen: Screen, told: int = 0) -> No
     if not new:
         return
     where = f"; all are listed in {run.write_dropped([asdict(item) for item in dropped])}" if run is not None else ""
-    shown = ", ".join(new[:10]) + (" …" if len(new) > 10 else "")
-    screen.say(f"left out as bad (dataset.on_bad=drop), {len(new)} in number: {shown}{where}", style="yellow")
+    screen.say(_dropped(new, where, most=None if run is None else 10), style="yellow")
+
+
+def _dropped(ids: list[str], where: str, most: int | None) -> str:
+    """One line; all of them where no folder lists them."""
+    shown = ", ".join(ids[:most]) + (" …" if most is not None and len(ids) > most else "")
+    return f"left out as bad (dataset.on_bad=drop), {len(ids)} in number: {shown}{where}"

@@ -25,6 +25,7 @@ from dlrun.data.files import image_folder
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import Raw, Split
 from dlrun.experiment import build
+from dlrun.gate import check_only
 from dlrun.running import execute
 from tests.composed import composed
 from tests.photos import KEYS, MEMORY, photo, ready, root, stored, truncate
@@ -394,7 +395,11 @@ def test_a_run_lists_what_it_dropped_and_found(root, tmp_path, capsys, monkeypat
     ]
     pair = ("test/dog/07.bmp", "dog", "train/cat/02.png", "cat")
     assert told == [*(("bad", name, "", "", "") for name in names), ("contradiction", *pair), ("leak", *pair)]
+    assert check_only(cfg, as_json=True) == 0
+    printed = capsys.readouterr()
+    assert all(name in printed.err for name in names)
     checked = rows(run.path / "checks.csv")
+    assert [row["status"] for row in json.loads(printed.out)] == [row["status"] for row in checked]
     assert [row["status"] for row in checked] == ["warn", "warn"]
     assert "1 under two labels (1 of the leaks, 0 of the copies)" in checked[1]["value"]
     assert "more than 3 of a split" in checked[1]["expected"]

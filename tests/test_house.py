@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from dlrun.checks import runner
 from dlrun.composing import builtin_conf
 
 ROOT = builtin_conf().parent
@@ -203,6 +206,16 @@ def test_every_option_file_of_a_group_is_in_a_group() -> None:
 def test_modules_say_what_they_are(file: Path) -> None:
     if file.read_text().strip():
         assert ast.get_docstring(ast.parse(file.read_text()))
+
+
+CHECKS = sorted({c.__module__ for c in runner.CHECKS.values()})
+
+
+@pytest.mark.parametrize("module", CHECKS)
+def test_every_check_says_what_it_cannot_see_and_which_practice_it_keeps(module: str) -> None:
+    said = importlib.import_module(module).__doc__ or ""
+    assert re.search(r"\b[CDM]\d", said)
+    assert re.search(r"annot\s+see|[Nn]one\s+(of them\s+)?sees", said)
 
 
 def test_nothing_heavy_on_the_way_to_help() -> None:

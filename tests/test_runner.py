@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import math
 import random
@@ -396,6 +397,38 @@ def test_json_prints_what_checks_csv_holds(monkeypatch: pytest.MonkeyPatch, caps
     rows = json.loads(capsys.readouterr().out)
     assert [r["check"] for r in rows] == ["loss", "initial_loss"]
     assert list(rows[0]) == ["check", "status", "value", "expected", "message", "seconds"]
+
+
+@pytest.mark.parametrize(("more", "code"), [((), 3), (("--json",), 3), (("check.warn_only=true",), 0)])
+def test_a_failed_check_is_exit_3_of_check_alone_as_well(dlrun: Any, more: tuple[str, ...], code: int) -> None:
+    words = ("check.only=[optimizer]", "optimizer.lr=0.0", "dataset.limit=120", "trainer.threads=1")
+    found = dlrun("check", *words, *more)
+    assert found.code == code, found
+    assert "a learning rate of 0 changes nothing" in found.out
+
+
+def test_the_table_says_of_each_check_what_it_found_and_what_to_try() -> None:
+    from rich.console import Console
+
+    results = checks.run(built("check.only=[optimizer,loss]", "optimizer.lr=0.0"))
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(checks.table(results))
+    head, *rows = console.export_text().splitlines()
+    assert head.split() == ["check", "measured", "expected", "what", "it", "means"]
+    assert [row.split()[:2] for row in rows if not row.startswith(" ")] == [["loss", "pass"], ["optimizer", "fail"]]
+    assert "try optimizer.lr=1e-3" in rows[-1]
+
+
+def test_an_error_names_the_line_of_the_users_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "mynet.py").write_text(
+        "from torch import nn\n\n\nclass MyNet(nn.Linear):\n    def __init__(self, in_channels, num_classes):\n"
+        "        super().__init__(64, num_classes)\n\n    def forward(self, x):\n        return super().forward(x)\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    words = ("model=custom", "model._target_=mynet.MyNet", "trust=[mynet]", "check.only=[outputs]")
+    (found,) = checks.run(build(composed("dataset.limit=120", "trainer.threads=1", *words)))
+    assert found.status == "fail"
+    assert "(4, 1, 8, 8) at mynet.py:9: " in found.message
 
 
 def test_checks_that_are_switched_off_are_refused_and_not_run(dlrun: Any) -> None:

@@ -30,6 +30,9 @@ UNSOUND = (
 )
 
 
+TIMED = {"train_seconds", "eval_seconds", "samples_per_second", "memory_mb"}
+
+
 def ran(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
     cfg = composed(*SMALL, *overrides)
     code = running.execute(cfg, rundir.claim(str(folder), "test"))
@@ -210,11 +213,8 @@ def test_checks_leave_no_trace_in_a_run(tmp_path: Path) -> None:
     for name, check in (("with", "check=default"), ("without", "check=none")):
         ran(tmp_path / name, check, "regularizer=dropout", *(["check.fresh=true"] if name == "with" else []))
         content = checkpoint.load(tmp_path / name / "checkpoints" / "last.pt")
-        found.append(
-            {
-                **content["model"],
-                "rng": content["rng"]["torch"],
-                "adam": content["optimizer"]["state"][0]["exp_avg"],
-            }
-        )
-    assert all(np.array_equal(found[0][k], found[1][k]) for k in found[0])
+        rows = [{k: v for k, v in row.items() if k not in TIMED} for row in rundir.metrics(tmp_path / name)]
+        state = {f"{i}.{k}": v for i, one in content["optimizer"]["state"].items() for k, v in one.items()}
+        found.append({**content["model"], **state, "rng": content["rng"]["torch"], "rows": rows})
+    assert "0.exp_avg_sq" in found[0]
+    assert all(np.array_equal(found[0][k], found[1][k]) for k in {**found[0], **found[1]})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import traceback
+from pathlib import Path
 from typing import Any
 
 from dlrun.config import lookup
 from dlrun.experiment import Experiment
 
-__all__ = ["advice", "limited"]
+__all__ = ["advice", "limited", "raised_at"]
 
 
 def advice(exp: Experiment, *words: str) -> str:
@@ -38,3 +40,13 @@ def _same(now: Any, value: str) -> bool:
         return float(now) == float(value)
     except (TypeError, ValueError):
         return str(now).lower() == value
+
+
+def raised_at(error: BaseException) -> str:
+    """Return " at FILE:LINE", the last line of the error's way that is neither a library's nor ours, or ""."""
+    ours = Path(__file__).resolve().parents[1]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if "site-packages" not in file.parts and ours not in file.resolve().parents and file.is_file():
+            return f" at {file.name}:{frame.lineno}"
+    return ""

@@ -10,6 +10,9 @@ that autograd differentiates. Only those that cannot be held ask for smaller ste
 Bands (cs231n notes, "Gradient checks"): a relative error above 1e-2 is wrong; below 1e-4 it is fine across
 kinks, and below 1e-7 without. The notes allow deeper networks more, as errors build up on the way: here 1e-7
 for each layer. In between is suspicious. Either needs quotients of two steps h that agree with each other.
+Of a derivative so small that rounding takes up to a hundredth of it, only an error above that hundredth shows.
+Steps beside the usual 1e-4 to 1e-6 are taken where these settle nothing: 1e-7 and 1e-8 against kinks and
+curvature, 1e-3 and 1e-2 against rounding.
 """
 
 from __future__ import annotations

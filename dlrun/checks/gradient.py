@@ -87,7 +87,7 @@ def _phases(
             burn_in(loss, parameters)
         slopes = Slopes(function, parameters, deadline)
         found.layers = max(found.layers, slopes.layers)
-        bad = _not_finite(slopes, phase) or _compared(slopes, phase, found)
+        bad = _not_finite(slopes, phase, found.advice) or _compared(slopes, phase, found)
         if bad is None and phase == "start":
             bad = _vanished(slopes, found)
         if bad is not None:
@@ -195,13 +195,13 @@ def _vanished(slopes: Slopes, found: _Findings) -> Verdict | None:
     return None
 
 
-def _not_finite(slopes: Slopes, phase: str) -> Verdict | None:
+def _not_finite(slopes: Slopes, phase: str, advice: str) -> Verdict | None:
     if not torch.isfinite(torch.tensor(slopes.value)):
-        return Verdict("fail", f"{slopes.value}", "a finite loss", f"the loss is {slopes.value} at the {phase}")
+        return Verdict("fail", f"{slopes.value}", "a finite loss", f"the loss is {slopes.value} at the {phase}{advice}")
     for name in reversed(slopes.forward_order):
         if not bool(slopes.gradients[name].isfinite().all()):
             message = f"the gradient of {name} is not finite and the loss is {slopes.value:.4g}: "
-            message += "the root, norm or logarithm of 0, or a division by it"
+            message += f"the root, norm or logarithm of 0, or a division by it; add a small number first{advice}"
             return Verdict("fail", f"nan or inf in {name}", "finite", message)
     return None
 
@@ -221,7 +221,8 @@ def _summary(found: _Findings) -> Verdict:
         status, message = "warn", f"gradients too small to compare (C6): {named(found.tiny)}; saturated units? "
         message += "scale the loss, the inputs or the initialisation, or add a norm" + found.advice
     elif rough:
-        status, message = "warn", f"too rough for a difference quotient: {named(rough)}; jumps, rounding or noise?"
+        status, message = "warn", f"too rough for a difference quotient: {named(rough)}; jumps, rounding or noise? "
+        message += "if they are meant, check.skip=[gradient]"
     else:
         crossed = sum(c.crossed > 0 for c in found.done)
         message += f"; {crossed} of {len(found.done)} comparisons crossed a kink" if crossed else ""

@@ -1,8 +1,10 @@
 """D3 and the shapes around the model: what goes in, what the labels are, what comes out.
 
-`inputs` looks at what training and validation are really fed, without augmentation: it sees values that are
-not finite, images that are all the same, pixels nobody scaled, a split normalised by other numbers.
-`labels` sees labels out of range and classes that a split lacks. `outputs` sees a wrong number of logits
+`inputs` (D3) looks at what training and validation are really fed, without augmentation: it sees values that are
+not finite, images that are all the same, pixels nobody scaled, a split normalised by other numbers. Beyond the
+bands shown three standard errors are allowed, since a few thousand images are a sample; validation has wider ones,
+since the training split's numbers normalise it. `labels` (D1) sees labels out of range and classes that a split
+lacks. `outputs` (C1: without logits there is no loss) sees a wrong number of logits
 and a forward pass that raises. None of them sees images or labels that are well formed and wrong: C7 does.
 """
 
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlrun.checks.advice import advice, limited
+from dlrun.checks.advice import advice, limited, raised_at
 from dlrun.checks.sandbox import named, replica, samples
 from dlrun.checks.verdict import Verdict
 from dlrun.config import first_line
@@ -164,7 +166,9 @@ def outputs(exp: Experiment) -> Verdict:
             with torch.no_grad():
                 logits = model(x)
         except Exception as error:
-            message = f"the model raises in {mode} mode on images {tuple(x.shape)}: {first_line(error)}; "
+            message = (
+                f"the model raises in {mode} mode on images {tuple(x.shape)}{raised_at(error)}: {first_line(error)}; "
+            )
             message += "check the sizes of its layers"
             return Verdict("fail", type(error).__name__, expected, message)
         if not isinstance(logits, Tensor):

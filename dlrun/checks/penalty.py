@@ -2,8 +2,8 @@
 
 Sees: a penalty with the wrong sign, one that does not grow with its strength, one without a gradient, and
 one that misses weights. Compares strengths 0, λ and 10 λ on the same weights, then asks for the gradient: a
-step against it must shrink the weights. Cannot see: whether its strength is wise, or weight decay inside
-the optimizer.
+step against it must shrink the weights. The data loss of a batch would add the same to all three. Cannot
+see: whether its strength is wise, or weight decay inside the optimizer.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from dlrun.checks import receipts
+from dlrun.checks.advice import raised_at
 from dlrun.checks.audit import class_balance, data_audit, data_duplicates
 from dlrun.checks.chance import initial_loss, loss
 from dlrun.checks.garbage import garbage
@@ -106,7 +107,7 @@ def _one(name: str, exp: Experiment, receipt: str, seconds_left: float) -> Verdi
     except UserError:
         raise
     except Exception as error:  # the user's own model is code we have not seen: its error is a finding of this check
-        message = f"the setup raised an error in this check: {first_line(error)}"
+        message = f"the setup raised an error in this check{raised_at(error)}: {first_line(error)}"
         verdict = Verdict("fail", type(error).__name__, "no error", message)
     receipts.keep(name, receipt, verdict)
     return verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import time
 
 __all__ = ["main"]
 
@@ -65,12 +66,39 @@ def _share_cores() -> None:
     torch's default, 13, 12 and 24 s asleep. So where little else runs the default is left. OpenMP asks once, when
     torch is imported.
     """
-    if os.getloadavg()[0] > 0.75 * (os.cpu_count() or 1):
+    if _busy(0.75 * (os.cpu_count() or 1)):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _busy(threads: float) -> bool:
+    """Whether more threads than these ran in the last minute, and do now: a training that has ended is no neighbour."""
+    if os.getloadavg()[0] <= threads:
+        return False
+    try:
+        return sorted(_running() for _ in range(5))[2] > threads
+    except OSError:
+        return True  # only Linux tells what runs now
+
+
+def _running() -> int:
+    """Threads on all cores a millisecond from now, without this one. Raises OSError where there is no /proc/stat."""
+    time.sleep(0.001)
+    with open("/proc/stat") as file:
+        return int(file.read().split("procs_running")[1].split()[0]) - 1
+
+
+def _large_pages() -> None:
+    """Let torch ask for large pages, which processors find faster; it looks when it is first asked for memory.
+
+    Epochs of the cnn on 10,000 CIFAR images, two cores, eight processes each in turn: 3,681 images a second without
+    and 3,751 with them (median); the bare step of five processes each 3,543 and 3,731.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def _run(verb: str, argv: list[str]) -> int:
     _share_cores()
+    _large_pages()
     completing = bool({"-sc", "--shell-completion"} & set(argv))
     debug = "--debug" in argv or completing
     argv = [a for a in argv if a != "--debug"]

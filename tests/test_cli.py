@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import TINY, Outcome, write
 
-from dlrun import __version__
+from dlrun import __version__, cli
 from dlrun.arguments import split
 from dlrun.cli import VERBS
 from dlrun.composing import builtin_conf, compose
@@ -36,18 +37,52 @@ def test_without_a_verb_the_usage_is_the_answer_and_an_error(dlrun: Callable[...
     assert outcome.out.startswith("usage: dlrun <verb>")
 
 
-@pytest.mark.parametrize(("load", "policy"), [(0.7, None), (0.8, "PASSIVE")])
+@pytest.mark.parametrize(
+    ("load", "now", "policy"),
+    [(0.7, 9, None), (0.8, 9, "PASSIVE"), (0.8, None, "PASSIVE"), (0.8, 0, None)],
+)
 def test_waiting_threads_sleep_on_a_busy_machine(
-    dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, load: float, policy: str | None
+    dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, load: float, now: int | None, policy: str | None
 ) -> None:
+    def running() -> int:
+        if now is None:
+            raise FileNotFoundError("/proc/stat")
+        return now * (os.cpu_count() or 1)
+
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # so that it is put back afterwards
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setattr(os, "getloadavg", lambda: (load * (os.cpu_count() or 1), 0.0, 0.0))
+    monkeypatch.setattr(cli, "_running", running)
     assert dlrun("train", "--cfg", "job").code == 0
     assert os.environ.get("OMP_WAIT_POLICY") == policy
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # what a user has set stays
     assert dlrun("train", "--cfg", "job").code == 0
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux tells what runs now")
+def test_programs_that_run_beside_are_counted() -> None:
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]
+    try:
+        until = time.monotonic() + 30
+        while cli._running() < 6 and time.monotonic() < until:
+            pass
+        assert cli._running() >= 6
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+
+
+def test_torch_is_asked_for_large_pages_unless_a_user_says_otherwise(
+    dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    assert dlrun("compare", "--help").code == 0
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    assert dlrun("compare", "--help").code == 0
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
 
 
 def test_version(dlrun: Callable[..., Outcome]) -> None:

@@ -420,15 +420,15 @@ def test_the_table_says_of_each_check_what_it_found_and_what_to_try() -> None:
 
 
 def test_an_error_names_the_line_of_the_users_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "mynet.py").write_text(
-        "from torch import nn\n\n\nclass MyNet(nn.Linear):\n    def __init__(self, in_channels, num_classes):\n"
+    (folder / "linenet.py").write_text(
+        "from torch import nn\n\n\nclass LineNet(nn.Linear):\n    def __init__(self, in_channels, num_classes):\n"
         "        super().__init__(64, num_classes)\n\n    def forward(self, x):\n        return super().forward(x)\n"
     )
     monkeypatch.syspath_prepend(str(folder))
-    words = ("model=custom", "model._target_=mynet.MyNet", "trust=[mynet]", "check.only=[outputs]")
+    words = ("model=custom", "model._target_=linenet.LineNet", "trust=[linenet]", "check.only=[outputs]")
     (found,) = checks.run(build(composed("dataset.limit=120", "trainer.threads=1", *words)))
     assert found.status == "fail"
-    assert "(4, 1, 8, 8) at mynet.py:9: " in found.message
+    assert "(4, 1, 8, 8) at linenet.py:9: " in found.message
 
 
 def test_checks_that_are_switched_off_are_refused_and_not_run(dlrun: Any) -> None:

@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_folder.py FOLDER   # FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg
 
 Both sides resize to 64 x 64, crop and flip, normalise, in batches of 128. Memory is proportional set size (PSS), in
-which a page that four processes share counts a quarter in each.
+which a page that four processes share counts a quarter in each. Memory is kept and comes in large pages, as in
+`dlrun train`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from dlrun import cli
 
 SIDE = 64
 CHILD = """
@@ -32,10 +35,12 @@ print(before, pss(), flush=True); sys.stdin.readline()
 
 def ours(root: Path, cache: str) -> Any:
     """The batches that a run trains on."""
+    from dlrun import memory
     from dlrun.data import Batches, prepare
     from dlrun.data.augment import CropFlip
     from dlrun.data.files import image_folder
 
+    memory.keep_freed()
     raw = image_folder(str(root), image_size=SIDE)
     data = prepare(raw, val_fraction=0.1, test_fraction=0.2, split_seed=0, cache=cache)
     return Batches(data.train, 128, mean=data.mean, std=data.std, augment=CropFlip(4), shuffle=True)
@@ -92,6 +97,7 @@ def grown(root: Path, cache: str, count: int) -> float:
 def main() -> None:
     """Print the ratios."""
     root = Path(sys.argv[1]).resolve()
+    cli._large_pages()
     with tempfile.TemporaryDirectory() as cache:
         start = time.perf_counter()
         batches = ours(root, cache)

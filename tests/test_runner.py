@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import io
 import json
 import math
@@ -180,6 +181,18 @@ def test_a_sweep_over_rates_proves_a_setup_once(monkeypatch: pytest.MonkeyPatch)
     assert ran == ["optimizer"]  # whose verdict may differ
     assert [r.message.endswith(" ago") for r in again] == [True, True, False]
     assert [r.status for r in checks.run(built(only, "optimizer.lr=1e30"))] == ["pass", "pass", "fail"]
+
+
+def test_the_second_trial_of_a_real_sweep_and_a_later_run_are_shown_the_proof_of_the_first(dlrun: Any) -> None:
+    words = (*CHEAP, "trainer.epochs=1", "trainer.report=false")
+    found = dlrun("train", "-m", *words, "optimizer.lr=0.01,0.02", "hydra.launcher.workers=1", "sweep.dir=s")
+    assert found.code == 0, found.err
+    assert dlrun("train", *words, "optimizer.lr=0.03", "run.dir=later").code == 0
+    told = []
+    for run in (*sorted(p.parent for p in Path("s").glob("*/checks.csv")), Path("later")):
+        with (run / "checks.csv").open() as file:
+            told.append([(row["status"], row["message"].endswith(" ago")) for row in csv.DictReader(file)])
+    assert told == [[("pass", False)] * 3, [("pass", True)] * 3, [("pass", True)] * 3]
 
 
 def test_the_code_of_a_users_model_invalidates_receipts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,13 +37,17 @@ def test_setups_that_do_not_learn_do_not_count() -> None:
         row("model=mlp loss=hinge", True),
         row("model=mlp loss=hinge", True, warn={"initial_loss": "9"}),
         row("model=resnet20 loss=hinge", False, fail={"overfit": "0.1"}),
+        row("model=resnet20 loss=hinge", True),  # another seed, without an alarm
         row("model=torchvision model.name=resnet18", True, fail={"garbage": "none"}),
     ]
     text = campaign.table(rows, 10)
-    assert "4 of 10 suites run, 1 of them" in text
+    assert "5 of 10 suites run, 2 of them" in text
     assert "of 3: failures 1, suites with a warning 1 (33.3%); 1 of 57 checks warn (1.75%)" in text
-    assert "do not learn: {'model=resnet20 loss=hinge': 1}" in text
+    assert "do not learn: ['model=resnet20 loss=hinge']" in text
     assert "resnet18 " in text
+    assert campaign._settled(rows, "model=resnet20 loss=hinge", 5)
+    assert campaign._settled(rows, "model=mlp loss=hinge", 1)
+    assert not campaign._settled(rows, "model=mlp loss=hinge", 2)
 
 
 @pytest.mark.slow

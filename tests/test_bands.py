@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dlrun.checks import chance, garbage, inputs
 from dlrun.checks import gradient as c4
-from dlrun.checks.overfit import overfit
+from dlrun.checks import overfit as c3
 from dlrun.checks.penalty import penalty
 from dlrun.experiment import Experiment, build
 
@@ -134,10 +135,37 @@ class Recorder(nn.Module):
 def test_overfit_learns_twenty_examples_without_dropout() -> None:
     exp = experiment("loss.label_smoothing=0.2")
     exp.model = Recorder()
-    found = overfit(exp)
+    found = c3.overfit(exp)
     assert found.status == "pass", found  # with a loss that smoothing would keep above the goal
     assert set(exp.model.seen) == {(20, True, 0.0)}
     assert exp.model.drop.p == 0.9
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[int]:
+    """Let every training of the check go as written, with all answers right; the steps that it took, a rate each."""
+    taken: list[int] = []
+
+    def follow(_: Any, __: Any, batches: Any, ___: float) -> Any:
+        taken.append(0)
+        for value, (_x, y) in zip(losses, batches, strict=False):
+            taken[-1] += 1
+            yield torch.tensor(value), torch.nn.functional.one_hot(y, 10).float()
+
+    monkeypatch.setattr(c3, "training", follow)
+    return taken
+
+
+def test_a_spike_is_no_plateau_and_a_plateau_ends_after_150_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    falls = [math.log(10) * 0.985**step for step in range(450)]  # under a twentieth after 199
+    spiked = [math.log(10) if step in (151, 152, 160) else value for step, value in enumerate(falls)]
+    assert scripted(monkeypatch, falls) == []
+    assert c3.overfit(experiment()).message == "learned by heart in 200 steps"
+    taken = scripted(monkeypatch, spiked)
+    assert c3.overfit(experiment()).message == "learned by heart in 200 steps"
+    assert taken == [200]
+    taken = scripted(monkeypatch, [math.log(10)] * 450)
+    assert c3.overfit(experiment()).status == "warn"  # all right and no lower
+    assert taken == [150, 150, 150]
 
 
 class Misses:

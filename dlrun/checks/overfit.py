@@ -61,7 +61,8 @@ def _learn(
     for value, logits in training(exp, replica(exp), repeat((x, y), MORE), rate):
         losses.append(now := float(value.detach()))
         accuracy = float((logits.argmax(1) == y).float().mean())
-        stuck = len(losses) > STEPS and now > 0.9 * losses[-50]
+        # a spike is no plateau: deep networks without norms rise now and then, and reach a new best afterwards
+        stuck = len(losses) > STEPS and now > 0.9 * losses[-50] and min(losses[-50:]) > 0.9 * min(losses[:-50])
         if (accuracy == 1.0 and now < goal) or now != now or stuck or perf_counter() > deadline:
             break
     return accuracy, losses[-1], len(losses) - 1

@@ -5,7 +5,7 @@ units, too many saturating layers, a loss on the wrong output. Adam tries three 
 rate which a sweep draws badly does not make a sound network fail. Cannot see: garbage inputs or labels,
 which can be learned by heart as well (C7 does), nor a layer whose absence the others make up for (C9 does).
 
-Near zero is a twentieth of chance here, which sound networks pass in 3 to 100 steps. Right on all twenty and
+Near zero is a twentieth of chance here, which most sound networks pass in 3 to 100 steps. Right on all twenty and
 above it is a warning: it learns, only slowly, as networks of sigmoid do.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["overfit"]
 
 EXAMPLES = 20
 RATES = (1e-3, 1e-2, 1e-4)
-STEPS, MORE = 150, 450  # sound networks need 3 to 100; some of sigmoid go on while they get better
+STEPS, MORE = 150, 450  # most sound networks need 3 to 100; deep ones without norms and of sigmoid may need more
 
 
 def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
@@ -48,6 +50,30 @@ def test_setups_that_do_not_learn_do_not_count() -> None:
     assert campaign._settled(rows, "model=resnet20 loss=hinge", 5)
     assert campaign._settled(rows, "model=mlp loss=hinge", 1)
     assert not campaign._settled(rows, "model=mlp loss=hinge", 2)
+
+
+@pytest.mark.parametrize(("k", "stride", "size"), [(1, 1, 8), (1, 2, 4), (3, 1, 1), (3, 2, 1), (3, 1, 2), (3, 2, 2)])
+def test_tiny_maps_are_convolved_exactly(k: int, stride: int, size: int) -> None:
+    layer = nn.Conv2d(5, 7, k, stride, k // 2).double().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    x = torch.randn(3, 5, size, size, dtype=torch.double).requires_grad_()
+    parts = (x, layer.weight, layer.bias)
+
+    def results(y: Tensor) -> list[Tensor]:
+        return [y, *torch.autograd.grad(y.sin().sum(), parts)]
+
+    def never(*given: Any) -> Tensor:
+        raise AssertionError("left to torch")
+
+    own = results(campaign.convolved(layer, x, layer.weight, layer.bias, never))
+    for mine, theirs in zip(own, results(layer(x)), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+def test_setups_with_the_fewest_suites_come_first() -> None:
+    said: dict[str, Any] = {"seed": 1, "learns": True}
+    rows = [said | {"setup": "model=mlp"}, said | {"setup": "model=cnn", "learns": False}]
+    planned = [((f"model={model}",), seed) for seed in (1, 2) for model in ("mlp", "cnn", "resnet20")]
+    assert campaign._due(planned, rows) == [(("model=resnet20",), 1), (("model=mlp",), 2), (("model=resnet20",), 2)]
 
 
 @pytest.mark.slow

@@ -69,6 +69,17 @@ def test_tiny_maps_are_convolved_exactly(k: int, stride: int, size: int) -> None
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
+def test_other_convolutions_are_left_to_torch() -> None:
+    x, kept = torch.randn(2, 4, 2, 2), torch.zeros(())
+    options: list[dict[str, Any]] = [{"groups": 2}, {"dilation": 2}, {"padding_mode": "circular"}, {"padding": 0}]
+    for other in options:
+        layer = nn.Conv2d(4, 4, **{"kernel_size": 3, "padding": 1} | other)
+        assert campaign.convolved(layer, x, layer.weight, layer.bias, lambda *_: kept) is kept, other
+    layer = nn.Conv2d(4, 4, 3, padding=1)
+    large = torch.randn(2, 4, 4, 4)
+    assert campaign.convolved(layer, large, layer.weight, layer.bias, lambda *_: kept) is kept
+
+
 def test_setups_with_the_fewest_suites_come_first() -> None:
     said: dict[str, Any] = {"seed": 1, "learns": True}
     rows = [said | {"setup": "model=mlp"}, said | {"setup": "model=cnn", "learns": False}]

@@ -155,17 +155,20 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[int]:
     return taken
 
 
-def test_a_spike_is_no_plateau_and_a_plateau_ends_after_150_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    falls = [math.log(10) * 0.985**step for step in range(450)]  # under a twentieth after 199
-    spiked = [math.log(10) if step in (151, 152, 160) else value for step, value in enumerate(falls)]
+def test_a_spike_is_no_plateau_and_a_plateau_ends_after_300_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    falls = [math.log(10) * 0.992**step for step in range(450)]  # under a twentieth after 373
+    spiked = [math.log(10) if step in (301, 302, 310) else value for step, value in enumerate(falls)]
     assert scripted(monkeypatch, falls) == []
-    assert c3.overfit(experiment()).message == "learned by heart in 200 steps"
+    assert c3.overfit(experiment()).message == "learned by heart in 374 steps"
     taken = scripted(monkeypatch, spiked)
-    assert c3.overfit(experiment()).message == "learned by heart in 200 steps"
-    assert taken == [200]
+    assert c3.overfit(experiment()).message == "learned by heart in 374 steps"
+    assert taken == [374]
+    taken = scripted(monkeypatch, [math.log(10)] * 250 + falls[::2])  # deep networks of sigmoid start like this
+    assert c3.overfit(experiment()).message == "learned by heart in 438 steps"
+    assert taken == [438]
     taken = scripted(monkeypatch, [math.log(10)] * 450)
     assert c3.overfit(experiment()).status == "warn"  # all right and no lower
-    assert taken == [150, 150, 150]
+    assert taken == [300, 300, 300]
 
 
 class Misses:
@@ -195,8 +198,8 @@ def test_a_penalty_that_misses_a_layer_is_warned_about_by_name() -> None:
     assert penalty(exp).status == "pass"
 
 
-def asked(p: float) -> garbage._Found:
-    return garbage._Found(p, "held 1 of 1, val 1 of 1 right", val_above_chance=True, val_like_held=True, shift="")
+def asked(p: float, slice_learned: bool = True) -> garbage._Found:
+    return garbage._Found(p, "held 1 of 1, val 1 of 1 right", True, True, "", slice_learned)
 
 
 @pytest.mark.parametrize(("p", "status"), [(0.9e-4, "pass"), (1.1e-4, "warn"), (1.9e-3, "warn"), (2.1e-3, "fail")])
@@ -219,6 +222,26 @@ def test_fewer_steps_than_say_something_leave_it_undecided(
     assert found.status == "skip"
     assert found.message.startswith("undecided after 1 steps")
     assert found.message.endswith(why)
+
+
+SLOW = ("model=mlp", "model.depth=20", "model.width=16", "model.activation=sigmoid", "model.norm=none")
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_a_network_that_learns_nothing_of_the_slice_proves_nothing_unless_its_inputs_are_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    true = garbage.samples
+    monkeypatch.setattr(garbage, "samples", lambda *a, **k: ((z := true(*a, **k))[0] * (not same), z[1]))
+    found = garbage.garbage(build(composed("trainer.threads=1", *SLOW)))
+    assert found.status == ("fail" if same else "skip"), found
+    assert ("learned nothing of the slice itself" in found.message) == (not same)
+
+
+def test_one_look_at_which_the_slice_was_learned_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([False, True, *[False] * 99])
+    monkeypatch.setattr(garbage._Trial, "ask", lambda self, model: asked(0.5, next(looks)))
+    assert garbage.garbage(experiment()).status == "fail"
 
 
 @pytest.mark.parametrize(("largest", "status"), [(0.9, "warn"), (1.1, "pass")])

@@ -5,15 +5,16 @@ slice (at most 300 samples of at most 10 classes, Adam with rates of its own) an
 outside of it: training samples held out, and validation samples. Sees: labels that do not belong to their
 images, inputs destroyed on the way (all zero, scrambled), validation labels or images that are unlike the
 training ones. Beating chance is a binomial test, with chance taken from how often each class is predicted
-and occurs. Cannot see: damage that spares enough to beat chance, such as a tenth of wrong labels, nor a
-renaming of classes that train and validation share.
+and occurs. A network that learns nothing of the slice itself proves nothing about the rest: undecided, but
+where all its inputs are the same. Cannot see: damage that spares enough to beat chance, such as a tenth of
+wrong labels, nor a renaming of classes that train and validation share.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from time import perf_counter
 
@@ -58,11 +59,13 @@ def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
     seconds = min(seconds, SECONDS)
     expected, deadline, steps = f"above chance, p < {SURE:g}", perf_counter() + seconds, 0
     best: _Found | None = None
+    learned = False
     for trial in _trials(exp):
         sure: _Found | None = None
         for taken, model in _training(exp, trial, deadline):
             steps += taken
             found = trial.ask(model)
+            learned = learned or found.slice_learned
             best = found if best is None or found.p < best.p else best
             sure = found if found.p < SURE else sure
             if sure is found and found.val_above_chance:
@@ -83,6 +86,9 @@ def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
     if steps < LEAST or (seconds < SECONDS and perf_counter() > deadline):
         why = "too slow here for this model" if seconds == SECONDS else "raise check.budget"
         message = f"undecided after {steps} steps in {seconds:.0f} s: {why}"
+        return Verdict("skip", best.shown, expected, message)
+    if not learned:
+        message = f"undecided: in {steps} steps the network learned nothing of the slice itself; see overfit"
         return Verdict("skip", best.shown, expected, message)
     message = (
         "nothing that is learned on a slice holds for other samples: labels do not belong to their images, "
@@ -105,7 +111,8 @@ def _learned(found: _Found, expected: str) -> Verdict:
 class _Found:
     """What a look found: p over all samples not trained on, and whether validation is like the rest.
 
-    `shift` says which renaming of the classes explains validation samples that are unlike.
+    `slice_learned` says whether the samples trained on beat chance, or could not, being all the same; `shift`
+    which renaming of the classes explains validation samples that are unlike.
     """
 
     p: float
@@ -113,6 +120,7 @@ class _Found:
     val_above_chance: bool
     val_like_held: bool
     shift: str
+    slice_learned: bool = True
 
 
 @dataclass(frozen=True)
@@ -132,15 +140,25 @@ class _Trial:
         found = self._asked(model, FIRST)
         if not (found.p < PLAIN and found.val_above_chance):
             found = self._asked(model, self.plan.held)
+            if found.p > POSSIBLE:
+                found = replace(found, slice_learned=self._slice_learned(model))
         model.train()
         return found
+
+    def _slice_learned(self, model: nn.Module) -> bool:
+        x, y = self.slice
+        same = bool((x == x[0]).all())
+        return same or _p_value(self._guesses(model, x), y) < SURE
+
+    def _guesses(self, model: nn.Module, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scores = torch.cat([model(part).float() for part in torch.split(x, 256)])
+        return self.classes[scores[:, self.classes].argmax(1)]
 
     def _asked(self, model: nn.Module, most: int) -> _Found:
         hits = {}
         for name, (x, y) in (("held", self.held), ("val", self.val)):
-            with torch.no_grad():
-                scores = torch.cat([model(part).float() for part in torch.split(x[:most], 256)])
-            hits[name] = self.classes[scores[:, self.classes].argmax(1)], y[:most]
+            hits[name] = self._guesses(model, x[:most]), y[:most]
         right = {name: int((guess == y).sum()) for name, (guess, y) in hits.items()}
         size = {name: len(y) for name, (_, y) in hits.items()}
         both = torch.cat([guess for guess, _ in hits.values()]), torch.cat([y for _, y in hits.values()])

@@ -25,7 +25,7 @@ __all__ = ["overfit"]
 
 EXAMPLES = 20
 RATES = (1e-3, 1e-2, 1e-4)
-STEPS, MORE = 150, 450  # most sound networks need 3 to 100; deep ones without norms and of sigmoid may need more
+STEPS, MORE = 300, 450  # most sound networks need 3 to 100; deep ones of sigmoid may leave chance after 200 alone
 
 
 def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:

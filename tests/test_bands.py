@@ -141,15 +141,15 @@ def test_overfit_learns_twenty_examples_without_dropout() -> None:
     assert exp.model.drop.p == 0.9
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[int]:
-    """Let every training of the check go as written, with all answers right; the steps that it took, a rate each."""
+def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], wrong: int = 0) -> list[int]:
+    """Let every training of the check go as written, all answers right but at first; the steps it took, a rate each."""
     taken: list[int] = []
 
     def follow(_: Any, __: Any, batches: Any, ___: float) -> Any:
         taken.append(0)
         for value, (_x, y) in zip(losses, batches, strict=False):
             taken[-1] += 1
-            yield torch.tensor(value), torch.nn.functional.one_hot(y, 10).float()
+            yield torch.tensor(value), torch.nn.functional.one_hot((y + (taken[-1] <= wrong)) % 10, 10).float()
 
     monkeypatch.setattr(c3, "training", follow)
     return taken
@@ -169,6 +169,16 @@ def test_a_spike_is_no_plateau_and_a_plateau_ends_after_300_steps(monkeypatch: p
     taken = scripted(monkeypatch, [math.log(10)] * 450)
     assert c3.overfit(experiment()).status == "warn"  # all right and no lower
     assert taken == [300, 300, 300]
+
+
+@pytest.mark.parametrize(("wrong", "steps", "status"), [(200, 450, "warn"), (600, 601, "warn"), (900, 900, "fail")])
+def test_a_loss_that_falls_slowly_has_twice_the_steps_to_get_all_right(
+    monkeypatch: pytest.MonkeyPatch, wrong: int, steps: int, status: str
+) -> None:
+    taken = scripted(monkeypatch, [math.log(10) * 0.998**step for step in range(2000)], wrong)
+    found = c3.overfit(experiment())
+    assert (found.status, "learned by heart slowly" in found.message) == (status, status == "warn")
+    assert taken == [steps] * 3
 
 
 class Misses:

@@ -25,7 +25,7 @@ __all__ = ["overfit"]
 
 EXAMPLES = 20
 RATES = (1e-3, 1e-2, 1e-4)
-STEPS, MORE = 300, 450  # most sound networks need 3 to 100; deep ones of sigmoid may leave chance after 200 alone
+STEPS, MORE, MOST = 300, 450, 900  # most sound networks need 3 to 100; deep ones of sigmoid leave chance after 200
 
 
 def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
@@ -46,10 +46,14 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
         reached.append((accuracy, now))
     accuracy, now = max(reached, key=lambda r: (r[0], -r[1]))
     status = "warn" if accuracy == 1.0 else "fail"
-    message = (
-        f"{len(y)} examples are not learned by heart at any of three rates: a frozen or detached layer, "
-        "dead or saturated units, a wrong gradient or sign" + advice(exp, "model.activation=relu", "model.norm=batch")
-    )
+    if status == "warn":
+        why = f"{len(y)} examples are learned by heart slowly at any of three rates: saturated units, weak gradients"
+    else:
+        why = (
+            f"{len(y)} examples are not learned by heart at any of three rates: a frozen or detached layer, "
+            "dead or saturated units, a wrong gradient or sign"
+        )
+    message = why + advice(exp, "model.activation=relu", "model.norm=batch")
     return Verdict(status, f"accuracy {accuracy:.2f}, loss {now:.2g}", expected, message)
 
 
@@ -58,11 +62,12 @@ def _learn(
 ) -> tuple[float, float, int]:
     """Return accuracy, loss and steps at the goal, where the loss no longer falls, or when the time is up."""
     accuracy, losses = 0.0, [float("inf")]
-    for value, logits in training(exp, replica(exp), repeat((x, y), MORE), rate):
+    for value, logits in training(exp, replica(exp), repeat((x, y), MOST), rate):
         losses.append(now := float(value.detach()))
         accuracy = float((logits.argmax(1) == y).float().mean())
         # a spike is no plateau: deep networks without norms rise now and then, and reach a new best afterwards
-        stuck = len(losses) > STEPS and now > 0.9 * losses[-50] and min(losses[-50:]) > 0.9 * min(losses[:-50])
-        if (accuracy == 1.0 and now < goal) or now != now or stuck or perf_counter() > deadline:
+        stuck = len(losses) > STEPS and now > 0.9 * losses[-100] and min(losses[-100:]) > 0.9 * min(losses[:-100])
+        right = accuracy == 1.0 and (now < goal or len(losses) > MORE)  # all right, if slowly
+        if right or now != now or stuck or perf_counter() > deadline:
             break
     return accuracy, losses[-1], len(losses) - 1

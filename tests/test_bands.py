@@ -155,30 +155,49 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], wrong: int = 
     return taken
 
 
-def test_a_spike_is_no_plateau_and_a_plateau_ends_after_300_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    falls = [math.log(10) * 0.992**step for step in range(450)]  # under a twentieth after 373
-    spiked = [math.log(10) if step in (301, 302, 310) else value for step, value in enumerate(falls)]
-    assert scripted(monkeypatch, falls) == []
-    assert c3.overfit(experiment()).message == "learned by heart in 374 steps"
-    taken = scripted(monkeypatch, spiked)
-    assert c3.overfit(experiment()).message == "learned by heart in 374 steps"
-    assert taken == [374]
-    taken = scripted(monkeypatch, [math.log(10)] * 250 + falls[::2])  # deep networks of sigmoid start like this
-    assert c3.overfit(experiment()).message == "learned by heart in 438 steps"
-    assert taken == [438]
+def test_a_spike_is_no_plateau_and_a_plateau_ends_after_450_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    falls = [math.log(10) * 0.995**step for step in range(900)]  # under a twentieth after 598
+    spiked = [math.log(10) if step in (501, 502, 510) else value for step, value in enumerate(falls)]
+    assert scripted(monkeypatch, falls, wrong=598) == []
+    assert c3.overfit(experiment()).message == "learned by heart in 599 steps"
+    taken = scripted(monkeypatch, spiked, wrong=598)
+    assert c3.overfit(experiment()).message == "learned by heart in 599 steps"
+    assert taken == [599]
+    taken = scripted(monkeypatch, [math.log(10)] * 400 + falls[::2], wrong=699)  # deep networks of sigmoid start so
+    assert c3.overfit(experiment()).message == "learned by heart in 700 steps"
+    assert taken == [700]
     taken = scripted(monkeypatch, [math.log(10)] * 450)
     assert c3.overfit(experiment()).status == "warn"  # all right and no lower
-    assert taken == [300, 300, 300]
+    assert taken == [450, 450, 450]
 
 
-@pytest.mark.parametrize(("wrong", "steps", "status"), [(200, 450, "warn"), (600, 601, "warn"), (900, 900, "fail")])
-def test_a_loss_that_falls_slowly_has_twice_the_steps_to_get_all_right(
-    monkeypatch: pytest.MonkeyPatch, wrong: int, steps: int, status: str
+@pytest.mark.parametrize(
+    ("fall", "wrong", "steps", "status"),
+    [
+        (0.9985, 200, 450, "warn"),
+        (0.9985, 600, 601, "warn"),
+        (0.9985, 1500, 1500, "fail"),
+        (0.997, 1500, 1500, "warn"),  # near zero, with one wrong
+    ],
+)
+def test_a_loss_that_falls_slowly_has_1500_steps_to_get_all_right(
+    monkeypatch: pytest.MonkeyPatch, fall: float, wrong: int, steps: int, status: str
 ) -> None:
-    taken = scripted(monkeypatch, [math.log(10) * 0.998**step for step in range(2000)], wrong)
+    taken = scripted(monkeypatch, [math.log(10) * fall**step for step in range(2000)], wrong)
     found = c3.overfit(experiment())
     assert (found.status, "learned by heart slowly" in found.message) == (status, status == "warn")
     assert taken == [steps] * 3
+
+
+def test_where_time_is_short_a_plateau_ends_early_and_every_rate_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(10**6))  # two looks a step
+    monkeypatch.setattr(c3, "perf_counter", lambda: next(clock))
+    taken = scripted(monkeypatch, [math.log(10)] * 2000, wrong=2000)
+    assert c3.overfit(experiment(), seconds=1600.0).status == "fail"
+    assert taken[0] == pytest.approx(200, abs=2)  # until its quarter is over
+    assert len(taken) == 3
+    assert max(taken) < 210
+    assert c3.overfit(experiment(), seconds=400.0).status == "skip"
 
 
 class Misses:

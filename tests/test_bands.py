@@ -141,15 +141,16 @@ def test_overfit_learns_twenty_examples_without_dropout() -> None:
     assert exp.model.drop.p == 0.9
 
 
-def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], wrong: int = 0) -> list[int]:
-    """Let every training of the check go as written, all answers right but at first; the steps it took, a rate each."""
+def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float], wrong: int = 0, answers: int = 20) -> list[int]:
+    """Let every training go as written, with so many answers wrong at first; the steps it took, a rate each."""
     taken: list[int] = []
 
     def follow(_: Any, __: Any, batches: Any, ___: float) -> Any:
         taken.append(0)
         for value, (_x, y) in zip(losses, batches, strict=False):
             taken[-1] += 1
-            yield torch.tensor(value), torch.nn.functional.one_hot((y + (taken[-1] <= wrong)) % 10, 10).float()
+            off = (taken[-1] <= wrong) & (torch.arange(len(y)) < answers)
+            yield torch.tensor(value), torch.nn.functional.one_hot((y + off) % 10, 10).float()
 
     monkeypatch.setattr(c3, "training", follow)
     return taken
@@ -172,18 +173,19 @@ def test_a_spike_is_no_plateau_and_a_plateau_ends_after_450_steps(monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("fall", "wrong", "steps", "status"),
+    ("fall", "wrong", "answers", "steps", "status"),
     [
-        (0.9985, 200, 450, "warn"),
-        (0.9985, 600, 601, "warn"),
-        (0.9985, 1500, 1500, "fail"),
-        (0.997, 1500, 1500, "warn"),  # near zero, with one wrong
+        (0.9985, 200, 20, 450, "warn"),
+        (0.9985, 600, 20, 601, "warn"),
+        (0.9985, 1500, 1, 1500, "fail"),
+        (0.997, 1500, 1, 1500, "warn"),  # near zero
+        (0.997, 1500, 2, 1500, "fail"),
     ],
 )
 def test_a_loss_that_falls_slowly_has_1500_steps_to_get_all_right(
-    monkeypatch: pytest.MonkeyPatch, fall: float, wrong: int, steps: int, status: str
+    monkeypatch: pytest.MonkeyPatch, fall: float, wrong: int, answers: int, steps: int, status: str
 ) -> None:
-    taken = scripted(monkeypatch, [math.log(10) * fall**step for step in range(2000)], wrong)
+    taken = scripted(monkeypatch, [math.log(10) * fall**step for step in range(2000)], wrong, answers)
     found = c3.overfit(experiment())
     assert (found.status, "learned by heart slowly" in found.message) == (status, status == "warn")
     assert taken == [steps] * 3
@@ -198,6 +200,10 @@ def test_where_time_is_short_a_plateau_ends_early_and_every_rate_has_its_turn(mo
     assert len(taken) == 3
     assert max(taken) < 210
     assert c3.overfit(experiment(), seconds=400.0).status == "skip"
+    falls = [math.log(10) * 0.985**step for step in range(450)]  # under a twentieth after 199
+    taken = scripted(monkeypatch, [math.log(10) if step in (151, 152, 160) else v for step, v in enumerate(falls)])
+    assert c3.overfit(experiment(), seconds=420.0).message == "learned by heart in 200 steps"  # a spike is no plateau
+    assert taken == [200]
 
 
 class Misses:

@@ -15,10 +15,10 @@ time; gradients differ by rounding, as between two builds of torch.
 
 Healthy is what learns. A setup that raised an alarm is trained as `dlrun train` would with conf's defaults; where
 no epoch of it gets half of the validation images right, which are digits or ten plain patterns, the alarm was true
-and the setup does not count; its other seeds are not run. Nor does the lint that names
-sigmoid and tanh count where they were asked for by name (M4): it states what is. Of the 39 setups
-that do not count in false_alarms.jsonl, 19 were trained for five epochs only: residual networks of sigmoid without
-batch norm, whose outputs do not depend on their inputs.
+and the setup does not count; its other seeds are not run. Of the 39 setups that do not count in false_alarms.jsonl,
+19 were trained for five epochs only: residual networks of sigmoid without batch norm, whose outputs do not depend on
+their inputs. Nor does the lint that names sigmoid and tanh count where they were asked for by name (M4): it states
+what is.
 """
 
 from __future__ import annotations

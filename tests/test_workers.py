@@ -95,11 +95,12 @@ def test_one_worker_a_core_or_card_with_a_share_of_the_threads(
     monkeypatch: pytest.MonkeyPatch, asked: int, cards: int, slots: int, threads: int
 ) -> None:
     monkeypatch.setattr(pool, "cores", lambda: 8)
-    monkeypatch.setattr(pool, "gpus", lambda: cards)
-    started: list[tuple[int, int | None]] = []
+    names = [f"GPU-{n}" for n in range(cards)]
+    monkeypatch.setattr(pool, "gpus", lambda: names)
+    started: list[tuple[int, str | None]] = []
 
     class Started:
-        def __init__(self, threads: int, gpu: int | None) -> None:
+        def __init__(self, threads: int, gpu: str | None) -> None:
             started.append((threads, gpu))
             self.job, self.connection = None, self
 
@@ -112,4 +113,15 @@ def test_one_worker_a_core_or_card_with_a_share_of_the_threads(
     for number in range(slots):
         made.submit(Job(number, {}, ""))
     assert [t for t, _ in started] == [threads] * slots
-    assert sorted(g for _, g in started if g is not None) == list(range(cards))
+    assert sorted(g for _, g in started if g is not None) == names
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [("", []), ("-1", []), ("2,3", ["2", "3"]), ("GPU-5a, GPU-7", ["GPU-5a", "GPU-7"]), ("1,-1,0", ["1"])],
+)
+def test_workers_get_cards_by_the_names_that_are_visible_here(
+    monkeypatch: pytest.MonkeyPatch, visible: str, found: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert pool.gpus() == found

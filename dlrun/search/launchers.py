@@ -100,11 +100,12 @@ class Joblib:
 
     def __init__(self, workers: int, sweep: Path) -> None:
         self._place = _here(sweep)
-        self.slots = workers or gpus() or cores()
+        cards = gpus()
+        self.slots = workers or len(cards) or cores()
         self.threads = max(1, cores() // self.slots)
-        self._cards = [n % gpus() for n in range(self.slots)] if gpus() else []
-        self._idle: list[tuple[Any, Any, int | None]] = []
-        self._busy: dict[Any, tuple[int, tuple[Any, Any, int | None]]] = {}  # by future: trial and executor
+        self._cards = [cards[n % len(cards)] for n in range(self.slots)] if cards else []
+        self._idle: list[tuple[Any, Any, str | None]] = []
+        self._busy: dict[Any, tuple[int, tuple[Any, Any, str | None]]] = {}  # by future: trial and executor
 
     def submit(self, job: Job) -> None:
         """Start a trial in a process that is free."""
@@ -112,14 +113,14 @@ class Joblib:
             one = self._idle.pop() if self._idle else self._start()
             self._busy[one[0].submit(away, job, self._place)] = (job.number, one)
 
-    def _start(self) -> tuple[Any, Any, int | None]:
+    def _start(self) -> tuple[Any, Any, str | None]:
         """An executor, the future of its process's id, its card."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         env = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
         card = self._cards.pop() if self._cards else None
         if card is not None:
-            env["CUDA_VISIBLE_DEVICES"] = str(card)
+            env["CUDA_VISIBLE_DEVICES"] = card
         executor = ProcessPoolExecutor(max_workers=1, env=env)
         return executor, executor.submit(os.getpid), card
 
@@ -157,7 +158,7 @@ class Joblib:
             self._drop(one)
         self._idle, self._busy = [], {}
 
-    def _drop(self, one: tuple[Any, Any, int | None]) -> None:
+    def _drop(self, one: tuple[Any, Any, str | None]) -> None:
         executor, _, card = one
         executor.shutdown(wait=True, kill_workers=True)
         if card is not None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from multiprocessing.connection import Connection, wait
 
 from dlrun.search.worker import Job
@@ -36,12 +38,12 @@ class Ended:
 
 
 class _Worker:
-    def __init__(self, threads: int, gpu: int | None) -> None:
+    def __init__(self, threads: int, gpu: str | None) -> None:
         ours, theirs = socket.socketpair()
         reading, self._lifeline = os.pipe()
         env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         if gpu is not None:
-            env["CUDA_VISIBLE_DEVICES"] = str(gpu)
+            env["CUDA_VISIBLE_DEVICES"] = gpu
         words = [sys.executable, "-c", CODE, str(theirs.fileno()), str(reading), json.dumps(sys.path)]
         # a session of its own: Ctrl-C in the terminal reaches the parent alone
         self.process = subprocess.Popen(
@@ -64,9 +66,10 @@ class Pool:
     """Runs up to `slots` trials at a time; a worker starts when there is a trial for it, or before, to be `warm`."""
 
     def __init__(self, workers: int) -> None:
-        self.slots = workers or gpus() or cores()
+        cards = gpus()
+        self.slots = workers or len(cards) or cores()
         self.threads = max(1, cores() // self.slots)
-        self._free_gpus = [n % gpus() for n in range(self.slots)] if gpus() else []
+        self._free_gpus = [cards[n % len(cards)] for n in range(self.slots)] if cards else []
         self._workers: list[_Worker] = []
 
     def warm(self, trials: int) -> None:
@@ -139,12 +142,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def gpus() -> int:
-    """Cards of NVIDIA that this process may use, counted without torch."""
+def gpus() -> list[str]:
+    """The cards of NVIDIA that this process may use, as CUDA_VISIBLE_DEVICES names them, found without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
-    try:
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
-    except OSError:
-        return 0
+        # a worker is given one of these names, not its place among them: that would be another card
+        names = [name.strip() for name in visible.split(",")]
+        return list(takewhile(lambda name: name not in ("", "-1"), names))  # CUDA stops at the first that is none
+    with suppress(OSError):
+        return [str(n) for n in range(len(os.listdir("/proc/driver/nvidia/gpus")))]
+    with suppress(OSError):  # some containers show the devices alone
+        return [str(n) for n in range(sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev")))]
+    return []

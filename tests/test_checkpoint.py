@@ -347,3 +347,13 @@ def test_what_is_written_beside_training_changes_no_bit_of_it(tmp_path: Path, mo
         assert ours["rng"]["python"] == theirs["rng"]["python"]
         pairs = list(zip(tensors(ours), tensors(theirs), strict=True))
         assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_run_on_the_processor_leaves_cards_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def claimed() -> list[torch.Tensor]:
+        raise AssertionError("asked for the random state of a card that nobody uses")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", claimed)
+    assert checkpoint.rng_state()["cuda"] == []

@@ -50,7 +50,7 @@ class Distill:
         from dlrun.teachers import log_probabilities
 
         self.temperature, self.alpha = temperature, alpha
-        self.targets = log_probabilities(teacher, data, packages, device)
+        self.targets = log_probabilities(teacher, data, packages, device).to(device)  # where `index` is
 
     def __call__(
         self, model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None
@@ -61,7 +61,7 @@ class Distill:
         if index is None:
             return hard, logits
         heat = self.temperature
-        theirs = log_softmax(self.targets[index].to(logits.device) / heat, 1)
+        theirs = log_softmax(self.targets[index] / heat, 1)
         mine = log_softmax(logits.float() / heat, 1)
         soft = kl_div(mine, theirs, reduction="batchmean", log_target=True)
         return self.alpha * heat**2 * soft + (1 - self.alpha) * hard, logits

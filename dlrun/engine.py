@@ -249,7 +249,8 @@ def predict(exp: Experiment, batches: Batches, model: nn.Module | None = None) -
 
 def scores(exp: Experiment, predictions: Predictions, split: str) -> dict[str, float]:
     """Return loss and accuracy of a split, named as the columns are: means over its samples."""
-    loss = exp.loss(predictions.logits, predictions.labels)
+    # a loss may hold weights of classes, which are on the device
+    loss = exp.loss(predictions.logits.to(exp.device), predictions.labels.to(exp.device))
     accuracy = (predictions.logits.argmax(1) == predictions.labels).double().mean()
     return {f"{split}_loss": float(loss), f"{split}_acc": float(accuracy)}
 

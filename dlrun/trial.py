@@ -52,7 +52,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Say whether memory ran out: the processor's allocator has no exception of its own."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    words = ("not enough memory", "out of memory", "can't allocate memory")
+    # "alloc_failed": what cuBLAS and cuDNN say when they find no room on the card
+    words = ("not enough memory", "out of memory", "can't allocate memory", "alloc_failed")
     return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
 
 

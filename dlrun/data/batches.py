@@ -83,12 +83,18 @@ class Batches:
         chunks = chunks[: len(self)]
         with closing(read(self.images, chunks, self.workers)) as batches:
             for index, raw in zip(chunks, batches, strict=True):
-                index, images = index.to(self.device), raw.to(self.device)
+                index, images = self._sent(index), self._sent(raw)
                 if self.augment is not None:
                     told = {} if mirrored is None else {"mirrored": mirrored[index]}
                     images = self.augment(images, generator, **told)
                 x = self._normalised(images)
                 yield x if side is None else _smaller(x, side), self.labels[index], index
+
+    def _sent(self, held: Tensor) -> Tensor:
+        """Held in memory, now on the device; to CUDA by way of pinned memory, so that no step waits for the copy."""
+        if self.device.type == "cuda" and held.device.type == "cpu":
+            return held.pin_memory().to(self.device, non_blocking=True)
+        return held.to(self.device)
 
     def _mirrored(self, number: int) -> Tensor:
         """Which images of the split are mirrored in an epoch: in odd ones those drawn, in even ones the others."""

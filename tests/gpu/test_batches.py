@@ -73,7 +73,9 @@ def test_augmented_batches_are_the_processors(built: Callable[..., Any], change:
     assert x.shape != before.shape or not torch.equal(x, before)
 
 
-@pytest.mark.parametrize("words", [("dataset=digits",), ("dataset=arrays",), ("dataset=arrays", "dataset.balance=true")])
+@pytest.mark.parametrize(
+    "words", [("dataset=digits",), ("dataset=arrays",), ("dataset=arrays", "dataset.balance=true")]
+)
 def test_plain_batches_are_the_processors(built: Callable[..., Any], words: tuple[str, ...]) -> None:
     for number in (1, 2):
         mine, theirs = (batches(built(*words, **more), number) for more in ({}, {"where": "cpu"}))

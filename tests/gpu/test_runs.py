@@ -40,9 +40,7 @@ def test_a_run_learns_and_leaves_what_any_run_leaves(train: Callable[..., Any], 
 
 
 @pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
-def test_every_precision_learns_with_weights_in_float32(
-    train: Callable[..., Any], device: str, precision: str
-) -> None:
+def test_every_precision_learns_with_weights_in_float32(train: Callable[..., Any], device: str, precision: str) -> None:
     run = train("dataset=arrays", "model.width=8", "trainer.epochs=3", f"trainer.precision={precision}")
     dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(precision)
     if precision == "auto":

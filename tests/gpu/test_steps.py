@@ -1,4 +1,4 @@
-"""Inside a step on the device: nothing waits for it, memory lies as convolutions like it, numbers are the processor's."""
+"""Inside a step on the device: nothing waits for it, memory lies as convolutions like it, numbers are right."""
 
 from __future__ import annotations
 

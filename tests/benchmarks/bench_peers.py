@@ -10,13 +10,14 @@ files, diagnostics and all. Each runs in a process of its own, the sides in turn
 workers for the first seed, where the faster counts, and as many for the others. Printed: images per second of the
 training epochs after the first (median), test accuracy over seeds, and the ratio to Lightning. The peers train in
 fp32, as they do unless told otherwise; `bf16` repeats Lightning with its bf16-mixed precision and channels-last
-weights. Sides whose package is missing are named.
+weights. Sides whose package is missing are named. For cards there is bench_gpu.py.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ import numpy as np
 
 EPOCHS, BATCH, RATE, TRAIN, TEST = 6, 128, 0.05, 10_000, 2_000
 SIDES = {"lightning": "pytorch_lightning", "lightning-bf16": "pytorch_lightning", "hand-written": "", "timm": "timm"}
+DEVICE = os.environ.get("BENCH_DEVICE", "cpu")
 
 
 def pack(folder: Path, out: Path) -> None:
@@ -70,7 +72,16 @@ def network(channels_last: bool = False) -> Any:
 
     model = CNN(3, 10)
     initialise(model, "default")
+    model.to(DEVICE)
     return model.to(memory_format=torch.channels_last) if channels_last else model
+
+
+def finished() -> None:
+    """Wait for the card, so that the clock is stopped after the work."""
+    if DEVICE != "cpu":
+        import torch
+
+        torch.accelerator.synchronize()
 
 
 def optimizer(model: Any, steps: int) -> tuple[Any, Any]:
@@ -87,7 +98,7 @@ def loaders(arrays: Any, workers: int, *, timm: bool) -> tuple[Any, Any]:
 
     mean_, std = arrays["x"].mean((0, 1, 2)) / 255, arrays["x"].std((0, 1, 2)) / 255
     end = [t.ToTensor(), t.Normalize(mean_.tolist(), std.tolist())]
-    more: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
+    more: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0, "pin_memory": DEVICE != "cpu"}
     test = DataLoader(dataset((arrays["x_test"], arrays["y_test"]), t.Compose(end)), 256, **more)
     crop = [t.RandomCrop(32, padding=4), t.RandomHorizontalFlip()]
     train = dataset((arrays["x"], arrays["y"]), t.Compose(crop + end))
@@ -105,7 +116,7 @@ def loaders(arrays: Any, workers: int, *, timm: bool) -> tuple[Any, Any]:
         is_training=True,
         mean=tuple(mean_),
         std=tuple(std),
-        device=torch.device("cpu"),
+        device=torch.device(DEVICE),
         **more,
     )
     made.dataset.transform = t.Compose([*crop, ToNumpy()])
@@ -125,22 +136,29 @@ def hand_written(arrays: Any, workers: int, *, timm: bool) -> tuple[list[float],
         model.train()
         started = time.perf_counter()
         for x, y in train:
+            x, y = x.to(DEVICE, non_blocking=True), y.to(DEVICE, non_blocking=True)
             sgd.zero_grad()
             functional.cross_entropy(model(x), y).backward()
             sgd.step()
             schedule.step()
+        finished()
         seconds.append(time.perf_counter() - started)
     model.eval()
     with torch.inference_mode():
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in test)
+        right = sum(int((model(x.to(DEVICE)).argmax(1).cpu() == y).sum()) for x, y in test)
     return seconds, right / len(test.dataset)
 
 
 def lightning(arrays: Any, workers: int, folder: str, *, bf16: bool) -> tuple[list[float], float]:
     """The same from a Trainer with its defaults: a bar, a log and a checkpoint each epoch, as dlrun has them."""
-    import pytorch_lightning as pl
-    from pytorch_lightning.loggers import CSVLogger
     from torch.nn import functional
+
+    try:
+        import pytorch_lightning as pl
+        from pytorch_lightning.loggers import CSVLogger
+    except ImportError:  # the same under its other name
+        import lightning.pytorch as pl
+        from lightning.pytorch.loggers import CSVLogger
 
     train, test = loaders(arrays, workers, timm=False)
     seconds: list[float] = []
@@ -166,11 +184,13 @@ def lightning(arrays: Any, workers: int, folder: str, *, bf16: bool) -> tuple[li
             seconds.append(-time.perf_counter())
 
         def on_train_epoch_end(self) -> None:
+            finished()
             seconds[-1] += time.perf_counter()
 
     trainer = pl.Trainer(
         max_epochs=EPOCHS,
-        accelerator="cpu",
+        accelerator="cpu" if DEVICE == "cpu" else "gpu",
+        devices=1,
         precision="bf16-mixed" if bf16 else "32-true",
         default_root_dir=folder,
         logger=CSVLogger(folder),
@@ -199,6 +219,7 @@ def dlrun(seed: int, file: Path, out: Path) -> tuple[float, float]:
     words = [f"dataset.path={file}", "model=cnn", "optimizer=nesterov", f"optimizer.lr={RATE}", "scheduler=cosine"]
     words += ["check.skip=[data_duplicates]"]  # which rightly says that validation images come again in the test split
     words += [f"trainer.epochs={EPOCHS}", f"trainer.batch_size={BATCH}", "augment=crop_flip", "trainer.keep=last"]
+    words += [f"trainer.device={DEVICE}"]
     run = [sys.executable, "-m", "dlrun", "train", "dataset=arrays", *words, f"seed={seed}", f"run.dir={out}"]
     subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
     from dlrun import rundir

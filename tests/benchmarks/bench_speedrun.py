@@ -75,6 +75,8 @@ def bare(words: list[str]) -> float:
         exp.optimizer.zero_grad(set_to_none=True)
         functional.cross_entropy(model(x), y, label_smoothing=0.2).backward()
         exp.optimizer.step()
+        if exp.device.type != "cpu":
+            torch.accelerator.synchronize()
         return time.perf_counter() - started
 
     seconds = 0.0

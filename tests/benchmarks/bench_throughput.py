@@ -71,7 +71,7 @@ def bare(exp: Any) -> tuple[Callable[[], None], Callable[[], None]]:
         for _ in range(len(exp.train)):
             exp.optimizer.zero_grad(set_to_none=True)
             with exp.autocast():
-                loss = exp.loss(exp.model(x), y)
+                loss = exp.loss(exp.stepped(x), y)
             loss.backward()
             exp.optimizer.step()
 

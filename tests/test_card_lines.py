@@ -1,0 +1,142 @@
+"""Lines that only a machine with a card reaches, walked on a processor: what they ask of torch, and what follows.
+
+What a card then does is for tests/gpu to say.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composed import SMALL, composed
+from torch import nn
+
+from dlrun import batch_time, checkpoint, experiment, memory
+from dlrun.config import UserError
+from dlrun.data import batches
+from dlrun.data.batches import Batches
+from dlrun.data.images import InMemory
+from dlrun.experiment import build, pick_device
+from dlrun.search import pool
+
+CARD = torch.device("cuda")
+
+
+@pytest.mark.parametrize(("there", "found"), [(True, "cuda"), (False, "cpu")])
+def test_auto_takes_a_card_that_is_there(monkeypatch: pytest.MonkeyPatch, there: bool, found: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto").type == found
+    if not there:
+        with pytest.raises(UserError, match="not available here; found cpu"):
+            pick_device("cuda")
+
+
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_bf16_where_a_card_computes_it(
+    monkeypatch: pytest.MonkeyPatch, has: bool, dtype: torch.dtype
+) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **more: asked.append(more) or has)
+    assert experiment._dtype("auto", CARD, nn.Linear(2, 2), (8, 8, 1)) == dtype
+    assert asked == [{"including_emulation": False}]  # one that only emulates it is slower than fp32
+    assert experiment._dtype("fp32", CARD, nn.Linear(2, 2), (8, 8, 1)) == torch.float32
+
+
+def test_without_triton_nothing_compiles_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install triton"):
+        experiment._compiled(nn.Linear(2, 2), CARD)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_deterministic_asks_cublas_and_cudnn_for_it(monkeypatch: pytest.MonkeyPatch, wanted: bool) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", wanted)
+    try:
+        build(composed(*SMALL, f"trainer.deterministic={str(wanted).lower()}"))
+        assert ("CUBLAS_WORKSPACE_CONFIG" in os.environ) is wanted
+        assert torch.backends.cudnn.benchmark is not wanted
+        assert torch.get_deterministic_debug_mode() == int(wanted)
+    finally:
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+        torch.set_deterministic_debug_mode("default")
+
+
+@pytest.mark.parametrize(("free", "resident"), [(4 * 800 + 1, True), (800, False)])
+def test_images_move_to_a_card_that_has_room_for_twice_as_many(
+    monkeypatch: pytest.MonkeyPatch, free: int, resident: bool
+) -> None:
+    moved = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1 << 40))
+    monkeypatch.setattr(InMemory, "to", lambda images, device: moved.append(device) or images)
+    images = InMemory(torch.zeros(100, 4, 4, 1, dtype=torch.uint8))
+    assert batches._resident(images, CARD) is images
+    assert moved == [CARD] * resident
+
+
+def test_what_is_kept_in_memory_goes_pinned_and_asynchronous(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: sent.append("pinned") or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *words, **more: sent.append((words, more)) or tensor)
+    made = object.__new__(Batches)
+    made.device = CARD
+    made._sent(torch.zeros(3))
+    assert sent == ["pinned", ((CARD,), {"non_blocking": True})]
+
+
+def test_peak_memory_of_a_card_is_what_torch_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", forgotten.append)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 * 2**20)
+    memory.forget_peak(CARD)
+    assert forgotten == [CARD]
+    assert memory.peak_mb(CARD) == 3.0
+
+
+def test_what_a_card_held_is_freed_for_the_report_of_batch_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    batch_time._free(torch.device("cpu"))
+    assert freed == []
+    batch_time._free(CARD)
+    assert freed == [True]
+
+
+def test_the_random_state_of_cards_goes_into_checkpoints_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, back = [torch.tensor([7], dtype=torch.uint8), torch.tensor([8], dtype=torch.uint8)], []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", back.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = checkpoint.rng_state()
+    assert found["cuda"] == states
+    checkpoint.set_rng_state(found)
+    assert back == [states[:1]]  # a machine with fewer cards takes those it has
+
+
+@pytest.mark.parametrize(
+    ("folders", "found"),
+    [
+        ({"/proc/driver/nvidia/gpus": ["0000:1b:00.0", "0000:1c:00.0"], "/dev": ["nvidia0"]}, ["0", "1"]),
+        ({"/dev": ["null", "nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"]}, ["0", "1", "2"]),
+        ({"/dev": ["null"]}, []),
+        ({}, []),
+    ],
+)
+def test_cards_are_counted_without_torch(
+    monkeypatch: pytest.MonkeyPatch, folders: dict[str, list[str]], found: list[str]
+) -> None:
+    def listed(path: str | Path) -> list[str]:
+        if str(path) not in folders:
+            raise FileNotFoundError(path)
+        return folders[str(path)]
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(pool.os, "listdir", listed)
+    assert pool.gpus() == found

@@ -109,9 +109,18 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
     try:
         check_rules(plain)
         check_targets(plain, trust)
+        plain["trainer"]["device"] = _here(plain["trainer"]["device"])
         return build(OmegaConf.create(plain))
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
+
+
+def _here(device: str) -> str:
+    """The device of a run, or another where it was trained on one that is not here."""
+    try:
+        return pick_device(device).type
+    except UserError:
+        return "auto"
 
 
 def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from composed import SMALL, composed
+from conftest import TINY, Outcome
 from torch import nn
 
 from dlrun import batch_time, checkpoint, experiment, memory
@@ -140,3 +142,14 @@ def test_cards_are_counted_without_torch(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(pool.os, "listdir", listed)
     assert pool.gpus() == found
+
+
+def test_a_run_of_a_card_is_evaluated_and_exported_where_there_is_none(dlrun: Callable[..., Outcome]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card here")
+    assert dlrun("train", *TINY, "trainer.device=cpu", "run.dir=r").code == 0
+    config = Path("r/config.yaml")
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+    for words in (("export", "r", "--to", "torch_export"), ("ensemble", "r", "--fresh", "--out", "e")):
+        done = dlrun(*words)
+        assert done.code == 0, done.err

@@ -35,7 +35,7 @@ def against_bare(bench: Bench, setup: Setup, precision: str, compiled: bool, tit
     """A row: images a second of an epoch of `dlrun train` and of the bare step, and their ratio."""
     words = (f"trainer.precision={precision}", f"trainer.compile={str(compiled).lower()}")
     exp = bench.built(setup, *words, *(("trainer.deterministic=true",) if title else ()))
-    watch, state, screen = bench.dlrun.Watch(exp), bench.dlrun.State(), bench.dlrun.Screen(bench.folder / "log")
+    watch, state, screen = bench.dlrun.Watch(exp), bench.dlrun.State(), bench.dlrun.Screen(quiet=True)
 
     def epoch() -> None:
         bench.dlrun.train_epoch(exp, 2, state, screen, watch)  # 2: one without histograms, as all but four are

@@ -53,7 +53,13 @@ def speedrun(bench: Bench, words: list[str], name: str) -> None:
     from bench_speedrun import reference
     from bench_speedrun import speedrun as run
 
-    own = [*words, f"trainer.device={bench.device}", "trainer.deterministic=false", "dataset.val_fraction=0.02"]
+    own = [
+        *words,
+        f"trainer.device={bench.device}",
+        "trainer.deterministic=false",
+        "dataset.val_fraction=0.02",
+        "check=none",
+    ]
     if bench.tiny:
         own += ["model.widths=[4,8,8]", "trainer.batch_size=16", "trainer.epochs=4", "augment.progressive=[[20,1]]"]
         own += ["optimizer.per_layer.whiten.epochs=2"]

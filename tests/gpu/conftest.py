@@ -13,6 +13,7 @@ costs seconds of imports. The few modules that tests reach into are imported her
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import os
 import subprocess
@@ -49,6 +50,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.filterwarnings("default"))
         if missing:
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device here"))
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> Iterator[None]:
+    """Give back what a test held on the card, so that the next one measures its own."""
+    yield
+    if DEVICE == "cuda" and torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture

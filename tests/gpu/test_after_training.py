@@ -51,7 +51,7 @@ def test_a_run_predicts_the_same_on_the_device_and_on_the_processor(
     with np.load(two / "1" / "predictions.npz") as stored:
         assert (mine.argmax(1) == stored["test_logits"].argmax(1)).mean() > 0.97
         # those may have been made in bfloat16
-        assert np.abs(mine - softmax(stored["test_logits"])).max() < 0.1
+        assert np.abs(mine - softmax(stored["test_logits"])).max() < 0.2
     assert np.abs(mine - theirs).max() < 1e-2  # TF32
 
 

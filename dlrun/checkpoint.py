@@ -198,7 +198,7 @@ def rng_state() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         # a run on the processor must not claim memory of a card, which may be full or another's
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
         "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
         "numpy": [
             str(name),

@@ -24,6 +24,7 @@ from dlrun.data.batches import Batches
 from dlrun.data.images import InMemory
 from dlrun.experiment import build, pick_device
 from dlrun.search import pool
+from dlrun.search.worker import Job, work
 
 CARD = torch.device("cuda")
 
@@ -153,3 +154,15 @@ def test_a_run_of_a_card_is_evaluated_and_exported_where_there_is_none(dlrun: Ca
     for words in (("export", "r", "--to", "torch_export"), ("ensemble", "r", "--fresh", "--out", "e")):
         done = dlrun(*words)
         assert done.code == 0, done.err
+
+
+def test_a_worker_frees_a_card_after_each_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    freed = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
+    job = Job(0, {}, str(tmp_path / "no" / "folder"))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    work(job)
+    assert freed == []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    work(job)
+    assert freed == [True]

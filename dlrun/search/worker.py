@@ -7,6 +7,7 @@ process, and its pixels are in memory once for all processes of a machine.
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -64,6 +65,17 @@ def work(job: Job) -> tuple[int, str]:
         raise
     except BaseException as error:  # a user's code may raise anything; the worker lives on
         return 1, f"{type(error).__name__}: {str(error).strip()[:200]}"
+    finally:
+        _give_back()
+
+
+def _give_back() -> None:
+    """Free what torch keeps of a card after a trial: a worker beside this one may need it for its own."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

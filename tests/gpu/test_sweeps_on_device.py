@@ -22,21 +22,25 @@ from torch import nn
 
 class Net(nn.Module):
     # runs out of memory in training steps of more than `most` images
-    def __init__(self, in_channels, num_classes, image_size, most=0, width=8):
+    def __init__(self, in_channels, num_classes, image_size, most=0, hold=0):
         super().__init__()
-        self.net = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, width), nn.Linear(width, num_classes))
-        self.most = most
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+        self.most, self.hold = most, hold
         name = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
         folder = os.environ.get("NOTES")
         if folder:
-            Path(folder, f"{os.getpid()}.txt").write_text(f"{name} {seen}")
+            reserved = torch.cuda.memory_reserved() >> 20 if torch.cuda.is_initialized() else 0
+            with open(Path(folder, f"{os.getpid()}.txt"), "a") as file:
+                print(name, seen, reserved, file=file)
 
     def forward(self, x):
         if self.training and self.most and len(x) > self.most:
             torch.empty(1 << 52, device=x.device)
+        if self.hold:
+            torch.empty(self.hold << 20, dtype=torch.uint8, device=x.device)
         return self.net(x)
-"""  # noqa: E501
+"""
 OWN = ("model=custom", "model._target_=noted.Net", "trust=[noted]", "check=none", "trainer.report=false")
 QUICK = ("dataset.limit=200", "trainer.epochs=2", "trainer.threads=1", "trainer.batch_size=32")
 
@@ -66,7 +70,7 @@ def test_a_sweep_gives_each_worker_a_card_of_its_own(
     said = process.communicate(timeout=200)[0]
     assert process.returncode == 0, said
     assert [row["status"] for row in table(here / "s")] == ["completed"] * 3
-    notes = sorted(file.read_text().split() for file in noted.iterdir())
+    notes = sorted(file.read_text().split()[:2] for file in noted.iterdir())
     workers = min(len(names), 3)
     assert len(notes) <= workers, "more processes than cards"
     assert len({name for name, _ in notes}) == len(notes), "two workers at one card"
@@ -89,6 +93,19 @@ def test_two_workers_share_a_card(
     assert 1 <= len(names) <= 2
     if device == "cuda":
         assert "None" not in names, "the pool has found no card"
+
+
+def test_a_worker_gives_back_what_a_trial_held_of_the_card(
+    started: Callable[..., subprocess.Popen[str]], here: Path, noted: Path, device: str
+) -> None:
+    words = ("train", "-m", "seed=1,2,3", *OWN, *QUICK, f"trainer.device={device}", "hydra.launcher.workers=1")
+    process = started(*words, "+model.hold=1024", "sweep.dir=s", NOTES=str(noted))
+    said = process.communicate(timeout=200)[0]
+    assert process.returncode == 0, said
+    (file,) = noted.iterdir()  # one worker ran them all, each beginning without the gibibyte of the one before
+    reserved = [int(line.split()[2]) for line in file.read_text().splitlines()]
+    assert len(reserved) == 3
+    assert max(reserved) < 512
 
 
 def test_a_trial_that_runs_out_of_memory_is_advised_and_the_others_go_on(

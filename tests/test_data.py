@@ -443,6 +443,7 @@ def test_shared_arrays_are_not_written_to():
     assert torch.equal(split.images.pixels, before)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("memory_gb", [1.0, 0.0])
 def test_cuda_batches_equal_those_of_the_cpu(folder, memory_gb):

@@ -18,6 +18,7 @@ from dlrun.config import UserError
 
 __all__ = [
     "FAILED",
+    "IGNORED",
     "NUMBERS",
     "SCORES",
     "Entry",

@@ -21,7 +21,7 @@ from dlrun.arguments import Flags, split
 from dlrun.config import UserError, flatten, lookup, unknown, validate
 from dlrun.sentences import in_one_line
 
-__all__ = ["Composer", "builtin_conf", "compose", "run"]
+__all__ = ["Composer", "builtin_conf", "compose", "composer", "run"]
 
 ROOT = "train"
 EXPLAINING = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from dlrun.config import UserError
 
-__all__ = ["append", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
+__all__ = ["OWNER", "append", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
 
 OWNER = ".owner"
 _held: set[int] = set()  # locks of this process

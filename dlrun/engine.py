@@ -26,7 +26,7 @@ from dlrun.loggers import Follower
 from dlrun.progress import Screen
 from dlrun.rundir import Run
 
-__all__ = ["Diverged", "Predictions", "Stopped", "fit", "predict", "scores", "stopped_early"]
+__all__ = ["Diverged", "Predictions", "Stopped", "best_weights", "fit", "predict", "scores", "step", "stopped_early"]
 
 
 class Diverged(Exception):

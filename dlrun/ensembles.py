@@ -16,7 +16,20 @@ from dlrun import rundir
 from dlrun.config import UserError
 from dlrun.votes import VOTES, Vote, disagreement, fit_temperature, greedy, heated, ranking, scores, softmax
 
-__all__ = ["Member", "Table", "agree", "apart", "judge", "read", "select", "sizes"]
+__all__ = [
+    "Member",
+    "Table",
+    "agree",
+    "apart",
+    "as_text",
+    "completed",
+    "draw",
+    "each",
+    "judge",
+    "read",
+    "select",
+    "sizes",
+]
 
 Array = Any  # of numpy
 SPLITS = ("val", "test")

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean, median
 from typing import Any
 
-__all__ = ["Evidence", "digit", "end", "lower_is_better", "minimised", "span"]
+__all__ = ["WANTED_RATIO", "Evidence", "digit", "end", "lower_is_better", "minimised", "span"]
 
 ANNEALED = 0.1  # of the highest rate: below this a schedule makes steps small on purpose
 WANTED_RATIO = 1e-3  # update : weight (B3)

@@ -19,8 +19,32 @@ from dlrun.config import UserError
 from dlrun.disk import OWNER, append, lock, make_folder, owned, unlock, write_atomic
 from dlrun.formats import as_csv, read_arrays, read_rows, write_arrays
 
-__all__ = ["Run", "ask_to_stop", "claim", "config", "epoch_checkpoints", "find", "is_run", "metrics", "new_folder"]
-__all__ += ["reopen", "result", "settle", "stored", "take", "taken", "tested", "write_study"]
+__all__ = [
+    "OUTPUTS",
+    "Run",
+    "arrays",
+    "ask_to_stop",
+    "checks",
+    "claim",
+    "config",
+    "epoch_checkpoints",
+    "find",
+    "is_run",
+    "layers",
+    "metrics",
+    "new_folder",
+    "pictures",
+    "reopen",
+    "report",
+    "result",
+    "settle",
+    "stored",
+    "take",
+    "taken",
+    "tested",
+    "worst_check",
+    "write_study",
+]
 
 OUTPUTS = Path("outputs")
 

@@ -27,8 +27,8 @@ from dlrun.data.splits import Raw, Split
 from dlrun.experiment import build
 from dlrun.gate import check_only
 from dlrun.running import execute
-from tests.composed import composed
-from tests.photos import KEYS, MEMORY, photo, ready, root, stored, truncate
+from support.composed import composed
+from support.photos import KEYS, MEMORY, photo, ready, root, stored, truncate
 
 __all__ = ["root"]  # a fixture
 

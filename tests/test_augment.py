@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms.v2.functional as tvf
-from composed import composed
-from conftest import Outcome
 from torch import Tensor
 
 from dlrun.config import UserError
@@ -21,6 +19,8 @@ from dlrun.data.batches import Batches
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
 from dlrun.experiment import build
+from support.commands import Outcome
+from support.composed import composed
 
 COUNT = 6
 ALL = {

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Outcome
 from torch import nn
 
 from dlrun import averaging
+from support.commands import TINY, Outcome
 
 
 def test_the_average_follows_with_a_warm_up_and_then_the_decay() -> None:

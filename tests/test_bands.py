@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from composed import composed
 from torch import Tensor, nn
 
 from dlrun.checks import chance, garbage, inputs
@@ -17,6 +16,7 @@ from dlrun.checks import gradient as c4
 from dlrun.checks import overfit as c3
 from dlrun.checks.penalty import penalty
 from dlrun.experiment import Experiment, build
+from support.composed import composed
 
 CHANCE = 2.0
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from photos import KEYS, photo
 
 from dlrun.data import prepare
 from dlrun.data.audit import audit
 from dlrun.data.files import arrays, image_folder
 from dlrun.data.images import InMemory, Streamed
+from support.photos import KEYS, photo
 
 
 @pytest.fixture

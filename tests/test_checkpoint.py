@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-from composed import SMALL, composed
 
 from dlrun import checkpoint, engine, rundir, running
 from dlrun.checkpoint import State, Writer
@@ -24,6 +23,7 @@ from dlrun.config import UserError
 from dlrun.disk import write_atomic
 from dlrun.experiment import Experiment, build
 from dlrun.progress import Screen
+from support.composed import SMALL, composed
 
 SLOW = 0.3  # seconds a checkpoint takes: longer than an epoch here
 

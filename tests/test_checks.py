@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composed import composed
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from dlrun.checks.advice import advice
 from dlrun.checks.penalty import penalty
 from dlrun.checks.sandbox import in_turn, named, no_trace, samples, settle
 from dlrun.experiment import Experiment, build
+from support.composed import composed
 
 SMALL = ("dataset.limit=300", "trainer.threads=1", "model.width=8")
 SUITE = {

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed import composed
-from conftest import TINY, Outcome
 
 from dlrun import engine, experiment
 from dlrun.experiment import build
+from support.commands import TINY, Outcome
+from support.composed import composed
 
 WORDS = [w for w in TINY if not w.startswith("trainer.epochs")]
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, without_torch, write
 
 from dlrun.composing import builtin_conf, compose, composer
 from dlrun.config import UserError, validate
 from dlrun.rules import ANY_TARGET, CHOICES, RULES
+from support.commands import Outcome, without_torch
+from support.stored import write
 
 # command -> what its one line says
 MISTAKES = {

@@ -12,7 +12,7 @@ from dlrun.data import prepare
 from dlrun.data.files import arrays, image_folder
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import Bad, BadData
-from tests.photos import BROKEN, KEYS, MEMORY, photo, ready, root, stored, truncate
+from support.photos import BROKEN, KEYS, MEMORY, photo, ready, root, stored, truncate
 
 __all__ = ["root"]  # a fixture
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from composed import SMALL, composed
 from torch import Tensor, nn
-from watched import watched
 
 from dlrun import engine
 from dlrun.diagnostics import BINS, HISTOGRAM_VALUES, Watch, sparsity
 from dlrun.experiment import Experiment, build
 from dlrun.models.layers import ACTIVATIONS
+from support.composed import SMALL, composed
+from support.watched import watched
 
 
 def experiment(*overrides: str, model: nn.Module | None = None) -> Experiment:

@@ -10,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composed import composed
-from conftest import TINY, Outcome
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -20,6 +18,8 @@ from dlrun.commands import ensemble
 from dlrun.experiment import build
 from dlrun.objectives import Distill
 from dlrun.running import execute
+from support.commands import TINY, Outcome
+from support.composed import composed
 
 
 def test_the_loss_is_hintons() -> None:

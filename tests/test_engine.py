@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from composed import SMALL, composed
 
 from dlrun import checkpoint, engine, rundir
 from dlrun.checkpoint import State
 from dlrun.diagnostics import Watch
 from dlrun.experiment import Experiment, _dtype, build
 from dlrun.progress import Screen
+from support.composed import SMALL, composed
 
 
 def experiment(*overrides: str) -> Experiment:

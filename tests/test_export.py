@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composed import composed
-from conftest import TINY, Outcome
 
 from dlrun import rundir
 from dlrun.running import execute
+from support.commands import TINY, Outcome
+from support.composed import composed
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composed import composed
 from torch import nn
 
 from dlrun.composing import builtin_conf
 from dlrun.experiment import build
+from support.composed import composed
 
 CHEAP = ("trainer.threads=1", "dataset.limit=100", "check=none")
 # options that need something from outside: where it comes from in this test

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from composed import composed
-from conftest import TINY, Outcome, without_torch
 
 from dlrun import rundir
 from dlrun.running import execute
+from support.commands import TINY, Outcome, without_torch
+from support.composed import composed
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from composed import composed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
@@ -22,6 +21,7 @@ from dlrun.checks.gradient import gradient
 from dlrun.checks.kinks import Winners
 from dlrun.experiment import Experiment, build
 from dlrun.models.layers import ACTIVATIONS, NORMS
+from support.composed import composed
 
 SMALL = ("trainer.threads=1", "check=none", "dataset.limit=120")
 

@@ -13,11 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import slurm
-from conftest import TINY, Outcome, write
-from test_sweep import MOODS, MOODY, QUICK, rows, start, starts, wait_for
 
 from dlrun.search import launchers
+from support import slurm
+from support.commands import TINY, Outcome
+from support.moods import MOODS, MOODY, QUICK, rows, start, starts, wait_for
+from support.stored import write
 
 WORDS = {
     "joblib": ("hydra/launcher=joblib",),

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from composed import SMALL, composed
-from conftest import without_torch
 
 from dlrun import checkpoint, loggers, rundir, running
 from dlrun.config import UserError
+from support.commands import without_torch
+from support.composed import SMALL, composed
 
 KINDS = ("tensorboard", "mlflow")
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from composed import SMALL, composed
 
 from dlrun import memory, rundir, running
+from support.composed import SMALL, composed
 
 CPU = torch.device("cpu")
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Outcome
 from torch import Tensor, nn
 
 from dlrun.config import UserError
 from dlrun.multi_crop import MultiCrop, viewed
 from dlrun.rules import CHOICES
+from support.commands import TINY, Outcome
 
 
 def test_logits_are_the_mean_over_the_views() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from composed import SMALL, composed
-from conftest import without_torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from dlrun import figures, plots, rundir, running
+from support.commands import without_torch
+from support.composed import SMALL, composed
 
 NAMES = ["loss", "accuracy", "update_ratios", "dead", "histograms", "confusion", "errors", "filters", "time"]
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from composed import composed
-from conftest import Outcome
 from PIL import Image
 
 from dlrun import rundir
 from dlrun.running import execute
+from support.commands import Outcome
+from support.composed import composed
 
 WORDS = ("check=none", "model.width=4", "trainer.threads=1", "trainer.report=false", "trainer.diagnostics=false")
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from composed import SMALL, composed
 
 from dlrun import batch_time, checkpoint, engine, lr_range, rundir
 from dlrun.batch_time import Timing
@@ -24,6 +23,7 @@ from dlrun.experiment import Experiment, build
 from dlrun.lr_range import Point
 from dlrun.progress import Screen
 from dlrun.rules import CHOICES
+from support.composed import SMALL, composed
 
 DROPOUT = ("regularizer=dropout", "regularizer.dropout=0.3", "augment=crop_flip", "augment.pad=1")
 

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from composed import SMALL, composed
-from conftest import Outcome
 
 from dlrun import rundir, running, verdicts
-
-EVIL = "<script>document.title='taken'</script><img src=x onerror=alert(1)>'\"$body"
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+from support.commands import Outcome
+from support.composed import SMALL, composed
+from support.pages import CHROMIUM, EVIL, page, section
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +36,6 @@ def changed(folder: Path, **values: Any) -> Path:
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | values))
     return folder
-
-
-def page(folder: Path) -> str:
-    return (folder / "report.html").read_text(encoding="utf-8")
-
-
-def section(text: str, title: str) -> str:
-    return text.split(f"<h2>{title}</h2>")[1].split("</section>")[0]
 
 
 def test_training_ends_with_a_page_that_has_everything(run: Path) -> None:

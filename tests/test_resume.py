@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composed import composed
 from PIL import Image
 
 from dlrun import disk, rundir
 from dlrun.config import UserError
+from support.composed import composed
 
 COMMON = (
     "check=none", "model.width=4", "regularizer=dropout", "regularizer.l2=1e-3", "augment=crop_flip", "augment.pad=1",

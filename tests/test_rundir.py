@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, write, write_run
 
 from dlrun import disk, rundir, sweepdir
 from dlrun.config import UserError
+from support.commands import Outcome
+from support.stored import write, write_run
 
 # a process that imports, says so, waits for the word, claims, says what came of it, and keeps it to the end
 CLAIM = """

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composed import composed
 
 from dlrun import checks, cli
 from dlrun.checks import receipts, runner
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment, build
+from support.composed import composed
 
 CHEAP = ("dataset.limit=120", "model.width=4", "trainer.threads=1", "check.only=[loss,initial_loss,overfit]")
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from composed import SMALL, composed
 
 from dlrun import checkpoint, rundir, running
 from dlrun.config import UserError
+from support.composed import SMALL, composed
 
 # logits of thousands before the first step
 UNSOUND = (

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Outcome, write
-from test_sweep import rows
 
 from dlrun import sweepdir, trials
 from dlrun.search import launchers
 from dlrun.search.pool import Ended
 from dlrun.search.worker import Job
+from support.commands import TINY, Outcome
+from support.moods import rows
+from support.stored import write
 
 Score = Callable[[float, int], float]
 

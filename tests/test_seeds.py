@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Outcome, write_run
-from test_compare import config, result
 
 from dlrun import compare, seeds
+from support.commands import Outcome
+from support.stored import config, result, write_run
 
 THREE = {"1": 0.90, "2": 0.92, "3": 0.94}
 OTHER = {"1": 0.88, "2": 0.91, "3": 0.90}

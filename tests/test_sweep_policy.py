@@ -9,14 +9,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import TINY, Outcome
-from test_sweep import MOODY, QUICK, rows
 
 from dlrun import rundir
 from dlrun.evidence import minimised
 from dlrun.search import launchers, sweeper
 from dlrun.search.pool import Ended
 from dlrun.search.worker import Job
+from support.commands import TINY, Outcome
+from support.moods import MOODY, QUICK, rows
 
 # four trials that learn, then two whose rate is nothing; a worker at a time, so that the good ones are known first
 LEARNERS = ("train", "-m", "optimizer.lr=0.05,1e-9", "seed=1,2,3,4", "model=custom", "model._target_=moody.Net")

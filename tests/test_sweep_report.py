@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Outcome, without_torch, write
 from PIL import Image
-from swept import rate, trial
-from test_report import CHROMIUM, EVIL, page, section
 
 from dlrun import importance, space_plots, sweep_plots, trials
 from dlrun.figures import GREEN
+from support.commands import Outcome, without_torch
+from support.pages import CHROMIUM, EVIL, page, section
+from support.stored import write
+from support.swept import rate, trial
 
 ALL = ["sweep_axes", "sweep_map", "sweep_parallel", "sweep_importance", "sweep_time", "curves"]
 

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import Outcome, without_torch, write, write_run
-from test_compare import config, result
-from test_ensemble import member
 
 from dlrun import compare, sweep_report, tables
 from dlrun.search import summary
 from dlrun.search.study import Trial
+from support.commands import Outcome, without_torch
+from support.members import member
+from support.stored import config, result, write, write_run
 
 
 def two() -> None:

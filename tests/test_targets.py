@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Outcome, without_torch, write
 
 from dlrun.config import UserError
 from dlrun.targets import THEIRS, check_targets, instantiate
+from support.commands import Outcome, without_torch
+from support.stored import write
 
 FOREIGN = [
     "os.system",

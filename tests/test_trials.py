@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
-from swept import rate, trial
 
 from dlrun import importance, trials
 from dlrun.trials import Trials
+from support.swept import rate, trial
 
 
 def read() -> Trials:

@@ -12,12 +12,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from watched import watched
 
 from dlrun import verdicts
 from dlrun.composing import compose
 from dlrun.experiment import Experiment
 from dlrun.verdicts import Finding, judge, summary, urgent
+from support.watched import watched
 
 
 def named(findings: list[Finding]) -> dict[str, Finding]:

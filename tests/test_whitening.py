@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from composed import composed
 
 from dlrun import engine
 from dlrun.config import UserError
 from dlrun.experiment import build
 from dlrun.models.airbench import Airbench
 from dlrun.models.whitening import Whitening
+from support.composed import composed
 
 
 def test_whitened_patches_have_identity_covariance_and_both_signs() -> None:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from test_sweep import MOODY, QUICK, moody, rows, start, starts, workers
 
 from dlrun import sweepdir
 from dlrun.search import pool
 from dlrun.search.worker import Job
+from support.moods import MOODY, QUICK, moody, rows, start, starts, workers
 
 __all__ = ["moody"]
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from composed import composed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,6 +37,7 @@ from dlrun.data.splits import Split
 from dlrun.experiment import Experiment, build
 from dlrun.losses import CrossEntropy
 from dlrun.regularizers import Penalty
+from support.composed import composed
 
 CHECKS: dict[str, Callable[[Experiment], Verdict]] = {
     "inputs": inputs.inputs,

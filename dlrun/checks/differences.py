@@ -28,7 +28,7 @@ from torch import Tensor
 from dlrun.checks.kinks import Winners
 from dlrun.config import first_line
 
-__all__ = ["Comparison", "Move", "NotComparable", "Slopes", "gradients"]
+__all__ = ["KINKED", "SMOOTH", "Comparison", "Move", "NotComparable", "Slopes", "gradients"]
 
 WRONG, KINKED, SMOOTH = 1e-2, 1e-4, 1e-7
 STEPS, FINER, COARSER = (1e-5, 1e-6, 1e-4), (1e-7, 1e-8), (1e-3, 1e-2)

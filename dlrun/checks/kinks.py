@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Winners"]
+__all__ = ["STEPS", "Winners"]
 
 _LOW = (torch.float32, torch.float16, torch.bfloat16)
 

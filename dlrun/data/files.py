@@ -16,7 +16,7 @@ from dlrun.config import UserError
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import BadData, Raw, Split, bad_labels
 
-__all__ = ["arrays", "image_folder"]
+__all__ = ["SUFFIXES", "arrays", "image_folder"]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 Array = np.ndarray[Any, Any]

@@ -29,7 +29,7 @@ from dlrun.search.worker import Job
 if TYPE_CHECKING:
     from dlrun.composing import Composer
 
-__all__ = ["again", "points", "sweep"]
+__all__ = ["Sweep", "again", "points", "sweep"]
 
 SOME_FAILED, INTERRUPTED = 5, 130
 LOOK = 0.5  # seconds between two looks at what running trials wrote

@@ -19,11 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from composed import composed
 
 from dlrun import engine
 from dlrun.diagnostics import Watch
 from dlrun.experiment import Experiment, build
+from support.composed import composed
 
 
 class Stopwatch:

@@ -22,11 +22,10 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from composed import composed
-
 from dlrun import engine, lr_range, rundir
 from dlrun.checkpoint import State
 from dlrun.experiment import build
+from support.composed import composed
 
 
 class Quiet:

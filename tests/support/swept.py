@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from conftest import write, write_run
-from test_compare import config, result
+from support.stored import config, result, write, write_run
 
 
 def trial(folder: Path, acc: float | None, status: str = "completed", reason: str = "", **changes: Any) -> Path:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from composed import composed
 from omegaconf import OmegaConf
 
 from dlrun import engine, verdicts
 from dlrun.diagnostics import Watch
 from dlrun.experiment import Experiment, build
+from support.composed import composed
 
 
 @dataclass

@@ -9,7 +9,7 @@ import argparse
 import difflib
 from typing import NoReturn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["Flags", "Parser", "split", "trusted"]
 

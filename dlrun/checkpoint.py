@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrun.config import UserError, first_line
 from dlrun.disk import write_atomic
+from dlrun.errors import UserError, first_line
 from dlrun.experiment import Experiment
 from dlrun.rundir import Run
 

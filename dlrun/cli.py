@@ -103,7 +103,7 @@ def _run(verb: str, argv: list[str]) -> int:
     debug = "--debug" in argv or completing
     argv = [a for a in argv if a != "--debug"]
     sys.argv = ["dlrun" if completing else f"dlrun {verb}", *argv]
-    from dlrun.config import UserError
+    from dlrun.errors import UserError
 
     try:
         code: int = importlib.import_module(f"dlrun.commands.{verb}").main(argv)

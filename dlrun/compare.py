@@ -14,33 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlrun import ensembledir, rundir, verdicts
-from dlrun.config import UserError
+from dlrun.errors import UserError
+from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES
 
-__all__ = [
-    "FAILED",
-    "IGNORED",
-    "NUMBERS",
-    "SCORES",
-    "Entry",
-    "ensembles",
-    "metric",
-    "read",
-    "rows",
-    "scored",
-    "sorted_by",
-    "table",
-    "varying",
-]
+__all__ = ["IGNORED", "Entry", "ensembles", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
 
-SCORES = ("val_acc", "val_loss", "test_acc", "test_loss")
-NUMBERS = ("epochs", "best_epoch", *SCORES, "seconds")
 # where a run lies, how it was searched for, checked and drawn says nothing about what it learned
 IGNORED = (
     *("run.", "sweep.", "search.", "choices.search", "hydra", "choices.hydra", "trust", "choices.experiment"),
     *("check.", "choices.check", "trainer.report"),
 )
 PLAIN = {None: "null", True: "true", False: "false"}
-FAILED = ("failed", "diverged", "pruned", "check_failed")  # whatever they scored, they stand below the rest
 
 
 class Entry(NamedTuple):
@@ -172,7 +156,7 @@ def _rank(row: Mapping[str, Any], column: str, lower: bool) -> tuple[bool, float
     if not _finite(row[column]):
         return (True, math.inf, row["run"])
     score = row[column] if lower else -row[column]
-    return (row["status"] in FAILED, score, row["run"])
+    return (row["status"] in NOT_RANKED, score, row["run"])
 
 
 def varying(configs: Sequence[Mapping[str, str]]) -> list[str]:

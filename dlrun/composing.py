@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.arguments import Flags, split
-from dlrun.config import UserError, flatten, lookup, unknown, validate
+from dlrun.config import flatten, lookup, unknown, validate
+from dlrun.errors import UserError
 from dlrun.sentences import in_one_line
 
 __all__ = ["Composer", "builtin_conf", "compose", "composer", "run"]

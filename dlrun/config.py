@@ -12,20 +12,9 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["UserError", "check_rules", "first_line", "flatten", "lookup", "unknown", "validate"]
+from dlrun.errors import UserError
 
-
-class UserError(Exception):
-    """A mistake of the user's: printed as one line, no traceback; `code` is the exit code."""
-
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+__all__ = ["check_rules", "flatten", "lookup", "unknown", "validate"]
 
 
 _NAMES = {

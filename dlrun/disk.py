@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["OWNER", "append", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
 

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from dlrun import averaging, checkpoint, memory, rundir, verdicts
 from dlrun.checkpoint import State
+from dlrun.console import Screen
 from dlrun.data.batches import Batches
 from dlrun.diagnostics import Look, Watch
-from dlrun.evidence import lower_is_better
 from dlrun.experiment import Experiment
 from dlrun.loggers import Follower
-from dlrun.progress import Screen
 from dlrun.rundir import Run
+from dlrun.vocabulary import AVERAGED, COLUMNS, lower_is_better
 
 __all__ = ["Diverged", "Predictions", "Stopped", "best_weights", "fit", "predict", "scores", "step", "stopped_early"]
 
@@ -132,15 +132,6 @@ def _writing(
         run.progress(**told)
 
     return write
-
-
-COLUMNS = (
-    *("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "penalty", "grad_norm"),
-    *("update_ratio", "dead_fraction"),
-    *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
-)
-
-AVERAGED = ("ema_val_loss", "ema_val_acc")  # with trainer.ema: the same of the averaged weights
 
 
 def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrun.config import UserError
 from dlrun.disk import make_folder, write_atomic
+from dlrun.errors import UserError
 from dlrun.formats import as_csv, write_arrays
 from dlrun.rundir import OUTPUTS, is_run, new_folder
 

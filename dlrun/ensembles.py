@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dlrun import rundir
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.votes import VOTES, Vote, disagreement, fit_temperature, greedy, heated, ranking, scores, softmax
 
 __all__ = [

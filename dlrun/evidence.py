@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from statistics import fmean, median
 from typing import Any
 
-__all__ = ["WANTED_RATIO", "Evidence", "digit", "end", "lower_is_better", "minimised", "span"]
+__all__ = ["WANTED_RATIO", "Evidence", "digit", "end", "span"]
 
 ANNEALED = 0.1  # of the highest rate: below this a schedule makes steps small on purpose
 WANTED_RATIO = 1e-3  # update : weight (B3)
@@ -153,16 +153,6 @@ class Evidence:
             return min(max(WANTED_RATIO / self.ratio, 0.1), 100.0)
         # nothing was measured: a first epoch worse than chance tells of too high a rate
         return 0.1 if self.loss and self.loss[0] > 1.2 * self.chance else 10.0
-
-
-def lower_is_better(column: str) -> bool:
-    """Say which way a column of metrics.csv should go: up for accuracies and speed, down for anything else."""
-    return not column.endswith(("_acc", "_per_second"))
-
-
-def minimised(column: str, direction: str) -> bool:
-    """Say whether the lowest value of a column is the best: `auto` looks at the column, `min` and `max` say it."""
-    return lower_is_better(column) if direction == "auto" else direction == "min"
 
 
 def _number(value: Any) -> float:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from dlrun import rundir
-from dlrun.config import UserError
 from dlrun.disk import write_atomic
+from dlrun.errors import UserError
 
 __all__ = ["BLUE", "GREEN", "GREY", "OKABE_ITO", "ORANGE", "STYLE", "WIDTH"]
 __all__ += ["canvas", "columns", "epochs_axis", "headline", "number", "positive", "save", "styled"]

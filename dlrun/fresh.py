@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dlrun import checkpoint, engine, rundir
-from dlrun.config import UserError
 from dlrun.ensembles import Member
+from dlrun.errors import UserError
 from dlrun.experiment import Experiment
 from dlrun.multi_crop import viewed
 from dlrun.trained import rebuilt

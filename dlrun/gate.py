@@ -7,8 +7,8 @@ import sys
 from dataclasses import asdict
 from typing import Any
 
-from dlrun.config import UserError
-from dlrun.progress import Screen
+from dlrun.console import Screen
+from dlrun.errors import UserError
 from dlrun.rundir import Run
 
 __all__ = ["CHECK_FAILED", "check_only", "headline", "passed", "tell_dropped"]

@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dlrun.config import UserError
 from dlrun.disk import make_folder, write_atomic
+from dlrun.errors import UserError
 from dlrun.formats import read_arrays, write_arrays
 from dlrun.rundir import OUTPUTS
 

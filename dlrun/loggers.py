@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from dlrun import rundir, verdicts
-from dlrun.config import UserError, first_line
+from dlrun.errors import UserError, first_line
 from dlrun.rundir import Run
 
 __all__ = ["Follower", "require"]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import engine
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.experiment import Experiment
 from dlrun.optim.muon import Muon
 from dlrun.trial import endless, out_of_memory, picture, untouched

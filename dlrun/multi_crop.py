@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["MultiCrop", "viewed"]
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlrun.config import UserError
+from dlrun.console import Screen
 from dlrun.data.files import SUFFIXES
 from dlrun.data.images import Streamed, Unreadable, run_ahead
 from dlrun.disk import replacing
-from dlrun.progress import Screen
+from dlrun.errors import UserError
 from dlrun.trained import Predictor
 
 __all__ = ["Outcome", "Sources", "predict"]

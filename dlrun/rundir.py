@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun.config import UserError
 from dlrun.disk import OWNER, append, lock, make_folder, owned, unlock, write_atomic
+from dlrun.errors import UserError
 from dlrun.formats import as_csv, read_arrays, read_rows, write_arrays
 
 __all__ = [

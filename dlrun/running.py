@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dlrun.config import UserError, first_line
+from dlrun.console import Screen
+from dlrun.errors import UserError, first_line
 from dlrun.gate import CHECK_FAILED, headline, passed, tell_dropped
 from dlrun.loggers import Follower
 from dlrun.origin import origin
-from dlrun.progress import Screen
 from dlrun.rundir import Run
 
 __all__ = ["execute", "label", "store"]

@@ -15,7 +15,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from dlrun import compare, rundir
-from dlrun.compare import SCORES, Entry
+from dlrun.compare import Entry
+from dlrun.vocabulary import SCORES
 
 __all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dlrun.config import UserError, first_line, unknown
+from dlrun.config import unknown
+from dlrun.errors import UserError, first_line
 
 __all__ = ["in_one_line"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.experiment import Experiment
 from dlrun.trial import picture
 

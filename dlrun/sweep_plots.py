@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from dlrun import rundir, space_plots
-from dlrun.config import UserError
-from dlrun.evidence import lower_is_better
+from dlrun.errors import UserError
 from dlrun.figures import BLUE, GREEN, OKABE_ITO, STYLE, canvas, columns, epochs_axis, headline, positive, save
 from dlrun.importance import Importance
 from dlrun.space_plots import called, legend, span, strip, wanted
 from dlrun.trials import Axis, Trials
+from dlrun.vocabulary import lower_is_better
 
 __all__ = ["draw"]
 

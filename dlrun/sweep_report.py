@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from dlrun import importance, rundir, seeds, sweep_plots, tables, trials
-from dlrun.compare import SCORES
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.page import picture, section, table, text, write_page
 from dlrun.space_plots import called, wanted
 from dlrun.trials import Trials
+from dlrun.vocabulary import SCORES
 
 __all__ = ["write"]
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dlrun.config import UserError
 from dlrun.disk import lock, make_folder, unlock, write_atomic
+from dlrun.errors import UserError
 from dlrun.formats import as_csv
 from dlrun.rundir import OUTPUTS, new_folder
 

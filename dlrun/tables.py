@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlrun import compare
-from dlrun.compare import NUMBERS, SCORES
+from dlrun.vocabulary import NUMBERS, SCORES
 
 __all__ = ["as_csv", "as_json", "as_latex", "as_text", "telling"]
 

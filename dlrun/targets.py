@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun.config import UserError, first_line
+from dlrun.errors import UserError, first_line
 
 __all__ = ["check_targets", "instantiate"]
 

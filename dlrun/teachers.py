@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from dlrun import trained
-from dlrun.config import UserError
+from dlrun.console import Screen
 from dlrun.data import Data, Split
 from dlrun.data.images import Streamed, read
 from dlrun.ensembles import apart
+from dlrun.errors import UserError
 from dlrun.kept import read_targets, write_targets
-from dlrun.progress import Screen
 
 __all__ = ["log_probabilities"]
 

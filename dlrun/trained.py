@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import checkpoint, ensembledir, rundir, trials
-from dlrun.config import UserError, check_rules
+from dlrun.config import check_rules
+from dlrun.errors import UserError
 from dlrun.experiment import Experiment, build, build_model, pick_device
 from dlrun.multi_crop import viewed
 from dlrun.targets import check_targets

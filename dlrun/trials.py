@@ -17,10 +17,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dlrun import border, compare, ensembledir, rundir, sweepdir
-from dlrun.compare import FAILED, Entry
-from dlrun.config import UserError
-from dlrun.evidence import lower_is_better, minimised
+from dlrun import border, compare, ensembledir, rundir, sweepdir, vocabulary
+from dlrun.compare import Entry
+from dlrun.errors import UserError
+from dlrun.vocabulary import NOT_RANKED, lower_is_better, minimised
 
 __all__ = ["Axis", "Trials", "expect_model", "judged", "read", "score", "searched", "shared", "warnings"]
 
@@ -127,7 +127,7 @@ def searched(folders: Sequence[Path], entries: list[Entry]) -> tuple[list[Entry]
         if len(folders) == 1 and sweepdir.is_sweep(folders[0]):
             asked = sweepdir.plan(folders[0])["search"]
             metric, direction = str(asked["metric"]), str(asked.get("direction", "auto"))
-    if metric and metric not in compare.SCORES:
+    if metric and metric not in vocabulary.SCORES:
         values = [_logged(entry, metric) for entry in entries]
         if all(value is None for value in values):
             metric = ""
@@ -321,7 +321,7 @@ def _failures(trials: Trials) -> list[str]:
     """The trials that came to nothing, by status and reason, with the range in which only they lie."""
     groups: dict[tuple[str, str], list[int]] = {}
     for k, entry in enumerate(trials.entries):
-        if entry.result.get("status") in FAILED:
+        if entry.result.get("status") in NOT_RANKED:
             groups.setdefault(_reason(entry.result), []).append(k)
     said, total = [], len(trials.entries)
     for (status, reason), which in sorted(groups.items(), key=lambda group: -len(group[1])):

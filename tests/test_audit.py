@@ -18,12 +18,12 @@ from PIL import Image
 
 from dlrun import rundir
 from dlrun.checks.audit import class_balance, data_audit, data_duplicates
-from dlrun.config import UserError
 from dlrun.data import Batches, prepare
 from dlrun.data.audit import audit
 from dlrun.data.files import image_folder
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import Raw, Split
+from dlrun.errors import UserError
 from dlrun.experiment import build
 from dlrun.gate import check_only
 from dlrun.running import execute

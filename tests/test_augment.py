@@ -12,12 +12,12 @@ import torch
 import torchvision.transforms.v2.functional as tvf
 from torch import Tensor
 
-from dlrun.config import UserError
 from dlrun.data import colour, geometry, randaugment
 from dlrun.data.augment import Augment, CropFlip
 from dlrun.data.batches import Batches
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
+from dlrun.errors import UserError
 from dlrun.experiment import build
 from support.commands import Outcome
 from support.composed import composed

@@ -19,10 +19,10 @@ import torch
 
 from dlrun import checkpoint, engine, rundir, running
 from dlrun.checkpoint import State, Writer
-from dlrun.config import UserError
+from dlrun.console import Screen
 from dlrun.disk import write_atomic
+from dlrun.errors import UserError
 from dlrun.experiment import Experiment, build
-from dlrun.progress import Screen
 from support.composed import SMALL, composed
 
 SLOW = 0.3  # seconds a checkpoint takes: longer than an epoch here

@@ -17,7 +17,7 @@ from dlrun import __version__, cli
 from dlrun.arguments import split
 from dlrun.cli import VERBS
 from dlrun.composing import builtin_conf, compose
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from support.commands import TINY, Outcome
 from support.stored import write
 

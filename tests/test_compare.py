@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dlrun import compare, rundir, tables
+from dlrun import compare, rundir, tables, vocabulary
 from support.commands import TINY, Outcome
 from support.stored import BASE, config, result, write, write_run
 
@@ -97,7 +97,7 @@ def test_screen_gives_each_run_one_line_without_empty_columns(here: Path, dlrun:
     write_run(here / "outputs/runs/a", **result(config(trust=[], optimizer__lr=0.1), 0.5))
     write_run(here / "outputs/sweeps/s/0003", **result(config(choices__model=long), 0.6))
     lines = dlrun("compare", "outputs").out.splitlines()
-    assert lines[0].split() == ["run", "status", "model", "optimizer.lr", "epochs", *compare.SCORES]
+    assert lines[0].split() == ["run", "status", "model", "optimizer.lr", "epochs", *vocabulary.SCORES]
     assert lines[1].split() == [
         "s/0003",
         "completed",

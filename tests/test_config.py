@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from dlrun.composing import builtin_conf, compose, composer
-from dlrun.config import UserError, validate
+from dlrun.config import validate
+from dlrun.errors import UserError
 from dlrun.rules import ANY_TARGET, CHOICES, RULES
 from support.commands import Outcome, without_torch
 from support.stored import write
@@ -268,7 +269,7 @@ def test_poolings_build(pool: str) -> None:
 
 @pytest.mark.parametrize("monitor", CHOICES["trainer.monitor"])
 def test_monitors_are_columns(monitor: str) -> None:
-    from dlrun.engine import COLUMNS
+    from dlrun.vocabulary import COLUMNS
 
     assert monitor in COLUMNS
 

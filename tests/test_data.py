@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tvf
 
-from dlrun.config import UserError
 from dlrun.data import Batches, Raw, Split, datasets, prepare
 from dlrun.data.augment import CropFlip
 from dlrun.data.files import image_folder
 from dlrun.data.images import InMemory, Streamed, read
 from dlrun.data.scan import scan
+from dlrun.errors import UserError
 
 RNG = np.random.default_rng(1)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dlrun.config import UserError
 from dlrun.data import prepare
 from dlrun.data.files import arrays, image_folder
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import Bad, BadData
+from dlrun.errors import UserError
 from support.photos import BROKEN, KEYS, MEMORY, photo, ready, root, stored, truncate
 
 __all__ = ["root"]  # a fixture

@@ -17,9 +17,9 @@ from PIL import Image
 from torchvision import datasets as tv
 from torchvision.transforms import functional as tvf
 
-from dlrun.config import UserError
 from dlrun.data import datasets, prepare
 from dlrun.data.files import arrays, image_folder
+from dlrun.errors import UserError
 
 RNG = np.random.default_rng(0)
 

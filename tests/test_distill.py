@@ -87,7 +87,7 @@ def test_a_student_trains_and_resumes_exactly(teachers: Path, dlrun: Callable[..
     assert dlrun("train", *words, "trainer.epochs=2", "run.dir=whole").code == 0
     from dlrun import engine
     from dlrun.checkpoint import State
-    from dlrun.progress import Screen
+    from dlrun.console import Screen
 
     run = rundir.claim("broken", "test")
     run.write_config(composed(*words, "trainer.epochs=2"))

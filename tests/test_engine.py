@@ -12,9 +12,9 @@ import torch
 
 from dlrun import checkpoint, engine, rundir
 from dlrun.checkpoint import State
+from dlrun.console import Screen
 from dlrun.diagnostics import Watch
 from dlrun.experiment import Experiment, _dtype, build
-from dlrun.progress import Screen
 from support.composed import SMALL, composed
 
 

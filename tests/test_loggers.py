@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from dlrun import checkpoint, loggers, rundir, running
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from support.commands import without_torch
 from support.composed import SMALL, composed
 

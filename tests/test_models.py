@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.models.cnn import CNN
 from dlrun.models.init import initialise, output_bias
 from dlrun.models.layers import (

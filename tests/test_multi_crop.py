@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.multi_crop import MultiCrop, viewed
 from dlrun.rules import CHOICES
 from support.commands import TINY, Outcome

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import lr_scheduler
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.optim import Scheduler, parameter_groups, schedulers
 from dlrun.optim.muon import Muon, orthogonalised
 

@@ -18,10 +18,10 @@ from dlrun import batch_time, checkpoint, engine, lr_range, rundir
 from dlrun.batch_time import Timing
 from dlrun.checkpoint import State
 from dlrun.commands.lr_range import FLAGS, next_command, numbers
-from dlrun.config import UserError
+from dlrun.console import Screen
+from dlrun.errors import UserError
 from dlrun.experiment import Experiment, build
 from dlrun.lr_range import Point
-from dlrun.progress import Screen
 from dlrun.rules import CHOICES
 from support.composed import SMALL, composed
 

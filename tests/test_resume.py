@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dlrun import disk, rundir
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from support.composed import composed
 
 COMMON = (

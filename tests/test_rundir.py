@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from dlrun import disk, rundir, sweepdir
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from support.commands import Outcome
 from support.stored import write, write_run
 

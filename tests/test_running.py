@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dlrun import checkpoint, rundir, running
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from support.composed import SMALL, composed
 
 # logits of thousands before the first step

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dlrun import compare, seeds
+from dlrun import compare, seeds, vocabulary
 from support.commands import Outcome
 from support.stored import config, result, write_run
 
@@ -154,7 +154,7 @@ def test_by_loss_where_all_watch_one(here: Path) -> None:
 def test_on_screen(here: Path, dlrun: Callable[..., Outcome]) -> None:
     runs(*over_seeds(THREE), *over_seeds(OTHER, optimizer__lr=0.1))
     lines = dlrun("compare", "--group-seeds").out.splitlines()
-    assert lines[0].split() == ["optimizer.lr", "n", *compare.SCORES, "verdict", "p"]
+    assert lines[0].split() == ["optimizer.lr", "n", *vocabulary.SCORES, "verdict", "p"]
     assert lines[1].startswith("       0.001  3  0.9200 ± 0.0200")
     assert lines[1].endswith("best")
     assert lines[2].endswith("within noise  0.12")

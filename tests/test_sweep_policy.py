@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from dlrun import rundir
-from dlrun.evidence import minimised
 from dlrun.search import launchers, sweeper
 from dlrun.search.pool import Ended
 from dlrun.search.worker import Job
+from dlrun.vocabulary import minimised
 from support.commands import TINY, Outcome
 from support.moods import MOODY, QUICK, rows
 

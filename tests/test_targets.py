@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.targets import THEIRS, check_targets, instantiate
 from support.commands import Outcome, without_torch
 from support.stored import write

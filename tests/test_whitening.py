@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dlrun import engine
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.experiment import build
 from dlrun.models.airbench import Airbench
 from dlrun.models.whitening import Whitening

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import data_loss, named, replica, samples
 from dlrun.checks.verdict import Verdict
-from dlrun.config import first_line
+from dlrun.errors import first_line
 from dlrun.experiment import Experiment
 
 __all__ = ["expected_loss", "initial_loss", "loss"]

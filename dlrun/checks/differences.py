@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from dlrun.checks.kinks import Winners
-from dlrun.config import first_line
+from dlrun.errors import first_line
 
 __all__ = ["KINKED", "SMOOTH", "Comparison", "Move", "NotComparable", "Slopes", "gradients"]
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from dlrun.checks.advice import advice, limited, raised_at
 from dlrun.checks.sandbox import named, replica, samples
 from dlrun.checks.verdict import Verdict
-from dlrun.config import first_line
 from dlrun.data.batches import Batches
 from dlrun.data.splits import Split
+from dlrun.errors import first_line
 from dlrun.experiment import Experiment
 
 __all__ = ["inputs", "labels", "outputs"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.arguments import Parser, trusted
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["main"]
 
@@ -72,7 +72,7 @@ def _found(args: Any, trust: list[str]) -> list[Any]:
         if said:
             print(said)
         return found
-    from dlrun.progress import Screen
+    from dlrun.console import Screen
 
     with Screen() as screen:
         steps = screen.work(paths, len(paths), "evaluating again", lambda: "members")

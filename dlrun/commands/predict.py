@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dlrun.arguments import Parser, trusted
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["main"]
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file in a folder that is there")
     from dlrun import predicting, trained
-    from dlrun.progress import Screen
+    from dlrun.console import Screen
 
     sources = predicting.Sources(args.paths)
     predictor = trained.load(model, trust, args.device)

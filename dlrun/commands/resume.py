@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dlrun.arguments import Parser, trusted
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["main"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["main"]
 

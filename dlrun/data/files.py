@@ -12,9 +12,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dlrun.config import UserError
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import BadData, Raw, Split, bad_labels
+from dlrun.errors import UserError
 
 __all__ = ["SUFFIXES", "arrays", "image_folder"]
 

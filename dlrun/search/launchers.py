@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dlrun import sweepdir
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.rundir import new_folder
 from dlrun.search.pool import Ended, Pool, cores, gpus
 from dlrun.search.worker import Job, Place, Remote, away

@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dlrun.border import edge, position, spans_decades
-from dlrun.config import UserError, lookup
+from dlrun.config import lookup
+from dlrun.errors import UserError
 
 if TYPE_CHECKING:
     from dlrun.composing import Composer

@@ -10,17 +10,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dlrun import rundir, sweepdir, verdicts
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.search.plan import Round
 from dlrun.search.space import Axis
+from dlrun.vocabulary import FAILED
 
 if TYPE_CHECKING:
     from dlrun.search.study import Trial
     from dlrun.search.sweeper import Sweep
 
-__all__ = ["FAILED", "bar", "beyond", "ending", "line", "ranked", "rows"]
+__all__ = ["bar", "beyond", "ending", "line", "ranked", "rows"]
 
-FAILED = ("failed", "check_failed")
 SCORES = ("val_loss", "val_acc", "test_loss", "test_acc")
 
 

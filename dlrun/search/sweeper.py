@@ -14,10 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun import rundir, sweepdir, trials
-from dlrun.config import UserError
+from dlrun import rundir, sweepdir, trials, vocabulary
 from dlrun.disk import owned
-from dlrun.evidence import minimised
+from dlrun.errors import UserError
 from dlrun.search import launchers, summary
 from dlrun.search.plan import Plan, Round
 from dlrun.search.pool import Ended
@@ -25,6 +24,7 @@ from dlrun.search.sampling import draw, unseen
 from dlrun.search.space import check, grid, plain_words, read, size
 from dlrun.search.study import Study, Trial
 from dlrun.search.worker import Job
+from dlrun.vocabulary import DONE, minimised
 
 if TYPE_CHECKING:
     from dlrun.composing import Composer
@@ -34,7 +34,6 @@ __all__ = ["Sweep", "again", "points", "sweep"]
 SOME_FAILED, INTERRUPTED = 5, 130
 LOOK = 0.5  # seconds between two looks at what running trials wrote
 PATIENCE = 20  # seconds for interrupted trials to write down that they were
-DONE = ("completed", "diverged", "pruned")
 
 
 def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | None = None) -> int:
@@ -80,7 +79,7 @@ class Sweep:
     def __init__(
         self, composer: Composer, plan: Plan, folder: Path, base: dict[str, Any], launcher: dict[str, Any]
     ) -> None:
-        from dlrun.progress import Screen
+        from dlrun.console import Screen
 
         self.composer, self.plan, self.folder, self.base = composer, plan, folder, base
         self.metric = str(base["search"]["metric"])
@@ -110,7 +109,7 @@ class Sweep:
         for line in summary.ending(self):
             self.screen.say(line)
         self._page()
-        return SOME_FAILED if any(self._status(n) in summary.FAILED for n in self.trials) else 0
+        return SOME_FAILED if any(self._status(n) in vocabulary.FAILED for n in self.trials) else 0
 
     def _rounds(self) -> None:
         while True:

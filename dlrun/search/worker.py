@@ -42,7 +42,7 @@ def work(job: Job) -> tuple[int, str]:
     import dlrun.checks
     import dlrun.engine  # noqa: F401  before the folder is taken: from then on search.timeout counts
     from dlrun import rundir
-    from dlrun.config import UserError
+    from dlrun.errors import UserError
     from dlrun.experiment import keep_data, prepared
     from dlrun.running import execute
 

@@ -54,7 +54,7 @@ class Kept:
         """Train a run of this kind and return the seconds of its epochs but the first."""
         from dlrun import engine, rundir
         from dlrun.checkpoint import State, Writer
-        from dlrun.progress import Screen
+        from dlrun.console import Screen
 
         writing, wait, begin = self.real
         spent, ends = [0.0], list[float]()

@@ -41,7 +41,7 @@ begun = running._train
 
 def train(*words):
     from dlrun import engine
-    from dlrun.progress import Screen
+    from dlrun.console import Screen
 
     def steps(self, items, *_):
         for k, item in enumerate(items):

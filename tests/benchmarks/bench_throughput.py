@@ -88,8 +88,8 @@ def main() -> None:
     """Print the ratios."""
     from dlrun import engine
     from dlrun.checkpoint import State
+    from dlrun.console import Screen
     from dlrun.diagnostics import Watch
-    from dlrun.progress import Screen
 
     for setup in SETUPS:
         exp = experiment(*DATA.split(), *setup.split(), *sys.argv[1:])

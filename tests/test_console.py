@@ -7,14 +7,14 @@ import io
 import pytest
 from rich.console import Console
 
-from dlrun import progress
-from dlrun.progress import Screen
+from dlrun import console
+from dlrun.console import Screen
 
 
 def test_long_work_without_a_terminal_is_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "LINE", 0.0)
+    monkeypatch.setattr(console, "LINE", 0.0)
     assert list(Screen().work("abc", 3, "predicting", lambda: "12 images")) == ["a", "b", "c"]
     assert capsys.readouterr().out.splitlines() == [f"predicting: {n} of 3, 12 images" for n in (1, 2, 3)]
 

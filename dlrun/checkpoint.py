@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrun.disk import write_atomic
 from dlrun.errors import UserError, first_line
 from dlrun.experiment import Experiment
-from dlrun.rundir import Run
+from dlrun.folders.disk import write_atomic
+from dlrun.folders.run import Run
 
 __all__ = ["State", "Writer", "load", "load_weights", "restore", "rng_state", "set_rng_state", "snapshot", "write"]
 

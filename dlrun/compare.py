@@ -13,8 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlrun import ensembledir, rundir, verdicts
+from dlrun import verdicts
 from dlrun.errors import UserError
+from dlrun.folders import ensemble as ensemble_folder
+from dlrun.folders import reading
 from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES
 
 __all__ = ["IGNORED", "Entry", "ensembles", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
@@ -42,7 +44,7 @@ def read(paths: Sequence[str]) -> list[Entry]:
     """
     gc.disable()  # looking for cycles in ten thousand configs, which have none, is a fifth of the time
     try:
-        return [_entry(path) for path in rundir.find(list(paths))]
+        return [_entry(path) for path in reading.find(list(paths))]
     finally:
         gc.enable()
 
@@ -50,8 +52,8 @@ def read(paths: Sequence[str]) -> list[Entry]:
 def ensembles(paths: Sequence[str]) -> list[Entry]:
     """Return the ensembles at or below `paths`, with the scores of the vote that each has stored as its model."""
     found = []
-    for path in ensembledir.find(paths):
-        result = rundir.stored(path)
+    for path in ensemble_folder.find(paths):
+        result = reading.stored(path)
         named = f"{result.get('vote')} of {result.get('members')}"
         # which column tells the best is for the runs to say
         found.append(Entry(path, {**result, "monitor": "val_loss"}, {"choices.model": named}))
@@ -59,7 +61,7 @@ def ensembles(paths: Sequence[str]) -> list[Entry]:
 
 
 def _entry(path: Path) -> Entry:
-    result = rundir.result(path)
+    result = reading.result(path)
     config = result.get("config")
     return Entry(path, result, _flat(config if isinstance(config, dict) else _config(path)))
 
@@ -136,7 +138,7 @@ def _order(value: Any) -> tuple[float, str]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        return rundir.config(path)  # a run that has just begun, or died at once, has nothing else
+        return reading.config(path)  # a run that has just begun, or died at once, has nothing else
     except UserError:
         return {}
 

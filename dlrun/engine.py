@@ -16,14 +16,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dlrun import averaging, checkpoint, memory, rundir, verdicts
+from dlrun import averaging, checkpoint, memory, verdicts
 from dlrun.checkpoint import State
 from dlrun.console import Screen
 from dlrun.data.batches import Batches
 from dlrun.diagnostics import Look, Watch
 from dlrun.experiment import Experiment
+from dlrun.folders import reading
+from dlrun.folders.run import Run
 from dlrun.loggers import Follower
-from dlrun.rundir import Run
 from dlrun.vocabulary import AVERAGED, COLUMNS, lower_is_better
 
 __all__ = ["Diverged", "Predictions", "Stopped", "best_weights", "fit", "predict", "scores", "step", "stopped_early"]
@@ -57,7 +58,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
     Raises Diverged when the loss is not finite, the last checkpoint being finite still, and Stopped when it is
     asked to end earlier.
     """
-    trainer, watch, history = exp.cfg.trainer, Watch(exp), rundir.metrics(run.path)
+    trainer, watch, history = exp.cfg.trainer, Watch(exp), reading.metrics(run.path)
     config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     data = exp.data.record()
     last = min(trainer.get("stop_after", 0) or trainer.epochs, trainer.epochs)

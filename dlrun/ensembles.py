@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dlrun import rundir
 from dlrun.errors import UserError
+from dlrun.folders import reading
 from dlrun.votes import VOTES, Vote, disagreement, fit_temperature, greedy, heated, ranking, scores, softmax
 
 __all__ = [
@@ -71,8 +71,8 @@ def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
     """
     named = {Path(name).expanduser().resolve() for name in paths}
     found, left_out = [], []
-    for path in rundir.find(list(paths)):
-        result = rundir.result(path)
+    for path in reading.find(list(paths)):
+        result = reading.result(path)
         if result.get("status") != "completed":
             left_out.append(f"{path} is {result.get('status', 'no run')}, not completed")
         elif result.get("average_of") and path.resolve() not in named:
@@ -102,7 +102,7 @@ def read(paths: Sequence[str]) -> tuple[list[Member], list[str]]:
 
 def member(path: Path) -> Member:
     """Return a run as a member. Raises UserError that names what it lacks."""
-    result, arrays = rundir.result(path), rundir.arrays(path, "predictions")
+    result, arrays = reading.result(path), reading.arrays(path, "predictions")
     if result.get("status") != "completed":
         raise UserError(f"{path} is {result.get('status', 'no run')}, not completed")
     data = result.get("data")
@@ -132,7 +132,7 @@ def _malformed(arrays: Mapping[str, Array], classes: int) -> str:
 def _milliseconds(path: Path, arrays: Mapping[str, Array]) -> float | None:
     """The median over epochs of the time that validation took, an image."""
     try:
-        seconds = [float(row["eval_seconds"]) for row in rundir.metrics(path)]
+        seconds = [float(row["eval_seconds"]) for row in reading.metrics(path)]
     except (KeyError, TypeError, ValueError):
         return None
     return 1e3 * float(np.median(seconds)) / len(arrays["val_labels"]) if seconds else None
@@ -279,7 +279,7 @@ def each(members: Sequence[Member]) -> list[dict[str, Any]]:
             p = softmax(m.arrays[f"{split}_logits"])
             found = scores(Vote(p, p.argmax(1)), m.arrays[f"{split}_labels"])
             row.update({f"{split}_{what}": value for what, value in found.items()})
-        rows.append(row | _price([m]) | {"checks": rundir.worst_check([rundir.stored(m.path)])})
+        rows.append(row | _price([m]) | {"checks": reading.worst_check([reading.stored(m.path)])})
     return rows
 
 

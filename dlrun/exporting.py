@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from dlrun import trained
-from dlrun.disk import write_atomic
 from dlrun.errors import UserError, first_line
+from dlrun.folders.disk import write_atomic
 
 __all__ = ["KINDS", "export"]
 

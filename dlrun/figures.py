@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dlrun import rundir
-from dlrun.disk import write_atomic
 from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.folders.disk import write_atomic
 
 __all__ = ["BLUE", "GREEN", "GREY", "OKABE_ITO", "ORANGE", "STYLE", "WIDTH"]
 __all__ += ["canvas", "columns", "epochs_axis", "headline", "number", "positive", "save", "styled"]
@@ -67,7 +67,7 @@ def headline(figure: Any, text: str) -> None:
 def save(folder: Path, name: str, figure: Any) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
-    file = rundir.pictures(folder) / f"{name}.png"
+    file = reading.pictures(folder) / f"{name}.png"
     write_atomic(file, buffer.getvalue())
     return file
 

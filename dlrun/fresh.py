@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun import checkpoint, engine, rundir
+from dlrun import checkpoint, engine
 from dlrun.ensembles import Member
 from dlrun.errors import UserError
 from dlrun.experiment import Experiment
+from dlrun.folders import reading
 from dlrun.multi_crop import viewed
 from dlrun.trained import rebuilt
 
@@ -27,8 +28,8 @@ __all__ = ["checkpoints", "evaluated", "soup"]
 def evaluated(path: Path, trust: list[str]) -> Member:
     """Return a run as a member, its weights that count evaluated again."""
     exp = rebuilt(path, trust)
-    averaged = rundir.stored(path).get("weights") == "ema"
-    return _member(exp, path, rundir.tested(path), averaged=averaged)
+    averaged = reading.stored(path).get("weights") == "ema"
+    return _member(exp, path, reading.tested(path), averaged=averaged)
 
 
 def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
@@ -37,12 +38,12 @@ def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
     With scheduler=warm_restarts only those at the end of a cycle, where there are two or more: snapshots (Huang et
     al. 2017, Snapshot Ensembles); else all, and the words say so. Raises UserError when the run kept none.
     """
-    files = rundir.epoch_checkpoints(path)
+    files = reading.epoch_checkpoints(path)
     if len(files) < 2:
         raise UserError(f"{path} kept {len(files)} epoch checkpoints; train with trainer.keep=all or trainer.keep=top3")
     exp, said = rebuilt(path, trust), ""
-    if (rundir.config(path).get("choices") or {}).get("scheduler") == "warm_restarts":
-        rates = {int(row["epoch"]): float(row["lr"]) for row in rundir.metrics(path)}
+    if (reading.config(path).get("choices") or {}).get("scheduler") == "warm_restarts":
+        rates = {int(row["epoch"]): float(row["lr"]) for row in reading.metrics(path)}
         ends = {e for e, rate in rates.items() if rates.get(e + 1, float("inf")) > rate}
         snapshots = [file for file in files if int(file.name.split("_")[1]) in ends]
         if len(snapshots) > 1:
@@ -79,16 +80,16 @@ def soup(members: Sequence[Member], trust: list[str]) -> Experiment:
     again on one epoch of the training split. Raises UserError when the members are not of one architecture.
     """
     exp = rebuilt(members[0].path, trust)
-    model = rundir.config(members[0].path)["model"]
+    model = reading.config(members[0].path)["model"]
     total: dict[str, Tensor] = {}
     weight = sum(m.weight for m in members)
     for m in members:
-        if rundir.config(m.path)["model"] != model:
+        if reading.config(m.path)["model"] != model:
             raise UserError(
                 f"{m.name} and {members[0].name} differ in their model; weights of one architecture average"
             )
-        file = rundir.tested(m.path) if not m.checkpoint else rundir.tested(m.path).with_name(m.checkpoint)
-        averaged = not m.checkpoint and rundir.stored(m.path).get("weights") == "ema"
+        file = reading.tested(m.path) if not m.checkpoint else reading.tested(m.path).with_name(m.checkpoint)
+        averaged = not m.checkpoint and reading.stored(m.path).get("weights") == "ema"
         checkpoint.load_weights(file, checkpoint.load(file), exp.model, averaged=averaged)
         for name, tensor in exp.model.state_dict().items():
             share = tensor.double() * (m.weight / weight)

@@ -9,7 +9,7 @@ from typing import Any
 
 from dlrun.console import Screen
 from dlrun.errors import UserError
-from dlrun.rundir import Run
+from dlrun.folders.run import Run
 
 __all__ = ["CHECK_FAILED", "check_only", "headline", "passed", "tell_dropped"]
 

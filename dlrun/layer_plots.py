@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dlrun import rundir
 from dlrun.figures import GREEN, GREY, OKABE_ITO, WIDTH, canvas, epochs_axis, headline, number, styled
+from dlrun.folders import reading
 
 __all__ = ["dead", "filters", "histograms", "ratios"]
 
@@ -65,7 +65,7 @@ def dead(folder: Path) -> Any:
 
 @styled
 def histograms(folder: Path) -> Any:
-    arrays = rundir.arrays(folder, "histograms")
+    arrays = reading.arrays(folder, "histograms")
     epochs = sorted({key.split("/")[0] for key in arrays})
     if not epochs:
         return None
@@ -101,7 +101,7 @@ def histograms(folder: Path) -> Any:
 
 @styled
 def filters(folder: Path) -> Any:
-    filters = rundir.arrays(folder, "showcase").get("filters")
+    filters = reading.arrays(folder, "showcase").get("filters")
     if filters is None:
         return None
     tiles = filters.transpose(0, 2, 3, 1)
@@ -125,7 +125,7 @@ def filters(folder: Path) -> Any:
 def _by_layer(folder: Path, column: str) -> dict[str, tuple[Any, Any]]:
     """Epochs and values of a column for every layer that has it, first layer first."""
     found: dict[str, list[tuple[float, ...]]] = {}
-    for row in rundir.layers(folder):
+    for row in reading.layers(folder):
         if row.get(column):
             found.setdefault(row["layer"], []).append(tuple(number(row, c, "layers.csv") for c in ("epoch", column)))
     return {layer: (np.array(v)[:, 0], np.array(v)[:, 1]) for layer, v in found.items()}

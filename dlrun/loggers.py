@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from dlrun import rundir, verdicts
+from dlrun import verdicts
 from dlrun.errors import UserError, first_line
-from dlrun.rundir import Run
+from dlrun.folders import reading
+from dlrun.folders.run import Run
 
 __all__ = ["Follower", "require"]
 
@@ -51,8 +52,8 @@ class Follower:
 
     def close(self) -> None:
         """Write what is missing and what the run came to, and give the logger up."""
-        self.follow(rundir.metrics(self._run.path))
-        self._harmless(lambda target: target.finish(rundir.stored(self._run.path)))
+        self.follow(reading.metrics(self._run.path))
+        self._harmless(lambda target: target.finish(reading.stored(self._run.path)))
 
     def _harmless(self, action: Callable[[_TensorBoard | _MLflow], None]) -> None:
         """Do it, if there is a logger; one that fails is told of and left alone from then on."""
@@ -102,7 +103,7 @@ class _MLflow:
         from mlflow import MlflowClient
 
         self._client: Any = MlflowClient(cfg.logger.get("uri"))
-        known = rundir.stored(run.path).get("mlflow_run")
+        known = reading.stored(run.path).get("mlflow_run")
         self._id, self.epoch = self._go_on(str(known)) if known else ("", 0)
         if not self._id:
             self._id = self._begin(cfg, run)

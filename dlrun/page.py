@@ -14,8 +14,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from dlrun import rundir
-from dlrun.disk import write_atomic
+from dlrun.folders import reading
+from dlrun.folders.disk import write_atomic
 
 __all__ = ["is_number", "picture", "section", "table", "text", "write_page"]
 
@@ -43,8 +43,8 @@ def write_page(folder: Path, title: str, parts: Iterable[str]) -> Path:
     """Write the report of a run or sweep folder from parts that are HTML already; return the file."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     text = template.substitute(title=escape(f"dlrun {title}"), body="\n".join(p for p in parts if p))
-    write_atomic(rundir.report(folder), text.encode("utf-8", "replace"))
-    return rundir.report(folder)
+    write_atomic(reading.report(folder), text.encode("utf-8", "replace"))
+    return reading.report(folder)
 
 
 def section(title: str, content: str) -> str:

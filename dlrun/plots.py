@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dlrun import layer_plots, rundir
+from dlrun import layer_plots
 from dlrun.figures import (
     BLUE,
     GREEN,
@@ -26,6 +26,7 @@ from dlrun.figures import (
     save,
     styled,
 )
+from dlrun.folders import reading
 
 __all__ = ["draw", "names"]
 
@@ -44,7 +45,7 @@ def draw(run_folder: Path) -> list[Path]:
 
 def names(run_folder: Path, count: int) -> list[str]:
     """Return the names of the classes, or their numbers where the run does not say."""
-    found = rundir.stored(run_folder).get("data", {}).get("classes") or []
+    found = reading.stored(run_folder).get("data", {}).get("classes") or []
     return [str(name) for name in found] if len(found) == count else [str(k) for k in range(count)]
 
 
@@ -52,7 +53,7 @@ def names(run_folder: Path, count: int) -> list[str]:
 def _loss(folder: Path) -> Any:
     from matplotlib.ticker import StrMethodFormatter
 
-    table = columns(rundir.metrics(folder))
+    table = columns(reading.metrics(folder))
     if not table:
         return None
     figure, best = canvas(3.6, top=0.68), _best_epoch(folder)
@@ -76,7 +77,7 @@ def _loss(folder: Path) -> Any:
 
 @styled
 def _accuracy(folder: Path) -> Any:
-    table = columns(rundir.metrics(folder))
+    table = columns(reading.metrics(folder))
     if not table:
         return None
     figure, best = canvas(3.6), _best_epoch(folder)
@@ -96,7 +97,7 @@ def _accuracy(folder: Path) -> Any:
 def _confusion(folder: Path) -> Any:
     from matplotlib.colors import PowerNorm
 
-    arrays = rundir.arrays(folder, "predictions")
+    arrays = reading.arrays(folder, "predictions")
     if "val_logits" not in arrays:
         return None
     logits, labels = arrays["val_logits"], arrays["val_labels"]
@@ -131,7 +132,7 @@ def _confusion(folder: Path) -> Any:
 
 @styled
 def _errors(folder: Path) -> Any:
-    shown, found = rundir.arrays(folder, "showcase"), rundir.arrays(folder, "predictions")
+    shown, found = reading.arrays(folder, "showcase"), reading.arrays(folder, "predictions")
     if "val_logits" not in found or not len(shown.get("images", ())):
         return None
     classes = names(folder, found["val_logits"].shape[1])
@@ -152,7 +153,7 @@ def _errors(folder: Path) -> Any:
 
 @styled
 def _time(folder: Path) -> Any:
-    table = columns(rundir.metrics(folder))
+    table = columns(reading.metrics(folder))
     if not table:
         return None
     memory = table.get("memory_mb")  # older runs have none
@@ -179,7 +180,7 @@ def _time(folder: Path) -> Any:
 
 
 def _best_epoch(folder: Path) -> int | None:
-    epoch = rundir.stored(folder).get("best_epoch")
+    epoch = reading.stored(folder).get("best_epoch")
     return epoch if isinstance(epoch, int) else None
 
 

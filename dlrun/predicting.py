@@ -18,8 +18,8 @@ import torch
 from dlrun.console import Screen
 from dlrun.data.files import SUFFIXES
 from dlrun.data.images import Streamed, Unreadable, run_ahead
-from dlrun.disk import replacing
 from dlrun.errors import UserError
+from dlrun.folders.disk import replacing
 from dlrun.trained import Predictor
 
 __all__ = ["Outcome", "Sources", "predict"]

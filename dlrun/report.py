@@ -17,8 +17,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dlrun import plots, rundir, verdicts
+from dlrun import plots, verdicts
 from dlrun.composing import builtin_conf
+from dlrun.folders import reading
 from dlrun.page import is_number, picture, section, table, text, write_page
 
 __all__ = ["write"]
@@ -26,17 +27,17 @@ __all__ = ["write"]
 
 def write(run_folder: Path) -> Path:
     """Draw the pictures of a run and write its report; return the page."""
-    result, metrics = rundir.result(run_folder), rundir.metrics(run_folder)
-    config = result.get("config") or rundir.config(run_folder)
+    result, metrics = reading.result(run_folder), reading.metrics(run_folder)
+    config = result.get("config") or reading.config(run_folder)
     choices = config.get("choices") or {}
     title = " ".join(str(choices.get(group) or "") for group in ("dataset", "model")).strip() or run_folder.name
     pictures = [file for file in plots.draw(run_folder) if file.stem != "errors"]
     parts = [
         _head(title, run_folder, result),
-        _verdicts(result, metrics, rundir.layers(run_folder), config),
+        _verdicts(result, metrics, reading.layers(run_folder), config),
         section("Pictures", "".join(map(picture, pictures))),
         section("Worst validation errors", _gallery(run_folder)),
-        section("Checks before training", table(rundir.checks(run_folder), long=("message",))),
+        section("Checks before training", table(reading.checks(run_folder), long=("message",))),
         section("Config", _config(config)),
         section("Every epoch", table(metrics, tall=True)),
         section("The rest of result.json", _rest(result)),
@@ -94,7 +95,7 @@ def _verdicts(
 def _gallery(folder: Path) -> str:
     from PIL import Image
 
-    shown, found = rundir.arrays(folder, "showcase"), rundir.arrays(folder, "predictions")
+    shown, found = reading.arrays(folder, "showcase"), reading.arrays(folder, "predictions")
     if "val_logits" not in found or not len(shown.get("images", ())):
         return ""
     classes, cards = plots.names(folder, found["val_logits"].shape[1]), []

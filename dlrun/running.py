@@ -18,10 +18,10 @@ from typing import Any
 
 from dlrun.console import Screen
 from dlrun.errors import UserError, first_line
+from dlrun.folders.run import Run
 from dlrun.gate import CHECK_FAILED, headline, passed, tell_dropped
 from dlrun.loggers import Follower
 from dlrun.origin import origin
-from dlrun.rundir import Run
 
 __all__ = ["execute", "label", "store"]
 
@@ -135,9 +135,10 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
 def _verdicts(exp: Any, run: Run, screen: Screen, status: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    from dlrun import rundir, verdicts
+    from dlrun import verdicts
+    from dlrun.folders import reading
 
-    rows, layers = rundir.metrics(run.path), rundir.layers(run.path)
+    rows, layers = reading.metrics(run.path), reading.layers(run.path)
     config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     found = verdicts.judge(rows, layers, config, exp.data.record(), status)
     for finding in found:

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from dlrun import compare, rundir
+from dlrun import compare
 from dlrun.compare import Entry
+from dlrun.folders import reading
 from dlrun.vocabulary import SCORES
 
 __all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
@@ -80,7 +81,7 @@ def _row(group: Sequence[Entry], differing: Sequence[str], metric: str) -> dict[
     row["seconds"] = fmean(times) if times else ""
     rest = Counter(str(e.result.get("status", "")) or "empty" for e in group if e.result.get("status") != "completed")
     row["rest"] = " ".join(f"{count} {status}" for status, count in sorted(rest.items()))
-    row["checks"] = rundir.worst_check(e.result for e in group if e.result.get("status") == "completed")
+    row["checks"] = reading.worst_check(e.result for e in group if e.result.get("status") == "completed")
     row |= {"verdict": "", "p": "", "test": "", "runs": json.dumps([str(e.path) for e in group])}
     return row
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from dlrun import rundir, space_plots
+from dlrun import space_plots
 from dlrun.errors import UserError
 from dlrun.figures import BLUE, GREEN, OKABE_ITO, STYLE, canvas, columns, epochs_axis, headline, positive, save
+from dlrun.folders import reading
 from dlrun.importance import Importance
 from dlrun.space_plots import called, legend, span, strip, wanted
 from dlrun.trials import Axis, Trials
@@ -151,7 +152,7 @@ def _curves(folder: Path, trials: Trials) -> Any:
 def _by_epoch(run_folder: Path) -> dict[str, Any]:
     """The columns of metrics.csv; nothing where it is missing or no such table, which must not cost the others."""
     try:
-        table = columns(rundir.metrics(run_folder))
+        table = columns(reading.metrics(run_folder))
     except (UserError, TypeError, csv.Error):
         return {}
     return table if {"epoch", "val_loss", "val_acc"} <= set(table) else {}

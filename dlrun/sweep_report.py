@@ -13,8 +13,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dlrun import importance, rundir, seeds, sweep_plots, tables, trials
+from dlrun import importance, seeds, sweep_plots, tables, trials
 from dlrun.errors import UserError
+from dlrun.folders import reading
 from dlrun.page import picture, section, table, text, write_page
 from dlrun.space_plots import called, wanted
 from dlrun.trials import Trials
@@ -99,7 +100,7 @@ def _links(folder: Path, found: Trials) -> dict[str, str]:
     """The reports of the runs, by the label of the run, as links that work wherever the sweep's folder lies."""
     there = {}
     for trial, entry in enumerate(found.entries):
-        if (page := rundir.report(entry.path)).exists():
+        if (page := reading.report(entry.path)).exists():
             there[_label(folder, found, trial)] = os.path.relpath(page, folder)
     return there
 

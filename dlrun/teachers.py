@@ -17,7 +17,7 @@ from dlrun.data import Data, Split
 from dlrun.data.images import Streamed, read
 from dlrun.ensembles import apart
 from dlrun.errors import UserError
-from dlrun.kept import read_targets, write_targets
+from dlrun.folders.memo import read_targets, write_targets
 
 __all__ = ["log_probabilities"]
 

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrun import checkpoint, ensembledir, rundir, trials
+from dlrun import checkpoint, trials
 from dlrun.config import check_rules
 from dlrun.errors import UserError
 from dlrun.experiment import Experiment, build, build_model, pick_device
+from dlrun.folders import ensemble as ensemble_folder
+from dlrun.folders import reading
 from dlrun.multi_crop import viewed
 from dlrun.targets import check_targets
 from dlrun.votes import VOTES, Vote, heated, softmax
@@ -72,9 +74,9 @@ class Predictor:
 def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
     """Bring a run, or an ensemble with its members, back. Raises UserError that names what cannot be used."""
     trials.expect_model(path)
-    if not ensembledir.is_ensemble(path):
+    if not ensemble_folder.is_ensemble(path):
         return _run(path, trust, device)
-    asked = ensembledir.read(path)
+    asked = ensemble_folder.read(path)
     if asked.get("vote") not in VOTES:
         raise UserError(f"{path}: vote={asked.get('vote')}: expected one of {', '.join(VOTES)}")
     try:
@@ -85,7 +87,7 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
     if min(weights) <= 0 or not heat > 0:
         raise UserError(f"{path}: weights and temperature must be more than 0")
     for m in asked["members"]:
-        if not rundir.is_run(path / str(m["run"])):
+        if not reading.is_run(path / str(m["run"])):
             raise UserError(
                 f"{path}: its member {m['run']} is not there; an ensemble needs the runs it was made of: "
                 "copy them along, each as far from it as it was"
@@ -103,7 +105,7 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
     """Build the experiment of a run again, its data included. Raises UserError that names what cannot be had."""
     from omegaconf import OmegaConf
 
-    plain = rundir.config(path)
+    plain = reading.config(path)
     plain["trust"] = trust  # what a stored config trusts is a stranger's word
     if isinstance(plain.get("objective"), dict):
         plain["objective"] = {"_target_": "dlrun.objectives.Supervised"}  # a teacher is not needed any more
@@ -117,7 +119,7 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
 
 def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:
     data, where = _data(path), pick_device(device)
-    plain = rundir.config(path)
+    plain = reading.config(path)
     trainer = plain.get("trainer")
     kind = str(trainer.get("multi_crop", "none")) if isinstance(trainer, dict) else "none"
     try:
@@ -130,10 +132,10 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
         model = build_model(node, trust, data["shape"], data["classes"])
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
-    file = rundir.tested(path)
+    file = reading.tested(path)
     if name:
-        file = next((f for f in rundir.epoch_checkpoints(path) if f.name == name), file.with_name(Path(name).name))
-    averaged = not name and rundir.stored(path).get("weights") == "ema"
+        file = next((f for f in reading.epoch_checkpoints(path) if f.name == name), file.with_name(Path(name).name))
+    averaged = not name and reading.stored(path).get("weights") == "ema"
     checkpoint.load_weights(file, checkpoint.load(file), model, averaged=averaged)
     whole = Normalised(viewed(model, kind), data["mean"], data["std"]).eval().to(where)
     return Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
@@ -141,7 +143,7 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
 
 def _data(path: Path) -> dict[str, Any]:
     """What the run recorded about its data, held to what is used of it."""
-    found = rundir.stored(path).get("data")
+    found = reading.stored(path).get("data")
     try:
         if not isinstance(found, dict):
             raise TypeError

@@ -17,9 +17,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dlrun import border, compare, ensembledir, rundir, sweepdir, vocabulary
+from dlrun import border, compare, vocabulary
 from dlrun.compare import Entry
 from dlrun.errors import UserError
+from dlrun.folders import ensemble as ensemble_folder
+from dlrun.folders import reading
+from dlrun.folders import sweep as sweep_folder
 from dlrun.vocabulary import NOT_RANKED, lower_is_better, minimised
 
 __all__ = ["Axis", "Trials", "expect_model", "judged", "read", "score", "searched", "shared", "warnings"]
@@ -104,9 +107,9 @@ def read(folder: Path) -> Trials:
 
 def expect_model(folder: Path) -> None:
     """Raise UserError unless a folder is that of a run or an ensemble; of a sweep it names the best run."""
-    if rundir.is_run(folder) or ensembledir.is_ensemble(folder):
+    if reading.is_run(folder) or ensemble_folder.is_ensemble(folder):
         return
-    if not sweepdir.is_sweep(folder):
+    if not sweep_folder.is_sweep(folder):
         raise UserError(f"{folder}: no completed run; expected a run or an ensemble that dlrun has finished")
     found = read(folder)
     if not found.best:
@@ -124,8 +127,8 @@ def searched(folders: Sequence[Path], entries: list[Entry]) -> tuple[list[Entry]
     """
     metric = ""
     with suppress(UserError, KeyError, TypeError, AttributeError):  # a stranger's or a damaged file
-        if len(folders) == 1 and sweepdir.is_sweep(folders[0]):
-            asked = sweepdir.plan(folders[0])["search"]
+        if len(folders) == 1 and sweep_folder.is_sweep(folders[0]):
+            asked = sweep_folder.plan(folders[0])["search"]
             metric, direction = str(asked["metric"]), str(asked.get("direction", "auto"))
     if metric and metric not in vocabulary.SCORES:
         values = [_logged(entry, metric) for entry in entries]
@@ -153,7 +156,7 @@ def score(folder: Path, result: Mapping[str, Any], metric: str) -> float | None:
         return None
     value = result.get(metric) if result.get("status") == "completed" else None
     if value is None:
-        rows = rundir.metrics(folder)
+        rows = reading.metrics(folder)
         epoch = str(result.get("tested_epoch") or result.get("best_epoch") or "")
         row = next((r for r in rows if r.get("epoch") == epoch), rows[-1] if rows else {})
         value = row.get(metric) or result.get(metric)
@@ -165,10 +168,10 @@ def score(folder: Path, result: Mapping[str, Any], metric: str) -> float | None:
 def _ranges(folder: Path) -> dict[str, tuple[float, float, bool]]:
     """The ranges that a sweep searched, as wide as they grew, and whether by logarithms; none where it does not say."""
     found: dict[str, tuple[float, float, bool]] = {}
-    if not sweepdir.is_sweep(folder):
+    if not sweep_folder.is_sweep(folder):
         return found
     with suppress(UserError, KeyError, TypeError, ValueError, AttributeError):  # a stranger's or a damaged file
-        plan = sweepdir.plan(folder)
+        plan = sweep_folder.plan(folder)
         for axis in (a for one in (plan, *plan["rounds"]) for a in one["axes"] if not a["words"]):
             name, low, high = str(axis["key"]).lstrip("+"), float(axis["low"]), float(axis["high"])
             before = found.get(name, (low, high))
@@ -179,8 +182,8 @@ def _ranges(folder: Path) -> dict[str, tuple[float, float, bool]]:
 def _said(folder: Path) -> list[str] | None:
     """What the sweep said of edges after its last round; None where it is no sweep, or none is over."""
     with suppress(UserError, KeyError, TypeError, AttributeError):  # a stranger's or a damaged file
-        if sweepdir.is_sweep(folder):
-            over = [one["said"] for one in sweepdir.plan(folder)["rounds"] if isinstance(one.get("said"), list)]
+        if sweep_folder.is_sweep(folder):
+            over = [one["said"] for one in sweep_folder.plan(folder)["rounds"] if isinstance(one.get("said"), list)]
             return [str(words) for words in over[-1]] if over else None
     return None
 

@@ -16,7 +16,6 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
-from dlrun import rundir
 from dlrun.checks.audit import class_balance, data_audit, data_duplicates
 from dlrun.data import Batches, prepare
 from dlrun.data.audit import audit
@@ -25,6 +24,8 @@ from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import Raw, Split
 from dlrun.errors import UserError
 from dlrun.experiment import build
+from dlrun.folders import reading
+from dlrun.folders.run import claim
 from dlrun.gate import check_only
 from dlrun.running import execute
 from support.composed import composed
@@ -376,7 +377,7 @@ def test_a_run_lists_what_it_dropped_and_found(root, tmp_path, capsys, monkeypat
         *("model=mlp", "trainer.epochs=1", "trainer.threads=1", "trainer.device=cpu"),
         *(f"dataset.memory_gb={memory_gb}", f"check={check}"),
     )
-    run = rundir.claim(str(tmp_path / "run"), "x")
+    run = claim(str(tmp_path / "run"), "x")
     assert execute(cfg, run) == 0
     found = rows(run.path / "dropped.csv")
     assert [(row["id"], row["split"]) for row in found] == [(name, name.split("/")[0]) for name in names]
@@ -419,10 +420,10 @@ def test_a_refused_run_lists_all_that_is_bad(root, tmp_path):
             "trainer.device=cpu",
         )
     )
-    run = rundir.claim(str(tmp_path / "run"), "x")
+    run = claim(str(tmp_path / "run"), "x")
     with pytest.raises(UserError, match=r"12 of 40 samples .* all are listed in .*audit\.csv$") as caught:
         execute(cfg, run)
     assert caught.value.code == 2
     found = rows(run.path / "audit.csv")
     assert [(row["kind"], row["split"], row["id"]) for row in found] == [("bad", "train", name) for name in names]
-    assert rundir.stored(run.path)["status"] == "failed"
+    assert reading.stored(run.path)["status"] == "failed"

@@ -17,19 +17,21 @@ from typing import Any
 import pytest
 import torch
 
-from dlrun import checkpoint, engine, rundir, running
+from dlrun import checkpoint, engine, running
 from dlrun.checkpoint import State, Writer
 from dlrun.console import Screen
-from dlrun.disk import write_atomic
 from dlrun.errors import UserError
 from dlrun.experiment import Experiment, build
+from dlrun.folders import reading
+from dlrun.folders.disk import write_atomic
+from dlrun.folders.run import Run, ask_to_stop, claim, reopen
 from support.composed import SMALL, composed
 
 SLOW = 0.3  # seconds a checkpoint takes: longer than an epoch here
 
 
-def fit(folder: Path, *overrides: str) -> tuple[rundir.Run, State]:
-    run, state = rundir.claim(str(folder), "test"), State()
+def fit(folder: Path, *overrides: str) -> tuple[Run, State]:
+    run, state = claim(str(folder), "test"), State()
     engine.fit(build(composed(*SMALL, *overrides)), run, state, Screen())
     return run, state
 
@@ -90,7 +92,7 @@ def test_training_on_does_not_reach_into_a_snapshot(tmp_path: Path, words: tuple
             tensor.fill_(7)
     torch.rand(1)
 
-    run = rundir.claim(str(tmp_path / "run"), "test")
+    run = claim(str(tmp_path / "run"), "test")
     checkpoint.write(run, content, is_best=True)
     found = checkpoint.load(run.last)
     assert all(torch.equal(found["model"][name], tensor) for name, tensor in weights.items())
@@ -133,7 +135,7 @@ def test_the_next_epoch_trains_while_a_checkpoint_is_written(tmp_path: Path, mon
         trained[epoch].set()
         return row
 
-    def late(run: rundir.Run, content: dict[str, Any], **more: Any) -> None:
+    def late(run: Run, content: dict[str, Any], **more: Any) -> None:
         epoch = content["epoch"]
         order.append(f"begun {epoch}")
         assert epoch == 4 or trained[epoch + 1].wait(20), "training waits for the checkpoint"
@@ -152,16 +154,16 @@ def test_a_row_is_there_before_its_checkpoint_and_result_json_says_so_after_it(
     folder, seen = tmp_path / "run", []
 
     def write(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
-        told = rundir.stored(folder).get("epochs", 0)
-        rows = [{row["epoch"] for row in table(folder)} for table in (rundir.metrics, rundir.layers)]
+        told = reading.stored(folder).get("epochs", 0)
+        rows = [{row["epoch"] for row in table(folder)} for table in (reading.metrics, reading.layers)]
         write_atomic(path, data, also)
         seen.append((told, len(rows[0]), len(rows[1])))
 
     monkeypatch.setattr(checkpoint, "write_atomic", write)
-    monkeypatch.setattr(rundir.Run, "progress", rundir.Run.update_result)  # each time, not twice a second
+    monkeypatch.setattr(Run, "progress", Run.update_result)  # each time, not twice a second
     fit(folder, "trainer.epochs=3")
     assert seen == [(0, 1, 1), (1, 2, 2), (2, 3, 3)]
-    assert rundir.stored(folder)["epochs"] == 3
+    assert reading.stored(folder)["epochs"] == 3
 
 
 def test_a_logger_hears_of_no_epoch_that_a_kill_may_undo(tmp_path: Path, slow: list[float]) -> None:
@@ -173,7 +175,7 @@ def test_a_logger_hears_of_no_epoch_that_a_kill_may_undo(tmp_path: Path, slow: l
         def follow(self, rows: Sequence[Any]) -> None:
             heard.append((len(rows), saved(folder)))
 
-    run = rundir.claim(str(folder), "test")
+    run = claim(str(folder), "test")
     engine.fit(build(composed(*SMALL, "trainer.epochs=3")), run, State(), Screen(), Follower())  # type: ignore[arg-type]
     assert heard == [(1, 1), (2, 2), (3, 3)]
 
@@ -182,7 +184,7 @@ def test_a_logger_hears_of_no_epoch_that_a_kill_may_undo(tmp_path: Path, slow: l
 
 
 def stop(folder: Path) -> None:
-    rundir.ask_to_stop(folder, "not among the best")
+    ask_to_stop(folder, "not among the best")
 
 
 def interrupt(_: Path) -> None:
@@ -236,7 +238,7 @@ def test_a_run_that_ends_has_waited_for_its_last_checkpoint(
             way(folder)
         return real(exp, number, *more)
 
-    def recorded(run: rundir.Run, ending: dict[str, Any]) -> None:
+    def recorded(run: Run, ending: dict[str, Any]) -> None:
         settled.append((saved(folder), writing()))
         record(run, ending)
 
@@ -245,13 +247,13 @@ def test_a_run_that_ends_has_waited_for_its_last_checkpoint(
     cfg = composed(*SMALL, "model.norm=none", *words)
     if way is leave:
         with pytest.raises(SystemExit):
-            running.execute(cfg, rundir.claim(str(folder), "test"))
+            running.execute(cfg, claim(str(folder), "test"))
     else:
-        running.execute(cfg, rundir.claim(str(folder), "test"))
+        running.execute(cfg, claim(str(folder), "test"))
         assert settled == [(epoch, False)]
-    assert rundir.stored(folder)["status"] == status
+    assert reading.stored(folder)["status"] == status
     assert (saved(folder), len(slow), writing()) == (epoch, epoch, False)
-    assert len(rundir.metrics(folder)) == epoch
+    assert len(reading.metrics(folder)) == epoch
 
 
 def test_the_impatient_wait_too() -> None:
@@ -290,26 +292,26 @@ def test_a_full_disk_is_told_at_the_next_epoch_or_the_end(
     folder, real = tmp_path / "run", os.fsync
 
     def full(handle: int) -> None:
-        if len(rundir.metrics(folder)) >= bad and writing():
+        if len(reading.metrics(folder)) >= bad and writing():
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(handle)
 
     monkeypatch.setattr(os, "fsync", full)
     cfg = composed(*SMALL, "trainer.epochs=3", "trainer.keep=all")
     with pytest.raises(UserError, match="No space left on device") as caught:
-        running.execute(cfg, rundir.claim(str(folder), "test"))
+        running.execute(cfg, claim(str(folder), "test"))
     assert caught.value.code == 1
     assert "\n" not in str(caught.value)
-    assert rundir.stored(folder)["status"] == "failed"
-    assert len(rundir.metrics(folder)) == bad  # what came after a lost checkpoint is not told
+    assert reading.stored(folder)["status"] == "failed"
+    assert len(reading.metrics(folder)) == bad  # what came after a lost checkpoint is not told
     names = [path.name[:10] for path in (folder / "checkpoints").glob("epoch_*.pt")]
     assert sorted(names) == [f"epoch_{epoch:04d}" for epoch in range(1, bad)]
     assert not writing()
     assert not list(folder.rglob("*.tmp"))
 
     monkeypatch.undo()
-    assert running.execute(cfg, rundir.reopen(str(folder)), resuming=True) == 0
-    assert [row["epoch"] for row in rundir.metrics(folder)] == ["1", "2", "3"]
+    assert running.execute(cfg, reopen(str(folder)), resuming=True) == 0
+    assert [row["epoch"] for row in reading.metrics(folder)] == ["1", "2", "3"]
     assert saved(folder) == 3
 
 

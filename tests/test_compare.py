@@ -16,7 +16,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dlrun import compare, rundir, tables, vocabulary
+from dlrun import compare, tables, vocabulary
+from dlrun.folders import reading
+from dlrun.folders.run import claim
 from support.commands import TINY, Outcome
 from support.stored import BASE, config, result, write, write_run
 
@@ -126,7 +128,7 @@ def test_best_scores_are_marked_on_a_terminal(here: Path, monkeypatch: pytest.Mo
 
 
 def test_states(here: Path) -> None:
-    live = rundir.claim("outputs/runs/live", "")
+    live = claim("outputs/runs/live", "")
     write_run(live.path, **result(config(), 0.5, status="running"))
     write_run(here / "outputs/runs/dead", **result(config(), 0.4, status="running"))
     write(here / "outputs/runs/newborn/config.yaml", "seed: 9\n")
@@ -145,7 +147,7 @@ def test_a_run_of_another_process_is_shown_while_it_trains(here: Path, dlrun: Ca
     child = subprocess.Popen([sys.executable, "-m", "dlrun", "train", *words], stdout=subprocess.DEVNULL)
     try:
         for _ in range(600):
-            if len(rundir.metrics(Path("outputs/runs/live"))) > 1:
+            if len(reading.metrics(Path("outputs/runs/live"))) > 1:
                 break
             time.sleep(0.1)
         (row,) = json.loads(dlrun("compare", "--json").out)

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from dlrun import rundir, trained
+from dlrun import trained
 from dlrun.commands import ensemble
 from dlrun.experiment import build
+from dlrun.folders.run import claim
 from dlrun.objectives import Distill
 from dlrun.running import execute
 from support.commands import TINY, Outcome
@@ -42,7 +43,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for seed in (1, 2):
-            assert execute(composed(*TINY, f"seed={seed}"), rundir.claim(f"sweep/000{seed - 1}", "")) == 0
+            assert execute(composed(*TINY, f"seed={seed}"), claim(f"sweep/000{seed - 1}", "")) == 0
         assert ensemble.main(["sweep", "--out", "e"]) == 0
     return folder
 
@@ -89,7 +90,7 @@ def test_a_student_trains_and_resumes_exactly(teachers: Path, dlrun: Callable[..
     from dlrun.checkpoint import State
     from dlrun.console import Screen
 
-    run = rundir.claim("broken", "test")
+    run = claim("broken", "test")
     run.write_config(composed(*words, "trainer.epochs=2"))
     stopped = State()
 

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from dlrun import checkpoint, engine, rundir
+from dlrun import checkpoint, engine
 from dlrun.checkpoint import State
 from dlrun.console import Screen
 from dlrun.diagnostics import Watch
 from dlrun.experiment import Experiment, _dtype, build
+from dlrun.folders import reading
+from dlrun.folders.run import Run, claim
 from support.composed import SMALL, composed
 
 
@@ -22,8 +24,8 @@ def experiment(*overrides: str) -> Experiment:
     return build(composed(*SMALL, *overrides))
 
 
-def fitted(exp: Experiment, folder: Path) -> tuple[rundir.Run, State]:
-    run, state = rundir.claim(str(folder), "test"), State()
+def fitted(exp: Experiment, folder: Path) -> tuple[Run, State]:
+    run, state = claim(str(folder), "test"), State()
     engine.fit(exp, run, state, Screen())
     return run, state
 
@@ -38,7 +40,7 @@ def test_a_short_last_batch_skews_neither_loss_nor_accuracy(tmp_path: Path) -> N
         "trainer.batch_size=100", "optimizer=sgd", "optimizer.lr=0.0", "model.norm=none", "trainer.epochs=1"
     )
     run, _ = fitted(exp, tmp_path / "run")
-    row = rundir.metrics(run.path)[0]
+    row = reading.metrics(run.path)[0]
     whole = engine.predict(exp, exp.batches(exp.data.train))
     expected = engine.scores(exp, whole, "train")
     assert float(row["train_loss"]) == pytest.approx(expected["train_loss"], rel=1e-5)
@@ -92,14 +94,14 @@ def test_the_penalty_is_logged_apart_from_the_data_loss(tmp_path: Path) -> None:
     exp = experiment("regularizer=l2", "regularizer.l2=0.1", "optimizer=sgd", "optimizer.lr=0.0", "trainer.epochs=1")
     penalty = 0.05 * sum(float(p.detach().square().sum()) for p in exp.model.parameters() if p.ndim >= 2)
     run, _ = fitted(exp, tmp_path / "run")
-    row = rundir.metrics(run.path)[0]
+    row = reading.metrics(run.path)[0]
     assert float(row["penalty"]) == pytest.approx(penalty, rel=1e-4)
     assert float(row["train_loss"]) < 5
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_reaches_saved_weights(tmp_path: Path) -> None:
     exp = experiment("optimizer=sgd", "optimizer.lr=1e30", "model.norm=none", "trainer.batch_size=32")
-    run, state = rundir.claim(str(tmp_path / "run"), "test"), State()
+    run, state = claim(str(tmp_path / "run"), "test"), State()
     with pytest.raises(engine.Diverged) as caught:
         engine.fit(exp, run, state, Screen())
     message = str(caught.value)
@@ -124,7 +126,7 @@ def test_the_best_epoch_is_kept_and_a_tie_goes_to_the_lower_loss() -> None:
 def test_best_pt_holds_the_weights_of_the_best_epoch(tmp_path: Path) -> None:
     exp = experiment("trainer.epochs=6", "optimizer=sgd", "optimizer.lr=0.3", "scheduler=constant")
     run, state = fitted(exp, tmp_path / "run")
-    rows = rundir.metrics(run.path)
+    rows = reading.metrics(run.path)
     assert [int(r["epoch"]) for r in rows] == [1, 2, 3, 4, 5, 6]
     scores = [(float(r["val_acc"]), -float(r["val_loss"])) for r in rows]
     assert state.best is not None
@@ -146,7 +148,7 @@ def test_bf16_trains_with_fp32_weights_and_finite_scores(tmp_path: Path) -> None
     exp = experiment("trainer.precision=bf16", "trainer.epochs=1")
     run, _ = fitted(exp, tmp_path / "run")
     assert all(p.dtype == torch.float32 for p in exp.model.parameters())
-    assert math.isfinite(float(rundir.metrics(run.path)[0]["val_loss"]))
+    assert math.isfinite(float(reading.metrics(run.path)[0]["val_loss"]))
 
 
 def test_the_rate_follows_the_schedule_in_fractions_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:

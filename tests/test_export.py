@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dlrun import rundir
+from dlrun.folders.run import claim
 from dlrun.running import execute
 from support.commands import TINY, Outcome
 from support.composed import composed
@@ -21,7 +21,7 @@ from support.composed import composed
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "run"
-    assert execute(composed(*TINY), rundir.claim(str(folder), "")) == 0
+    assert execute(composed(*TINY), claim(str(folder), "")) == 0
     return folder
 
 

@@ -72,11 +72,11 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
         pytest.importorskip(name, reason=f"the extra {name} is not installed")
     where, words = NEEDS.get(option, ("", ""))
     if where == "teacher":
-        from dlrun import rundir
+        from dlrun.folders.run import claim
         from dlrun.running import execute
 
         tiny = (*CHEAP, "trainer.epochs=1", "trainer.report=false", "model.width=4")
-        assert execute(composed(*tiny), rundir.claim(str(outside / "teacher"), "")) == 0
+        assert execute(composed(*tiny), claim(str(outside / "teacher"), "")) == 0
     source = {"photos": "photos", "arrays": "arrays.npz", "teacher": "teacher"}.get(where, "")
     more = words.format(outside / source).split()
     limit = ["dataset.limit=0"] if "dataset" in option else []

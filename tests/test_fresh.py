@@ -12,7 +12,8 @@ import pytest
 import torch
 import yaml
 
-from dlrun import rundir
+from dlrun.folders import reading
+from dlrun.folders.run import claim
 from dlrun.running import execute
 from support.commands import TINY, Outcome, without_torch
 from support.composed import composed
@@ -24,7 +25,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = ("trainer.epochs=4", "trainer.keep=all", "scheduler=warm_restarts", "scheduler.period=2")
     for seed in range(3):
         cfg = composed(*TINY, *more, f"seed={seed}")
-        assert execute(cfg, rundir.claim(str(folder / f"{seed:04d}"), "")) == 0
+        assert execute(cfg, claim(str(folder / f"{seed:04d}"), "")) == 0
     return folder
 
 
@@ -77,7 +78,7 @@ def test_checkpoints_that_end_no_cycle_all_vote_and_that_is_said(here: Path, dlr
 def test_the_average_of_weights_is_a_run_of_its_own(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
     done = dlrun("ensemble", str(sweep), "--average", "weights", "--out", "soup")
     assert done.code == 0, done.err
-    states = [torch.load(rundir.tested(sweep / f"{k:04d}"), weights_only=True)["model"] for k in range(3)]
+    states = [torch.load(reading.tested(sweep / f"{k:04d}"), weights_only=True)["model"] for k in range(3)]
     found = torch.load("soup/checkpoints/best.pt", weights_only=True)["model"]
     for name, tensor in found.items():
         if "running" not in name and "num_batches" not in name:
@@ -88,7 +89,7 @@ def test_the_average_of_weights_is_a_run_of_its_own(sweep: Path, dlrun: Callable
     np.save("x.npy", np.zeros((3, 8, 8, 1), np.uint8))
     assert dlrun("predict", "soup", "x.npy").code == 0
     assert dlrun("resume", "soup").out.strip().endswith("nothing to do")
-    assert rundir.stored(Path("soup"))["reason"].startswith("the average of the weights of ")
+    assert reading.stored(Path("soup"))["reason"].startswith("the average of the weights of ")
     assert "epochs in" not in done.out  # it was made, not trained
 
 

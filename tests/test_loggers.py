@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from dlrun import checkpoint, loggers, rundir, running
+from dlrun import checkpoint, loggers, running
 from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.folders.run import claim, reopen
 from support.commands import without_torch
 from support.composed import SMALL, composed
 
@@ -42,19 +44,19 @@ def mlflow_run(folder: Path) -> tuple[Any, Any]:
 
     client = MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("dlrun").experiment_id])
-    assert run.info.run_id == rundir.stored(folder)["mlflow_run"]
+    assert run.info.run_id == reading.stored(folder)["mlflow_run"]
     return client, run
 
 
 def must_be_the_same(kind: str, folder: Path, scores: bool = True) -> None:
-    found, rows = copies(kind, folder), rundir.metrics(folder)
+    found, rows = copies(kind, folder), reading.metrics(folder)
     expected = {
         column: [(int(row["epoch"]), pytest.approx(float(row[column]), rel=1e-6)) for row in rows if row[column]]
         for column in rows[0]
         if column != "epoch"
     }
     if scores:
-        result = rundir.stored(folder)
+        result = reading.stored(folder)
         last = int(rows[-1]["epoch"])
         expected |= {n: [(last, pytest.approx(result[n], rel=1e-6))] for n in ("test_loss", "test_acc")}
     assert found == expected
@@ -63,9 +65,9 @@ def must_be_the_same(kind: str, folder: Path, scores: bool = True) -> None:
 def test_a_logger_has_every_number_of_metrics_csv_and_what_came_of_it(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     cfg = composed(*SMALL, f"logger={kind}", "trainer.epochs=3", "optimizer.lr=1e-7")
-    assert running.execute(cfg, rundir.claim(str(folder), "test")) == 0
+    assert running.execute(cfg, claim(str(folder), "test")) == 0
     must_be_the_same(kind, folder)
-    assert "flat" in str(rundir.stored(folder)["verdicts"])
+    assert "flat" in str(reading.stored(folder)["verdicts"])
     if kind == "mlflow":
         _, run = mlflow_run(folder)
         assert run.info.status == "FINISHED"
@@ -98,16 +100,16 @@ def test_a_killed_and_resumed_run_has_each_epoch_once(kind: str, after: str, tmp
         patch.setattr(checkpoint, "write", dying)
         patch.setattr(loggers.Follower, "close", lambda self: None)
         with pytest.raises(SystemExit):
-            running.execute(cfg, rundir.claim(str(folder), "test"))
+            running.execute(cfg, claim(str(folder), "test"))
     assert [epoch for epoch, _ in copies(kind, folder)["train_loss"]] == [1, 2]
-    assert running.execute(cfg, rundir.reopen(str(folder)), resuming=True) == 0
+    assert running.execute(cfg, reopen(str(folder)), resuming=True) == 0
     must_be_the_same(kind, folder)
 
 
 def test_a_run_that_diverges_is_there_as_a_failure(kind: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ("optimizer=sgd", "optimizer.lr=1e30", "model.norm=none")
-    assert running.execute(composed(*SMALL, *words, f"logger={kind}"), rundir.claim(str(folder), "test")) == 4
+    assert running.execute(composed(*SMALL, *words, f"logger={kind}"), claim(str(folder), "test")) == 4
     assert copies(kind, folder) == {}
     if kind == "mlflow":
         assert mlflow_run(folder)[1].info.status == "FAILED"
@@ -122,10 +124,10 @@ def test_a_logger_that_fails_costs_one_line_and_not_the_run(tmp_path: Path, monk
     monkeypatch.setattr(loggers, "require", lambda cfg: None)
     folder = tmp_path / "run"
     cfg = composed(*SMALL, "logger=mlflow")
-    assert running.execute(cfg, rundir.claim(str(folder), "test")) == 0
+    assert running.execute(cfg, claim(str(folder), "test")) == 0
     log = (folder / "log.txt").read_text()
     assert log.count("logger=mlflow failed and is left alone; metrics.csv has every number: no server at home\n") == 1
-    assert len(rundir.metrics(folder)) == 2
+    assert len(reading.metrics(folder)) == 2
 
 
 def test_a_missing_package_is_one_line_that_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dlrun import memory, rundir, running
+from dlrun import memory, running
+from dlrun.folders import reading
+from dlrun.folders.run import claim
 from support.composed import SMALL, composed
 
 CPU = torch.device("cpu")
@@ -67,8 +69,8 @@ def test_an_accelerator_counts_what_torch_allocated() -> None:
 
 
 def test_every_epoch_says_what_it_held(tmp_path: Path) -> None:
-    run = rundir.claim(str(tmp_path / "run"), "test")
+    run = claim(str(tmp_path / "run"), "test")
     assert running.execute(composed(*SMALL, "trainer.device=cpu"), run) == 0
-    held = [float(row["memory_mb"]) for row in rundir.metrics(tmp_path / "run")]
+    held = [float(row["memory_mb"]) for row in reading.metrics(tmp_path / "run")]
     assert len(held) == 2
     assert all(50 < mb < 20_000 for mb in held)

@@ -54,7 +54,7 @@ def test_a_run_is_tested_by_its_views_and_predicts_by_them(dlrun: Callable[..., 
 
     from dlrun import fresh, trained
     from dlrun.experiment import build
-    from dlrun.rundir import config
+    from dlrun.folders.reading import config
 
     member = fresh.evaluated(Path("run"), [])
     assert np.allclose(member.arrays["test_logits"], logits, atol=1e-5)

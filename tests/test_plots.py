@@ -12,7 +12,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from dlrun import figures, plots, rundir, running
+from dlrun import figures, plots, running
+from dlrun.folders import reading
+from dlrun.folders.run import claim
 from support.commands import without_torch
 from support.composed import SMALL, composed
 
@@ -23,7 +25,7 @@ NAMES = ["loss", "accuracy", "update_ratios", "dead", "histograms", "confusion",
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs that makes mistakes."""
     folder = tmp_path_factory.mktemp("plots") / "run"
-    assert running.execute(composed(*SMALL, "trainer.epochs=3"), rundir.claim(str(folder), "test")) == 0
+    assert running.execute(composed(*SMALL, "trainer.epochs=3"), claim(str(folder), "test")) == 0
     return folder
 
 
@@ -80,7 +82,7 @@ def test_a_picture_is_skipped_only_where_its_numbers_are_missing(copy: Path, fil
 
 
 def test_the_showcase_holds_the_worst_errors_of_validation(run: Path) -> None:
-    shown, found = rundir.arrays(run, "showcase"), rundir.arrays(run, "predictions")
+    shown, found = reading.arrays(run, "showcase"), reading.arrays(run, "predictions")
     logits, labels = found["val_logits"].astype(float), found["val_labels"]
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     wrong = np.flatnonzero(logits.argmax(1) != labels)

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from dlrun import rundir
+from dlrun.folders.run import claim
 from dlrun.running import execute
 from support.commands import Outcome
 from support.composed import composed
@@ -40,7 +40,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in range(3):
         ema = ("trainer.ema=0.9",) if seed == 0 else ()
         cfg = composed(*WORDS, *where, f"seed={seed}", *ema)
-        assert execute(cfg, rundir.claim(str(root / "sweep" / f"{seed:04d}"), "")) == 0
+        assert execute(cfg, claim(str(root / "sweep" / f"{seed:04d}"), "")) == 0
     return root
 
 

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from dlrun import batch_time, checkpoint, engine, lr_range, rundir
+from dlrun import batch_time, checkpoint, engine, lr_range
 from dlrun.batch_time import Timing
 from dlrun.checkpoint import State
 from dlrun.commands.lr_range import FLAGS, next_command, numbers
 from dlrun.console import Screen
 from dlrun.errors import UserError
 from dlrun.experiment import Experiment, build
+from dlrun.folders import reading
+from dlrun.folders.run import Run, claim, reopen
 from dlrun.lr_range import Point
 from dlrun.rules import CHOICES
 from support.composed import SMALL, composed
@@ -264,16 +266,16 @@ def test_the_suggestion_moves_both_rates_of_muon_together() -> None:
 # --- O8
 
 
-def fit(folder: Path, *overrides: str, until: int | None = None) -> tuple[rundir.Run, State]:
+def fit(folder: Path, *overrides: str, until: int | None = None) -> tuple[Run, State]:
     """Train, in one go or, with `until`, dying in the middle of that epoch's save and going on in a new process."""
     exp = build(composed(*SMALL, *overrides))
-    run = rundir.claim(str(folder), "test", folder.parent)
+    run = claim(str(folder), "test", folder.parent)
     if until is not None:
         run.write_config(exp.cfg)
         real = checkpoint.write_atomic
 
         def dying(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
-            if path.name == "last.pt" and len(rundir.metrics(folder)) == until:
+            if path.name == "last.pt" and len(reading.metrics(folder)) == until:
                 for other in also:  # the files that are replaced before it
                     real(other, data)
                 raise KeyboardInterrupt
@@ -284,7 +286,7 @@ def fit(folder: Path, *overrides: str, until: int | None = None) -> tuple[rundir
             with pytest.raises(KeyboardInterrupt):
                 engine.fit(exp, run, State(), Screen())
         run.release()
-        exp, run = build(composed(*SMALL, *overrides)), rundir.reopen(str(folder))
+        exp, run = build(composed(*SMALL, *overrides)), reopen(str(folder))
     state = checkpoint.restore(run, exp)
     run.trim_metrics(state.epoch)
     engine.fit(exp, run, state, Screen())
@@ -295,15 +297,15 @@ def fit(folder: Path, *overrides: str, until: int | None = None) -> tuple[rundir
 RISING = ("optimizer=sgd", "optimizer.lr=0.0", "model.norm=none")  # no epoch is better than the first
 
 
-def scores(run: rundir.Run) -> list[tuple[str, str, str]]:
-    return [(r["epoch"], r["train_loss"], r["val_acc"]) for r in rundir.metrics(run.path)]
+def scores(run: Run) -> list[tuple[str, str, str]]:
+    return [(r["epoch"], r["train_loss"], r["val_acc"]) for r in reading.metrics(run.path)]
 
 
 @pytest.mark.parametrize("until", [None, 1, 2, 3])
 def test_patience_stops_after_that_many_epochs_also_when_resumed(tmp_path: Path, until: int | None) -> None:
     run, state = fit(tmp_path / "run", *RISING, "trainer.epochs=9", "trainer.patience=2", until=until)
     assert (state.epoch, state.best and state.best["epoch"]) == (3, 1)
-    assert len(rundir.metrics(run.path)) == 3
+    assert len(reading.metrics(run.path)) == 3
 
 
 @pytest.mark.parametrize("until", [2, 5])
@@ -322,7 +324,7 @@ def test_a_resumed_run_with_patience_ends_like_one_in_a_single_go(tmp_path: Path
 def test_a_run_out_of_patience_is_not_trained_on_and_says_why(dlrun: Callable[..., Any], here: Path) -> None:
     done = dlrun("train", *SMALL, *RISING, "trainer.epochs=9", "trainer.patience=2", "run.dir=run")
     assert done.code == 0, done.err
-    found = rundir.result(here / "run")
+    found = reading.result(here / "run")
     assert found["status"] == "completed"
     assert found["reason"] == "stopped early: no better val_acc for 2 epochs"
     assert (found["epochs"], found["best_epoch"]) == (3, 1)
@@ -335,7 +337,7 @@ def test_which_checkpoints_are_kept(tmp_path: Path, keep: str, count: int) -> No
     kept = run.epoch_checkpoints()
     assert run.best.exists() == (keep != "last")
     assert checkpoint.load(run.last)["epoch"] == 6
-    rows = sorted(rundir.metrics(run.path), key=lambda r: float(r["val_loss"]))
+    rows = sorted(reading.metrics(run.path), key=lambda r: float(r["val_loss"]))
     expected = sorted(f"epoch_{int(r['epoch']):04d}_val_loss_{float(r['val_loss']):.4f}.pt" for r in rows[:count])
     assert [p.name for p in kept] == expected
     for path in kept:
@@ -364,7 +366,7 @@ def test_keep_last_tests_the_last_epochs_weights(dlrun: Callable[..., Any], here
     words = ("trainer.keep=last", *GAP, "trainer.epochs=6")
     done = dlrun("train", *SMALL, *words, "run.dir=run")
     assert done.code == 0, done.err
-    found, rows = rundir.result(here / "run"), rundir.metrics(here / "run")
+    found, rows = reading.result(here / "run"), reading.metrics(here / "run")
     assert [p.name for p in (here / "run" / "checkpoints").iterdir()] == ["last.pt"]
     assert found["tested_epoch"] == 6
     assert found["val_loss"] == pytest.approx(float(rows[-1]["val_loss"]), rel=1e-6)
@@ -377,7 +379,7 @@ def test_keep_last_tests_the_last_epochs_weights(dlrun: Callable[..., Any], here
 @pytest.mark.parametrize("monitor", CHOICES["trainer.monitor"])
 def test_any_column_can_decide_and_each_has_its_direction(tmp_path: Path, monitor: str) -> None:
     run, state = fit(tmp_path / "run", "trainer.epochs=4", f"trainer.monitor={monitor}", "trainer.patience=3")
-    values = [float(row[monitor]) for row in rundir.metrics(run.path)]
+    values = [float(row[monitor]) for row in reading.metrics(run.path)]
     better = max if monitor in ("val_acc", "train_acc", "samples_per_second") else min
     assert state.best is not None
     assert state.best["value"] == pytest.approx(better(values))
@@ -388,7 +390,7 @@ def test_an_epoch_without_a_measurement_is_never_the_best(tmp_path: Path) -> Non
     # a network of tanh has no units that could die
     options = ("trainer.monitor=dead_fraction", "model.activation=tanh", "trainer.keep=all", "scheduler=plateau")
     run, state = fit(tmp_path / "run", *options, "trainer.epochs=3", until=2)
-    assert [row["dead_fraction"] for row in rundir.metrics(run.path)] == ["", "", ""]
+    assert [row["dead_fraction"] for row in reading.metrics(run.path)] == ["", "", ""]
     assert (state.best or {})["epoch"] == 1
     assert not engine.better({"x_loss": None, "val_loss": 0.1}, {"value": 0.5, "val_loss": 1.0}, "x_loss")
     assert engine.better({"x_loss": 9.0, "val_loss": 9.0}, {"value": None, "val_loss": 1.0}, "x_loss")
@@ -417,7 +419,7 @@ def test_a_run_trains_on_while_its_gap_shrinks(tmp_path: Path) -> None:
     short, _ = fit(tmp_path / "short", *options)
     long, state = fit(tmp_path / "long", *options, "trainer.while_gap_shrinks=true", until=7)
     assert scores(long)[: len(scores(short))] == scores(short)
-    rows = rundir.metrics(long.path)
+    rows = reading.metrics(long.path)
     gaps = [float(r["val_loss"]) - float(r["train_loss"]) for r in rows]
     assert len(scores(short)) < state.epoch < 14
     assert sum(gaps[-2:]) >= sum(gaps[-4:-2])

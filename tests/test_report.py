@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from dlrun import rundir, running, verdicts
+from dlrun import running, verdicts
+from dlrun.folders import reading
+from dlrun.folders.run import claim
 from support.commands import Outcome
 from support.composed import SMALL, composed
 from support.pages import CHROMIUM, EVIL, page, section
@@ -23,7 +25,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run as `dlrun train` leaves it, report and all."""
     folder = tmp_path_factory.mktemp("report") / "run"
     words = ("trainer.report=true", "check=default", "check.only=[initial_loss,outputs]", "optimizer.lr=0.00001")
-    assert running.execute(composed(*SMALL, *words), rundir.claim(str(folder), "test")) == 0
+    assert running.execute(composed(*SMALL, *words), claim(str(folder), "test")) == 0
     return folder
 
 
@@ -39,15 +41,15 @@ def changed(folder: Path, **values: Any) -> Path:
 
 
 def test_training_ends_with_a_page_that_has_everything(run: Path) -> None:
-    result, text = rundir.result(run), page(run)
+    result, text = reading.result(run), page(run)
     assert f"<b>{result['test_acc']:.4f}</b>test accuracy" in text
     assert f"<b>{result['best_epoch']} of 2</b>best epoch" in text
     assert ">completed<" in text
-    for check in rundir.checks(run):
+    for check in reading.checks(run):
         assert f"<td>{check['check']}</td>" in section(text, "Checks before training")
     assert len(re.findall("<tr>", section(text, "Every epoch"))) == 1 + 2
     assert section(text, "Pictures").count("data:image/png;base64,") == 8
-    assert section(text, "Worst validation errors").count("taken for") == len(rundir.arrays(run, "showcase")["rows"])
+    assert section(text, "Worst validation errors").count("taken for") == len(reading.arrays(run, "showcase")["rows"])
     assert f"{run / 'report.html'}" in (run / "log.txt").read_text()
 
 
@@ -72,7 +74,7 @@ def test_config_leads_with_what_differs_from_the_defaults(run: Path) -> None:
 
 
 def test_nothing_in_a_file_becomes_markup_or_leaves_the_page(copy: Path, dlrun: Callable[..., Outcome]) -> None:
-    result = rundir.result(copy)
+    result = reading.result(copy)
     result["config"]["dataset"]["name"] = EVIL
     result["config"][EVIL] = {"a": EVIL}
     result["config"]["choices"]["model"] = f"../../{EVIL}"
@@ -118,8 +120,8 @@ def test_words_among_the_numbers_are_one_line(name: str, copy: Path, dlrun: Call
 def test_what_a_real_run_was_told_stands_in_its_result_and_in_every_table(
     copy: Path, tmp_path: Path, dlrun: Callable[..., Outcome]
 ) -> None:
-    result = rundir.result(copy)
-    parts = (rundir.metrics(copy), rundir.layers(copy), rundir.config(copy), result["data"])
+    result = reading.result(copy)
+    parts = (reading.metrics(copy), reading.layers(copy), reading.config(copy), result["data"])
     again = [finding.record() for finding in verdicts.judge(*parts)]
     assert result["verdicts"] == again
     told = " ".join(finding["name"] for finding in again)
@@ -140,8 +142,8 @@ def test_a_picture_that_fails_does_not_undo_the_run(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(plots, "draw", broken)
     folder = tmp_path / "run"
     cfg = composed(*SMALL, "trainer.report=true", "trainer.epochs=1")
-    assert running.execute(cfg, rundir.claim(str(folder), "test")) == 0
-    assert rundir.result(folder)["status"] == "completed"
+    assert running.execute(cfg, claim(str(folder), "test")) == 0
+    assert reading.result(folder)["status"] == "completed"
     assert "no report: RuntimeError: no ink" in (folder / "log.txt").read_text()
 
 
@@ -201,7 +203,7 @@ def test_a_browser_opens_it_and_sorts(copy: Path, tmp_path: Path, width: int) ->
     assert seen is not None, done.stderr[-500:]
     (up, down), fits, images, title, inside = json.loads(unescape(seen[1]))
     assert inside == width
-    losses = sorted(float(row["train_loss"]) for row in rundir.metrics(copy))
+    losses = sorted(float(row["train_loss"]) for row in reading.metrics(copy))
     assert up == losses
     assert down == losses[::-1]
     assert fits, "the page is wider than the window"

@@ -16,8 +16,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dlrun import disk, rundir
 from dlrun.errors import UserError
+from dlrun.folders import disk
+from dlrun.folders.run import claim, reopen
 from support.composed import composed
 
 COMMON = (
@@ -34,8 +35,8 @@ def train(cfg: Any, folder: str, die_at_write: int | None) -> None:
     from dlrun.running import execute
 
     if (Path(folder) / "config.yaml").exists():
-        os._exit(execute(cfg, rundir.reopen(folder), resuming=True))
-    os._exit(execute(cfg, rundir.claim(folder, "test")))
+        os._exit(execute(cfg, reopen(folder), resuming=True))
+    os._exit(execute(cfg, claim(folder, "test")))
 
 
 def _kill_at(count: int) -> None:

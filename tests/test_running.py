@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlrun import checkpoint, rundir, running
+from dlrun import checkpoint, running
 from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.folders.run import claim
 from support.composed import SMALL, composed
 
 # logits of thousands before the first step
@@ -35,8 +37,8 @@ TIMED = {"train_seconds", "eval_seconds", "samples_per_second", "memory_mb"}
 
 def ran(folder: Path, *overrides: str) -> tuple[int, dict[str, Any]]:
     cfg = composed(*SMALL, *overrides)
-    code = running.execute(cfg, rundir.claim(str(folder), "test"))
-    return code, rundir.result(folder)
+    code = running.execute(cfg, claim(str(folder), "test"))
+    return code, reading.result(folder)
 
 
 def test_a_run_folder_holds_what_the_design_promises(tmp_path: Path) -> None:
@@ -80,7 +82,7 @@ def test_scores_come_from_the_best_epoch_not_from_the_last(tmp_path: Path) -> No
     _, result = ran(folder, "trainer.epochs=8", "optimizer=sgd", "optimizer.lr=0.5", "scheduler=constant")
     best = checkpoint.load(folder / "checkpoints" / "best.pt")
     assert result["best_epoch"] == best["epoch"]
-    rows = {int(r["epoch"]): r for r in rundir.metrics(folder)}
+    rows = {int(r["epoch"]): r for r in reading.metrics(folder)}
     assert result["val_acc"] == pytest.approx(float(rows[result["best_epoch"]]["val_acc"]))
     assert result["val_loss"] == pytest.approx(float(rows[result["best_epoch"]]["val_loss"]), rel=1e-4)
 
@@ -152,7 +154,7 @@ def test_an_interrupt_is_exit_130_and_says_how_to_go_on(tmp_path: Path, number: 
     assert child.returncode == 130
     assert "`dlrun resume 'my run'`" in out
     assert "Traceback" not in out
-    assert rundir.result(tmp_path / "my run")["status"] == "interrupted"
+    assert reading.result(tmp_path / "my run")["status"] == "interrupted"
     assert checkpoint.load(tmp_path / "my run" / "checkpoints" / "last.pt")["epoch"] >= 1
 
 
@@ -188,7 +190,7 @@ def test_an_error_of_the_users_model_is_a_line_and_the_log_has_the_traceback(
     )
     monkeypatch.syspath_prepend(tmp_path)
     cfg = composed("dataset.limit=100", "check=none", "model=custom", "model._target_=brittle.Net", "trust=[brittle]")
-    code = running.execute(cfg, rundir.claim(str(tmp_path / "my run"), "test"))
+    code = running.execute(cfg, claim(str(tmp_path / "my run"), "test"))
     assert code == 1
     said = capsys.readouterr().out
     assert "shapes do not fit" in said
@@ -213,7 +215,7 @@ def test_checks_leave_no_trace_in_a_run(tmp_path: Path) -> None:
     for name, check in (("with", "check=default"), ("without", "check=none")):
         ran(tmp_path / name, check, "regularizer=dropout", *(["check.fresh=true"] if name == "with" else []))
         content = checkpoint.load(tmp_path / name / "checkpoints" / "last.pt")
-        rows = [{k: v for k, v in row.items() if k not in TIMED} for row in rundir.metrics(tmp_path / name)]
+        rows = [{k: v for k, v in row.items() if k not in TIMED} for row in reading.metrics(tmp_path / name)]
         state = {f"{i}.{k}": v for i, one in content["optimizer"]["state"].items() for k, v in one.items()}
         found.append({**content["model"], **state, "rng": content["rng"]["torch"], "rows": rows})
     assert "0.exp_avg_sq" in found[0]

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from dlrun import sweepdir, trials
+from dlrun import trials
+from dlrun.folders import sweep as sweep_folder
 from dlrun.search import launchers
 from dlrun.search.pool import Ended
 from dlrun.search.worker import Job
@@ -60,7 +61,7 @@ def search(here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.Monkey
         outcome = dlrun("train", "-m", *words, *TINY, "trainer.epochs=3", "sweep.dir=s")
         assert outcome.code == 0, outcome.out + outcome.err
         found = sorted(rows(here / "s").values(), key=lambda r: int(r["trial"]))
-        return outcome.out, sweepdir.plan(here / "s")["rounds"], found, instant
+        return outcome.out, sweep_folder.plan(here / "s")["rounds"], found, instant
 
     return run
 
@@ -99,9 +100,9 @@ def test_the_page_says_of_edges_what_the_terminal_said(
     told, _, typed = border.partition("; try ")
     page = unescape(Path("s/report.html").read_text())
     assert f"{told}<p>To try next: <code>{typed}</code></p>" in page
-    asked = sweepdir.plan(Path("s"))
+    asked = sweep_folder.plan(Path("s"))
     asked["rounds"][-1]["said"] = None  # as while it runs: the words after the stage before
-    sweepdir.write_plan(Path("s"), asked)
+    sweep_folder.write_plan(Path("s"), asked)
     assert trials.read(Path("s")).said == []
 
 
@@ -188,7 +189,7 @@ def test_lists_alone_are_a_grid_and_any_range_is_random(
     search: Callable[..., Any], axes: tuple[str, ...], sampler: str, count: int
 ) -> None:
     search(lambda lr, epoch: 0.5, *axes)
-    assert (sweepdir.plan(Path("s"))["search"]["sampler"], len(rows(Path("s")))) == (sampler, count)
+    assert (sweep_folder.plan(Path("s"))["search"]["sampler"], len(rows(Path("s")))) == (sampler, count)
 
 
 def test_the_number_of_trials_is_the_total(search: Callable[..., Any]) -> None:

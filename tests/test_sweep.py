@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from dlrun import rundir, sweepdir
 from dlrun.composing import composer
+from dlrun.folders import reading
+from dlrun.folders import sweep as sweep_folder
 from dlrun.search.sampling import draw
 from dlrun.search.space import Axis, read
 from dlrun.search.sweeper import points
@@ -192,7 +193,7 @@ def test_the_study_holds_what_the_table_holds(moody: tuple[Path, int, str]) -> N
     from optuna.storages.journal import JournalFileBackend
 
     folder, _, _ = moody
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(sweepdir.journal(folder / "s"))))
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(sweep_folder.journal(folder / "s"))))
     study = optuna.load_study(study_name="sweep", storage=storage)
     assert [t.params["+model.mood"] for t in study.trials] == ["ok", "raise", "die", "explode"]
     assert [t.state.name for t in study.trials] == ["COMPLETE", "FAIL", "FAIL", "PRUNED"]
@@ -275,7 +276,7 @@ def test_a_best_value_at_the_border_is_searched_beyond(here: Path, dlrun: Callab
     outcome = dlrun("train", "-m", *words, "search.extend=true")
     assert outcome.code == 0, outcome.err
     assert sorted(float(r["optimizer.lr"]) for r in rows(here / "s").values()) == [1e-5, 1e-4, 1e-3, 1e-2, 1e-1]
-    assert len(sweepdir.plan(here / "s")["rounds"]) == 2
+    assert len(sweep_folder.plan(here / "s")["rounds"]) == 2
 
 
 def test_stages_promote_narrow_and_grow(here: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -290,17 +291,17 @@ def test_stages_promote_narrow_and_grow(here: Path, dlrun: Callable[..., Outcome
     assert epochs[:2] == [1, 1]
     assert sum(row["status"] == "completed" for row in table.values()) == 3
     assert {row["status"] for row in table.values()} == {"completed", "pruned"}
-    rounds = sweepdir.plan(here / "s")["rounds"]
+    rounds = sweep_folder.plan(here / "s")["rounds"]
     assert [(r["stage"], r["new"], len(r["kept"])) for r in rounds] == [(1, 4, 0), (2, 1, 2), (3, 1, 2)]
     low, high = rounds[1]["axes"][0]["low"], rounds[1]["axes"][0]["high"]
     assert 1e-4 <= low < high <= 1
     assert (low, high) != (1e-4, 1)
     assert low <= float(table["4"]["optimizer.lr"]) <= high
     # a stage is ranked by the better of raw and averaged weights: the schedule hides what the raw ones will come to
-    first = {n: rundir.metrics(here / f"s/{n:04d}")[0] for n in range(4)}
+    first = {n: reading.metrics(here / f"s/{n:04d}")[0] for n in range(4)}
     score = {n: max(float(row["val_acc"]), float(row["ema_val_acc"])) for n, row in first.items()}
     assert sorted(score[n] for n in rounds[1]["kept"]) == sorted(score.values())[2:]
-    assert all(rundir.config(here / f"s/{n:04d}")["trainer"]["ema"] == 0.99 for n in range(6))
+    assert all(reading.config(here / f"s/{n:04d}")["trainer"]["ema"] == 0.99 for n in range(6))
     told = re.findall(r"^  (\d{4})  val_acc", outcome.out, re.MULTILINE)
     completed = {f"{int(n):04d}" for n, row in table.items() if row["status"] == "completed"}
     assert set(told) == completed  # what was left after an epoch is not among the three best

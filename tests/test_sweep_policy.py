@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dlrun import rundir
+from dlrun.folders.run import Run, take, taken
 from dlrun.search import launchers, sweeper
 from dlrun.search.pool import Ended
 from dlrun.search.worker import Job
@@ -108,10 +108,10 @@ class Sluggish:
     def wait(self, seconds: float) -> list[Ended]:
         self.looks += 1
         if self.looks == 2:
-            self.run, known = rundir.take(Path(self.job.folder))
+            self.run, known = take(Path(self.job.folder))
             if not known:
                 self.run.write_config(SimpleNamespace())
-            os.utime(Path(self.job.folder) / ".owner", (0, rundir.taken(Path(self.job.folder)) - 3600))
+            os.utime(Path(self.job.folder) / ".owner", (0, taken(Path(self.job.folder)) - 3600))
         return []
 
     def kill(self, number: int) -> None:
@@ -128,7 +128,7 @@ def test_a_timeout_begins_with_the_trial_not_with_its_process(
     slow = Sluggish()
     monkeypatch.setattr(launchers, "launcher", lambda *_: slow)
     monkeypatch.setattr(sweeper, "LOOK", 0)
-    monkeypatch.setattr(rundir.Run, "write_config", lambda run, cfg: (run.path / "config.yaml").write_text("seed: 1\n"))
+    monkeypatch.setattr(Run, "write_config", lambda run, cfg: (run.path / "config.yaml").write_text("seed: 1\n"))
     outcome = dlrun("train", "-m", "seed=1", *TINY, "search.timeout=60", "search.retries=1", "sweep.dir=s")
     assert outcome.code == 5, outcome.err
     # the second try finds a folder that was taken an hour ago, and is given the time to take it again

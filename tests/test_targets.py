@@ -44,7 +44,7 @@ FOREIGN = [
     "dlrun.data.datasets.fcntl.flock",
     "dlrun.data.datasets.contextmanager",
     "dlrun.losses.nn.Module",
-    "dlrun.rundir.write_atomic",
+    "dlrun.folders.run.write_atomic",
     "dlrun.cli.main",
     "hydra.utils.get_method",
     "marker.Net",

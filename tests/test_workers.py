@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrun import sweepdir
+from dlrun.folders import sweep as sweep_folder
 from dlrun.search import pool
 from dlrun.search.worker import Job
 from support.moods import MOODY, QUICK, moody, rows, start, starts, workers
@@ -75,9 +75,9 @@ def test_the_columns_of_the_table(patient: tuple[Path, int, str]) -> None:
     folder, _, _ = patient
     first = ["trial", "stage", "status", "model.mood"]
     scores = ["val_loss", "val_acc", "test_loss", "test_acc", "epochs", "seconds"]
-    found = list(sweepdir.table(folder / "s")[0])
+    found = list(sweep_folder.table(folder / "s")[0])
     assert [c for c in found if c != "checks"] == [*first, *scores, "verdicts", "reason", "attempts", "folder"]
-    assert [r["folder"] for r in sweepdir.table(folder / "s")] == [f"{n:04d}" for n in range(5)]
+    assert [r["folder"] for r in sweep_folder.table(folder / "s")] == [f"{n:04d}" for n in range(5)]
 
 
 def test_failed_trials_are_tried_again_as_often_as_asked_and_no_more(moody: tuple[Path, int, str]) -> None:

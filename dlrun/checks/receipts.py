@@ -27,7 +27,7 @@ import torch
 import dlrun
 from dlrun.checks.verdict import Verdict
 from dlrun.experiment import Experiment
-from dlrun.kept import read_receipt, write_receipt
+from dlrun.folders.memo import read_receipt, write_receipt
 
 __all__ = ["find", "keep", "key", "setup"]
 

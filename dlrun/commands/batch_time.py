@@ -18,8 +18,9 @@ def main(argv: list[str]) -> int:
     found, rest = numbers(argv, {"--seconds": 60.0})
 
     def task(cfg: Any) -> int:
-        from dlrun import batch_time, rundir
+        from dlrun import batch_time
         from dlrun.experiment import build
+        from dlrun.folders import outputs
         from dlrun.running import label
 
         print("batch size   ms a step   ms a sample   samples/s   peak MB")
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> int:
             return 3
         size = batch_time.knee(timings)
         picture = batch_time.draw(timings, size, ending, label(cfg))
-        files = rundir.write_study("batch_time", cfg.run.dir, label(cfg), batch_time.table(timings), picture)
+        files = outputs.write_study("batch_time", cfg.run.dir, label(cfg), batch_time.table(timings), picture)
         print(f"knee: {size}, the smallest batch whose time per sample is within 25 % of the lowest")
         print(f"table: {files[0]}, picture: {files[1]}")
         setting = f"trainer.batch_size={size}"

@@ -15,9 +15,10 @@ SCREEN = 50  # rows on a terminal: more scroll the best ones away
 def main(argv: list[str]) -> int:
     """Print the table and write it; returns 0."""
     args = _parser().parse_args(argv)
-    from dlrun import compare, rundir, tables, trials
+    from dlrun import compare, tables, trials
+    from dlrun.folders import outputs
 
-    paths = args.paths or ([str(rundir.OUTPUTS)] if rundir.OUTPUTS.is_dir() else [])
+    paths = args.paths or ([str(outputs.OUTPUTS)] if outputs.OUTPUTS.is_dir() else [])
     entries = compare.read(paths)
     # a sweep alone says itself which of its trials is best
     entries, metric, lower = trials.searched([Path(path) for path in paths], entries)
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(tables.as_json(table))
     elif not table:
-        print(f"no runs in {' '.join(args.paths) or rundir.OUTPUTS}; `dlrun train` makes one")
+        print(f"no runs in {' '.join(args.paths) or outputs.OUTPUTS}; `dlrun train` makes one")
     elif args.latex:
         print(tables.as_latex(table, notes, metric, lower=lower))
     else:
@@ -62,7 +63,7 @@ def _parser() -> Parser:
 
 
 def _write(target: Path, text: str) -> None:
-    from dlrun.disk import make_folder, write_atomic
+    from dlrun.folders.disk import make_folder, write_atomic
 
     make_folder(target.parent)
     write_atomic(target, text.encode())

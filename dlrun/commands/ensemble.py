@@ -19,10 +19,11 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
-    from dlrun import ensembledir, ensembles
+    from dlrun import ensembles
+    from dlrun.folders import ensemble as ensemble_folder
 
     if args.out is not None:
-        ensembledir.free(args.out)
+        ensemble_folder.free(args.out)
     found = _found(args, trust)
     ensembles.agree(found)
     members = ensembles.select(found, top=args.top or 0, by_greed=args.greedy)
@@ -31,7 +32,7 @@ def main(argv: list[str]) -> int:
     if args.average:
         print(ensembles.as_text(table.rows))
         return _average(args, members, trust, table.rows[1]["val_acc"])
-    path = ensembledir.claim(args.out, f"{len(members)}-members")
+    path = ensemble_folder.claim(args.out, f"{len(members)}-members")
     store(path, args, members, table)
     print(ensembles.as_text(table.rows))
     if args.temperature:
@@ -80,11 +81,13 @@ def _found(args: Any, trust: list[str]) -> list[Any]:
 
 
 def _average(args: Any, members: Sequence[Any], trust: list[str], mean: float) -> int:
-    from dlrun import fresh, rundir
+    from dlrun import fresh
+    from dlrun.folders import outputs
+    from dlrun.folders.run import claim
     from dlrun.running import store as store_run
 
     exp = fresh.soup(members, trust)
-    run = rundir.claim(args.out, f"average-of-{len(members)}", rundir.OUTPUTS / "ensembles")
+    run = claim(args.out, f"average-of-{len(members)}", outputs.OUTPUTS / "ensembles")
     try:
         ending = store_run(exp, run, [m.name for m in members])
     finally:
@@ -134,7 +137,9 @@ def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
 
     import numpy as np
 
-    from dlrun import ensembledir, ensembles, rundir
+    from dlrun import ensembles
+    from dlrun.folders import ensemble as ensemble_folder
+    from dlrun.folders import reading
 
     chosen = next(row for row in table.rows if row["vote"] == args.vote)
     listed = []
@@ -152,6 +157,6 @@ def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
         arrays |= {f"{split}_{what}": members[0].arrays[f"{split}_{what}"] for what in ("labels", "ids")}
     curve = ensembles.sizes(members)
     each = ensembles.each(members)
-    scores["checks"] = rundir.worst_check(each)
-    ensembledir.write(path, asked, scores, arrays, {"table": table.rows, "members": each, "sizes": curve})
+    scores["checks"] = reading.worst_check(each)
+    ensemble_folder.write(path, asked, scores, arrays, {"table": table.rows, "members": each, "sizes": curve})
     ensembles.draw(path, curve)

@@ -25,8 +25,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--steps={steps}: expected 10 or more")
 
     def task(cfg: Any) -> int:
-        from dlrun import lr_range, rundir
+        from dlrun import lr_range
         from dlrun.experiment import build
+        from dlrun.folders import outputs
         from dlrun.running import label
 
         exp = build(cfg)
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
         verdict = lr_range.judge(points, low, high, **kinds)
         print("\n".join(lr_range.lines(points)))
         picture = lr_range.draw(points, verdict, label(cfg))
-        files = rundir.write_study("lr_range", cfg.run.dir, label(cfg), lr_range.table(points), picture)
+        files = outputs.write_study("lr_range", cfg.run.dir, label(cfg), lr_range.table(points), picture)
         print(f"{verdict.text}\ncurve: {files[0]}, picture: {files[1]}")
         if verdict.lr is None:
             return 3

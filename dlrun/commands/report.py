@@ -14,9 +14,10 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="dlrun report", description=__doc__)
     parser.add_argument("path", help="a run, a sweep or a folder of them, such as outputs/latest")
     args = parser.parse_args(argv)
-    from dlrun import report, rundir, sweep_report
+    from dlrun import report, sweep_report
+    from dlrun.folders import reading
 
-    runs, path = rundir.find([args.path]), Path(args.path).expanduser()
+    runs, path = reading.find([args.path]), Path(args.path).expanduser()
     if len(runs) == 1 and runs[0].resolve() == path.resolve():
         print(report.write(path))
     else:

@@ -13,9 +13,9 @@ def main(argv: list[str]) -> int:
     from dlrun.search.sweeper import sweep
 
     def task(cfg: Any) -> int:
-        from dlrun import rundir
+        from dlrun.folders.run import claim
         from dlrun.running import execute, label
 
-        return execute(cfg, rundir.claim(cfg.run.dir, label(cfg)))
+        return execute(cfg, claim(cfg.run.dir, label(cfg)))
 
     return run("train", argv, task, sweep)

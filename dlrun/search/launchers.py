@@ -21,9 +21,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from dlrun import sweepdir
 from dlrun.errors import UserError
-from dlrun.rundir import new_folder
+from dlrun.folders import sweep as sweep_folder
+from dlrun.folders.outputs import new_folder
 from dlrun.search.pool import Ended, Pool, cores, gpus
 from dlrun.search.worker import Job, Place, Remote, away
 
@@ -266,7 +266,7 @@ class Submitit:
 
         self._local = options["cluster"] == "local"
         self._place = _here(sweep if self._local else None)
-        folder = new_folder(sweepdir.jobs(sweep), "jobs")
+        folder = new_folder(sweep_folder.jobs(sweep), "jobs")
         self.threads = int(options["cpus_per_task"])
         self.slots = int(options["workers"]) or (max(1, cores() // self.threads) if self._local else 16)
         own = ("name", "workers", "cluster", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
@@ -281,7 +281,7 @@ class Submitit:
         self._busy: dict[int, Any] = {}
         self._asked = time.monotonic()
         if not self._local:
-            _cancel_waiting(sweepdir.jobs(sweep))
+            _cancel_waiting(sweep_folder.jobs(sweep))
 
     def submit(self, job: Job) -> None:
         """Hand a trial to the queue."""

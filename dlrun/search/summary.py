@@ -9,8 +9,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlrun import rundir, sweepdir, verdicts
+from dlrun import verdicts
 from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.folders import sweep as sweep_folder
 from dlrun.search.plan import Round
 from dlrun.search.space import Axis
 from dlrun.vocabulary import FAILED
@@ -48,7 +50,7 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
         row["verdicts"] = verdicts.summary(result["verdicts"]) if "verdicts" in result else ""
         row["reason"] = trial.reason if status in FAILED else result.get("reason", "")
         row["attempts"] = trial.failures + (status not in FAILED)
-        row["folder"] = sweepdir.run_folder(sweep.folder, number).name
+        row["folder"] = sweep_folder.run_folder(sweep.folder, number).name
         made.append(row)
     return made
 
@@ -81,7 +83,7 @@ def bar(sweep: Sweep, now: Round) -> None:
     if not sweep.screen.live:
         return
     total, numbers = (now.epochs or sweep.epochs) or 1, sweep.plan.stage
-    epochs = {n: len(rundir.metrics(sweepdir.run_folder(sweep.folder, n))) for n in sweep.running}
+    epochs = {n: len(reading.metrics(sweep_folder.run_folder(sweep.folder, n))) for n in sweep.running}
     over = sum(n in sweep.trials and n not in sweep.running and sweep.status(n) != "" for n in numbers)
     best = ranked(sweep)
     text = f"best {sweep.metric} {sweep.score(best[0].number):.4f} ({best[0].number:04d})  " if best else ""
@@ -151,7 +153,7 @@ def ending(sweep: Sweep) -> list[str]:
     """Return the last words: the three best and what distinguishes them, warnings, what to type next."""
     numbers = list(sweep.trials)
     best = ranked(sweep, sweep.plan.stage) or ranked(sweep)  # of a staged search those that were trained to the end
-    table = sweepdir.write_table(sweep.folder, rows(sweep))
+    table = sweep_folder.write_table(sweep.folder, rows(sweep))
     count = {
         s: sum(sweep.status(n) == s for n in numbers) for s in ("completed", "paused", "pruned", "diverged", *FAILED)
     }

@@ -14,9 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun import rundir, sweepdir, trials, vocabulary
-from dlrun.disk import owned
+from dlrun import trials, vocabulary
 from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.folders import sweep as sweep_folder
+from dlrun.folders.disk import owned
+from dlrun.folders.run import ask_to_stop, settle, taken
 from dlrun.search import launchers, summary
 from dlrun.search.plan import Plan, Round
 from dlrun.search.pool import Ended
@@ -44,9 +47,9 @@ def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | 
     plan = Plan.asked(fixed, axes, base["search"], flags or {})
     launchers.require(starter := composer.launcher(first))
     check(composer, axes, fixed, plan.search["sampler"] == "grid")
-    with sweepdir.open_sweep(base["sweep"]["dir"]) as folder:
-        if sweepdir.is_sweep(folder):
-            old = Plan.recorded(sweepdir.plan(folder))
+    with sweep_folder.open_sweep(base["sweep"]["dir"]) as folder:
+        if sweep_folder.is_sweep(folder):
+            old = Plan.recorded(sweep_folder.plan(folder))
             old.renew(plan, str(folder))
             plan = old
         return Sweep(composer, plan, folder, base, starter).run()
@@ -54,7 +57,7 @@ def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | 
 
 def again(composer: Composer, folder: Path, trust: list[str]) -> int:
     """Go on with a sweep as it was asked for; only packages that are named now are trusted."""
-    plan = Plan.recorded(sweepdir.plan(folder))
+    plan = Plan.recorded(sweep_folder.plan(folder))
     plan.fixed = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
     if trust:
         plan.fixed.append(f"trust=[{','.join(trust)}]")
@@ -62,7 +65,7 @@ def again(composer: Composer, folder: Path, trust: list[str]) -> int:
     base = composer.config(first)
     launchers.require(starter := composer.launcher(first))
     check(composer, plan.axes, plan.fixed, False)
-    with sweepdir.open_sweep(str(folder)) as held:
+    with sweep_folder.open_sweep(str(folder)) as held:
         return Sweep(composer, plan, held, base, starter).run()
 
 
@@ -85,11 +88,11 @@ class Sweep:
         self.metric = str(base["search"]["metric"])
         self.minimise = minimised(self.metric, base["search"]["direction"])
         self.epochs = int(base["trainer"]["epochs"])
-        self.screen = Screen(sweepdir.log(folder))
-        search, journal = plan.search, sweepdir.journal(folder)
+        self.screen = Screen(sweep_folder.log(folder))
+        search, journal = plan.search, sweep_folder.journal(folder)
         soon = 0 if journal.exists() else len(plan.stage)  # of a sweep that goes on perhaps nothing is left to do
         self.pool = launchers.launcher(launcher, folder, soon)
-        sweepdir.write_plan(folder, plan.record())
+        sweep_folder.write_plan(folder, plan.record())
         self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
         self.trials = {t.number: t for t in self.study.trials()}
         self.running: dict[int, float] = {}  # when their folders were last taken before
@@ -127,7 +130,7 @@ class Sweep:
             if following is not None:
                 self._settle(now, following)
                 self.plan.rounds.append(following)
-            sweepdir.write_plan(self.folder, self.plan.record())
+            sweep_folder.write_plan(self.folder, self.plan.record())
             if following is None:
                 break
         for number in self.plan.stage:
@@ -141,7 +144,7 @@ class Sweep:
         for number in sorted(self.trials):
             if number not in following.kept and self._status(number) == "paused":
                 why = f"not among the best of stage {now.stage}"
-                rundir.settle(sweepdir.run_folder(self.folder, number), status="pruned", reason=why)
+                settle(sweep_folder.run_folder(self.folder, number), status="pruned", reason=why)
                 self.results.pop(number)
                 self._close(self.trials[number])
 
@@ -161,7 +164,7 @@ class Sweep:
     def _next(self, waiting: list[int], now: Round) -> int | None:
         """Take the next trial that is to be started, leaving those that still run for a process that is gone."""
         for number in waiting[::-1]:
-            if owned(sweepdir.run_folder(self.folder, number)):
+            if owned(sweep_folder.run_folder(self.folder, number)):
                 continue
             waiting.remove(number)
             self.results.pop(number, None)
@@ -190,8 +193,8 @@ class Sweep:
         if not any(w.startswith("trainer.report=") for w in self.plan.fixed):
             config["trainer"]["report"] = False
         self.results.pop(number, None)
-        folder = sweepdir.run_folder(self.folder, number)
-        self.running[number] = rundir.taken(folder)
+        folder = sweep_folder.run_folder(self.folder, number)
+        self.running[number] = taken(folder)
         self.pool.submit(Job(number, config, str(folder), beside=self.pool.slots > 1))
 
     def _draw(self, number: int, now: Round) -> Trial:
@@ -217,11 +220,11 @@ class Sweep:
         number, trial = ended.number, self.trials[ended.number]
         self.running.pop(number, None)
         self._report(trial)
-        folder = sweepdir.run_folder(self.folder, number)
+        folder = sweep_folder.run_folder(self.folder, number)
         if ended.lost:
             with suppress(UserError):  # a node that only seems to be gone may hold it still
-                rundir.settle(folder, status="failed", reason=ended.why)
-        result = rundir.result(folder)
+                settle(folder, status="failed", reason=ended.why)
+        result = reading.result(folder)
         status = str(result.get("status", ""))
         again = []
         if status not in (*DONE, "paused"):
@@ -252,11 +255,11 @@ class Sweep:
         """Follow running trials: report their epochs, stop those that are bad or hang; returns those to try again."""
         again: list[int] = []
         for number, before in list(self.running.items()):
-            folder = sweepdir.run_folder(self.folder, number)
+            folder = sweep_folder.run_folder(self.folder, number)
             if self._report(self.trials[number]):
-                rundir.ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
+                ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
             limit = self.plan.search["timeout"]
-            began = rundir.taken(folder)  # the start of its process is not the trial's fault
+            began = taken(folder)  # the start of its process is not the trial's fault
             if limit and began != before and time.time() - began > limit:
                 self.pool.kill(number)
                 why = f"no end after {limit:g} seconds (search.timeout)"
@@ -269,7 +272,7 @@ class Sweep:
         prune = False
         if trial.closed:
             return False
-        for row in rundir.metrics(sweepdir.run_folder(self.folder, trial.number)):
+        for row in reading.metrics(sweep_folder.run_folder(self.folder, trial.number)):
             epoch = int(row.get("epoch") or 0)
             value = row.get(self.metric)
             if epoch > trial.seen and value and math.isfinite(float(value)):
@@ -279,7 +282,7 @@ class Sweep:
     def result(self, number: int) -> dict[str, Any]:
         """Return result.json of a trial."""
         if number not in self.results or number in self.running:
-            found = rundir.result(sweepdir.run_folder(self.folder, number))
+            found = reading.result(sweep_folder.run_folder(self.folder, number))
             if number in self.running:
                 return found
             self.results[number] = found
@@ -299,7 +302,7 @@ class Sweep:
         result = self.result(number)
         known = self._scores.get(number)
         if known is None or known[0] is not result:  # files are read once a trial, not once a trial and row
-            value = trials.score(sweepdir.run_folder(self.folder, number), result, self.metric)
+            value = trials.score(sweep_folder.run_folder(self.folder, number), result, self.metric)
             known = self._scores[number] = (result, value)
         return known[1]
 
@@ -316,7 +319,7 @@ class Sweep:
 
     def _table(self) -> None:
         if rows := summary.rows(self):
-            sweepdir.write_table(self.folder, rows)
+            sweep_folder.write_table(self.folder, rows)
 
     def _interrupted(self) -> None:
         self.screen.close()

@@ -41,18 +41,19 @@ def work(job: Job) -> tuple[int, str]:
 
     import dlrun.checks
     import dlrun.engine  # noqa: F401  before the folder is taken: from then on search.timeout counts
-    from dlrun import rundir
     from dlrun.errors import UserError
     from dlrun.experiment import keep_data, prepared
+    from dlrun.folders import reading
+    from dlrun.folders.run import take
     from dlrun.running import execute
 
     if not prepared():
         keep_data(share=job.beside)
     try:
-        run, known = rundir.take(Path(job.folder))
+        run, known = take(Path(job.folder))
         plain = job.config
         if known and run.last.exists():
-            plain = rundir.config(run.path) | {"trust": job.config["trust"]}
+            plain = reading.config(run.path) | {"trust": job.config["trust"]}
             plain["trainer"] = {**plain["trainer"], "stop_after": job.config["trainer"]["stop_after"]}
         with _into(run.log):
             return execute(OmegaConf.create(plain), run, quiet=True), ""
@@ -104,7 +105,7 @@ class Remote:
 
 def _die_without(sweep: Path, leader: int) -> None:
     """End this process soon after the one that owns the sweep, or the one that started this, is gone."""
-    from dlrun.disk import owned
+    from dlrun.folders.disk import owned
 
     while owned(sweep) and os.getppid() == leader:
         time.sleep(0.2)

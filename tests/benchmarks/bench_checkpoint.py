@@ -52,9 +52,10 @@ class Kept:
 
     def epochs(self, kind: str) -> list[float]:
         """Train a run of this kind and return the seconds of its epochs but the first."""
-        from dlrun import engine, rundir
+        from dlrun import engine
         from dlrun.checkpoint import State, Writer
         from dlrun.console import Screen
+        from dlrun.folders.run import Run, claim
 
         writing, wait, begin = self.real
         spent, ends = [0.0], list[float]()
@@ -86,10 +87,10 @@ class Kept:
             )
         Writer.wait = timed(wait)  # type: ignore
         # asked at the end of each epoch but the last
-        rundir.Run.asked_to_stop = lambda self: ends.append(time.perf_counter())  # type: ignore
+        Run.asked_to_stop = lambda self: ends.append(time.perf_counter())  # type: ignore
         self.count += 1
         path = self.folder / f"{self.count:03d}"
-        run, screen = rundir.claim(str(path / "run"), "bench"), Screen(path / "log.txt", quiet=True)
+        run, screen = claim(str(path / "run"), "bench"), Screen(path / "log.txt", quiet=True)
         engine.fit(self.exp, run, State(), screen)
         run.release()
         self.held[kind].append(spent[0] / self.exp.cfg.trainer.epochs)

@@ -22,9 +22,10 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dlrun import engine, lr_range, rundir
+from dlrun import engine, lr_range
 from dlrun.checkpoint import State
 from dlrun.experiment import build
+from dlrun.folders.run import claim
 from support.composed import composed
 
 
@@ -42,7 +43,7 @@ class Quiet:
 def accuracy(*overrides: str) -> float:
     """The best validation accuracy of a run; 0 where it diverges."""
     with tempfile.TemporaryDirectory() as folder:
-        run, state = rundir.claim(str(Path(folder) / "run"), "bench", Path(folder)), State()
+        run, state = claim(str(Path(folder) / "run"), "bench", Path(folder)), State()
         try:
             engine.fit(build(composed(*overrides)), run, state, Quiet())  # type: ignore[arg-type]
         except engine.Diverged:

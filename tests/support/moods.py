@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrun import sweepdir
+from dlrun.folders import sweep as sweep_folder
 from support.commands import TINY
 
 MOODY = """
@@ -51,7 +51,7 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 def rows(folder: Path) -> dict[str, dict[str, str]]:
-    return {row["trial"]: row for row in sweepdir.table(folder)}
+    return {row["trial"]: row for row in sweep_folder.table(folder)}
 
 
 def starts(folder: Path) -> int:

@@ -8,45 +8,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shlex
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun.disk import OWNER, append, lock, make_folder, owned, unlock, write_atomic
 from dlrun.errors import UserError
-from dlrun.formats import as_csv, read_arrays, read_rows, write_arrays
+from dlrun.folders.disk import OWNER, append, lock, make_folder, unlock, write_atomic
+from dlrun.folders.formats import as_csv, read_arrays, write_arrays
+from dlrun.folders.outputs import OUTPUTS, new_folder, point_latest
+from dlrun.folders.reading import epoch_checkpoints, metrics, stored, tested
 
-__all__ = [
-    "OUTPUTS",
-    "Run",
-    "arrays",
-    "ask_to_stop",
-    "checks",
-    "claim",
-    "config",
-    "epoch_checkpoints",
-    "find",
-    "is_run",
-    "layers",
-    "metrics",
-    "new_folder",
-    "pictures",
-    "reopen",
-    "report",
-    "result",
-    "settle",
-    "stored",
-    "take",
-    "taken",
-    "tested",
-    "worst_check",
-    "write_study",
-]
-
-OUTPUTS = Path("outputs")
+__all__ = ["Run", "ask_to_stop", "claim", "reopen", "settle", "take", "taken"]
 
 
 class Run:
@@ -209,7 +183,7 @@ def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
         run.release()
         raise UserError(f"{path} already holds {found}choose another run.dir=")
     make_folder(run.checkpoints)
-    _point_latest(path)
+    point_latest(path)
     return run
 
 
@@ -221,36 +195,6 @@ def _foreign(path: Path) -> str:
         return f"a run ({status}); `dlrun resume {shlex.quote(str(path))}` goes on with it, or "
     names = sorted({n for n in os.listdir(path) if not n.startswith(".")} - {"checkpoints", "log.txt"})
     return f"{names[0]}, which is no run of dlrun; " if names else ""
-
-
-def write_study(
-    verb: str, folder: str | None, label: str, rows: list[dict[str, Any]] | None, picture: bytes
-) -> list[Path]:
-    """Write what a verb measured as CSV, where there are rows, and PNG; return the files.
-
-    To `folder`, or a new one below outputs/<verb>. Raises UserError when `folder` holds something else.
-    """
-    path = new_folder(OUTPUTS / verb, label) if folder is None else Path(folder).expanduser()
-    make_folder(path)
-    table, drawn = path / f"{verb}.csv", path / f"{verb}.png"
-    if foreign := sorted(set(os.listdir(path)) - {table.name, drawn.name}):
-        raise UserError(f"{path} already holds {foreign[0]}; choose another run.dir=")
-    if rows is not None:
-        write_atomic(table, as_csv(rows).encode())
-    write_atomic(drawn, picture)
-    return [drawn] if rows is None else [table, drawn]
-
-
-def new_folder(root: Path, label: str) -> Path:
-    """Make a folder below `root` that nobody else has, named by time and `label`."""
-    while True:
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
-        path = root / name.replace("/", "-")
-        try:
-            make_folder(path, new=True)
-        except FileExistsError:
-            continue  # two runs that started in the same second drew the same digits
-        return path
 
 
 def reopen(folder: str) -> Run:
@@ -309,142 +253,3 @@ def _beside(path: Path) -> list[str]:
         return [str(p.parent) for p in sorted(path.parent.glob("*/config.yaml"), reverse=True)[:3]]
     except OSError:
         return []
-
-
-def _point_latest(path: Path) -> None:
-    """Let outputs/latest lead to the newest run: a courtesy that a file system without links lacks."""
-    latest = OUTPUTS / "latest"
-    temporary = OUTPUTS / f".latest.{os.getpid()}"
-    try:
-        OUTPUTS.mkdir(exist_ok=True)
-        temporary.symlink_to(os.path.relpath(path.resolve(), OUTPUTS.resolve()))
-        os.replace(temporary, latest)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-
-
-def tested(path: Path) -> Path:
-    """Return the checkpoint of a run whose weights count, without taking the run over."""
-    best = path / "checkpoints" / "best.pt"
-    return best if best.exists() else path / "checkpoints" / "last.pt"
-
-
-def epoch_checkpoints(path: Path) -> list[Path]:
-    """Return the checkpoints of single epochs of a run, in their order."""
-    return sorted((path / "checkpoints").glob("epoch_*.pt"))
-
-
-def result(path: Path) -> dict[str, Any]:
-    """Return what result.json says, with status `interrupted` where a run's owner died without a word."""
-    found = stored(path)
-    if found.get("status") == "running" and not owned(path):
-        found["status"] = "interrupted"
-    return found
-
-
-def stored(path: Path) -> dict[str, Any]:
-    """Return what result.json says, as it stands."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads((path / "result.json").read_bytes())
-        if isinstance(found, dict):
-            return found
-    return {"status": "running"} if (path / "config.yaml").exists() else {}
-
-
-def arrays(path: Path, name: str) -> dict[str, Any]:
-    """Return the arrays of `predictions`, `histograms` or `showcase`; empty where there are none."""
-    return read_arrays(path / f"{name}.npz")
-
-
-def layers(path: Path) -> list[dict[str, str]]:
-    """Return the rows of layers.csv as text, a layer and epoch each."""
-    return read_rows(path / "layers.csv")
-
-
-def metrics(path: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv as text, an epoch each."""
-    return read_rows(path / "metrics.csv")
-
-
-def worst_check(results: Iterable[Mapping[str, Any]]) -> str:
-    """Return the worst that the checks before some runs came to: fail (check.warn_only went on), warn, pass or ""."""
-    found = {result.get("checks") for result in results}
-    return next((word for word in ("fail", "warn", "pass") if word in found), "")
-
-
-def checks(path: Path) -> list[dict[str, str]]:
-    """Return the rows of checks.csv as text, a check each."""
-    return read_rows(path / "checks.csv")
-
-
-def report(path: Path) -> Path:
-    """Return where the report of a run or a sweep lies."""
-    return path / "report.html"
-
-
-def pictures(path: Path) -> Path:
-    """Return the folder of the pictures of a run or a sweep, which it makes."""
-    make_folder(path / "plots")
-    return path / "plots"
-
-
-def config(path: Path) -> dict[str, Any]:
-    """Return the resolved config of a run. Raises UserError when the file is not plain YAML, values only."""
-    import yaml
-
-    file = path / "config.yaml"
-    try:
-        found = yaml.safe_load(file.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        why = " ".join(str(error).split("\n  in ")[0].split())
-        raise UserError(f"{file}: not a readable config: {why}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: expected keys and values, found {type(found).__name__}")
-    for key, value in _leaves(found, ""):
-        if isinstance(value, str) and "${" in value:
-            raise UserError(f"{file}: {key}={value}: a stored config has values only, no interpolations")
-    return found
-
-
-def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for name, value in items:
-        yield f"{key}{name}", value
-        yield from _leaves(value, f"{key}{name}.")
-
-
-def is_run(path: Path) -> bool:
-    """Say whether a folder is that of a run."""
-    return (path / "config.yaml").is_file()
-
-
-def find(paths: list[str]) -> list[Path]:
-    """Return the run folders at or below `paths`, oldest name first, each once.
-
-    Raises UserError for a path that is not there.
-    """
-    runs: dict[Path, Path] = {}
-    for name in paths:
-        top = Path(name).expanduser()
-        if not top.is_dir():
-            raise UserError(f"{name}: no such folder; expected a run, a sweep or a folder of them, such as outputs")
-        if top.is_symlink():  # outputs/latest
-            top = Path(os.path.relpath(top.resolve()))
-        real = top.resolve()  # below it no link is followed
-        for run in _below(top):
-            runs.setdefault(real / run.relative_to(top), run)
-    return list(runs.values())
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    try:
-        if is_run(folder):
-            yield folder
-            return
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot read this folder: {error.strerror}") from error
-    for name in names:
-        yield from _below(folder / name)

@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dlrun.disk import make_folder, write_atomic
 from dlrun.errors import UserError
-from dlrun.formats import read_arrays, write_arrays
-from dlrun.rundir import OUTPUTS
+from dlrun.folders.disk import make_folder, write_atomic
+from dlrun.folders.formats import read_arrays, write_arrays
+from dlrun.folders.outputs import OUTPUTS
 
 __all__ = ["read_receipt", "read_targets", "write_receipt", "write_targets"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun.disk import write_atomic
+from dlrun.folders.disk import write_atomic
 
 __all__ = ["as_csv", "read_arrays", "read_rows", "write_arrays"]
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrun.disk import make_folder, write_atomic
 from dlrun.errors import UserError
-from dlrun.formats import as_csv, write_arrays
-from dlrun.rundir import OUTPUTS, is_run, new_folder
+from dlrun.folders.disk import make_folder, write_atomic
+from dlrun.folders.formats import as_csv, write_arrays
+from dlrun.folders.outputs import OUTPUTS, new_folder
+from dlrun.folders.reading import is_run
 
 __all__ = ["claim", "find", "free", "is_ensemble", "read", "write"]
 

@@ -6,27 +6,31 @@ import contextlib
 import errno
 import json
 import os
+import secrets
 import signal
 import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlrun import disk, rundir, sweepdir
 from dlrun.errors import UserError
+from dlrun.folders import disk, reading
+from dlrun.folders import sweep as sweep_folder
+from dlrun.folders.run import claim, reopen, settle
 from support.commands import Outcome
 from support.stored import write, write_run
 
 # a process that imports, says so, waits for the word, claims, says what came of it, and keeps it to the end
 CLAIM = """
 import json, os, sys
-from dlrun import rundir
-from dlrun.config import UserError
+from dlrun.folders import run
+from dlrun.errors import UserError
 assert "torch" not in sys.modules
 print("ready", flush=True)
 sys.stdin.readline()
@@ -72,7 +76,7 @@ def go(made: list[subprocess.Popen[str]]) -> list[list[Any]]:
 
 
 def test_twenty_at_once_get_twenty_folders(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with processes("rundir.claim(None, 'digits-cnn')", 20) as made:
+    with processes("run.claim(None, 'digits-cnn')", 20) as made:
         answers = go(made)
     assert [a[0] for a in answers] == ["mine"] * 20
     assert len({a[1] for a in answers}) == 20
@@ -82,16 +86,16 @@ def test_twenty_at_once_get_twenty_folders(here: Path, monkeypatch: pytest.Monke
 
 def test_the_same_digits_in_the_same_second_make_two_folders(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draws = iter(["aaaa", "aaaa", "aaaa", "bbbb"])
-    monkeypatch.setattr(rundir.secrets, "token_hex", lambda _: next(draws))
-    monkeypatch.setattr(rundir.time, "strftime", lambda _: "now")
-    runs = [rundir.claim(None, "x"), rundir.claim(None, "x")]
+    monkeypatch.setattr(secrets, "token_hex", lambda _: next(draws))
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    runs = [claim(None, "x"), claim(None, "x")]
     assert [run.path.name for run in runs] == ["now-x-aaaa", "now-x-bbbb"]
     for run in runs:
         run.release()
 
 
 def test_same_folder_starts_one_and_the_others_name_it(here: Path) -> None:
-    with processes("rundir.claim('same', '')", 8) as made:
+    with processes("run.claim('same', '')", 8) as made:
         answers = go(made)
         owners = [a for a in answers if a[0] == "mine"]
         assert len(owners) == 1
@@ -102,18 +106,18 @@ def test_same_folder_starts_one_and_the_others_name_it(here: Path) -> None:
 
 
 def test_a_dead_owners_folder_can_be_resumed(here: Path) -> None:
-    with processes("rundir.claim('run', '')", 1) as made:
+    with processes("run.claim('run', '')", 1) as made:
         [[_, _, pid]] = go(made)
         (here / "run/checkpoints/.last.pt.7.tmp").touch()
         with pytest.raises(UserError, match=f"run is in use by process {pid} on .*cannot be resumed"):
-            rundir.reopen("run")
+            reopen("run")
         assert disk.owned(here / "run")
-        assert rundir.result(here / "run")["status"] == "running"
+        assert reading.result(here / "run")["status"] == "running"
         os.kill(made[0].pid, signal.SIGKILL)
         made[0].wait()
         assert not disk.owned(here / "run")
-        assert rundir.result(here / "run")["status"] == "interrupted"
-        run = rundir.reopen("run")
+        assert reading.result(here / "run")["status"] == "interrupted"
+        run = reopen("run")
         assert json.loads((here / "run/.owner").read_bytes())["pid"] == os.getpid()
         assert list(run.checkpoints.iterdir()) == []  # what a kill left half-written
         run.release()
@@ -121,14 +125,14 @@ def test_a_dead_owners_folder_can_be_resumed(here: Path) -> None:
 
 def test_of_many_that_resume_one_does(here: Path) -> None:
     write_run(here / "run", status="running")
-    with processes("rundir.reopen('run')", 6) as made:
+    with processes("run.reopen('run')", 6) as made:
         answers = go(made)
     [owner] = [a for a in answers if a[0] == "mine"]
     assert all(f"process {owner[2]} on" in a[1] for a in answers if a[0] == "refused")
 
 
 def test_a_forked_child_does_not_hold_the_folder(here: Path) -> None:
-    run = rundir.claim("run", "")
+    run = claim("run", "")
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:  # a worker that outlives its parent's claim
@@ -136,7 +140,7 @@ def test_a_forked_child_does_not_hold_the_folder(here: Path) -> None:
         os.read(reader, 1)
         os._exit(0)
     run.release()
-    again = rundir.claim("run", "")
+    again = claim("run", "")
     assert disk.owned(here / "run")
     again.release()
     os.close(writer)
@@ -145,9 +149,9 @@ def test_a_forked_child_does_not_hold_the_folder(here: Path) -> None:
 
 
 def test_release_twice_is_harmless(here: Path) -> None:
-    run = rundir.claim("a", "")
+    run = claim("a", "")
     run.release()
-    other = rundir.claim("b", "")  # may get the same file descriptor
+    other = claim("b", "")  # may get the same file descriptor
     run.release()
     assert disk.owned(here / "b")
     other.release()
@@ -167,16 +171,16 @@ def test_claim_refuses_what_is_there(here: Path, monkeypatch: pytest.MonkeyPatch
         "x" * 300: "cannot make this folder: File name too long",
     }.items():
         with pytest.raises(UserError) as told:
-            rundir.claim(folder, "")
+            claim(folder, "")
         assert says in str(told.value)
     assert not disk.owned(here / "done")
 
 
 def test_a_run_that_died_before_its_config_is_claimed_anew(here: Path) -> None:
-    run = rundir.claim("run", "")
+    run = claim("run", "")
     (run.path / "log.txt").touch()
     run.release()
-    again = rundir.claim("run", "")
+    again = claim("run", "")
     assert disk.owned(here / "run")
     again.release()
 
@@ -186,9 +190,9 @@ def test_a_mistyped_run_is_not_looked_for_all_over_the_disk(here: Path) -> None:
         (here / name).mkdir(parents=True)
         (here / name / "config.yaml").touch()
     with pytest.raises(UserError, match=r"runs nearby: .*runs/a") as caught:
-        rundir.reopen(str(here / "runs" / "typo"))
+        reopen(str(here / "runs" / "typo"))
     with pytest.raises(UserError, match="runs nearby: none"):
-        rundir.reopen(str(here / "typo"))
+        reopen(str(here / "typo"))
     assert "deep" not in str(caught.value)
 
 
@@ -197,14 +201,14 @@ def test_a_folder_that_cannot_be_written_is_one_line(here: Path, monkeypatch: py
     (here / "run").mkdir()
     refuse(monkeypatch, "open", errno.EROFS)
     with pytest.raises(UserError, match="run: cannot write here: Read-only file system"):
-        rundir.claim("run", "")
+        claim("run", "")
     refuse(monkeypatch, "mkdir", errno.EROFS)
     with pytest.raises(UserError, match="cannot make this folder: Read-only file system"):
-        rundir.claim("other", "")
+        claim("other", "")
 
 
 def test_names_of_options_in_subfolders_make_no_subfolders(here: Path) -> None:
-    run = rundir.claim(None, "digits-mine/net")
+    run = claim(None, "digits-mine/net")
     assert run.path.parent == Path("outputs/runs")
     run.release()
 
@@ -254,8 +258,8 @@ def test_what_is_written_is_on_the_disk_before_it_counts(here: Path, monkeypatch
 LIMITED = """
 import resource, signal, sys
 from pathlib import Path
-from dlrun import disk
-from dlrun.config import UserError
+from dlrun.folders import disk
+from dlrun.errors import UserError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 for write, name, size in ((disk.write_atomic, "big", 1000), (disk.append, "rows", 60)):
@@ -290,11 +294,11 @@ def test_an_interrupt_in_a_write_leaves_no_litter(here: Path, monkeypatch: pytes
 
 
 def test_latest_points_at_the_newest_and_is_only_a_courtesy(here: Path) -> None:
-    first, second = rundir.claim(None, "a"), rundir.claim("elsewhere/b", "")
+    first, second = claim(None, "a"), claim("elsewhere/b", "")
     assert (here / "outputs/latest").resolve() == (here / "elsewhere/b").resolve()
     (here / "outputs/latest").unlink()
     write(here / "outputs/latest/in_the_way", "")
-    third = rundir.claim(None, "c")
+    third = claim(None, "c")
     assert sorted(p.name for p in (here / "outputs").iterdir()) == ["latest", "runs"]
     for run in (first, second, third):
         run.release()
@@ -309,17 +313,17 @@ def test_find_goes_through_mixed_trees(here: Path) -> None:
     (here / "outputs/latest").symlink_to("runs/b")
     (here / "outputs/loop").symlink_to("..")
     names = ["runs/a", "runs/b", "sweeps/s/0000", "sweeps/s/0001"]
-    assert rundir.find(["outputs"]) == [Path("outputs") / n for n in names]
-    assert rundir.find(["outputs/latest"]) == [Path("outputs/runs/b")]
-    assert rundir.find(["outputs/latest", "outputs/runs", "outputs/runs/a"]) == [
+    assert reading.find(["outputs"]) == [Path("outputs") / n for n in names]
+    assert reading.find(["outputs/latest"]) == [Path("outputs/runs/b")]
+    assert reading.find(["outputs/latest", "outputs/runs", "outputs/runs/a"]) == [
         Path("outputs/runs/b"), Path("outputs/runs/a")
     ]  # fmt: skip
     with pytest.raises(UserError, match="nowhere: no such folder"):
-        rundir.find(["outputs", "nowhere"])
+        reading.find(["outputs", "nowhere"])
 
 
 def test_metrics_lose_only_what_will_be_written_again(here: Path) -> None:
-    run = rundir.claim("run", "")
+    run = claim("run", "")
     for epoch in (1, 2, 3):
         run.append_metrics({"epoch": epoch, "lr": 0.1 / epoch})
     path = run.path / "metrics.csv"
@@ -331,7 +335,7 @@ def test_metrics_lose_only_what_will_be_written_again(here: Path) -> None:
     assert path.read_text() == whole
     run.trim_metrics(2)
     assert path.read_text() == "epoch,lr\n1,0.1\n2,0.05\n"
-    assert [row["epoch"] for row in rundir.metrics(run.path)] == ["1", "2"]
+    assert [row["epoch"] for row in reading.metrics(run.path)] == ["1", "2"]
     run.trim_metrics(0)
     assert not path.exists()
     path.write_text("epo")
@@ -344,18 +348,18 @@ def test_metrics_lose_only_what_will_be_written_again(here: Path) -> None:
 def test_config_and_result_come_back_as_written(here: Path) -> None:
     from omegaconf import OmegaConf
 
-    run = rundir.claim("run", "")
+    run = claim("run", "")
     cfg = OmegaConf.create({"name": "ünïcode: #", "lr": 1e-4, "none": None, "list": [1, 2.0], "b": "${name}"})
     run.write_config(cfg)
-    assert rundir.config(run.path) == {**OmegaConf.to_container(cfg, resolve=True)}  # type: ignore[dict-item]
+    assert reading.config(run.path) == {**OmegaConf.to_container(cfg, resolve=True)}  # type: ignore[dict-item]
     run.update_result(status="running", val_acc=0.5)
     run.update_result(val_acc=0.75)
-    assert rundir.result(run.path) == {"status": "running", "val_acc": 0.75}
+    assert reading.result(run.path) == {"status": "running", "val_acc": 0.75}
     run.release()
-    assert rundir.result(run.path)["status"] == "interrupted"
-    assert rundir.stored(run.path)["status"] == "running"
+    assert reading.result(run.path)["status"] == "interrupted"
+    assert reading.stored(run.path)["status"] == "running"
     (run.path / "result.json").write_text("{")
-    assert rundir.result(run.path)["status"] == "interrupted"
+    assert reading.result(run.path)["status"] == "interrupted"
 
 
 def test_resume_of_what_is_no_run_or_complete(here: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -370,7 +374,7 @@ def test_resume_of_what_is_no_run_or_complete(here: Path, dlrun: Callable[..., O
 
 
 def test_resume_of_a_running_one_names_its_owner(here: Path, dlrun: Callable[..., Outcome]) -> None:
-    run = rundir.claim("run", "")
+    run = claim("run", "")
     write_run(here / "run", status="running")
     outcome = dlrun("resume", "run")
     assert outcome.code == 2
@@ -379,29 +383,33 @@ def test_resume_of_a_running_one_names_its_owner(here: Path, dlrun: Callable[...
 
 
 def test_sweep_folders_belong_to_one(here: Path) -> None:
-    with sweepdir.open_sweep(None) as first:
+    with sweep_folder.open_sweep(None) as first:
         assert first.parent == Path("outputs/sweeps")
     taken = r"mine is in use by process .*choose another sweep.dir="
-    with sweepdir.open_sweep("mine") as named, pytest.raises(UserError, match=taken), sweepdir.open_sweep("mine"):
+    with (
+        sweep_folder.open_sweep("mine") as named,
+        pytest.raises(UserError, match=taken),
+        sweep_folder.open_sweep("mine"),
+    ):
         pass
-    with sweepdir.open_sweep("mine"):
+    with sweep_folder.open_sweep("mine"):
         assert named == Path("mine")
     write(here / "full" / "0000" / "config.yaml", "")
-    with pytest.raises(UserError, match=r"full already holds 0000"), sweepdir.open_sweep("full"):
+    with pytest.raises(UserError, match=r"full already holds 0000"), sweep_folder.open_sweep("full"):
         pass
 
 
 def test_a_half_written_journal_is_mended(here: Path) -> None:
     write(here / "s/sweep.yaml", "version: 1\n")
-    file = write(sweepdir.journal(here / "s"), '{"op_code":0}\n{"op_co')
-    with sweepdir.open_sweep("s"):
+    file = write(sweep_folder.journal(here / "s"), '{"op_code":0}\n{"op_co')
+    with sweep_folder.open_sweep("s"):
         assert file.read_text() == '{"op_code":0}\n'
 
 
 def test_predictions_hold_no_pickles(here: Path) -> None:
     import numpy as np
 
-    run = rundir.claim("run", "")
+    run = claim("run", "")
     run.write_predictions({"val_ids": np.array(["a", "b"]), "val_logits": np.eye(2)})
     with np.load(run.path / "predictions.npz", allow_pickle=False) as found:
         assert sorted(found) == ["val_ids", "val_logits"]
@@ -431,19 +439,19 @@ def test_other_names_get_the_same_data_before_the_file_itself(
 
 
 def test_progress_is_written_seldom_and_never_lost_at_the_end(here: Path) -> None:
-    run = rundir.claim("r", "x")
+    run = claim("r", "x")
     (here / "r/config.yaml").write_text("seed: 1")
     run.update_result(status="running")
     for epoch in range(1, 4):
         run.append_metrics({"epoch": epoch, "val_acc": 0.5})
         run.progress(epochs=epoch, val_acc=0.5)
-    assert rundir.result(here / "r")["epochs"] == 1
+    assert reading.result(here / "r")["epochs"] == 1
     run.release()  # as a kill does
-    rundir.settle(here / "r", status="failed", reason="killed")
-    assert rundir.result(here / "r")["epochs"] == 3
+    settle(here / "r", status="failed", reason="killed")
+    assert reading.result(here / "r")["epochs"] == 3
     run._told = 0.0
     run.progress(epochs=4)
-    assert rundir.result(here / "r")["epochs"] == 4
+    assert reading.result(here / "r")["epochs"] == 4
     run.progress(epochs=5)
     run.update_result(status="completed")
-    assert {k: rundir.result(here / "r")[k] for k in ("epochs", "status")} == {"epochs": 5, "status": "completed"}
+    assert {k: reading.result(here / "r")[k] for k in ("epochs", "status")} == {"epochs": 5, "status": "completed"}

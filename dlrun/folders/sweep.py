@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dlrun.disk import lock, make_folder, unlock, write_atomic
 from dlrun.errors import UserError
-from dlrun.formats import as_csv
-from dlrun.rundir import OUTPUTS, new_folder
+from dlrun.folders.disk import lock, make_folder, unlock, write_atomic
+from dlrun.folders.formats import as_csv
+from dlrun.folders.outputs import OUTPUTS, new_folder
 
 __all__ = [
     "is_sweep",

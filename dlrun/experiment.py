@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import averaging, memory
+from dlrun.config.targets import check_targets, instantiate
 from dlrun.data import Data, prepare
 from dlrun.data.batches import Batches
 from dlrun.data.images import InMemory
@@ -32,7 +33,6 @@ from dlrun.models.whitening import whiten
 from dlrun.optim.groups import parameter_groups
 from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
-from dlrun.targets import check_targets, instantiate
 from dlrun.vocabulary import lower_is_better
 
 __all__ = ["Experiment", "build", "build_model", "keep_data", "pick_device", "prepared", "seed_everything"]

@@ -10,15 +10,15 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from dlrun import verdicts
-from dlrun.errors import UserError, first_line
+from dlrun.config.extras import logger_kind
+from dlrun.errors import first_line
 from dlrun.folders import reading
 from dlrun.folders.run import Run
 
-__all__ = ["Follower", "require"]
+__all__ = ["Follower"]
 
 Row = Mapping[str, Any]
 # how MLflow calls the end of a run; any other is a failure
@@ -26,19 +26,12 @@ ENDINGS = {"completed": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
 PARAMS, LONGEST = 100, 500  # parameters a call and letters a value that every version of MLflow takes
 
 
-def require(cfg: Mapping[str, Any]) -> None:
-    """Raise UserError when the package of the chosen logger is not installed; imports nothing."""
-    kind = _kind(cfg)
-    if kind != "none" and find_spec(kind) is None:
-        raise UserError(f"logger={kind}: the package {kind} is not installed; type pip install 'dlrun[{kind}]'")
-
-
 class Follower:
     """Copies the rows of a run to the chosen logger; with logger=none it does nothing."""
 
     def __init__(self, cfg: Any, run: Run, say: Callable[[str], None]) -> None:
         self._cfg, self._run, self._say = cfg, run, say
-        self._kind = _kind(cfg)
+        self._kind = logger_kind(cfg)
         self._target: _TensorBoard | _MLflow | None = None
 
     @property
@@ -152,10 +145,6 @@ def _copy(rows: Iterable[Row], target: _TensorBoard | _MLflow) -> None:
             numbers = {name: float(v) for name, v in row.items() if name != "epoch" and v not in ("", None)}
             target.write(epoch, {name: v for name, v in numbers.items() if math.isfinite(v)})
             target.epoch = epoch
-
-
-def _kind(cfg: Any) -> str:
-    return str((cfg.get("logger") or {}).get("kind", "none"))  # runs of older versions have no logger
 
 
 def _plain(cfg: Any) -> Any:

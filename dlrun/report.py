@@ -7,18 +7,16 @@ is a stranger's word: every text is escaped, and the page forbids itself to load
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
-import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from dlrun import plots, verdicts
-from dlrun.composing import builtin_conf
+from dlrun.config.defaults import defaults, followed, leaves
 from dlrun.folders import reading
 from dlrun.page import is_number, picture, section, table, text, write_page
 
@@ -115,57 +113,15 @@ def _gallery(folder: Path) -> str:
 def _config(config: Mapping[str, Any]) -> str:
     import yaml
 
-    given, usual = dict(_flat(config)), dict(_flat(_defaults(config.get("choices") or {})))
+    given, usual = dict(leaves(config)), dict(leaves(defaults(config.get("choices") or {})))
     rows = []
     for key, value in given.items():
-        default = _followed(usual.get(key), given)
+        default = followed(usual.get(key), given)
         if not _same(default, value) and not key.startswith(("run.", "sweep.")):
             rows.append({"key": key.removeprefix("choices."), "value": _plain(value), "default": _plain(default)})
     differs = table(rows) or "<p>Everything is at its default.</p>"
     whole = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     return f"{differs}<details><summary>All of it</summary><pre>{escape(whole)}</pre></details>"
-
-
-def _defaults(choices: Mapping[str, Any]) -> dict[str, Any]:
-    """The config that the chosen options would give by themselves; without Hydra, which takes half a second."""
-    import yaml
-
-    def read(name: str) -> dict[str, Any]:
-        for folder in (Path("conf"), Path(os.environ.get("DLRUN_CONF") or "conf"), builtin_conf()):
-            with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-                found = yaml.safe_load((folder / f"{name}.yaml").read_bytes())
-                return found if isinstance(found, dict) else {}
-        return {}
-
-    def option(group: str, name: str) -> dict[str, Any]:
-        found = read(f"{group}/{name}")
-        below = [
-            option(group, n) for n in found.pop("defaults", []) if isinstance(n, str) and n not in ("_self_", name)
-        ]
-        return {k: v for part in (*below, found) for k, v in part.items()}
-
-    root = read("train")
-    usual = {k: v for k, v in root.items() if k not in ("defaults", "hydra")}
-    usual["choices"] = {k: v for one in root.get("defaults", []) if isinstance(one, dict) for k, v in one.items()}
-    for group, chosen in choices.items():
-        # what a stored config names is a stranger's word: no path leads out of the folder
-        if re.fullmatch(r"\w+", str(group)) and re.fullmatch(r"\w[\w-]*", str(chosen)) and group != "experiment":
-            usual[group] = {**(usual.get(group) or {}), **option(str(group), str(chosen))}
-    return usual
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _followed(value: Any, config: Mapping[str, Any]) -> Any:
-    """What a default such as ${trainer.epochs} comes to in a config."""
-    match = re.fullmatch(r"\$\{([\w.]+)\}", value) if isinstance(value, str) else None
-    return config.get(match[1], value) if match else value
 
 
 def _same(default: Any, value: Any) -> bool:

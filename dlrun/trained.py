@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from dlrun import checkpoint, trials
-from dlrun.config import check_rules
+from dlrun.config.schema import check_rules
+from dlrun.config.targets import check_targets
 from dlrun.errors import UserError
 from dlrun.experiment import Experiment, build, build_model, pick_device
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.multi_crop import viewed
-from dlrun.targets import check_targets
 from dlrun.votes import VOTES, Vote, heated, softmax
 
 __all__ = ["Normalised", "Predictor", "load", "rebuilt"]

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from support.commands import Outcome
+from support.moods import moody
+
+__all__ = ["moody"]  # a fixture
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from dlrun import __version__, cli
-from dlrun.arguments import split
 from dlrun.cli import VERBS
-from dlrun.composing import builtin_conf, compose
+from dlrun.config.compose import builtin_conf, compose
+from dlrun.config.flags import split
 from dlrun.errors import UserError
 from support.commands import TINY, Outcome
 from support.stored import write

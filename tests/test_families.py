@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlrun.composing import builtin_conf
+from dlrun.config.compose import builtin_conf
 from dlrun.experiment import build
 from support.composed import composed
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from dlrun.checks import runner
-from dlrun.composing import builtin_conf
+from dlrun.config.compose import builtin_conf
 from support.house import edges, modules, package, unlisted, violations
 
 ROOT = builtin_conf().parent
@@ -23,7 +23,6 @@ PACKAGE = ROOT / "dlrun"
 TABLE = {
     "__init__": "",
     "__main__": "cli",
-    "arguments": "errors",
     "averaging": "",
     "batch_time": "data engine experiment memory trial",
     "border": "",
@@ -32,8 +31,7 @@ TABLE = {
     "cli": "*",
     "commands": "*",
     "compare": "errors folders verdicts vocabulary",
-    "composing": "arguments config errors loggers sentences targets",
-    "config": "errors rules",
+    "config": "errors",
     "console": "",
     "data": "errors",
     "diagnostics": "checkpoint experiment",
@@ -41,7 +39,7 @@ TABLE = {
     "ensembles": "errors figures folders votes",
     "errors": "",
     "evidence": "",
-    "experiment": "averaging data errors memory models optim regularizers targets vocabulary",
+    "experiment": "averaging config data errors memory models optim regularizers vocabulary",
     "exporting": "errors folders trained",
     "figures": "errors folders",
     "final": "engine multi_crop",
@@ -50,7 +48,7 @@ TABLE = {
     "gate": "checks console data errors experiment folders",
     "importance": "trials",
     "layer_plots": "figures folders",
-    "loggers": "errors folders verdicts",
+    "loggers": "config errors folders verdicts",
     "losses": "errors",
     "lr_range": "engine errors experiment optim trial",
     "memory": "",
@@ -63,22 +61,19 @@ TABLE = {
     "plots": "figures folders layer_plots",
     "predicting": "console data errors folders trained",
     "regularizers": "errors",
-    "report": "composing folders page plots verdicts",
-    "rules": "",
+    "report": "config folders page plots verdicts",
     "running": "checkpoint console data diagnostics engine errors experiment"
     " final folders gate loggers origin report trial verdicts",
-    "search": "border checks composing config console engine errors"
+    "search": "border checks config console engine errors"
     " experiment folders running sweep_report trials verdicts vocabulary",
     "seeds": "compare folders vocabulary",
-    "sentences": "config errors",
     "showing": "errors experiment trial",
     "space_plots": "border figures trials",
     "sweep_plots": "errors figures folders importance space_plots trials vocabulary",
     "sweep_report": "errors folders importance page seeds space_plots sweep_plots tables trials vocabulary",
     "tables": "compare vocabulary",
-    "targets": "errors",
     "teachers": "console data ensembles errors folders trained",
-    "trained": "checkpoint config errors experiment folders multi_crop targets trials votes",
+    "trained": "checkpoint config errors experiment folders multi_crop trials votes",
     "trial": "checkpoint data experiment",
     "trials": "border compare errors folders vocabulary",
     "verdicts": "evidence vocabulary",

@@ -62,7 +62,7 @@ def alive(folder: Path) -> list[str]:
 def test_a_missing_extra_is_one_line(
     here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlrun.search.launchers.find_spec", lambda name: None)
+    monkeypatch.setattr("dlrun.config.extras.find_spec", lambda name: None)
     for option, package in {"joblib": "joblib", "ray": "ray", "submitit_slurm": "submitit"}.items():
         outcome = dlrun("train", "-m", f"hydra/launcher={option}", "seed=1,2", *TINY)
         assert (outcome.code, outcome.out) == (2, "")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dlrun import checkpoint, loggers, running
+from dlrun.config import extras
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.run import claim, reopen
@@ -121,7 +122,7 @@ def test_a_logger_that_fails_costs_one_line_and_not_the_run(tmp_path: Path, monk
             raise ConnectionError("no server at home\nat all")
 
     monkeypatch.setattr(loggers, "_MLflow", Broken)
-    monkeypatch.setattr(loggers, "require", lambda cfg: None)
+    monkeypatch.setattr(extras, "require_logger", lambda cfg: None)
     folder = tmp_path / "run"
     cfg = composed(*SMALL, "logger=mlflow")
     assert running.execute(cfg, claim(str(folder), "test")) == 0
@@ -131,7 +132,7 @@ def test_a_logger_that_fails_costs_one_line_and_not_the_run(tmp_path: Path, monk
 
 
 def test_a_missing_package_is_one_line_that_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loggers, "find_spec", lambda name: None)
+    monkeypatch.setattr("dlrun.config.extras.find_spec", lambda name: None)
     for kind in KINDS:
         with pytest.raises(UserError) as caught:
             composed(*SMALL, f"logger={kind}")

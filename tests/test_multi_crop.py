@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dlrun.config.rules import CHOICES
 from dlrun.errors import UserError
 from dlrun.multi_crop import MultiCrop, viewed
-from dlrun.rules import CHOICES
 from support.commands import TINY, Outcome
 
 

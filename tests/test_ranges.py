@@ -17,14 +17,15 @@ import torch
 from dlrun import batch_time, checkpoint, engine, lr_range
 from dlrun.batch_time import Timing
 from dlrun.checkpoint import State
-from dlrun.commands.lr_range import FLAGS, next_command, numbers
+from dlrun.commands.arguments import next_command, numbers
+from dlrun.commands.lr_range import FLAGS
+from dlrun.config.rules import CHOICES
 from dlrun.console import Screen
 from dlrun.errors import UserError
 from dlrun.experiment import Experiment, build
 from dlrun.folders import reading
 from dlrun.folders.run import Run, claim, reopen
 from dlrun.lr_range import Point
-from dlrun.rules import CHOICES
 from support.composed import SMALL, composed
 
 DROPOUT = ("regularizer=dropout", "regularizer.dropout=0.3", "augment=crop_flip", "augment.pad=1")
@@ -256,7 +257,7 @@ def test_batch_time_from_the_command_line(dlrun: Callable[..., Any], here: Path)
 
 
 def test_the_suggestion_moves_both_rates_of_muon_together() -> None:
-    from dlrun.commands.lr_range import next_command
+    from dlrun.commands.arguments import next_command
 
     words = ["optimizer=muon", "optimizer.sgd_lr=9", "run.dir=there", "seed=3"]
     said = next_command("train", words, "optimizer.lr=0.4", "optimizer.sgd_lr=2")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrun.composing import composer
+from dlrun.config.compose import composer
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search.sampling import draw

@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from dlrun import verdicts
-from dlrun.composing import compose
+from dlrun.config.compose import compose
 from dlrun.experiment import Experiment
 from dlrun.verdicts import Finding, judge, summary, urgent
 from support.watched import watched

@@ -10,9 +10,7 @@ import pytest
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search import pool
 from dlrun.search.worker import Job
-from support.moods import MOODY, QUICK, moody, rows, start, starts, workers
-
-__all__ = ["moody"]
+from support.moods import MOODY, QUICK, rows, start, starts, workers
 
 # the first trial does not end before three others stand in the table; the last asks for more memory than there is
 PATIENT = """

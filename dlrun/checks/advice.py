@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from dlrun.config import lookup
+from dlrun.config.schema import lookup
 from dlrun.experiment import Experiment
 
 __all__ = ["advice", "limited", "raised_at"]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlrun.commands.lr_range import next_command, numbers
+from dlrun.commands.arguments import next_command, numbers
 
 __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
     """Compose, time powers of two, print and store the table; returns 0, or 3 when not even one sample fits."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
 
     if {"-h", "--help"} & set(argv):
         print(__doc__)

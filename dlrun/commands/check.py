@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 def main(argv: list[str]) -> int:
     """Compose and check; returns 0, or 3 when a check failed. `--json` prints the results as JSON alone."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
 
     as_json = "--json" in argv
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dlrun.arguments import Parser
+from dlrun.commands.arguments import Parser
 
 __all__ = ["main"]
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrun.arguments import Parser, trusted
+from dlrun.commands.arguments import Parser, trusted
 from dlrun.errors import UserError
 
 __all__ = ["main"]

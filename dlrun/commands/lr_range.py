@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from dlrun.commands.arguments import next_command, numbers
 from dlrun.errors import UserError
 
-__all__ = ["main", "next_command", "numbers"]
+__all__ = ["main"]
 
 FLAGS = {"--low": 1e-7, "--high": 1.0, "--steps": 100.0}
 
 
 def main(argv: list[str]) -> int:
     """Compose, sweep the rate over a few batches, print and store the curve; returns 0, or 3 without a suggestion."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
 
     if {"-h", "--help"} & set(argv):
         print(__doc__)
@@ -47,35 +48,3 @@ def main(argv: list[str]) -> int:
         return 0
 
     return run("lr_range", rest, task)
-
-
-def numbers(argv: list[str], flags: dict[str, float]) -> tuple[dict[str, float], list[str]]:
-    """Take the flags that are numbers out of the words; return them with their defaults, and the other words.
-
-    Raises UserError for a value that is no number above 0.
-    """
-    found, rest, words = dict(flags), [], list(argv)
-    while words:
-        word = words.pop(0)
-        name, given, value = word.partition("=")
-        if name not in flags:
-            rest.append(word)
-            continue
-        value = value if given or not words else words.pop(0)
-        try:
-            found[name] = float(value)
-        except ValueError:
-            found[name] = 0.0
-        if not 0 < found[name] < float("inf"):
-            raise UserError(f"{name}={value}: expected a number above 0, such as {name}={flags[name]:g}")
-    return found, rest
-
-
-def next_command(verb: str, words: list[str], *settings: str) -> str:
-    """Return the command that uses a suggestion: the words as typed, those settings last."""
-    import shlex
-
-    keys = {setting.partition("=")[0] for setting in settings}
-    # run.dir named the folder of the measurement
-    kept = [w for w in words if w.lstrip("+").partition("=")[0] not in {*keys, "run.dir"}]
-    return shlex.join(["dlrun", verb, *kept, *settings])

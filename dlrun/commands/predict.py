@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.arguments import Parser, trusted
+from dlrun.commands.arguments import Parser, trusted
 from dlrun.errors import UserError
 
 __all__ = ["main"]

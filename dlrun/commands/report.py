@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.arguments import Parser
+from dlrun.commands.arguments import Parser
 
 __all__ = ["main"]
 

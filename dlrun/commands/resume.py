@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.arguments import Parser, trusted
+from dlrun.commands.arguments import Parser, trusted
 from dlrun.errors import UserError
 
 __all__ = ["main"]
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
 
 def _sweep(folder: Path, trust: list[str]) -> int:
     """Run what a sweep lacks."""
-    from dlrun.composing import composer
+    from dlrun.config.compose import composer
     from dlrun.folders import sweep as sweep_folder
     from dlrun.search.sweeper import again
 
@@ -49,11 +49,11 @@ def _sweep(folder: Path, trust: list[str]) -> int:
 def _go_on(run: object, trust: list[str]) -> int:
     from omegaconf import OmegaConf
 
-    from dlrun.config import check_rules
+    from dlrun.config.extras import require_logger
+    from dlrun.config.schema import check_rules
+    from dlrun.config.targets import check_targets
     from dlrun.folders import reading
     from dlrun.folders.run import Run
-    from dlrun.loggers import require
-    from dlrun.targets import check_targets
 
     assert isinstance(run, Run)
     if reading.stored(run.path).get("status") == "completed":
@@ -65,7 +65,7 @@ def _go_on(run: object, trust: list[str]) -> int:
     try:
         check_rules(plain)
         check_targets(plain, trust)
-        require(plain)
+        require_logger(plain)
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error
     plain["trainer"]["stop_after"] = 0  # a run that was paused goes on to its end

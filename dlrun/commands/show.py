@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 def main(argv: list[str]) -> int:
     """Compose, draw some training images and what augmentation makes of them, print where; returns 0."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
 
     helping = bool({"-h", "--help"} & set(argv))
     if helping:

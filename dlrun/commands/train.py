@@ -9,7 +9,7 @@ __all__ = ["main"]
 
 def main(argv: list[str]) -> int:
     """Compose and run; returns the exit code."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
     from dlrun.search.sweeper import sweep
 
     def task(cfg: Any) -> int:

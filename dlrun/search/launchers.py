@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,9 +26,8 @@ from dlrun.folders.outputs import new_folder
 from dlrun.search.pool import Ended, Pool, cores, gpus
 from dlrun.search.worker import Job, Place, Remote, away
 
-__all__ = ["Launcher", "launcher", "require"]
+__all__ = ["Launcher", "launcher"]
 
-PACKAGES = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "submitit"}
 GONE = 10.0  # seconds for the process of a killed trial to be gone
 POLL = 0.1  # seconds between two looks at the result files of jobs
 ASK = 30.0  # seconds between two questions to Slurm, whose accounting is shared by all
@@ -47,15 +45,6 @@ class Launcher(Protocol):
     def kill(self, number: int) -> None: ...
     def interrupt(self) -> None: ...
     def close(self) -> None: ...
-
-
-def require(options: Mapping[str, Any]) -> None:
-    """Raise UserError when the package of the chosen launcher is not installed; imports nothing."""
-    name = str(options["name"])
-    if (package := PACKAGES.get(name)) and find_spec(package) is None:
-        raise UserError(
-            f"hydra/launcher={name}: the package {package} is not installed; type pip install 'dlrun[{package}]'"
-        )
 
 
 def launcher(options: Mapping[str, Any], sweep: Path, soon: int = 0) -> Launcher:

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dlrun.border import edge, position, spans_decades
-from dlrun.config import lookup
+from dlrun.config.schema import lookup
 from dlrun.errors import UserError
 
 if TYPE_CHECKING:
-    from dlrun.composing import Composer
+    from dlrun.config.compose import Composer
 
 __all__ = ["Axis", "check", "grid", "plain_words", "read", "size"]
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun import trials, vocabulary
+from dlrun.config import extras
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
@@ -30,7 +31,7 @@ from dlrun.search.worker import Job
 from dlrun.vocabulary import DONE, minimised
 
 if TYPE_CHECKING:
-    from dlrun.composing import Composer
+    from dlrun.config.compose import Composer
 
 __all__ = ["Sweep", "again", "points", "sweep"]
 
@@ -45,7 +46,7 @@ def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | 
     first = composer.parse([*fixed, *(a.ends()[0] for a in axes)])
     base = composer.config(first)
     plan = Plan.asked(fixed, axes, base["search"], flags or {})
-    launchers.require(starter := composer.launcher(first))
+    extras.require_launcher(starter := composer.launcher(first))
     check(composer, axes, fixed, plan.search["sampler"] == "grid")
     with sweep_folder.open_sweep(base["sweep"]["dir"]) as folder:
         if sweep_folder.is_sweep(folder):
@@ -63,7 +64,7 @@ def again(composer: Composer, folder: Path, trust: list[str]) -> int:
         plan.fixed.append(f"trust=[{','.join(trust)}]")
     first = composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)])
     base = composer.config(first)
-    launchers.require(starter := composer.launcher(first))
+    extras.require_launcher(starter := composer.launcher(first))
     check(composer, plan.axes, plan.fixed, False)
     with sweep_folder.open_sweep(str(folder)) as held:
         return Sweep(composer, plan, held, base, starter).run()

@@ -41,7 +41,7 @@ class Kept:
     def __init__(self, folder: Path, *words: str) -> None:
         from dlrun import engine
         from dlrun.checkpoint import Writer
-        from dlrun.composing import compose
+        from dlrun.config.compose import compose
         from dlrun.experiment import build
 
         self.exp = build(compose("check=none", *words))

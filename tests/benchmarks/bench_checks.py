@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def main() -> None:
     from dlrun import checks
-    from dlrun.composing import compose
+    from dlrun.config.compose import compose
     from dlrun.experiment import build
 
     with tempfile.TemporaryDirectory() as folder:

@@ -58,7 +58,7 @@ THREADS = ("trainer.threads=1",)
 
 def setups() -> Iterator[tuple[str, ...]]:
     """The overrides of every setup of the campaign."""
-    from dlrun.composing import builtin_conf
+    from dlrun.config.compose import builtin_conf
     from dlrun.models.layers import ACTIVATIONS, NORMS
 
     def options(group: str) -> list[str]:
@@ -86,7 +86,7 @@ def paint(folder: Path) -> None:
 def suite(words: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Run the default checks on a setup; what they say, and whether the setup learns where they say much."""
     from dlrun import checks
-    from dlrun.composing import compose
+    from dlrun.config.compose import compose
     from dlrun.experiment import build
 
     always = ("check.fresh=true", "check.budget=600", f"seed={seed}", *THREADS)
@@ -130,7 +130,7 @@ def commit() -> str:
 def learns(words: tuple[str, ...]) -> bool:
     """Whether an epoch of a training as configured, with conf's seed, gets half of the validation images right."""
     from dlrun import engine
-    from dlrun.composing import compose
+    from dlrun.config.compose import compose
     from dlrun.experiment import build
 
     exp = build(compose(*words, *THREADS))

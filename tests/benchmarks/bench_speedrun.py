@@ -63,7 +63,7 @@ def bare(words: list[str]) -> float:
     import torch
     from torch.nn import functional
 
-    from dlrun.composing import compose
+    from dlrun.config.compose import compose
     from dlrun.experiment import build
 
     exp = build(compose(*words))

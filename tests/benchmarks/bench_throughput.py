@@ -35,7 +35,7 @@ DATA = "dataset.limit=5632 dataset.val_fraction=0.1819 augment=crop_flip optimiz
 
 def experiment(*words: str) -> Any:
     """What `dlrun train WORDS` builds."""
-    from dlrun.composing import compose
+    from dlrun.config.compose import compose
     from dlrun.experiment import build
 
     return build(compose(*words))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlrun.composing import compose
+from dlrun.config.compose import compose
 
 SMALL = (
     "trainer.epochs=2",

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from dlrun.composing import builtin_conf, compose, composer
-from dlrun.config import validate
+from dlrun.config.compose import builtin_conf, compose, composer
+from dlrun.config.rules import ANY_TARGET, CHOICES, RULES
+from dlrun.config.schema import validate
 from dlrun.errors import UserError
-from dlrun.rules import ANY_TARGET, CHOICES, RULES
 from support.commands import Outcome, without_torch
 from support.stored import write
 
@@ -226,7 +226,7 @@ SCHEMA: dict[str, Any] = {
 def test_type_of_a_default_is_the_type_of_its_key(
     key: str, value: Any, fits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlrun.config.check_rules", lambda cfg: None)
+    monkeypatch.setattr("dlrun.config.schema.check_rules", lambda cfg: None)
     if fits:
         validate({**SCHEMA, key: value}, SCHEMA)
     else:
@@ -236,7 +236,7 @@ def test_type_of_a_default_is_the_type_of_its_key(
 
 def test_the_names_of_checks_are_those_of_the_runner() -> None:
     from dlrun.checks.runner import CHECKS as run
-    from dlrun.rules import CHECKS as named
+    from dlrun.config.rules import CHECKS as named
 
     assert tuple(run) == named
 
@@ -275,7 +275,7 @@ def test_monitors_are_columns(monitor: str) -> None:
 
 
 def test_every_rule_has_a_key_and_every_default_obeys(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlrun.loggers.find_spec", lambda name: object())  # as if every extra were installed
+    monkeypatch.setattr("dlrun.config.extras.find_spec", lambda name: object())  # as if every extra were installed
     given = {
         "dataset=image_folder": ("dataset.root=.",),
         "dataset=arrays": ("dataset.path=a.npz",),

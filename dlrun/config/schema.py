@@ -1,7 +1,7 @@
 """Configs: one line for every mistake, before anything heavy is imported (`dlrun train …`).
 
 The default in the YAML is the schema: the type of a key is the type of its default; null takes anything.
-Ranges and choices that a type cannot tell stand in `dlrun.rules`.
+Ranges and choices that a type cannot tell stand in `dlrun.config.rules`.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def validate(cfg: Mapping[str, Any], schema: Mapping[str, Any], added: Collectio
 
 def check_rules(cfg: Mapping[str, Any]) -> None:
     """Hold a config against the rules, and its folders and files against the disk. Raises UserError."""
-    from dlrun.rules import ANY_TARGET, RULES
+    from dlrun.config.rules import ANY_TARGET, RULES
 
     for section in _SECTIONS:
         if not isinstance(cfg.get(section), Mapping):
@@ -119,10 +119,10 @@ def check_rules(cfg: Mapping[str, Any]) -> None:
 
 
 def _near(key: str, value: Any) -> str:
-    from dlrun.rules import CHOICES
+    from dlrun.config.rules import CHOICES
 
     if isinstance(value, list):
-        from dlrun.rules import CHECKS
+        from dlrun.config.rules import CHECKS
 
         value = next((v for v in value if v not in CHECKS), "")
         near = difflib.get_close_matches(str(value), CHECKS if key.startswith("check.") else (), 1)
@@ -166,7 +166,7 @@ def _type(name: str, value: Any, default: Any, added: Collection[str]) -> None:
     expected = _NAMES.get(kind, kind.__name__)
     if value is None:
         raise UserError(f"{name}=null: expected {expected} such as {_shown(default)}")
-    from dlrun.rules import MIXED
+    from dlrun.config.rules import MIXED
 
     if name in MIXED:
         return  # the rules know what may stand there

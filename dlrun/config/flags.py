@@ -5,13 +5,11 @@ Hydra's own parser loses overrides on both sides of a flag on Python 3.11, and p
 
 from __future__ import annotations
 
-import argparse
 import difflib
-from typing import NoReturn
 
 from dlrun.errors import UserError
 
-__all__ = ["Flags", "Parser", "split", "trusted"]
+__all__ = ["Flags", "split"]
 
 Flags = dict[str, str | None]
 
@@ -71,18 +69,3 @@ def split(argv: list[str]) -> tuple[Flags, list[str]]:
             hint = f"did you mean {near[0]}?" if near else "settings are typed without dashes, as key=value"
             raise UserError(f"{word}: no such flag; {hint}")
     return flags, overrides
-
-
-class Parser(argparse.ArgumentParser):
-    """The parser of verbs that compose no config: a mistake is one line."""
-
-    def error(self, message: str) -> NoReturn:
-        usage = " ".join(self.format_usage().split())  # argparse folds it at the width of the terminal
-        raise UserError(f"{message}; {usage}")
-
-
-def trusted(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Take `trust=[package]` out of the words; return the others, and the names of the packages."""
-    words = [w for w in argv if not w.startswith("trust=")]
-    found = ",".join(w.removeprefix("trust=").strip("[]") for w in argv if w.startswith("trust="))
-    return words, [name.strip() for name in found.split(",") if name.strip()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dlrun.config import unknown
+from dlrun.config.schema import unknown
 from dlrun.errors import UserError, first_line
 
 __all__ = ["in_one_line"]

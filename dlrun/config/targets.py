@@ -122,7 +122,7 @@ def _defined(module: str) -> tuple[str, ...]:
     """Public names that a module of ours defines, read from its source: importing it would import torch."""
     if module not in OURS and module.rpartition(".")[0] not in FAMILIES:
         return ()
-    file = Path(__file__).resolve().parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    file = Path(__file__).resolve().parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
     if not file.is_file():
         return ()
     made = [n for n in ast.parse(file.read_bytes()).body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]

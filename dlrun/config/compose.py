@@ -17,10 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dlrun.arguments import Flags, split
-from dlrun.config import flatten, lookup, unknown, validate
+from dlrun.config.flags import Flags, split
+from dlrun.config.hydra_errors import in_one_line
+from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.errors import UserError
-from dlrun.sentences import in_one_line
 
 __all__ = ["Composer", "builtin_conf", "compose", "composer", "run"]
 
@@ -30,7 +30,7 @@ EXPLAINING = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
 
 def builtin_conf() -> Path:
     """Return the folder of the built-in options: the checkout's in an editable install, else the wheel's."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     checkout = here.parent / "conf"
     for folder in (checkout if (here.parent / "pyproject.toml").is_file() else here / "conf", here / "conf"):
         if (folder / "train.yaml").is_file():
@@ -209,11 +209,11 @@ class Composer:
             launcher = plain.pop("hydra")["launcher"]
         added = {o.key_or_group for o in values if o.is_add() or o.is_force_add()}
         validate({**plain, "hydra": {"launcher": launcher}}, schema, added)
-        from dlrun.loggers import require
-        from dlrun.targets import check_targets
+        from dlrun.config.extras import require_logger
+        from dlrun.config.targets import check_targets
 
         check_targets(plain, plain["trust"])
-        require(plain)
+        require_logger(plain)
         plain["choices"] = _choices(base)
         name = base["hydra"]["runtime"]["choices"]["hydra/launcher"]
         return plain, {"name": name, **launcher}

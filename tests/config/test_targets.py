@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from dlrun.config.targets import THEIRS, check_targets, instantiate
 from dlrun.errors import UserError
-from dlrun.targets import THEIRS, check_targets, instantiate
 from support.commands import Outcome, without_torch
 from support.stored import write
 
@@ -159,7 +159,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The config of a run, as it is stored."""
     from omegaconf import OmegaConf
 
-    from dlrun.composing import compose
+    from dlrun.config.compose import compose
 
     plain = OmegaConf.to_container(compose("check=none", "trainer.epochs=1"), resolve=True)
     assert isinstance(plain, dict)

@@ -15,7 +15,8 @@ import torch
 from dlrun import engine, memory
 from dlrun.data.batches import Batches
 from dlrun.experiment import Experiment
-from dlrun.trial import endless, out_of_memory, picture, untouched
+from dlrun.reports.figures import picture
+from dlrun.trial import endless, out_of_memory, untouched
 
 __all__ = ["Timing", "draw", "knee", "measure", "table"]
 

@@ -2,7 +2,7 @@
 
 A layer is a module that owns weights of two or more dimensions, called by the module's name. Watching leaves
 no trace in the weights, the gradients, the buffers or the random state, and nothing of it needs to be saved:
-which steps and epochs are looked at follows from their numbers. dlrun/verdicts.py draws conclusions.
+which steps and epochs are looked at follows from their numbers. dlrun/analysis/verdicts.py draws conclusions.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from dlrun import averaging, checkpoint, memory, verdicts
+from dlrun import averaging, checkpoint, memory
+from dlrun.analysis import verdicts
 from dlrun.checkpoint import State
 from dlrun.console import Screen
 from dlrun.data.batches import Batches

@@ -314,7 +314,7 @@ def draw(folder: Path, rows: Sequence[Mapping[str, float]]) -> Path:
     from matplotlib import rc_context
     from matplotlib.ticker import MaxNLocator
 
-    from dlrun.figures import BLUE, ORANGE, STYLE, canvas, headline, save
+    from dlrun.reports.figures import BLUE, ORANGE, STYLE, canvas, headline, save
 
     with rc_context(STYLE):
         figure, count = canvas(3.6, top=0.68), [row["members"] for row in rows]

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dlrun import verdicts
+from dlrun.analysis import verdicts
 from dlrun.config.extras import logger_kind
 from dlrun.errors import first_line
 from dlrun.folders import reading

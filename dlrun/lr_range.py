@@ -18,7 +18,8 @@ from dlrun import engine
 from dlrun.errors import UserError
 from dlrun.experiment import Experiment
 from dlrun.optim.muon import Muon
-from dlrun.trial import endless, out_of_memory, picture, untouched
+from dlrun.reports.figures import picture
+from dlrun.trial import endless, out_of_memory, untouched
 
 __all__ = ["Point", "Verdict", "adaptive", "draw", "judge", "lines", "measure", "normalised", "table"]
 

@@ -79,10 +79,10 @@ def _typed(verb: str, run: Run) -> str:
 
 
 def _report(run: Run, screen: Screen) -> None:
-    from dlrun import report
+    from dlrun.reports import run_report
 
     try:
-        screen.say(f"pictures and numbers on one page: {report.write(run.path)}")
+        screen.say(f"pictures and numbers on one page: {run_report.write(run.path)}")
     except Exception as error:  # the run is done and written down: a picture must not undo that
         screen.say(f"no report: {type(error).__name__}: {first_line(error)}; `{_typed('report', run)}` tries again")
 
@@ -135,7 +135,7 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
 def _verdicts(exp: Any, run: Run, screen: Screen, status: str) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
-    from dlrun import verdicts
+    from dlrun.analysis import verdicts
     from dlrun.folders import reading
 
     rows, layers = reading.metrics(run.path), reading.layers(run.path)

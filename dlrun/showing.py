@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dlrun.errors import UserError
 from dlrun.experiment import Experiment
-from dlrun.trial import picture
+from dlrun.reports.figures import picture
 
 __all__ = ["draw"]
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dlrun import checkpoint, trials
+from dlrun import checkpoint
+from dlrun.analysis import sweeps
 from dlrun.config.schema import check_rules
 from dlrun.config.targets import check_targets
 from dlrun.errors import UserError
@@ -73,7 +74,7 @@ class Predictor:
 
 def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
     """Bring a run, or an ensemble with its members, back. Raises UserError that names what cannot be used."""
-    trials.expect_model(path)
+    sweeps.expect_model(path)
     if not ensemble_folder.is_ensemble(path):
         return _run(path, trust, device)
     asked = ensemble_folder.read(path)

@@ -6,11 +6,9 @@ Practices O5, O6: weights, optimizer and random state are afterwards what they w
 from __future__ import annotations
 
 import copy
-import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, count
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +17,7 @@ from dlrun.checkpoint import rng_state, set_rng_state
 from dlrun.data.batches import Batches
 from dlrun.experiment import Experiment
 
-__all__ = ["endless", "out_of_memory", "picture", "untouched"]
+__all__ = ["endless", "out_of_memory", "untouched"]
 
 
 @contextmanager
@@ -54,12 +52,3 @@ def out_of_memory(error: BaseException) -> bool:
         return True
     words = ("not enough memory", "out of memory", "can't allocate memory")
     return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in words)
-
-
-def picture(figure: Any) -> bytes:
-    """Return a figure of matplotlib as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=150)
-    return buffer.getvalue()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dlrun import trials
+from dlrun.analysis import sweeps
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search import launchers
 from dlrun.search.pool import Ended
@@ -103,7 +103,7 @@ def test_the_page_says_of_edges_what_the_terminal_said(
     asked = sweep_folder.plan(Path("s"))
     asked["rounds"][-1]["said"] = None  # as while it runs: the words after the stage before
     sweep_folder.write_plan(Path("s"), asked)
-    assert trials.read(Path("s")).said == []
+    assert sweeps.read(Path("s")).said == []
 
 
 def test_stages_share_the_growths_that_are_allowed(search: Callable[..., Any]) -> None:

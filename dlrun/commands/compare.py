@@ -15,20 +15,21 @@ SCREEN = 50  # rows on a terminal: more scroll the best ones away
 def main(argv: list[str]) -> int:
     """Print the table and write it; returns 0."""
     args = _parser().parse_args(argv)
-    from dlrun import compare, tables, trials
+    from dlrun.analysis import compare, sweeps
     from dlrun.folders import outputs
+    from dlrun.reports import tables
 
     paths = args.paths or ([str(outputs.OUTPUTS)] if outputs.OUTPUTS.is_dir() else [])
     entries = compare.read(paths)
     # a sweep alone says itself which of its trials is best
-    entries, metric, lower = trials.searched([Path(path) for path in paths], entries)
+    entries, metric, lower = sweeps.searched([Path(path) for path in paths], entries)
     runs = len(entries)
     notes: list[str] = []
     if args.group_seeds:
-        from dlrun import seeds
+        from dlrun.analysis import seed_groups
 
-        table = seeds.grouped(entries, metric, lower=lower)
-        notes = seeds.note(table, metric)
+        table = seed_groups.grouped(entries, metric, lower=lower)
+        notes = seed_groups.note(table, metric)
     else:
         entries += compare.ensembles(paths)
         table = compare.table(entries, metric, lower=lower)

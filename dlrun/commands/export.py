@@ -21,9 +21,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="default: model.onnx or model.pt2")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     args = parser.parse_args(argv)
-    from dlrun import trials
+    from dlrun.analysis import sweeps
 
-    trials.expect_model(run := Path(args.run).expanduser())
+    sweeps.expect_model(run := Path(args.run).expanduser())
     out = Path(args.out or f"model{SUFFIX[args.to]}").expanduser()
     if out.exists() and not args.force:
         raise UserError(f"{out} exists; --force overwrites it, --out names another file")

@@ -21,9 +21,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
-    from dlrun import trials
+    from dlrun.analysis import sweeps
 
-    trials.expect_model(model := Path(args.model).expanduser())
+    sweeps.expect_model(model := Path(args.model).expanduser())
     for name in args.paths:
         if not Path(name).expanduser().exists():
             raise UserError(f"{name}: no such file or folder; expected images, folders of them, .npy or .npz")

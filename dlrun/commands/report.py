@@ -14,12 +14,12 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="dlrun report", description=__doc__)
     parser.add_argument("path", help="a run, a sweep or a folder of them, such as outputs/latest")
     args = parser.parse_args(argv)
-    from dlrun import report, sweep_report
     from dlrun.folders import reading
+    from dlrun.reports import run_report, sweep_report
 
     runs, path = reading.find([args.path]), Path(args.path).expanduser()
     if len(runs) == 1 and runs[0].resolve() == path.resolve():
-        print(report.write(path))
+        print(run_report.write(path))
     else:
         print(sweep_report.write(path))
     return 0

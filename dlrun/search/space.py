@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dlrun.border import edge, position, spans_decades
+from dlrun.analysis.edges import edge, position, spans_decades
 from dlrun.config.schema import lookup
 from dlrun.errors import UserError
 

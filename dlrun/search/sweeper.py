@@ -14,7 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun import trials, vocabulary
+from dlrun import vocabulary
+from dlrun.analysis import sweeps
 from dlrun.config import extras
 from dlrun.errors import UserError
 from dlrun.folders import reading
@@ -303,7 +304,7 @@ class Sweep:
         result = self.result(number)
         known = self._scores.get(number)
         if known is None or known[0] is not result:  # files are read once a trial, not once a trial and row
-            value = trials.score(sweep_folder.run_folder(self.folder, number), result, self.metric)
+            value = sweeps.score(sweep_folder.run_folder(self.folder, number), result, self.metric)
             known = self._scores[number] = (result, value)
         return known[1]
 
@@ -342,7 +343,7 @@ class Sweep:
     def _page(self) -> None:
         if "trainer.report=false" in self.plan.fixed:
             return
-        from dlrun import sweep_report
+        from dlrun.reports import sweep_report
 
         try:
             self.screen.say(f"pictures and numbers on one page: {sweep_report.write(self.folder)}")

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from dlrun import engine, verdicts
+from dlrun import engine
+from dlrun.analysis import verdicts
 from dlrun.diagnostics import Watch
 from dlrun.experiment import Experiment, build
 from support.composed import composed

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from dlrun import compare, seeds, vocabulary
+from dlrun import vocabulary
+from dlrun.analysis import compare, seed_groups
 from support.commands import Outcome
 from support.stored import config, result, write_run
 
@@ -26,7 +27,7 @@ def runs(*given: tuple[dict[str, Any], float | None], **more: Any) -> None:
 
 
 def rows() -> list[dict[str, Any]]:
-    return seeds.grouped(compare.read(["outputs"]))
+    return seed_groups.grouped(compare.read(["outputs"]))
 
 
 def over_seeds(scores: dict[str, float], **changes: Any) -> list[tuple[dict[str, Any], float | None]]:
@@ -54,7 +55,7 @@ def test_welch_where_the_seeds_differ() -> None:
     from scipy.stats import ttest_ind
 
     other = {"4": 0.80, "5": 0.85, "6": 0.84, "7": 0.83}
-    p, name = seeds.difference(THREE, other)
+    p, name = seed_groups.difference(THREE, other)
     assert name == "welch"
     assert p == pytest.approx(ttest_ind(list(THREE.values()), list(other.values()), equal_var=False).pvalue)
     # by hand: variances 4e-4/3 and 14e-4/3/4, t = 0.09/√2.5e-4
@@ -64,22 +65,22 @@ def test_welch_where_the_seeds_differ() -> None:
 def test_paired_as_scipy_has_it() -> None:
     from scipy.stats import ttest_rel
 
-    p, name = seeds.difference(THREE, OTHER)
+    p, name = seed_groups.difference(THREE, OTHER)
     assert name == "paired"
     assert p == pytest.approx(ttest_rel(list(THREE.values()), list(OTHER.values())).pvalue)
 
 
 def test_no_spread_is_no_evidence() -> None:
-    assert math.isnan(seeds.difference({"1": 0.5, "2": 0.5}, {"1": 0.4, "2": 0.4})[0])
-    assert math.isnan(seeds.difference({"1": 0.5, "2": 0.5}, {"3": 0.4, "4": 0.4})[0])
-    assert seeds.difference({"1": 0.5, "2": 0.6}, {"1": 0.5, "2": 0.6})[0] == 1.0
+    assert math.isnan(seed_groups.difference({"1": 0.5, "2": 0.5}, {"1": 0.4, "2": 0.4})[0])
+    assert math.isnan(seed_groups.difference({"1": 0.5, "2": 0.5}, {"3": 0.4, "4": 0.4})[0])
+    assert seed_groups.difference({"1": 0.5, "2": 0.6}, {"1": 0.5, "2": 0.6})[0] == 1.0
 
 
 def test_holm() -> None:
     # the classical steps: 4 × 0.005, 3 × 0.01, 2 × 0.03, then never below the one before
-    assert seeds.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert seeds.holm([0.9, 0.8]) == [1.0, 1.0]
-    assert seeds.holm([]) == []
+    assert seed_groups.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert seed_groups.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert seed_groups.holm([]) == []
 
 
 def test_many_comparisons_cost_certainty(here: Path) -> None:
@@ -88,11 +89,11 @@ def test_many_comparisons_cost_certainty(here: Path) -> None:
         # differences 0.18, 0.21, 0.20 from the best: p = 0.0020 alone
         runs(*over_seeds({"1": 0.72, "2": 0.71, "3": 0.74}, optimizer__lr=0.1 + k))
     found = rows()
-    alone = seeds.difference(THREE, {"1": 0.72, "2": 0.71, "3": 0.74})[0]
+    alone = seed_groups.difference(THREE, {"1": 0.72, "2": 0.71, "3": 0.74})[0]
     assert [row["p"] for row in found[1:]] == pytest.approx([4 * alone] * 4)
     assert {row["verdict"] for row in found[1:]} == {"worse"}
-    assert "Holm's correction for 4 comparisons" in " ".join(seeds.note(found, "val_acc"))
-    assert "as few as 3 seeds" in " ".join(seeds.note(found, "val_acc"))
+    assert "Holm's correction for 4 comparisons" in " ".join(seed_groups.note(found, "val_acc"))
+    assert "as few as 3 seeds" in " ".join(seed_groups.note(found, "val_acc"))
 
 
 def test_one_seed_has_no_noise_estimate(here: Path) -> None:
@@ -105,7 +106,7 @@ def test_one_seed_has_no_noise_estimate(here: Path) -> None:
         "within noise",
     ]
     assert (found[0]["val_acc_std"], found[0]["p"]) == ("", "")
-    assert "one seed gives no noise estimate" in " ".join(seeds.note(found, "val_acc"))
+    assert "one seed gives no noise estimate" in " ".join(seed_groups.note(found, "val_acc"))
 
 
 def test_two_seeds_cannot_tell(here: Path) -> None:

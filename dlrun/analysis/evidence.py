@@ -1,4 +1,4 @@
-"""The numbers of a run as dlrun/verdicts.py needs them: columns as lists, the config by dotted key (B1–B4).
+"""The numbers of a run as dlrun/analysis/verdicts.py needs them: columns as lists, the config by dotted key (B1–B4).
 
 Reads rows of metrics.csv and layers.csv as they come, text or numbers. Nothing here imports torch.
 """

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from dlrun import space_plots
+from dlrun.analysis.importance import Importance
+from dlrun.analysis.sweeps import Axis, Trials
 from dlrun.errors import UserError
-from dlrun.figures import BLUE, GREEN, OKABE_ITO, STYLE, canvas, columns, epochs_axis, headline, positive, save
 from dlrun.folders import reading
-from dlrun.importance import Importance
-from dlrun.space_plots import called, legend, span, strip, wanted
-from dlrun.trials import Axis, Trials
+from dlrun.reports import axis_plots
+from dlrun.reports.axis_plots import called, legend, span, strip, wanted
+from dlrun.reports.figures import BLUE, GREEN, OKABE_ITO, STYLE, canvas, columns, epochs_axis, headline, positive, save
 from dlrun.vocabulary import lower_is_better
 
 __all__ = ["draw"]
@@ -40,9 +40,9 @@ def draw(folder: Path, trials: Trials, found: Importance | str) -> list[Path]:
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks is drawn as boxes
         for name, figure in (
-            ("sweep_axes", space_plots.against_axes(trials, ranked)),
-            ("sweep_map", space_plots.two_axes(trials, ranked, isinstance(found, Importance))),
-            ("sweep_parallel", space_plots.parallel(trials, ranked)),
+            ("sweep_axes", axis_plots.against_axes(trials, ranked)),
+            ("sweep_map", axis_plots.two_axes(trials, ranked, isinstance(found, Importance))),
+            ("sweep_parallel", axis_plots.parallel(trials, ranked)),
             ("sweep_importance", _importance(found)),
             ("sweep_time", _time(trials)),
             ("curves", _curves(folder, trials)),

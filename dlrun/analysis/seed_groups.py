@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 from typing import Any
 
-from dlrun import compare
-from dlrun.compare import Entry
+from dlrun.analysis import compare
+from dlrun.analysis.compare import Entry
 from dlrun.folders import reading
 from dlrun.vocabulary import SCORES
 

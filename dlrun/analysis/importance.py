@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dlrun.trials import Axis, Trials
+from dlrun.analysis.sweeps import Axis, Trials
 
 __all__ = ["FEWEST", "Importance", "measure"]
 

@@ -17,8 +17,24 @@ from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
 
-__all__ = ["BLUE", "GREEN", "GREY", "OKABE_ITO", "ORANGE", "STYLE", "WIDTH"]
-__all__ += ["canvas", "columns", "epochs_axis", "headline", "number", "positive", "save", "styled"]
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "OKABE_ITO",
+    "ORANGE",
+    "STYLE",
+    "WIDTH",
+    "canvas",
+    "columns",
+    "epochs_axis",
+    "headline",
+    "number",
+    "picture",
+    "positive",
+    "save",
+    "styled",
+]
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 OKABE_ITO = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A900")
@@ -106,3 +122,12 @@ def epochs_axis(axes: Any, title: str, what: str) -> None:
 
     axes.set(title=title, xlabel="epoch", ylabel=what)
     axes.xaxis.set_major_locator(Epochs(integer=True, min_n_ticks=1))
+
+
+def picture(figure: Any) -> bytes:
+    """Return a figure of matplotlib as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=150)
+    return buffer.getvalue()

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from dlrun import layer_plots
-from dlrun.figures import (
+from dlrun.folders import reading
+from dlrun.reports import layer_plots
+from dlrun.reports.figures import (
     BLUE,
     GREEN,
     GREY,
@@ -26,7 +27,6 @@ from dlrun.figures import (
     save,
     styled,
 )
-from dlrun.folders import reading
 
 __all__ = ["draw", "names"]
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
-from dlrun.evidence import WANTED_RATIO, Evidence, digit, end, span
+from dlrun.analysis.evidence import WANTED_RATIO, Evidence, digit, end, span
 from dlrun.vocabulary import lower_is_better
 
 __all__ = ["Finding", "judge", "summary", "urgent"]

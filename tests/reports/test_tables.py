@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from dlrun import compare, sweep_report, tables
+from dlrun.analysis import compare
+from dlrun.reports import sweep_report, tables
 from dlrun.search import summary
 from dlrun.search.study import Trial
 from support.commands import Outcome, without_torch

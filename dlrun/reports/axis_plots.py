@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dlrun import border
-from dlrun.figures import BLUE, GREEN, GREY, ORANGE, canvas, headline
-from dlrun.trials import Axis, Trials, judged
+from dlrun.analysis.edges import position
+from dlrun.analysis.sweeps import Axis, Trials, judged
+from dlrun.reports.figures import BLUE, GREEN, GREY, ORANGE, canvas, headline
 
 __all__ = ["against_axes", "called", "legend", "parallel", "span", "strip", "two_axes", "wanted"]
 
@@ -159,7 +159,7 @@ def _scale(ruler: Any, axis: Axis, panel: Any) -> None:
     if axis.log:
         getattr(panel, f"set_{name}scale")("log")
     typed = [float(text) for text in axis.choices]
-    places = [border.position(v, axis.low, axis.high, log=axis.log) for v in typed]
+    places = [position(v, axis.low, axis.high, log=axis.log) for v in typed]
     apart = min(b - a for a, b in pairwise(places))
     if len(typed) <= 6 and apart > 0.1 and max(len(f"{v:g}") for v in typed) <= 6:
         ruler.set_ticks(typed, [f"{v:g}" for v in typed])

@@ -1,6 +1,6 @@
 """Pictures of what happened inside the layers: update ratios, dead units, histograms, filters (B3–B6).
 
-Reached by dlrun/plots.py. Where there are many layers they are coloured by depth, in cividis. Nothing imports torch.
+Reached by dlrun/reports/run_plots.py. Many layers are coloured by depth, in cividis. Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dlrun.figures import GREEN, GREY, OKABE_ITO, WIDTH, canvas, epochs_axis, headline, number, styled
 from dlrun.folders import reading
+from dlrun.reports.figures import GREEN, GREY, OKABE_ITO, WIDTH, canvas, epochs_axis, headline, number, styled
 
 __all__ = ["dead", "filters", "histograms", "ratios"]
 

@@ -15,10 +15,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dlrun import plots, verdicts
+from dlrun.analysis import verdicts
 from dlrun.config.defaults import defaults, followed, leaves
 from dlrun.folders import reading
-from dlrun.page import is_number, picture, section, table, text, write_page
+from dlrun.reports import run_plots
+from dlrun.reports.page import is_number, picture, section, table, text, write_page
 
 __all__ = ["write"]
 
@@ -29,7 +30,7 @@ def write(run_folder: Path) -> Path:
     config = result.get("config") or reading.config(run_folder)
     choices = config.get("choices") or {}
     title = " ".join(str(choices.get(group) or "") for group in ("dataset", "model")).strip() or run_folder.name
-    pictures = [file for file in plots.draw(run_folder) if file.stem != "errors"]
+    pictures = [file for file in run_plots.draw(run_folder) if file.stem != "errors"]
     parts = [
         _head(title, run_folder, result),
         _verdicts(result, metrics, reading.layers(run_folder), config),
@@ -96,7 +97,7 @@ def _gallery(folder: Path) -> str:
     shown, found = reading.arrays(folder, "showcase"), reading.arrays(folder, "predictions")
     if "val_logits" not in found or not len(shown.get("images", ())):
         return ""
-    classes, cards = plots.names(folder, found["val_logits"].shape[1]), []
+    classes, cards = run_plots.names(folder, found["val_logits"].shape[1]), []
     for row, image, loss in zip(shown["rows"], shown["images"], shown["losses"], strict=True):
         buffer = io.BytesIO()
         Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")

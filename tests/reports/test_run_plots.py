@@ -12,9 +12,11 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from dlrun import figures, plots, running
+from dlrun import running
 from dlrun.folders import reading
 from dlrun.folders.run import claim
+from dlrun.reports import run_plots
+from dlrun.reports.figures import epochs_axis
 from support.commands import without_torch
 from support.composed import SMALL, composed
 
@@ -35,7 +37,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 
 def test_every_picture_is_drawn_and_shows_something(copy: Path) -> None:
-    drawn = plots.draw(copy)
+    drawn = run_plots.draw(copy)
     assert [file.stem for file in drawn] == NAMES
     assert {file.parent for file in drawn} == {copy / "plots"}
     for file in drawn:
@@ -50,7 +52,7 @@ def test_every_picture_is_drawn_and_shows_something(copy: Path) -> None:
 
 
 def test_titles_begin_at_the_left_and_layers_without_dead_units_say_so(copy: Path) -> None:
-    figures = {name: plots.PICTURES[name](copy) for name in ("loss", "time", "histograms", "errors")}
+    figures = {name: run_plots.PICTURES[name](copy) for name in ("loss", "time", "histograms", "errors")}
     for name, figure in figures.items():
         assert figure._suptitle.get_ha() == "left", name
         assert figure._suptitle.get_position()[0] < 0.1, name
@@ -60,7 +62,7 @@ def test_titles_begin_at_the_left_and_layers_without_dead_units_say_so(copy: Pat
     for row in rows[1:]:
         row[column] = row[column] and "0.0"
     (copy / "layers.csv").write_text("\n".join(map(",".join, rows)))
-    (axes, *_) = plots.PICTURES["dead"](copy).axes
+    (axes, *_) = run_plots.PICTURES["dead"](copy).axes
     assert "every line lies at zero" in axes.texts[0].get_text()
 
 
@@ -78,7 +80,7 @@ def test_titles_begin_at_the_left_and_layers_without_dead_units_say_so(copy: Pat
 def test_a_picture_is_skipped_only_where_its_numbers_are_missing(copy: Path, file: str, lost: set[str]) -> None:
     (copy / file).unlink()
     # what is drawn, not how: writing files takes most of the time
-    assert {name for name, picture in plots.PICTURES.items() if picture(copy) is None} == lost
+    assert {name for name, picture in run_plots.PICTURES.items() if picture(copy) is None} == lost
 
 
 def test_the_showcase_holds_the_worst_errors_of_validation(run: Path) -> None:
@@ -104,10 +106,10 @@ def test_many_classes_and_many_layers_still_fit(copy: Path) -> None:
     rows += [f"{epoch},block{k}.a.long.name.conv,1e-{1 + k % 5},{k / 60},0.5" for epoch in (1, 2) for k in range(60)]
     (copy / "layers.csv").write_text("\n".join(rows) + "\n")
     for name in ("confusion", "update_ratios", "dead"):
-        figure = plots.PICTURES[name](copy)
+        figure = run_plots.PICTURES[name](copy)
         assert figure is not None
         assert max(figure.get_size_inches()) < 10
-    numbers = [t.get_text() for t in plots.PICTURES["confusion"](copy).axes[0].texts]
+    numbers = [t.get_text() for t in run_plots.PICTURES["confusion"](copy).axes[0].texts]
     assert numbers == []
 
 
@@ -115,7 +117,7 @@ def test_long_names_of_classes_stay_inside_the_picture(copy: Path) -> None:
     result = json.loads((copy / "result.json").read_text())
     result["data"]["classes"] = [f"automobile number {k}" for k in range(10)]
     (copy / "result.json").write_text(json.dumps(result))
-    figure = plots.PICTURES["confusion"](copy)
+    figure = run_plots.PICTURES["confusion"](copy)
     FigureCanvasAgg(figure).draw()
     for text in (*figure.axes[0].get_xticklabels(), figure.axes[0].xaxis.label, figure.axes[0].yaxis.label):
         box = text.get_window_extent()
@@ -128,7 +130,7 @@ def test_a_diverged_run_has_pictures_too(copy: Path) -> None:
     cells = text[-1].split(",")
     cells[2] = cells[4] = "nan"
     (copy / "metrics.csv").write_text("\n".join([*text[:-1], ",".join(cells)]) + "\n")
-    assert [file.stem for file in plots.draw(copy)] == NAMES
+    assert [file.stem for file in run_plots.draw(copy)] == NAMES
 
 
 def test_drawing_needs_no_torch(copy: Path, here: Path, dlrun: Callable[..., object]) -> None:
@@ -138,12 +140,12 @@ def test_drawing_needs_no_torch(copy: Path, here: Path, dlrun: Callable[..., obj
 
 
 def test_names_fall_back_on_numbers(copy: Path) -> None:
-    assert plots.names(copy, 10) == [str(k) for k in range(10)]
+    assert run_plots.names(copy, 10) == [str(k) for k in range(10)]
     result = json.loads((copy / "result.json").read_text())
     result["data"]["classes"] = list("abcdefghij")
     (copy / "result.json").write_text(json.dumps(result))
-    assert plots.names(copy, 10) == list("abcdefghij")
-    assert plots.names(copy, 3) == ["0", "1", "2"]
+    assert run_plots.names(copy, 10) == list("abcdefghij")
+    assert run_plots.names(copy, 3) == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(("epochs", "ticks"), [(1, [1]), (3, [1, 2, 3]), (30, [4, 8, 12, 16, 20, 24, 28])])
@@ -152,6 +154,6 @@ def test_an_axis_of_epochs_has_none_before_the_first(epochs: int, ticks: list[in
 
     axes = Figure().subplots()
     axes.plot(range(1, epochs + 1), range(epochs))
-    figures.epochs_axis(axes, "title", "what")
+    epochs_axis(axes, "title", "what")
     low, high = axes.get_xlim()
     assert [tick for tick in axes.get_xticks() if low <= tick <= high] == ticks

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from dlrun import running, verdicts
+from dlrun import running
+from dlrun.analysis import verdicts
 from dlrun.folders import reading
 from dlrun.folders.run import claim
 from support.commands import Outcome
@@ -134,12 +135,12 @@ def test_what_a_real_run_was_told_stands_in_its_result_and_in_every_table(
 
 
 def test_a_picture_that_fails_does_not_undo_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dlrun import plots
+    from dlrun.reports import run_plots
 
     def broken(folder: Path) -> list[Path]:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(plots, "draw", broken)
+    monkeypatch.setattr(run_plots, "draw", broken)
     folder = tmp_path / "run"
     cfg = composed(*SMALL, "trainer.report=true", "trainer.epochs=1")
     assert running.execute(cfg, claim(str(folder), "test")) == 0

@@ -17,8 +17,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from dlrun import border, compare, vocabulary
-from dlrun.compare import Entry
+from dlrun import vocabulary
+from dlrun.analysis import compare, edges
+from dlrun.analysis.compare import Entry
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
@@ -56,7 +57,7 @@ class Axis:
             found, text = self.choices, self.texts[trial]
             return found.index(text) / max(len(found) - 1, 1) if text else math.nan
         value = self.numbers[trial]
-        return math.nan if math.isnan(value) else border.position(value, self.low, self.high, log=self.log)
+        return math.nan if math.isnan(value) else edges.position(value, self.low, self.high, log=self.log)
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ def _axis(key: str, texts: list[str]) -> Axis:
     if numbers is None:
         return Axis(name, texts, None, False, math.nan, math.nan)
     there = [v for v in numbers if not math.isnan(v)]
-    log = border.spans_decades(sorted(set(there)))
+    log = edges.spans_decades(sorted(set(there)))
     return Axis(name, ["" if math.isnan(v) else t for v, t in zip(numbers, texts, strict=True)],
                 numbers, log, min(there), max(there))  # fmt: skip
 
@@ -263,7 +264,7 @@ def judged(axis: Axis, trial: int) -> Any:
     """Return the edge of what was tried that a trial's value is near, `low` or `high`, or None (S3)."""
     if axis.numbers is None or math.isnan(axis.numbers[trial]):
         return None
-    return border.edge(axis.numbers[trial], axis.low, axis.high, log=axis.log)
+    return edges.edge(axis.numbers[trial], axis.low, axis.high, log=axis.log)
 
 
 def _at_borders(trials: Trials) -> list[str]:
@@ -276,7 +277,7 @@ def _at_borders(trials: Trials) -> list[str]:
         if axis.numbers is None or side is None:
             continue
         most = 1.0 if axis.name.rpartition(".")[2] in SHARES else math.inf
-        grown = border.beyond(axis.low, axis.high, side, log=axis.log, most=most)
+        grown = edges.beyond(axis.low, axis.high, side, log=axis.log, most=most)
         if grown is None:
             continue
         scale = "log" if axis.log else "linear"

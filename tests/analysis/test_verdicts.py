@@ -13,10 +13,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from dlrun import verdicts
+from dlrun.analysis import verdicts
+from dlrun.analysis.verdicts import Finding, judge, summary, urgent
 from dlrun.config.compose import compose
 from dlrun.experiment import Experiment
-from dlrun.verdicts import Finding, judge, summary, urgent
 from support.watched import watched
 
 
@@ -321,6 +321,6 @@ def test_verdicts_do_not_import_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, dlrun.verdicts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, dlrun.analysis.verdicts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert verdicts.__all__ == sorted(verdicts.__all__)

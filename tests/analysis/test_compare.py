@@ -16,9 +16,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dlrun import compare, tables, vocabulary
+from dlrun import vocabulary
+from dlrun.analysis import compare
 from dlrun.folders import reading
 from dlrun.folders.run import claim
+from dlrun.reports import tables
 from support.commands import TINY, Outcome
 from support.stored import BASE, config, result, write, write_run
 

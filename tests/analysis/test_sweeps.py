@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from dlrun import importance, trials
-from dlrun.trials import Trials
+from dlrun.analysis import importance, sweeps
+from dlrun.analysis.sweeps import Trials
 from support.swept import rate, trial
 
 
 def read() -> Trials:
-    return trials.read(Path("sweep"))
+    return sweeps.read(Path("sweep"))
 
 
 def numbers(found: Trials) -> list[int]:
@@ -76,7 +76,7 @@ def test_what_did_not_complete_has_no_score(here: Path) -> None:
 def test_what_the_best_share(here: Path) -> None:
     rate(here / "sweep", 30, model__norm="batch")
     trial(here / "sweep", 0.2, optimizer__lr=1e-3, regularizer__l2=1e-4, model__norm="group")
-    said = trials.shared(read())
+    said = sweeps.shared(read())
     assert said[0].startswith("all have optimizer.lr between 0.0")
     assert "all have model.norm=batch" in said
     assert len(said) in (2, 3)
@@ -85,7 +85,7 @@ def test_what_the_best_share(here: Path) -> None:
 def test_border_in_the_axis_scale_and_what_to_type(here: Path) -> None:
     for k, lr in enumerate((1e-4, 1e-3, 1e-2, 1e-1)):
         trial(here / "sweep", 0.5 + 0.1 * k, optimizer__lr=lr, regularizer__dropout=(0.5, 0.3, 0.1, 0.2)[k])
-    (said,) = (line for line in trials.warnings(read()) if line.startswith("border"))
+    (said,) = (line for line in sweeps.warnings(read()) if line.startswith("border"))
     assert "the best optimizer.lr, 0.1, is within a tenth of the high edge" in said
     assert "(0.0001 to 0.1, log scale)" in said
     assert said.endswith("try 'optimizer.lr=tag(log,interval(0.0001,1))'")
@@ -94,7 +94,7 @@ def test_border_in_the_axis_scale_and_what_to_type(here: Path) -> None:
 def test_border_of_whole_numbers_and_of_zero(here: Path) -> None:
     for width, dropout, acc in ((8, 0.0, 0.9), (16, 0.2, 0.8), (32, 0.4, 0.7)):
         trial(here / "sweep", acc, model__width=width, regularizer__dropout=dropout)
-    said = [line for line in trials.warnings(read()) if line.startswith("border")]
+    said = [line for line in sweeps.warnings(read()) if line.startswith("border")]
     # nothing lies below a dropout of zero
     assert [line.partition("; try ")[2] for line in said] == ["model.width=2,4"]
 
@@ -107,7 +107,7 @@ def test_failures_by_reason_and_where_they_lie(here: Path) -> None:
     found = read()
     lost = [e for e in found.entries if e.result["status"] == "diverged"]
     highest = max(float(e.config["optimizer.lr"]) for e in found.entries if e.result["status"] == "completed")
-    said = trials.warnings(found)
+    said = sweeps.warnings(found)
     assert (
         f"diverged: {len(lost)} of 43 trials; the loss is nan at epoch …, with lr …; "
         f"all have optimizer.lr above {highest:.3g}, and none above that completed" in said
@@ -119,7 +119,7 @@ def test_failures_by_reason_and_where_they_lie(here: Path) -> None:
 def test_differences_smaller_than_the_error_of_so_few_images(here: Path) -> None:
     for lr, acc in ((1e-3, 0.80), (1e-2, 0.79), (1e-1, 0.78), (1e-4, 0.3)):
         trial(here / "sweep", acc, optimizer__lr=lr)
-    (said,) = (line for line in trials.warnings(read()) if line.startswith("noise"))
+    (said,) = (line for line in sweeps.warnings(read()) if line.startswith("noise"))
     # √(0.8 · 0.2 / 100) = 0.04
     assert (
         "the best 3 differ by 0.0200 in val_acc, less than the standard error of an accuracy of 0.8000 on 100" in said
@@ -130,7 +130,7 @@ def test_differences_smaller_than_the_error_of_so_few_images(here: Path) -> None
 def test_clear_differences_are_not_called_noise(here: Path) -> None:
     for lr, acc in ((1e-3, 0.8), (1e-2, 0.9), (1e-1, 0.7)):
         trial(here / "sweep", acc, optimizer__lr=lr)
-    assert trials.warnings(read()) == []
+    assert sweeps.warnings(read()) == []
 
 
 def test_importance_finds_what_decides(here: Path) -> None:
@@ -180,8 +180,8 @@ def test_ranges_and_scales_are_those_that_were_asked_for(here: Path) -> None:
     (here / "sweep/sweep.yaml").write_text(json.dumps(asked))
     found = read()
     assert [(a.low, a.high, a.log) for a in found.axes] == [(1e-3, 10.0, True), (0.0, 1.0, False)]
-    assert any("border" in line for line in trials.warnings(before))
-    assert not any("border" in line for line in trials.warnings(found))
+    assert any("border" in line for line in sweeps.warnings(before))
+    assert not any("border" in line for line in sweeps.warnings(found))
     for damaged in ("[", "rounds: 3", "axes: [{key: optimizer.lr}]\nrounds: []", "x"):
         (here / "sweep/sweep.yaml").write_text(damaged)
         assert [a.high for a in read().axes] == [0.013, 0.3]

@@ -13,12 +13,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dlrun import importance, seeds, sweep_plots, tables, trials
+from dlrun.analysis import importance, seed_groups, sweeps
+from dlrun.analysis.sweeps import Trials
 from dlrun.errors import UserError
 from dlrun.folders import reading
-from dlrun.page import picture, section, table, text, write_page
-from dlrun.space_plots import called, wanted
-from dlrun.trials import Trials
+from dlrun.reports import sweep_plots, tables
+from dlrun.reports.axis_plots import called, wanted
+from dlrun.reports.page import picture, section, table, text, write_page
 from dlrun.vocabulary import SCORES
 
 __all__ = ["write"]
@@ -31,13 +32,13 @@ def write(folder: Path) -> Path:
 
     Raises UserError when there are none.
     """
-    found = trials.read(folder)
+    found = sweeps.read(folder)
     if not found.entries:
         raise UserError(f"{folder}: no runs here; expected a run, a sweep or a folder of them, such as outputs/latest")
     shares = importance.measure(found)
     pictures = sweep_plots.draw(folder, found, shares)
     why = f"<p class=soft>{text(shares[:1].upper() + shares[1:])}.</p>" if isinstance(shares, str) and shares else ""
-    cards = "".join(f"<div class='card warn'>{_coded(sentence)}</div>" for sentence in trials.warnings(found))
+    cards = "".join(f"<div class='card warn'>{_coded(sentence)}</div>" for sentence in sweeps.warnings(found))
     parts = [
         _head(folder, found),
         section(f"The best {min(BEST, len(found.best))}" if len(found.best) > 1 else "The best", _best(folder, found)),
@@ -76,7 +77,7 @@ def _best(folder: Path, found: Trials) -> str:
     columns = [found.metric, *(c for c in scores if c != found.metric)]
     columns += ["checks"] * any(found.rows[k]["checks"] == "fail" for k in chosen)  # check.warn_only went on
     shown = [{"place": place, **_named(folder, found, k, columns)} for place, k in enumerate(chosen, 1)]
-    said = trials.shared(found, BEST)
+    said = sweeps.shared(found, BEST)
     common = "".join(f"<li>{text(line)}</li>" for line in said) or "<li>no value and no narrow range</li>"
     common = f"<p>What they share, of all that was varied:</p><ul>{common}</ul>" if len(found.best) > BEST else ""
     repeated = len(set(found.settings)) < len(found.settings)
@@ -122,8 +123,8 @@ def _seeds(found: Trials) -> str:
     """Settings with several seeds as mean ± std, and which of them the noise cannot tell from the best (S9)."""
     if len(set(found.settings)) == len(found.settings):
         return ""
-    rows = seeds.grouped(found.entries, found.metric, lower=found.lower)
-    notes = "".join(f"<li>{text(line)}</li>" for line in seeds.note(rows, found.metric))
+    rows = seed_groups.grouped(found.entries, found.metric, lower=found.lower)
+    notes = "".join(f"<li>{text(line)}</li>" for line in seed_groups.note(rows, found.metric))
     shown = [_spread(row) for row in rows]
     told = tables.telling(shown)
     return table([{c: row[c] for c in told} for row in shown]) + f"<ul class=soft>{notes}</ul>"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlrun import compare
+from dlrun.analysis import compare
 from dlrun.vocabulary import NUMBERS, SCORES
 
 __all__ = ["as_csv", "as_json", "as_latex", "as_text", "telling"]

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlrun import importance, space_plots, sweep_plots, trials
-from dlrun.figures import GREEN
+from dlrun.analysis import importance, sweeps
+from dlrun.reports import axis_plots, sweep_plots
+from dlrun.reports.figures import GREEN
 from support.commands import Outcome, without_torch
 from support.pages import CHROMIUM, EVIL, page, section
 from support.stored import write
@@ -46,7 +47,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(folder: Path) -> list[str]:
-    found = trials.read(folder)
+    found = sweeps.read(folder)
     return [file.stem for file in sweep_plots.draw(folder, found, importance.measure(found))]
 
 
@@ -93,17 +94,17 @@ def test_by_loss_the_lowest_is_best_and_the_diverged_do_not_stretch_it(here: Pat
         path = trial(here / "s", 0.5, optimizer__lr=10.0**-k, trainer__monitor="val_loss")
         result = json.loads((path / "result.json").read_text())
         write(path / "result.json", json.dumps(result | {"val_loss": loss}))
-    found = trials.read(here / "s")
+    found = sweeps.read(here / "s")
     assert found.metric == "val_loss"
     assert found.scores[0] == 0.2
-    from dlrun.space_plots import span
+    from dlrun.reports.axis_plots import span
 
     assert span(found)[1] < 1  # a million would flatten the rest
     assert "sweep_axes" in drawn(here / "s")
 
 
 def test_the_page_has_the_best_the_warnings_and_every_trial(sweep: Path) -> None:
-    text, found = page(sweep), trials.read(sweep)
+    text, found = page(sweep), sweeps.read(sweep)
     best = re.findall(
         r"<tr><td class=number data-value='(\d)\.0'>\d</td><td>(?:<a[^>]*>)?(\d+)", section(text, "The best 3")
     )
@@ -195,7 +196,7 @@ def test_a_browser_opens_it_and_sorts(sweep: Path, tmp_path: Path, width: int) -
     seen = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert seen is not None, done.stderr[-500:]
     (up, down), fits, images, title = json.loads(unescape(seen[1]))
-    rates = sorted(float(entry.config["optimizer.lr"]) for entry in trials.read(sweep).entries)
+    rates = sorted(float(entry.config["optimizer.lr"]) for entry in sweeps.read(sweep).entries)
     assert up == rates
     assert down == rates[::-1]
     assert fits, "the page is wider than the window"
@@ -211,8 +212,8 @@ def test_pictures_follow_scale_and_direction(here: Path, direction: str) -> None
         trial(here / "s", acc, optimizer__lr=10.0**-k, regularizer__dropout=(0.0, 0.2, 0.3)[k])
     asked = {"search": {"metric": "val_acc", "direction": direction}}
     write(here / "s/sweep.yaml", json.dumps(asked))
-    found = trials.read(here / "s")
-    panels = space_plots.against_axes(found, found.axes).axes
+    found = sweeps.read(here / "s")
+    panels = axis_plots.against_axes(found, found.axes).axes
     assert [(a.get_title(loc="left") or a.get_title(), a.get_xscale()) for a in panels] == [
         ("optimizer.lr" + ": best near the edge" * (direction == "min"), "log"),
         ("regularizer.dropout" + ": best near the edge" * (direction == "min"), "linear"),

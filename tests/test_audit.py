@@ -23,11 +23,11 @@ from dlrun.data.files import image_folder
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import Raw, Split
 from dlrun.errors import UserError
-from dlrun.experiment import build
 from dlrun.folders import reading
 from dlrun.folders.run import claim
-from dlrun.gate import check_only
-from dlrun.running import execute
+from dlrun.run.execute import execute
+from dlrun.run.gate import check_only
+from dlrun.training.experiment import build
 from support.composed import composed
 from support.photos import KEYS, MEMORY, photo, ready, root, stored, truncate
 

@@ -18,7 +18,7 @@ from dlrun.data.batches import Batches
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
 from dlrun.errors import UserError
-from dlrun.experiment import build
+from dlrun.training.experiment import build
 from support.commands import Outcome
 from support.composed import composed
 
@@ -431,7 +431,7 @@ def test_show_says_what_it_cannot_draw(dlrun: Callable[..., Outcome]) -> None:
 
 
 def test_show_draws_a_few_images_of_classes_in_turn() -> None:
-    from dlrun.showing import _classes_in_turn
+    from dlrun.probes.augmentations import _classes_in_turn
 
     assert _classes_in_turn(torch.tensor([2, 2, 0, 1, 1, 0, 2])).tolist() == [2, 3, 0, 5, 4, 1]
     assert _classes_in_turn(torch.tensor([1, 0])).tolist() == [1, 0]

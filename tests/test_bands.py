@@ -15,7 +15,7 @@ from dlrun.checks import chance, garbage, inputs
 from dlrun.checks import gradient as c4
 from dlrun.checks import overfit as c3
 from dlrun.checks.penalty import penalty
-from dlrun.experiment import Experiment, build
+from dlrun.training.experiment import Experiment, build
 from support.composed import composed
 
 CHANCE = 2.0

@@ -22,7 +22,7 @@ from dlrun.checks import parameters as c9
 from dlrun.checks.advice import advice
 from dlrun.checks.penalty import penalty
 from dlrun.checks.sandbox import in_turn, named, no_trace, samples, settle
-from dlrun.experiment import Experiment, build
+from dlrun.training.experiment import Experiment, build
 from support.composed import composed
 
 SMALL = ("dataset.limit=300", "trainer.threads=1", "model.width=8")

@@ -19,8 +19,8 @@ from dlrun.checks import doubles, sandbox
 from dlrun.checks.differences import Comparison, NotComparable, Slopes
 from dlrun.checks.gradient import gradient
 from dlrun.checks.kinks import Winners
-from dlrun.experiment import Experiment, build
 from dlrun.models.layers import ACTIVATIONS, NORMS
+from dlrun.training.experiment import Experiment, build
 from support.composed import composed
 
 SMALL = ("trainer.threads=1", "check=none", "dataset.limit=120")

@@ -21,7 +21,7 @@ import torch
 from dlrun import checks, cli
 from dlrun.checks import receipts, runner
 from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment, build
+from dlrun.training.experiment import Experiment, build
 from support.composed import composed
 
 CHEAP = ("dataset.limit=120", "model.width=4", "trainer.threads=1", "check.only=[loss,initial_loss,overfit]")

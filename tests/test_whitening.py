@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from dlrun import engine
 from dlrun.errors import UserError
-from dlrun.experiment import build
 from dlrun.models.airbench import Airbench
 from dlrun.models.whitening import Whitening
+from dlrun.training import loop
+from dlrun.training.experiment import build
 from support.composed import composed
 
 
@@ -86,6 +86,6 @@ def test_whitening_filters_come_from_training_images_and_stay_as_they_are(option
     assert torch.equal(build(composed(*words, "seed=2")).model.get_parameter("whiten.conv.weight"), filters)
     before = filters.detach().clone()
     x, y, _ = next(exp.train.epoch(1))
-    engine.step(exp, x, y)
+    loop.step(exp, x, y)
     assert torch.equal(filters, before)
     assert any("whiten.conv.weight" in name for name in exp.model.state_dict())

@@ -34,9 +34,9 @@ from dlrun.checks.sandbox import no_trace
 from dlrun.checks.verdict import Verdict
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
-from dlrun.experiment import Experiment, build
 from dlrun.losses import CrossEntropy
 from dlrun.regularizers import Penalty
+from dlrun.training.experiment import Experiment, build
 from support.composed import composed
 
 CHECKS: dict[str, Callable[[Experiment], Verdict]] = {

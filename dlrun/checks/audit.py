@@ -19,7 +19,7 @@ from dlrun.checks.advice import advice, limited
 from dlrun.checks.sandbox import named
 from dlrun.checks.verdict import Verdict
 from dlrun.data.audit import Audit, Finding, audit
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["class_balance", "data_audit", "data_duplicates"]
 

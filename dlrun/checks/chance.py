@@ -18,7 +18,7 @@ from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import data_loss, named, replica, samples
 from dlrun.checks.verdict import Verdict
 from dlrun.errors import first_line
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["expected_loss", "initial_loss", "loss"]
 

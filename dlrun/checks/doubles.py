@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dlrun.checks.differences import NotComparable, gradients
 from dlrun.checks.kinks import Winners
 from dlrun.checks.sandbox import samples
-from dlrun.experiment import Experiment, seed_everything
+from dlrun.training.experiment import Experiment
+from dlrun.training.random_state import seed_everything
 
 __all__ = ["burn_in", "doubled", "float64", "off_zero"]
 

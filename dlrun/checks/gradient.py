@@ -28,7 +28,7 @@ from dlrun.checks.doubles import burn_in, doubled, float64, off_zero
 from dlrun.checks.kinks import STEPS
 from dlrun.checks.sandbox import named, no_trace
 from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["gradient"]
 

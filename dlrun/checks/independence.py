@@ -20,7 +20,7 @@ from dlrun.checks.advice import advice, limited
 from dlrun.checks.sandbox import samples, settle, training
 from dlrun.checks.verdict import Verdict
 from dlrun.errors import first_line
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["independence"]
 

@@ -24,7 +24,7 @@ from dlrun.checks.verdict import Verdict
 from dlrun.data.batches import Batches
 from dlrun.data.splits import Split
 from dlrun.errors import first_line
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["inputs", "labels", "outputs"]
 

@@ -20,7 +20,7 @@ import torch
 from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import data_loss, replica, samples, training
 from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["overfit"]
 

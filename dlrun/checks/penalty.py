@@ -15,7 +15,7 @@ import torch
 from dlrun.checks.advice import advice
 from dlrun.checks.sandbox import named, replica
 from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["penalty"]
 

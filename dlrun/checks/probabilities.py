@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dlrun.checks.sandbox import replica, samples, training
 from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["probabilities"]
 

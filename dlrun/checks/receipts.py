@@ -26,8 +26,8 @@ import torch
 
 import dlrun
 from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
 from dlrun.folders.memo import read_receipt, write_receipt
+from dlrun.training.experiment import Experiment
 
 __all__ = ["find", "keep", "key", "setup"]
 

@@ -29,7 +29,7 @@ from dlrun.checks.probabilities import probabilities
 from dlrun.checks.sandbox import no_trace
 from dlrun.checks.verdict import Verdict
 from dlrun.errors import UserError, first_line
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["CHECKS", "Result", "lines", "run", "table", "worst"]
 

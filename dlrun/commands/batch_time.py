@@ -18,10 +18,10 @@ def main(argv: list[str]) -> int:
     found, rest = numbers(argv, {"--seconds": 60.0})
 
     def task(cfg: Any) -> int:
-        from dlrun import batch_time
-        from dlrun.experiment import build
         from dlrun.folders import outputs
-        from dlrun.running import label
+        from dlrun.probes import batch_time
+        from dlrun.run.execute import label
+        from dlrun.training.experiment import build
 
         print("batch size   ms a step   ms a sample   samples/s   peak MB")
 

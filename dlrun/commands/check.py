@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
     as_json = "--json" in argv
 
     def task(cfg: Any) -> int:
-        from dlrun.gate import check_only
+        from dlrun.run.gate import check_only
 
         return check_only(cfg, as_json=as_json)
 

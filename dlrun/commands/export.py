@@ -29,9 +29,9 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{out} exists; --force overwrites it, --out names another file")
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file in a folder that is there")
-    from dlrun import exporting
+    from dlrun.inference import export
 
-    found = exporting.export(run, args.to, out, trust)
+    found = export.export(run, args.to, out, trust)
     print(f"{out}: raw {found['input']} images (batch, channels, height, width) to logits, for any batch")
     print(f"on {found['images']} validation images they differ from the run's by at most {found['difference']:.1e}")
     return 0

@@ -26,10 +26,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--steps={steps}: expected 10 or more")
 
     def task(cfg: Any) -> int:
-        from dlrun import lr_range
-        from dlrun.experiment import build
         from dlrun.folders import outputs
-        from dlrun.running import label
+        from dlrun.probes import lr_range
+        from dlrun.run.execute import label
+        from dlrun.training.experiment import build
 
         exp = build(cfg)
         points = lr_range.measure(exp, low, high, steps)

@@ -32,13 +32,14 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{out} exists; --force overwrites it, --out names another file")
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file in a folder that is there")
-    from dlrun import predicting, trained
     from dlrun.console import Screen
+    from dlrun.inference import classify
+    from dlrun.inference.predictor import load
 
-    sources = predicting.Sources(args.paths)
-    predictor = trained.load(model, trust, args.device)
+    sources = classify.Sources(args.paths)
+    predictor = load(model, trust, args.device)
     with Screen() as screen:
-        done = predicting.predict(predictor, sources, out, screen)
+        done = classify.predict(predictor, sources, out, screen)
     for name, why in done.unreadable.items():
         print(f"left out: {name}: {why}")
     left = f", {len(done.unreadable)} left out" if done.unreadable else ""

@@ -69,6 +69,6 @@ def _go_on(run: object, trust: list[str]) -> int:
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error
     plain["trainer"]["stop_after"] = 0  # a run that was paused goes on to its end
-    from dlrun.running import execute
+    from dlrun.run.execute import execute
 
     return execute(OmegaConf.create(plain), run, resuming=True)

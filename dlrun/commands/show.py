@@ -21,12 +21,12 @@ def main(argv: list[str]) -> int:
         raise UserError("expected dlrun show augment, then settings such as augment=crop_flip augment.rotate=15")
 
     def task(cfg: Any) -> int:
-        from dlrun import showing
-        from dlrun.experiment import build
         from dlrun.folders import outputs
-        from dlrun.running import label
+        from dlrun.probes import augmentations
+        from dlrun.run.execute import label
+        from dlrun.training.experiment import build
 
-        picture = showing.draw(build(cfg), label(cfg))
+        picture = augmentations.draw(build(cfg), label(cfg))
         print(f"picture: {outputs.write_study('show', cfg.run.dir, label(cfg), None, picture)[0]}")
         return 0
 

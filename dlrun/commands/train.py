@@ -14,7 +14,7 @@ def main(argv: list[str]) -> int:
 
     def task(cfg: Any) -> int:
         from dlrun.folders.run import claim
-        from dlrun.running import execute, label
+        from dlrun.run.execute import execute, label
 
         return execute(cfg, claim(cfg.run.dir, label(cfg)))
 

@@ -40,12 +40,12 @@ def work(job: Job) -> tuple[int, str]:
     from omegaconf import OmegaConf
 
     import dlrun.checks
-    import dlrun.engine  # noqa: F401  before the folder is taken: from then on search.timeout counts
+    import dlrun.training.loop  # noqa: F401  before the folder is taken: from then on search.timeout counts
     from dlrun.errors import UserError
-    from dlrun.experiment import keep_data, prepared
     from dlrun.folders import reading
     from dlrun.folders.run import take
-    from dlrun.running import execute
+    from dlrun.run.execute import execute
+    from dlrun.training.shared_data import keep_data, prepared
 
     if not prepared():
         keep_data(share=job.beside)
@@ -143,7 +143,7 @@ def main(conversation: int, lifeline: int) -> None:
         os._exit(1)
     connection = Connection(conversation)
     import dlrun.checks
-    import dlrun.engine  # noqa: F401  torch and the loop, while the parent composes
+    import dlrun.training.loop  # noqa: F401  torch and the loop, while the parent composes
 
     with suppress(EOFError, OSError):
         while True:

@@ -16,7 +16,7 @@ from torch import nn
 from dlrun.analysis import verdicts
 from dlrun.analysis.verdicts import Finding, judge, summary, urgent
 from dlrun.config.compose import compose
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 from support.watched import watched
 
 

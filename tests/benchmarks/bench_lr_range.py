@@ -22,10 +22,11 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from dlrun import engine, lr_range
-from dlrun.checkpoint import State
-from dlrun.experiment import build
 from dlrun.folders.run import claim
+from dlrun.probes import lr_range
+from dlrun.training import loop
+from dlrun.training.checkpoint import State
+from dlrun.training.experiment import build
 from support.composed import composed
 
 
@@ -45,8 +46,8 @@ def accuracy(*overrides: str) -> float:
     with tempfile.TemporaryDirectory() as folder:
         run, state = claim(str(Path(folder) / "run"), "bench", Path(folder)), State()
         try:
-            engine.fit(build(composed(*overrides)), run, state, Quiet())  # type: ignore[arg-type]
-        except engine.Diverged:
+            loop.fit(build(composed(*overrides)), run, state, Quiet())  # type: ignore[arg-type]
+        except loop.Diverged:
             return 0.0
         finally:
             run.release()

@@ -12,11 +12,11 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from dlrun import running
 from dlrun.folders import reading
 from dlrun.folders.run import claim
 from dlrun.reports import run_plots
 from dlrun.reports.figures import epochs_axis
+from dlrun.run import execute
 from support.commands import without_torch
 from support.composed import SMALL, composed
 
@@ -27,7 +27,7 @@ NAMES = ["loss", "accuracy", "update_ratios", "dead", "histograms", "confusion",
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three epochs that makes mistakes."""
     folder = tmp_path_factory.mktemp("plots") / "run"
-    assert running.execute(composed(*SMALL, "trainer.epochs=3"), claim(str(folder), "test")) == 0
+    assert execute.execute(composed(*SMALL, "trainer.epochs=3"), claim(str(folder), "test")) == 0
     return folder
 
 

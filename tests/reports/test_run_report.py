@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from dlrun import running
 from dlrun.analysis import verdicts
 from dlrun.folders import reading
 from dlrun.folders.run import claim
+from dlrun.run import execute
 from support.commands import Outcome
 from support.composed import SMALL, composed
 from support.pages import CHROMIUM, EVIL, page, section
@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run as `dlrun train` leaves it, report and all."""
     folder = tmp_path_factory.mktemp("report") / "run"
     words = ("trainer.report=true", "check=default", "check.only=[initial_loss,outputs]", "optimizer.lr=0.00001")
-    assert running.execute(composed(*SMALL, *words), claim(str(folder), "test")) == 0
+    assert execute.execute(composed(*SMALL, *words), claim(str(folder), "test")) == 0
     return folder
 
 
@@ -143,7 +143,7 @@ def test_a_picture_that_fails_does_not_undo_the_run(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(run_plots, "draw", broken)
     folder = tmp_path / "run"
     cfg = composed(*SMALL, "trainer.report=true", "trainer.epochs=1")
-    assert running.execute(cfg, claim(str(folder), "test")) == 0
+    assert execute.execute(cfg, claim(str(folder), "test")) == 0
     assert reading.result(folder)["status"] == "completed"
     assert "no report: RuntimeError: no ink" in (folder / "log.txt").read_text()
 

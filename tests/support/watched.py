@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from dlrun import engine
 from dlrun.analysis import verdicts
-from dlrun.diagnostics import Watch
-from dlrun.experiment import Experiment, build
+from dlrun.training import loop
+from dlrun.training.diagnostics import Watch
+from dlrun.training.experiment import Experiment, build
 from support.composed import composed
 
 
@@ -46,10 +46,10 @@ def watched(*overrides: str, change: Callable[[Experiment], None] = lambda exp: 
         for i, (x, y, _) in enumerate(exp.train.epoch(epoch)):
             exp.scheduler.set(epoch - 1 + i / steps)
             if eye is None:
-                sums += engine.step(exp, x, y)
+                sums += loop.step(exp, x, y)
             else:
                 with eye.step(i, steps):
-                    sums += engine.step(exp, x, y)
+                    sums += loop.step(exp, x, y)
             seen += len(y)
             if not math.isfinite(float(sums[0])):
                 found.status = "diverged"
@@ -60,7 +60,7 @@ def watched(*overrides: str, change: Callable[[Experiment], None] = lambda exp: 
             "train_loss": float(sums[0]) / seen,
             "train_acc": float(sums[1]) / seen,
         }
-        row.update(engine.scores(exp, engine.predict(exp, exp.val), "val"))
+        row.update(loop.scores(exp, loop.predict(exp, exp.val), "val"))
         exp.scheduler.end_epoch(row[exp.cfg.trainer.monitor])
         if eye is not None:
             look = eye.look(epoch)

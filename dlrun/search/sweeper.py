@@ -22,13 +22,14 @@ from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.disk import owned
 from dlrun.folders.run import ask_to_stop, settle, taken
-from dlrun.search import launchers, summary
+from dlrun.search import growing, summary
+from dlrun.search.launchers import choose
+from dlrun.search.launchers.job import Job
+from dlrun.search.launchers.protocol import Ended
 from dlrun.search.plan import Plan, Round
-from dlrun.search.pool import Ended
 from dlrun.search.sampling import draw, unseen
 from dlrun.search.space import check, grid, plain_words, read, size
 from dlrun.search.study import Study, Trial
-from dlrun.search.worker import Job
 from dlrun.vocabulary import DONE, minimised
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Sweep:
         self.screen = Screen(sweep_folder.log(folder))
         search, journal = plan.search, sweep_folder.journal(folder)
         soon = 0 if journal.exists() else len(plan.stage)  # of a sweep that goes on perhaps nothing is left to do
-        self.pool = launchers.launcher(launcher, folder, soon)
+        self.pool = choose.launcher(launcher, folder, soon)
         sweep_folder.write_plan(folder, plan.record())
         self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
         self.trials = {t.number: t for t in self.study.trials()}
@@ -128,7 +129,7 @@ class Sweep:
             self.screen.say(f"{stage}{len(numbers)} trials{done} in {self.folder}{until}: {axes}")
             self._run_round(now, todo)
             best = summary.ranked(self, numbers)
-            following = summary.beyond(self, now, best) or self.plan.next_stage(best)
+            following = growing.beyond(self, now, best) or self.plan.next_stage(best)
             if following is not None:
                 self._settle(now, following)
                 self.plan.rounds.append(following)

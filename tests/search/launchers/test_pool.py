@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dlrun.folders import sweep as sweep_folder
-from dlrun.search import pool
-from dlrun.search.worker import Job
+from dlrun.search.launchers import pool
+from dlrun.search.launchers.job import Job
 from support.moods import MOODY, QUICK, rows, start, starts, workers
 
 # the first trial does not end before three others stand in the table; the last asks for more memory than there is

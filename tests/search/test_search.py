@@ -13,9 +13,9 @@ import pytest
 
 from dlrun.analysis import sweeps
 from dlrun.folders import sweep as sweep_folder
-from dlrun.search import launchers
-from dlrun.search.pool import Ended
-from dlrun.search.worker import Job
+from dlrun.search.launchers import choose
+from dlrun.search.launchers.job import Job
+from dlrun.search.launchers.protocol import Ended
 from support.commands import TINY, Outcome
 from support.moods import rows
 from support.stored import write
@@ -57,7 +57,7 @@ def search(here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.Monkey
 
     def run(score: Score, *words: str) -> tuple[str, list[dict[str, Any]], list[dict[str, str]], Instant]:
         instant = Instant(score)
-        monkeypatch.setattr(launchers, "launcher", lambda *_: instant)
+        monkeypatch.setattr(choose, "launcher", lambda *_: instant)
         outcome = dlrun("train", "-m", *words, *TINY, "trainer.epochs=3", "sweep.dir=s")
         assert outcome.code == 0, outcome.out + outcome.err
         found = sorted(rows(here / "s").values(), key=lambda r: int(r["trial"]))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from dlrun.search import launchers
+from dlrun.search.launchers.slurm import cancel_waiting, job_name
 from support import slurm
 from support.commands import TINY, Outcome
 from support.moods import MOODS, MOODY, QUICK, rows, start, starts, wait_for
@@ -92,7 +92,7 @@ queue.write_text("".join(" ".join(r) + "\\n" for r in kept))
 
 def test_only_jobs_of_this_sweep_are_taken_out_of_the_queue(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     me, sweep, stranger = pwd.getpwuid(os.getuid()).pw_name, here / "mine/jobs/today", here / "theirs/jobs/other"
-    name = launchers._job_name(sweep)
+    name = job_name(sweep)
     for folder in (sweep, stranger):
         write(folder / "77_submitted.pkl", "the number of another job of ours that waits")
     scancel = write(here / "bin/scancel", SCANCEL.format(python=sys.executable))
@@ -100,13 +100,13 @@ def test_only_jobs_of_this_sweep_are_taken_out_of_the_queue(here: Path, monkeypa
     monkeypatch.setenv("PATH", f"{scancel.parent}:{os.environ['PATH']}")
     others = [f"77 thesis {me} PENDING", f"78 {name} {me} RUNNING", f"79 {name} somebody PENDING"]
     queue = write(scancel.parent / "queue", "\n".join([*others, f"80 {name} {me} PENDING"]) + "\n")
-    launchers._cancel_waiting(stranger.parent)
+    cancel_waiting(stranger.parent)
     assert len(queue.read_text().splitlines()) == 4
-    launchers._cancel_waiting(sweep.parent)
+    cancel_waiting(sweep.parent)
     assert queue.read_text().splitlines() == others
     shutil.copytree(here / "mine", here / "copy")  # of a sweep that waits elsewhere
     queue.write_text(f"80 {name} {me} PENDING\n")
-    launchers._cancel_waiting(here / "copy/jobs")
+    cancel_waiting(here / "copy/jobs")
     assert queue.read_text() == f"80 {name} {me} PENDING\n"
 
 

@@ -12,27 +12,17 @@ import socket
 import subprocess
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 
-from dlrun.search.worker import Job
+from dlrun.search.launchers.job import Job
+from dlrun.search.launchers.protocol import Ended, cores, gpus
 
-__all__ = ["Ended", "Pool", "cores", "gpus"]
+__all__ = ["Pool"]
 
 CODE = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[3]); "
-    "from dlrun.search.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+    "from dlrun.search.launchers.job import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a trial came back: its exit code and, where its folder cannot say, why; `lost` if its process is gone."""
-
-    number: int
-    code: int
-    why: str = ""
-    lost: bool = False
 
 
 class _Worker:
@@ -132,19 +122,3 @@ def _how(code: int | None) -> str:
     if code == -signal.SIGKILL:
         return "its process was killed (signal 9): out of memory?"
     return f"its process died (signal {-code})" if code and code < 0 else f"its process ended with code {code}"
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def gpus() -> int:
-    """Cards of NVIDIA that this process may use, counted without torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([v for v in visible.split(",") if v.strip() not in ("", "-1")])
-    try:
-        return len(os.listdir("/proc/driver/nvidia/gpus"))
-    except OSError:
-        return 0

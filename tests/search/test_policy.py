@@ -11,9 +11,10 @@ from types import SimpleNamespace
 import pytest
 
 from dlrun.folders.run import Run, take, taken
-from dlrun.search import launchers, sweeper
-from dlrun.search.pool import Ended
-from dlrun.search.worker import Job
+from dlrun.search import sweeper
+from dlrun.search.launchers import choose
+from dlrun.search.launchers.job import Job
+from dlrun.search.launchers.protocol import Ended
 from dlrun.vocabulary import minimised
 from support.commands import TINY, Outcome
 from support.moods import MOODY, QUICK, rows
@@ -126,7 +127,7 @@ def test_a_timeout_begins_with_the_trial_not_with_its_process(
     here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = Sluggish()
-    monkeypatch.setattr(launchers, "launcher", lambda *_: slow)
+    monkeypatch.setattr(choose, "launcher", lambda *_: slow)
     monkeypatch.setattr(sweeper, "LOOK", 0)
     monkeypatch.setattr(Run, "write_config", lambda run, cfg: (run.path / "config.yaml").write_text("seed: 1\n"))
     outcome = dlrun("train", "-m", "seed=1", *TINY, "search.timeout=60", "search.retries=1", "sweep.dir=s")

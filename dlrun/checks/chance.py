@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, named, replica, samples
-from dlrun.checks.verdict import Verdict
 from dlrun.errors import first_line
 from dlrun.training.experiment import Experiment
 

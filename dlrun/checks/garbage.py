@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import limited
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import in_turn, replica, samples, settle, training
-from dlrun.checks.verdict import Verdict
 from dlrun.training.experiment import Experiment
 
 __all__ = ["garbage"]

@@ -24,8 +24,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dlrun.checks.advice import advice
 from dlrun.checks.chance import expected_loss
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, named, replica, samples, training
-from dlrun.checks.verdict import Verdict
 from dlrun.training import loop
 from dlrun.training.experiment import Experiment
 

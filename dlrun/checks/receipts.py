@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 import dlrun
-from dlrun.checks.verdict import Verdict
+from dlrun.checks.result import Verdict
 from dlrun.folders.memo import read_receipt, write_receipt
 from dlrun.training.experiment import Experiment
 

@@ -20,7 +20,7 @@ import torch
 
 from dlrun import checks, cli
 from dlrun.checks import receipts, runner
-from dlrun.checks.verdict import Verdict
+from dlrun.checks.result import Verdict
 from dlrun.training.experiment import Experiment, build
 from support.composed import composed
 
@@ -375,7 +375,7 @@ def test_a_model_without_usable_logits_is_told_once(monkeypatch: pytest.MonkeyPa
 def test_a_gradient_check_that_ran_out_of_time_is_no_pass_and_leaves_no_receipt(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = sys.modules["dlrun.checks.gradient"]  # the package has a function of that name
+    module = sys.modules["dlrun.checks.gradient.check"]
 
     compared = module._compared
 

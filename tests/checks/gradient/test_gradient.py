@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from dlrun.checks import doubles, sandbox
-from dlrun.checks.differences import Comparison, NotComparable, Slopes
-from dlrun.checks.gradient import gradient
-from dlrun.checks.kinks import Winners
+from dlrun.checks import sandbox
+from dlrun.checks.gradient import doubles
+from dlrun.checks.gradient.check import gradient
+from dlrun.checks.gradient.differences import Comparison, NotComparable, Slopes
+from dlrun.checks.gradient.kinks import Winners
 from dlrun.models.layers import ACTIVATIONS, NORMS
 from dlrun.training.experiment import Experiment, build
 from support.composed import composed

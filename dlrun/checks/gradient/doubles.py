@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from dlrun.checks.differences import NotComparable, gradients
-from dlrun.checks.kinks import Winners
+from dlrun.checks.gradient.differences import NotComparable, gradients
+from dlrun.checks.gradient.kinks import Winners
 from dlrun.checks.sandbox import samples
 from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import seed_everything

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dlrun.checks.kinks import Winners
+from dlrun.checks.gradient.kinks import Winners
 from dlrun.errors import first_line
 
 __all__ = ["KINKED", "SMOOTH", "Comparison", "Move", "NotComparable", "Slopes", "gradients"]

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks import chance, garbage, inputs
-from dlrun.checks import gradient as c4
 from dlrun.checks import overfit as c3
+from dlrun.checks.gradient import check
 from dlrun.checks.penalty import penalty
 from dlrun.training.experiment import Experiment, build
 from support.composed import composed
@@ -284,17 +284,17 @@ def test_gradients_under_a_tenth_of_a_billionth_are_tiny(
     monkeypatch: pytest.MonkeyPatch, largest: float, status: str
 ) -> None:
     exp = experiment("model=mlp", "model.depth=1", "model.norm=none", "check=none")
-    once = c4.gradient(copy.copy(exp))
+    once = check.gradient(copy.copy(exp))
     assert once.status == "pass", once
     seen: dict[str, float] = {}
-    true = c4._vanished
+    true = check._vanished
 
     def noted(slopes: Any, found: Any) -> Any:
         seen.update({n: float(g.abs().max()) for n, g in slopes.gradients.items() if slopes.parameters[n].ndim > 1})
         # the band in units of the smallest gradient there is
-        monkeypatch.setattr(c4, "TINY", min(seen.values()) / largest)
+        monkeypatch.setattr(check, "TINY", min(seen.values()) / largest)
         return true(slopes, found)
 
-    assert c4.TINY == 1e-10
-    monkeypatch.setattr(c4, "_vanished", noted)
-    assert c4.gradient(exp).status == status
+    assert check.TINY == 1e-10
+    monkeypatch.setattr(check, "_vanished", noted)
+    assert check.gradient(exp).status == status

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice
-from dlrun.checks.differences import KINKED, SMOOTH, Comparison, NotComparable, Slopes
-from dlrun.checks.doubles import burn_in, doubled, float64, off_zero
-from dlrun.checks.kinks import STEPS
+from dlrun.checks.gradient.differences import KINKED, SMOOTH, Comparison, NotComparable, Slopes
+from dlrun.checks.gradient.doubles import burn_in, doubled, float64, off_zero
+from dlrun.checks.gradient.kinks import STEPS
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, no_trace
-from dlrun.checks.verdict import Verdict
 from dlrun.training.experiment import Experiment
 
 __all__ = ["gradient"]

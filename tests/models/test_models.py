@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from dlrun.config.compose import builtin_conf
 from dlrun.errors import UserError
 from dlrun.models.cnn import CNN
 from dlrun.models.init import initialise, output_bias
@@ -33,7 +34,7 @@ from dlrun.models.mlp import MLP
 from dlrun.models.resnet import ResNet
 from dlrun.models.torchvision import build
 
-CONF = Path(__file__).parent.parent / "conf" / "model"
+CONF = builtin_conf() / "model"
 RESNETS = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet18", "resnet34", "resnet50")
 
 

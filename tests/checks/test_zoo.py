@@ -30,8 +30,8 @@ from dlrun.checks import (
     probabilities,
     runner,
 )
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import no_trace
-from dlrun.checks.verdict import Verdict
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
 from dlrun.losses import CrossEntropy

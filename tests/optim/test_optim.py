@@ -8,7 +8,6 @@ import io
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +16,12 @@ from omegaconf import OmegaConf
 from torch import nn
 from torch.optim import lr_scheduler
 
+from dlrun.config.compose import builtin_conf
 from dlrun.errors import UserError
 from dlrun.optim import Scheduler, parameter_groups, schedulers
 from dlrun.optim.muon import Muon, orthogonalised
 
-CONF = Path(__file__).parents[1] / "conf"
+CONF = builtin_conf()
 EPOCHS = 12
 
 

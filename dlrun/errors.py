@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dlrun.vocabulary import Exit
+
 __all__ = ["UserError", "first_line"]
 
 
 class UserError(Exception):
     """A mistake of the user's: printed as one line, no traceback; `code` is the exit code."""
 
-    def __init__(self, message: str, code: int = 2) -> None:
+    def __init__(self, message: str, code: int = Exit.USAGE) -> None:
         super().__init__(message)
         self.code = code
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from enum import Enum, IntEnum
 
-__all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "NOT_RANKED", "NUMBERS", "SCORES", "Exit", "Status"]
+__all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "NOT_RANKED", "NUMBERS", "SCORES", "Exit", "Status"]
 __all__ += ["lower_is_better", "minimised"]
+
+
+FORMAT = 1  # of everything stored in a run, a sweep or an ensemble; what says nothing is of before, and reads the same
 
 
 class Status(str, Enum):

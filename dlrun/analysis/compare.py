@@ -17,7 +17,7 @@ from dlrun.analysis import verdicts
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
-from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES
+from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES, Status
 
 __all__ = ["IGNORED", "Entry", "ensembles", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
 
@@ -103,7 +103,7 @@ def metric(entries: Sequence[Entry]) -> str:
 
 def scored(row: Mapping[str, Any], column: str) -> bool:
     """Whether a run or row is done and its score counts: not one of a run that goes on, was cut short or diverged."""
-    return row.get("status") == "completed" and _finite(row.get(column))
+    return row.get("status") == Status.COMPLETED and _finite(row.get(column))
 
 
 def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 from dlrun.analysis import compare
 from dlrun.analysis.compare import Entry
 from dlrun.folders import reading
-from dlrun.vocabulary import SCORES
+from dlrun.vocabulary import SCORES, Status
 
 __all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
 
@@ -76,12 +76,14 @@ def _row(group: Sequence[Entry], differing: Sequence[str], metric: str) -> dict[
         values = list(_by_seed(group, column).values())
         row[f"{column}_mean"] = fmean(values) if values else ""
         row[f"{column}_std"] = stdev(values) if len(values) > 1 else ""
-    done = [e.result.get("seconds") for e in group if e.result.get("status") == "completed"]
+    done = [e.result.get("seconds") for e in group if e.result.get("status") == Status.COMPLETED]
     times = [t for t in done if isinstance(t, (int, float))]
     row["seconds"] = fmean(times) if times else ""
-    rest = Counter(str(e.result.get("status", "")) or "empty" for e in group if e.result.get("status") != "completed")
+    rest = Counter(
+        str(e.result.get("status", "")) or "empty" for e in group if e.result.get("status") != Status.COMPLETED
+    )
     row["rest"] = " ".join(f"{count} {status}" for status, count in sorted(rest.items()))
-    row["checks"] = reading.worst_check(e.result for e in group if e.result.get("status") == "completed")
+    row["checks"] = reading.worst_check(e.result for e in group if e.result.get("status") == Status.COMPLETED)
     row |= {"verdict": "", "p": "", "test": "", "runs": json.dumps([str(e.path) for e in group])}
     return row
 

@@ -24,7 +24,7 @@ from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
-from dlrun.vocabulary import NOT_RANKED, lower_is_better, minimised
+from dlrun.vocabulary import NOT_RANKED, Status, lower_is_better, minimised
 
 __all__ = ["Axis", "Trials", "expect_model", "judged", "read", "score", "searched", "shared", "warnings"]
 
@@ -153,9 +153,9 @@ def score(folder: Path, result: Mapping[str, Any], metric: str) -> float | None:
     What result.json says of a completed run comes first: with trainer.ema it is not what metrics.csv says. Before its
     end the better of raw and averaged weights counts, as for its best epoch.
     """
-    if result.get("status") == "diverged":
+    if result.get("status") == Status.DIVERGED:
         return None
-    value = result.get(metric) if result.get("status") == "completed" else None
+    value = result.get(metric) if result.get("status") == Status.COMPLETED else None
     if value is None:
         rows = reading.metrics(folder)
         epoch = str(result.get("tested_epoch") or result.get("best_epoch") or "")
@@ -332,7 +332,7 @@ def _failures(trials: Trials) -> list[str]:
         apart = [word for axis in trials.axes if (word := _apart(axis, which, trials.done))]
         parts = [f"{status}: {len(which)} of {total} trials", *([reason] if reason else []), *apart]
         said.append("; ".join(parts))
-    for status in ("running", "interrupted"):
+    for status in (Status.RUNNING, Status.INTERRUPTED):
         if count := sum(entry.result.get("status") == status for entry in trials.entries):
             said.append(f"{status}: {count} of {total} trials have no final score")
     return said

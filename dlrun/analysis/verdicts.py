@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from dlrun.analysis.evidence import WANTED_RATIO, Evidence, digit, end, span
-from dlrun.vocabulary import lower_is_better
+from dlrun.vocabulary import Status, lower_is_better
 
 __all__ = ["Finding", "judge", "summary", "urgent"]
 
@@ -66,7 +66,7 @@ def judge(
     layers: Iterable[Mapping[str, Any]],
     config: Mapping[str, Any],
     data: Mapping[str, Any] | None = None,
-    status: str = "completed",
+    status: str = Status.COMPLETED,
 ) -> list[Finding]:
     """Return the verdicts on a run, worst first.
 
@@ -88,7 +88,7 @@ def urgent(
     data: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
     """Return what is worth an interruption after the epochs so far; layers may be of the last one alone."""
-    run = Evidence(metrics, layers, config, data or {}, "running")
+    run = Evidence(metrics, layers, config, data or {}, Status.RUNNING)
     warm = sum(lr >= 0.3 * run.peak for lr in run.lr) >= 3  # a warm-up is allowed to learn nothing
     found = [rule(run) for rule in ((_exploding, _flat, _dead) if warm else (_exploding,))]
     return [f for f in found if f is not None and f.severity == "stop"]
@@ -101,7 +101,7 @@ def summary(findings: Iterable[Finding | Mapping[str, Any]]) -> str:
 
 def _exploding(run: Evidence) -> Finding | None:
     """B1, B8: the loss is not finite, or has risen far above its lowest."""
-    if run.status == "diverged" or not all(map(math.isfinite, run.loss)):
+    if run.status == Status.DIVERGED or not all(map(math.isfinite, run.loss)):
         epoch = run.epochs[-1] + 1 if run.epochs else 1
         sentence = f"exploding: the loss is not finite in epoch {epoch} with lr {run.peak:.2g}"
         return Finding("exploding", "stop", sentence, run.peak, run.rate(0.1))

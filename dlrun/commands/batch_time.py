@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlrun.commands.arguments import next_command, numbers
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
         timings, ending = batch_time.measure(build(cfg), found["--seconds"], say)
         print(f"ended: {ending}")
         if not timings:
-            return 3
+            return Exit.CHECK_FAILED
         size = batch_time.knee(timings)
         picture = batch_time.draw(timings, size, ending, label(cfg))
         files = outputs.write_study("batch_time", cfg.run.dir, label(cfg), batch_time.table(timings), picture)
@@ -43,6 +44,6 @@ def main(argv: list[str]) -> int:
         setting = f"trainer.batch_size={size}"
         print(f"next: {next_command('train', rest, setting)}")
         print(f"the learning rate belongs to the batch size: {next_command('lr_range', rest, setting)}")
-        return 0
+        return Exit.FINE
 
     return run("batch_time", rest, task)

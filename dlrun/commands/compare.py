@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.commands.arguments import Parser
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     else:
         print(tables.as_text(table, None if args.all else SCREEN, metric, lower=lower))
         _foot(args, runs, len(entries) - runs, len(table), notes)
-    return 0
+    return Exit.FINE
 
 
 def _parser() -> Parser:

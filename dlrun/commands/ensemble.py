@@ -9,6 +9,7 @@ from typing import Any
 from dlrun.commands.arguments import Parser, trusted
 from dlrun.ensembles.table import store
 from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
     print(
         f"{args.vote} is stored for `dlrun predict {shlex.quote(str(path))}` and as a teacher; everything is in {path}"
     )
-    return 0
+    return Exit.FINE
 
 
 def _heat(vote: str, temperature: float) -> str:
@@ -97,7 +98,7 @@ def _average(args: Any, members: Sequence[Any], trust: list[str], mean: float) -
     print(f"average of the weights: {said}; it is a run like others: {run.path}")
     if ending["val_acc"] < mean:
         print("below its mean member: weights average where training shared its start (--members checkpoints)")
-    return 0
+    return Exit.FINE
 
 
 def _parser() -> Parser:

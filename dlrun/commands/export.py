@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dlrun.commands.arguments import Parser, trusted
 from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -34,4 +35,4 @@ def main(argv: list[str]) -> int:
     found = export.export(run, args.to, out, trust)
     print(f"{out}: raw {found['input']} images (batch, channels, height, width) to logits, for any batch")
     print(f"on {found['images']} validation images they differ from the run's by at most {found['difference']:.1e}")
-    return 0
+    return Exit.FINE

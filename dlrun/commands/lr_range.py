@@ -6,6 +6,7 @@ from typing import Any
 
 from dlrun.commands.arguments import next_command, numbers
 from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -40,11 +41,11 @@ def main(argv: list[str]) -> int:
         files = outputs.write_study("lr_range", cfg.run.dir, label(cfg), lr_range.table(points), picture)
         print(f"{verdict.text}\ncurve: {files[0]}, picture: {files[1]}")
         if verdict.lr is None:
-            return 3
+            return Exit.CHECK_FAILED
         rates = [f"optimizer.lr={verdict.lr:g}"]
         if "sgd_lr" in cfg.optimizer:  # Muon's other rate has moved in proportion
             rates.append(f"optimizer.sgd_lr={cfg.optimizer.sgd_lr * verdict.lr / cfg.optimizer.lr:.3g}")
         print(f"next: {next_command('train', rest, *rates)}")
-        return 0
+        return Exit.FINE
 
     return run("lr_range", rest, task)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dlrun.commands.arguments import Parser, trusted
 from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -44,4 +45,4 @@ def main(argv: list[str]) -> int:
         print(f"left out: {name}: {why}")
     left = f", {len(done.unreadable)} left out" if done.unreadable else ""
     print(f"{done.predicted:,} images predicted{left}: {out}")
-    return 0
+    return Exit.FINE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dlrun.commands.arguments import Parser
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -22,4 +23,4 @@ def main(argv: list[str]) -> int:
         print(run_report.write(path))
     else:
         print(sweep_report.write(path))
-    return 0
+    return Exit.FINE

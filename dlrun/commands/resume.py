@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dlrun.commands.arguments import Parser, trusted
 from dlrun.errors import UserError
+from dlrun.vocabulary import Exit, Status
 
 __all__ = ["main"]
 
@@ -56,9 +57,9 @@ def _go_on(run: object, trust: list[str]) -> int:
     from dlrun.folders.run import Run
 
     assert isinstance(run, Run)
-    if reading.stored(run.path).get("status") == "completed":
+    if reading.stored(run.path).get("status") == Status.COMPLETED:
         print(f"{run.path} is complete; nothing to do")
-        return 0
+        return Exit.FINE
     plain = reading.config(run.path)
     # what a stored config trusts is a stranger's word: only the command line counts
     plain["trust"] = trust

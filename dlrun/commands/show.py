@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -28,6 +29,6 @@ def main(argv: list[str]) -> int:
 
         picture = augmentations.draw(build(cfg), label(cfg))
         print(f"picture: {outputs.write_study('show', cfg.run.dir, label(cfg), None, picture)[0]}")
-        return 0
+        return Exit.FINE
 
     return run("show", words, task)

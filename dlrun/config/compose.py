@@ -21,6 +21,7 @@ from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_errors import in_one_line
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["Composer", "builtin_conf", "compose", "composer", "run"]
 
@@ -92,7 +93,7 @@ def _ask_hydra(verb: str, flags: Flags, overrides: list[str]) -> int:
             hydra.main(str(builtin_conf()), ROOT, version_base="1.3")(lambda cfg: None)()
     finally:
         print(answer.getvalue(), end="")
-    return 0
+    return Exit.FINE
 
 
 @contextmanager

@@ -15,6 +15,7 @@ import numpy as np
 from dlrun.ensembles.votes import greedy, ranking
 from dlrun.errors import UserError
 from dlrun.folders import reading
+from dlrun.vocabulary import Status
 
 __all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select"]
 
@@ -50,7 +51,7 @@ def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
     found, left_out = [], []
     for path in reading.find(list(paths)):
         result = reading.result(path)
-        if result.get("status") != "completed":
+        if result.get("status") != Status.COMPLETED:
             left_out.append(f"{path} is {result.get('status', 'no run')}, not completed")
         elif result.get("average_of") and path.resolve() not in named:
             left_out.append(f"{path} is an average of other runs; named itself it takes part")
@@ -80,7 +81,7 @@ def read(paths: Sequence[str]) -> tuple[list[Member], list[str]]:
 def member(path: Path) -> Member:
     """Return a run as a member. Raises UserError that names what it lacks."""
     result, arrays = reading.result(path), reading.arrays(path, "predictions")
-    if result.get("status") != "completed":
+    if result.get("status") != Status.COMPLETED:
         raise UserError(f"{path} is {result.get('status', 'no run')}, not completed")
     data = result.get("data")
     if not isinstance(data, dict) or not {"classes", "shape", "mean", "std"} <= data.keys():

@@ -12,6 +12,7 @@ import numpy as np
 from dlrun.ensembles.members import SPLITS, Member
 from dlrun.ensembles.votes import VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
 from dlrun.folders import reading
+from dlrun.vocabulary import Status
 
 __all__ = ["ORDERS", "Table", "as_text", "draw", "each", "judge", "sizes", "store"]
 
@@ -184,7 +185,7 @@ def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
         listed.append(entry | ({"checkpoint": m.checkpoint} if m.checkpoint else {}))
     asked = {"members": listed, "vote": args.vote, "temperature": float(table.temperatures[args.vote])}
     asked["selection"] = f"top {args.top}" if args.top else "greedy" if args.greedy else "all"
-    scores = {"status": "completed", **chosen, "data": dict(members[0].data), "votes": table.rows}
+    scores = {"status": Status.COMPLETED, **chosen, "data": dict(members[0].data), "votes": table.rows}
     arrays = {}
     for split, vote in table.votes[args.vote].items():
         # the logarithm of a probability is a logit: what reads runs reads this

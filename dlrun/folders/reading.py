@@ -12,6 +12,7 @@ from typing import Any
 from dlrun.errors import UserError
 from dlrun.folders.disk import make_folder, owned
 from dlrun.folders.formats import read_arrays, read_rows
+from dlrun.vocabulary import Status
 
 __all__ = [
     "arrays",
@@ -45,8 +46,8 @@ def epoch_checkpoints(path: Path) -> list[Path]:
 def result(path: Path) -> dict[str, Any]:
     """Return what result.json says, with status `interrupted` where a run's owner died without a word."""
     found = stored(path)
-    if found.get("status") == "running" and not owned(path):
-        found["status"] = "interrupted"
+    if found.get("status") == Status.RUNNING and not owned(path):
+        found["status"] = Status.INTERRUPTED
     return found
 
 
@@ -56,7 +57,7 @@ def stored(path: Path) -> dict[str, Any]:
         found = json.loads((path / "result.json").read_bytes())
         if isinstance(found, dict):
             return found
-    return {"status": "running"} if (path / "config.yaml").exists() else {}
+    return {"status": Status.RUNNING} if (path / "config.yaml").exists() else {}
 
 
 def arrays(path: Path, name: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dlrun.folders.disk import OWNER, append, lock, make_folder, unlock, write_a
 from dlrun.folders.formats import as_csv, read_arrays, write_arrays
 from dlrun.folders.outputs import OUTPUTS, new_folder, point_latest
 from dlrun.folders.reading import epoch_checkpoints, metrics, stored, tested
+from dlrun.vocabulary import Status
 
 __all__ = ["Run", "ask_to_stop", "claim", "reopen", "settle", "take", "taken"]
 
@@ -190,8 +191,8 @@ def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
 def _foreign(path: Path) -> str:
     """Say what stands in the way of a new run; what one left that died before it had a config does not."""
     if (path / "config.yaml").exists():
-        status = stored(path).get("status", "running")
-        status = "interrupted" if status == "running" else status  # its owner is gone: the lock is ours
+        status = stored(path).get("status", Status.RUNNING)
+        status = Status.INTERRUPTED if status == Status.RUNNING else status  # its owner is gone: the lock is ours
         return f"a run ({status}); `dlrun resume {shlex.quote(str(path))}` goes on with it, or "
     names = sorted({n for n in os.listdir(path) if not n.startswith(".")} - {"checkpoints", "log.txt"})
     return f"{names[0]}, which is no run of dlrun; " if names else ""

@@ -16,6 +16,7 @@ import numpy as np
 from dlrun.analysis.edges import position
 from dlrun.analysis.sweeps import Axis, Trials, judged
 from dlrun.reports.figures import BLUE, GREEN, GREY, ORANGE, canvas, headline
+from dlrun.vocabulary import FAILED, NOT_RANKED, Status
 
 __all__ = ["against_axes", "called", "legend", "parallel", "span", "strip", "two_axes", "wanted"]
 
@@ -53,8 +54,8 @@ def lost_trials(trials: Trials) -> dict[str, tuple[str, str, list[int]]]:
     for name, (marker, colour) in {
         "pruned": ("v", GREY), "diverged": ("x", ORANGE), "failed": ("x", "#000000"), "no score yet": (".", GREY),
     }.items():  # fmt: skip
-        known = {"failed": ("failed", "check_failed")}.get(name, (name,))
-        others = ("pruned", "diverged", "failed", "check_failed")
+        known = {str(Status.FAILED): FAILED}.get(name, (name,))
+        others = NOT_RANKED
         which = [
             k
             for k, (state, score) in enumerate(zip(states, trials.scores, strict=True))

@@ -20,7 +20,7 @@ from dlrun.folders import reading
 from dlrun.reports import sweep_plots, tables
 from dlrun.reports.axis_plots import called, wanted
 from dlrun.reports.page import picture, section, table, text, write_page
-from dlrun.vocabulary import SCORES
+from dlrun.vocabulary import SCORES, Status
 
 __all__ = ["write"]
 
@@ -109,7 +109,7 @@ def _links(folder: Path, found: Trials) -> dict[str, str]:
 def _every(folder: Path, found: Trials) -> str:
     shown = tables.telling(found.rows)
     reasons = [str(entry.result.get("reason") or "") for entry in found.entries]
-    failed = [row["status"] not in ("completed", "running") for row in found.rows]
+    failed = [row["status"] not in (Status.COMPLETED, Status.RUNNING) for row in found.rows]
     rows = [
         {c: row[c] for c in shown}
         | {"run": _label(folder, found, k)}

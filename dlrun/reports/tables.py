@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlrun.analysis import compare
-from dlrun.vocabulary import NUMBERS, SCORES
+from dlrun.vocabulary import NUMBERS, SCORES, Status
 
 __all__ = ["as_csv", "as_json", "as_latex", "as_text", "telling"]
 
@@ -167,7 +167,7 @@ def _columns(rows: Rows, metric: str = "val_acc", lower: bool = False) -> list[C
 
 def _best(rows: Rows, name: str, *, lower: bool) -> set[int]:
     """The rows with the best of a score, where more than one has any that counts."""
-    counts = [compare.scored({"status": "completed"} | dict(row), name) for row in rows]
+    counts = [compare.scored({"status": Status.COMPLETED} | dict(row), name) for row in rows]
     values = {k: float(row[name]) for k, row in enumerate(rows) if counts[k]}
     if len(values) < 2:
         return set()

@@ -19,13 +19,12 @@ from typing import Any
 from dlrun.console import Screen
 from dlrun.errors import UserError, first_line
 from dlrun.folders.run import Run
-from dlrun.run.gate import CHECK_FAILED, headline, passed, tell_dropped
+from dlrun.run.gate import headline, passed, tell_dropped
 from dlrun.run.provenance import origin
 from dlrun.training.loggers import Follower
+from dlrun.vocabulary import Exit, Status
 
 __all__ = ["execute", "label", "store"]
-
-DIVERGED, INTERRUPTED = 4, 130
 
 
 def label(cfg: Any) -> str:
@@ -53,13 +52,13 @@ def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: b
         with screen, _terminate_politely():
             if not resuming:
                 run.write_config(cfg)
-            run.update_result(status="running", reason="", **origin(cfg))
+            run.update_result(status=Status.RUNNING, reason="", **origin(cfg))
             code, ending = _train(cfg, run, screen, follower)
     except KeyboardInterrupt:
-        code, ending = INTERRUPTED, {"status": "interrupted", "reason": "interrupted from outside"}
+        code, ending = Exit.INTERRUPTED, {"status": Status.INTERRUPTED, "reason": "interrupted from outside"}
         screen.say(f"interrupted; `{_typed('resume', run)}` goes on after the last finished epoch")
     except UserError as error:
-        _record(run, {"status": "failed", "reason": str(error)})
+        _record(run, {"status": Status.FAILED, "reason": str(error)})
         if bad := getattr(error, "bad", None):  # a message has room for ten (D1)
             from dlrun.data.audit import listed
 
@@ -69,7 +68,7 @@ def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: b
     except Exception as error:
         code, ending = _failure(error, run, screen)
     _record(run, ending)
-    if ending["status"] in ("completed", "diverged") and cfg.trainer.get("report", True):
+    if ending["status"] in (Status.COMPLETED, Status.DIVERGED) and cfg.trainer.get("report", True):
         _report(run, screen)
     return code
 
@@ -109,7 +108,7 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
     fresh = not run.last.exists()
     if fresh and cfg.check.enabled and not passed(exp, run, screen):
         reason = "a check before training failed, see checks.csv"
-        return CHECK_FAILED, {"status": "check_failed", "reason": reason}
+        return Exit.CHECK_FAILED, {"status": Status.CHECK_FAILED, "reason": reason}
     state = checkpoint.restore(run, exp)
     run.trim_metrics(state.epoch)
     if not fresh:
@@ -120,16 +119,24 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
     except loop.Diverged as error:
         screen.close()
         screen.say(f"stopped: {error}", style="bold red")
-        return DIVERGED, {"status": "diverged", "reason": str(error), **_verdicts(exp, run, screen, "diverged")}
+        return Exit.DIVERGED, {
+            "status": Status.DIVERGED,
+            "reason": str(error),
+            **_verdicts(exp, run, screen, Status.DIVERGED),
+        }
     except loop.Stopped as stopped:
         screen.say(str(stopped))
-        return 0, {"status": stopped.status, "reason": str(stopped), **_verdicts(exp, run, screen, stopped.status)}
+        return Exit.FINE, {
+            "status": stopped.status,
+            "reason": str(stopped),
+            **_verdicts(exp, run, screen, stopped.status),
+        }
     screen.close()
     if (reason := _reason(cfg.trainer, state)) != "all epochs done":
         screen.say(reason)
     ending = _finish(exp, run, screen, state)
     _tell(exp, run, screen, state, ending)
-    return 0, ending | _verdicts(exp, run, screen, "completed")
+    return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
 
 
 def _verdicts(exp: Any, run: Run, screen: Screen, status: str) -> dict[str, Any]:
@@ -158,7 +165,7 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
     test = exp.data.test()
     tell_dropped(exp, run, screen, told)
     ending: dict[str, Any] = {
-        "status": "completed",
+        "status": Status.COMPLETED,
         "reason": _reason(exp.cfg.trainer, state),
         "best_epoch": int(tested["best"]["epoch"]),
         "tested_epoch": int(tested["epoch"]),
@@ -224,7 +231,7 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
             what += "; trainer.compile=false trains without a compiler"
     text = f"dlrun: failed: {what}; the traceback is in {run.log}; `{_typed('resume', run)}` goes on"
     screen.say(text, style="red")
-    return 1, {"status": "failed", "reason": what}
+    return Exit.FAILED, {"status": Status.FAILED, "reason": what}
 
 
 def store(exp: Any, run: Run, members: list[str]) -> dict[str, Any]:
@@ -238,7 +245,7 @@ def store(exp: Any, run: Run, members: list[str]) -> dict[str, Any]:
     state = checkpoint.State(epoch=exp.cfg.trainer.epochs, best={"epoch": 0, "value": 0.0, "val_loss": 0.0})
     exp.cfg.choices = {**(exp.cfg.get("choices") or {}), "objective": f"average-of-{len(members)}"}
     run.write_config(exp.cfg)
-    run.update_result(status="running", **origin(exp.cfg), average_of=members)
+    run.update_result(status=Status.RUNNING, **origin(exp.cfg), average_of=members)
     run.update_result(parameters=sum(p.numel() for p in exp.model.parameters()))
     checkpoint.write(run, checkpoint.snapshot(exp, state), is_best=True)
     ending = _finish(exp, run, screen, state) | {"reason": f"the average of the weights of {', '.join(members)}"}

@@ -10,10 +10,9 @@ from typing import Any
 from dlrun.console import Screen
 from dlrun.errors import UserError
 from dlrun.folders.run import Run
+from dlrun.vocabulary import Exit
 
-__all__ = ["CHECK_FAILED", "check_only", "headline", "passed", "tell_dropped"]
-
-CHECK_FAILED = 3
+__all__ = ["check_only", "headline", "passed", "tell_dropped"]
 
 
 def passed(exp: Any, run: Run | None, screen: Screen) -> bool:
@@ -66,10 +65,10 @@ def check_only(cfg: Any, *, as_json: bool = False) -> int:
         if exp.data.dropped:
             print(_dropped([item.id for item in exp.data.dropped], "", most=None), file=sys.stderr)
         print(json.dumps([r.row() for r in results], indent=1))
-        return CHECK_FAILED if checks.worst(results) == "fail" and not cfg.check.warn_only else 0
+        return Exit.CHECK_FAILED if checks.worst(results) == "fail" and not cfg.check.warn_only else Exit.FINE
     screen.say(headline(cfg, exp))
     tell_dropped(exp, None, screen)
-    return 0 if passed(exp, None, screen) else CHECK_FAILED
+    return Exit.FINE if passed(exp, None, screen) else Exit.CHECK_FAILED
 
 
 def headline(cfg: Any, exp: Any) -> str:

@@ -14,7 +14,7 @@ from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search.plan import Round
 from dlrun.search.space import Axis
-from dlrun.vocabulary import FAILED
+from dlrun.vocabulary import FAILED, Status
 
 if TYPE_CHECKING:
     from dlrun.search.study import Trial
@@ -67,7 +67,7 @@ def line(sweep: Sweep, number: int, *, again: bool) -> str:
         text += f"  {sweep.metric} {score:.4f}"
     if status in FAILED:
         text += f"  {trial.reason}" + ("; trying again" if again else "")
-    elif status in ("diverged", "pruned"):
+    elif status in (Status.DIVERGED, Status.PRUNED):
         text += f"  {sweep.result(number).get('reason', '')}"
     best = ranked(sweep)
     return text + ("  best" if best and best[0].number == number else "")
@@ -97,7 +97,8 @@ def ending(sweep: Sweep) -> list[str]:
     best = ranked(sweep, sweep.plan.stage) or ranked(sweep)  # of a staged search those that were trained to the end
     table = sweep_folder.write_table(sweep.folder, rows(sweep))
     count = {
-        s: sum(sweep.status(n) == s for n in numbers) for s in ("completed", "paused", "pruned", "diverged", *FAILED)
+        s: sum(sweep.status(n) == s for n in numbers)
+        for s in (Status.COMPLETED, Status.PAUSED, Status.PRUNED, Status.DIVERGED, *FAILED)
     }
     told = ", ".join(f"{c} {s}" for s, c in count.items() if c)
     lines = [f"\n{len(numbers)} trials: {told}; the table is {table}"]

@@ -30,14 +30,13 @@ from dlrun.search.plan import Plan, Round
 from dlrun.search.sampling import draw, unseen
 from dlrun.search.space import check, grid, plain_words, read, size
 from dlrun.search.study import Study, Trial
-from dlrun.vocabulary import DONE, minimised
+from dlrun.vocabulary import DONE, Exit, Status, minimised
 
 if TYPE_CHECKING:
     from dlrun.config.compose import Composer
 
 __all__ = ["Sweep", "again", "points", "sweep"]
 
-SOME_FAILED, INTERRUPTED = 5, 130
 LOOK = 0.5  # seconds between two looks at what running trials wrote
 PATIENCE = 20  # seconds for interrupted trials to write down that they were
 
@@ -109,13 +108,13 @@ class Sweep:
                 self._rounds()
         except KeyboardInterrupt:
             self._interrupted()
-            return INTERRUPTED
+            return Exit.INTERRUPTED
         finally:
             self.pool.close()
         for line in summary.ending(self):
             self.screen.say(line)
         self._page()
-        return SOME_FAILED if any(self._status(n) in vocabulary.FAILED for n in self.trials) else 0
+        return Exit.SOME_FAILED if any(self._status(n) in vocabulary.FAILED for n in self.trials) else Exit.FINE
 
     def _rounds(self) -> None:
         while True:
@@ -145,9 +144,9 @@ class Sweep:
         if following.stage == now.stage:
             return
         for number in sorted(self.trials):
-            if number not in following.kept and self._status(number) == "paused":
+            if number not in following.kept and self._status(number) == Status.PAUSED:
                 why = f"not among the best of stage {now.stage}"
-                settle(sweep_folder.run_folder(self.folder, number), status="pruned", reason=why)
+                settle(sweep_folder.run_folder(self.folder, number), status=Status.PRUNED, reason=why)
                 self.results.pop(number)
                 self._close(self.trials[number])
 
@@ -226,19 +225,19 @@ class Sweep:
         folder = sweep_folder.run_folder(self.folder, number)
         if ended.lost:
             with suppress(UserError):  # a node that only seems to be gone may hold it still
-                settle(folder, status="failed", reason=ended.why)
+                settle(folder, status=Status.FAILED, reason=ended.why)
         result = reading.result(folder)
         status = str(result.get("status", ""))
         again = []
-        if status not in (*DONE, "paused"):
+        if status not in (*DONE, Status.PAUSED):
             why = ended.why if ended.lost or not result.get("reason") else str(result["reason"])
             # a check that failed fails again: only a further retry, asked for later, runs it once more
-            failures = self.plan.search["retries"] + 1 if status == "check_failed" else trial.failures + 1
+            failures = self.plan.search["retries"] + 1 if status == Status.CHECK_FAILED else trial.failures + 1
             self.study.failed(trial, why or f"ended with code {ended.code}", failures)
             if failures <= self.plan.search["retries"]:
                 again = [number]
         self.results[number] = result
-        if not again and (status != "paused"):
+        if not again and (status != Status.PAUSED):
             self._close(trial)
         self.screen.say(summary.line(self, number, again=bool(again)))
         self._table()
@@ -249,10 +248,10 @@ class Sweep:
         if trial.closed:
             return
         status, value = self._status(trial.number), self.score(trial.number)
-        if status in ("completed", "paused") and value is not None:
+        if status in (Status.COMPLETED, Status.PAUSED) and value is not None:
             self.study.close(trial, value, "complete")
         else:
-            self.study.close(trial, None, "pruned" if status in ("pruned", "diverged") else "fail")
+            self.study.close(trial, None, "pruned" if status in (Status.PRUNED, Status.DIVERGED) else "fail")
 
     def _look(self, now: Round) -> list[int]:
         """Follow running trials: report their epochs, stop those that are bad or hang; returns those to try again."""
@@ -294,8 +293,8 @@ class Sweep:
     def _status(self, number: int) -> str:
         status = str(self.result(number).get("status", ""))
         trial = self.trials.get(number)
-        if trial is not None and trial.failures and status not in (*DONE, "paused", "check_failed"):
-            return "failed"
+        if trial is not None and trial.failures and status not in (*DONE, Status.PAUSED, Status.CHECK_FAILED):
+            return Status.FAILED
         return status
 
     status = _status
@@ -314,9 +313,9 @@ class Sweep:
         if number not in self.trials:
             return False
         status = self._status(number)
-        if status in ("failed", "check_failed"):
+        if status in (Status.FAILED, Status.CHECK_FAILED):
             return self.trials[number].failures > int(self.plan.search["retries"])
-        if status == "paused":
+        if status == Status.PAUSED:
             return bool(now.epochs) and int(self.result(number).get("epochs", 0)) >= min(now.epochs, self.epochs)
         return status in DONE
 

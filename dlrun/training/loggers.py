@@ -17,12 +17,13 @@ from dlrun.config.extras import logger_kind
 from dlrun.errors import first_line
 from dlrun.folders import reading
 from dlrun.folders.run import Run
+from dlrun.vocabulary import Status
 
 __all__ = ["Follower"]
 
 Row = Mapping[str, Any]
 # how MLflow calls the end of a run; any other is a failure
-ENDINGS = {"completed": "FINISHED", "interrupted": "KILLED", "pruned": "KILLED"}
+ENDINGS: dict[str, str] = {Status.COMPLETED: "FINISHED", Status.INTERRUPTED: "KILLED", Status.PRUNED: "KILLED"}
 PARAMS, LONGEST = 100, 500  # parameters a call and letters a value that every version of MLflow takes
 
 

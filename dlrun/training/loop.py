@@ -26,7 +26,7 @@ from dlrun.training.choosing import advance, kept, stopped_early
 from dlrun.training.diagnostics import Look, Watch
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
-from dlrun.vocabulary import AVERAGED, COLUMNS
+from dlrun.vocabulary import AVERAGED, COLUMNS, Status
 
 __all__ = ["Diverged", "Predictions", "Stopped", "fit", "predict", "scores", "step"]
 
@@ -80,9 +80,9 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
                 writer.wait()  # no kill may undo an epoch that a logger has heard of
                 follower.follow(history)
             if epoch < last and (asked := run.asked_to_stop()) is not None:
-                raise Stopped("pruned", asked)
+                raise Stopped(Status.PRUNED, asked)
     if last < trainer.epochs and state.epoch == last:
-        raise Stopped("paused", f"paused after epoch {last} of {trainer.epochs} (trainer.stop_after={last})")
+        raise Stopped(Status.PAUSED, f"paused after epoch {last} of {trainer.epochs} (trainer.stop_after={last})")
 
 
 def _epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> tuple[dict[str, Any], Look]:

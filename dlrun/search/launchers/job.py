@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from dlrun.vocabulary import Exit
+
 __all__ = ["Job", "Place", "Remote", "away", "main", "work"]
 
 
@@ -60,11 +62,11 @@ def work(job: Job) -> tuple[int, str]:
     except UserError as error:
         return error.code, str(error)
     except KeyboardInterrupt:
-        return 130, "interrupted"
+        return Exit.INTERRUPTED, "interrupted"
     except SystemExit:  # how a queue takes a job back, or a user's code ends the process: lost, not failed
         raise
     except BaseException as error:  # a user's code may raise anything; the worker lives on
-        return 1, f"{type(error).__name__}: {str(error).strip()[:200]}"
+        return Exit.FAILED, f"{type(error).__name__}: {str(error).strip()[:200]}"
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,8 @@ def _run(verb: str, argv: list[str]) -> int:
     debug = "--debug" in argv or completing
     argv = [a for a in argv if a != "--debug"]
     sys.argv = ["dlrun" if completing else f"dlrun {verb}", *argv]
-    from dlrun.config import UserError
+    from dlrun.errors import UserError
+    from dlrun.vocabulary import Exit
 
     try:
         code: int = importlib.import_module(f"dlrun.commands.{verb}").main(argv)
@@ -118,7 +119,7 @@ def _run(verb: str, argv: list[str]) -> int:
         if debug:
             raise
         print("dlrun: interrupted", file=sys.stderr)
-        return 130
+        return Exit.INTERRUPTED
     except BrokenPipeError:
         # the reader of a pipe (`dlrun compare | head`) has left: nothing to say, and nobody to say it to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["CrossEntropy", "Hinge"]
 

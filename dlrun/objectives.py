@@ -47,7 +47,7 @@ class Distill:
         temperature: float = 4.0,
         alpha: float = 0.9,
     ) -> None:
-        from dlrun.teachers import log_probabilities
+        from dlrun.inference.teacher import log_probabilities
 
         self.temperature, self.alpha = temperature, alpha
         self.targets = log_probabilities(teacher, data, packages, device).to(device)  # where `index` is

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["Penalty"]
 

@@ -13,18 +13,20 @@ from typing import Any
 
 import pytest
 import torch
-from composed import SMALL, composed
-from conftest import TINY, Outcome
 from torch import nn
 
-from dlrun import batch_time, checkpoint, experiment, memory
-from dlrun.config import UserError
 from dlrun.data import batches
 from dlrun.data.batches import Batches
 from dlrun.data.images import InMemory
-from dlrun.experiment import build, pick_device
-from dlrun.search import pool
-from dlrun.search.worker import Job, work
+from dlrun.errors import UserError
+from dlrun.probes import batch_time
+from dlrun.search.launchers import protocol
+from dlrun.search.launchers.job import Job, work
+from dlrun.training import device, memory, random_state
+from dlrun.training.device import pick_device
+from dlrun.training.experiment import build
+from support.commands import TINY, Outcome
+from support.composed import SMALL, composed
 
 CARD = torch.device("cuda")
 
@@ -45,15 +47,15 @@ def test_auto_takes_bf16_where_a_card_computes_it(
 ) -> None:
     asked = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **more: asked.append(more) or has)
-    assert experiment._dtype("auto", CARD, nn.Linear(2, 2), (8, 8, 1)) == dtype
+    assert device.pick_dtype("auto", CARD, nn.Linear(2, 2), (8, 8, 1)) == dtype
     assert asked == [{"including_emulation": False}]  # one that only emulates it is slower than fp32
-    assert experiment._dtype("fp32", CARD, nn.Linear(2, 2), (8, 8, 1)) == torch.float32
+    assert device.pick_dtype("fp32", CARD, nn.Linear(2, 2), (8, 8, 1)) == torch.float32
 
 
 def test_without_triton_nothing_compiles_for_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install triton"):
-        experiment._compiled(nn.Linear(2, 2), CARD)
+        device.compiled(nn.Linear(2, 2), CARD)
 
 
 @pytest.mark.parametrize("wanted", [True, False])
@@ -117,9 +119,9 @@ def test_the_random_state_of_cards_goes_into_checkpoints_and_back(monkeypatch: p
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states)
     monkeypatch.setattr(torch.cuda, "set_rng_state_all", back.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    found = checkpoint.rng_state()
+    found = random_state.rng_state()
     assert found["cuda"] == states
-    checkpoint.set_rng_state(found)
+    random_state.set_rng_state(found)
     assert back == [states[:1]]  # a machine with fewer cards takes those it has
 
 
@@ -141,8 +143,8 @@ def test_cards_are_counted_without_torch(
         return folders[str(path)]
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(pool.os, "listdir", listed)
-    assert pool.gpus() == found
+    monkeypatch.setattr(protocol.os, "listdir", listed)
+    assert protocol.gpus() == found
 
 
 def test_a_run_of_a_card_is_evaluated_and_exported_where_there_is_none(dlrun: Callable[..., Outcome]) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Outcome, write
 
 from dlrun import __version__, cli
-from dlrun.arguments import split
 from dlrun.cli import VERBS
-from dlrun.composing import builtin_conf, compose
-from dlrun.config import UserError
+from dlrun.config.compose import builtin_conf, compose
+from dlrun.config.flags import split
+from dlrun.errors import UserError
+from support.commands import TINY, Outcome
+from support.stored import write
 
 SCRIPT = str(Path(sys.executable).with_name("dlrun"))
 

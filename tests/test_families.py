@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from composed import composed
 from torch import nn
 
-from dlrun.composing import builtin_conf
-from dlrun.experiment import build
+from dlrun.config.compose import builtin_conf
+from dlrun.training.experiment import build
+from support.composed import composed
 
 CHEAP = ("trainer.threads=1", "dataset.limit=100", "check=none")
 # options that need something from outside: where it comes from in this test
@@ -65,18 +65,18 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("option", list(options()))
 def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> None:
-    from dlrun import engine
+    from dlrun.training import loop
 
     group, _, name = option.partition("=")
     if group == "logger" and name != "none":
         pytest.importorskip(name, reason=f"the extra {name} is not installed")
     where, words = NEEDS.get(option, ("", ""))
     if where == "teacher":
-        from dlrun import rundir
-        from dlrun.running import execute
+        from dlrun.folders.run import claim
+        from dlrun.run.execute import execute
 
         tiny = (*CHEAP, "trainer.epochs=1", "trainer.report=false", "model.width=4")
-        assert execute(composed(*tiny), rundir.claim(str(outside / "teacher"), "")) == 0
+        assert execute(composed(*tiny), claim(str(outside / "teacher"), "")) == 0
     source = {"photos": "photos", "arrays": "arrays.npz", "teacher": "teacher"}.get(where, "")
     more = words.format(outside / source).split()
     limit = ["dataset.limit=0"] if "dataset" in option else []
@@ -93,7 +93,7 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
     assert math.isfinite(loss.item())
     before = [p.detach().clone() for p in exp.model.parameters()]
     exp.scheduler.set(0.5)
-    sums = engine.step(exp, x, y)
+    sums = loop.step(exp, x, y)
     assert torch.isfinite(sums).all()
     assert any(not torch.equal(a, b) for a, b in zip(before, exp.model.parameters(), strict=True))
     assert isinstance(exp.model, nn.Module)

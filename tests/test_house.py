@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,175 +13,136 @@ from pathlib import Path
 import pytest
 
 from dlrun.checks import runner
-from dlrun.composing import builtin_conf
+from dlrun.config.compose import builtin_conf
+from support.house import edges, modules, package, unlisted, violations
 
 ROOT = builtin_conf().parent
 PACKAGE = ROOT / "dlrun"
 
-# who may import whom inside dlrun, room by room; * = everything below in this list
-ROOMS: dict[str, set[str]] = {
-    "config": {"rules"},
-    "rules": set(),
-    "disk": {"config"},
-    "arguments": {"config"},
-    "sentences": {"config"},
-    "targets": {"config"},
-    "progress": {"config"},
-    "composing": {"arguments", "config", "loggers", "sentences", "targets"},
-    "loggers": {"config", "rundir", "verdicts"},
-    "rundir": {"config", "disk", "formats"},
-    "formats": {"disk"},
-    "kept": {"config", "disk", "formats", "rundir"},
-    "sweepdir": {"config", "disk", "formats", "rundir"},
-    "ensembledir": {"config", "disk", "formats", "rundir"},
-    "evidence": set(),
-    "verdicts": {"evidence"},
-    "compare": {"config", "ensembledir", "rundir", "verdicts"},
-    "figures": {"config", "disk", "rundir"},
-    "layer_plots": {"figures", "rundir"},
-    "plots": {"figures", "layer_plots", "rundir"},
-    "votes": set(),
-    "multi_crop": {"config"},
-    "trained": {"checkpoint", "config", "ensembledir", "experiment", "multi_crop", "rundir", "targets", "votes"},
-    "fresh": {"checkpoint", "config", "engine", "ensembles", "experiment", "multi_crop", "rundir", "trained"},
-    "exporting": {"config", "disk", "trained"},
-    "teachers": {"config", "data", "ensembles", "kept", "progress", "trained"},
-    "objectives": {"teachers"},
-    "predicting": {"config", "data", "disk", "progress", "trained"},
-    "ensembles": {"config", "figures", "rundir", "votes"},
-    "seeds": {"compare", "rundir"},
-    "trials": {"border", "compare", "config", "ensembledir", "evidence", "rundir", "sweepdir"},
-    "importance": {"trials"},
-    "space_plots": {"border", "figures", "trials"},
-    "sweep_plots": {"config", "evidence", "figures", "importance", "rundir", "space_plots", "trials"},
-    "tables": {"compare"},
-    "border": set(),
-    "page": {"disk", "rundir"},
-    "report": {"rundir", "page", "plots", "composing", "verdicts"},
-    "sweep_report": {
-        "compare",
-        "config",
-        "importance",
-        "page",
-        "rundir",
-        "seeds",
-        "space_plots",
-        "sweep_plots",
-        "tables",
-    },
-    "cli": {"config", "commands"},
-    "__main__": {"cli"},
+# what every package may import; of itself errors may import vocabulary
+GROUND = frozenset({"errors", "vocabulary", "console"})
+# package by package, what it may import besides; a file without an entry here is a failure
+TABLE = {
+    "__init__": "",
+    "__main__": "cli",
+    "analysis": "folders",
+    "checks": "config data folders training",
+    "cli": "*",
+    "commands": "*",
+    "config": "",
+    "console": "",
+    "data": "",
+    "ensembles": "folders reports",
+    "errors": "",
+    "folders": "",
+    "inference": "analysis config data ensembles folders training",
+    "losses": "",
+    "models": "",
+    "objectives": "inference",
+    "optim": "",
+    "probes": "data optim reports training",
+    "regularizers": "",
+    "reports": "analysis config folders",
+    "run": "analysis checks data folders reports training",
+    "search": "analysis checks config folders reports run training",
+    "training": "analysis config data folders models optim regularizers",
+    "vocabulary": "",
 }
-ROOMS["sweep_report"] |= {"trials"}
-ROOMS["trained"] |= {"trials"}
-FAMILIES = ("data", "models", "optim", "losses", "regularizers")
-OUTER = (
-    "arguments",
-    "compare",
-    "composing",
-    "config",
-    "border",
-    "disk",
-    "ensembledir",
-    "ensembles",
-    "figures",
-    "formats",
-    "kept",
-    "layer_plots",
-    "loggers",
-    "page",
-    "plots",
-    "report",
-    "importance",
-    "space_plots",
-    "sweep_plots",
-    "sweep_report",
-    "rules",
-    "rundir",
-    "seeds",
-    "sentences",
-    "sweepdir",
-    "tables",
-    "trials",
-    "votes",
-)
-OUTER += ("targets", "cli", "evidence", "verdicts")
-# rooms that stand above the loop: nothing below them may look up
-UPPER = {"cli", "commands", "running", "search", "composing", "arguments", "compare", "report", "sentences"}
-LOWER = {"engine", "checkpoint", "experiment", "diagnostics", "checks", "objectives", *FAMILIES}
+EVERYTHING = frozenset(TABLE)
+LAW = {name: EVERYTHING if may == "*" else GROUND | frozenset(may.split()) for name, may in TABLE.items()}
+# packages whose modules are imported by commands that must not wait for torch
+FREE = frozenset(("folders", "config", "analysis", "reports", "ensembles", "search", "commands"))
+FREE |= {"errors", "vocabulary", "console", "cli"}
+# what tells that a module needs torch and is no part of the quick ones, whatever its name
+BLOCKED = """
+import importlib, importlib.abc, sys
+class Torchless(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision"):
+            raise ImportError(f"{name} is not to be imported here")
+sys.meta_path.insert(0, Torchless())
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
 
 
-def room(file: Path) -> str:
-    """The first part of a module's name below dlrun: models/cnn.py is in `models`."""
-    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def needing_torch(root: Path) -> str:
+    """The error of the first module of a package in FREE, found by walking the folders, that imports torch."""
+    names = [name for name in modules(root) if package(name) in FREE]
+    assert len({package(name) for name in names}) == len(FREE)
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED, *names], cwd=root.parent, capture_output=True, text=True, timeout=60
+    )
+    return done.stderr
 
 
-def imported(file: Path) -> set[str]:
-    """The rooms of dlrun that a file imports, at its top, in functions and for types."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{file}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            parts = name.split(".")
-            if (
-                parts[0] == "dlrun"
-                and len(parts) > 1
-                and ((PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists())
-            ):
-                found.add(parts[1])
-    return found - {room(file)}
+def test_the_imports_follow_the_law() -> None:
+    assert violations(PACKAGE, LAW) == []
 
 
-FILES = sorted(PACKAGE.rglob("*.py"))
+def test_the_law_allows_nothing_that_nobody_uses() -> None:
+    seen = edges(PACKAGE)
+    unused = {name: may - GROUND - set(seen[name]) for name, may in LAW.items() if may != EVERYTHING}
+    assert {name: sorted(words) for name, words in unused.items() if words} == {}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_imports_run_downward(file: Path) -> None:
-    here, there = room(file), imported(file)
-    if here in FAMILIES:
-        assert there <= {"config"}, "a family knows UserError and nothing else of the house"
-    if here in ROOMS:
-        assert there <= ROOMS[here]
-    if here in LOWER:
-        assert not there & UPPER
-    if here == "diagnostics":
-        assert not there & {"engine", "checks"}
-    if here in ("engine", "experiment", "checkpoint"):
-        assert "checks" not in there
-
-
-def test_no_cycles_between_rooms() -> None:
-    graph: dict[str, set[str]] = {}
-    for file in FILES:
-        graph.setdefault(room(file), set()).update(imported(file))
-    done: set[str] = set()
-
-    def visit(name: str, path: tuple[str, ...]) -> None:
-        assert name not in path, f"cycle: {' -> '.join([*path, name])}"
-        if name not in done:
-            for below in sorted(graph.get(name, ())):
-                visit(below, (*path, name))
-            done.add(name)
-
-    for name in sorted(graph):
-        visit(name, ())
+def test_names_used_by_other_modules_are_listed() -> None:
+    assert unlisted(PACKAGE) == []
 
 
 def test_what_reads_configs_and_folders_needs_no_torch() -> None:
-    there = [m for m in OUTER if (PACKAGE / f"{m}.py").exists()]
-    names = [f"dlrun.{m}" for m in there] + [
-        f"dlrun.commands.{f.stem}" for f in (PACKAGE / "commands").glob("[!_]*.py")
+    assert needing_torch(PACKAGE) == ""
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    """A copy of the package, to plant something in."""
+    return Path(shutil.copytree(PACKAGE, tmp_path / "dlrun", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def plant(file: Path, text: str) -> None:
+    """Add lines to a file, which may be new."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"{file.read_text() if file.exists() else ''}\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("strange.py", "", "strange: no entry in the law"),
+        ("odd/__init__.py", "", "odd: no entry in the law"),
+        ("models/cnn.py", "import dlrun.cli", "models/cnn.py: models may not import cli"),
+        ("data/cache.py", "def f(): from dlrun.models.cnn import CNN", "data/cache.py: data may not import models"),
+    ],
+)
+def test_a_planted_file_or_import_breaks_the_law(planted: Path, file: str, text: str, said: str) -> None:
+    plant(planted / file, text)
+    assert said in violations(planted, LAW)
+
+
+def test_a_missing_package_breaks_the_law(planted: Path) -> None:
+    (planted / "losses.py").unlink()
+    assert "losses: in the law, but not there" in violations(planted, LAW)
+
+
+def test_a_planted_cycle_is_found_even_where_every_import_is_allowed(planted: Path) -> None:
+    plant(planted / "models/cnn.py", "from dlrun.training.experiment import build")
+    assert any(line.startswith("cycle: ") for line in violations(planted, dict.fromkeys(LAW, EVERYTHING)))
+
+
+def test_a_planted_name_that_is_not_listed_is_found(planted: Path) -> None:
+    plant(planted / "losses.py", "from dlrun.data import cache\nfrom dlrun.cli import VERBS\ncache._x")
+    assert unlisted(planted) == [
+        "losses.py: dlrun.cli.VERBS is not in its __all__",
+        "losses.py: dlrun.data.cache._x is not in its __all__",
     ]
-    script = "import importlib, sys\n"
-    script += f"for n in {names}: importlib.import_module(n); assert 'torch' not in sys.modules, n"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(FREE))
+def test_a_planted_import_of_torch_is_found(planted: Path, name: str) -> None:
+    file = planted / f"{name}.py" if (planted / f"{name}.py").exists() else planted / name / "planted.py"
+    plant(file, "import torch")
+    assert "torch is not to be imported here" in needing_torch(planted)
 
 
 OPTIONS = sorted(builtin_conf().rglob("*.yaml"))
@@ -202,10 +164,10 @@ def test_every_option_file_of_a_group_is_in_a_group() -> None:
     assert not [g for g in groups if g.endswith("s") and g != "loss"]  # singular
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
-def test_modules_say_what_they_are(file: Path) -> None:
-    if file.read_text().strip():
-        assert ast.get_docstring(ast.parse(file.read_text()))
+@pytest.mark.parametrize("name", sorted(modules(PACKAGE)))
+def test_modules_say_what_they_are(name: str) -> None:
+    text = modules(PACKAGE)[name].read_text()
+    assert not text.strip() or ast.get_docstring(ast.parse(text))
 
 
 CHECKS = sorted({c.__module__ for c in runner.CHECKS.values()})
@@ -227,4 +189,14 @@ def test_nothing_heavy_on_the_way_to_help() -> None:
 
 def test_no_room_without_a_name() -> None:
     vague = {"utils", "util", "helpers", "helper", "base", "manager", "common", "misc"}
-    assert not {file.stem for file in FILES} & vague
+    assert not {file.stem for file in modules(PACKAGE).values()} & vague
+
+
+def test_test_files_import_nothing_from_each_other() -> None:
+    tests = Path(__file__).parent
+    names = {file.stem for file in tests.rglob("test_*.py")} | {"conftest"}
+    for file in tests.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            taken = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            taken += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [t for t in taken if t.split(".")[-1] in names], f"{file} imports from a test file"

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.losses import CrossEntropy, Hinge
 from dlrun.objectives import Supervised
 

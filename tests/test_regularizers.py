@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.regularizers import Penalty
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from conftest import Outcome
+
+from support.commands import Outcome
 
 SMALL = ("dataset=digits", "dataset.limit=200", "dataset.val_fraction=0.1", "model.widths=[8,8]", "trainer.epochs=4")
 SMALL += ("trainer.batch_size=60", "check=none", "trainer.threads=1", "trainer.report=false", "augment.pad=1")

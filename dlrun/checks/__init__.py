@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from dlrun.checks.runner import Result, lines, run, table, worst
+from dlrun.checks.result import Result, lines, table, worst
+from dlrun.checks.runner import run
 
 __all__ = ["Result", "lines", "run", "table", "worst"]

@@ -6,8 +6,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from dlrun.config import lookup
-from dlrun.experiment import Experiment
+from dlrun.config.schema import lookup
+from dlrun.training.experiment import Experiment
 
 __all__ = ["advice", "limited", "raised_at"]
 

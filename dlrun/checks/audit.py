@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 
 from dlrun.checks.advice import advice, limited
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named
-from dlrun.checks.verdict import Verdict
 from dlrun.data.audit import Audit, Finding, audit
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["class_balance", "data_audit", "data_duplicates"]
 

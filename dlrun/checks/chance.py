@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, named, replica, samples
-from dlrun.checks.verdict import Verdict
-from dlrun.config import first_line
-from dlrun.experiment import Experiment
+from dlrun.errors import first_line
+from dlrun.training.experiment import Experiment
 
 __all__ = ["expected_loss", "initial_loss", "loss"]
 

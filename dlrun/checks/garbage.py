@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import limited
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import in_turn, replica, samples, settle, training
-from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["garbage"]
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice, limited
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import samples, settle, training
-from dlrun.checks.verdict import Verdict
-from dlrun.config import first_line
-from dlrun.experiment import Experiment
+from dlrun.errors import first_line
+from dlrun.training.experiment import Experiment
 
 __all__ = ["independence"]
 

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice, limited, raised_at
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, replica, samples
-from dlrun.checks.verdict import Verdict
-from dlrun.config import first_line
 from dlrun.data.batches import Batches
 from dlrun.data.splits import Split
-from dlrun.experiment import Experiment
+from dlrun.errors import first_line
+from dlrun.training.experiment import Experiment
 
 __all__ = ["inputs", "labels", "outputs"]
 

@@ -21,9 +21,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
 from dlrun.checks.advice import advice
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, samples
-from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["lint_activation", "lint_bias", "lint_width"]
 

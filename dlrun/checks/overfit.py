@@ -18,9 +18,9 @@ from time import perf_counter
 import torch
 
 from dlrun.checks.advice import advice
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, replica, samples, training
-from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["overfit"]
 

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dlrun import engine
 from dlrun.checks.advice import advice
 from dlrun.checks.chance import expected_loss
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, named, replica, samples, training
-from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training import loop
+from dlrun.training.experiment import Experiment
 
 __all__ = ["optimizer", "parameters"]
 
@@ -170,7 +170,7 @@ def optimizer(exp: Experiment) -> Verdict:
     losses, idle = [], set(before)
     for _ in range(STEPS):
         try:
-            losses.append(float(engine.step(trial, x, y)[0]) / len(y))
+            losses.append(float(loop.step(trial, x, y)[0]) / len(y))
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from dlrun.checks.advice import advice
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, replica
-from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["penalty"]
 

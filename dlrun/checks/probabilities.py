@@ -14,9 +14,9 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
+from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import replica, samples, training
-from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
 
 __all__ = ["probabilities"]
 

@@ -25,9 +25,9 @@ from typing import Any
 import torch
 
 import dlrun
-from dlrun.checks.verdict import Verdict
-from dlrun.experiment import Experiment
-from dlrun.kept import read_receipt, write_receipt
+from dlrun.checks.result import Verdict
+from dlrun.folders.memo import read_receipt, write_receipt
+from dlrun.training.experiment import Experiment
 
 __all__ = ["find", "keep", "key", "setup"]
 

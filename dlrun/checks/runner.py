@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict
 
 from dlrun.checks import receipts
 from dlrun.checks.advice import raised_at
 from dlrun.checks.audit import class_balance, data_audit, data_duplicates
 from dlrun.checks.chance import initial_loss, loss
 from dlrun.checks.garbage import garbage
-from dlrun.checks.gradient import gradient
+from dlrun.checks.gradient.check import gradient
 from dlrun.checks.independence import independence
 from dlrun.checks.inputs import inputs, labels, outputs
 from dlrun.checks.lints import lint_activation, lint_bias, lint_width
@@ -26,12 +25,12 @@ from dlrun.checks.overfit import overfit
 from dlrun.checks.parameters import optimizer, parameters
 from dlrun.checks.penalty import penalty
 from dlrun.checks.probabilities import probabilities
+from dlrun.checks.result import Result, Verdict
 from dlrun.checks.sandbox import no_trace
-from dlrun.checks.verdict import Verdict
-from dlrun.config import UserError, first_line
-from dlrun.experiment import Experiment
+from dlrun.errors import UserError, first_line
+from dlrun.training.experiment import Experiment
 
-__all__ = ["CHECKS", "Result", "lines", "run", "table", "worst"]
+__all__ = ["CHECKS", "run"]
 
 # what goes in, what comes out, what learns; the dear ones last, so that a budget buys as many as it can
 CHECKS: dict[str, Callable[..., Verdict]] = {
@@ -56,20 +55,6 @@ NEED_OUTPUTS: tuple[str, ...] = (
 # those that train, and end when the time is up
 TIMED = ("independence", "overfit", "garbage", "gradient")
 NEED_OUTPUTS += ("lint_activation", "lint_bias", "overfit", "garbage", "gradient")
-STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
-
-
-@dataclass(frozen=True)
-class Result(Verdict):
-    """A verdict with the name of its check and the seconds it took: a row of checks.csv."""
-
-    check: str = ""
-    seconds: float = 0.0
-
-    def row(self) -> dict[str, Any]:
-        """The columns of checks.csv in their order."""
-        found = asdict(self)
-        return {c: found[c] for c in ("check", "status", "value", "expected", "message", "seconds")}
 
 
 def run(exp: Experiment) -> list[Result]:
@@ -111,40 +96,3 @@ def _one(name: str, exp: Experiment, receipt: str, seconds_left: float) -> Verdi
         verdict = Verdict("fail", type(error).__name__, "no error", message)
     receipts.keep(name, receipt, verdict)
     return verdict
-
-
-def worst(results: list[Result]) -> str:
-    """Return what the checks say together: fail, warn or pass."""
-    found = {r.status for r in results}
-    return next((status for status in ("fail", "warn") if status in found), "pass")
-
-
-def lines(results: list[Result]) -> list[str]:
-    """Return a plain line a check, for logs and pipes."""
-    width = max(len(r.check) for r in results)
-    return [
-        f"check {r.check:<{width}}  {r.status}  {r.value}"
-        + (f" (expected {r.expected})" if r.expected else "")
-        + f": {r.message}"
-        for r in results
-    ]
-
-
-def table(results: list[Result]) -> Any:
-    """Return the rich table of the results."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column, wrap in (
-        ("check", False),
-        ("", False),
-        ("measured", True),
-        ("expected", True),
-        ("what it means", True),
-    ):
-        shown.add_column(column, overflow="fold", no_wrap=not wrap)
-    for r in results:
-        status = f"[{STYLES[r.status]}]{r.status}[/]"
-        shown.add_row(r.check, status, escape(r.value), escape(r.expected), escape(r.message))
-    return shown

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from dlrun.checkpoint import rng_state, set_rng_state
 from dlrun.data.splits import Split
-from dlrun.experiment import Experiment
+from dlrun.training.experiment import Experiment
+from dlrun.training.random_state import rng_state, set_rng_state
 
 __all__ = ["data_loss", "in_turn", "named", "no_trace", "replica", "samples", "settle", "training"]
 

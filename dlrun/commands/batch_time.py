@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlrun.commands.lr_range import next_command, numbers
+from dlrun.commands.arguments import next_command, numbers
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
     """Compose, time powers of two, print and store the table; returns 0, or 3 when not even one sample fits."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
 
     if {"-h", "--help"} & set(argv):
         print(__doc__)
     found, rest = numbers(argv, {"--seconds": 60.0})
 
     def task(cfg: Any) -> int:
-        from dlrun import batch_time, rundir
-        from dlrun.experiment import build
-        from dlrun.running import label
+        from dlrun.folders import outputs
+        from dlrun.probes import batch_time
+        from dlrun.run.execute import label
+        from dlrun.training.experiment import build
 
         print("batch size   ms a step   ms a sample   samples/s   peak MB")
 
@@ -33,15 +35,15 @@ def main(argv: list[str]) -> int:
         timings, ending = batch_time.measure(build(cfg), found["--seconds"], say)
         print(f"ended: {ending}")
         if not timings:
-            return 3
+            return Exit.CHECK_FAILED
         size = batch_time.knee(timings)
         picture = batch_time.draw(timings, size, ending, label(cfg))
-        files = rundir.write_study("batch_time", cfg.run.dir, label(cfg), batch_time.table(timings), picture)
+        files = outputs.write_study("batch_time", cfg.run.dir, label(cfg), batch_time.table(timings), picture)
         print(f"knee: {size}, the smallest batch whose time per sample is within 25 % of the lowest")
         print(f"table: {files[0]}, picture: {files[1]}")
         setting = f"trainer.batch_size={size}"
         print(f"next: {next_command('train', rest, setting)}")
         print(f"the learning rate belongs to the batch size: {next_command('lr_range', rest, setting)}")
-        return 0
+        return Exit.FINE
 
     return run("batch_time", rest, task)

@@ -9,12 +9,12 @@ __all__ = ["main"]
 
 def main(argv: list[str]) -> int:
     """Compose and check; returns 0, or 3 when a check failed. `--json` prints the results as JSON alone."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
 
     as_json = "--json" in argv
 
     def task(cfg: Any) -> int:
-        from dlrun.gate import check_only
+        from dlrun.run.gate import check_only
 
         return check_only(cfg, as_json=as_json)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dlrun.arguments import Parser
+from dlrun.commands.arguments import Parser
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -15,19 +16,21 @@ SCREEN = 50  # rows on a terminal: more scroll the best ones away
 def main(argv: list[str]) -> int:
     """Print the table and write it; returns 0."""
     args = _parser().parse_args(argv)
-    from dlrun import compare, rundir, tables, trials
+    from dlrun.analysis import compare, sweeps
+    from dlrun.folders import outputs
+    from dlrun.reports import tables
 
-    paths = args.paths or ([str(rundir.OUTPUTS)] if rundir.OUTPUTS.is_dir() else [])
+    paths = args.paths or ([str(outputs.OUTPUTS)] if outputs.OUTPUTS.is_dir() else [])
     entries = compare.read(paths)
     # a sweep alone says itself which of its trials is best
-    entries, metric, lower = trials.searched([Path(path) for path in paths], entries)
+    entries, metric, lower = sweeps.searched([Path(path) for path in paths], entries)
     runs = len(entries)
     notes: list[str] = []
     if args.group_seeds:
-        from dlrun import seeds
+        from dlrun.analysis import seed_groups
 
-        table = seeds.grouped(entries, metric, lower=lower)
-        notes = seeds.note(table, metric)
+        table = seed_groups.grouped(entries, metric, lower=lower)
+        notes = seed_groups.note(table, metric)
     else:
         entries += compare.ensembles(paths)
         table = compare.table(entries, metric, lower=lower)
@@ -38,13 +41,13 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(tables.as_json(table))
     elif not table:
-        print(f"no runs in {' '.join(args.paths) or rundir.OUTPUTS}; `dlrun train` makes one")
+        print(f"no runs in {' '.join(args.paths) or outputs.OUTPUTS}; `dlrun train` makes one")
     elif args.latex:
         print(tables.as_latex(table, notes, metric, lower=lower))
     else:
         print(tables.as_text(table, None if args.all else SCREEN, metric, lower=lower))
         _foot(args, runs, len(entries) - runs, len(table), notes)
-    return 0
+    return Exit.FINE
 
 
 def _parser() -> Parser:
@@ -62,7 +65,7 @@ def _parser() -> Parser:
 
 
 def _write(target: Path, text: str) -> None:
-    from dlrun.disk import make_folder, write_atomic
+    from dlrun.folders.disk import make_folder, write_atomic
 
     make_folder(target.parent)
     write_atomic(target, text.encode())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dlrun.arguments import Parser, trusted
-from dlrun.config import UserError
+from dlrun.commands.arguments import Parser, trusted
+from dlrun.ensembles.table import store
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -19,31 +20,33 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
-    from dlrun import ensembledir, ensembles
+    from dlrun.ensembles.members import agree, select
+    from dlrun.ensembles.table import as_text, judge
+    from dlrun.folders import ensemble as ensemble_folder
 
     if args.out is not None:
-        ensembledir.free(args.out)
+        ensemble_folder.free(args.out)
     found = _found(args, trust)
-    ensembles.agree(found)
-    members = ensembles.select(found, top=args.top or 0, by_greed=args.greedy)
+    agree(found)
+    members = select(found, top=args.top or 0, by_greed=args.greedy)
     print(_headline(args, len(found), members))
-    table = ensembles.judge(members, args.temperature)
+    table = judge(members, args.temperature)
     if args.average:
-        print(ensembles.as_text(table.rows))
+        print(as_text(table.rows))
         return _average(args, members, trust, table.rows[1]["val_acc"])
-    path = ensembledir.claim(args.out, f"{len(members)}-members")
+    path = ensemble_folder.claim(args.out, f"{len(members)}-members")
     store(path, args, members, table)
-    print(ensembles.as_text(table.rows))
+    print(as_text(table.rows))
     if args.temperature:
         print("temperatures, fitted on validation:", ", ".join(_heat(v, t) for v, t in table.temperatures.items()))
     print(
         f"{args.vote} is stored for `dlrun predict {shlex.quote(str(path))}` and as a teacher; everything is in {path}"
     )
-    return 0
+    return Exit.FINE
 
 
 def _heat(vote: str, temperature: float) -> str:
-    from dlrun.votes import COLDEST, HOTTEST
+    from dlrun.ensembles.votes import COLDEST, HOTTEST
 
     edge = not 1.01 * COLDEST < temperature < 0.99 * HOTTEST
     return f"{vote} {temperature:.2f}" + " (the end of what is looked at: too few errors on validation?)" * edge
@@ -51,40 +54,42 @@ def _heat(vote: str, temperature: float) -> str:
 
 def _found(args: Any, trust: list[str]) -> list[Any]:
     """The members to choose from: stored predictions, or with --fresh and --members checkpoints new ones."""
-    from dlrun import ensembles
+    from dlrun.ensembles.members import completed, read
 
     if args.members == "runs" and not args.fresh:
-        found, left_out = ensembles.read(args.paths)
+        found, left_out = read(args.paths)
         for line in left_out:
             print(f"left out: {line}")
         return found
-    paths, left_out = ensembles.completed(args.paths)
+    paths, left_out = completed(args.paths)
     for line in left_out:
         print(f"left out: {line}")
     if not paths:
         raise UserError(f"no completed runs in {' '.join(args.paths)}; `dlrun train -m 'seed=range(0,5)'` makes five")
-    from dlrun import fresh
+    from dlrun.inference import reevaluate
 
     if args.members == "checkpoints":
         if len(paths) > 1:
             raise UserError(f"--members checkpoints takes one run, found {len(paths)}, such as {paths[0]}")
-        found, said = fresh.checkpoints(paths[0], trust)
+        found, said = reevaluate.checkpoints(paths[0], trust)
         if said:
             print(said)
         return found
-    from dlrun.progress import Screen
+    from dlrun.console import Screen
 
     with Screen() as screen:
         steps = screen.work(paths, len(paths), "evaluating again", lambda: "members")
-        return [fresh.evaluated(path, trust) for path in steps]
+        return [reevaluate.evaluated(path, trust) for path in steps]
 
 
 def _average(args: Any, members: Sequence[Any], trust: list[str], mean: float) -> int:
-    from dlrun import fresh, rundir
-    from dlrun.running import store as store_run
+    from dlrun.folders import outputs
+    from dlrun.folders.run import claim
+    from dlrun.inference import weight_average
+    from dlrun.run.execute import store as store_run
 
-    exp = fresh.soup(members, trust)
-    run = rundir.claim(args.out, f"average-of-{len(members)}", rundir.OUTPUTS / "ensembles")
+    exp = weight_average.soup(members, trust)
+    run = claim(args.out, f"average-of-{len(members)}", outputs.OUTPUTS / "ensembles")
     try:
         ending = store_run(exp, run, [m.name for m in members])
     finally:
@@ -93,11 +98,11 @@ def _average(args: Any, members: Sequence[Any], trust: list[str], mean: float) -
     print(f"average of the weights: {said}; it is a run like others: {run.path}")
     if ending["val_acc"] < mean:
         print("below its mean member: weights average where training shared its start (--members checkpoints)")
-    return 0
+    return Exit.FINE
 
 
 def _parser() -> Parser:
-    from dlrun.votes import VOTES
+    from dlrun.ensembles.votes import VOTES
 
     parser = Parser(prog="dlrun ensemble", description=__doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps or folders of them")
@@ -126,32 +131,3 @@ def _headline(args: Any, found: int, members: Sequence[Any]) -> str:
         picks = ", ".join(f"{m.path.name} × {m.weight}" for m in members)
         how = f"{len(members)} of {found}, picked greedily on validation log loss: {picks}"
     return f"{how}; {len(members[0].data['classes'])} classes, {len(members[0].arrays['val_labels']):,} val images"
-
-
-def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
-    """Write the files of an ensemble: who is in it, its scores, its predictions, its tables and picture."""
-    import os
-
-    import numpy as np
-
-    from dlrun import ensembledir, ensembles, rundir
-
-    chosen = next(row for row in table.rows if row["vote"] == args.vote)
-    listed = []
-    for m in members:
-        # relative to the ensemble, so that a folder with both can be moved
-        entry = {"run": os.path.relpath(m.path.resolve(), path.resolve()), "weight": m.weight}
-        listed.append(entry | ({"checkpoint": m.checkpoint} if m.checkpoint else {}))
-    asked = {"members": listed, "vote": args.vote, "temperature": float(table.temperatures[args.vote])}
-    asked["selection"] = f"top {args.top}" if args.top else "greedy" if args.greedy else "all"
-    scores = {"status": "completed", **chosen, "data": dict(members[0].data), "votes": table.rows}
-    arrays = {}
-    for split, vote in table.votes[args.vote].items():
-        # the logarithm of a probability is a logit: what reads runs reads this
-        arrays[f"{split}_logits"] = np.log(vote.probabilities + 1e-12).astype(np.float32)
-        arrays |= {f"{split}_{what}": members[0].arrays[f"{split}_{what}"] for what in ("labels", "ids")}
-    curve = ensembles.sizes(members)
-    each = ensembles.each(members)
-    scores["checks"] = rundir.worst_check(each)
-    ensembledir.write(path, asked, scores, arrays, {"table": table.rows, "members": each, "sizes": curve})
-    ensembles.draw(path, curve)

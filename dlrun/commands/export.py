@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.arguments import Parser, trusted
-from dlrun.config import UserError
+from dlrun.commands.arguments import Parser, trusted
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -21,17 +22,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="default: model.onnx or model.pt2")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     args = parser.parse_args(argv)
-    from dlrun import trials
+    from dlrun.analysis import sweeps
 
-    trials.expect_model(run := Path(args.run).expanduser())
+    sweeps.expect_model(run := Path(args.run).expanduser())
     out = Path(args.out or f"model{SUFFIX[args.to]}").expanduser()
     if out.exists() and not args.force:
         raise UserError(f"{out} exists; --force overwrites it, --out names another file")
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file in a folder that is there")
-    from dlrun import exporting
+    from dlrun.inference import export
 
-    found = exporting.export(run, args.to, out, trust)
+    found = export.export(run, args.to, out, trust)
     print(f"{out}: raw {found['input']} images (batch, channels, height, width) to logits, for any batch")
     print(f"on {found['images']} validation images they differ from the run's by at most {found['difference']:.1e}")
-    return 0
+    return Exit.FINE

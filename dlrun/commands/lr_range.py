@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlrun.config import UserError
+from dlrun.commands.arguments import next_command, numbers
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
-__all__ = ["main", "next_command", "numbers"]
+__all__ = ["main"]
 
 FLAGS = {"--low": 1e-7, "--high": 1.0, "--steps": 100.0}
 
 
 def main(argv: list[str]) -> int:
     """Compose, sweep the rate over a few batches, print and store the curve; returns 0, or 3 without a suggestion."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
 
     if {"-h", "--help"} & set(argv):
         print(__doc__)
@@ -25,9 +27,10 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--steps={steps}: expected 10 or more")
 
     def task(cfg: Any) -> int:
-        from dlrun import lr_range, rundir
-        from dlrun.experiment import build
-        from dlrun.running import label
+        from dlrun.folders import outputs
+        from dlrun.probes import lr_range
+        from dlrun.run.execute import label
+        from dlrun.training.experiment import build
 
         exp = build(cfg)
         points = lr_range.measure(exp, low, high, steps)
@@ -35,46 +38,14 @@ def main(argv: list[str]) -> int:
         verdict = lr_range.judge(points, low, high, **kinds)
         print("\n".join(lr_range.lines(points)))
         picture = lr_range.draw(points, verdict, label(cfg))
-        files = rundir.write_study("lr_range", cfg.run.dir, label(cfg), lr_range.table(points), picture)
+        files = outputs.write_study("lr_range", cfg.run.dir, label(cfg), lr_range.table(points), picture)
         print(f"{verdict.text}\ncurve: {files[0]}, picture: {files[1]}")
         if verdict.lr is None:
-            return 3
+            return Exit.CHECK_FAILED
         rates = [f"optimizer.lr={verdict.lr:g}"]
         if "sgd_lr" in cfg.optimizer:  # Muon's other rate has moved in proportion
             rates.append(f"optimizer.sgd_lr={cfg.optimizer.sgd_lr * verdict.lr / cfg.optimizer.lr:.3g}")
         print(f"next: {next_command('train', rest, *rates)}")
-        return 0
+        return Exit.FINE
 
     return run("lr_range", rest, task)
-
-
-def numbers(argv: list[str], flags: dict[str, float]) -> tuple[dict[str, float], list[str]]:
-    """Take the flags that are numbers out of the words; return them with their defaults, and the other words.
-
-    Raises UserError for a value that is no number above 0.
-    """
-    found, rest, words = dict(flags), [], list(argv)
-    while words:
-        word = words.pop(0)
-        name, given, value = word.partition("=")
-        if name not in flags:
-            rest.append(word)
-            continue
-        value = value if given or not words else words.pop(0)
-        try:
-            found[name] = float(value)
-        except ValueError:
-            found[name] = 0.0
-        if not 0 < found[name] < float("inf"):
-            raise UserError(f"{name}={value}: expected a number above 0, such as {name}={flags[name]:g}")
-    return found, rest
-
-
-def next_command(verb: str, words: list[str], *settings: str) -> str:
-    """Return the command that uses a suggestion: the words as typed, those settings last."""
-    import shlex
-
-    keys = {setting.partition("=")[0] for setting in settings}
-    # run.dir named the folder of the measurement
-    kept = [w for w in words if w.lstrip("+").partition("=")[0] not in {*keys, "run.dir"}]
-    return shlex.join(["dlrun", verb, *kept, *settings])

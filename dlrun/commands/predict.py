@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.arguments import Parser, trusted
-from dlrun.config import UserError
+from dlrun.commands.arguments import Parser, trusted
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -21,9 +22,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
-    from dlrun import trials
+    from dlrun.analysis import sweeps
 
-    trials.expect_model(model := Path(args.model).expanduser())
+    sweeps.expect_model(model := Path(args.model).expanduser())
     for name in args.paths:
         if not Path(name).expanduser().exists():
             raise UserError(f"{name}: no such file or folder; expected images, folders of them, .npy or .npz")
@@ -32,15 +33,16 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{out} exists; --force overwrites it, --out names another file")
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file in a folder that is there")
-    from dlrun import predicting, trained
-    from dlrun.progress import Screen
+    from dlrun.console import Screen
+    from dlrun.inference import classify
+    from dlrun.inference.predictor import load
 
-    sources = predicting.Sources(args.paths)
-    predictor = trained.load(model, trust, args.device)
+    sources = classify.Sources(args.paths)
+    predictor = load(model, trust, args.device)
     with Screen() as screen:
-        done = predicting.predict(predictor, sources, out, screen)
+        done = classify.predict(predictor, sources, out, screen)
     for name, why in done.unreadable.items():
         print(f"left out: {name}: {why}")
     left = f", {len(done.unreadable)} left out" if done.unreadable else ""
     print(f"{done.predicted:,} images predicted{left}: {out}")
-    return 0
+    return Exit.FINE

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.arguments import Parser
+from dlrun.commands.arguments import Parser
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
@@ -14,11 +15,12 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="dlrun report", description=__doc__)
     parser.add_argument("path", help="a run, a sweep or a folder of them, such as outputs/latest")
     args = parser.parse_args(argv)
-    from dlrun import report, rundir, sweep_report
+    from dlrun.folders import reading
+    from dlrun.reports import run_report, sweep_report
 
-    runs, path = rundir.find([args.path]), Path(args.path).expanduser()
+    runs, path = reading.find([args.path]), Path(args.path).expanduser()
     if len(runs) == 1 and runs[0].resolve() == path.resolve():
-        print(report.write(path))
+        print(run_report.write(path))
     else:
         print(sweep_report.write(path))
-    return 0
+    return Exit.FINE

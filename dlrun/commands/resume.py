@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.arguments import Parser, trusted
-from dlrun.config import UserError
+from dlrun.commands.arguments import Parser, trusted
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit, Status
 
 __all__ = ["main"]
 
@@ -22,11 +23,12 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{settings[0]}: {why}; {anew}")
     if more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
-    from dlrun import rundir, sweepdir
+    from dlrun.folders import sweep as sweep_folder
+    from dlrun.folders.run import reopen
 
-    if sweepdir.is_sweep(folder := Path(args.run).expanduser()):
+    if sweep_folder.is_sweep(folder := Path(args.run).expanduser()):
         return _sweep(folder, trust)
-    run = rundir.reopen(args.run)
+    run = reopen(args.run)
     try:
         return _go_on(run, trust)
     finally:
@@ -35,11 +37,11 @@ def main(argv: list[str]) -> int:
 
 def _sweep(folder: Path, trust: list[str]) -> int:
     """Run what a sweep lacks."""
-    from dlrun import sweepdir
-    from dlrun.composing import composer
+    from dlrun.config.compose import composer
+    from dlrun.folders import sweep as sweep_folder
     from dlrun.search.sweeper import again
 
-    flags = sweepdir.plan(folder).get("flags") or {}
+    flags = sweep_folder.plan(folder).get("flags") or {}
     kept = {k: flags[k] for k in ("--config-dir", "--config-name") if isinstance(flags.get(k), str)}
     with composer(kept) as made:
         return again(made, folder, trust)
@@ -48,25 +50,26 @@ def _sweep(folder: Path, trust: list[str]) -> int:
 def _go_on(run: object, trust: list[str]) -> int:
     from omegaconf import OmegaConf
 
-    from dlrun import rundir
-    from dlrun.config import check_rules
-    from dlrun.loggers import require
-    from dlrun.targets import check_targets
+    from dlrun.config.extras import require_logger
+    from dlrun.config.schema import check_rules
+    from dlrun.config.targets import check_targets
+    from dlrun.folders import reading
+    from dlrun.folders.run import Run
 
-    assert isinstance(run, rundir.Run)
-    if rundir.stored(run.path).get("status") == "completed":
+    assert isinstance(run, Run)
+    if reading.stored(run.path).get("status") == Status.COMPLETED:
         print(f"{run.path} is complete; nothing to do")
-        return 0
-    plain = rundir.config(run.path)
+        return Exit.FINE
+    plain = reading.config(run.path)
     # what a stored config trusts is a stranger's word: only the command line counts
     plain["trust"] = trust
     try:
         check_rules(plain)
         check_targets(plain, trust)
-        require(plain)
+        require_logger(plain)
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error
     plain["trainer"]["stop_after"] = 0  # a run that was paused goes on to its end
-    from dlrun.running import execute
+    from dlrun.run.execute import execute
 
     return execute(OmegaConf.create(plain), run, resuming=True)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
     """Compose, draw some training images and what augmentation makes of them, print where; returns 0."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
 
     helping = bool({"-h", "--help"} & set(argv))
     if helping:
@@ -21,12 +22,13 @@ def main(argv: list[str]) -> int:
         raise UserError("expected dlrun show augment, then settings such as augment=crop_flip augment.rotate=15")
 
     def task(cfg: Any) -> int:
-        from dlrun import rundir, showing
-        from dlrun.experiment import build
-        from dlrun.running import label
+        from dlrun.folders import outputs
+        from dlrun.probes import augmentations
+        from dlrun.run.execute import label
+        from dlrun.training.experiment import build
 
-        picture = showing.draw(build(cfg), label(cfg))
-        print(f"picture: {rundir.write_study('show', cfg.run.dir, label(cfg), None, picture)[0]}")
-        return 0
+        picture = augmentations.draw(build(cfg), label(cfg))
+        print(f"picture: {outputs.write_study('show', cfg.run.dir, label(cfg), None, picture)[0]}")
+        return Exit.FINE
 
     return run("show", words, task)

@@ -9,13 +9,13 @@ __all__ = ["main"]
 
 def main(argv: list[str]) -> int:
     """Compose and run; returns the exit code."""
-    from dlrun.composing import run
+    from dlrun.config.compose import run
     from dlrun.search.sweeper import sweep
 
     def task(cfg: Any) -> int:
-        from dlrun import rundir
-        from dlrun.running import execute, label
+        from dlrun.folders.run import claim
+        from dlrun.run.execute import execute, label
 
-        return execute(cfg, rundir.claim(cfg.run.dir, label(cfg)))
+        return execute(cfg, claim(cfg.run.dir, label(cfg)))
 
     return run("train", argv, task, sweep)

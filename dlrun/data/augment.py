@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlrun.config import UserError
 from dlrun.data import colour, geometry, randaugment
+from dlrun.errors import UserError
 
 __all__ = ["Augment", "CropFlip"]
 

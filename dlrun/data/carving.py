@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["carve", "slice_of"]
 

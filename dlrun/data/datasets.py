@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dlrun.config import UserError
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Raw, Split
+from dlrun.errors import UserError
 
 __all__ = ["cifar10", "cifar100", "digits", "fashion_mnist", "kmnist", "mnist", "stl10", "svhn"]
 

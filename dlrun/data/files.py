@@ -12,11 +12,11 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dlrun.config import UserError
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import BadData, Raw, Split, bad_labels
+from dlrun.errors import UserError
 
-__all__ = ["arrays", "image_folder"]
+__all__ = ["SUFFIXES", "arrays", "image_folder"]
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 Array = np.ndarray[Any, Any]

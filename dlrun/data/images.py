@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "mark", "read", "run_ahead"]
 

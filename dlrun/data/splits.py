@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dlrun.config import UserError
 from dlrun.data.cache import Cache, cache_at
 from dlrun.data.carving import carve, slice_of
 from dlrun.data.images import Images, InMemory, Streamed
 from dlrun.data.scan import scan
+from dlrun.errors import UserError
 
 __all__ = ["Bad", "BadData", "Data", "Raw", "Split", "bad_labels", "prepare"]
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.models.layers import Style, conv_block, dropout_layer
 from dlrun.models.whitening import WhiteningBlock
 

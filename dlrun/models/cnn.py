@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.models.layers import GlobalAverage, Style, conv_block, dropout_layer, one_of
 from dlrun.models.whitening import WhiteningBlock
 

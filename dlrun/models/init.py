@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.models.layers import one_of
 
 __all__ = ["INITS", "head", "initialise", "output_bias"]

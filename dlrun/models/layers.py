@@ -15,7 +15,7 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor, nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = [
     "ACTIVATIONS",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.models.layers import Style, dropout_layer, linear_block
 
 __all__ = ["MLP"]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.models.layers import dropout_layer, one_of
 
 __all__ = ["build"]

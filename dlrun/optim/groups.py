@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = ["parameter_groups"]
 

@@ -16,7 +16,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 
 __all__ = [
     "WARMUP_START",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from dlrun.config import UserError
+from dlrun.errors import UserError
 from dlrun.search.sampling import draws, pick
 from dlrun.search.space import Axis, size
 

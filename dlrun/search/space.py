@@ -15,11 +15,12 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from dlrun.border import edge, position, spans_decades
-from dlrun.config import UserError, lookup
+from dlrun.analysis.edges import edge, position, spans_decades
+from dlrun.config.schema import lookup
+from dlrun.errors import UserError
 
 if TYPE_CHECKING:
-    from dlrun.composing import Composer
+    from dlrun.config.compose import Composer
 
 __all__ = ["Axis", "check", "grid", "plain_words", "read", "size"]
 

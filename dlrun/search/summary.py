@@ -6,21 +6,22 @@ Practices S3, S7, S10.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from dlrun import rundir, sweepdir, verdicts
-from dlrun.config import UserError
+from dlrun.analysis import verdicts
+from dlrun.folders import reading
+from dlrun.folders import sweep as sweep_folder
 from dlrun.search.plan import Round
 from dlrun.search.space import Axis
+from dlrun.vocabulary import FAILED, Status
 
 if TYPE_CHECKING:
     from dlrun.search.study import Trial
     from dlrun.search.sweeper import Sweep
 
-__all__ = ["FAILED", "bar", "beyond", "ending", "line", "ranked", "rows"]
+__all__ = ["bar", "ending", "line", "ranked", "rows"]
 
-FAILED = ("failed", "check_failed")
 SCORES = ("val_loss", "val_acc", "test_loss", "test_acc")
 
 
@@ -48,7 +49,7 @@ def rows(sweep: Sweep) -> list[dict[str, Any]]:
         row["verdicts"] = verdicts.summary(result["verdicts"]) if "verdicts" in result else ""
         row["reason"] = trial.reason if status in FAILED else result.get("reason", "")
         row["attempts"] = trial.failures + (status not in FAILED)
-        row["folder"] = sweepdir.run_folder(sweep.folder, number).name
+        row["folder"] = sweep_folder.run_folder(sweep.folder, number).name
         made.append(row)
     return made
 
@@ -66,7 +67,7 @@ def line(sweep: Sweep, number: int, *, again: bool) -> str:
         text += f"  {sweep.metric} {score:.4f}"
     if status in FAILED:
         text += f"  {trial.reason}" + ("; trying again" if again else "")
-    elif status in ("diverged", "pruned"):
+    elif status in (Status.DIVERGED, Status.PRUNED):
         text += f"  {sweep.result(number).get('reason', '')}"
     best = ranked(sweep)
     return text + ("  best" if best and best[0].number == number else "")
@@ -81,7 +82,7 @@ def bar(sweep: Sweep, now: Round) -> None:
     if not sweep.screen.live:
         return
     total, numbers = (now.epochs or sweep.epochs) or 1, sweep.plan.stage
-    epochs = {n: len(rundir.metrics(sweepdir.run_folder(sweep.folder, n))) for n in sweep.running}
+    epochs = {n: len(reading.metrics(sweep_folder.run_folder(sweep.folder, n))) for n in sweep.running}
     over = sum(n in sweep.trials and n not in sweep.running and sweep.status(n) != "" for n in numbers)
     best = ranked(sweep)
     text = f"best {sweep.metric} {sweep.score(best[0].number):.4f} ({best[0].number:04d})  " if best else ""
@@ -90,70 +91,14 @@ def bar(sweep: Sweep, now: Round) -> None:
     sweep.screen.count(over + share, len(numbers), f"{over}/{len(numbers)}", text)
 
 
-def beyond(sweep: Sweep, now: Round, best: Sequence[Trial]) -> Round | None:
-    """Say where the best value of a stage is near an edge; with search.extend return the round beyond it (S3).
-
-    Of the stage's range or of all that was searched: what a stage narrows away from an edge does not end there. The
-    page says the last words again.
-    """
-    search, said = sweep.plan.search, []
-    grown = list(now.axes)
-    for place, axis in enumerate(now.axes if best else ()):
-        value = best[0].values.get(axis.key)
-        if axis.words and not axis.holds(value):
-            continue
-        axis = axis if axis.words else axis.reaching(value)  # one that went on may lie beyond what a stage drew from
-        near = axis if axis.edge(value) else sweep.plan.searched(axis)
-        if (side := near.edge(value)) is None:
-            continue
-        wider = axis.grown(side)
-        if wider is None or not _composes(sweep, best[0], wider, side):
-            continue  # nothing lies beyond
-        low, high = near.numbers[0], near.numbers[-1]
-        said.append(
-            f"border: the best {axis.name}, {value:.4g}, is within a tenth of the {side} edge of "
-            f"{low:.4g} to {high:.4g}: better ones may lie beyond it; {_advice(search, now, wider)}"
-        )
-        grown[place] = wider
-    now.said = said
-    for words in said:
-        sweep.screen.say(words, style="yellow")
-    if grown == now.axes or not _may_grow(search, now):
-        return None
-    return sweep.plan.wider(grown)
-
-
-def _may_grow(search: Mapping[str, Any], now: Round) -> bool:
-    return bool(search["extend"]) and now.grown < search["max_extend"]
-
-
-def _advice(search: Mapping[str, Any], now: Round, wider: Axis) -> str:
-    if _may_grow(search, now):
-        return f"searching {wider.typed()}"
-    if search["extend"]:
-        return f"it grew search.max_extend={search['max_extend']} times; try {wider.typed()}"
-    return f"search.extend=true searches there; try {wider.typed()}"
-
-
-def _composes(sweep: Sweep, trial: Trial, axis: Axis, side: str) -> bool:
-    """Say whether the far end of a grown range is a value that the key takes."""
-    value = (min if side == "low" else max)(axis.numbers)
-    number = int(value) if axis.whole or all(isinstance(c, int) for c in axis.choices or [0.5]) else value
-    others = [a.word(trial.values[a.key]) for a in sweep.plan.rounds[-1].axes if a.key != axis.key]
-    try:
-        sweep.composer.config(sweep.composer.parse([*sweep.plan.fixed, *others, f"{axis.key}={number!r}"]))
-    except UserError:
-        return False
-    return True
-
-
 def ending(sweep: Sweep) -> list[str]:
     """Return the last words: the three best and what distinguishes them, warnings, what to type next."""
     numbers = list(sweep.trials)
     best = ranked(sweep, sweep.plan.stage) or ranked(sweep)  # of a staged search those that were trained to the end
-    table = sweepdir.write_table(sweep.folder, rows(sweep))
+    table = sweep_folder.write_table(sweep.folder, rows(sweep))
     count = {
-        s: sum(sweep.status(n) == s for n in numbers) for s in ("completed", "paused", "pruned", "diverged", *FAILED)
+        s: sum(sweep.status(n) == s for n in numbers)
+        for s in (Status.COMPLETED, Status.PAUSED, Status.PRUNED, Status.DIVERGED, *FAILED)
     }
     told = ", ".join(f"{c} {s}" for s, c in count.items() if c)
     lines = [f"\n{len(numbers)} trials: {told}; the table is {table}"]

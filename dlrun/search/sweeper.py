@@ -14,27 +14,31 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun import rundir, sweepdir, trials
-from dlrun.config import UserError
-from dlrun.disk import owned
-from dlrun.evidence import minimised
-from dlrun.search import launchers, summary
+from dlrun import vocabulary
+from dlrun.analysis import sweeps
+from dlrun.config import extras
+from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.folders import sweep as sweep_folder
+from dlrun.folders.disk import owned
+from dlrun.folders.run import ask_to_stop, settle, taken
+from dlrun.search import growing, summary
+from dlrun.search.launchers import choose
+from dlrun.search.launchers.job import Job
+from dlrun.search.launchers.protocol import Ended
 from dlrun.search.plan import Plan, Round
-from dlrun.search.pool import Ended
 from dlrun.search.sampling import draw, unseen
 from dlrun.search.space import check, grid, plain_words, read, size
 from dlrun.search.study import Study, Trial
-from dlrun.search.worker import Job
+from dlrun.vocabulary import DONE, Exit, Status, minimised
 
 if TYPE_CHECKING:
-    from dlrun.composing import Composer
+    from dlrun.config.compose import Composer
 
-__all__ = ["again", "points", "sweep"]
+__all__ = ["Sweep", "again", "points", "sweep"]
 
-SOME_FAILED, INTERRUPTED = 5, 130
 LOOK = 0.5  # seconds between two looks at what running trials wrote
 PATIENCE = 20  # seconds for interrupted trials to write down that they were
-DONE = ("completed", "diverged", "pruned")
 
 
 def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | None = None) -> int:
@@ -43,11 +47,11 @@ def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | 
     first = composer.parse([*fixed, *(a.ends()[0] for a in axes)])
     base = composer.config(first)
     plan = Plan.asked(fixed, axes, base["search"], flags or {})
-    launchers.require(starter := composer.launcher(first))
+    extras.require_launcher(starter := composer.launcher(first))
     check(composer, axes, fixed, plan.search["sampler"] == "grid")
-    with sweepdir.open_sweep(base["sweep"]["dir"]) as folder:
-        if sweepdir.is_sweep(folder):
-            old = Plan.recorded(sweepdir.plan(folder))
+    with sweep_folder.open_sweep(base["sweep"]["dir"]) as folder:
+        if sweep_folder.is_sweep(folder):
+            old = Plan.recorded(sweep_folder.plan(folder))
             old.renew(plan, str(folder))
             plan = old
         return Sweep(composer, plan, folder, base, starter).run()
@@ -55,15 +59,15 @@ def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | 
 
 def again(composer: Composer, folder: Path, trust: list[str]) -> int:
     """Go on with a sweep as it was asked for; only packages that are named now are trusted."""
-    plan = Plan.recorded(sweepdir.plan(folder))
+    plan = Plan.recorded(sweep_folder.plan(folder))
     plan.fixed = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
     if trust:
         plan.fixed.append(f"trust=[{','.join(trust)}]")
     first = composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)])
     base = composer.config(first)
-    launchers.require(starter := composer.launcher(first))
+    extras.require_launcher(starter := composer.launcher(first))
     check(composer, plan.axes, plan.fixed, False)
-    with sweepdir.open_sweep(str(folder)) as held:
+    with sweep_folder.open_sweep(str(folder)) as held:
         return Sweep(composer, plan, held, base, starter).run()
 
 
@@ -80,17 +84,17 @@ class Sweep:
     def __init__(
         self, composer: Composer, plan: Plan, folder: Path, base: dict[str, Any], launcher: dict[str, Any]
     ) -> None:
-        from dlrun.progress import Screen
+        from dlrun.console import Screen
 
         self.composer, self.plan, self.folder, self.base = composer, plan, folder, base
         self.metric = str(base["search"]["metric"])
         self.minimise = minimised(self.metric, base["search"]["direction"])
         self.epochs = int(base["trainer"]["epochs"])
-        self.screen = Screen(sweepdir.log(folder))
-        search, journal = plan.search, sweepdir.journal(folder)
+        self.screen = Screen(sweep_folder.log(folder))
+        search, journal = plan.search, sweep_folder.journal(folder)
         soon = 0 if journal.exists() else len(plan.stage)  # of a sweep that goes on perhaps nothing is left to do
-        self.pool = launchers.launcher(launcher, folder, soon)
-        sweepdir.write_plan(folder, plan.record())
+        self.pool = choose.launcher(launcher, folder, soon)
+        sweep_folder.write_plan(folder, plan.record())
         self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
         self.trials = {t.number: t for t in self.study.trials()}
         self.running: dict[int, float] = {}  # when their folders were last taken before
@@ -104,13 +108,13 @@ class Sweep:
                 self._rounds()
         except KeyboardInterrupt:
             self._interrupted()
-            return INTERRUPTED
+            return Exit.INTERRUPTED
         finally:
             self.pool.close()
         for line in summary.ending(self):
             self.screen.say(line)
         self._page()
-        return SOME_FAILED if any(self._status(n) in summary.FAILED for n in self.trials) else 0
+        return Exit.SOME_FAILED if any(self._status(n) in vocabulary.FAILED for n in self.trials) else Exit.FINE
 
     def _rounds(self) -> None:
         while True:
@@ -124,11 +128,11 @@ class Sweep:
             self.screen.say(f"{stage}{len(numbers)} trials{done} in {self.folder}{until}: {axes}")
             self._run_round(now, todo)
             best = summary.ranked(self, numbers)
-            following = summary.beyond(self, now, best) or self.plan.next_stage(best)
+            following = growing.beyond(self, now, best) or self.plan.next_stage(best)
             if following is not None:
                 self._settle(now, following)
                 self.plan.rounds.append(following)
-            sweepdir.write_plan(self.folder, self.plan.record())
+            sweep_folder.write_plan(self.folder, self.plan.record())
             if following is None:
                 break
         for number in self.plan.stage:
@@ -140,9 +144,9 @@ class Sweep:
         if following.stage == now.stage:
             return
         for number in sorted(self.trials):
-            if number not in following.kept and self._status(number) == "paused":
+            if number not in following.kept and self._status(number) == Status.PAUSED:
                 why = f"not among the best of stage {now.stage}"
-                rundir.settle(sweepdir.run_folder(self.folder, number), status="pruned", reason=why)
+                settle(sweep_folder.run_folder(self.folder, number), status=Status.PRUNED, reason=why)
                 self.results.pop(number)
                 self._close(self.trials[number])
 
@@ -162,7 +166,7 @@ class Sweep:
     def _next(self, waiting: list[int], now: Round) -> int | None:
         """Take the next trial that is to be started, leaving those that still run for a process that is gone."""
         for number in waiting[::-1]:
-            if owned(sweepdir.run_folder(self.folder, number)):
+            if owned(sweep_folder.run_folder(self.folder, number)):
                 continue
             waiting.remove(number)
             self.results.pop(number, None)
@@ -191,8 +195,8 @@ class Sweep:
         if not any(w.startswith("trainer.report=") for w in self.plan.fixed):
             config["trainer"]["report"] = False
         self.results.pop(number, None)
-        folder = sweepdir.run_folder(self.folder, number)
-        self.running[number] = rundir.taken(folder)
+        folder = sweep_folder.run_folder(self.folder, number)
+        self.running[number] = taken(folder)
         self.pool.submit(Job(number, config, str(folder), beside=self.pool.slots > 1))
 
     def _draw(self, number: int, now: Round) -> Trial:
@@ -218,22 +222,22 @@ class Sweep:
         number, trial = ended.number, self.trials[ended.number]
         self.running.pop(number, None)
         self._report(trial)
-        folder = sweepdir.run_folder(self.folder, number)
+        folder = sweep_folder.run_folder(self.folder, number)
         if ended.lost:
             with suppress(UserError):  # a node that only seems to be gone may hold it still
-                rundir.settle(folder, status="failed", reason=ended.why)
-        result = rundir.result(folder)
+                settle(folder, status=Status.FAILED, reason=ended.why)
+        result = reading.result(folder)
         status = str(result.get("status", ""))
         again = []
-        if status not in (*DONE, "paused"):
+        if status not in (*DONE, Status.PAUSED):
             why = ended.why if ended.lost or not result.get("reason") else str(result["reason"])
             # a check that failed fails again: only a further retry, asked for later, runs it once more
-            failures = self.plan.search["retries"] + 1 if status == "check_failed" else trial.failures + 1
+            failures = self.plan.search["retries"] + 1 if status == Status.CHECK_FAILED else trial.failures + 1
             self.study.failed(trial, why or f"ended with code {ended.code}", failures)
             if failures <= self.plan.search["retries"]:
                 again = [number]
         self.results[number] = result
-        if not again and (status != "paused"):
+        if not again and (status != Status.PAUSED):
             self._close(trial)
         self.screen.say(summary.line(self, number, again=bool(again)))
         self._table()
@@ -244,20 +248,20 @@ class Sweep:
         if trial.closed:
             return
         status, value = self._status(trial.number), self.score(trial.number)
-        if status in ("completed", "paused") and value is not None:
+        if status in (Status.COMPLETED, Status.PAUSED) and value is not None:
             self.study.close(trial, value, "complete")
         else:
-            self.study.close(trial, None, "pruned" if status in ("pruned", "diverged") else "fail")
+            self.study.close(trial, None, "pruned" if status in (Status.PRUNED, Status.DIVERGED) else "fail")
 
     def _look(self, now: Round) -> list[int]:
         """Follow running trials: report their epochs, stop those that are bad or hang; returns those to try again."""
         again: list[int] = []
         for number, before in list(self.running.items()):
-            folder = sweepdir.run_folder(self.folder, number)
+            folder = sweep_folder.run_folder(self.folder, number)
             if self._report(self.trials[number]):
-                rundir.ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
+                ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
             limit = self.plan.search["timeout"]
-            began = rundir.taken(folder)  # the start of its process is not the trial's fault
+            began = taken(folder)  # the start of its process is not the trial's fault
             if limit and began != before and time.time() - began > limit:
                 self.pool.kill(number)
                 why = f"no end after {limit:g} seconds (search.timeout)"
@@ -270,7 +274,7 @@ class Sweep:
         prune = False
         if trial.closed:
             return False
-        for row in rundir.metrics(sweepdir.run_folder(self.folder, trial.number)):
+        for row in reading.metrics(sweep_folder.run_folder(self.folder, trial.number)):
             epoch = int(row.get("epoch") or 0)
             value = row.get(self.metric)
             if epoch > trial.seen and value and math.isfinite(float(value)):
@@ -280,7 +284,7 @@ class Sweep:
     def result(self, number: int) -> dict[str, Any]:
         """Return result.json of a trial."""
         if number not in self.results or number in self.running:
-            found = rundir.result(sweepdir.run_folder(self.folder, number))
+            found = reading.result(sweep_folder.run_folder(self.folder, number))
             if number in self.running:
                 return found
             self.results[number] = found
@@ -289,8 +293,8 @@ class Sweep:
     def _status(self, number: int) -> str:
         status = str(self.result(number).get("status", ""))
         trial = self.trials.get(number)
-        if trial is not None and trial.failures and status not in (*DONE, "paused", "check_failed"):
-            return "failed"
+        if trial is not None and trial.failures and status not in (*DONE, Status.PAUSED, Status.CHECK_FAILED):
+            return Status.FAILED
         return status
 
     status = _status
@@ -300,7 +304,7 @@ class Sweep:
         result = self.result(number)
         known = self._scores.get(number)
         if known is None or known[0] is not result:  # files are read once a trial, not once a trial and row
-            value = trials.score(sweepdir.run_folder(self.folder, number), result, self.metric)
+            value = sweeps.score(sweep_folder.run_folder(self.folder, number), result, self.metric)
             known = self._scores[number] = (result, value)
         return known[1]
 
@@ -309,15 +313,15 @@ class Sweep:
         if number not in self.trials:
             return False
         status = self._status(number)
-        if status in ("failed", "check_failed"):
+        if status in (Status.FAILED, Status.CHECK_FAILED):
             return self.trials[number].failures > int(self.plan.search["retries"])
-        if status == "paused":
+        if status == Status.PAUSED:
             return bool(now.epochs) and int(self.result(number).get("epochs", 0)) >= min(now.epochs, self.epochs)
         return status in DONE
 
     def _table(self) -> None:
         if rows := summary.rows(self):
-            sweepdir.write_table(self.folder, rows)
+            sweep_folder.write_table(self.folder, rows)
 
     def _interrupted(self) -> None:
         self.screen.close()
@@ -339,7 +343,7 @@ class Sweep:
     def _page(self) -> None:
         if "trainer.report=false" in self.plan.fixed:
             return
-        from dlrun import sweep_report
+        from dlrun.reports import sweep_report
 
         try:
             self.screen.say(f"pictures and numbers on one page: {sweep_report.write(self.folder)}")

@@ -26,8 +26,8 @@ EVERYTHING += " augment.hue=0.05 augment.blur=1 augment.noise=0.05 augment.cutou
 
 def experiment(folder: str, *words: str) -> Any:
     """What `dlrun train WORDS` builds on random images of ten classes."""
-    from dlrun.composing import compose
-    from dlrun.experiment import build
+    from dlrun.config.compose import compose
+    from dlrun.training.experiment import build
 
     path = Path(folder) / "images.npz"
     if not path.exists():

@@ -39,22 +39,23 @@ class Kept:
     """Trains runs of an experiment, each in a folder of its own, and times them."""
 
     def __init__(self, folder: Path, *words: str) -> None:
-        from dlrun import engine
-        from dlrun.checkpoint import Writer
-        from dlrun.composing import compose
-        from dlrun.experiment import build
+        from dlrun.config.compose import compose
+        from dlrun.training import loop
+        from dlrun.training.checkpoint import Writer
+        from dlrun.training.experiment import build
 
         self.exp = build(compose("check=none", *words))
         self.folder, self.count = folder, 0
         self.held: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.wrote: list[float] = []
-        self.real = (engine._writing, Writer.wait, Writer.begin)
+        self.real = (loop._writing, Writer.wait, Writer.begin)
 
     def epochs(self, kind: str) -> list[float]:
         """Train a run of this kind and return the seconds of its epochs but the first."""
-        from dlrun import engine, rundir
-        from dlrun.checkpoint import State, Writer
-        from dlrun.progress import Screen
+        from dlrun.console import Screen
+        from dlrun.folders.run import Run, claim
+        from dlrun.training import loop
+        from dlrun.training.checkpoint import State, Writer
 
         writing, wait, begin = self.real
         spent, ends = [0.0], list[float]()
@@ -78,29 +79,29 @@ class Kept:
             return write
 
         if kind == "nothing":
-            engine._writing, Writer.begin = (lambda *_, **__: None), lambda self, work: None  # type: ignore
+            loop._writing, Writer.begin = (lambda *_, **__: None), lambda self, work: None  # type: ignore
         else:
-            engine._writing = timed(writing)
+            loop._writing = timed(writing)
             Writer.begin = timed(  # type: ignore
                 (lambda self, work: begin(self, counted(work))) if kind == "beside" else lambda self, work: work()
             )
         Writer.wait = timed(wait)  # type: ignore
         # asked at the end of each epoch but the last
-        rundir.Run.asked_to_stop = lambda self: ends.append(time.perf_counter())  # type: ignore
+        Run.asked_to_stop = lambda self: ends.append(time.perf_counter())  # type: ignore
         self.count += 1
         path = self.folder / f"{self.count:03d}"
-        run, screen = rundir.claim(str(path / "run"), "bench"), Screen(path / "log.txt", quiet=True)
-        engine.fit(self.exp, run, State(), screen)
+        run, screen = claim(str(path / "run"), "bench"), Screen(path / "log.txt", quiet=True)
+        loop.fit(self.exp, run, State(), screen)
         run.release()
         self.held[kind].append(spent[0] / self.exp.cfg.trainer.epochs)
         return [end - start for start, end in pairwise(ends)]
 
     def restore(self) -> None:
         """Undo what `epochs` replaced, for the next experiment."""
-        from dlrun import engine
-        from dlrun.checkpoint import Writer
+        from dlrun.training import loop
+        from dlrun.training.checkpoint import Writer
 
-        engine._writing, Writer.wait, Writer.begin = self.real  # type: ignore
+        loop._writing, Writer.wait, Writer.begin = self.real  # type: ignore
 
 
 def measure(name: str, rounds: int, folder: Path, *words: str) -> None:

@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 def main() -> None:
     from dlrun import checks
-    from dlrun.composing import compose
-    from dlrun.experiment import build
+    from dlrun.config.compose import compose
+    from dlrun.training.experiment import build
 
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

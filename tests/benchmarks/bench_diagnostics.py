@@ -19,11 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from composed import composed
 
-from dlrun import engine
-from dlrun.diagnostics import Watch
-from dlrun.experiment import Experiment, build
+from dlrun.training import loop
+from dlrun.training.diagnostics import Watch
+from dlrun.training.experiment import Experiment, build
+from support.composed import composed
 
 
 class Stopwatch:
@@ -48,11 +48,11 @@ def epoch(exp: Experiment, number: int, watch: Watch | None, inside: Stopwatch) 
             measured = watch.step(i, steps)
             with inside:
                 measured.__enter__()
-        total += engine.step(exp, x, y)
+        total += loop.step(exp, x, y)
         if watch is not None:
             with inside:
                 measured.__exit__(None, None, None)
-    engine.scores(exp, engine.predict(exp, exp.val), "val")
+    loop.scores(exp, loop.predict(exp, exp.val), "val")
     if watch is not None:
         with inside:
             watch.look(number)

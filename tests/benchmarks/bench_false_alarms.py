@@ -58,7 +58,7 @@ THREADS = ("trainer.threads=1",)
 
 def setups() -> Iterator[tuple[str, ...]]:
     """The overrides of every setup of the campaign."""
-    from dlrun.composing import builtin_conf
+    from dlrun.config.compose import builtin_conf
     from dlrun.models.layers import ACTIVATIONS, NORMS
 
     def options(group: str) -> list[str]:
@@ -86,8 +86,8 @@ def paint(folder: Path) -> None:
 def suite(words: tuple[str, ...], seed: int) -> dict[str, Any]:
     """Run the default checks on a setup; what they say, and whether the setup learns where they say much."""
     from dlrun import checks
-    from dlrun.composing import compose
-    from dlrun.experiment import build
+    from dlrun.config.compose import compose
+    from dlrun.training.experiment import build
 
     always = ("check.fresh=true", "check.budget=600", f"seed={seed}", *THREADS)
     started = time.perf_counter()
@@ -129,17 +129,17 @@ def commit() -> str:
 @functools.cache
 def learns(words: tuple[str, ...]) -> bool:
     """Whether an epoch of a training as configured, with conf's seed, gets half of the validation images right."""
-    from dlrun import engine
-    from dlrun.composing import compose
-    from dlrun.experiment import build
+    from dlrun.config.compose import compose
+    from dlrun.training import loop
+    from dlrun.training.experiment import build
 
     exp = build(compose(*words, *THREADS))
     for epoch in range(exp.cfg.trainer.epochs):
         exp.model.train()
         for i, (x, y, _) in enumerate(exp.train.epoch(epoch)):
             exp.scheduler.set(epoch + i / len(exp.train))
-            engine.step(exp, x, y)
-        if engine.scores(exp, engine.predict(exp, exp.val), "val")["val_acc"] >= RIGHT:
+            loop.step(exp, x, y)
+        if loop.scores(exp, loop.predict(exp, exp.val), "val")["val_acc"] >= RIGHT:
             return True
     return False
 

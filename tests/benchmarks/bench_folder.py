@@ -35,10 +35,10 @@ print(before, pss(), flush=True); sys.stdin.readline()
 
 def ours(root: Path, cache: str) -> Any:
     """The batches that a run trains on."""
-    from dlrun import memory
     from dlrun.data import Batches, prepare
     from dlrun.data.augment import CropFlip
     from dlrun.data.files import image_folder
+    from dlrun.training import memory
 
     memory.keep_freed()
     raw = image_folder(str(root), image_size=SIDE)

@@ -22,11 +22,12 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from composed import composed
-
-from dlrun import engine, lr_range, rundir
-from dlrun.checkpoint import State
-from dlrun.experiment import build
+from dlrun.folders.run import claim
+from dlrun.probes import lr_range
+from dlrun.training import loop
+from dlrun.training.checkpoint import State
+from dlrun.training.experiment import build
+from support.composed import composed
 
 
 class Quiet:
@@ -43,10 +44,10 @@ class Quiet:
 def accuracy(*overrides: str) -> float:
     """The best validation accuracy of a run; 0 where it diverges."""
     with tempfile.TemporaryDirectory() as folder:
-        run, state = rundir.claim(str(Path(folder) / "run"), "bench", Path(folder)), State()
+        run, state = claim(str(Path(folder) / "run"), "bench", Path(folder)), State()
         try:
-            engine.fit(build(composed(*overrides)), run, state, Quiet())  # type: ignore[arg-type]
-        except engine.Diverged:
+            loop.fit(build(composed(*overrides)), run, state, Quiet())  # type: ignore[arg-type]
+        except loop.Diverged:
             return 0.0
         finally:
             run.release()

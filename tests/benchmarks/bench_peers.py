@@ -222,9 +222,9 @@ def dlrun(seed: int, file: Path, out: Path) -> tuple[float, float]:
     words += [f"trainer.device={DEVICE}"]
     run = [sys.executable, "-m", "dlrun", "train", "dataset=arrays", *words, f"seed={seed}", f"run.dir={out}"]
     subprocess.run(run, check=True, stdout=subprocess.DEVNULL)
-    from dlrun import rundir
+    from dlrun.folders import reading
 
-    rates = [float(row["samples_per_second"]) for row in rundir.metrics(out)]
+    rates = [float(row["samples_per_second"]) for row in reading.metrics(out)]
     return median(rates[1:]), json.loads((out / "result.json").read_text())["test_acc"]
 
 

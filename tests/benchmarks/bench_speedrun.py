@@ -12,7 +12,7 @@ Where the time goes (two cores with avx512_bf16, batches of 512, one thread, pro
 convolutions 84 to 88 % of a step, at 227 to 303 GFLOP/s forward, 159 to 303 to their inputs and 148 to 219 to their
 weights; GELU 5 %, max pools 4 %, batch norms 2.5 %. Weights in bf16 in place of autocast took 1.02 of its time,
 torch.compile 1.25. A batch of 2,000 costs an image as much as one of 256 does once freed memory is kept
-(dlrun/memory.py), before that 1.36 times as much.
+(dlrun/training/memory.py), before that 1.36 times as much.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def bare(words: list[str]) -> float:
     import torch
     from torch.nn import functional
 
-    from dlrun.composing import compose
-    from dlrun.experiment import build
+    from dlrun.config.compose import compose
+    from dlrun.training.experiment import build
 
     exp = build(compose(*words))
     x, y, _ = next(exp.train.epoch(1))

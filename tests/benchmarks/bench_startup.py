@@ -35,13 +35,14 @@ COMMANDS = {
 
 FIRST_STEP = """
 import os, sys
-from dlrun import cli, running
+from dlrun import cli
+from dlrun.run import execute
 
-begun = running._train
+begun = execute._train
 
 def train(*words):
-    from dlrun import engine
-    from dlrun.progress import Screen
+    from dlrun.training import loop
+    from dlrun.console import Screen
 
     def steps(self, items, *_):
         for k, item in enumerate(items):
@@ -52,7 +53,7 @@ def train(*words):
     Screen.steps = steps
     return begun(*words)
 
-running._train = train
+execute._train = train
 sys.argv = ["dlrun", "train", *sys.argv[1:]]
 cli.main()
 """

@@ -12,8 +12,8 @@ Where the time goes (batches of 128, one thread, processor time, share of the ba
 140 ms by load): a batch 1.0 % (crop and flip 0.5, normalising 0.2, taking the images 0.1, order and labels the rest),
 norms of a measured step (3 an epoch) 0.2 %, gradient norm 0.1 %, sums and their finiteness under 0.1 %, schedule
 0.01 %; the look after an epoch a tenth of one step. What cost more was in both
-sides: pages given back to the system and fetched again (see dlrun/memory.py), and evaluation in batches of 1024, too
-large for the cache (twice the time an image).
+sides: pages given back to the system and fetched again (see dlrun/training/memory.py), and evaluation in batches of
+1024, too large for the cache (twice the time an image).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ DATA = "dataset.limit=5632 dataset.val_fraction=0.1819 augment=crop_flip optimiz
 
 def experiment(*words: str) -> Any:
     """What `dlrun train WORDS` builds."""
-    from dlrun.composing import compose
-    from dlrun.experiment import build
+    from dlrun.config.compose import compose
+    from dlrun.training.experiment import build
 
     return build(compose(*words))
 
@@ -86,18 +86,18 @@ def bare(exp: Any) -> tuple[Callable[[], None], Callable[[], None]]:
 
 def main() -> None:
     """Print the ratios."""
-    from dlrun import engine
-    from dlrun.checkpoint import State
-    from dlrun.diagnostics import Watch
-    from dlrun.progress import Screen
+    from dlrun.console import Screen
+    from dlrun.training import loop
+    from dlrun.training.checkpoint import State
+    from dlrun.training.diagnostics import Watch
 
     for setup in SETUPS:
         exp = experiment(*DATA.split(), *setup.split(), *sys.argv[1:])
         watch, state, screen = Watch(exp), State(), Screen(Path(tempfile.mkdtemp()) / "log")
         train, evaluate = bare(exp)
         # epoch 2 is one without histograms, as all but four are
-        trained = turns(train, lambda: (engine.train_epoch(exp, 2, state, screen, watch), watch.look(2)))  # noqa: B023
-        evaluated = turns(evaluate, lambda: engine.predict(exp, exp.val))  # noqa: B023
+        trained = turns(train, lambda: (loop.train_epoch(exp, 2, state, screen, watch), watch.look(2)))  # noqa: B023
+        evaluated = turns(evaluate, lambda: loop.predict(exp, exp.val))  # noqa: B023
         rate = len(exp.data.train) / median(mine[0] for _, mine in trained)
         print(
             f"{setup}, {str(exp.dtype).removeprefix('torch.')}, {torch.get_num_threads()} threads: {rate:,.0f} images/s"

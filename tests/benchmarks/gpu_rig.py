@@ -72,16 +72,17 @@ class Table:
 
 def inside() -> SimpleNamespace:
     """The parts of dlrun that are measured: the one place that knows where they are."""
-    from dlrun import engine
-    from dlrun.checkpoint import State
-    from dlrun.composing import compose
-    from dlrun.diagnostics import Watch
-    from dlrun.experiment import build, keep_data
-    from dlrun.progress import Screen
+    from dlrun.config.compose import compose
+    from dlrun.console import Screen
+    from dlrun.training import loop
+    from dlrun.training.checkpoint import State
+    from dlrun.training.diagnostics import Watch
+    from dlrun.training.experiment import build
+    from dlrun.training.shared_data import keep_data
 
     keep_data(share=False)  # setups of the same images read them once
     found = {"compose": compose, "build": build, "State": State, "Watch": Watch, "Screen": Screen}
-    return SimpleNamespace(**found, step=engine.step, train_epoch=engine.train_epoch)
+    return SimpleNamespace(**found, step=loop.step, train_epoch=loop.train_epoch)
 
 
 def synchronize(device: str) -> None:

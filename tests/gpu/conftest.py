@@ -12,17 +12,9 @@ costs seconds of imports. The few modules that tests reach into are imported her
 
 from __future__ import annotations
 
-import csv
 import gc
-import json
-import os
 import subprocess
-import sys
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,13 +22,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome
-from torch.utils._python_dispatch import TorchDispatchMode
 
-HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
-DEVICE = os.environ.get("DLRUN_GPU_TESTS_DEVICE", "cuda")
-# files that a run leaves are looked at one by one; no test here is about checks unless it says so
-QUIET = ("check=none", "trainer.report=false", "trainer.threads=1")
+from support.card import DEVICE, QUIET, Run, located, start
+from support.commands import Outcome
+
+HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,27 +68,25 @@ def device() -> str:
 @pytest.fixture(scope="session")
 def inner() -> SimpleNamespace:
     """Modules and functions inside dlrun that tests reach into: the one place that knows where they are."""
-    from dlrun import checkpoint, diagnostics, engine, trial
-    from dlrun.checks import doubles
-    from dlrun.composing import compose
-    from dlrun.data import batches
-    from dlrun.experiment import build
-    from dlrun.progress import Screen
+    from dlrun.checks.gradient import doubles
+    from dlrun.config.compose import compose
+    from dlrun.console import Screen
+    from dlrun.training import checkpoint, diagnostics, loop, memory
+    from dlrun.training.experiment import build
 
     return SimpleNamespace(
         compose=compose,
         build=build,
-        step=engine.step,
-        scores=engine.scores,
-        predict=engine.predict,
-        train_epoch=engine.train_epoch,
+        step=loop.step,
+        scores=loop.scores,
+        predict=loop.predict,
+        train_epoch=loop.train_epoch,
         State=checkpoint.State,
         Watch=diagnostics.Watch,
         Screen=Screen,
-        Batches=batches.Batches,
         doubled=doubles.doubled,
         float64=doubles.float64,
-        out_of_memory=trial.out_of_memory,
+        out_of_memory=memory.out_of_memory,
     )
 
 
@@ -112,37 +100,6 @@ def built(inner: SimpleNamespace, arrays: Path) -> Callable[..., Any]:
     return build
 
 
-@dataclass
-class Run:
-    """A run's folder as it is after training."""
-
-    path: Path
-    outcome: Outcome
-
-    @property
-    def result(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.path / "result.json").read_text())
-        return found
-
-    @property
-    def log(self) -> str:
-        return (self.path / "log.txt").read_text()
-
-    def column(self, name: str) -> list[float]:
-        """A column of metrics.csv."""
-        with open(self.path / "metrics.csv", newline="") as file:
-            return [float(row[name]) for row in csv.DictReader(file)]
-
-    def checkpoint(self, name: str = "last") -> dict[str, Any]:
-        found: dict[str, Any] = torch.load(self.path / "checkpoints" / f"{name}.pt", weights_only=True)
-        return found
-
-
-def located(words: tuple[str, ...], arrays: Path) -> tuple[str, ...]:
-    """The words, with the path of the arrays where they ask for them."""
-    return (*words, f"dataset.path={arrays}") if "dataset=arrays" in words else words
-
-
 @pytest.fixture
 def train(dlrun: Callable[..., Outcome], arrays: Path, here: Path) -> Callable[..., Run]:
     """Run `dlrun train WORDS` on the device, in this process; it must end with `code`."""
@@ -154,14 +111,6 @@ def train(dlrun: Callable[..., Outcome], arrays: Path, here: Path) -> Callable[.
         return Run(here / folder, outcome)
 
     return call
-
-
-def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
-    """Start dlrun in a process of its own, from a folder."""
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]), **env}
-    command = [sys.executable, "-m", "dlrun", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=folder, env=found, text=True, **pipes)
 
 
 @pytest.fixture
@@ -187,45 +136,3 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (x, y), (x_test, y_test) = made(1200), made(300)
     np.savez(place, x=x, y=y, x_test=x_test, y_test=y_test)
     return place
-
-
-class _Asked(TorchDispatchMode):
-    """Counts the operations that read a tensor's values from Python, which on CUDA would wait for the card."""
-
-    WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func).split(".")[1]
-        if name in self.WAIT or (name == "index" and any(_mask(i) for i in args[1])):
-            self.found[name] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _mask(index: Any) -> bool:
-    return isinstance(index, torch.Tensor) and index.dtype == torch.bool
-
-
-@contextmanager
-def waits() -> Iterator[Counter[str]]:
-    """Count what makes Python wait for the device, by its name: on CUDA torch's own sync debug mode does."""
-    found: Counter[str] = Counter()
-    if DEVICE != "cuda":
-        with _Asked() as mode:
-            yield found
-        found.update(mode.found)
-        return
-    torch.cuda.synchronize()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    for one in said:
-        if "synchronizing CUDA operation" in str(one.message):
-            found[f"{Path(one.filename).name}:{one.lineno}"] += 1

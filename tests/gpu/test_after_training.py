@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Outcome
+
+from support.commands import Outcome
 
 WORDS = ("dataset=arrays", "dataset.limit=300", "model.width=8", "trainer.epochs=3", "trainer.keep=all")
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 
-from gpu.conftest import waits
+from support.card import waits
 
 COUNT, SIZE = 240, 60
 CHANGES = {

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Outcome, write
 
-from gpu.conftest import located
+from support.card import located
+from support.commands import Outcome
+from support.stored import write
 
 SOUND = {
     "digits": ("model.width=8",),

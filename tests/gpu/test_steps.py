@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from gpu.conftest import waits
+from support.card import waits
 
 SMALL = ("dataset=arrays", "dataset.limit=600", "trainer.batch_size=60")
 STEPS = {

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Outcome, write
+
+from support.commands import Outcome
+from support.stored import write
 
 NOTED = """
 import os

@@ -1,0 +1,203 @@
+"""Runs side by side: `dlrun compare [PATH…]` lays out what differs between them and what came of it (S10).
+
+Reads result.json alone, a file a run, and never imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import gc
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dlrun.analysis import verdicts
+from dlrun.errors import UserError
+from dlrun.folders import ensemble as ensemble_folder
+from dlrun.folders import reading
+from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES, Status
+
+__all__ = ["IGNORED", "Entry", "ensembles", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
+
+# where a run lies, how it was searched for, checked and drawn says nothing about what it learned
+IGNORED = (
+    *("run.", "sweep.", "search.", "choices.search", "hydra", "choices.hydra", "trust", "choices.experiment"),
+    *("check.", "choices.check", "trainer.report"),
+)
+PLAIN = {None: "null", True: "true", False: "false"}
+
+
+class Entry(NamedTuple):
+    """A run as compared: its folder, result.json, and its config by dotted key, values as text."""
+
+    path: Path
+    result: Mapping[str, Any]
+    config: Mapping[str, str]
+
+
+def read(paths: Sequence[str]) -> list[Entry]:
+    """Return the runs at or below `paths`; a run without a readable result.json has its config alone.
+
+    Raises UserError for a path that is not there.
+    """
+    gc.disable()  # looking for cycles in ten thousand configs, which have none, is a fifth of the time
+    try:
+        return [_entry(path) for path in reading.find(list(paths))]
+    finally:
+        gc.enable()
+
+
+def ensembles(paths: Sequence[str]) -> list[Entry]:
+    """Return the ensembles at or below `paths`, with the scores of the vote that each has stored as its model."""
+    found = []
+    for path in ensemble_folder.find(paths):
+        result = reading.stored(path)
+        named = f"{result.get('vote')} of {result.get('members')}"
+        # which column tells the best is for the runs to say
+        found.append(Entry(path, {**result, "monitor": "val_loss"}, {"choices.model": named}))
+    return found
+
+
+def _entry(path: Path) -> Entry:
+    result = reading.result(path)
+    config = result.get("config")
+    return Entry(path, result, _flat(config if isinstance(config, dict) else _config(path)))
+
+
+def rows(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row a run, best first: its folder, status, the config keys that differ, its scores."""
+    return table(read(paths))
+
+
+def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) -> list[dict[str, Any]]:
+    """Return a row an entry, best first `by` a score, failed ones last, their columns those of `rows`.
+
+    `by` may be any number of their results; whether the `lower` is the better follows from its name where not said.
+    """
+    differing = varying([entry.config for entry in entries])
+    made = []
+    for path, result, config in entries:
+        row: dict[str, Any] = {
+            "run": str(path),
+            "status": result.get("status", ""),
+            "checks": result.get("checks", ""),
+            "verdicts": _told(result.get("verdicts")),
+        }
+        row.update({key.removeprefix("choices."): config.get(key, "") for key in differing})
+        row.update({key: result.get(key, "") for key in NUMBERS})
+        if by:
+            row.setdefault(by, result.get(by, ""))
+        made.append(row)
+    column = by or metric(entries)
+    down = column.endswith("loss") if lower is None else lower
+    return sorted(made, key=lambda row: _rank(row, column, down))
+
+
+def metric(entries: Sequence[Entry]) -> str:
+    """Return the column that says which run is best: val_loss where every run watched a loss, else val_acc."""
+    by_loss = bool(entries) and all(str(e.result.get("monitor", "")).endswith("loss") for e in entries)
+    return "val_loss" if by_loss else "val_acc"
+
+
+def scored(row: Mapping[str, Any], column: str) -> bool:
+    """Whether a run or row is done and its score counts: not one of a run that goes on, was cut short or diverged."""
+    return row.get("status") == Status.COMPLETED and _finite(row.get(column))
+
+
+def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any]]:
+    """Return the rows by a column: scores best first, all else upwards; `-column` the other way round, empty last.
+
+    Raises UserError for a column that is not there.
+    """
+    name = column.removeprefix("-")
+    names = list(rows[0]) if rows else []
+    key = f"{name}_mean" if f"{name}_mean" in names else name
+    if key not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+        raise UserError(f"--sort={column}: no such column; {hint}")
+    best_first = name in SCORES and not name.endswith("loss")
+    there: list[dict[str, Any]] = []
+    empty: list[dict[str, Any]] = []
+    for row in rows:
+        # a value that is not itself is nan
+        (empty if row[key] in ("", None) or row[key] != row[key] else there).append(row)
+    there.sort(key=lambda row: _order(row[key]), reverse=best_first != column.startswith("-"))
+    return there + empty
+
+
+def _order(value: Any) -> tuple[float, str]:
+    """Numbers by size, also those that are texts, before words."""
+    try:
+        return (float(value), "")
+    except (TypeError, ValueError):
+        return (math.inf, str(value))
+
+
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        return reading.config(path)  # a run that has just begun, or died at once, has nothing else
+    except UserError:
+        return {}
+
+
+def _told(found: Any) -> str:
+    try:
+        return verdicts.summary(found) if found is not None else ""
+    except (TypeError, KeyError, AttributeError):
+        return ""  # a stranger's file
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _rank(row: Mapping[str, Any], column: str, lower: bool) -> tuple[bool, float, str]:
+    if not _finite(row[column]):
+        return (True, math.inf, row["run"])
+    score = row[column] if lower else -row[column]
+    return (row["status"] in NOT_RANKED, score, row["run"])
+
+
+def varying(configs: Sequence[Mapping[str, str]]) -> list[str]:
+    """Return the keys with more than one value among the runs that have them, options before the rest."""
+    several: dict[str, list[str | None]] = {}
+    for key in {key: None for config in configs for key in config}:
+        if not key.startswith(IGNORED):
+            values = [c.get(key) for c in configs]
+            if len(set(values) - {None}) > 1:
+                several[key] = values
+    kept: list[str] = []
+    for key in sorted(several, key=lambda key: not key.startswith("choices.")):
+        # an option that differs brings its own _target_ along
+        told = key.endswith("._target_") and f"choices.{key.split('.')[0]}" in several
+        if not told and not any(_follows(several[key], several[k]) for k in kept if _last(k) == _last(key)):
+            kept.append(key)
+    return kept
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _follows(values: list[str | None], leader: list[str | None]) -> bool:
+    """Whether a key such as scheduler.epochs only repeats another of the same name, here trainer.epochs."""
+    return all(mine is None or mine == theirs for mine, theirs in zip(values, leader, strict=True))
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "", found: dict[str, str] | None = None) -> dict[str, str]:
+    """Return the leaves by dotted key, as JSON writes them; ten thousand configs pass here."""
+    found = {} if found is None else found
+    for key, value in node.items():
+        kind = type(value)
+        if kind is dict:
+            _flat(value, f"{prefix}{key}.", found)
+        elif kind is str:
+            found[f"{prefix}{key}"] = value
+        elif kind is float or kind is int:
+            found[f"{prefix}{key}"] = repr(value)
+        else:
+            found[f"{prefix}{key}"] = PLAIN[value] if kind is bool or value is None else json.dumps(value)
+    return found

@@ -1,0 +1,177 @@
+"""The numbers of a run as dlrun/analysis/verdicts.py needs them: columns as lists, the config by dotted key (B1–B4).
+
+Reads rows of metrics.csv and layers.csv as they come, text or numbers. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from statistics import fmean, median
+from typing import Any
+
+__all__ = ["WANTED_RATIO", "Evidence", "digit", "end", "span"]
+
+ANNEALED = 0.1  # of the highest rate: below this a schedule makes steps small on purpose
+WANTED_RATIO = 1e-3  # update : weight (B3)
+
+
+class Evidence:
+    """What is known of a run; `status` is that of result.json, and `data` what it records of the splits."""
+
+    def __init__(
+        self,
+        metrics: Iterable[Mapping[str, Any]],
+        layers: Iterable[Mapping[str, Any]],
+        config: Mapping[str, Any],
+        data: Mapping[str, Any],
+        status: str,
+    ) -> None:
+        rows = list(metrics)
+        self.config, self.data, self.status = config, data, status
+        self.epochs = [int(float(row["epoch"])) for row in rows]
+        self.lr, self.loss, self.acc, self.val_loss, self.val_acc, self.monitored = (
+            [_number(row.get(column)) for row in rows]
+            for column in ("lr", "train_loss", "train_acc", "val_loss", "val_acc", self.monitor)
+        )
+        self.peak = max([*self.lr, float(self.key("optimizer.lr", 0.0))])
+        self.layers = [(int(float(row["epoch"])), str(row["layer"]), row) for row in layers]
+        self.ratios = self._ratios()
+
+    @property
+    def monitor(self) -> str:
+        """The column that decides which epoch is best."""
+        return str(self.key("trainer.monitor", "val_acc"))
+
+    def key(self, name: str, default: Any = None) -> Any:
+        """Return the value of a dotted key; the default where the config lacks it or says null."""
+        node: Any = self.config
+        for part in name.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                return default
+            node = node[part]
+        return default if node is None else node
+
+    def now(self, column: str) -> dict[str, float]:
+        """Return a column of layers.csv at the last epoch, for the layers that have it."""
+        last = max((epoch for epoch, _, _ in self.layers), default=0)
+        found = {layer: _number(row.get(column)) for epoch, layer, row in self.layers if epoch == last}
+        return {layer: value for layer, value in found.items() if not math.isnan(value)}
+
+    def _ratios(self) -> dict[str, float]:
+        """Update : weight ratio of each layer, its median until the rate was annealed (B3)."""
+        live = {e for e, lr in zip(self.epochs, self.lr, strict=True) if lr >= ANNEALED * max(self.lr)}
+        found: dict[str, list[float]] = {}
+        for epoch, layer, row in self.layers:
+            value = _number(row.get("update_ratio"))
+            if epoch in live and math.isfinite(value):
+                found.setdefault(layer, []).append(value)
+        return {layer: median(values) for layer, values in found.items()}
+
+    @property
+    def ratio(self) -> float:
+        """Median of the layers' ratios; nan when nothing was measured."""
+        return median(self.ratios.values()) if self.ratios else math.nan
+
+    @property
+    def annealed(self) -> bool:
+        """Whether the schedule has come to its end."""
+        return bool(self.lr) and self.lr[-1] < ANNEALED * self.peak
+
+    @property
+    def gap_closed(self) -> tuple[float, float, float]:
+        """val_loss - train_loss in the third of the epochs before the last one, in the last one, and what it lost.
+
+        The loss is a share of the first train loss, and no more than val_loss itself fell: a train loss that rises
+        closes a gap as well. Zeros for fewer than six epochs.
+        """
+        third = len(self.loss) // 3
+        if third < 2:
+            return 0.0, 0.0, 0.0
+        gaps = [val - train for val, train in zip(self.val_loss, self.loss, strict=True)]
+        (before, now), (val_before, val_now) = (
+            (fmean(values[-2 * third : -third]), fmean(values[-third:])) for values in (gaps, self.val_loss)
+        )
+        return before, now, min(before - now, val_before - val_now) / self.loss[0]
+
+    @property
+    def steps(self) -> float:
+        """Optimizer steps done; infinite when nothing says."""
+        batch, samples = self.key("trainer.batch_size"), self.data.get("train")
+        return len(self.epochs) * math.ceil(samples / batch) if batch and samples else math.inf
+
+    @property
+    def counts(self) -> list[int]:
+        """Training images of each class."""
+        return [int(n) for n in self.data.get("train_counts", [])]
+
+    @property
+    def chance(self) -> float:
+        """Loss of uniform logits where the loss is one of ours, else infinite (C1)."""
+        target, classes = str(self.key("loss._target_")), len(self.counts)
+        if target == "dlrun.losses.CrossEntropy" and classes:
+            return math.log(classes)
+        if target == "dlrun.losses.Hinge" and classes:
+            return (classes - 1) * float(self.key("loss.margin", 1))
+        return math.inf
+
+    @property
+    def val_error(self) -> float:
+        """Standard error of the validation accuracy: a difference on a small fold may be chance."""
+        accuracy = end(self.val_acc)
+        return math.sqrt(max(accuracy * (1 - accuracy), 0.0) / int(self.data.get("val") or 1000))
+
+    @property
+    def augmented(self) -> bool:
+        """Whether any augmentation is on: a class of the user's own, or a key of the house's that is not off."""
+        keys = self.key("augment", {})
+        if not str(keys.get("_target_") or "dlrun.").startswith("dlrun."):
+            return True
+        return any(v for k, v in keys.items() if k not in ("_target_", "padding", "magnitude"))
+
+    @property
+    def regularised(self) -> bool:
+        """Whether any regularizer of the house is on."""
+        keys = ("l1", "l2", "max_norm", "dropout", "label_smoothing")
+        return any(self.key(f"regularizer.{key}") for key in keys)
+
+    def rate(self, factor: float, layers: Collection[str] = ()) -> str:
+        """Return the override that multiplies the rate, of Muon's two both, or those that move the weights of `layers`.
+
+        Its sgd_lr moves the last layer, as biases and norms.
+        """
+        rates = {"optimizer.lr": float(self.key("optimizer.lr", self.peak))}
+        if sgd := self.key("optimizer.sgd_lr"):
+            last = {next(reversed(self.ratios), "")}
+            rates = rates if not layers or set(layers) - last else {}
+            rates |= {"optimizer.sgd_lr": float(sgd)} if not layers or last & set(layers) else {}
+        return " ".join(f"{key}={digit(lr * factor)}" for key, lr in rates.items())
+
+    def towards_ratio(self) -> float:
+        """Return the factor on the rate that would bring the ratio to 1e-3, a tenth to a hundred."""
+        if self.ratio > 0:
+            return min(max(WANTED_RATIO / self.ratio, 0.1), 100.0)
+        # nothing was measured: a first epoch worse than chance tells of too high a rate
+        return 0.1 if self.loss and self.loss[0] > 1.2 * self.chance else 10.0
+
+
+def _number(value: Any) -> float:
+    return math.nan if value in (None, "") else float(value)
+
+
+def digit(value: float) -> str:
+    """Return one significant digit, as one types it."""
+    return f"{float(f'{value:.0e}'):g}"
+
+
+def end(values: list[float], count: int = 3) -> float:
+    """Return the mean of the last few epochs, at most a third of them: one alone may be an accident."""
+    return fmean(values[-min(count, max(1, len(values) // 3)) :])
+
+
+def span(names: Iterable[str], total: int) -> str:
+    """Return the names of a few layers, or the first and the last of many."""
+    found = list(names)
+    if len(found) <= 2:
+        return " and ".join(found)
+    return f"{found[0]}..{found[-1]} ({len(found)} of {total} layers)"

@@ -1,0 +1,99 @@
+"""How much each hyperparameter of a sweep matters, or why that cannot be told yet (S7).
+
+A random forest learns the ranks of the completed trials' scores; what shuffling an axis costs its predictions of
+trials that it has not seen is the axis's importance (permutation importance: Breiman 2001, Machine Learning 45).
+Ranks, so that a few terrible trials do not decide; unseen trials, whole settings at a time, so that a forest that has
+only memorised says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from dlrun.analysis.sweeps import Axis, Trials
+
+__all__ = ["FEWEST", "Importance", "measure"]
+
+FEWEST = 20  # settings; a forest on fewer says more about chance than about axes
+LEAST = 0.1  # share of the ranks' variance explained on unseen trials below which the axes tell nothing
+FOLDS, TREES, SHUFFLES = 5, 100, 10
+
+
+class Importance(NamedTuple):
+    """Shares by axis, the largest first, their standard errors over folds, and how far the forest is right at all."""
+
+    names: list[str]
+    shares: list[float]
+    errors: list[float]
+    explained: float
+    trials: int
+
+
+def measure(trials: Trials) -> Importance | str:
+    """Return the importance of every axis, or a sentence that says why it is not shown."""
+    settings = {trials.settings[k] for k in trials.done}
+    if len(trials.axes) < 2:
+        return "importance compares axes, and there is only one" if trials.axes else "nothing but the seed was varied"
+    needed = max(FEWEST, 5 * len(trials.axes))
+    if len(settings) < needed:
+        return (
+            f"importance needs about {needed} completed settings for {len(trials.axes)} axes; there are {len(settings)}"
+        )
+    explained, drops = _drops(trials)
+    if explained < LEAST:
+        return (
+            f"importance is not shown: a forest explains {max(explained, 0):.0%} of the ranks of trials that it has "
+            "not seen; the axes made no difference that these trials can show"
+        )
+    means = [max(sum(drop) / len(drop), 0.0) for drop in drops]
+    total = sum(means) or 1.0
+    spread = [math.sqrt(sum((d - m) ** 2 for d in drop) / (len(drop) - 1) / len(drop))
+              for drop, m in zip(drops, means, strict=True)]  # fmt: skip
+    order = sorted(range(len(means)), key=lambda k: -means[k])
+    names = [trials.axes[k].name for k in order]
+    shares, errors = ([values[k] / total for k in order] for values in (means, spread))
+    return Importance(names, shares, errors, explained, len(trials.done))
+
+
+def _drops(trials: Trials) -> tuple[float, list[list[float]]]:
+    """R² on unseen trials, and by axis what shuffling it takes from R² in each fold."""
+    import numpy as np
+    from scipy.stats import rankdata
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.model_selection import GroupKFold
+
+    columns = [_column(axis, trials.done) for axis in trials.axes]
+    inputs = np.concatenate(columns, axis=1)
+    ends = np.cumsum([c.shape[1] for c in columns])
+    owners = [slice(end - c.shape[1], end) for c, end in zip(columns, ends, strict=True)]
+    ranks = rankdata([trials.scores[k] for k in trials.done])
+    groups = [trials.settings[k] for k in trials.done]
+    rng, guesses = np.random.default_rng(0), np.empty(len(ranks))
+    drops: list[list[float]] = [[] for _ in owners]
+    variance = float(ranks.var()) or 1.0
+    for train, test in GroupKFold(FOLDS).split(inputs, ranks, groups):
+        forest = RandomForestRegressor(TREES, min_samples_leaf=2, random_state=0).fit(inputs[train], ranks[train])
+        guesses[test] = forest.predict(inputs[test])
+        right = float(((guesses[test] - ranks[test]) ** 2).mean())
+        for drop, owner in zip(drops, owners, strict=True):
+            shuffled = np.concatenate([_shuffled(inputs[test], owner, rng) for _ in range(SHUFFLES)])
+            wrong = (forest.predict(shuffled).reshape(SHUFFLES, -1) - ranks[test]) ** 2
+            drop.append((float(wrong.mean()) - right) / variance)
+    return 1 - float(((guesses - ranks) ** 2).mean()) / variance, drops
+
+
+def _shuffled(inputs: Any, owner: slice, rng: Any) -> Any:
+    mixed = inputs.copy()
+    mixed[:, owner] = inputs[rng.permutation(len(inputs)), owner]
+    return mixed
+
+
+def _column(axis: Axis, done: Sequence[int]) -> Any:
+    """Places of numbers, -1 where a trial lacks one; a column a choice otherwise."""
+    import numpy as np
+
+    if axis.numbers is not None:
+        return np.nan_to_num([[axis.place(k)] for k in done], nan=-1.0)
+    return np.array([[float(axis.texts[k] == choice) for choice in axis.choices] for k in done])

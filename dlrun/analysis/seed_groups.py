@@ -1,0 +1,165 @@
+"""Runs that differ in their seed alone, as one setting: mean ± std, and what is more than noise (S9).
+
+`dlrun compare --group-seeds`. The standard deviation is the sample's (n − 1). Against the best setting every other is
+tested by its scores, two-sided: a paired t-test by seed where both have the same seeds, else Welch's t-test (1947,
+Biometrika 34), and Holm's step-down correction (1979, Scand. J. Statist. 6) over all of these tests.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
+from typing import Any
+
+from dlrun.analysis import compare
+from dlrun.analysis.compare import Entry
+from dlrun.folders import reading
+from dlrun.vocabulary import SCORES, Status
+
+__all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
+
+LEVEL = 0.05  # of a wrong "worse" among all comparisons of a table
+FEW = 5  # seeds below which a t-test sees large differences alone (Colas, Sigaud, Oudeyer 2018, arXiv:1806.08295)
+# do not change what is learned, only where and how it is computed and kept
+INDIFFERENT = ("seed", "trainer.threads", "trainer.keep", "trainer.diagnostics")
+
+
+def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) -> list[dict[str, Any]]:
+    """Return a row a setting, best mean first, with the keys that differ, mean and std of each score, n, and a verdict.
+
+    The best is that `by` a number of the results, where not said by the one that the runs watched.
+
+    Only completed runs count; what the others came to is in the column `rest`. Runs of one setting with the same seed
+    are no independent evidence: their mean counts as one.
+    """
+    groups: dict[tuple[Any, ...], list[Entry]] = {}
+    follow = {k for k in {k for e in entries for k in e.config} if _repeats_seed(k, entries)}
+    for entry in entries:
+        key = tuple(
+            (k, v) for k, v in sorted(entry.config.items()) if k not in follow and not k.startswith(compare.IGNORED)
+        )
+        groups.setdefault(key, []).append(entry)
+    differing = compare.varying([{k: v for k, v in g[0].config.items() if k not in follow} for g in groups.values()])
+    column = by or compare.metric(entries)
+    found = [(_row(group, differing, column), _by_seed(group, column)) for group in groups.values()]
+    sign = 1 if (column.endswith("loss") if lower is None else lower) else -1
+    found.sort(key=lambda one: (not one[1], sign * one[0][f"{column}_mean"] if one[1] else 0.0))
+    _judge(found)
+    return [row for row, _ in found]
+
+
+def _repeats_seed(key: str, entries: Sequence[Entry]) -> bool:
+    """Whether a key does not make another setting: the seed itself, one that follows it, or an indifferent one."""
+    if key in INDIFFERENT:
+        return True
+    return key.endswith(".seed") and all(e.config.get(key) in (None, e.config.get("seed")) for e in entries)
+
+
+def _by_seed(group: Sequence[Entry], column: str) -> dict[str, float]:
+    """The score of each seed, over its completed runs."""
+    scores: dict[str, list[float]] = {}
+    for entry in group:
+        if compare.scored(entry.result, column):
+            scores.setdefault(entry.config.get("seed", ""), []).append(float(entry.result[column]))
+    return {seed: fmean(values) for seed, values in scores.items()}
+
+
+def _row(group: Sequence[Entry], differing: Sequence[str], metric: str) -> dict[str, Any]:
+    config = group[0].config
+    row: dict[str, Any] = {key.removeprefix("choices."): config.get(key, "") for key in differing}
+    seeds = sorted(_by_seed(group, metric), key=_number)
+    row |= {"n": len(seeds), "seeds": f"[{', '.join(seeds)}]"}
+    for column in dict.fromkeys((*SCORES, metric)):
+        values = list(_by_seed(group, column).values())
+        row[f"{column}_mean"] = fmean(values) if values else ""
+        row[f"{column}_std"] = stdev(values) if len(values) > 1 else ""
+    done = [e.result.get("seconds") for e in group if e.result.get("status") == Status.COMPLETED]
+    times = [t for t in done if isinstance(t, (int, float))]
+    row["seconds"] = fmean(times) if times else ""
+    rest = Counter(
+        str(e.result.get("status", "")) or "empty" for e in group if e.result.get("status") != Status.COMPLETED
+    )
+    row["rest"] = " ".join(f"{count} {status}" for status, count in sorted(rest.items()))
+    row["checks"] = reading.worst_check(e.result for e in group if e.result.get("status") == Status.COMPLETED)
+    row |= {"verdict": "", "p": "", "test": "", "runs": json.dumps([str(e.path) for e in group])}
+    return row
+
+
+def _number(text: str) -> tuple[float, str]:
+    return (float(text), text) if text.lstrip("-").isdigit() else (math.inf, text)
+
+
+def _judge(found: Sequence[tuple[dict[str, Any], Mapping[str, float]]]) -> None:
+    """Fill verdict, p and test of each row, the best first: it is the best among those with several seeds."""
+    several = [k for k, (_, scores) in enumerate(found) if len(scores) > 1]
+    tests: dict[int, tuple[float, str]] = {}
+    for k, (row, scores) in enumerate(found):
+        if len(scores) < 2:
+            row["verdict"] = "one seed: no noise estimate" if scores else "no score"
+        elif k == several[0]:
+            row["verdict"] = "best" if k == 0 else "best of several seeds"
+        else:
+            tests[k] = difference(found[several[0]][1], scores)
+    usable = {k: p for k, (p, _) in tests.items() if not math.isnan(p)}
+    corrected = dict(zip(usable, holm(list(usable.values())), strict=True))
+    for k, (_, name) in tests.items():
+        row = found[k][0]
+        row["test"] = name
+        if k not in corrected:
+            row["verdict"] = "no spread: no noise estimate"
+            continue
+        row["p"] = corrected[k]
+        fewest = min(len(found[several[0]][1]), len(found[k][1]))
+        alike = "two seeds: cannot tell" if fewest == 2 else "within noise"
+        row["verdict"] = "worse" if corrected[k] < LEVEL else alike
+
+
+def difference(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, str]:
+    """Return the two-sided p of two settings' scores by seed, and the test: `paired` or `welch`.
+
+    Both need two seeds or more. nan where neither varies and they differ: nothing tells noise from effect.
+    """
+    from scipy.special import stdtr
+
+    if set(one) == set(other):
+        apart = [one[seed] - other[seed] for seed in one]
+        mean, square, name = fmean(apart), stdev(apart) ** 2 / len(apart), "paired"
+        freedom = len(apart) - 1.0
+    else:
+        a, b = (stdev(scores.values()) ** 2 / len(scores) for scores in (one, other))
+        mean, square, name = fmean(one.values()) - fmean(other.values()), a + b, "welch"
+        # Welch–Satterthwaite
+        freedom = square**2 / (a**2 / (len(one) - 1) + b**2 / (len(other) - 1)) if square else 1.0
+    if square <= (1e-12 * max(map(abs, [*one.values(), *other.values()]))) ** 2:
+        return (1.0 if math.isclose(mean, 0, abs_tol=1e-12) else math.nan), name
+    return float(2 * stdtr(freedom, -abs(mean) / math.sqrt(square))), name
+
+
+def holm(found: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number by Holm's step-down method, in the order given."""
+    corrected, highest = [0.0] * len(found), 0.0
+    for place, k in enumerate(sorted(range(len(found)), key=lambda k: found[k])):
+        highest = max(highest, min(1.0, (len(found) - place) * found[k]))
+        corrected[k] = highest
+    return corrected
+
+
+def note(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+    """Return what a reader must know of the table: what ± is, how it was tested, and what that cannot see."""
+    tested = [row for row in rows if row["test"]]
+    said = ["mean ± sample standard deviation over seeds"]
+    if tested:
+        tests = {"paired": "paired t-tests by seed", "welch": "Welch's t-tests"}
+        names = " and ".join(tests[name] for name in sorted({row["test"] for row in tested}))
+        count = f"Holm's correction for {len(tested)} comparisons" if len(tested) > 1 else "one comparison"
+        said.append(f"worse than the best on {column}: {names}, two-sided, p < {LEVEL:g} after {count}")
+        said.append("the best was picked for its mean, which flatters it")
+        least = min(row["n"] for row in rows if row["n"] > 1)
+        if least < FEW:
+            said.append(f"as few as {least} seeds show large differences alone: within noise does not mean equal")
+    if any(row["n"] == 1 for row in rows):
+        said.append("one seed gives no noise estimate: add seeds, such as 'seed=range(1,6)'")
+    return said

@@ -1,0 +1,233 @@
+"""C4-C6: backward computes the derivative of what forward computes; `dlrun check check.only=[gradient]`.
+
+A float64 copy of the model, three or four samples, dropout on under one seed: derivatives from autograd
+against centred differences, along a random direction through every parameter tensor, its largest and a few
+random entries; at the start, after a short burn-in, and for the penalty alone. A crossed kink (C5) is taken
+away, or excuses the error that it can explain.
+
+Sees: a backward of one's own with a wrong sign, factor or term, down to that of one bias; a detached branch,
+item(), rounding; gradients that are NaN or too small to compare (C6). Cannot see: a forward that computes
+something else than was meant, a backward that is wrong for a few entries of a big tensor only, code that does
+not run on these samples, what goes wrong in float32 or bfloat16 alone. A gradient made up on purpose, such as
+straight-through rounding, is reported as wrong: check.skip=[gradient].
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from dlrun.checks.advice import advice
+from dlrun.checks.gradient.differences import KINKED, SMOOTH, Comparison, NotComparable, Slopes
+from dlrun.checks.gradient.doubles import burn_in, doubled, float64, off_zero
+from dlrun.checks.gradient.kinks import STEPS
+from dlrun.checks.result import Verdict
+from dlrun.checks.sandbox import named, no_trace
+from dlrun.training.experiment import Experiment
+
+__all__ = ["gradient"]
+
+RANDOM_ENTRIES = {"start": 2, "burn-in": 1, "penalty": 1}
+BAD = ("wrong", "suspicious")
+TINY = 1e-10  # C6
+
+
+@dataclass
+class _Findings:
+    """What the comparisons of all phases came to."""
+
+    names: list[str]
+    samples: int
+    layers: int = 1
+    done: list[Comparison] = field(default_factory=list)
+    tiny: list[str] = field(default_factory=list)
+    advice: str = ""
+    unreached: str = ""  # the phase in which the time was up
+
+    def tensors(self, *states: str, whole: bool = False) -> set[str]:
+        """Names of those with a comparison in one of the states; along a direction if `whole`."""
+        moves = (m for c in self.done if c.state in states for m in c.moves)
+        return {m.name for m in moves if m.entry is None or not whole}
+
+
+def gradient(exp: Experiment, seconds: float = float("inf")) -> Verdict:
+    """Compare the gradients of a float64 copy with centred differences, for about `seconds` at most."""
+    deadline = time.perf_counter() + seconds
+    with no_trace(), float64():
+        try:
+            model, loss, samples = doubled(exp)
+            parameters = {n: p for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
+            if not parameters:
+                raise NotComparable("no parameter is trainable")
+            off_zero(parameters)
+            found = _Findings(list(parameters), samples, advice=advice(exp, "model.norm=batch", "model.init=he_normal"))
+            return _phases(exp, model, loss, parameters, found, deadline)
+        except NotComparable as error:
+            return Verdict("skip", "", "", str(error))
+
+
+def _phases(
+    exp: Experiment,
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    parameters: Mapping[str, Tensor],
+    found: _Findings,
+    deadline: float,
+) -> Verdict:
+    phases = [("start", loss), ("burn-in", loss)]
+    if exp.penalty.active:
+        phases.append(("penalty", lambda: exp.penalty.penalty(model)))
+    for phase, function in phases:
+        if phase == "burn-in":
+            burn_in(loss, parameters)
+        slopes = Slopes(function, parameters, deadline)
+        found.layers = max(found.layers, slopes.layers)
+        bad = _not_finite(slopes, phase, found.advice) or _compared(slopes, phase, found)
+        if bad is None and phase == "start":
+            bad = _vanished(slopes, found)
+        if bad is not None:
+            return bad
+        if time.perf_counter() > deadline:
+            found.unreached = phase
+            break
+    return _summary(found)
+
+
+def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
+    """Compare directions of all tensors, then entries: a verdict at the first wrong one, or a suspicious one."""
+    seed = {"start": 0, "burn-in": 1, "penalty": 2}[phase]
+    generator = torch.Generator().manual_seed(seed)
+    entries = [slopes.entry(n, int(g.abs().argmax())) for n, g in slopes.gradients.items()]
+    for _ in range(RANDOM_ENTRIES[phase]):
+        sizes = {n: p.numel() for n, p in slopes.parameters.items()}
+        entries += [slopes.entry(n, int(torch.randint(k, (), generator=generator))) for n, k in sizes.items()]
+    draws = [[slopes.direction(n, seed) for n in slopes.parameters], entries]
+    suspicious: list[Comparison] = []
+    for moves in draws:
+        for comparison in slopes.compare(moves):
+            found.done.append(comparison)
+            if comparison.state == "wrong":
+                return _traced(slopes, comparison, phase, seed, found.samples)
+            if comparison.state == "suspicious":
+                suspicious.append(comparison)  # what is small along a direction may be plain in an entry
+    if suspicious:
+        return _traced(slopes, max(suspicious, key=lambda c: c.error), phase, seed, found.samples)
+    return None
+
+
+def _traced(slopes: Slopes, worst: Comparison, phase: str, seed: int, samples: int) -> Verdict:
+    """The verdict on a wrong comparison, after a search for the last tensor in forward order that has one."""
+    right: list[str] = []  # used after the last wrong tensor
+    bad: list[str] = []
+    for name in reversed(slopes.forward_order):
+        comparison = next(slopes.compare([slopes.direction(name, seed)]), None)
+        if comparison is None or (bad and (comparison.state not in BAD or len(bad) == 2)):
+            break
+        if comparison.state not in BAD:
+            right.append(name)
+            continue
+        if not bad:
+            largest = slopes.entry(name, int(slopes.gradients[name].abs().argmax()))
+            more = [slopes.direction(name, seed + other) for other in (3, 4, 5)]  # one may show little of it
+            nearest = [comparison, *(c for move in (*more, largest) for c in slopes.compare([move]))]
+            worst = next((c for c in reversed(nearest) if c.state == worst.state), worst)
+        bad.append(name)
+    where = ""
+    if len(bad) > 1:
+        where = f"; {right[-1]}, used next, is right: look between" if right else "; look at the loss, too"
+    elif bad and len(slopes.parameters) > 1:
+        where = "; its neighbours are right: look at the backward of this tensor alone"
+    return _worded(slopes, worst, phase, samples, where)
+
+
+def _worded(slopes: Slopes, c: Comparison, phase: str, samples: int, where: str) -> Verdict:
+    (move,) = c.moves
+    message = f"{'penalty: ' if phase == 'penalty' else ''}{move}: analytic {move.sign * c.analytic:.4g}, "
+    message += f"numeric {move.sign * c.numeric:.4g}, relative error {c.error:.2g} at h={c.h:g}: "
+    message += _cause(c, samples) + where
+    if slopes.seen.cuts and phase != "penalty":
+        message += f"; {', '.join(slopes.seen.cuts)} is called on tensors that carry a gradient"
+    if phase == "burn-in":
+        message += "; only after a burn-in, at the start all were right"
+    status = "fail" if c.state == "wrong" else "warn"
+    return Verdict(status, f"{c.error:.2g} in {move.name}", _expected(slopes.layers), message)
+
+
+def _cause(c: Comparison, samples: int) -> str:
+    """The likely mistake, from the ratio of the analytic to the numeric derivative on so many samples."""
+    if c.state != "wrong":
+        return "more than rounding: a small term of the backward is missing, or a constant is not exact"
+    if abs(c.numeric) <= c.floor:
+        return "the loss does not move: a gradient made up on purpose (straight-through), or lost"
+    ratio = c.analytic / c.numeric
+    known = {
+        -1.0: "the sign is flipped",
+        2.0: "a factor 2 too much",
+        0.5: "a factor 2 is missing",
+        0.0: "no gradient comes back: detach(), .data, item(), no_grad() or a way through numpy",
+        float(samples): "a sum over the batch where the loss has the mean",
+        1.0 / samples: "divided by the batch size once too often",
+    }
+    for value, cause in known.items():
+        if abs(ratio - value) <= 0.01 * max(abs(value), 0.1):
+            return cause
+    return f"{ratio:.3g} times what it should be: a term or factor of the backward is missing"
+
+
+def _vanished(slopes: Slopes, found: _Findings) -> Verdict | None:
+    """Look into gradients that are zero within rounding: no influence at all, or one that is lost (C6)."""
+    zero = found.tensors("zero", whole=True)
+    lost = [n for n in slopes.parameters if n in zero and slopes.reaches(n)]
+    without = [n for n in lost if not slopes.gradients[n].any()]
+    steps = [s for s in slopes.seen.cuts if s in STEPS]
+    if without and steps:
+        message = f"the loss depends on {without[0]}, and its gradient is 0: {', '.join(steps)} lets none through"
+        return Verdict("fail", f"0 in {len(without)} tensors", "a gradient", message)
+    largest = {n: float(g.abs().max()) for n, g in slopes.gradients.items()}
+    tiny = [n for n in slopes.parameters if 0 < largest[n] < TINY]
+    # of vectors only those that matter: the gradient of a bias before a norm is rounding of 0
+    found.tiny = [n for n in tiny if slopes.parameters[n].ndim > 1 or n in lost]
+    return None
+
+
+def _not_finite(slopes: Slopes, phase: str, advice: str) -> Verdict | None:
+    if not torch.isfinite(torch.tensor(slopes.value)):
+        return Verdict("fail", f"{slopes.value}", "a finite loss", f"the loss is {slopes.value} at the {phase}{advice}")
+    for name in reversed(slopes.forward_order):
+        if not bool(slopes.gradients[name].isfinite().all()):
+            message = f"the gradient of {name} is not finite and the loss is {slopes.value:.4g}: "
+            message += f"the root, norm or logarithm of 0, or a division by it; add a small number first{advice}"
+            return Verdict("fail", f"nan or inf in {name}", "finite", message)
+    return None
+
+
+def _summary(found: _Findings) -> Verdict:
+    errors = [c.error for c in found.done if c.state == "fine"]
+    covered = found.tensors("fine", "zero", "kink", "rough", whole=True)
+    rough = [n for n in found.names if n not in found.tensors("fine", "zero", "kink")]
+    value = f"{median(errors):.1e} (median), {len(found.names)} tensors" if errors else f"{len(found.names)} tensors"
+    status, message = "pass", "backward agrees with centred differences"
+    if len(covered) < len(found.names):
+        value = f"{len(covered)} of {len(found.names)} tensors"
+        status, message = "skip", "the time was up; the tensors that were compared are right"
+    elif found.unreached:
+        status, message = "skip", f"right so far; the time was up at the {found.unreached}: raise check.budget"
+    elif found.tiny:
+        status, message = "warn", f"gradients too small to compare (C6): {named(found.tiny)}; saturated units? "
+        message += "scale the loss, the inputs or the initialisation, or add a norm" + found.advice
+    elif rough:
+        status, message = "warn", f"too rough for a difference quotient: {named(rough)}; jumps, rounding or noise? "
+        message += "if they are meant, check.skip=[gradient]"
+    else:
+        crossed = sum(c.crossed > 0 for c in found.done)
+        message += f"; {crossed} of {len(found.done)} comparisons crossed a kink" if crossed else ""
+    return Verdict(status, value, _expected(found.layers), message)
+
+
+def _expected(layers: int) -> str:
+    return f"< {SMOOTH * layers:.0e}, across kinks < {KINKED:.0e}"

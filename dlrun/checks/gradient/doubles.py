@@ -1,0 +1,92 @@
+"""What the gradient check differentiates: a float64 copy of the model and a loss that repeats (C4)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from dlrun.checks.gradient.differences import NotComparable, gradients
+from dlrun.checks.gradient.kinks import Winners
+from dlrun.checks.sandbox import samples
+from dlrun.training.experiment import Experiment
+from dlrun.training.random_state import seed_everything
+
+__all__ = ["burn_in", "doubled", "float64", "off_zero"]
+
+SAMPLES = 4
+LARGE, SMALL = 5_000_000, 16  # one sample less for more parameters, unless a side has no more pixels
+BURN_IN, RATE = 10, 3e-4
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Make tensors that a forward pass creates float64 as well."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
+    """Return a float64 copy of the model in training mode, its loss on a few samples, and their number.
+
+    The loss is the same each time: it puts buffers back and seeds all generators. Raises NotComparable.
+    """
+    device = torch.device("cpu") if exp.device.type == "mps" else exp.device  # which has no float64
+    try:
+        model = copy.deepcopy(exp.model).to(device, torch.float64).train()
+    except (RuntimeError, TypeError) as error:
+        raise NotComparable(f"the model cannot be copied ({error})") from error
+    for module in model.modules():
+        if type(module).__name__ == "_SpectralNorm":
+            module.eval()  # its power iteration lets no gradient through
+    # of small images the last maps have one pixel, and batch norm needs every sample
+    large = sum(p.numel() for p in model.parameters()) > LARGE and max(exp.data.shape[:2]) > SMALL
+    x, y = (t.to(device) for t in samples(exp, SAMPLES - large))
+    x, loss, objective = x.double(), copy.deepcopy(exp.loss).to(device).double(), copy.deepcopy(exp.objective)
+    for inner in vars(objective).values():
+        if isinstance(inner, nn.Module):
+            inner.to(device).double()
+    owned = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
+    before = [b.clone() for _, _, b in owned]
+
+    def value() -> Tensor:
+        with torch.no_grad():
+            for (module, name, buffer), saved in zip(owned, before, strict=True):
+                module._buffers[name] = buffer.copy_(saved)
+        seed_everything(0)
+        found: Tensor = objective(model, loss, x, y)[0]
+        return found
+
+    return model, value, len(y)
+
+
+@torch.no_grad()
+def off_zero(parameters: Mapping[str, Tensor]) -> None:
+    """Move every weight by about a thousandth: over empty regions a bias of 0 puts a ReLU on its kink."""
+    generator = torch.Generator().manual_seed(0)
+    for p in parameters.values():
+        r = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
+        p.add_(r * torch.where(p == 0, torch.ones_like(p), p.abs()), alpha=1e-3)
+
+
+def burn_in(loss: Callable[[], Tensor], parameters: Mapping[str, Tensor]) -> None:
+    """Take a few steps, until the loss has halved: the loss of samples known by heart is mostly rounding."""
+    start = float("inf")
+    for step in range(BURN_IN):
+        with Winners():
+            value = loss()
+        now = float(value.detach())
+        start = now if step == 0 else start
+        if now < start / 2:
+            return
+        with torch.no_grad():
+            # the sign, as Adam's first steps: of like size in every layer
+            for name, gradient in gradients(value, parameters).items():
+                parameters[name].sub_(gradient.sign(), alpha=RATE)

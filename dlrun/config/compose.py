@@ -1,0 +1,302 @@
+"""Hydra at work: the search path, composing and checking a config, errors in one line each (`dlrun train …`).
+
+The built-in conf/ is at the top of a checkout and inside a wheel; a user's ./conf and $DLRUN_CONF go first.
+Hydra composes and explains (`--help`, `--cfg`, `--info`, completion) but runs nothing: its own runner would
+build the callbacks and log handlers that a config names before anybody could look at them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dlrun.config.flags import Flags, split
+from dlrun.config.hydra_errors import in_one_line
+from dlrun.config.schema import flatten, lookup, unknown, validate
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
+
+__all__ = ["Composer", "builtin_conf", "compose", "composer", "run"]
+
+ROOT = "train"
+EXPLAINING = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
+
+
+def builtin_conf() -> Path:
+    """Return the folder of the built-in options: the checkout's in an editable install, else the wheel's."""
+    here = Path(__file__).resolve().parents[1]
+    checkout = here.parent / "conf"
+    for folder in (checkout if (here.parent / "pyproject.toml").is_file() else here / "conf", here / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise UserError("the built-in configs (conf/train.yaml) are missing: this installation is broken; reinstall dlrun")
+
+
+def run(
+    verb: str,
+    argv: list[str],
+    task: Callable[[Any], int],
+    sweep: Callable[[Composer, list[str], Flags], int] | None = None,
+) -> int:
+    """Compose what `argv` asks for and hand the config to `task`, or with -m all to `sweep`; return its code.
+
+    Raises UserError for everything that is wrong with the command or the config.
+    """
+    flags, overrides = split(argv)
+    if EXPLAINING & set(flags):
+        return _ask_hydra(verb, flags, overrides)
+    with composer(flags) as made:
+        if "--multirun" in flags:
+            if sweep is None:
+                raise UserError(f"dlrun {verb} takes one setup at a time; -m belongs to dlrun train")
+            return sweep(made, overrides, flags)
+        parsed = made.parse(overrides)
+        if wrong := [o for o in parsed if o.key_or_group.startswith(("hydra.launcher", "hydra/launcher"))]:
+            raise UserError(f"{wrong[0].input_line}: belongs to a sweep; type it with -m")
+        cfg = made.config(parsed)
+    from omegaconf import OmegaConf
+
+    return task(OmegaConf.create(cfg))
+
+
+def compose(*overrides: str) -> Any:
+    """Return the config that `dlrun train <overrides>` would train. Raises UserError."""
+    from omegaconf import OmegaConf
+
+    with composer({}) as made:
+        return OmegaConf.create(made.config(made.parse(overrides)))
+
+
+def _ask_hydra(verb: str, flags: Flags, overrides: list[str]) -> int:
+    import hydra
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback and exiting
+    words = [f"{flag}={value}" if value else flag for flag, value in flags.items()]
+    sys.argv = [sys.argv[0], *words, *overrides]
+    if "--help" in flags:
+        sys.argv.append(f"hydra.job.name={verb}")
+    # for --help Hydra would build the log handlers that a config names: any class, with any argument
+    import hydra._internal.hydra as explaining
+
+    explaining.configure_log = lambda *_, **__: None  # type: ignore[attr-defined]
+    answer = io.StringIO()  # printed at once: Hydra's log handlers cannot bear a reader that leaves
+    try:
+        with in_one_line(), redirect_stdout(answer):
+            _register(flags)
+            hydra.main(str(builtin_conf()), ROOT, version_base="1.3")(lambda cfg: None)()
+    finally:
+        print(answer.getvalue(), end="")
+    return Exit.FINE
+
+
+@contextmanager
+def composer(flags: Flags) -> Iterator[Composer]:
+    """Open Hydra's loader over the built-in folder, the user's and `--config-dir`."""
+    with in_one_line():
+        _register(flags)
+        from hydra import initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
+
+        with initialize_config_dir(str(builtin_conf()), job_name=ROOT, version_base="1.3"):
+            yield Composer(GlobalHydra.instance().config_loader(), flags.get("--config-name") or ROOT)
+
+
+_added: list[Path] = []  # the folder of --config-dir, where Hydra does not look by itself
+
+
+def _register(flags: Flags) -> None:
+    extra = flags.get("--config-dir")
+    if extra and not Path(extra).expanduser().is_dir():
+        raise UserError(f"--config-dir {extra}: no such folder")
+    _added[:] = [Path(extra).expanduser().resolve()] if extra and not EXPLAINING & set(flags) else []
+    _search_path()
+
+
+@cache
+def _search_path() -> None:
+    """Tell Hydra where options are, the first winning: ./conf, $DLRUN_CONF, built-in, --config-dir."""
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class DlrunSearchPath(SearchPathPlugin):
+        def manipulate_search_path(self, search_path: Any) -> None:
+            for folder in ("conf", os.environ.get("DLRUN_CONF")):
+                path = Path(folder).expanduser().resolve() if folder else None
+                if path is not None and path.is_dir() and path != builtin_conf():
+                    search_path.prepend("dlrun-user", f"file://{path}", anchor=SearchPathQuery(provider="main"))
+            for path in _added:
+                search_path.append("command-line", f"file://{path}")
+
+    Plugins.instance().register(DlrunSearchPath)
+
+
+class Composer:
+    """Composes configs and holds them against their schema; every choice of options is read once."""
+
+    def __init__(self, loader: Any, root: str) -> None:
+        self._loader = loader
+        self._root = root
+        self._read_already: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._listed: dict[str, list[str]] = {}
+        self._folders: list[str] = []  # overrides that name further folders of options
+
+    def parse(self, overrides: Sequence[str]) -> list[Any]:
+        """Return the overrides as Hydra's objects. Raises UserError for one that it cannot read."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        with in_one_line():
+            parsed: list[Any] = OverridesParser.create(config_loader=self._loader).parse_overrides(list(overrides))
+        for override in parsed:
+            self._refuse(override)
+            if override.key_or_group == "hydra.searchpath":
+                self._folders.append(override.input_line)
+                self._listed.clear()
+        return parsed
+
+    def _refuse(self, override: Any) -> None:
+        key, line = override.key_or_group, override.input_line
+        if override.package is not None or not key:
+            raise UserError(f"{line}: expected key=value or group=option")
+        if override.is_delete():
+            raise UserError(f"{line}: every group and key is needed; choose another option or value with {key}=")
+        if key.split(".")[0].split("/")[0] == "hydra" and not _known_to_dlrun(key):
+            raise UserError(f"{line}: dlrun has its own folders, sweeps and logs; see run.dir=, sweep.dir= and -m")
+
+    def chooses(self, override: Any) -> bool:
+        """Whether an override picks options, not values, so that files have to be read for it."""
+        group = override.key_or_group
+        picks = bool(self._options(group)) and not isinstance(override.value(), dict)
+        return picks or group in ("experiment", "hydra.searchpath")
+
+    def _options(self, group: str) -> list[str]:
+        if group not in self._listed:
+            found = [] if "." in group else self._loader.get_group_options(group, None, self._root, self._folders)
+            # Hydra's own launcher knows nothing of trials
+            self._listed[group] = [o for o in found if (group, o) != ("hydra/launcher", "basic")]
+        return self._listed[group]
+
+    def config(self, overrides: Sequence[Any]) -> dict[str, Any]:
+        """Return the config of these overrides, resolved and validated. Raises UserError."""
+        plain, _ = self._composed(overrides)
+        return plain
+
+    def launcher(self, overrides: Sequence[Any]) -> dict[str, Any]:
+        """Return what starts the trials of a sweep: hydra.launcher, with its option as `name`. Raises UserError."""
+        return self._composed(overrides)[1]
+
+    def _composed(self, overrides: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        from omegaconf import OmegaConf
+
+        with in_one_line():
+            for override in overrides:
+                self._must_be_one(override)
+            chosen = tuple(o.input_line for o in overrides if self.chooses(o) and o.value() is not None)
+            base = self._read(self._root, chosen)
+            default = self._read(self._root, chosen)["hydra"]["launcher"]
+            schema = {**self._schema(chosen, base), "hydra": {"launcher": default}}
+            cfg = OmegaConf.create(base, flags={"struct": True})
+            values = [o for o in overrides if not self.chooses(o)]
+            for override in values:
+                self._set(cfg, override, schema)
+            plain: Any = OmegaConf.to_container(cfg, resolve=True)
+            launcher = plain.pop("hydra")["launcher"]
+        added = {o.key_or_group for o in values if o.is_add() or o.is_force_add()}
+        validate({**plain, "hydra": {"launcher": launcher}}, schema, added)
+        from dlrun.config.extras import require_logger
+        from dlrun.config.targets import check_targets
+
+        check_targets(plain, plain["trust"])
+        require_logger(plain)
+        plain["choices"] = _choices(base)
+        name = base["hydra"]["runtime"]["choices"]["hydra/launcher"]
+        return plain, {"name": name, **launcher}
+
+    def _must_be_one(self, override: Any) -> None:
+        """One value, and one that is there, in the words of a user rather than Hydra's."""
+        group, option = override.key_or_group, override.value()
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: several values; -m runs them all, '{group}=\"…\"' makes them one")
+        options = self._options(group)
+        if not options or option in options or isinstance(option, dict) or (option, group) == (None, "experiment"):
+            return
+        near = difflib.get_close_matches("" if option is None else str(option), options, 3, 0.5)
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError(f"{override.input_line}: no such option; {hint}options: {', '.join(sorted(options))}")
+
+    def _read(self, root: str, chosen: tuple[str, ...]) -> dict[str, Any]:
+        """A config as it stands in the files, interpolations open; of Hydra's part what one may want."""
+        from hydra.types import RunMode
+        from omegaconf import OmegaConf
+
+        if (root, *chosen) not in self._read_already:
+            cfg = self._loader.load_configuration(root, list(chosen), run_mode=RunMode.RUN)
+            plain: Any = {str(k): _plain(cfg._get_node(k)) for k in cfg if k != "hydra"}
+            runtime = {"cwd": os.getcwd(), "choices": OmegaConf.to_container(cfg.hydra.runtime.choices)}
+            launcher = OmegaConf.to_container(cfg.hydra.launcher)
+            plain["hydra"] = {"runtime": runtime, "job": {"name": ROOT}, "launcher": launcher}
+            self._read_already[(root, *chosen)] = plain
+        return self._read_already[(root, *chosen)]
+
+    def _schema(self, chosen: tuple[str, ...], base: dict[str, Any]) -> dict[str, Any]:
+        """The defaults of the chosen options: what values are held against.
+
+        An experiment preset, or a root config of the user's own, sets values: it is left out, so that its
+        keys and types are checked as well.
+        """
+        choices = _choices(base)
+        if self._root != ROOT or choices.get("experiment") is not None:
+            known = self._read(ROOT, ())["hydra"]["runtime"]["choices"]
+            words = [f"{'' if k in known else '+'}{k}={v}" for k, v in choices.items() if k != "experiment"]
+            base = self._read(ROOT, (*self._folders, *words))
+        return {k: v for k, v in base.items() if k != "hydra"}
+
+    def _set(self, cfg: Any, override: Any, schema: dict[str, Any]) -> None:
+        from omegaconf import OmegaConf
+        from omegaconf.errors import ConfigAttributeError, ConfigKeyError
+
+        key, adds = override.key_or_group, override.is_add() or override.is_force_add()
+        try:
+            # an empty mapping is there to be filled with names of the user's own (optimizer.per_layer)
+            adds = adds or (lookup(schema, key) == {} and isinstance(override.value(), dict))
+            OmegaConf.update(cfg, key, override.value(), force_add=adds)
+        except (ConfigAttributeError, ConfigKeyError) as error:
+            wrong = getattr(error, "full_key", None) or key
+            section = key.split(".")[0]
+            if (schema.get(section) or {}).get("_target_") == "???":
+                raise UserError(
+                    f"{key}: no such key yet; type +{override.input_line} for an argument of your own class"
+                ) from None
+            groups = [g for g in self._loader.get_group_options("", _groups()) if g != "hydra"]
+            raise UserError(
+                unknown(str(wrong), list(flatten(schema)), groups if "." not in str(wrong) else ())
+            ) from None
+
+
+def _known_to_dlrun(key: str) -> bool:
+    """What of Hydra's own part dlrun reads: where options are, and what starts the trials of a sweep."""
+    return key in ("hydra.searchpath", "hydra/launcher") or key.startswith("hydra.launcher.")
+
+
+def _choices(cfg: dict[str, Any]) -> dict[str, Any]:
+    """The chosen option of every group."""
+    return {k: v for k, v in cfg["hydra"]["runtime"]["choices"].items() if not k.startswith("hydra/")}
+
+
+def _plain(node: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value()
+
+
+def _groups() -> Any:
+    from hydra.core.object_type import ObjectType
+
+    return ObjectType.GROUP

@@ -1,0 +1,34 @@
+"""Optional packages that a config needs: found before anything starts, or named with the line that installs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from dlrun.errors import UserError
+
+__all__ = ["PACKAGES", "logger_kind", "require_launcher", "require_logger"]
+
+
+def require_logger(cfg: Mapping[str, Any]) -> None:
+    """Raise UserError when the package of the chosen logger is not installed; imports nothing."""
+    kind = logger_kind(cfg)
+    if kind != "none" and find_spec(kind) is None:
+        raise UserError(f"logger={kind}: the package {kind} is not installed; type pip install 'dlrun[{kind}]'")
+
+
+def logger_kind(cfg: Any) -> str:
+    return str((cfg.get("logger") or {}).get("kind", "none"))  # runs of older versions have no logger
+
+
+PACKAGES = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "submitit"}
+
+
+def require_launcher(options: Mapping[str, Any]) -> None:
+    """Raise UserError when the package of the chosen launcher is not installed; imports nothing."""
+    name = str(options["name"])
+    if (package := PACKAGES.get(name)) and find_spec(package) is None:
+        raise UserError(
+            f"hydra/launcher={name}: the package {package} is not installed; type pip install 'dlrun[{package}]'"
+        )

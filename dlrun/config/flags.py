@@ -1,0 +1,71 @@
+"""The words after a verb, flags and overrides told apart (`dlrun train seed=1,2 -m optimizer=adam`).
+
+Hydra's own parser loses overrides on both sides of a flag on Python 3.11, and prints ten lines for a mistake.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+from dlrun.errors import UserError
+
+__all__ = ["Flags", "split"]
+
+Flags = dict[str, str | None]
+
+ALIASES = {
+    "-h": "--help",
+    "-m": "--multirun",
+    "-r": "--run",
+    "-c": "--cfg",
+    "-i": "--info",
+    "-p": "--package",
+}
+ALIASES |= {
+    "-cn": "--config-name",
+    "-cd": "--config-dir",
+    "-sc": "--shell-completion",
+    "--shell_completion": "--shell-completion",
+}
+PLAIN = {"--help", "--hydra-help", "--resolve", "--multirun", "--run", "--shell-completion"}
+# what may follow a flag; nothing listed: anything
+VALUED: dict[str, tuple[str, ...]] = {
+    "--cfg": ("job", "hydra", "all"),
+    "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+    "--package": (),
+    "--config-name": (),
+    "--config-dir": (),
+}
+
+
+def split(argv: list[str]) -> tuple[Flags, list[str]]:
+    """Return the flags by their long names, each with its value, and the overrides in their order.
+
+    Raises UserError for a flag that is not there or lacks its value.
+    """
+    flags: Flags = {}
+    overrides: list[str] = []
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        name, given, value = word.partition("=")
+        flag = ALIASES.get(name, name)
+        if flag in PLAIN and not given:
+            flags[flag] = None
+        elif flag in VALUED:
+            allowed = VALUED[flag]
+            if not given and flag == "--info" and (not rest or rest[0] not in allowed):
+                value = "all"
+            elif not given:
+                value = rest.pop(0) if rest else ""
+            if not value or (allowed and value not in allowed):
+                raise UserError(f"{name} {value}".rstrip() + f": expected {name} {'|'.join(allowed) or 'NAME'}")
+            flags[flag] = value
+        else:
+            near = difflib.get_close_matches(name, [*PLAIN, *VALUED], 1, 0.75)
+            hint = f"did you mean {near[0]}?" if near else "settings are typed without dashes, as key=value"
+            raise UserError(f"{word}: no such flag; {hint}")
+    return flags, overrides

@@ -1,0 +1,241 @@
+"""Configs: one line for every mistake, before anything heavy is imported (`dlrun train …`).
+
+The default in the YAML is the schema: the type of a key is the type of its default; null takes anything.
+Ranges and choices that a type cannot tell stand in `dlrun.config.rules`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dlrun.errors import UserError
+
+__all__ = ["check_rules", "flatten", "lookup", "unknown", "validate"]
+
+
+_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    list: "a list",
+    dict: "keys",
+}
+# what to type for a key without a default
+_WANTED = {
+    "dataset.root": "FOLDER",
+    "objective.teacher": "RUN|ENSEMBLE",
+    "dataset.path": "FILE.npz",
+    "model._target_": "PACKAGE.CLASS trust=[PACKAGE]",
+}
+# keys that every config has, also a stored one
+_SECTIONS: tuple[str, ...] = (
+    "dataset",
+    "model",
+    "optimizer",
+    "scheduler",
+    "regularizer",
+    "loss",
+    "objective",
+    "augment",
+    "trainer",
+)
+_SECTIONS += ("check", "run")
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every leaf; an empty mapping is a leaf."""
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{name}.")
+        else:
+            yield name
+
+
+def lookup(cfg: Mapping[str, Any], key: str) -> Any:
+    """Return the value at a dotted key, or None."""
+    node: Any = cfg
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+def unknown(key: str, names: Collection[str], groups: Collection[str] = ()) -> str:
+    """Say that `key` is none of `names`, with the nearest: a group, the same last part, a like spelling."""
+    group = difflib.get_close_matches(key, groups, 1)
+    if group:
+        return f"{key}: no such key; did you mean {group[0]}=?"
+    where, _, last = key.rpartition(".")
+    beside = {n.rpartition(".")[2]: n for n in names if where and n.startswith(f"{where}.")}
+    near = [beside[n] for n in difflib.get_close_matches(last, beside, 2, 0.65)]
+    near = near or [n for n in names if n.rpartition(".")[2] == last]
+    near = near or difflib.get_close_matches(key, names, 2, 0.8)
+    if not where:
+        near = near or [n for n in names if difflib.get_close_matches(last, [n.rpartition(".")[2]], 1, 0.75)]
+    if near:
+        return f"{key}: no such key; did you mean {' or '.join(near[:3])}?"
+    has = ", ".join(n for n in beside if not n.startswith("_"))
+    has = f"{where} has {has}" if has else "`dlrun train --help` lists the keys"
+    return f"{key}: no such key; {has}"
+
+
+def validate(cfg: Mapping[str, Any], schema: Mapping[str, Any], added: Collection[str] = ()) -> None:
+    """Hold a resolved config against the defaults it came from, and against the rules.
+
+    `added` are keys that the user appended on purpose (`+key=value`). Raises UserError for the first key
+    that is unknown, missing, of a wrong type or out of range, and for a folder or file that is not there.
+    """
+    _compare(cfg, schema, "", added)
+    check_rules(cfg)
+
+
+def check_rules(cfg: Mapping[str, Any]) -> None:
+    """Hold a config against the rules, and its folders and files against the disk. Raises UserError."""
+    from dlrun.config.rules import ANY_TARGET, RULES
+
+    for section in _SECTIONS:
+        if not isinstance(cfg.get(section), Mapping):
+            raise UserError(f"{section} is missing; a config of dlrun has {', '.join(_SECTIONS)}")
+    for key, (holds, expected) in RULES.items():
+        value = lookup(cfg, key)
+        target = (cfg.get(key.split(".")[0]) or {}).get("_target_") if "." in key else None
+        if key not in ANY_TARGET and target is not None and not str(target).startswith(("dlrun.", "torch.")):
+            continue  # a class of the user's own: its keys mean what it says
+        try:
+            fits = value is None or holds(value)
+        except TypeError:
+            fits = False
+        if not fits:
+            raise UserError(f"{key}={_shown(value)}: expected {expected}{_near(key, value)}")
+    _paths(cfg)
+    _reaches(cfg)
+
+
+def _near(key: str, value: Any) -> str:
+    from dlrun.config.rules import CHOICES
+
+    if isinstance(value, list):
+        from dlrun.config.rules import CHECKS
+
+        value = next((v for v in value if v not in CHECKS), "")
+        near = difflib.get_close_matches(str(value), CHECKS if key.startswith("check.") else (), 1)
+        return f"; did you mean {near[0]}?" if near else ""
+    near = difflib.get_close_matches(str(value), CHOICES.get(key, ()), 1)
+    return f"; did you mean {key}={near[0]}?" if near else ""
+
+
+def _compare(cfg: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, added: Collection[str]) -> None:
+    for key in schema:
+        if key not in cfg:
+            raise UserError(f"{prefix}{key} is missing; every key of an option is needed")
+    for key, value in cfg.items():
+        name = f"{prefix}{key}"
+        if value == "???":
+            raise UserError(f"{name} is missing; type {name}={_WANTED.get(name, 'VALUE')}")
+        if key in schema:
+            _type(name, value, schema[key], added)
+        elif not _free(name, cfg, schema, added):
+            raise UserError(unknown(name, [f"{prefix}{n}" for n in flatten(schema)]))
+
+
+def _free(name: str, cfg: Mapping[str, Any], schema: Mapping[str, Any], added: Collection[str]) -> bool:
+    """Whether a key without a default may be there: an argument of a `_target_`, added by the user."""
+    if schema.get("_target_") == "???":
+        return True
+    if not any(f"{name}.".startswith(f"{a}.") or a.startswith(f"{name}.") for a in added):
+        return False
+    if "_target_" in cfg:
+        return True
+    last = name.rpartition(".")[2]
+    raise UserError(f"+{name}: nothing reads this key; keys are added to what has a _target_, such as +model.{last}")
+
+
+def _type(name: str, value: Any, default: Any, added: Collection[str]) -> None:
+    if isinstance(default, str) and default.startswith("${"):
+        return  # it follows another key, which is checked where it stands; the rules check its own value
+    if default is None or default == "???":
+        return
+    kind = type(default)
+    expected = _NAMES.get(kind, kind.__name__)
+    if value is None:
+        raise UserError(f"{name}=null: expected {expected} such as {_shown(default)}")
+    from dlrun.config.rules import MIXED
+
+    if name in MIXED:
+        return  # the rules know what may stand there
+    if kind is dict:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name}={_shown(value)}: expected keys below it ({', '.join(default) or 'name: value'})")
+        if default:
+            _compare(value, default, f"{name}.", added)
+        return
+    fits = isinstance(value, kind)
+    if kind in (int, float):
+        fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if not fits:
+        hint = ""
+        if kind is int and isinstance(value, float) and value.is_integer():
+            hint = f"; type {name}={int(value)}"
+        wanted = f"{expected} such as {_shown(default)}"
+        if kind is list and not default and isinstance(value, (str, int, float)):
+            hint = f"; type {name}=[{_shown(value)}]"
+            wanted = expected
+        raise UserError(f"{name}={_shown(value)}: expected {wanted}, found {_found(value)}{hint}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}={value}: expected a finite number such as {_shown(default)}")
+    if kind is list and default:
+        for i, item in enumerate(value):
+            _type(f"{name}[{i}]", item, default[0], added)
+
+
+def _shown(value: Any) -> str:
+    """A value as one types it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(map(_shown, value))}]"
+    return "null" if value is None else str(value)
+
+
+def _found(value: Any) -> str:
+    if isinstance(value, str):
+        return f"the word {value!r}" if value else "nothing"
+    return _NAMES.get(type(value), type(value).__name__)
+
+
+def _paths(cfg: Mapping[str, Any]) -> None:
+    """A folder that nothing can download must be there, and so must a file."""
+    teacher = cfg["objective"].get("teacher")
+    if isinstance(teacher, str) and not Path(teacher).expanduser().is_dir():
+        raise UserError(f"objective.teacher={teacher}: no such folder; expected a run or an ensemble")
+    dataset = cfg["dataset"]
+    if not str(dataset.get("_target_")).startswith("dlrun."):
+        return
+    root, path = dataset.get("root"), dataset.get("path")
+    if root is not None and not dataset.get("download") and not Path(str(root)).expanduser().is_dir():
+        fetch = "; dataset.download=true fetches it" if "download" in dataset else ", with train/<class>/<image> in it"
+        raise UserError(f"dataset.root={root}: no such folder; expected the folder of the data{fetch}")
+    if path is not None and not Path(str(path)).expanduser().is_file():
+        raise UserError(f"dataset.path={path}: no such file; expected an .npz with x and y")
+
+
+def _reaches(cfg: Mapping[str, Any]) -> None:
+    """A key that the chosen model, loss or trainer cannot use is an error, not a silence."""
+    for key, part in (("dropout", "model"), ("label_smoothing", "loss")):
+        if lookup(cfg, f"regularizer.{key}") and key not in cfg[part]:
+            raise UserError(f"regularizer.{key} has no effect: this {part} has no {key}; choose another {part}=")
+    only, skip = (set(lookup(cfg, f"check.{key}") or ()) for key in ("only", "skip"))
+    if only and only <= skip:
+        raise UserError(f"check.skip leaves nothing of check.only=[{','.join(sorted(only))}]; take one of them away")
+    trainer = cfg["trainer"]
+    if trainer.get("while_gap_shrinks") and not trainer.get("patience"):
+        raise UserError("trainer.while_gap_shrinks has no effect without patience; add trainer.patience=5")
+    if trainer.get("monitor") in ("update_ratio", "dead_fraction") and not trainer.get("diagnostics"):
+        raise UserError(f"trainer.monitor={trainer['monitor']}: nothing measures it with trainer.diagnostics=false")

@@ -1,0 +1,196 @@
+"""The only door from a config to code: a `_target_` on the allowlist, or in `trust=[package]`, is built.
+
+Configs and run folders of other people are untrusted. A name is looked at before anything is imported, and
+what it leads to once more by the module that made it: an alias (`torch.nn.modules.os.system`) leads nowhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dlrun.errors import UserError, first_line
+
+__all__ = ["check_targets", "instantiate"]
+
+# what these modules of ours define themselves and do not hide
+OURS: tuple[str, ...] = (
+    "dlrun.data.datasets",
+    "dlrun.data.files",
+    "dlrun.data.augment",
+    "dlrun.losses",
+    "dlrun.regularizers",
+)
+OURS += ("dlrun.objectives", "dlrun.optim.muon", "dlrun.optim.schedulers")
+FAMILIES = ("dlrun.models",)  # every module in these: a new model is a new file
+
+_OPTIMIZERS = "SGD Adagrad Adadelta RMSprop Adam AdamW Adamax NAdam RAdam ASGD Rprop LBFGS Adafactor Muon"
+_SCHEDULERS = "ReduceLROnPlateau StepLR MultiStepLR ConstantLR LinearLR ExponentialLR CosineAnnealingLR"
+_SCHEDULERS += " PolynomialLR CosineAnnealingWarmRestarts CyclicLR OneCycleLR"
+_LOSSES = "CrossEntropyLoss MultiMarginLoss"
+THEIRS = {
+    **{f"torch.optim.{n}": n for n in _OPTIMIZERS.split()},
+    **{f"torch.optim.lr_scheduler.{n}": n for n in _SCHEDULERS.split()},
+    **{f"torch.nn.{n}": n for n in _LOSSES.split()},
+}
+
+
+def check_targets(cfg: Any, trust: list[str]) -> None:
+    """Refuse a config that names, at any depth, code that is neither ours nor trusted; imports nothing.
+
+    Raises UserError with the key, the name, and what to type for a package of one's own.
+    """
+    for key, name in _targets(cfg, ""):
+        _check_name(key, name, trust)
+
+
+def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any, **given: Any) -> Any:
+    """Build what `node` describes: `_target_` called with its keys, nested ones first; `_partial_` binds.
+
+    `given` are passed where the signature takes them. Raises UserError naming `key` for an unknown target, an
+    argument that the target does not take, and a value that it refuses.
+    """
+    if "_target_" not in node:
+        raise UserError(f"{key}._target_ is missing; expected the dotted name of a class, such as torch.optim.SGD")
+    name = str(node["_target_"])
+    target = _locate(f"{key}._target_", name, trust)
+    own = {k: _build(v, trust, f"{key}.{k}") for k, v in node.items() if not k.startswith("_")}
+    own.update({k: v for k, v in given.items() if k not in own and _takes(target, k)})
+    _check_arguments(target, name, key, own)
+    if node.get("_partial_"):
+        return functools.partial(target, *args, **own)
+    try:
+        return target(*args, **own)
+    except UserError:
+        raise
+    except (TypeError, ValueError, ImportError) as error:
+        said = first_line(error)
+        if "unexpected keyword argument" in said and "." not in key:
+            # the keys of the option that was chosen stay when another _target_ is typed
+            said += f"; write an option for it, conf/{key}/NAME.yaml with _target_: {name} and the keys that it takes"
+        raise UserError(f"{key}: {name} refused its arguments: {said}") from error
+
+
+def _build(value: Any, trust: list[str], key: str) -> Any:
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return instantiate(value, trust, key)
+        return {k: _build(v, trust, f"{key}.{k}") for k, v in value.items()}
+    if isinstance(value, list):
+        return [_build(v, trust, f"{key}[{i}]") for i, v in enumerate(value)]
+    return value
+
+
+def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in items:
+        below = f"{key}.{name}" if key else str(name)
+        if name == "_target_":
+            if value is not None:
+                yield below, value
+        else:
+            yield from _targets(value, below)
+
+
+def _check_name(key: str, name: Any, trust: list[str]) -> None:
+    parts = name.split(".") if isinstance(name, str) else []
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise UserError(f"{key}={name}: expected the dotted name of a class, such as torch.optim.SGD")
+    module, last = ".".join(parts[:-1]), parts[-1]
+    if name in THEIRS or last in _defined(module) or _trusted(name, trust):
+        return
+    package = parts[0]
+    if package not in ("dlrun", "torch", "torchvision"):
+        known = package in sys.stdlib_module_names
+        hint = "a config may name no such thing" if known else f"if {package} is your own code, type trust=[{package}]"
+        raise UserError(f"{key}={name}: refused: not one of dlrun's; {hint}")
+    near = difflib.get_close_matches(name, [*THEIRS, *(f"{module}.{n}" for n in _defined(module))], 1, 0.8)
+    hint = f"did you mean {near[0]}?" if near else "it is not on dlrun's list of what a config may name"
+    raise UserError(f"{key}={name}: refused; {hint}")
+
+
+@functools.cache
+def _defined(module: str) -> tuple[str, ...]:
+    """Public names that a module of ours defines, read from its source: importing it would import torch."""
+    if module not in OURS and module.rpartition(".")[0] not in FAMILIES:
+        return ()
+    file = Path(__file__).resolve().parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
+    if not file.is_file():
+        return ()
+    made = [n for n in ast.parse(file.read_bytes()).body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]
+    return tuple(n.name for n in made if not n.name.startswith("_"))
+
+
+def _trusted(name: str, trust: list[str]) -> bool:
+    return any(name == t or name.startswith(f"{t}.") for t in trust)
+
+
+def _locate(key: str, name: str, trust: list[str]) -> Any:
+    _check_name(key, name, trust)
+    if _trusted(name, trust) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: a file there must not stand in for an installed module
+    parts = name.split(".")
+    found: Any = None
+    for i in range(len(parts) - 1, 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:i]))
+        except ModuleNotFoundError as error:
+            if error.name and not f"{name}.".startswith(f"{error.name}."):
+                raise UserError(f"{key}={name}: importing it failed: {error}") from error
+            continue
+        except Exception as error:
+            raise UserError(f"{key}={name}: importing it failed: {type(error).__name__}: {error}") from error
+        for part in parts[i:]:
+            found = getattr(found, part, None)
+        break
+    if found is None or not callable(found):
+        raise UserError(f"{key}={name}: no such class{_near(parts)}")
+    # an alias leads elsewhere: what counts is where the object was made
+    home, qualified = getattr(found, "__module__", "") or "", getattr(found, "__qualname__", "")
+    if name in THEIRS:
+        real = home.startswith("torch.") and qualified == THEIRS[name]
+    else:
+        real = qualified in _defined(home) or _trusted(home, trust)
+    if not real:
+        raise UserError(f"{key}={name}: refused: it leads to {home}.{qualified}, not dlrun's and not trusted")
+    return found
+
+
+def _near(parts: list[str]) -> str:
+    try:
+        names = dir(sys.modules[".".join(parts[:-1])])
+    except KeyError:
+        return f"; is the package {parts[0]} installed, or in the folder that dlrun is started from?"
+    near = difflib.get_close_matches(parts[-1], names, 1)
+    return f"; did you mean {'.'.join([*parts[:-1], near[0]])}?" if near else ""
+
+
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _takes(target: Any, name: str) -> bool:
+    parameter = _parameters(target).get(name)
+    return parameter is not None and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+
+
+def _check_arguments(target: Any, name: str, key: str, own: Mapping[str, Any]) -> None:
+    parameters = _parameters(target)
+    if not parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for argument in own:
+        if argument not in parameters:
+            near = difflib.get_close_matches(argument, parameters, 1)
+            hint = f"did you mean {key}.{near[0]}?" if near else f"it takes {', '.join(parameters)}"
+            raise UserError(f"{key}.{argument}: {name} takes no such argument; {hint}")

@@ -1,0 +1,174 @@
+"""Members of an ensemble, picked on validation, and the table that says what they are worth (`dlrun ensemble`, E1-E7).
+
+Reads the predictions that runs have stored, so nothing is trained, evaluated or imported that needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrun.ensembles.votes import greedy, ranking
+from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.vocabulary import Status
+
+__all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select"]
+
+Array = Any  # of numpy
+SPLITS = ("val", "test")
+FEW = 4  # of a list's values, in a sentence
+
+
+@dataclass
+class Member:
+    """A trained model and what it said: logits (N, K), labels (N,) and ids of `val` and `test` in `arrays`."""
+
+    path: Path
+    data: Mapping[str, Any]  # classes, shape, mean, std as the run recorded them
+    arrays: Mapping[str, Array]
+    parameters: int | None = None
+    ms: float | None = None  # milliseconds an image, without decoding
+    checkpoint: str = ""  # the file's name, where the member is one of several checkpoints of a run
+    weight: int = 1
+
+    @property
+    def name(self) -> str:
+        """The folder, and the checkpoint if there are several."""
+        return str(self.path) + (f":{self.checkpoint}" if self.checkpoint else "")
+
+
+def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the completed runs at or below `paths`, and a line for each that is left out, with the reason.
+
+    An average of other runs votes only where it is named itself: below outputs it would stand beside its own parts.
+    """
+    named = {Path(name).expanduser().resolve() for name in paths}
+    found, left_out = [], []
+    for path in reading.find(list(paths)):
+        result = reading.result(path)
+        if result.get("status") != Status.COMPLETED:
+            left_out.append(f"{path} is {result.get('status', 'no run')}, not completed")
+        elif result.get("average_of") and path.resolve() not in named:
+            left_out.append(f"{path} is an average of other runs; named itself it takes part")
+        else:
+            found.append(path)
+    return found, left_out
+
+
+def read(paths: Sequence[str]) -> tuple[list[Member], list[str]]:
+    """Return the completed runs at or below `paths`, and a line for each that is left out, with the reason.
+
+    Raises UserError when none is left.
+    """
+    members: list[Member] = []
+    found, left_out = completed(paths)
+    for path in found:
+        try:
+            members.append(member(path))
+        except UserError as error:
+            left_out.append(str(error))
+    if not members:
+        why = f": {left_out[0]}" if left_out else "; `dlrun train -m 'seed=range(0,5)'` makes five"
+        raise UserError(f"no completed runs in {' '.join(paths)}{why}")
+    return members, left_out
+
+
+def member(path: Path) -> Member:
+    """Return a run as a member. Raises UserError that names what it lacks."""
+    result, arrays = reading.result(path), reading.arrays(path, "predictions")
+    if result.get("status") != Status.COMPLETED:
+        raise UserError(f"{path} is {result.get('status', 'no run')}, not completed")
+    data = result.get("data")
+    if not isinstance(data, dict) or not {"classes", "shape", "mean", "std"} <= data.keys():
+        raise UserError(f"{path}: result.json does not describe its data")
+    if reason := _malformed(arrays, len(data["classes"])):
+        raise UserError(f"{path}: predictions.npz: {reason}; `dlrun ensemble --fresh` evaluates again")
+    count = result.get("parameters")
+    return Member(path, data, arrays, count if isinstance(count, int) else None, _milliseconds(path, arrays))
+
+
+def _malformed(arrays: Mapping[str, Array], classes: int) -> str:
+    """Say what is wrong with stored predictions, which may be a stranger's or damaged."""
+    for split in SPLITS:
+        if not {f"{split}_logits", f"{split}_labels", f"{split}_ids"} <= arrays.keys():
+            return "missing, unreadable or incomplete"
+        logits, labels, ids = (arrays[f"{split}_{what}"] for what in ("logits", "labels", "ids"))
+        if logits.dtype.kind != "f" or logits.shape != (len(labels), classes) or ids.shape != labels.shape:
+            return f"{split}_logits has shape {logits.shape}, expected ({len(labels)}, {classes})"
+        if labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= classes:
+            return f"{split}_labels are no class numbers from 0 to {classes - 1}"
+        if not np.isfinite(logits).all():
+            return f"{split}_logits are not finite"
+    return ""
+
+
+def _milliseconds(path: Path, arrays: Mapping[str, Array]) -> float | None:
+    """The median over epochs of the time that validation took, an image."""
+    try:
+        seconds = [float(row["eval_seconds"]) for row in reading.metrics(path)]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return 1e3 * float(np.median(seconds)) / len(arrays["val_labels"]) if seconds else None
+
+
+def agree(members: Sequence[Member]) -> None:
+    """Hold all members against the first. Raises UserError that names the first that differs, in what and how."""
+    first = members[0]
+    for other in members[1:]:
+        for what in ("classes", "shape", "mean", "std"):
+            a, b = first.data[what], other.data[what]
+            if what in ("classes", "shape"):
+                same = list(a) == list(b)
+            else:
+                same = len(a) == len(b) and np.allclose(a, b, rtol=1e-5)
+            if not same:
+                raise UserError(f"{other.name} and {first.name} differ in {what}: {' and '.join(apart(b, a))}")
+        for split in SPLITS:
+            for what in ("ids", "labels"):
+                a, b = first.arrays[f"{split}_{what}"], other.arrays[f"{split}_{what}"]
+                if a.shape != b.shape or not (a == b).all():
+                    how = f"{len(b)} and {len(a)} images" if len(a) != len(b) else _first_difference(b, a)
+                    hint = "; seeds share a fold when dataset.split_seed and dataset.limit are the same"
+                    raise UserError(f"{other.name} and {first.name} differ in {split} {what}: {how}{hint}")
+
+
+def apart(a: Sequence[Any], b: Sequence[Any]) -> tuple[str, str]:
+    """Return each of two lists as their number and a few of them, among these the first that differs."""
+    same = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
+    start = same if same >= FEW else 0
+    return _some(list(a), start), _some(list(b), start)
+
+
+def _some(values: list[Any], start: int) -> str:
+    shown = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values[start : start + FEW]]
+    more = ["…"] * (start + FEW < len(values))
+    return f"{len(values)} ({', '.join(['…'] * (start > 0) + shown + more)})"
+
+
+def _first_difference(a: Array, b: Array) -> str:
+    at = int(np.flatnonzero(a != b)[0])
+    return f"{a[at]} and {b[at]} at number {at}"
+
+
+def select(members: Sequence[Member], *, top: int = 0, by_greed: bool = False) -> list[Member]:
+    """Return the members that count, best first on validation: all, the best `top`, or those greed picks (E2).
+
+    Nothing here looks at the test split. Greed gives `weight`, how often it picked a member.
+    """
+    logits, labels = [m.arrays["val_logits"] for m in members], members[0].arrays["val_labels"]
+    order = ranking(logits, labels)
+    if top:
+        order = order[:top]
+    counts = dict.fromkeys(order, 1)
+    if by_greed:
+        found = greedy([logits[m] for m in order], labels)
+        counts = dict(zip(order, found, strict=True))
+    chosen = [members[m] for m in order if counts[m]]
+    for m in order:
+        members[m].weight = counts[m]
+    return chosen

@@ -1,0 +1,198 @@
+"""The table of an ensemble: every vote beside the best and the mean member (`dlrun ensemble`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrun.ensembles.members import SPLITS, Member
+from dlrun.ensembles.votes import VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
+from dlrun.folders import reading
+from dlrun.vocabulary import Status
+
+__all__ = ["ORDERS", "Table", "as_text", "draw", "each", "judge", "sizes", "store"]
+
+
+ORDERS = 20  # random orders behind mean and std of the accuracy by number of members
+
+
+@dataclass
+class Table:
+    """One row for the best member, the mean member and each vote; temperatures by vote (1: as they are)."""
+
+    rows: list[dict[str, Any]]
+    temperatures: dict[str, float]
+    votes: dict[str, dict[str, Vote]] = field(default_factory=dict)  # by vote, then split
+
+
+def judge(members: Sequence[Member], temperature: bool = False) -> Table:
+    """Score every vote of the members, beside the best member on validation and the mean member (E5).
+
+    Members come best first, as `select` gives them. With `temperature` each row is rescaled by one that is fitted
+    on validation.
+    """
+    weights = np.array([m.weight for m in members], dtype=float)
+    labels = {split: members[0].arrays[f"{split}_labels"] for split in SPLITS}
+    logits = {split: np.stack([m.arrays[f"{split}_logits"] for m in members]) for split in SPLITS}
+    p = {split: softmax(logits[split]) for split in SPLITS}
+    table = Table([], {})
+
+    def scored(votes: dict[str, Vote], name: str = "") -> dict[str, float]:
+        heat = fit_temperature(votes["val"], labels["val"]) if temperature else 1.0
+        votes = {split: heated(vote, heat) for split, vote in votes.items()}
+        if name:
+            table.temperatures[name], table.votes[name] = heat, votes
+        found = {s: scores(vote, labels[s]) for s, vote in votes.items()}
+        return {f"{s}_{what}": value for s in SPLITS for what, value in found[s].items()}
+
+    each = [scored({s: Vote(p[s][m], p[s][m].argmax(1)) for s in SPLITS}) for m in range(len(members))]
+    mean = {key: float(np.mean([one[key] for one in each])) for key in each[0]}
+    alone: dict[str, Any] = {f"{split}_disagreement": None for split in SPLITS}
+    table.rows.append({"vote": "best member", "members": 1, **each[0], **_price(members[:1]), **alone})
+    average = {key: _mean([_price([m])[key] for m in members]) for key in ("ms_per_image", "parameters")}
+    table.rows.append({"vote": "mean member", "members": 1, **mean, **average, **alone})
+    differ = {f"{split}_disagreement": disagreement(logits[split]) for split in SPLITS}
+    for name, vote in VOTES.items():
+        row = scored({s: vote(logits[s], p[s], weights) for s in SPLITS}, name)
+        table.rows.append({"vote": name, "members": len(members), **row, **_price(members), **differ})
+    return table
+
+
+def _price(members: Sequence[Member]) -> dict[str, Any]:
+    """What an image costs at inference: every member once, however often it counts."""
+    ms, parameters = [m.ms for m in members], [m.parameters for m in members]
+    return {
+        "ms_per_image": sum(t for t in ms if t is not None) if None not in ms else None,
+        "parameters": sum(n for n in parameters if n is not None) if None not in parameters else None,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    return None if None in values else float(np.mean([v for v in values if v is not None]))
+
+
+def sizes(members: Sequence[Member]) -> list[dict[str, float]]:
+    """Return accuracy by number of members, voting by mean probability (E7), a row a number.
+
+    `*_mean` and `*_std` are over 20 random orders of the members; `*_best_first` takes them as they come. A member
+    that counts several times counts so in each.
+    """
+    draw, weights = np.random.default_rng(0), np.array([m.weight for m in members], dtype=float)
+    count = len(members)
+    orders = [np.arange(count)] + [draw.permutation(count) for _ in range(ORDERS if count > 1 else 0)]
+    rows: list[dict[str, float]] = [{"members": n + 1} for n in range(count)]
+    for split in SPLITS:
+        labels = members[0].arrays[f"{split}_labels"]
+        p = [
+            (softmax(m.arrays[f"{split}_logits"]) * w).astype(np.float32) for m, w in zip(members, weights, strict=True)
+        ]
+        found = np.zeros((len(orders), count))
+        for k, order in enumerate(orders):
+            total = np.zeros_like(p[0])
+            for n, m in enumerate(order):
+                total += p[m]
+                found[k, n] = (total.argmax(1) == labels).mean()
+        random = found[1:] if count > 1 else found
+        for n, row in enumerate(rows):
+            row[f"{split}_acc_mean"], row[f"{split}_acc_std"] = float(random[:, n].mean()), float(random[:, n].std())
+            row[f"{split}_acc_best_first"] = float(found[0, n])
+    return rows
+
+
+def each(members: Sequence[Member]) -> list[dict[str, Any]]:
+    """Return a row a member: where it is, how often it counts, its scores and its price."""
+    rows = []
+    for m in members:
+        row: dict[str, Any] = {"member": m.name, "weight": m.weight}
+        for split in SPLITS:
+            p = softmax(m.arrays[f"{split}_logits"])
+            found = scores(Vote(p, p.argmax(1)), m.arrays[f"{split}_labels"])
+            row.update({f"{split}_{what}": value for what, value in found.items()})
+        rows.append(row | _price([m]) | {"checks": reading.worst_check([reading.stored(m.path)])})
+    return rows
+
+
+def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table for reading, a line a row, accuracies in per cent."""
+    columns = {"vote": "", "members": "members"}
+    for split in SPLITS:
+        columns |= {f"{split}_acc": f"{split} acc", f"{split}_loss": "log loss", f"{split}_ece": "calib. error"}
+    columns |= {"test_disagreement": "disagreement", "ms_per_image": "ms/image", "parameters": "parameters"}
+    lines = [list(columns.values())] + [[_cell(c, row.get(c)) for c in columns] for row in rows]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            f"{cell:<{w}}" if k == 0 else f"{cell:>{w}}" for k, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    )
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if column.endswith(("_acc", "disagreement")):
+        return f"{100 * value:.2f} %"
+    if column == "parameters":
+        return f"{round(value):,}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def draw(folder: Path, rows: Sequence[Mapping[str, float]]) -> Path:
+    """Draw accuracy against the number of members into the plots of the ensemble (E7)."""
+    from matplotlib import rc_context
+    from matplotlib.ticker import MaxNLocator
+
+    from dlrun.reports.figures import BLUE, ORANGE, STYLE, canvas, headline, save
+
+    with rc_context(STYLE):
+        figure, count = canvas(3.6, top=0.68), [row["members"] for row in rows]
+        headline(figure, f"Accuracy by number of members, mean probability: good rises, then flattens (of {len(rows)})")
+        for k, split in enumerate(SPLITS):
+            axes = figure.add_subplot(1, 2, k + 1)
+            mean, std, first = (
+                100 * np.array([row[f"{split}_acc_{what}"] for row in rows]) for what in ("mean", "std", "best_first")
+            )
+            axes.plot(count, mean, "o-", color=BLUE, ms=3, label=f"mean of {ORDERS} random orders, ± std")
+            axes.fill_between(count, mean - std, mean + std, color=BLUE, alpha=0.15, lw=0)
+            axes.plot(count, first, "s--", color=ORANGE, ms=3, lw=1.2, label="best on validation first")
+            axes.set(title={"val": "validation", "test": "test"}[split], xlabel="members", ylabel="accuracy in %")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            if k == 0:
+                axes.legend(loc="lower right", fontsize=8)
+        return save(folder, "members", figure)
+
+
+def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
+    """Write the files of an ensemble: who is in it, its scores, its predictions, its tables and picture."""
+    import os
+
+    import numpy as np
+
+    from dlrun.ensembles.table import draw, each, sizes
+    from dlrun.folders import ensemble as ensemble_folder
+    from dlrun.folders import reading
+
+    chosen = next(row for row in table.rows if row["vote"] == args.vote)
+    listed = []
+    for m in members:
+        # relative to the ensemble, so that a folder with both can be moved
+        entry = {"run": os.path.relpath(m.path.resolve(), path.resolve()), "weight": m.weight}
+        listed.append(entry | ({"checkpoint": m.checkpoint} if m.checkpoint else {}))
+    asked = {"members": listed, "vote": args.vote, "temperature": float(table.temperatures[args.vote])}
+    asked["selection"] = f"top {args.top}" if args.top else "greedy" if args.greedy else "all"
+    scores = {"status": Status.COMPLETED, **chosen, "data": dict(members[0].data), "votes": table.rows}
+    arrays = {}
+    for split, vote in table.votes[args.vote].items():
+        # the logarithm of a probability is a logit: what reads runs reads this
+        arrays[f"{split}_logits"] = np.log(vote.probabilities + 1e-12).astype(np.float32)
+        arrays |= {f"{split}_{what}": members[0].arrays[f"{split}_{what}"] for what in ("labels", "ids")}
+    curve = sizes(members)
+    listing = each(members)
+    scores["checks"] = reading.worst_check(listing)
+    ensemble_folder.write(path, asked, scores, arrays, {"table": table.rows, "members": listing, "sizes": curve})
+    draw(path, curve)

@@ -1,0 +1,20 @@
+"""The one exception for a user's mistake, and the first line of any other."""
+
+from __future__ import annotations
+
+from dlrun.vocabulary import Exit
+
+__all__ = ["UserError", "first_line"]
+
+
+class UserError(Exception):
+    """A mistake of the user's: printed as one line, no traceback; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int = Exit.USAGE) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

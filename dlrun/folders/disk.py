@@ -1,0 +1,181 @@
+"""Files and folders that survive a kill: atomic writes, and locks that end with the process that took them.
+
+Behind every run folder (`dlrun train`, `dlrun resume`). Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from dlrun.errors import UserError
+
+__all__ = ["OWNER", "append", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
+
+OWNER = ".owner"
+_held: set[int] = set()  # locks of this process
+
+
+def write_atomic(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
+    """Replace a file by `data` so that a kill at any moment leaves the old content or the new, never a part.
+
+    Before it, those in `also`, of the same folder, are replaced by the same data: written and flushed once, where the
+    disk knows hard links. Raises UserError naming the file when the disk is full or may not be written.
+    """
+    with replacing(path, also) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
+    """Open a file that takes the place of `path` when the block ends, and is gone when an exception ends it.
+
+    Raises UserError naming the file when the disk is full or may not be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        for other in also:
+            _linked(temporary, other)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
+        why = f"{path}: cannot write: {error.strerror}; what was there before is intact"
+        raise UserError(why, 1) from error
+
+
+def _linked(source: Path, path: Path) -> None:
+    """Replace a file by another name of `source`, or by a copy where the disk has one name a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    try:
+        os.link(source, temporary)
+    except OSError:
+        write_atomic(path, source.read_bytes())
+    else:
+        os.replace(temporary, path)
+
+
+def _sync_folder(folder: Path) -> None:
+    # without this a rename may be lost with the power, though the file's content was synced
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def append(path: Path, line: bytes) -> None:
+    """Append a line that is safe on the disk when this returns; raises UserError and leaves the file."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            # one call: a reader never sees half a line, unless the disk fills up in the middle of one
+            before = os.fstat(handle).st_size
+            if os.write(handle, line) < len(line):
+                os.ftruncate(handle, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}; `dlrun resume` goes on from here", 1) from error
+
+
+def make_folder(path: Path, *, new: bool = False) -> None:
+    """Make a folder and those above it.
+
+    Raises UserError when it cannot be made, FileExistsError when it must be `new` and is not.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=not new)
+    except FileExistsError:
+        if path.is_dir():
+            raise
+        raise UserError(f"{path} is a file; expected a folder") from None
+    except NotADirectoryError:
+        raise UserError(f"{path}: cannot make this folder: a file is in the way above it") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot make this folder: {error.strerror}") from error
+
+
+def lock(folder: Path, otherwise: str) -> int:
+    """Take a folder for this process until `unlock` or its end, and write host and pid into it.
+
+    Raises UserError that names the owner and says what to do `otherwise`.
+    """
+    name = folder / OWNER
+    try:
+        handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write here: {error.strerror}") from error
+    for attempt in range(3):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if attempt < 2:
+                time.sleep(0.05)  # `owned` holds the lock for a moment when it looks
+    else:
+        os.close(handle)
+        raise UserError(f"{folder} is in use by {_owner(name)}; {otherwise}")
+    _held.add(handle)
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+    return handle
+
+
+def unlock(handle: int) -> None:
+    """Give a folder up."""
+    _held.remove(handle)
+    os.close(handle)
+
+
+def _unlock_child() -> None:
+    # a forked worker that outlives this process must not hold its folders
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_unlock_child)
+
+
+def _owner(name: Path) -> str:
+    for _ in range(20):
+        # the owner writes its name just after it has taken the lock
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
+            owner = json.loads(name.read_bytes())
+            return f"process {owner['pid']} on {owner['host']}"
+        time.sleep(0.05)
+    return "another process"
+
+
+def owned(folder: Path) -> bool:
+    """Say whether a living process holds the folder."""
+    try:
+        handle = os.open(folder / OWNER, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False

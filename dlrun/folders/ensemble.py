@@ -1,0 +1,92 @@
+"""Ensemble folders: the only place that knows a file name in one (`dlrun ensemble`).
+
+Their predictions.npz and result.json are named as a run's, so that what reads runs reads them. Nothing here imports
+torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlrun.errors import UserError
+from dlrun.folders.disk import make_folder, write_atomic
+from dlrun.folders.formats import as_csv, write_arrays
+from dlrun.folders.outputs import OUTPUTS, new_folder
+from dlrun.folders.reading import is_run
+
+__all__ = ["claim", "find", "free", "is_ensemble", "read", "write"]
+
+
+def claim(folder: str | None, label: str) -> Path:
+    """Make the folder of an ensemble. Raises UserError when `folder` already holds something."""
+    if folder is None:
+        return new_folder(OUTPUTS / "ensembles", label)
+    path = Path(folder).expanduser()
+    make_folder(path)
+    free(folder)
+    return path
+
+
+def free(folder: str) -> None:
+    """Raise UserError when `folder` is there and holds something: to be known before minutes of evaluation."""
+    path = Path(folder).expanduser()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out={folder}: expected a new folder, found a file")
+    names = sorted(n for n in os.listdir(path) if not n.startswith(".")) if path.is_dir() else []
+    if names:
+        raise UserError(f"{path} already holds {names[0]}; choose another --out")
+
+
+def find(paths: Sequence[str]) -> list[Path]:
+    """Return the ensembles at or below `paths`, each once."""
+    found: dict[Path, Path] = {}
+    for name in paths:
+        for top, below, _ in os.walk(Path(name).expanduser()):
+            path = Path(top)
+            if is_ensemble(path):
+                found.setdefault(path.resolve(), path)
+            inside = is_ensemble(path) or is_run(path)
+            below[:] = [] if inside else sorted(n for n in below if not n.startswith("."))
+    return list(found.values())
+
+
+def write(
+    path: Path,
+    asked: Mapping[str, Any],
+    scores: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    tables: Mapping[str, list[dict[str, Any]]],
+) -> None:
+    """Write result.json, predictions.npz and CSV tables by name; ensemble.yaml last, which makes it an ensemble."""
+    import yaml
+
+    for name, rows in tables.items():
+        write_atomic(path / f"{name}.csv", as_csv(rows).encode())
+    write_arrays(path / "predictions.npz", arrays)
+    write_atomic(path / "result.json", (json.dumps(scores, indent=1) + "\n").encode())
+    text = yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True)
+    write_atomic(path / "ensemble.yaml", text.encode())
+
+
+def is_ensemble(path: Path) -> bool:
+    """Say whether a folder is one that `dlrun ensemble` wrote."""
+    return (path / "ensemble.yaml").is_file()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return what ensemble.yaml says. Raises UserError when it is not plain YAML with a list of members."""
+    import yaml
+
+    file = path / "ensemble.yaml"
+    try:
+        found = yaml.safe_load(file.read_bytes())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{file}: not a readable ensemble: {' '.join(str(error).split())}") from error
+    members = found.get("members") if isinstance(found, dict) else None
+    if not isinstance(members, list) or not members or not all(isinstance(m, dict) and "run" in m for m in members):
+        raise UserError(f"{file}: expected a list of members, each with its run")
+    return dict(found)

@@ -1,0 +1,49 @@
+"""What one run finds out and the next need not: receipts of checks, what a teacher said of every image.
+
+Kept under hashes in hidden folders beside the runs, safe to delete at any time. Only a saving: a folder that cannot
+be written loses just that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from dlrun.errors import UserError
+from dlrun.folders.disk import make_folder, write_atomic
+from dlrun.folders.formats import read_arrays, write_arrays
+from dlrun.folders.outputs import OUTPUTS
+
+__all__ = ["read_receipt", "read_targets", "write_receipt", "write_targets"]
+
+RECEIPTS, TEACHERS = OUTPUTS / ".receipts", OUTPUTS / ".teachers"
+
+
+def read_targets(key: str) -> Any:
+    """Return the array that was kept of a teacher under this key, or None."""
+    return read_arrays(TEACHERS / f"{key}.npz").get("targets")
+
+
+def write_targets(key: str, targets: Any) -> None:
+    """Keep what a teacher said of the images."""
+    with contextlib.suppress(OSError, UserError):
+        make_folder(TEACHERS)
+        write_arrays(TEACHERS / f"{key}.npz", {"targets": targets})
+
+
+def read_receipt(name: str) -> dict[str, Any] | None:
+    """Return what was kept under the name of a receipt, or None."""
+    try:
+        found: dict[str, Any] = json.loads((RECEIPTS / f"{name}.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found
+
+
+def write_receipt(name: str, content: Mapping[str, Any]) -> None:
+    """Keep a receipt."""
+    with contextlib.suppress(OSError, UserError):
+        make_folder(RECEIPTS)
+        write_atomic(RECEIPTS / f"{name}.json", json.dumps(content).encode())

@@ -1,0 +1,62 @@
+"""Where new folders go: outputs/ and below, with outputs/latest leading to the newest run (`dlrun train`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+from dlrun.errors import UserError
+from dlrun.folders.disk import make_folder, write_atomic
+from dlrun.folders.formats import as_csv
+
+__all__ = ["OUTPUTS", "new_folder", "point_latest", "write_study"]
+
+
+OUTPUTS = Path("outputs")
+
+
+def write_study(
+    verb: str, folder: str | None, label: str, rows: list[dict[str, Any]] | None, picture: bytes
+) -> list[Path]:
+    """Write what a verb measured as CSV, where there are rows, and PNG; return the files.
+
+    To `folder`, or a new one below outputs/<verb>. Raises UserError when `folder` holds something else.
+    """
+    path = new_folder(OUTPUTS / verb, label) if folder is None else Path(folder).expanduser()
+    make_folder(path)
+    table, drawn = path / f"{verb}.csv", path / f"{verb}.png"
+    if foreign := sorted(set(os.listdir(path)) - {table.name, drawn.name}):
+        raise UserError(f"{path} already holds {foreign[0]}; choose another run.dir=")
+    if rows is not None:
+        write_atomic(table, as_csv(rows).encode())
+    write_atomic(drawn, picture)
+    return [drawn] if rows is None else [table, drawn]
+
+
+def new_folder(root: Path, label: str) -> Path:
+    """Make a folder below `root` that nobody else has, named by time and `label`."""
+    while True:
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
+        path = root / name.replace("/", "-")
+        try:
+            make_folder(path, new=True)
+        except FileExistsError:
+            continue  # two runs that started in the same second drew the same digits
+        return path
+
+
+def point_latest(path: Path) -> None:
+    """Let outputs/latest lead to the newest run: a courtesy that a file system without links lacks."""
+    latest = OUTPUTS / "latest"
+    temporary = OUTPUTS / f".latest.{os.getpid()}"
+    try:
+        OUTPUTS.mkdir(exist_ok=True)
+        temporary.symlink_to(os.path.relpath(path.resolve(), OUTPUTS.resolve()))
+        os.replace(temporary, latest)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -1,0 +1,158 @@
+"""What run folders hold, read without taking them: no lock, no torch (`dlrun compare`, `dlrun report`)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dlrun.errors import UserError
+from dlrun.folders.disk import make_folder, owned
+from dlrun.folders.formats import read_arrays, read_rows
+from dlrun.vocabulary import Status
+
+__all__ = [
+    "arrays",
+    "checks",
+    "config",
+    "epoch_checkpoints",
+    "find",
+    "is_run",
+    "layers",
+    "metrics",
+    "pictures",
+    "report",
+    "result",
+    "stored",
+    "tested",
+    "worst_check",
+]
+
+
+def tested(path: Path) -> Path:
+    """Return the checkpoint of a run whose weights count, without taking the run over."""
+    best = path / "checkpoints" / "best.pt"
+    return best if best.exists() else path / "checkpoints" / "last.pt"
+
+
+def epoch_checkpoints(path: Path) -> list[Path]:
+    """Return the checkpoints of single epochs of a run, in their order."""
+    return sorted((path / "checkpoints").glob("epoch_*.pt"))
+
+
+def result(path: Path) -> dict[str, Any]:
+    """Return what result.json says, with status `interrupted` where a run's owner died without a word."""
+    found = stored(path)
+    if found.get("status") == Status.RUNNING and not owned(path):
+        found["status"] = Status.INTERRUPTED
+    return found
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """Return what result.json says, as it stands."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads((path / "result.json").read_bytes())
+        if isinstance(found, dict):
+            return found
+    return {"status": Status.RUNNING} if (path / "config.yaml").exists() else {}
+
+
+def arrays(path: Path, name: str) -> dict[str, Any]:
+    """Return the arrays of `predictions`, `histograms` or `showcase`; empty where there are none."""
+    return read_arrays(path / f"{name}.npz")
+
+
+def layers(path: Path) -> list[dict[str, str]]:
+    """Return the rows of layers.csv as text, a layer and epoch each."""
+    return read_rows(path / "layers.csv")
+
+
+def metrics(path: Path) -> list[dict[str, str]]:
+    """Return the rows of metrics.csv as text, an epoch each."""
+    return read_rows(path / "metrics.csv")
+
+
+def worst_check(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return the worst that the checks before some runs came to: fail (check.warn_only went on), warn, pass or ""."""
+    found = {result.get("checks") for result in results}
+    return next((word for word in ("fail", "warn", "pass") if word in found), "")
+
+
+def checks(path: Path) -> list[dict[str, str]]:
+    """Return the rows of checks.csv as text, a check each."""
+    return read_rows(path / "checks.csv")
+
+
+def report(path: Path) -> Path:
+    """Return where the report of a run or a sweep lies."""
+    return path / "report.html"
+
+
+def pictures(path: Path) -> Path:
+    """Return the folder of the pictures of a run or a sweep, which it makes."""
+    make_folder(path / "plots")
+    return path / "plots"
+
+
+def config(path: Path) -> dict[str, Any]:
+    """Return the resolved config of a run. Raises UserError when the file is not plain YAML, values only."""
+    import yaml
+
+    file = path / "config.yaml"
+    try:
+        found = yaml.safe_load(file.read_bytes())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        why = " ".join(str(error).split("\n  in ")[0].split())
+        raise UserError(f"{file}: not a readable config: {why}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: expected keys and values, found {type(found).__name__}")
+    for key, value in _leaves(found, ""):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(f"{file}: {key}={value}: a stored config has values only, no interpolations")
+    return found
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in items:
+        yield f"{key}{name}", value
+        yield from _leaves(value, f"{key}{name}.")
+
+
+def is_run(path: Path) -> bool:
+    """Say whether a folder is that of a run."""
+    return (path / "config.yaml").is_file()
+
+
+def find(paths: list[str]) -> list[Path]:
+    """Return the run folders at or below `paths`, oldest name first, each once.
+
+    Raises UserError for a path that is not there.
+    """
+    runs: dict[Path, Path] = {}
+    for name in paths:
+        top = Path(name).expanduser()
+        if not top.is_dir():
+            raise UserError(f"{name}: no such folder; expected a run, a sweep or a folder of them, such as outputs")
+        if top.is_symlink():  # outputs/latest
+            top = Path(os.path.relpath(top.resolve()))
+        real = top.resolve()  # below it no link is followed
+        for run in _below(top):
+            runs.setdefault(real / run.relative_to(top), run)
+    return list(runs.values())
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    try:
+        if is_run(folder):
+            yield folder
+            return
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot read this folder: {error.strerror}") from error
+    for name in names:
+        yield from _below(folder / name)

@@ -1,0 +1,154 @@
+"""Images in, a CSV out, whatever their number: files, folders and arrays in batches (`dlrun predict`)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dlrun.console import Screen
+from dlrun.data.files import SUFFIXES
+from dlrun.data.images import Streamed, Unreadable, run_ahead
+from dlrun.errors import UserError
+from dlrun.folders.disk import replacing
+from dlrun.inference.predictor import Predictor
+
+__all__ = ["Outcome", "Sources", "predict"]
+
+BATCH_BYTES = 32e6  # of decoded images: three batches are in memory at a time
+BATCH = 256
+
+
+@dataclass
+class Outcome:
+    """How many images were predicted, and why others were not, by file."""
+
+    predicted: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+
+
+class Sources:
+    """The image files and arrays at or below `paths`, in order; nothing is decoded before it is predicted.
+
+    `paths` are there. Raises UserError for a folder without images.
+    """
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.files: list[Path] = []
+        self.arrays: list[Path] = []
+        for name in paths:
+            path = Path(name).expanduser()
+            if path.is_dir():
+                found = list(_below(path))
+                if not found:
+                    raise UserError(f"{name}: no images below this folder ({', '.join(sorted(SUFFIXES))})")
+                self.files += found
+            elif path.suffix.lower() in (".npy", ".npz"):
+                self.arrays.append(path)
+            else:
+                self.files.append(path)
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for top, folders, names in os.walk(folder):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield from (Path(top) / n for n in sorted(names) if Path(n).suffix.lower() in SUFFIXES and n[0] != ".")
+
+
+def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -> Outcome:
+    """Write a row an image to `out`: file, class, confidence, and the probability of each class.
+
+    What cannot be read is named in the outcome and left out. Nothing is left at `out` when nothing was predicted.
+    """
+    done = Outcome()
+    size = max(1, min(BATCH, int(BATCH_BYTES / np.prod(predictor.shape))))
+    with replacing(out) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["file", "class", "confidence", *(f"p_{name}" for name in predictor.classes)])
+        batches = _batches(predictor, sources, size, done)
+        total = -(-len(sources.files) // size) + len(sources.arrays)
+        for names, images in screen.work(batches, total, "predicting", lambda: f"{done.predicted:,} images"):
+            vote = predictor(images)
+            for name, p, k in zip(names, vote.probabilities, vote.classes, strict=True):
+                writer.writerow([name, predictor.classes[k], f"{p[k]:.6f}", *(f"{value:.6f}" for value in p)])
+            done.predicted += len(names)
+        text.flush()
+        text.detach()
+        if not done.predicted:
+            what = "; ".join(f"{name}: {why}" for name, why in islice(done.unreadable.items(), 3))
+            raise UserError(f"nothing could be predicted: {what}", 1)
+    return done
+
+
+def _batches(
+    predictor: Predictor, sources: Sources, size: int, done: Outcome
+) -> Iterator[tuple[list[str], torch.Tensor]]:
+    shape = predictor.shape
+    groups = [sources.files[k : k + size] for k in range(0, len(sources.files), size)]
+    # one shape is square where dlrun resized; else files must have the size of the training images
+    images = Streamed(sources.files, shape, resize=shape[0] == shape[1])
+    numbers = (range(k, min(k + size, len(sources.files))) for k in range(0, len(sources.files), size))
+    tasks = ([partial(_decoded, images, n) for n in group] for group in numbers)
+    for group, found in zip(groups, run_ahead(tasks), strict=True):
+        read = [(str(f), one) for f, one in zip(group, found, strict=True) if not isinstance(one, str)]
+        done.unreadable |= {str(f): one for f, one in zip(group, found, strict=True) if isinstance(one, str)}
+        if read:
+            yield [name for name, _ in read], torch.from_numpy(np.stack([one for _, one in read]))
+    for path in sources.arrays:
+        try:
+            yield from _from_array(path, predictor, size, done)
+        except Exception as error:  # a damaged array fails as ValueError, EOFError, BadZipFile, zlib.error …
+            done.unreadable[str(path)] = " ".join(str(error).split()) or type(error).__name__
+
+
+def _decoded(images: Streamed, number: int) -> Any:
+    """The image, or why there is none."""
+    try:
+        return images.decode(number)
+    except Unreadable as error:
+        return error.reason
+    except UserError:
+        height, width, _ = images.shape
+        return f"is not {width}×{height} pixels, as the training images were"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _from_npz(path: Path) -> Any:
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as found:
+        name = "x" if "x" in found.files or len(found.files) != 1 else found.files[0]
+        if name not in found.files:
+            raise ValueError(f"has no array x, only {', '.join(found.files) or 'none'}")
+        return found[name]
+
+
+def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Batches of an .npy, which stays on disk, or of the array x (else the only one) of an .npz, read whole."""
+    x = _from_npz(path) if path.suffix.lower() == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
+    shape = height, width, channels = predictor.shape
+    if x.ndim == 3 and channels == 1:
+        x = x[..., None]
+    if x.ndim == 4 and x.shape[1:] == (channels, height, width) != shape:
+        x = x.transpose(0, 2, 3, 1)
+    if x.ndim != 4 or x.shape[1:] != shape or x.dtype.kind not in "uif":
+        raise ValueError(f"is {x.dtype} {x.shape}; expected numbers (N, {height}, {width}, {channels})")
+    mean = max(predictor.data["mean"])
+    if x.dtype.kind == "f" and mean > 2 and 0 < np.abs(x[:size]).max(initial=0) <= 1:
+        raise ValueError(f"has values up to 1, the run's images have a mean of {mean:.3g}; expected the same units")
+    for start in range(0, len(x), size):
+        part = np.array(x[start : start + size], dtype=np.uint8 if x.dtype == np.uint8 else np.float32, order="C")
+        names = [f"{path}[{start + k}]" for k in range(len(part))]
+        fine = np.isfinite(part).reshape(len(part), -1).all(1)
+        done.unreadable |= {names[k]: "holds values that are not finite" for k in np.flatnonzero(~fine)}
+        if fine.any():
+            yield [names[k] for k in np.flatnonzero(fine)], torch.from_numpy(part[fine])

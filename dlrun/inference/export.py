@@ -1,0 +1,96 @@
+"""A run as one file for other programs, normalisation included, checked against the run (`dlrun export`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlrun.errors import UserError, first_line
+from dlrun.folders.disk import write_atomic
+from dlrun.inference.predictor import load, rebuilt
+
+__all__ = ["KINDS", "export"]
+
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+SAMPLES = 64  # of validation, in one batch and one by one
+TOLERANCE = 1e-4  # of the largest logit: fused kernels round float32 differently, a wrong graph is off by far more
+
+
+def export(path: Path, kind: str, out: Path, trust: list[str]) -> dict[str, Any]:
+    """Write the model of a run to `out`, and return what it takes and by how much its logits differ at most.
+
+    The file maps raw images (B, C, H, W), uint8 or float32 as the dataset has them, to logits (B, K), for any B.
+    Raises UserError, and leaves no file, when the outputs differ or nothing is there to verify them with.
+    """
+    if kind == "onnx" and (missing := [name for name in ONNX if importlib.util.find_spec(name) is None]):
+        raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'dlrun[onnx]'")
+    predictor = load(path, trust, "cpu")
+    if len(predictor.models) > 1:
+        raise UserError(f"{path}: export takes one model; `dlrun ensemble … --average weights` or objective=distill")
+    model = predictor.models[0]
+    val = rebuilt(path, trust).data.val  # the original's own data, or there is nothing to verify with
+    images = val.images.take(torch.arange(min(SAMPLES, len(val)))).permute(0, 3, 1, 2).contiguous()
+    if len(images) < 2:
+        raise UserError(f"{path}: the validation split has {len(images)} images; two are needed to verify an export")
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters, about their own insides
+        data, call = KINDS[kind](model, images)
+        found = call(images.numpy())
+        single = np.concatenate([call(images[k : k + 1].numpy()) for k in range(min(4, len(images)))])
+    gap = max(float(np.abs(found - expected).max()), float(np.abs(single - expected[: len(single)]).max()))
+    if not gap <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
+        raise UserError(f"{path}: refused: the logits of the exported model differ by up to {gap:.2g}", 1)
+    write_atomic(out, data)
+    return {"difference": gap, "images": len(images), "input": f"{images.dtype}".removeprefix("torch.")}
+
+
+def _program(model: torch.nn.Module, images: Tensor) -> Any:
+    try:
+        return torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # a model of a user's own may do anything in forward
+        raise UserError(f"this model cannot be exported: {first_line(error)}", 1) from error
+
+
+def _torch_export(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Any]:
+    buffer = io.BytesIO()
+    torch.export.save(_program(model, images), buffer)
+    data = buffer.getvalue()
+    again = torch.export.load(io.BytesIO(data)).module()
+
+    @torch.inference_mode()
+    def call(x: Any) -> Any:
+        return again(torch.from_numpy(x)).numpy()
+
+    return data, call
+
+
+def _onnx(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Any]:
+    import onnxruntime
+
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    made = torch.onnx.export(
+        _program(model, images),
+        (images[:2],),
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        verbose=False,
+    )
+    assert made is not None
+    data: bytes = made.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return data, lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+KINDS = {"onnx": _onnx, "torch_export": _torch_export}

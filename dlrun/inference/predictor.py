@@ -1,0 +1,169 @@
+"""A trained run or ensemble brought back to predict (`dlrun predict`, `dlrun export`, `dlrun ensemble --fresh`, E6).
+
+Folders of other people are untrusted: only what the command line trusts is built, checkpoints are data, and
+neither the dataset nor the optimizer of the run is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dlrun.analysis import sweeps
+from dlrun.config.schema import check_rules
+from dlrun.config.targets import check_targets
+from dlrun.ensembles.votes import VOTES, Vote, heated, softmax
+from dlrun.errors import UserError
+from dlrun.folders import ensemble as ensemble_folder
+from dlrun.folders import reading
+from dlrun.training import checkpoint
+from dlrun.training.device import pick_device
+from dlrun.training.experiment import Experiment, build, build_model
+from dlrun.training.multi_crop import viewed
+
+__all__ = ["Normalised", "Predictor", "load", "rebuilt"]
+
+
+class Normalised(nn.Module):
+    """A model that takes raw pixels: images (B, C, H, W) in the units of the dataset to logits (B, K)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model((images.float() - self.mean) / self.std)
+        return logits
+
+
+@dataclass
+class Predictor:
+    """One model, or several that vote: calling it gives the vote on raw images (B, H, W, C)."""
+
+    path: Path
+    classes: list[str]
+    shape: tuple[int, int, int]
+    models: list[Normalised]
+    weights: list[float]
+    vote: str
+    temperature: float
+    device: torch.device
+    data: dict[str, Any]  # what the run recorded about its data
+
+    def __call__(self, images: Tensor) -> Vote:
+        """Return probabilities and classes of images (B, H, W, C), uint8 or float, in the units of the dataset."""
+        logits = self.logits(images)
+        vote = VOTES[self.vote](logits, softmax(logits), np.array(self.weights))
+        return heated(vote, self.temperature)
+
+    @torch.inference_mode()
+    def logits(self, images: Tensor) -> Any:
+        """Return the logits (M, B, K) of every model, as an array."""
+        x = images.to(self.device).permute(0, 3, 1, 2)
+        return np.stack([model(x).float().cpu().numpy() for model in self.models])
+
+
+def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
+    """Bring a run, or an ensemble with its members, back. Raises UserError that names what cannot be used."""
+    sweeps.expect_model(path)
+    if not ensemble_folder.is_ensemble(path):
+        return _run(path, trust, device)
+    asked = ensemble_folder.read(path)
+    if asked.get("vote") not in VOTES:
+        raise UserError(f"{path}: vote={asked.get('vote')}: expected one of {', '.join(VOTES)}")
+    try:
+        weights = [float(m.get("weight", 1)) for m in asked["members"]]
+        heat = float(asked.get("temperature", 1.0))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: a weight or the temperature is no number: {error}") from error
+    if min(weights) <= 0 or not heat > 0:
+        raise UserError(f"{path}: weights and temperature must be more than 0")
+    for m in asked["members"]:
+        if not reading.is_run(path / str(m["run"])):
+            raise UserError(
+                f"{path}: its member {m['run']} is not there; an ensemble needs the runs it was made of: "
+                "copy them along, each as far from it as it was"
+            )
+    parts = [_run(path / str(m["run"]), trust, device, str(m.get("checkpoint") or "")) for m in asked["members"]]
+    first = parts[0]
+    for other in parts[1:]:
+        if (other.classes, other.shape) != (first.classes, first.shape):
+            raise UserError(f"{other.path} and {first.path} differ in classes or shape; run `dlrun ensemble` again")
+    models = [part.models[0] for part in parts]
+    return Predictor(path, first.classes, first.shape, models, weights, asked["vote"], heat, first.device, first.data)
+
+
+def rebuilt(path: Path, trust: list[str]) -> Experiment:
+    """Build the experiment of a run again, its data included. Raises UserError that names what cannot be had."""
+    from omegaconf import OmegaConf
+
+    plain = reading.config(path)
+    plain["trust"] = trust  # what a stored config trusts is a stranger's word
+    if isinstance(plain.get("objective"), dict):
+        plain["objective"] = {"_target_": "dlrun.objectives.Supervised"}  # a teacher is not needed any more
+    try:
+        check_rules(plain)
+        check_targets(plain, trust)
+        plain["trainer"]["device"] = _here(plain["trainer"]["device"])
+        return build(OmegaConf.create(plain))
+    except UserError as error:
+        raise UserError(f"{path / 'config.yaml'}: {error}") from error
+
+
+def _here(device: str) -> str:
+    """The device of a run, or another where it was trained on one that is not here."""
+    try:
+        return pick_device(device).type
+    except UserError:
+        return "auto"
+
+
+def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:
+    data, where = _data(path), pick_device(device)
+    plain = reading.config(path)
+    trainer = plain.get("trainer")
+    kind = str(trainer.get("multi_crop", "none")) if isinstance(trainer, dict) else "none"
+    try:
+        check_targets(plain, trust)
+        node = plain.get("model")
+        if not isinstance(node, dict):
+            raise UserError("model is missing")
+        if node.get("weights"):
+            node = {**node, "weights": None}  # where training began; the checkpoint has all
+        model = build_model(node, trust, data["shape"], data["classes"])
+    except UserError as error:
+        raise UserError(f"{path / 'config.yaml'}: {error}") from error
+    file = reading.tested(path)
+    if name:
+        file = next((f for f in reading.epoch_checkpoints(path) if f.name == name), file.with_name(Path(name).name))
+    averaged = not name and reading.stored(path).get("weights") == "ema"
+    checkpoint.load_weights(file, checkpoint.load(file), model, averaged=averaged)
+    whole = Normalised(viewed(model, kind), data["mean"], data["std"]).eval().to(where)
+    return Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
+
+
+def _data(path: Path) -> dict[str, Any]:
+    """What the run recorded about its data, held to what is used of it."""
+    found = reading.stored(path).get("data")
+    try:
+        if not isinstance(found, dict):
+            raise TypeError
+        shape, classes = tuple(int(n) for n in found["shape"]), [str(c) for c in found["classes"]]
+        mean, std = ([float(v) for v in found[key]] for key in ("mean", "std"))
+        fits = len(shape) == 3 and min(shape) > 0 and len(mean) == len(std) == shape[2] and min(std) > 0
+        if not fits or len(classes) < 2:
+            raise ValueError
+    except (KeyError, TypeError, ValueError) as error:
+        what = "result.json does not describe its data"
+        raise UserError(f"{path}: {what}; expected a run or an ensemble that dlrun has finished") from error
+    return {**found, "shape": shape, "classes": classes, "mean": mean, "std": std}

@@ -1,0 +1,70 @@
+"""Members evaluated again from their checkpoints, and the average of their weights (`dlrun ensemble --fresh`,
+`--members checkpoints`, `--average weights`; E3, E4).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrun.ensembles.members import Member
+from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.inference.predictor import rebuilt
+from dlrun.training import checkpoint, loop
+from dlrun.training.experiment import Experiment
+from dlrun.training.multi_crop import viewed
+
+__all__ = ["checkpoints", "evaluated"]
+
+
+def evaluated(path: Path, trust: list[str]) -> Member:
+    """Return a run as a member, its weights that count evaluated again."""
+    exp = rebuilt(path, trust)
+    averaged = reading.stored(path).get("weights") == "ema"
+    return _member(exp, path, reading.tested(path), averaged=averaged)
+
+
+def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
+    """Return the epoch checkpoints of one run as members, in their order (E3), and what to know about them.
+
+    With scheduler=warm_restarts only those at the end of a cycle, where there are two or more: snapshots (Huang et
+    al. 2017, Snapshot Ensembles); else all, and the words say so. Raises UserError when the run kept none.
+    """
+    files = reading.epoch_checkpoints(path)
+    if len(files) < 2:
+        raise UserError(f"{path} kept {len(files)} epoch checkpoints; train with trainer.keep=all or trainer.keep=top3")
+    exp, said = rebuilt(path, trust), ""
+    if (reading.config(path).get("choices") or {}).get("scheduler") == "warm_restarts":
+        rates = {int(row["epoch"]): float(row["lr"]) for row in reading.metrics(path)}
+        ends = {e for e, rate in rates.items() if rates.get(e + 1, float("inf")) > rate}
+        snapshots = [file for file in files if int(file.name.split("_")[1]) in ends]
+        if len(snapshots) > 1:
+            files = snapshots
+        else:
+            scheduler = exp.cfg.scheduler
+            enough = max(len(rates), math.ceil(scheduler.period * (1 + scheduler.mult)))
+            said = (
+                f"no two checkpoints of {path} end a cycle of its warm restarts, so all {len(files)} vote; for "
+                f"snapshots train with trainer.keep=all trainer.epochs={enough}, or a smaller scheduler.period"
+            )
+    return [_member(exp, path, file, name=file.name) for file in files], said
+
+
+def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, name: str = "") -> Member:
+    checkpoint.load_weights(file, checkpoint.load(file), exp.model, averaged=averaged)
+    arrays: dict[str, Any] = {}
+    test, seconds = exp.data.test(), 0.0
+    for split, (samples, batches) in {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}.items():
+        started = time.perf_counter()
+        found = loop.predict(exp, batches, viewed(exp.model, exp.cfg.trainer.get("multi_crop", "none")))
+        seconds += time.perf_counter() - started
+        arrays |= {f"{split}_logits": found.logits.numpy(), f"{split}_labels": found.labels.numpy()}
+        arrays[f"{split}_ids"] = np.array(samples.ids)
+    count = sum(p.numel() for p in exp.model.parameters())
+    ms = 1e3 * seconds / (len(exp.data.val) + len(test))
+    return Member(path, exp.data.record(), arrays, count, ms, name)

@@ -1,0 +1,46 @@
+"""The average of the weights of several models as one model (`dlrun ensemble --average weights`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dlrun.ensembles.members import Member
+from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.inference.predictor import rebuilt
+from dlrun.training import checkpoint
+from dlrun.training.experiment import Experiment
+
+__all__ = ["soup"]
+
+
+def soup(members: Sequence[Member], trust: list[str]) -> Experiment:
+    """Return the experiment of the first member with the mean of all weights, each as often as it counts.
+
+    Wortsman et al. 2022, Model soups. The statistics of batch norms belong to none of the means and are measured
+    again on one epoch of the training split. Raises UserError when the members are not of one architecture.
+    """
+    exp = rebuilt(members[0].path, trust)
+    model = reading.config(members[0].path)["model"]
+    total: dict[str, Tensor] = {}
+    weight = sum(m.weight for m in members)
+    for m in members:
+        if reading.config(m.path)["model"] != model:
+            raise UserError(
+                f"{m.name} and {members[0].name} differ in their model; weights of one architecture average"
+            )
+        file = reading.tested(m.path) if not m.checkpoint else reading.tested(m.path).with_name(m.checkpoint)
+        averaged = not m.checkpoint and reading.stored(m.path).get("weights") == "ema"
+        checkpoint.load_weights(file, checkpoint.load(file), exp.model, averaged=averaged)
+        for name, tensor in exp.model.state_dict().items():
+            share = tensor.double() * (m.weight / weight)
+            total[name] = total[name] + share if name in total else share
+    own = exp.model.state_dict()
+    exp.model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in total.items()})
+    with exp.autocast():
+        torch.optim.swa_utils.update_bn((x for x, _, _ in exp.train.epoch(1)), exp.model)
+    exp.average = None
+    return exp

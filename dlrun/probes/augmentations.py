@@ -1,0 +1,80 @@
+"""Training images beside what augmentation makes of them, as one picture (`dlrun show augment`, D7)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlrun.errors import UserError
+from dlrun.reports.figures import picture
+from dlrun.training.experiment import Experiment
+
+__all__ = ["draw"]
+
+ROWS, DRAWS = 6, 7
+SIDE, NAME, HEAD = 1.15, 1.1, 0.75  # inches: an image, the names of classes, the titles
+
+
+def draw(exp: Experiment, title: str) -> bytes:
+    """Return as PNG a row an image of classes in turn: the image, and DRAWS that augmentation makes of it.
+
+    Drawn with the seed of the run. Raises UserError where augmentation is off.
+    """
+    chosen = _classes_in_turn(exp.data.train.labels)
+    originals = exp.data.train.images.take(chosen)
+    repeated = originals.repeat_interleave(DRAWS, 0).to(exp.device)
+    generator = torch.Generator(exp.device).manual_seed(exp.cfg.seed)
+    changed = repeated if exp.train.augment is None else exp.train.augment(repeated, generator)
+    if torch.equal(changed, repeated):
+        raise UserError("augmentation is off: choose augment=crop_flip, or set a key such as augment.rotate=15")
+    shown = _displayable(torch.cat([originals[:, None], changed.cpu().view(-1, DRAWS, *originals.shape[1:])], 1))
+    names = [exp.data.classes[int(label)] for label in exp.data.train.labels[chosen]]
+    return picture(_figure(shown, names, f"{title}: {_settings(exp.cfg.augment)}"))
+
+
+def _classes_in_turn(labels: Tensor) -> Tensor:
+    """The numbers of up to ROWS samples: the first of each class, then the second, and so on."""
+    firsts = [np.flatnonzero(labels.numpy() == label)[:ROWS] for label in np.unique(labels.numpy())]
+    turns = sorted((turn, label, number) for label, mine in enumerate(firsts) for turn, number in enumerate(mine))
+    return torch.tensor([int(number) for _, _, number in turns[:ROWS]])
+
+
+def _displayable(images: Tensor) -> Any:
+    """Images (N, K, H, W, C) as an array from 0 to 1; floats between their least and their largest value.
+
+    Images of neither one nor three channels show the mean of all.
+    """
+    values = images.double().numpy()
+    low, high = (0.0, 255.0) if images.dtype == torch.uint8 else (values.min(), values.max())
+    values = (values - low) / ((high - low) or 1.0)
+    return values if values.shape[-1] == 3 else values.mean(-1)
+
+
+def _settings(augment: Any) -> str:
+    """What is on, as one types it."""
+    hidden = {"_target_"} if augment.get("randaugment") else {"_target_", "magnitude"}
+    on = {k: v for k, v in augment.items() if v and k not in hidden and (k, v) != ("padding", "zero")}
+    return "  ".join(f"{k}={str(v).lower()}" for k, v in on.items())
+
+
+def _figure(shown: Any, names: list[str], title: str) -> Any:
+    from matplotlib.figure import Figure
+
+    rows, columns = shown.shape[:2]
+    width, height = NAME + columns * SIDE, HEAD + rows * SIDE * shown.shape[2] / shown.shape[3]
+    figure = Figure(figsize=(width, height))
+    edges = {"left": NAME / width, "right": 0.995, "bottom": 0.01, "top": 1 - HEAD / height}
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={**edges, "wspace": 0.06, "hspace": 0.06})
+    for row, name in enumerate(names):
+        axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+        for column in range(columns):
+            # nearest: one sees the pixels that the network sees
+            axes[row, column].imshow(shown[row, column], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes[row, column].set(xticks=[], yticks=[])
+    for column in range(columns):
+        axes[0, column].set_title(f"draw {column}" if column else "original", fontsize=10)
+    figure.suptitle(title, x=0.01, y=1 - 0.08 / height, ha="left", va="top", fontsize=11, wrap=True)
+    return figure

@@ -1,0 +1,133 @@
+"""What the pictures share: colours, margins, the axis of epochs, and how a figure becomes a file in `plots/`.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.folders.disk import write_atomic
+
+__all__ = [
+    "BLUE",
+    "GREEN",
+    "GREY",
+    "OKABE_ITO",
+    "ORANGE",
+    "STYLE",
+    "WIDTH",
+    "canvas",
+    "columns",
+    "epochs_axis",
+    "headline",
+    "number",
+    "picture",
+    "positive",
+    "save",
+    "styled",
+]
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
+OKABE_ITO = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A900")
+WIDTH, DPI = 8.6, 110
+STYLE: Any = {
+    **{"font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left", "figure.titlesize": 11},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25},
+    **{"axes.axisbelow": True, "lines.linewidth": 1.8, "legend.frameon": False, "axes.unicode_minus": False},
+}
+
+
+def styled(picture: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    def call(folder: Path) -> Any:
+        from matplotlib import rc_context
+
+        with rc_context(STYLE):
+            return picture(folder)
+
+    return call
+
+
+def canvas(
+    height: float,
+    *,
+    left: float = 0.8,
+    right: float = 0.2,
+    top: float = 0.4,
+    bottom: float = 0.6,
+    width: float = WIDTH,
+) -> Any:
+    """A figure with margins in inches: an automatic layout draws everything twice, which is half of the time."""
+    # a figure without pyplot belongs to nobody's screen and needs no closing
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    edges = (left / width, bottom / height, 1 - right / width, 1 - top / height)
+    figure.subplots_adjust(*edges, wspace=0.24, hspace=0.4)
+    return figure
+
+
+def headline(figure: Any, text: str) -> None:
+    """Title a whole figure from the left, as titles of single axes are: a narrow screen shows how it begins."""
+    figure.suptitle(text, x=min(figure.subplotpars.left, 0.8 / WIDTH), ha="left")
+
+
+def save(folder: Path, name: str, figure: Any) -> Path:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
+    file = reading.pictures(folder) / f"{name}.png"
+    write_atomic(file, buffer.getvalue())
+    return file
+
+
+def columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Numbers of metrics.csv by column, nan where a cell is empty; cells beyond the header are left out."""
+    if not rows:
+        return {}
+    names = [name for name in rows[0] if isinstance(name, str)]
+    return {
+        name: np.array([number(row, name, "metrics.csv") if row.get(name) else math.nan for row in rows])
+        for name in names
+    }
+
+
+def number(row: Mapping[str, str], column: str, file: str) -> float:
+    """Return a cell as a number. Raises UserError, with its place, for words: somebody may have edited the file."""
+    try:
+        return float(row[column])
+    except ValueError:
+        where = f"{file}: {column} of epoch {row.get('epoch')}"
+        raise UserError(f"{where}: expected a number, found {row[column]!r}") from None
+
+
+def positive(values: Any) -> bool:
+    return bool(np.any(values > 0)) and not bool(np.any(values <= 0))
+
+
+def epochs_axis(axes: Any, title: str, what: str) -> None:
+    """Label an axis of epochs: they are whole and the first is 1."""
+    from matplotlib.ticker import MaxNLocator
+
+    class Epochs(MaxNLocator):
+        def tick_values(self, vmin: float, vmax: float) -> Any:
+            return [tick for tick in super().tick_values(vmin, vmax) if tick >= 1]
+
+    axes.set(title=title, xlabel="epoch", ylabel=what)
+    axes.xaxis.set_major_locator(Epochs(integer=True, min_n_ticks=1))
+
+
+def picture(figure: Any) -> bytes:
+    """Return a figure of matplotlib as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=150)
+    return buffer.getvalue()

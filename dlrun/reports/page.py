@@ -1,0 +1,117 @@
+"""The parts of a page that stands alone: sections, tables that a click sorts, pictures inside the file.
+
+Behind `dlrun report`. What files say is a stranger's word: every text is escaped, and the page forbids itself to
+load anything. The frame with its styles and its script is report.html beside this file. Nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from dlrun.folders import reading
+from dlrun.folders.disk import write_atomic
+
+__all__ = ["is_number", "picture", "section", "table", "text", "write_page"]
+
+# in their own colours in the dark as well
+NATURAL = ("filters", "confusion")
+WHAT = {
+    "loss": "Train and validation loss by epoch, on a linear and a logarithmic scale",
+    "accuracy": "Train and validation accuracy by epoch",
+    "update_ratios": "Length of a step relative to the weights, by layer and epoch",
+    "dead": "Units that never fire or are saturated, by layer and epoch",
+    "histograms": "Histograms of activations, gradients and weights by layer",
+    "confusion": "Confusion matrix on the validation split",
+    "filters": "Filters of the first layer",
+    "time": "Time, speed and memory by epoch",
+    "curves": "Learning curves of all runs",
+    "sweep_axes": "Score against each hyperparameter that was varied",
+    "sweep_map": "Scores over the two numeric hyperparameters that matter most",
+    "sweep_parallel": "Every trial as a line across all hyperparameters",
+    "sweep_importance": "Importance of each hyperparameter",
+    "sweep_time": "Best score so far by time",
+}
+
+
+def write_page(folder: Path, title: str, parts: Iterable[str]) -> Path:
+    """Write the report of a run or sweep folder from parts that are HTML already; return the file."""
+    template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    text = template.substitute(title=escape(f"dlrun {title}"), body="\n".join(p for p in parts if p))
+    write_atomic(reading.report(folder), text.encode("utf-8", "replace"))
+    return reading.report(folder)
+
+
+def section(title: str, content: str) -> str:
+    """Return a section under a title; nothing without content."""
+    return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+
+
+def text(value: Any) -> str:
+    """Return a value escaped: texts as they are, all else as JSON."""
+    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def picture(file: Path) -> str:
+    """Return a picture with its pixels inside the page."""
+    kind = "" if file.stem in NATURAL else " class=chart"
+    data = base64.b64encode(file.read_bytes()).decode()
+    what = WHAT.get(file.stem, file.stem)
+    return f"<figure class=picture><img{kind} alt='{escape(what)}' src='data:image/png;base64,{data}'></figure>"
+
+
+def table(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    long: Sequence[str] = (),
+    tall: bool = False,
+    links: Mapping[str, str] | None = None,
+) -> str:
+    """A table that a click sorts; numbers are shown short and sorted in full."""
+    if not rows:
+        return ""
+    columns = [c for c in rows[0] if c is not None]
+    numeric = {
+        c for c in columns if c != "run" and all(is_number(_mean(row[c])) for row in rows if row[c] not in ("", None))
+    }
+    head = "".join(f"<th{' class=number' if c in numeric else ''}><button>{text(c)}</button></th>" for c in columns)
+    lines = []
+    for row in rows:
+        cells = []
+        for c in columns:
+            value = "" if row[c] is None else row[c]
+            shown = text(value)
+            if c in numeric and value != "":
+                number = float(_mean(value))
+                typed = value is not _mean(value) or (number.is_integer() and "e" not in str(value))
+                short = str(value) if typed else f"{number:.4g}"
+                cells.append(f"<td class=number data-value='{number!r}'>{escape(short)}</td>")
+                continue
+            if links and c == "run" and value in links:
+                shown = f"<a href='{escape(links[value])}'>{shown}</a>"
+            kind = "long" if c in long else str(value) if c == "status" and str(value).isidentifier() else ""
+            cells.append(f"<td class='{kind}'>{shown}</td>" if kind else f"<td>{shown}</td>")
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    frame = "scroll tall" if tall else "scroll"
+    return f"<div class='{frame}'><table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+
+
+def _mean(value: Any) -> Any:
+    """A mean without its deviation; everything else as it is."""
+    return value.split("\u00a0±")[0] if isinstance(value, str) and "\u00a0±" in value else value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number or a text that reads as one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

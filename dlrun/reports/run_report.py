@@ -1,0 +1,140 @@
+"""One page that tells a run, with nothing outside it: `dlrun report RUN`, the end of `dlrun train`.
+
+Written from the files alone, pictures included, so it can be written again for a run of long ago. What files say
+is a stranger's word: every text is escaped, and the page forbids itself to load anything. Nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from dlrun.analysis import verdicts
+from dlrun.config.defaults import defaults, followed, leaves
+from dlrun.folders import reading
+from dlrun.reports import run_plots
+from dlrun.reports.page import is_number, picture, section, table, text, write_page
+
+__all__ = ["write"]
+
+
+def write(run_folder: Path) -> Path:
+    """Draw the pictures of a run and write its report; return the page."""
+    result, metrics = reading.result(run_folder), reading.metrics(run_folder)
+    config = result.get("config") or reading.config(run_folder)
+    choices = config.get("choices") or {}
+    title = " ".join(str(choices.get(group) or "") for group in ("dataset", "model")).strip() or run_folder.name
+    pictures = [file for file in run_plots.draw(run_folder) if file.stem != "errors"]
+    parts = [
+        _head(title, run_folder, result),
+        _verdicts(result, metrics, reading.layers(run_folder), config),
+        section("Pictures", "".join(map(picture, pictures))),
+        section("Worst validation errors", _gallery(run_folder)),
+        section("Checks before training", table(reading.checks(run_folder), long=("message",))),
+        section("Config", _config(config)),
+        section("Every epoch", table(metrics, tall=True)),
+        section("The rest of result.json", _rest(result)),
+    ]
+    return write_page(run_folder, f"{title}: {result.get('status', '')}", parts)
+
+
+def _head(title: str, folder: Path, result: Mapping[str, Any]) -> str:
+    status = str(result.get("status", "unknown"))
+    scores = {
+        "test accuracy": _decimals(result.get("test_acc"), 4),
+        "test loss": _decimals(result.get("test_loss"), 4),
+        "validation accuracy": _decimals(result.get("val_acc"), 4),
+        "validation loss": _decimals(result.get("val_loss"), 4),
+        "best epoch": f"{text(result['best_epoch'])} of {text(result.get('epochs', '?'))}"
+        if "best_epoch" in result
+        else "",
+        "seconds of training": _decimals(result.get("seconds"), 1),
+        "parameters": f"{result['parameters']:,}" if isinstance(result.get("parameters"), int) else "",
+    }
+    boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in scores.items() if value)
+    word = re.sub(r"\W", "", status)
+    reason = f": {text(result['reason'])}" if result.get("reason") else ""
+    origin = f"{folder.resolve().name}, started {result.get('started', 'at an unknown time')}"
+    return (
+        f"<header><h1>{escape(title)}</h1><p><span class='badge {word}'>{escape(status)}</span>{reason}</p>"
+        f"<p class=soft>{escape(origin)}</p></header><div class=numbers>{boxes}</div>"
+    )
+
+
+def _decimals(value: Any, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else ""
+
+
+def _verdicts(
+    result: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, str]],
+    layers: Sequence[Mapping[str, str]],
+    config: Mapping[str, Any],
+) -> str:
+    found = result.get("verdicts")
+    if found is None and metrics:
+        judged = verdicts.judge(metrics, layers, config, result.get("data", {}), str(result.get("status")))
+        found = [finding.record() for finding in judged]
+    if found is None:
+        return ""
+    cards = []
+    for one in found:
+        kind = "stop" if one.get("severity") == "stop" else "warn"
+        fix = f"<p>To try next: <code>{text(one['try'])}</code></p>" if one.get("try") else ""
+        cards.append(f"<div class='card {kind}'>{text(one.get('sentence', ''))}{fix}</div>")
+    return section("Verdicts", "".join(cards) or "<div class='card fine'>Nothing stands out: a healthy run.</div>")
+
+
+def _gallery(folder: Path) -> str:
+    from PIL import Image
+
+    shown, found = reading.arrays(folder, "showcase"), reading.arrays(folder, "predictions")
+    if "val_logits" not in found or not len(shown.get("images", ())):
+        return ""
+    classes, cards = run_plots.names(folder, found["val_logits"].shape[1]), []
+    for row, image, loss in zip(shown["rows"], shown["images"], shown["losses"], strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+        true, guess = classes[found["val_labels"][row]], classes[found["val_logits"][row].argmax()]
+        name = text(str(found["val_ids"][row]))
+        cards.append(
+            f"<figure><img alt='{name}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+            f"<figcaption><b>{escape(true)}</b>, taken for <b>{escape(guess)}</b><br>loss {loss:.2f}<br>"
+            f"<span class=soft>{name}</span></figcaption></figure>"
+        )
+    return f"<div class=gallery>{''.join(cards)}</div>"
+
+
+def _config(config: Mapping[str, Any]) -> str:
+    import yaml
+
+    given, usual = dict(leaves(config)), dict(leaves(defaults(config.get("choices") or {})))
+    rows = []
+    for key, value in given.items():
+        default = followed(usual.get(key), given)
+        if not _same(default, value) and not key.startswith(("run.", "sweep.")):
+            rows.append({"key": key.removeprefix("choices."), "value": _plain(value), "default": _plain(default)})
+    differs = table(rows) or "<p>Everything is at its default.</p>"
+    whole = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    return f"{differs}<details><summary>All of it</summary><pre>{escape(whole)}</pre></details>"
+
+
+def _same(default: Any, value: Any) -> bool:
+    # YAML 1.1 reads 1e-8 as a text, Hydra as a number
+    return bool(default == value) or (is_number(default) and is_number(value) and float(default) == float(value))
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value)
+
+
+def _rest(result: Mapping[str, Any]) -> str:
+    known = {"config", "verdicts", "status", "reason"}
+    text = json.dumps({k: v for k, v in result.items() if k not in known}, indent=1, ensure_ascii=False)
+    return f"<details><summary>Versions, data, origin</summary><pre>{escape(text)}</pre></details>"

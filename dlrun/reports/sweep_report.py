@@ -1,0 +1,151 @@
+"""One page that tells a sweep, with nothing outside it: `dlrun report SWEEP` (S3, S7, S9, S10).
+
+The best trials and what they share, warnings, pictures, seeds together, and every trial in a table that a click sorts.
+Written from the files of its runs alone. Nothing imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from dlrun.analysis import importance, seed_groups, sweeps
+from dlrun.analysis.sweeps import Trials
+from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.reports import sweep_plots, tables
+from dlrun.reports.axis_plots import called, wanted
+from dlrun.reports.page import picture, section, table, text, write_page
+from dlrun.vocabulary import SCORES, Status
+
+__all__ = ["write"]
+
+BEST = 3
+
+
+def write(folder: Path) -> Path:
+    """Draw the pictures of the runs below a folder and write their page; return it.
+
+    Raises UserError when there are none.
+    """
+    found = sweeps.read(folder)
+    if not found.entries:
+        raise UserError(f"{folder}: no runs here; expected a run, a sweep or a folder of them, such as outputs/latest")
+    shares = importance.measure(found)
+    pictures = sweep_plots.draw(folder, found, shares)
+    why = f"<p class=soft>{text(shares[:1].upper() + shares[1:])}.</p>" if isinstance(shares, str) and shares else ""
+    cards = "".join(f"<div class='card warn'>{_coded(sentence)}</div>" for sentence in sweeps.warnings(found))
+    parts = [
+        _head(folder, found),
+        section(f"The best {min(BEST, len(found.best))}" if len(found.best) > 1 else "The best", _best(folder, found)),
+        section("Warnings", cards or "<div class='card fine'>Nothing stands out: no edge, no failures.</div>"),
+        section("Pictures", "".join(map(picture, pictures)) + why),
+        section("Seeds together", _seeds(found)),
+        section("Every trial", _every(folder, found)),
+    ]
+    return write_page(folder, folder.resolve().name, parts)
+
+
+def _head(folder: Path, found: Trials) -> str:
+    states = Counter(str(row["status"]) or "empty" for row in found.rows)
+    counted = ", ".join(f"{count} {text(status)}" for status, count in states.most_common())
+    boxes: dict[str, str] = {}
+    for column in dict.fromkeys((found.metric, "val_acc", "val_loss", "test_acc")) if found.best else ():
+        if isinstance(score := found.rows[found.best[0]][column], float):
+            name = {"test_acc": "test accuracy"}.get(column, called(column))
+            boxes[f"{'its' if boxes else 'best'} {name}"] = f"{score:.4f}" if column in SCORES else f"{score:.4g}"
+    boxes["trials"] = str(len(found.entries))
+    boxes["hyperparameters varied"] = str(len(found.axes))
+    numbers = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in boxes.items())
+    by = f"best by {text(found.metric)}, {wanted(found)}"
+    return (
+        f"<header><h1>{escape(folder.resolve().name)}</h1><p class=soft>{counted}; {by}</p>"
+        f"</header><div class=numbers>{numbers}</div>"
+    )
+
+
+def _best(folder: Path, found: Trials) -> str:
+    """The best trials, one a setting, with the values of all axes, and what they share."""
+    chosen = found.best[:BEST]
+    if not chosen:
+        return "<p>No trial has completed.</p>"
+    scores = [c for c in (*SCORES, "epochs", "seconds") if any(found.rows[k][c] != "" for k in chosen)]
+    columns = [found.metric, *(c for c in scores if c != found.metric)]
+    columns += ["checks"] * any(found.rows[k]["checks"] == "fail" for k in chosen)  # check.warn_only went on
+    shown = [{"place": place, **_named(folder, found, k, columns)} for place, k in enumerate(chosen, 1)]
+    said = sweeps.shared(found, BEST)
+    common = "".join(f"<li>{text(line)}</li>" for line in said) or "<li>no value and no narrow range</li>"
+    common = f"<p>What they share, of all that was varied:</p><ul>{common}</ul>" if len(found.best) > BEST else ""
+    repeated = len(set(found.settings)) < len(found.settings)
+    how = "<p class=soft>By the mean over seeds; shown is each setting's best seed.</p>" if repeated else ""
+    return table(shown, links=_links(folder, found)) + common + how
+
+
+def _named(folder: Path, found: Trials, trial: int, columns: Sequence[str]) -> dict[str, Any]:
+    """A trial with its score first, then what was varied, then the other columns."""
+    first, *others = columns
+    values = {axis.name: axis.texts[trial] for axis in found.axes}
+    row = found.rows[trial]
+    return {"run": _label(folder, found, trial), first: row[first], **values, **{c: row[c] for c in others}}
+
+
+def _label(folder: Path, found: Trials, trial: int) -> str:
+    return os.path.relpath(found.entries[trial].path, folder)
+
+
+def _links(folder: Path, found: Trials) -> dict[str, str]:
+    """The reports of the runs, by the label of the run, as links that work wherever the sweep's folder lies."""
+    there = {}
+    for trial, entry in enumerate(found.entries):
+        if (page := reading.report(entry.path)).exists():
+            there[_label(folder, found, trial)] = os.path.relpath(page, folder)
+    return there
+
+
+def _every(folder: Path, found: Trials) -> str:
+    shown = tables.telling(found.rows)
+    reasons = [str(entry.result.get("reason") or "") for entry in found.entries]
+    failed = [row["status"] not in (Status.COMPLETED, Status.RUNNING) for row in found.rows]
+    rows = [
+        {c: row[c] for c in shown}
+        | {"run": _label(folder, found, k)}
+        | ({"reason": reasons[k] if failed[k] else ""} if any(failed) else {})
+        for k, row in enumerate(found.rows)
+    ]
+    return table(rows, links=_links(folder, found), long=("reason",), tall=True)
+
+
+def _seeds(found: Trials) -> str:
+    """Settings with several seeds as mean ± std, and which of them the noise cannot tell from the best (S9)."""
+    if len(set(found.settings)) == len(found.settings):
+        return ""
+    rows = seed_groups.grouped(found.entries, found.metric, lower=found.lower)
+    notes = "".join(f"<li>{text(line)}</li>" for line in seed_groups.note(rows, found.metric))
+    shown = [_spread(row) for row in rows]
+    told = tables.telling(shown)
+    return table([{c: row[c] for c in told} for row in shown]) + f"<ul class=soft>{notes}</ul>"
+
+
+def _spread(row: Mapping[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    for key, value in row.items():
+        score = key.removesuffix("_mean")
+        if score != key and value != "":
+            spread = row[f"{score}_std"]
+            # spaces that do not break: a mean keeps its deviation beside it
+            shown[score] = f"{value:.4f}" + (f"\u00a0±\u00a0{spread:.4f}" if spread != "" else "")
+        elif score != key:
+            shown[score] = ""
+        elif key not in ("seeds", "runs", "test") and not key.endswith("_std"):
+            shown[key] = value
+    return shown
+
+
+def _coded(sentence: str) -> str:
+    """A warning with what to try as code."""
+    said, tried, words = sentence.partition("; try ")
+    return text(said) + (f"<p>To try next: <code>{text(words)}</code></p>" if tried else "")

@@ -1,0 +1,270 @@
+"""One run from its config to result.json: build, check, train, test once (`dlrun train`, `dlrun resume`, a sweep).
+
+Whatever happens, result.json ends with a status and a reason, and the exit code says which.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dlrun.console import Screen
+from dlrun.errors import UserError, first_line
+from dlrun.folders.run import Run
+from dlrun.run.gate import headline, passed, tell_dropped
+from dlrun.run.provenance import origin
+from dlrun.training.loggers import Follower
+from dlrun.vocabulary import Exit, Status
+
+__all__ = ["execute", "label", "store"]
+
+
+def label(cfg: Any) -> str:
+    """Return the dataset and the model by the names of their options."""
+    choices = cfg.get("choices") or {}
+    return "-".join(str(choices.get(group) or group) for group in ("dataset", "model"))
+
+
+def execute(cfg: Any, run: Run, *, resuming: bool = False, quiet: bool = False) -> int:
+    """Train in a claimed folder, give it up, and return the exit code; raises UserError after recording it.
+
+    A `quiet` run speaks to its log alone.
+    """
+    screen = Screen(run.log, quiet=quiet)
+    follower = Follower(cfg, run, screen.say)
+    try:
+        return _execute(cfg, run, screen, follower, resuming)
+    finally:
+        follower.close()
+        run.release()
+
+
+def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: bool) -> int:
+    try:
+        with screen, _terminate_politely():
+            if not resuming:
+                run.write_config(cfg)
+            run.update_result(status=Status.RUNNING, reason="", **origin(cfg))
+            code, ending = _train(cfg, run, screen, follower)
+    except KeyboardInterrupt:
+        code, ending = Exit.INTERRUPTED, {"status": Status.INTERRUPTED, "reason": "interrupted from outside"}
+        screen.say(f"interrupted; `{_typed('resume', run)}` goes on after the last finished epoch")
+    except UserError as error:
+        _record(run, {"status": Status.FAILED, "reason": str(error)})
+        if bad := getattr(error, "bad", None):  # a message has room for ten (D1)
+            from dlrun.data.audit import listed
+
+            file = run.write_audit([one.row() for one in listed(bad)])
+            raise UserError(f"{error}; all are listed in {file}", error.code) from error
+        raise
+    except Exception as error:
+        code, ending = _failure(error, run, screen)
+    _record(run, ending)
+    if ending["status"] in (Status.COMPLETED, Status.DIVERGED) and cfg.trainer.get("report", True):
+        _report(run, screen)
+    return code
+
+
+def _typed(verb: str, run: Run) -> str:
+    return shlex.join(["dlrun", verb, str(run.path)])
+
+
+def _report(run: Run, screen: Screen) -> None:
+    from dlrun.reports import run_report
+
+    try:
+        screen.say(f"pictures and numbers on one page: {run_report.write(run.path)}")
+    except Exception as error:  # the run is done and written down: a picture must not undo that
+        screen.say(f"no report: {type(error).__name__}: {first_line(error)}; `{_typed('report', run)}` tries again")
+
+
+def _record(run: Run, ending: dict[str, Any]) -> None:
+    try:
+        run.update_result(**ending, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
+    except UserError as error:
+        print(f"dlrun: {error}", file=sys.stderr)  # a full disk: the status stays `running` without an owner
+
+
+def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int, dict[str, Any]]:
+    # imported here: torch takes seconds, and what can be refused without it has been
+    from dlrun.training import checkpoint, loop
+    from dlrun.training.experiment import build
+
+    exp = build(cfg)
+    screen.say(headline(cfg, exp))
+    if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:
+        # two programs that spin for the same cores wait for each other: fifty times slower was measured
+        screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
+    tell_dropped(exp, run, screen)
+    run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
+    fresh = not run.last.exists()
+    if fresh and cfg.check.enabled and not passed(exp, run, screen):
+        reason = "a check before training failed, see checks.csv"
+        return Exit.CHECK_FAILED, {"status": Status.CHECK_FAILED, "reason": reason}
+    state = checkpoint.restore(run, exp)
+    run.trim_metrics(state.epoch)
+    if not fresh:
+        screen.say(f"resuming after epoch {state.epoch} of {cfg.trainer.epochs}")
+        run.update_result(epochs=state.epoch, seconds=round(state.seconds, 3))
+    try:
+        loop.fit(exp, run, state, screen, follower)
+    except loop.Diverged as error:
+        screen.close()
+        screen.say(f"stopped: {error}", style="bold red")
+        return Exit.DIVERGED, {
+            "status": Status.DIVERGED,
+            "reason": str(error),
+            **_verdicts(exp, run, screen, Status.DIVERGED),
+        }
+    except loop.Stopped as stopped:
+        screen.say(str(stopped))
+        return Exit.FINE, {
+            "status": stopped.status,
+            "reason": str(stopped),
+            **_verdicts(exp, run, screen, stopped.status),
+        }
+    screen.close()
+    if (reason := _reason(cfg.trainer, state)) != "all epochs done":
+        screen.say(reason)
+    ending = _finish(exp, run, screen, state)
+    _tell(exp, run, screen, state, ending)
+    return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
+
+
+def _verdicts(exp: Any, run: Run, screen: Screen, status: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    from dlrun.analysis import verdicts
+    from dlrun.folders import reading
+
+    rows, layers = reading.metrics(run.path), reading.layers(run.path)
+    config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
+    found = verdicts.judge(rows, layers, config, exp.data.record(), status)
+    for finding in found:
+        screen.say(finding.text, style="bold red" if finding.severity == "stop" else "yellow")
+    return {"verdicts": [f.record() for f in found]}
+
+
+def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
+    """Read the test split once, with the best weights (trainer.keep), and store what ensembles and tables need."""
+    from dlrun.run.final_test import predicted, showcase
+    from dlrun.training import checkpoint, loop
+
+    tested = checkpoint.load(run.tested)
+    checkpoint.load_weights(run.tested, tested, exp.model)
+    started = time.perf_counter()
+    told = len(exp.data.dropped)
+    test = exp.data.test()
+    tell_dropped(exp, run, screen, told)
+    ending: dict[str, Any] = {
+        "status": Status.COMPLETED,
+        "reason": _reason(exp.cfg.trainer, state),
+        "best_epoch": int(tested["best"]["epoch"]),
+        "tested_epoch": int(tested["epoch"]),
+    }
+    more, found = predicted(exp, tested, test)
+    ending.update(more)
+    stored = {}
+    for name, split in {"val": exp.data.val, "test": test}.items():
+        ending.update(loop.scores(exp, found[name], name))
+        arrays = {"logits": found[name].logits.numpy(), "labels": found[name].labels.numpy(), "ids": split.ids}
+        stored.update({f"{name}_{what}": values for what, values in arrays.items()})
+    run.write_showcase(showcase(exp, found["val"]))
+    run.write_predictions(stored)
+    ending.update(
+        epochs=state.epoch,
+        seconds=round(state.seconds, 3),
+        test_seconds=round(time.perf_counter() - started, 3),
+    )
+    ending.update(test_samples=len(test), data=exp.data.record(final=True))
+    if exp.cfg.regularizer.l1:
+        from dlrun.training.diagnostics import sparsity
+
+        ending["sparsity"] = sparsity(exp.model)
+    return ending
+
+
+def _tell(exp: Any, run: Run, screen: Screen, state: Any, ending: dict[str, Any]) -> None:
+    correct = round(ending["test_acc"] * ending["test_samples"])
+    why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
+    screen.say(
+        f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
+        f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['tested_epoch']} "
+        f"(val_acc {ending['val_acc']:.4f}, {why})",
+        style="bold",
+    )
+    if "weights" in ending:
+        said = ", ".join(
+            f"{w} {ending[f'{w}_test_acc']:.4f} (val {ending[f'{w}_val_acc']:.4f})" for w in ("raw", "ema")
+        )
+        screen.say(f"test accuracy by weights: {said}; better on validation: {ending['weights']}")
+    if "multi_crop" in ending:
+        screen.say(f"that is by {ending['multi_crop']}; by each image as it is {ending['plain_test_acc']:.4f}")
+    screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}")
+    screen.say("lay runs side by side: dlrun compare")
+
+
+def _reason(trainer: Any, state: Any) -> str:
+    if state.epoch == trainer.epochs:
+        return "all epochs done"
+    gap = ", and the gap between val_loss and train_loss no longer shrinks" if trainer.get("while_gap_shrinks") else ""
+    return f"stopped early: no better {trainer.monitor} for {trainer.patience} epochs{gap}"
+
+
+def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:
+    from dlrun.training.memory import out_of_memory
+
+    screen.note(traceback.format_exc())
+    if out_of_memory(error):
+        what = f"out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size ({first_line(error)})"
+    else:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            what += "; trainer.compile=false trains without a compiler"
+    text = f"dlrun: failed: {what}; the traceback is in {run.log}; `{_typed('resume', run)}` goes on"
+    screen.say(text, style="red")
+    return Exit.FAILED, {"status": Status.FAILED, "reason": what}
+
+
+def store(exp: Any, run: Run, members: list[str]) -> dict[str, Any]:
+    """Write the average of other models as a completed run, tested once; return its scores.
+
+    Its config names no objective that trained it, so that no table takes it for one more seed of its members.
+    """
+    from dlrun.training import checkpoint
+
+    screen = Screen(run.log)
+    state = checkpoint.State(epoch=exp.cfg.trainer.epochs, best={"epoch": 0, "value": 0.0, "val_loss": 0.0})
+    exp.cfg.choices = {**(exp.cfg.get("choices") or {}), "objective": f"average-of-{len(members)}"}
+    run.write_config(exp.cfg)
+    run.update_result(status=Status.RUNNING, **origin(exp.cfg), average_of=members)
+    run.update_result(parameters=sum(p.numel() for p in exp.model.parameters()))
+    checkpoint.write(run, checkpoint.snapshot(exp, state), is_best=True)
+    ending = _finish(exp, run, screen, state) | {"reason": f"the average of the weights of {', '.join(members)}"}
+    _record(run, ending)
+    return ending
+
+
+@contextmanager
+def _terminate_politely() -> Iterator[None]:
+    """Treat SIGTERM, which clusters send before they kill, like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,73 @@
+"""What a finished run says of validation and test: predictions by the weights that count, the worst errors.
+
+The end of `dlrun train`; with `trainer.ema` both kinds of weights are tested (O10), with `trainer.multi_crop` the
+weights that count by one view of an image as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dlrun.training import choosing, loop
+from dlrun.training.multi_crop import viewed
+
+__all__ = ["predicted", "showcase"]
+
+
+def predicted(exp: Any, tested: dict[str, Any], test: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Predict validation and test; with trainer.ema by raw and averaged weights, and the better on validation count.
+
+    Those are in the model afterwards. Return the scores of both, with trainer.multi_crop those by one view (`plain_`)
+    as well, and the predictions that count by split.
+    """
+    kind = exp.cfg.trainer.get("multi_crop", "none")
+
+    def by(model: Any, kind: str = kind) -> dict[str, Any]:
+        asked = viewed(model, kind)
+        return {n: loop.predict(exp, b, asked) for n, b in {"val": exp.val, "test": exp.batches(test)}.items()}
+
+    scores, found = _by_weights(exp, tested, by)
+    if kind != "none":
+        scores["multi_crop"] = kind
+        for name, predictions in by(exp.model, "none").items():
+            scores |= loop.scores(exp, predictions, f"plain_{name}")
+    return scores, found
+
+
+def _by_weights(exp: Any, tested: dict[str, Any], by: Callable[[Any], dict[str, Any]]) -> tuple[dict[str, Any], Any]:
+    raw = by(exp.model)
+    if exp.average is None:
+        return {}, raw
+    exp.average.load_state_dict(tested["ema"])
+    averaged = by(exp.average)
+    scores: dict[str, Any] = {}
+    for name in raw:
+        own = loop.scores(exp, raw[name], name)
+        scores |= {f"raw_{key}": value for key, value in own.items()} | loop.scores(exp, averaged[name], f"ema_{name}")
+        scores |= own if name == "val" else {}
+    monitor = exp.cfg.trainer.monitor
+    monitor = monitor if f"ema_{monitor}" in scores else "val_acc"
+    weights = choosing.best_weights(scores, monitor).get("weights", "raw")
+    if weights == "ema":
+        exp.model.load_state_dict(tested["ema"])
+    return {"weights": weights, **scores}, averaged if weights == "ema" else raw
+
+
+def showcase(exp: Any, found: Any) -> dict[str, Any]:
+    """The 24 worst validation errors as 8-bit images, and the filters of the first layer (D11)."""
+    loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
+    wrong = (found.logits.argmax(1) != found.labels).nonzero().flatten()
+    worst = wrong[loss[wrong].argsort(descending=True)[:24]]
+    pixels = exp.data.val.images.take(worst)
+    step = max(1, max(pixels.shape[1:3]) // 96)
+    pixels = pixels[:, ::step, ::step]
+    if pixels.dtype != torch.uint8 and pixels.numel():
+        pixels = (pixels - pixels.min()) * (255 / max(float(pixels.max() - pixels.min()), 1e-30))
+    shown = {"rows": worst, "images": pixels.to(torch.uint8), "losses": loss[worst]}
+    first = next((p for p in exp.model.parameters() if p.ndim >= 2), None)
+    if first is not None and first.ndim == 4:
+        shown["filters"] = first.detach()[:64].float()
+    return {name: tensor.cpu().numpy() for name, tensor in shown.items()}

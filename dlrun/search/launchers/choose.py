@@ -1,0 +1,37 @@
+"""Other ways to run the trials of a sweep than dlrun's own pool: joblib, a Ray cluster, Slurm's queue.
+
+`hydra/launcher=joblib|ray|submitit_slurm`; `pip install 'dlrun[ray]'`. All run the same function on the same job and
+have the methods of `Pool`; folders are the channel, so other machines must see the sweep's folder under the same path.
+A trial that loses its process, job or node comes back as `lost` with the reason; the sweep then tries it again. Nothing
+here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlrun.search.launchers.joblib import Joblib
+from dlrun.search.launchers.pool import Pool
+from dlrun.search.launchers.protocol import Launcher
+from dlrun.search.launchers.ray import Ray
+from dlrun.search.launchers.slurm import Submitit
+
+__all__ = ["launcher"]
+
+
+def launcher(options: Mapping[str, Any], sweep: Path, soon: int = 0) -> Launcher:
+    """Return the chosen launcher for a sweep's folder, ready for as many trials as come `soon`.
+
+    Raises UserError for one that is not there.
+    """
+    if options["name"] == "joblib":
+        return Joblib(int(options["workers"]), sweep)
+    if options["name"] == "ray":
+        return Ray(options)
+    if options["name"] == "submitit_slurm":
+        return Submitit(options, sweep)
+    pool = Pool(int(options["workers"]))
+    pool.warm(soon)
+    return pool

@@ -1,0 +1,172 @@
+"""What runs a trial, in a warm process of this machine or wherever a launcher put it (`dlrun train -m`).
+
+A trial is a run like any other; what it prints goes to its log.txt. Data that the trials share is prepared once a
+process, and its pixels are in memory once for all processes of a machine.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from dlrun.vocabulary import Exit
+
+__all__ = ["Job", "Place", "Remote", "away", "main", "work"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A trial to be run: its number, its config, the folder of its run, and whether others run beside it."""
+
+    number: int
+    config: dict[str, Any]
+    folder: str
+    beside: bool = False
+
+
+def work(job: Job) -> tuple[int, str]:
+    """Run a trial to its end; returns the exit code, and what went wrong where no folder says so.
+
+    A trial that has a checkpoint goes on with the config that it began with; only its last epoch may be new.
+    """
+    from omegaconf import OmegaConf
+
+    import dlrun.checks
+    import dlrun.training.loop  # noqa: F401  before the folder is taken: from then on search.timeout counts
+    from dlrun.errors import UserError
+    from dlrun.folders import reading
+    from dlrun.folders.run import take
+    from dlrun.run.execute import execute
+    from dlrun.training.shared_data import keep_data, prepared
+
+    if not prepared():
+        keep_data(share=job.beside)
+    try:
+        run, known = take(Path(job.folder))
+        plain = job.config
+        if known and run.last.exists():
+            plain = reading.config(run.path) | {"trust": job.config["trust"]}
+            plain["trainer"] = {**plain["trainer"], "stop_after": job.config["trainer"]["stop_after"]}
+        with _into(run.log):
+            return execute(OmegaConf.create(plain), run, quiet=True), ""
+    except UserError as error:
+        return error.code, str(error)
+    except KeyboardInterrupt:
+        return Exit.INTERRUPTED, "interrupted"
+    except SystemExit:  # how a queue takes a job back, or a user's code ends the process: lost, not failed
+        raise
+    except BaseException as error:  # a user's code may raise anything; the worker lives on
+        return Exit.FAILED, f"{type(error).__name__}: {str(error).strip()[:200]}"
+    finally:
+        _give_back()
+
+
+def _give_back() -> None:
+    """Free what torch keeps of a card after a trial: a worker beside this one may need it for its own."""
+    import torch
+
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sweep was typed and where it finds modules; the sweep's folder, if no trial may outlive it."""
+
+    cwd: str
+    path: tuple[str, ...]
+    sweep: Path | None = None
+
+
+def away(job: Job, place: Place) -> tuple[int, str]:
+    """Run a trial in a process that a launcher started, as `work` does, from the folder that the sweep was typed in."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.chdir(place.cwd)
+    sys.path += [folder for folder in place.path if folder not in sys.path]
+    if place.sweep and "watch" not in [t.name for t in threading.enumerate()]:
+        threading.Thread(target=_die_without, args=(place.sweep, os.getppid()), name="watch", daemon=True).start()
+    return work(job)
+
+
+class Remote:
+    """A trial as a job of Slurm, which submitit queues again, by `checkpoint`, when its time is over."""
+
+    def __init__(self, job: Job, place: Place) -> None:
+        self.job, self.place = job, place
+
+    def __call__(self) -> tuple[int, str]:
+        """Run the trial, or go on with it."""
+        return away(self.job, self.place)
+
+    def checkpoint(self) -> Any:
+        """Return what is to be queued: the same, since the trial's folder knows how far it is."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def _die_without(sweep: Path, leader: int) -> None:
+    """End this process soon after the one that owns the sweep, or the one that started this, is gone."""
+    from dlrun.folders.disk import owned
+
+    while owned(sweep) and os.getppid() == leader:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+@contextmanager
+def _into(log: Path) -> Iterator[None]:
+    """Send what a trial prints, C code included, to its log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    for stream in (1, 2):
+        os.dup2(handle, stream)
+    os.close(handle)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for stream, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, stream)
+            os.close(before)
+
+
+def main(conversation: int, lifeline: int) -> None:
+    """Serve trials until the parent hangs up; dies with the parent, however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    parent = os.getppid()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: PR_SET_PDEATHSIG
+    threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
+    if os.getppid() != parent:
+        os._exit(1)
+    connection = Connection(conversation)
+    import dlrun.checks
+    import dlrun.training.loop  # noqa: F401  torch and the loop, while the parent composes
+
+    with suppress(EOFError, OSError):
+        while True:
+            job = connection.recv()
+            connection.send(work(job))
+
+
+def _die_with(lifeline: int) -> None:
+    """Wait for the end of a pipe whose other end only the parent holds."""
+    while os.read(lifeline, 1):
+        pass
+    os._exit(1)

@@ -1,0 +1,85 @@
+"""Trials on joblib's workers: `hydra/launcher=joblib`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dlrun.search.launchers.job import Job, away
+from dlrun.search.launchers.protocol import Ended, cores, deaf, gpus, here, why
+
+__all__ = ["Joblib"]
+
+
+class Joblib:
+    """Processes of joblib's loky on this machine, one to an executor: a death breaks an executor, not the sweep."""
+
+    def __init__(self, workers: int, sweep: Path) -> None:
+        self._place = here(sweep)
+        cards = gpus()
+        self.slots = workers or len(cards) or cores()
+        self.threads = max(1, cores() // self.slots)
+        self._cards = [cards[n % len(cards)] for n in range(self.slots)] if cards else []
+        self._idle: list[tuple[Any, Any, str | None]] = []
+        self._busy: dict[Any, tuple[int, tuple[Any, Any, str | None]]] = {}  # by future: trial and executor
+
+    def submit(self, job: Job) -> None:
+        """Start a trial in a process that is free."""
+        with deaf():
+            one = self._idle.pop() if self._idle else self._start()
+            self._busy[one[0].submit(away, job, self._place)] = (job.number, one)
+
+    def _start(self) -> tuple[Any, Any, str | None]:
+        """An executor, the future of its process's id, its card."""
+        from joblib.externals.loky import ProcessPoolExecutor
+
+        env = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        card = self._cards.pop() if self._cards else None
+        if card is not None:
+            env["CUDA_VISIBLE_DEVICES"] = card
+        executor = ProcessPoolExecutor(max_workers=1, env=env)
+        return executor, executor.submit(os.getpid), card
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Return the trials that ended, after at most this many seconds."""
+        from concurrent.futures import FIRST_COMPLETED, wait
+
+        if not self._busy:
+            time.sleep(seconds)
+        found = []
+        for future in wait(self._busy, seconds, FIRST_COMPLETED).done:
+            number, one = self._busy.pop(future)
+            if error := future.exception():
+                self._drop(one)
+                found.append(Ended(number, 1, why(error), lost=True))
+            else:
+                self._idle.append(one)
+                found.append(Ended(number, *future.result()))
+        return found
+
+    def kill(self, number: int) -> None:
+        """Kill the process of a trial; nothing more is heard of it."""
+        for future in [f for f, (n, _) in self._busy.items() if n == number]:
+            self._drop(self._busy.pop(future)[1])
+
+    def interrupt(self) -> None:
+        """Ask all trials to end at once as interrupted, keeping their last checkpoint."""
+        for _, (_, process, _) in self._busy.values():
+            with suppress(Exception):  # one that is gone or has not begun
+                os.kill(process.result(1), signal.SIGTERM)
+
+    def close(self) -> None:
+        """End all processes."""
+        for one in [*self._idle, *(one for _, one in self._busy.values())]:
+            self._drop(one)
+        self._idle, self._busy = [], {}
+
+    def _drop(self, one: tuple[Any, Any, str | None]) -> None:
+        executor, _, card = one
+        executor.shutdown(wait=True, kill_workers=True)
+        if card is not None:
+            self._cards.append(card)

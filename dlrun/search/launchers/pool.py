@@ -1,0 +1,125 @@
+"""Warm worker processes of this machine: a free one takes the next trial at once, one that dies is replaced (S6).
+
+`hydra/launcher=pool`, the default; `hydra.launcher.workers=4`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+
+from dlrun.search.launchers.job import Job
+from dlrun.search.launchers.protocol import Ended, cores, gpus
+
+__all__ = ["Pool"]
+
+CODE = (
+    "import sys, json; sys.path[:] = json.loads(sys.argv[3]); "
+    "from dlrun.search.launchers.job import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+)
+
+
+class _Worker:
+    def __init__(self, threads: int, gpu: str | None) -> None:
+        ours, theirs = socket.socketpair()
+        reading, self._lifeline = os.pipe()
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+        if gpu is not None:
+            env["CUDA_VISIBLE_DEVICES"] = gpu
+        words = [sys.executable, "-c", CODE, str(theirs.fileno()), str(reading), json.dumps(sys.path)]
+        # a session of its own: Ctrl-C in the terminal reaches the parent alone
+        self.process = subprocess.Popen(
+            words, pass_fds=[theirs.fileno(), reading], env=env, start_new_session=True, stdin=subprocess.DEVNULL
+        )
+        theirs.close()
+        os.close(reading)
+        self.connection = Connection(ours.detach())
+        self.gpu = gpu
+        self.job: Job | None = None
+
+    def close(self) -> None:
+        self.connection.close()
+        os.close(self._lifeline)
+        self.process.kill()
+        self.process.wait()
+
+
+class Pool:
+    """Runs up to `slots` trials at a time; a worker starts when there is a trial for it, or before, to be `warm`."""
+
+    def __init__(self, workers: int) -> None:
+        cards = gpus()
+        self.slots = workers or len(cards) or cores()
+        self.threads = max(1, cores() // self.slots)
+        self._free_gpus = [cards[n % len(cards)] for n in range(self.slots)] if cards else []
+        self._workers: list[_Worker] = []
+
+    def warm(self, trials: int) -> None:
+        """Start the workers of so many trials, which import torch while the parent gets ready."""
+        while len(self._workers) < min(trials, self.slots):
+            self._started()
+
+    def _started(self) -> _Worker:
+        self._workers.append(_Worker(self.threads, self._free_gpus.pop() if self._free_gpus else None))
+        return self._workers[-1]
+
+    def submit(self, job: Job) -> None:
+        """Start a trial on a worker that is free."""
+        free = next((w for w in self._workers if w.job is None), None)
+        if free is None:
+            free = self._started()
+        free.job = job
+        with suppress(OSError):  # it died while idle: `wait` finds out
+            free.connection.send(job)
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Return the trials that ended, after at most this many seconds."""
+        busy = {w.connection: w for w in self._workers if w.job is not None}
+        found = []
+        for connection in wait(list(busy), timeout=seconds):
+            worker = busy[connection]  # type: ignore[index]
+            number = worker.job.number if worker.job else -1
+            try:
+                code, why = worker.connection.recv()
+                worker.job = None
+                found.append(Ended(number, code, why))
+            except (EOFError, OSError):
+                with suppress(subprocess.TimeoutExpired):
+                    worker.process.wait(2)  # it is about to be gone: its own end is the reason, not our kill
+                self._drop(worker)
+                found.append(Ended(number, 1, _how(worker.process.returncode), lost=True))
+        return found
+
+    def kill(self, number: int) -> None:
+        """Kill the process of a trial; nothing more is heard of it."""
+        for worker in [w for w in self._workers if w.job is not None and w.job.number == number]:
+            self._drop(worker)
+
+    def interrupt(self) -> None:
+        """Ask all trials to end at once as interrupted, keeping their last checkpoint."""
+        for worker in self._workers:
+            if worker.job is not None:
+                worker.process.send_signal(signal.SIGTERM)
+
+    def close(self) -> None:
+        """End all workers."""
+        for worker in list(self._workers):
+            self._drop(worker)
+
+    def _drop(self, worker: _Worker) -> None:
+        self._workers.remove(worker)
+        worker.close()
+        if worker.gpu is not None:
+            self._free_gpus.append(worker.gpu)
+
+
+def _how(code: int | None) -> str:
+    if code == -signal.SIGKILL:
+        return "its process was killed (signal 9): out of memory?"
+    return f"its process died (signal {-code})" if code and code < 0 else f"its process ended with code {code}"

@@ -1,0 +1,85 @@
+"""What every launcher answers to, and how the end of a trial is told."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import Protocol
+
+from dlrun.search.launchers.job import Job, Place
+
+__all__ = ["GONE", "Ended", "Launcher", "cores", "deaf", "gpus", "here", "why"]
+
+
+GONE = 10.0  # seconds for the process of a killed trial to be gone
+
+
+class Launcher(Protocol):
+    """What runs up to `slots` trials at a time, each with `threads` threads."""
+
+    threads: int
+
+    @property
+    def slots(self) -> int: ...
+    def submit(self, job: Job) -> None: ...
+    def wait(self, seconds: float) -> list[Ended]: ...
+    def kill(self, number: int) -> None: ...
+    def interrupt(self) -> None: ...
+    def close(self) -> None: ...
+
+
+def here(sweep: Path | None = None) -> Place:
+    return Place(os.getcwd(), tuple(sys.path), sweep)
+
+
+def why(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if (found := text.rpartition("exit codes of the workers are "))[0]:  # loky's guesses come before
+        return f"its process died, {found[2]}: out of memory?"
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """Let processes that start here not hear Ctrl-C, which is the parent's business; the parent hears it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a trial came back: its exit code and, where its folder cannot say, why; `lost` if its process is gone."""
+
+    number: int
+    code: int
+    why: str = ""
+    lost: bool = False
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """The cards of NVIDIA that this process may use, as CUDA_VISIBLE_DEVICES names them, found without torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        # a worker is given one of these names, not its place among them: that would be another card
+        names = [name.strip() for name in visible.split(",")]
+        return list(takewhile(lambda name: name not in ("", "-1"), names))  # CUDA stops at the first that is none
+    with suppress(OSError):
+        return [str(n) for n in range(len(os.listdir("/proc/driver/nvidia/gpus")))]
+    with suppress(OSError):  # some containers show the devices alone
+        return [str(n) for n in range(sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev")))]
+    return []

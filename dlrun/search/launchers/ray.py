@@ -1,0 +1,88 @@
+"""Trials on a Ray cluster: `hydra/launcher=ray`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from dlrun.errors import UserError
+from dlrun.search.launchers.job import Job, away
+from dlrun.search.launchers.protocol import GONE, Ended, deaf, here, why
+
+__all__ = ["Ray"]
+
+
+class Ray:
+    """Tasks of a Ray cluster: `hydra.launcher.address=auto` or HOST:PORT; without one, a cluster of this machine."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        self._ray, self._workers = ray, int(options["workers"])
+        address = options["address"]
+        try:
+            with deaf():  # the processes of a cluster of its own
+                ray.init(address or "local", log_to_driver=False, logging_level="ERROR")
+        except Exception as error:
+            raise UserError(f"hydra.launcher.address={address}: no Ray cluster there: {why(error)}") from error
+        self._needs = {"CPU": float(options["num_cpus"]), "GPU": float(options["num_gpus"])}
+        self.threads = max(1, int(self._needs["CPU"]))
+        has = ray.cluster_resources()
+        for kind, need in self._needs.items():
+            if not self._workers and need > has.get(kind, 0):
+                ray.shutdown()
+                raise UserError(
+                    f"hydra.launcher.num_{kind.lower()}s={need:g}: the Ray cluster has {has.get(kind, 0):g}; ask for "
+                    "less, or set hydra.launcher.workers= where it grows by itself"
+                )
+        self._task = ray.remote(away).options(
+            num_cpus=self._needs["CPU"], num_gpus=self._needs["GPU"], max_retries=0, name="dlrun trial"
+        )
+        self._busy: dict[Any, int] = {}
+
+    @property
+    def slots(self) -> int:
+        """As many as the nodes that are alive have room for."""
+        if self._workers:
+            return self._workers
+        has = self._ray.cluster_resources()
+        return max(1, min(int(has.get(kind, 0) // need) for kind, need in self._needs.items() if need))
+
+    def submit(self, job: Job) -> None:
+        """Hand a trial to the cluster."""
+        self._busy[self._task.remote(job, here())] = job.number
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Return the trials that ended, after at most this many seconds."""
+        if not self._busy:
+            time.sleep(seconds)
+            return []
+        found = []
+        for one in self._ray.wait(list(self._busy), timeout=seconds)[0]:
+            number = self._busy.pop(one)
+            try:
+                found.append(Ended(number, *self._ray.get(one)))
+            except self._ray.exceptions.RayError as error:
+                found.append(Ended(number, 1, why(error), lost=True))
+        return found
+
+    def kill(self, number: int) -> None:
+        """Kill the process of a trial; nothing more is heard of it."""
+        for one in [o for o, n in self._busy.items() if n == number]:
+            del self._busy[one]
+            self._ray.cancel(one, force=True)
+            self._ray.wait([one], timeout=GONE)
+
+    def interrupt(self) -> None:
+        """Ask all trials to end at once as interrupted, keeping their last checkpoint."""
+        for one in self._busy:
+            self._ray.cancel(one, force=False)
+
+    def close(self) -> None:
+        """End what runs, and the cluster where the sweep started it."""
+        for number in list(self._busy.values()):
+            self.kill(number)
+        self._ray.shutdown()

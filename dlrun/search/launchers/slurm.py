@@ -1,0 +1,126 @@
+"""Trials as jobs of Slurm: `hydra/launcher=submitit_slurm`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pwd
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dlrun.errors import UserError
+from dlrun.folders import sweep as sweep_folder
+from dlrun.folders.outputs import new_folder
+from dlrun.search.launchers.job import Job, Remote
+from dlrun.search.launchers.protocol import GONE, Ended, cores, deaf, here, why
+
+__all__ = ["ASK", "POLL", "Submitit", "cancel_waiting", "job_name"]
+
+
+POLL = 0.1  # seconds between two looks at the result files of jobs
+
+
+ASK = 30.0  # seconds between two questions to Slurm, whose accounting is shared by all
+
+
+def job_name(folder: Path) -> str:
+    return f"dlrun_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
+
+
+def cancel_waiting(jobs: Path) -> None:
+    """Take jobs out of Slurm's queue that an earlier process of this sweep left there; those that run may end.
+
+    Told by their owner and by a name that follows from where they were submitted: the numbers in a folder of somebody
+    else could be those of other jobs that wait.
+    """
+    for folder in {file.parent for file in jobs.glob("*/*_submitted.pkl")}:
+        mine = [f"--user={pwd.getpwuid(os.getuid()).pw_name}", "--state=PENDING", f"--name={job_name(folder)}"]
+        # where that fails they run: at worst what is done is looked at again
+        with suppress(OSError, KeyError, subprocess.SubprocessError):
+            subprocess.run(["scancel", *mine], capture_output=True, timeout=ASK, check=False)
+
+
+class Submitit:
+    """A Slurm job a trial, through submitit; `hydra.launcher.cluster=local` runs the same jobs on this machine.
+
+    A job that Slurm preempts or that nears its time limit is queued again and goes on from the trial's checkpoint.
+    """
+
+    def __init__(self, options: Mapping[str, Any], sweep: Path) -> None:
+        import submitit
+
+        self._local = options["cluster"] == "local"
+        self._place = here(sweep if self._local else None)
+        folder = new_folder(sweep_folder.jobs(sweep), "jobs")
+        self.threads = int(options["cpus_per_task"])
+        self.slots = int(options["workers"]) or (max(1, cores() // self.threads) if self._local else 16)
+        own = ("name", "workers", "cluster", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
+        slurm = {f"slurm_{k}": v for k, v in options.items() if k not in own and v not in (None, {}, [])}
+        shared = {k: options[k] for k in own[3:] if options[k] is not None}
+        try:
+            # a folder of its own: a local job is numbered by its process, and numbers come again
+            self._executor: Any = submitit.AutoExecutor(folder, cluster=str(options["cluster"]))
+            self._executor.update_parameters(name=job_name(folder), **shared, **slurm)
+        except (RuntimeError, ValueError, NameError, AssertionError) as error:
+            raise UserError(f"hydra/launcher=submitit_slurm: {' '.join(str(error).split())[:300]}") from error
+        self._busy: dict[int, Any] = {}
+        self._asked = time.monotonic()
+        if not self._local:
+            cancel_waiting(sweep_folder.jobs(sweep))
+
+    def submit(self, job: Job) -> None:
+        """Hand a trial to the queue."""
+        with deaf():
+            self._busy[job.number] = self._executor.submit(Remote(job, self._place))
+
+    def wait(self, seconds: float) -> list[Ended]:
+        """Return the trials that ended, after at most this many seconds."""
+        until = time.monotonic() + seconds
+        while True:
+            if time.monotonic() - self._asked > ASK and self._busy and not self._local:
+                self._asked = time.monotonic()
+                next(iter(self._busy.values())).watcher.update()
+            found = [self._outcome(n, self._busy.pop(n)) for n in list(self._busy) if self._busy[n].done()]
+            if found or time.monotonic() > until:
+                return found
+            time.sleep(POLL)
+
+    def _outcome(self, number: int, job: Any) -> Ended:
+        if job.paths.result_pickle.exists():
+            try:
+                return Ended(number, *job.result())
+            except Exception as error:  # what the job raised, or a result that cannot be read
+                return Ended(number, 1, why(error), lost=True)
+        reason = f"its job {job.job_id} ended without a result ({job.state.lower()}): killed? see {job.paths.stderr}"
+        return Ended(number, 1, reason, lost=True)
+
+    def kill(self, number: int) -> None:
+        """Kill the job of a trial; nothing more is heard of it."""
+        job = self._busy.pop(number)
+        self._signal(job, signal.SIGKILL)
+        until = time.monotonic() + GONE
+        while not job.done() and time.monotonic() < until:
+            time.sleep(POLL)
+
+    def interrupt(self) -> None:
+        """Ask all trials to end at once as interrupted, keeping their last checkpoint."""
+        for job in self._busy.values():
+            self._signal(job, signal.SIGTERM)
+
+    def close(self) -> None:
+        """End all jobs."""
+        for number in list(self._busy):
+            self.kill(number)
+
+    def _signal(self, job: Any, number: int) -> None:
+        """A local job has the id of the process that leads it; Slurm sends SIGTERM and, after its grace, SIGKILL."""
+        if not self._local:
+            job.cancel(check=False)
+            return
+        with suppress(ProcessLookupError):
+            os.kill(int(job.job_id), number)

@@ -1,0 +1,349 @@
+"""What the network does while it learns, a row a layer and epoch: `dlrun train`, layers.csv (B3, B4, B6, R4).
+
+A layer is a module that owns weights of two or more dimensions, called by the module's name. Watching leaves
+no trace in the weights, the gradients, the buffers or the random state, and nothing of it needs to be saved:
+which steps and epochs are looked at follows from their numbers. dlrun/analysis/verdicts.py draws conclusions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import cache
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from dlrun.training.experiment import Experiment
+from dlrun.training.random_state import rng_state, set_rng_state
+
+__all__ = ["Look", "Watch", "sparsity"]
+
+SAMPLES = 64  # validation images that the activations are measured on
+CONV_SAMPLES = 32  # the same where a model convolves: a channel shows itself at every place of an image
+STEPS = 3  # steps of an epoch whose update is measured
+BINS = 50
+HISTOGRAM_VALUES = 20_000  # drawn from a layer's activations, gradients or weights: enough for BINS bins
+TINY = 1e-3  # a weight below this share of its layer's largest counts as zero (R4)
+
+
+class Bend(NamedTuple):
+    """Where an activation function stops passing gradients on; None: it does not."""
+
+    dead: float | None = None  # a unit never above this input is dead: the slope stays under about 0.01
+    saturated: float | None = None  # beyond this |input| the output is over 97 % of its limit
+
+
+BENDS = {
+    **dict.fromkeys(("relu", "relu_", "relu6"), Bend(dead=0.0)),
+    "gelu": Bend(dead=-3.0),
+    "silu": Bend(dead=-6.0),
+    "mish": Bend(dead=-6.0),
+    "hardswish": Bend(dead=-3.0),
+    **dict.fromkeys(("tanh", "tanh_"), Bend(saturated=math.atanh(0.97))),
+    # its limits are 0 and 1: measured from its middle
+    **dict.fromkeys(("sigmoid", "sigmoid_"), Bend(saturated=2 * math.atanh(0.97))),
+    "softsign": Bend(saturated=0.97 / 0.03),
+    "hardtanh": Bend(saturated=0.97),
+    "hardsigmoid": Bend(saturated=3 * 0.97),
+    **dict.fromkeys(("leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "softplus"), Bend()),
+}
+
+
+@dataclass
+class Look:
+    """What one epoch showed: rows of layers.csv, two columns of metrics.csv, at a few epochs histograms."""
+
+    rows: list[dict[str, Any]]
+    update_ratio: float | None  # median over layers
+    dead_fraction: float | None  # over the units of all layers that can die
+    histograms: dict[str, NDArray[Any]] | None  # of each kind counts (L, BINS), edges (L, BINS + 1)
+
+
+class Watch:
+    """Watches the model of an experiment: wrap each optimizer step in `step`, and `look` after each epoch.
+
+    With trainer.diagnostics=false it does and says nothing.
+    """
+
+    def __init__(self, exp: Experiment) -> None:
+        self._exp, self._on = exp, bool(exp.cfg.trainer.get("diagnostics", True))
+        if not self._on:
+            return
+        self._weights = _weights_by_layer(exp.model)
+        self._tensors = [p for tensors in self._weights.values() for p in tensors]
+        self._modules = dict(exp.model.named_modules())
+        # a layer that holds others is not measured between them
+        self._leaves = {n for n in self._weights if not any(o.startswith(f"{n}.") for o in self._weights)}
+        self._norms: list[Tensor] = []
+        epochs = exp.cfg.trainer.epochs
+        self._histogram_epochs = {1, math.ceil(epochs / 4), math.ceil(epochs / 2), epochs}
+        # spread over the split, since a folder's samples are sorted by class
+        convolves = any(p.ndim > 2 for p in self._tensors)
+        count = min(CONV_SAMPLES if convolves else SAMPLES, len(exp.data.val))
+        index = torch.linspace(0, len(exp.data.val) - 1, count).long()
+        self._images, _, _ = next(exp.batches(exp.data.val.subset(index), batch_size=count).epoch(0))
+
+    def step(self, i: int, steps: int) -> AbstractContextManager[None]:
+        """Measure the optimizer step `i` (from 0) of `steps` inside, if it is one of the few that are.
+
+        Norms stay where the weights are: no step waits for the accelerator.
+        """
+        return self._measured() if self._on and i in _few(steps) else _UNMEASURED
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        with torch.no_grad():
+            before = [p.detach().clone() for p in self._tensors]
+        yield
+        with torch.no_grad():
+            sizes = _norms(before)
+            torch._foreach_sub_(before, [p.detach() for p in self._tensors])
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._tensors]
+            self._norms.append(torch.stack([sizes, _norms(before), _norms(gradients)]))
+
+    def look(self, epoch: int) -> Look:
+        """Return what the last epoch's steps and the activations now say; call it once after each epoch."""
+        if not self._on:
+            return Look([], None, None, None)
+        wanted = epoch in self._histogram_epochs
+        seen = self._activations(keep=wanted)
+        gradients, ratios = self._read_norms()
+        sizes = _by_layer(self._weights, _norms([p.detach() for p in self._tensors]).tolist())
+        rows = []
+        for k, (name, tensors) in enumerate(self._weights.items()):
+            learns = bool(ratios) and any(p.requires_grad for p in tensors)
+            row: dict[str, Any] = {"epoch": epoch, "layer": name, "weight_norm": sizes[k]}
+            row.update(grad_norm=gradients[k] if learns else None, update_ratio=ratios[k] if learns else None)
+            rows.append(row | seen.columns(name))
+        moving = [row["update_ratio"] for row in rows if row["update_ratio"] is not None]
+        return Look(
+            rows=rows,
+            update_ratio=median(moving) if moving else None,
+            dead_fraction=seen.dead_fraction(),
+            histograms=self._histograms(seen) if wanted else None,
+        )
+
+    def _activations(self, keep: bool) -> _Seen:
+        """Send the images through in evaluation mode and return what the layers showed."""
+        model, listener, handles = self._exp.model, _Listener(keep), []
+        random, training = rng_state(), [m for m in self._modules.values() if m.training]
+        try:
+            for name, module in self._modules.items():
+                if isinstance(module, _NORM_MODULES):
+                    handles.append(module.register_forward_hook(listener.norm))
+                elif name in self._leaves:
+                    features_last = self._weights[name][0].ndim == 2
+                    handles.append(module.register_forward_hook(listener.layer(name, features_last)))
+            if training:
+                model.eval()
+            with torch.no_grad(), self._exp.autocast(), listener:
+                model(self._images)
+            return listener.result()
+        finally:
+            for handle in handles:
+                handle.remove()
+            for module in training:
+                module.training = True
+            set_rng_state(random)
+
+    def _read_norms(self) -> tuple[list[float], list[float]]:
+        """Gradient norm and update : weight ratio of every layer: the medians of the measured steps (B3)."""
+        if not self._norms:
+            return [], []
+        steps = torch.stack(self._norms).tolist()
+        self._norms.clear()
+        weights, updates, gradients = (
+            list(zip(*(_by_layer(self._weights, step[kind]) for step in steps), strict=True)) for kind in range(3)
+        )
+        ratios = [map(_ratio, u, w) for u, w in zip(updates, weights, strict=True)]
+        return [median(g) for g in gradients], [median(r) for r in ratios]
+
+    def _histograms(self, seen: _Seen) -> dict[str, NDArray[Any]]:
+        names = list(self._weights)
+        kinds = {
+            "activations": [seen.values.get(name, []) for name in names],
+            "gradients": [[_draw(p.grad) for p in self._weights[n] if p.grad is not None] for n in names],
+            "weights": [[_draw(p.detach()) for p in self._weights[n]] for n in names],
+        }
+        found: dict[str, NDArray[Any]] = {"layers": np.array(names)}
+        for kind, layers in kinds.items():
+            pairs = [_histogram(values) for values in layers]
+            found[f"{kind}_counts"] = np.array([counts for counts, _ in pairs], dtype=np.int32)
+            found[f"{kind}_edges"] = np.array([edges for _, edges in pairs], dtype=np.float32)
+        return found
+
+
+def sparsity(model: nn.Module) -> dict[str, float]:
+    """Return the share of weights below 1e-3 of the largest of their layer, by layer and under `all` (R4)."""
+    found, zeros, total = {}, 0, 0
+    for name, tensors in _weights_by_layer(model).items():
+        flat = torch.cat([p.detach().abs().flatten() for p in tensors])
+        small = int((flat <= TINY * flat.max()).sum())
+        found[name] = small / len(flat)
+        zeros, total = zeros + small, total + len(flat)
+    return found | {"all": zeros / total} if total else {}
+
+
+def _weights_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
+    layers: dict[str, list[nn.Parameter]] = {}
+    norms = {name for name, module in model.named_modules() if isinstance(module, _NORM_MODULES)}
+    for name, parameter in model.named_parameters():
+        # weight_norm and its like keep the weights of `conv` in conv.parametrizations.weight
+        owner = name.rpartition(".")[0].partition(".parametrizations")[0]
+        if parameter.ndim >= 2 and owner not in norms:
+            layers.setdefault(owner or "model", []).append(parameter)
+    return layers
+
+
+_NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+@cache
+def _few(steps: int) -> frozenset[int]:
+    """The steps of an epoch that are measured: spread over it, the last among them."""
+    return frozenset((k + 1) * steps // STEPS - 1 for k in range(STEPS))
+
+
+_UNMEASURED = nullcontext()
+
+
+def _ratio(update: float, weight: float) -> float:
+    if weight > 0:
+        return update / weight
+    return 1.0 if update else 0.0  # a layer that starts at zero moves by all it has
+
+
+def _norms(tensors: list[Tensor]) -> Tensor:
+    return torch.stack(torch._foreach_norm(tensors)).float() if tensors else torch.zeros(0)
+
+
+def _by_layer(layers: dict[str, list[nn.Parameter]], norms: Any) -> list[float]:
+    """Norms of tensors, in order, to norms of their layers."""
+    found, start = [], 0
+    for tensors in layers.values():
+        found.append(math.hypot(*(float(n) for n in norms[start : start + len(tensors)])))
+        start += len(tensors)
+    return found
+
+
+@dataclass
+class _Seen:
+    """Statistics before the activation of every layer: tensors while the images pass, then numbers."""
+
+    tensors: dict[str, list[Tensor]] = field(default_factory=dict)  # mean, std, dead units, saturated share
+    bends: dict[str, Bend] = field(default_factory=dict)
+    units: dict[str, int] = field(default_factory=dict)
+    values: dict[str, list[Tensor]] = field(default_factory=dict)  # for the histograms
+    numbers: dict[str, list[float]] = field(default_factory=dict)
+
+    def columns(self, layer: str) -> dict[str, float | None]:
+        """Return the columns of layers.csv that came from the activations."""
+        mean, std, dead, saturated = self.numbers.get(layer, [None] * 4)
+        bend = self.bends.get(layer, Bend())
+        return {
+            "act_mean": mean,
+            "act_std": std,
+            "dead_fraction": None if dead is None or bend.dead is None else dead / self.units[layer],
+            "saturated_fraction": None if bend.saturated is None else saturated,
+        }
+
+    def dead_fraction(self) -> float | None:
+        """Return the share of dead units among all that can die."""
+        mortal = [name for name, bend in self.bends.items() if bend.dead is not None]
+        units = sum(self.units[name] for name in mortal)
+        return sum(self.numbers[name][2] for name in mortal) / units if units else None
+
+
+class _Listener(TorchFunctionMode):
+    """Hears every activation function, of a module or not, and measures what goes into it.
+
+    The input belongs to the layer that ran last. A layer whose output meets no activation function before
+    the next layer runs is measured at its own output, or behind the norm that follows it.
+    """
+
+    def __init__(self, keep: bool) -> None:
+        super().__init__()
+        self.seen, self._keep = _Seen(), keep
+        self._layer, self._features_last = "", False
+        self._output: Tensor | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if (bend := BENDS.get(getattr(func, "__name__", ""))) is not None and self._output is not None:
+            self._measure(args[0] if args else kwargs["input"], bend)
+        return func(*args, **kwargs)
+
+    def layer(self, name: str, features_last: bool) -> Callable[..., None]:
+        """Return the forward hook of a layer."""
+
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            self.settle()
+            if isinstance(output, Tensor):
+                self._layer, self._features_last, self._output = name, features_last, output
+
+        return hook
+
+    def norm(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
+        """The forward hook of a norm."""
+        if self._output is not None and isinstance(output, Tensor):
+            self._output = output
+
+    def result(self) -> _Seen:
+        """Return what was heard, in one transfer from the accelerator."""
+        self.settle()
+        seen = self.seen
+        if seen.tensors:
+            numbers = torch.stack([t for four in seen.tensors.values() for t in four]).view(-1, 4).tolist()
+            seen.numbers = dict(zip(seen.tensors, numbers, strict=True))
+        return seen
+
+    def settle(self) -> None:
+        """Measure a layer that met no activation function."""
+        if self._output is not None:
+            self._measure(self._output, Bend())
+
+    def _measure(self, x: Tensor, bend: Bend) -> None:
+        self._output, name, seen = None, self._layer, self.seen
+        if not x.is_floating_point() or x.ndim < 2:
+            return
+        x = x.detach().float()
+        unit = x.ndim - 1 if self._features_last else 1
+        mean, dead, saturated = x.mean(), x.new_zeros(()), x.new_zeros(())
+        # on the processor Tensor.std takes ten times as long
+        std = torch.linalg.vector_norm(x - mean) / math.sqrt(x.numel())
+        if bend.dead is not None:
+            dead = (_highest(x, unit) <= bend.dead).sum().float()
+        if bend.saturated is not None:
+            saturated = (x.abs() > bend.saturated).float().mean()
+        seen.tensors[name] = [mean, std, dead, saturated]
+        seen.bends[name], seen.units[name] = bend, x.shape[unit]
+        if self._keep:
+            seen.values[name] = [_draw(x)]
+
+
+def _highest(x: Tensor, unit: int) -> Tensor:
+    """The largest value of each unit, in an order of reduction that suits channels-last memory."""
+    return x.movedim(unit, -1).reshape(len(x), -1).amax(0).view(-1, x.shape[unit]).amax(0)
+
+
+def _draw(x: Tensor) -> Tensor:
+    """Up to HISTOGRAM_VALUES of the values, the same places each time, on the processor."""
+    x = x.detach()
+    if x.numel() > HISTOGRAM_VALUES:
+        # random places: even steps would meet the same column of every image
+        places = torch.randint(x.numel(), (HISTOGRAM_VALUES,), generator=torch.Generator().manual_seed(0))
+        x = torch.take(x, places.to(x.device))
+    return x.flatten().float().cpu()
+
+
+def _histogram(values: list[Tensor]) -> tuple[NDArray[Any], NDArray[Any]]:
+    finite = np.concatenate([v.numpy()[np.isfinite(v.numpy())] for v in values] or [np.zeros(0, np.float32)])
+    return np.histogram(finite, bins=BINS)

@@ -1,0 +1,177 @@
+"""The numbers of a run where people already look: `dlrun train logger=tensorboard`, `logger=mlflow` (B1, B2).
+
+The same as in metrics.csv, once an epoch; at the end the test scores and verdicts. What is there follows from the
+run's files, so that a resumed run leaves no hole and doubles no epoch. A server that fails costs its copy, not the run.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from dlrun.analysis import verdicts
+from dlrun.config.extras import logger_kind
+from dlrun.errors import first_line
+from dlrun.folders import reading
+from dlrun.folders.run import Run
+from dlrun.vocabulary import Status
+
+__all__ = ["Follower"]
+
+Row = Mapping[str, Any]
+# how MLflow calls the end of a run; any other is a failure
+ENDINGS: dict[str, str] = {Status.COMPLETED: "FINISHED", Status.INTERRUPTED: "KILLED", Status.PRUNED: "KILLED"}
+PARAMS, LONGEST = 100, 500  # parameters a call and letters a value that every version of MLflow takes
+
+
+class Follower:
+    """Copies the rows of a run to the chosen logger; with logger=none it does nothing."""
+
+    def __init__(self, cfg: Any, run: Run, say: Callable[[str], None]) -> None:
+        self._cfg, self._run, self._say = cfg, run, say
+        self._kind = logger_kind(cfg)
+        self._target: _TensorBoard | _MLflow | None = None
+
+    @property
+    def listens(self) -> bool:
+        """Whether there is a logger, and it has not failed."""
+        return self._kind != "none"
+
+    def follow(self, rows: Sequence[Row]) -> None:
+        """Write those rows of metrics.csv that are not there yet."""
+        self._harmless(lambda target: _copy(rows, target))
+
+    def close(self) -> None:
+        """Write what is missing and what the run came to, and give the logger up."""
+        self.follow(reading.metrics(self._run.path))
+        self._harmless(lambda target: target.finish(reading.stored(self._run.path)))
+
+    def _harmless(self, action: Callable[[_TensorBoard | _MLflow], None]) -> None:
+        """Do it, if there is a logger; one that fails is told of and left alone from then on."""
+        if self._kind == "none":
+            return
+        try:
+            if self._target is None:
+                opened = _TensorBoard if self._kind == "tensorboard" else _MLflow
+                self._target = opened(self._cfg, self._run)
+            action(self._target)
+        except Exception as error:  # a server's failure has many types, and none is worth a run
+            self._say(
+                f"logger={self._kind} failed and is left alone; metrics.csv has every number: {first_line(error)}"
+            )
+            self._kind = "none"
+
+
+class _TensorBoard:
+    """Event files in the run's folder, from the first epoch on each time: those of a killed run may lack the last."""
+
+    def __init__(self, cfg: Any, run: Run) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.epoch = 0
+        self._writer: Any = SummaryWriter(str(run.fresh_events()))
+        self._writer.add_text("config", f"```yaml\n{_yaml(cfg)}```")
+
+    def write(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, epoch)
+        self._writer.flush()
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        for name, value in _scores(result).items():
+            self._writer.add_scalar(name, value, self.epoch)
+        self._writer.add_text("verdicts", "\n\n".join(_sentences(result)) or "none", self.epoch)
+        self._writer.close()
+
+
+class _MLflow:
+    """A run of MLflow; result.json remembers which, so that a resumed run goes on with it."""
+
+    def __init__(self, cfg: Any, run: Run) -> None:
+        # a server that does not answer is asked for a quarter of an hour otherwise
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        from mlflow import MlflowClient
+
+        self._client: Any = MlflowClient(cfg.logger.get("uri"))
+        known = reading.stored(run.path).get("mlflow_run")
+        self._id, self.epoch = self._go_on(str(known)) if known else ("", 0)
+        if not self._id:
+            self._id = self._begin(cfg, run)
+            run.update_result(mlflow_run=self._id)
+
+    def _go_on(self, known: str) -> tuple[str, int]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(known, status="RUNNING")
+            return known, max((m.step for m in self._client.get_metric_history(known, "train_loss")), default=0)
+        except MlflowException:
+            return "", 0  # another server, or somebody removed it
+
+    def _begin(self, cfg: Any, run: Run) -> str:
+        from mlflow.entities import Param
+
+        name = str(cfg.logger.get("experiment") or "dlrun")
+        found = self._client.get_experiment_by_name(name)
+        experiment = found.experiment_id if found else self._client.create_experiment(name)
+        begun = str(self._client.create_run(experiment, run_name=run.path.resolve().name).info.run_id)
+        self._client.set_tag(begun, "dlrun.folder", str(run.path.resolve()))
+        params = [Param(key, value[:LONGEST]) for key, value in _flat(_plain(cfg))]
+        for start in range(0, len(params), PARAMS):
+            self._client.log_batch(begun, params=params[start : start + PARAMS])
+        return begun
+
+    def write(self, epoch: int, numbers: Mapping[str, float]) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._id, metrics=[Metric(name, value, now, epoch) for name, value in numbers.items()])
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        if scores := _scores(result):
+            self.write(self.epoch, scores)
+        if "verdicts" in result:
+            self._client.set_tag(self._id, "verdicts", verdicts.summary(result["verdicts"]))
+            self._client.set_tag(self._id, "mlflow.note.content", "\n\n".join(_sentences(result)))
+        self._client.set_terminated(self._id, ENDINGS.get(str(result.get("status")), "FAILED"))
+
+
+def _copy(rows: Iterable[Row], target: _TensorBoard | _MLflow) -> None:
+    for row in rows:
+        if (epoch := int(row["epoch"])) > target.epoch:
+            numbers = {name: float(v) for name, v in row.items() if name != "epoch" and v not in ("", None)}
+            target.write(epoch, {name: v for name, v in numbers.items() if math.isfinite(v)})
+            target.epoch = epoch
+
+
+def _plain(cfg: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _yaml(cfg: Any) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(_plain(cfg), sort_keys=False, allow_unicode=True))
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value)
+
+
+def _scores(result: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(result[name]) for name in ("test_loss", "test_acc") if name in result}
+
+
+def _sentences(result: Mapping[str, Any]) -> list[str]:
+    found = result.get("verdicts") or []
+    return [f"{one['sentence']}: try `{one['try']}`" if one.get("try") else str(one["sentence"]) for one in found]

@@ -1,0 +1,52 @@
+"""Evaluation by several views of an image: `trainer.multi_crop=mirror|mirror_translate`.
+
+Jordan 2024, 94% on CIFAR-10 in 3.29 seconds on a single GPU, §2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlrun.errors import UserError
+
+__all__ = ["MultiCrop", "viewed"]
+
+KINDS = ("none", "mirror", "mirror_translate")
+
+
+class MultiCrop(nn.Module):
+    """A model that answers with the mean of its logits over views of an image.
+
+    mirror: the image and its mirror image, half each. mirror_translate: half of that, and a quarter each of the same
+    for the image moved by one pixel up and left, and down and right, its border reflected.
+    (B, C, H, W) -> logits (B, K).
+    """
+
+    def __init__(self, model: nn.Module, kind: str) -> None:
+        super().__init__()
+        self.model, self.translate = model, kind == "mirror_translate"
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [weight * self.model(view).float() for weight, view in self._views(x)]
+        return torch.stack(parts).sum(0)
+
+    def _views(self, x: Tensor) -> Iterator[tuple[float, Tensor]]:
+        crops = [(1.0, x)]
+        if self.translate:
+            height, width = x.shape[2:]
+            padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+            crops = [(0.5, x), (0.25, padded[:, :, :height, :width]), (0.25, padded[:, :, 2:, 2:])]
+        for weight, crop in crops:
+            yield weight / 2, crop
+            yield weight / 2, crop.flip(3)
+
+
+def viewed(model: nn.Module, kind: str) -> nn.Module:
+    """Return the model, or what asks it about several views where the kind is not none. Raises UserError."""
+    if kind not in KINDS:
+        raise UserError(f"trainer.multi_crop={kind}: must be one of {', '.join(KINDS)}")
+    return model if kind == "none" else MultiCrop(model, kind)

@@ -1,0 +1,307 @@
+"""A mistake in a command or a config is one line, exit 2, before anything starts and without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrun.config.compose import builtin_conf, compose, composer
+from dlrun.config.rules import ANY_TARGET, CHOICES, RULES
+from dlrun.config.schema import validate
+from dlrun.errors import UserError
+from support.commands import Outcome, without_torch
+from support.stored import write
+
+# command -> what its one line says
+MISTAKES = {
+    "optimizer.lrr=1": "optimizer.lrr: no such key; did you mean optimizer.lr?",
+    "lr=0.1": "lr: no such key; did you mean optimizer.lr?",
+    "batch_size=3": "batch_size: no such key; did you mean trainer.batch_size?",
+    "optimiser=adam": "optimiser: no such key; did you mean optimizer=?",
+    "optimizer.nesterov=true": "optimizer has per_layer, lr, betas, eps, amsgrad, weight_decay",
+    "model=resnt18": "model=resnt18: no such option; did you mean resnet18",
+    "optimizer=null": "optimizer=null: no such option; options: adadelta, adagrad, adam",
+    "optimizer=[adam,sgd]": "no such option",
+    "+optimizer=sgd": "optimizer is chosen already",
+    "experiment=foo": "no such option; options: cifar10_speedrun, quick",
+    "check.only=[gradeint]": "did you mean gradient?",
+    "check.only=[loss] check.skip=[loss,overfit]": "check.skip leaves nothing of check.only=[loss]",
+    "optimizer.lr=abc": "optimizer.lr=abc: expected a number such as 0.001, found the word 'abc'",
+    "++optimizer.lr=abc": "optimizer.lr=abc: expected a number",
+    "optimizer.lr=": "optimizer.lr=: expected a number such as 0.001, found nothing",
+    "optimizer.lr=null": "optimizer.lr=null: expected a number such as 0.001",
+    "optimizer.lr=nan": "optimizer.lr=nan: expected a finite number",
+    "optimizer.lr=inf": "expected a finite number",
+    "optimizer.lr=-1": "optimizer.lr=-1: expected 0 or more",
+    "optimizer.lr=true": "optimizer.lr=true: expected a number such as 0.001, found true or false",
+    "optimizer.lr=[": "cannot read 'optimizer.lr=[': expected key=value",
+    "optimizer.lr==1": "cannot read 'optimizer.lr==1'",
+    "optimizer.lr=${nope}": "optimizer.lr: Interpolation key 'nope' not found",
+    "optimizer.lr=${oc.env:NOT_SET}": "NOT_SET",
+    "optimizer.lr=0.1,0.2": "optimizer.lr=0.1,0.2: several values; -m runs them all",
+    "optimizer=sgd,adam": "several values; -m runs them all",
+    "optimizer={lrr:3}": "optimizer.lrr: no such key; did you mean optimizer.lr?",
+    "optimizer.betas=[0.9]": "optimizer.betas=[0.9]: expected two numbers",
+    "optimizer.betas=[a,b]": "optimizer.betas[0]=a: expected a number",
+    "optimizer.betas=0.9": "expected a list such as [0.9, 0.999], found a number",
+    "seed=1.5": "seed=1.5: expected a whole number such as 1, found a number",
+    "seed=-1": "seed=-1: expected a whole number, 0 or more",
+    "seed=99999999999999999999": "less than 2**63",
+    "trainer.epochs=0": "trainer.epochs=0: expected a whole number, 1 or more",
+    "trainer.epochs=1e9": "found a number; type trainer.epochs=1000000000",
+    "trainer.epochs=true": "expected a whole number such as 30, found true or false",
+    "trainer.deterministic=1": "expected true or false such as true, found a whole number",
+    "trainer.deterministic=null": "trainer.deterministic=null: expected true or false",
+    "trainer.monitor=val_accuracy": "expected one of val_acc, val_loss, train_acc, train_loss, penalty, grad_norm",
+    "trainer.precision=fp16": "trainer.precision=fp16: expected one of auto, fp32, bf16",
+    "trainer=3": "trainer=3: no such option; options: default",
+    "model.activation=relux": "did you mean model.activation=relu?",
+    "model.widths=[32,1.5]": "model.widths=[32, 1.5]: expected a list, each a whole number, 1 or more",
+    "model.kernel_size=4": "model.kernel_size=4: expected an odd number",
+    "regularizer.dropout=2": "regularizer.dropout=2: expected 0 or more and less than 1",
+    "dataset=image_folder": "dataset.root is missing; type dataset.root=FOLDER",
+    "dataset=arrays": "dataset.path is missing; type dataset.path=FILE.npz",
+    "dataset=image_folder dataset.root=nowhere": "dataset.root=nowhere: no such folder",
+    "dataset=arrays dataset.path=nowhere.npz": "dataset.path=nowhere.npz: no such file",
+    "dataset=cifar10 dataset.download=false dataset.root=nowhere": "dataset.download=true fetches it",
+    "model=custom": "model._target_ is missing; type model._target_=PACKAGE.CLASS trust=[PACKAGE]",
+    "model=custom model._target_=a.B trust=[a] model.depth=3": "type +model.depth=3",
+    "trust=mynet": "trust=mynet: expected a list, found the word 'mynet'; type trust=[mynet]",
+    "check.only=gradient": "found the word 'gradient'; type check.only=[gradient]",
+    "run.dir=": "run.dir=: expected the name of a folder",
+    "run.dir.x=3": "run.dir.x: no such key",
+    "~optimizer.lr": "~optimizer.lr: every group and key is needed",
+    "~check": "~check: every group and key is needed",
+    "+lr=3": "+lr: nothing reads this key",
+    "+trainer.foo=3": "+trainer.foo: nothing reads this key; keys are added to what has a _target_",
+    "+choices.model=4": "+choices: nothing reads this key",
+    "=3": "=3: expected key=value or group=option",
+    "foo": "cannot read 'foo': expected key=value",
+    "model@other=cnn": "expected key=value or group=option",
+    "hydra.run.dir=foo": "dlrun has its own folders",
+    "hydra/launcher=joblib": "hydra/launcher=joblib: belongs to a sweep; type it with -m",
+    "hydra.launcher.workers=2": "belongs to a sweep",
+    "--foo": "--foo: no such flag; settings are typed without dashes",
+    "--multi": "did you mean --multirun?",
+    "--cfg": "--cfg: expected --cfg job|hydra|all",
+    "--cfg jobs": "--cfg jobs: expected",
+    "--config-dir nowhere": "--config-dir nowhere: no such folder",
+    "--config-name mine": "mine: no such config",
+    "-m seed=1,2 optimizer.lr=0.1,0.2,abc": "point 3 of the sweep (seed=1 optimizer.lr=abc): optimizer.lr",
+    "-m model=resnet18,resnt20": "point 2 of the sweep (model=resnt20): model=resnt20: no such option",
+    "-m optimizer=sgd,adam optimizer.momentum=0.5": "point 2 of the sweep (optimizer=adam): optimizer.mom",
+    "-m optimizer.lr=interval(1,0)": "expected two numbers, the smaller first",
+    "-m seed=1,2 run.dir=foo": "type sweep.dir=FOLDER with -m",
+}
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Every mistake made once, all in one process, which is still without torch at the end."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    outcomes = without_torch([("train", *line.split()) for line in MISTAKES], folder)
+    assert list(folder.iterdir()) == []  # no run, no sweep, nothing
+    return dict(zip(MISTAKES, outcomes, strict=True))
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistake_is_one_line(line: str, told: dict[str, Outcome]) -> None:
+    outcome = told[line]
+    assert (outcome.code, outcome.out) == (2, "")
+    assert outcome.err.startswith("dlrun: ")
+    assert outcome.err.count("\n") == 1
+    assert MISTAKES[line] in outcome.err
+
+
+def test_verbs_refuse_in_one_line(tmp_path: Path) -> None:
+    commands = {
+        ("trian",): "did you mean `dlrun train`?",
+        ("check", "-m", "seed=1,2"): "-m belongs to dlrun train",
+        ("check", "optimizer.lrr=1"): "optimizer.lrr",
+        ("resume",): "the following arguments are required: run",
+        ("resume", "nowhere"): "nowhere: no run here",
+        ("resume", ".", "trainer.epochs=9", "seed=2"): "`dlrun train … trainer.epochs=9 seed=2` with the words",
+        ("resume", ".", "trust=[a]", "--foo"): "unrecognized arguments: --foo",
+        ("compare", "nowhere"): "nowhere: no such folder",
+        ("compare", "--foo"): "unrecognized arguments: --foo",
+    }
+    for (words, says), outcome in zip(commands.items(), without_torch(list(commands), tmp_path), strict=True):
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1), words
+        assert says in outcome.err
+
+
+USERS = {
+    "experiment/typo.yaml": ("# @package _global_\noptimizer: {lrr: 0.1}\n", "optimizer.lrr: no such key"),
+    "experiment/type.yaml": ("# @package _global_\ntrainer: {epochs: many}\n", "found the word 'many'"),
+    "experiment/range.yaml": ("# @package _global_\ntrainer: {epochs: 0}\n", "trainer.epochs=0: expected"),
+    "experiment/section.yaml": ("# @package _global_\noptimizer: 3\n", "optimizer=3: expected keys below it"),
+    "experiment/evil.yaml": ("# @package _global_\nloss: {_target_: os.system}\n", "loss._target_=os.system"),
+    "experiment/tag.yaml": (
+        "# @package _global_\nseed: !!python/name:os.system\n",
+        "tag.yaml, line 2: not YAML",
+    ),
+    "experiment/broken.yaml": ("# @package _global_\nseed: [1\n", "broken.yaml, line 3: not YAML"),
+    "experiment/lost.yaml": (
+        "# @package _global_\ndefaults:\n  - override /model: resnt18\n",
+        "model=resnt18: no such option",
+    ),
+}
+
+
+def test_mistakes_in_a_users_own_files(tmp_path: Path) -> None:
+    for name, (text, _) in USERS.items():
+        write(tmp_path / "conf" / name, text)
+    commands = [("train", f"experiment={Path(name).stem}") for name in USERS]
+    for (name, (_, says)), outcome in zip(USERS.items(), without_torch(commands, tmp_path), strict=True):
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1), (name, outcome.err)
+        assert says in outcome.err
+
+
+def test_hydra_runs_nothing_of_a_preset(tmp_path: Path) -> None:
+    write(tmp_path / "marker.py", "open('touched', 'w')\n")
+    evil = "hydra: {callbacks: {x: {_target_: marker.X}}, sweeper: {_target_: marker.X}}\nseed: 1.5\n"
+    write(tmp_path / "conf/experiment/evil.yaml", "# @package _global_\n" + evil)
+    [outcome] = without_torch([("train", "experiment=evil")], tmp_path, PYTHONPATH=str(tmp_path))
+    assert "seed=1.5" in outcome.err
+    assert not (tmp_path / "touched").exists()
+
+
+def test_preset_sets_values_and_options(here: Path) -> None:
+    text = "# @package _global_\ndefaults:\n  - override /model: mlp\nmodel: {depth: 7}\nseed: 5\n"
+    write(here / "conf/experiment/mine.yaml", text)
+    cfg = compose("experiment=mine", "model.width=8")
+    assert (cfg.model.depth, cfg.model.width, cfg.seed) == (7, 8, 5)
+    assert (cfg.choices.model, cfg.choices.experiment) == ("mlp", "mine")
+    assert compose("experiment=null").seed == 1
+
+
+def test_keys_of_ones_own_class_are_free(here: Path) -> None:
+    words = (
+        "model=custom",
+        "model._target_=mynet.Net",
+        "trust=[mynet]",
+        "+model.norm=rms",
+        "+model.depth=-3",
+    )
+    cfg = compose(*words)
+    assert (cfg.model.norm, cfg.model.depth) == ("rms", -3)
+    with pytest.raises(UserError, match=r"model\.init=rms"):
+        compose(*words, "model.init=rms")
+
+
+def test_interpolations_follow(here: Path) -> None:
+    cfg = compose("trainer.epochs=7", "scheduler=cosine", "regularizer=dropout", "regularizer.dropout=0.4")
+    assert (cfg.scheduler.epochs, cfg.model.dropout) == (7, 0.4)
+    assert "${" not in str(cfg)
+
+
+def test_a_regularizer_without_effect_is_an_error(here: Path) -> None:
+    with pytest.raises(UserError, match=r"regularizer.label_smoothing has no effect: this loss has no"):
+        compose("loss=hinge", "regularizer=label_smoothing")
+
+
+SCHEMA: dict[str, Any] = {
+    "count": 1, "share": 0.5, "flag": False, "name": "x", "items": [0.5], "free": {}, "any": None,
+    "sub": {"a": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fits"),
+    [
+        ("count", 2, True), ("count", 2.0, False), ("count", True, False), ("count", "2", False),
+        ("share", 1, True), ("share", 0.25, True), ("share", False, False), ("share", float("inf"), False),
+        ("flag", True, True), ("flag", 0, False), ("flag", None, False),
+        ("name", "y", True), ("name", 3, False),
+        ("items", [1, 2.5], True), ("items", [], True), ("items", ["a"], False), ("items", 0.5, False),
+        ("free", {"new": 1}, True), ("any", [3], True), ("any", None, True),
+        ("sub", {"a": 2}, True), ("sub", {"a": "b"}, False), ("sub", {}, False), ("sub", 3, False),
+    ],
+)  # fmt: skip
+def test_type_of_a_default_is_the_type_of_its_key(
+    key: str, value: Any, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlrun.config.schema.check_rules", lambda cfg: None)
+    if fits:
+        validate({**SCHEMA, key: value}, SCHEMA)
+    else:
+        with pytest.raises(UserError, match=rf"^{key}"):
+            validate({**SCHEMA, key: value}, SCHEMA)
+
+
+def test_the_names_of_checks_are_those_of_the_runner() -> None:
+    from dlrun.checks.runner import CHECKS as run
+    from dlrun.config.rules import CHECKS as named
+
+    assert tuple(run) == named
+
+
+def test_rules_are_in_step_with_the_families() -> None:
+    from typing import get_args, get_type_hints
+
+    from dlrun.data.files import arrays
+    from dlrun.models import init, layers, resnet
+    from dlrun.optim import schedulers
+
+    assert set(CHOICES["model.activation"]) == set(layers.ACTIVATIONS)
+    assert set(CHOICES["model.norm"]) == set(layers.NORMS)
+    assert set(CHOICES["model.init"]) == set(init.INITS)
+    assert set(CHOICES["model.stem"]) == set(resnet.STEMS)
+    assert set(CHOICES["model.shortcut"]) == set(resnet.SHORTCUTS)
+    assert set(CHOICES["model.block"]) == set(resnet.BLOCKS)
+    assert set(CHOICES["dataset.layout"]) == set(get_args(get_type_hints(arrays)["layout"]))
+    assert schedulers.Scheduler.__init__.__kwdefaults__.keys() == {
+        k.split(".")[1] for k in ANY_TARGET if k.startswith("scheduler.")
+    }
+
+
+@pytest.mark.parametrize("pool", CHOICES["model.pool"])
+def test_poolings_build(pool: str) -> None:
+    from dlrun.models.cnn import CNN
+
+    assert CNN(in_channels=1, num_classes=10, width=4, pool=pool).state_dict()
+
+
+@pytest.mark.parametrize("monitor", CHOICES["trainer.monitor"])
+def test_monitors_are_columns(monitor: str) -> None:
+    from dlrun.vocabulary import COLUMNS
+
+    assert monitor in COLUMNS
+
+
+def test_every_rule_has_a_key_and_every_default_obeys(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dlrun.config.extras.find_spec", lambda name: object())  # as if every extra were installed
+    given = {
+        "dataset=image_folder": ("dataset.root=.",),
+        "dataset=arrays": ("dataset.path=a.npz",),
+        "model=custom": ("model._target_=mine.Net", "trust=[mine]"),
+        "objective=distill": ("objective.teacher=.",),
+    }
+    (here / "a.npz").touch()
+    (here / "data").mkdir()
+    keys: set[str] = set()
+    with composer({}) as made:
+        for file in sorted(builtin_conf().glob("[!h]*/*.yaml")):
+            option = f"{file.parent.name}={file.stem}"
+            # raises where a default breaks a rule
+            cfg = made.config(made.parse([option, *given.get(option, ())]))
+            keys |= {f"{group}.{key}" for group, node in cfg.items() if isinstance(node, dict) for key in node}
+    keys |= {"seed", "hydra.launcher.workers"}
+    assert set(RULES) - keys == set()
+
+
+def test_console_script_says_it_too(here: Path) -> None:
+    script = Path(sys.executable).with_name("dlrun")
+    done = subprocess.run([script, "train", "optimizer.lrr=1"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "dlrun: optimizer.lrr: no such key; did you mean optimizer.lr?\n"
+
+
+def test_debug_shows_where(dlrun: Callable[..., Outcome]) -> None:
+    with pytest.raises(UserError, match=r"optimizer\.lrr"):
+        dlrun("train", "optimizer.lrr=1", "--debug")

@@ -1,0 +1,437 @@
+"""Every augmentation against torchvision's own on fixed parameters, then its draws, its place, and its picture (D7)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms.v2.functional as tvf
+from torch import Tensor
+
+from dlrun.data import colour, geometry, randaugment
+from dlrun.data.augment import Augment, CropFlip
+from dlrun.data.batches import Batches
+from dlrun.data.images import InMemory
+from dlrun.data.splits import Split
+from dlrun.errors import UserError
+from dlrun.training.experiment import build
+from support.commands import Outcome
+from support.composed import composed
+
+COUNT = 6
+ALL = {
+    **{"pad": 2, "flip": True, "rotate": 15.0, "shift": 0.1, "shear": 10.0, "scale": 0.1, "skew": 0.1},
+    **{"brightness": 0.2, "contrast": 0.2, "saturation": 0.2, "hue": 0.1, "blur": 1.0, "noise": 0.05},
+    **{"cutout": 4, "randaugment": 2, "magnitude": 9},
+}
+SINGLE = [{k: v} for k, v in ALL.items() if k != "magnitude"]
+
+
+def images(*shape: int, seed: int = 0) -> Tensor:
+    """Smooth random float images (COUNT, C, H, W) from 0 to 1: a resampling of noise would hide its errors."""
+    small = torch.rand(COUNT, shape[0], 5, 5, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(small, shape[1:], mode="bicubic").clamp(0, 1)
+
+
+def seeded(number: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def same(found: Tensor, expected: list[Tensor], atol: float = 2e-6) -> None:
+    torch.testing.assert_close(found, torch.stack(expected), atol=atol, rtol=0)
+
+
+FACTORS = torch.tensor([0.0, 0.4, 0.9, 1.0, 1.3, 1.9])
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 17), (1, 9, 8)])
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (colour.brightness, tvf.adjust_brightness),
+        (colour.contrast, tvf.adjust_contrast),
+        (colour.saturation, tvf.adjust_saturation),
+        (colour.sharpness, tvf.adjust_sharpness),
+    ],
+)
+def test_factors_do_what_torchvision_does(ours: Callable, theirs: Callable, shape: tuple[int, ...]) -> None:
+    x = images(*shape)
+    same(ours(x, FACTORS), [theirs(image, float(f)) for image, f in zip(x, FACTORS, strict=True)])
+
+
+def test_hue_turns_as_torchvision_does_and_leaves_gray_alone() -> None:
+    turns = torch.tensor([-0.5, -0.2, 0.0, 0.1, 0.3, 0.5])
+    x = images(3, 12, 17)
+    x[:, :, :3] = x[:, :1, :3]  # gray pixels have no hue
+    x[:, :, 3:5] = 0.0
+    same(colour.hue(x, turns), [tvf.adjust_hue(image, float(t)) for image, t in zip(x, turns, strict=True)])
+    gray = images(1, 9, 8)
+    assert torch.equal(colour.hue(gray, turns), gray)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 17), (1, 33, 40)])
+def test_the_rest_of_randaugment_does_what_torchvision_does(shape: tuple[int, ...]) -> None:
+    x = (images(*shape) * 255).round() / 255 * 0.8 + 0.1
+    x[0, 0] = 0.25  # a channel of one value
+    everyone = torch.ones(COUNT, dtype=torch.bool)
+    same(colour.autocontrast(x, everyone), [tvf.autocontrast(image) for image in x])
+    assert torch.equal(colour.autocontrast(x, ~everyone), x)
+    thresholds = torch.tensor([0.0, 0.3, 0.5, 0.7, 1.0, math.inf])
+    same(
+        colour.solarize(x, thresholds),
+        [tvf.solarize(image, float(t)) if t <= 1 else image for image, t in zip(x, thresholds, strict=True)],
+    )
+    whole = (x * 255).round().to(torch.uint8)
+    x = whole / 255
+    bits = torch.tensor([1, 3, 5, 6, 7, 8])
+    expected = [tvf.posterize(image, int(b)) / 255 for image, b in zip(whole, bits, strict=True)]
+    same(colour.posterize(x, bits), expected)
+    same(colour.equalize(x, everyone), [tvf.equalize(image) / 255 for image in whole])
+    assert torch.equal(colour.equalize(x, ~everyone), x)
+
+
+def test_blur_does_what_torchvision_does() -> None:
+    x, sigmas = images(3, 12, 17), torch.tensor([0.0, 0.1, 0.3, 0.5, 0.8, 1.0])
+    expected = [
+        tvf.gaussian_blur(image, [7, 7], [float(s)] * 2) if s else image for image, s in zip(x, sigmas, strict=True)
+    ]
+    same(colour.blur(x, sigmas, 1.0), expected)
+
+
+def test_noise_has_the_spread_that_was_asked_for_and_is_clamped() -> None:
+    sigmas = torch.linspace(0, 0.1, COUNT)
+    out = colour.noise(torch.full((COUNT, 3, 60, 70), 0.5), sigmas, seeded())
+    assert (out.std((1, 2, 3)) - sigmas).abs().max() < 0.002
+    assert (out.mean((1, 2, 3)) - 0.5).abs().max() < 0.003
+    out = colour.noise(torch.ones(COUNT, 1, 60, 70), sigmas, seeded())
+    assert out.max() == 1
+    assert out.min() > 0.5
+
+
+def test_cutout_erases_what_torchvision_would() -> None:
+    x, side = images(3, 12, 17), 5
+    rows, columns = torch.tensor([0, 3, 6, 9, 11, 11]), torch.tensor([0, 16, 8, 2, 16, 5])
+    expected = []
+    for image, row, column in zip(x, rows.tolist(), columns.tolist(), strict=True):
+        top, left = max(row - side // 2, 0), max(column - side // 2, 0)
+        height, width = row - side // 2 + side - top, column - side // 2 + side - left
+        black = torch.zeros(3, min(height, 12 - top), min(width, 17 - left))
+        expected.append(tvf.erase(image, top, left, *black.shape[1:], black))
+    assert torch.equal(colour.cutout(x, (rows, columns), side), torch.stack(expected))
+
+
+ANGLES = torch.tensor([0.0, 30.0, -75.0, 10.0, 0.0, 180.0])
+SHEARS = torch.tensor([[0.0, 0.0, 0.0, 12.0, -20.0, 5.0], [0.0, 0.0, 0.0, -7.0, 15.0, 0.0]])
+SCALES = torch.tensor([1.0, 1.0, 1.0, 0.8, 1.25, 1.1])
+# torchvision shifts by whole pixels
+SHIFTS = torch.tensor([[3.0, 0.0, -2.0, 1.0, 0.0, 4.0], [-2.0, 0.0, 1.0, 5.0, 0.0, 0.0]])
+NONE = torch.zeros(COUNT)
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 17), (1, 16, 16)])
+def test_one_resampling_is_torchvisions_affine(shape: tuple[int, ...]) -> None:
+    x, (height, width) = images(*shape), shape[1:]
+    tangents, sizes = SHEARS.deg2rad().tan(), torch.tensor([width, height])[:, None]
+    parts = (ANGLES.deg2rad(), tuple(tangents), SCALES, tuple(SHIFTS / sizes), (NONE, NONE), (height, width))
+    expected = [
+        tvf.affine(
+            *(x[i], float(ANGLES[i]), SHIFTS[:, i].int().tolist(), float(SCALES[i]), SHEARS[:, i].tolist()),
+            interpolation=tvf.InterpolationMode.BILINEAR,
+        )
+        for i in range(COUNT)
+    ]
+    same(geometry.warp(x, geometry.matrices(*parts), reflect=False), expected, atol=5e-5)
+
+
+def test_skew_is_torchvisions_perspective() -> None:
+    (height, width), strengths = (12, 17), (torch.tensor([0.0, 0.2, 0.0, 0.3, -0.2, 0.1]), torch.linspace(0.3, -0.3, 6))
+    x = images(3, height, width)
+    still = (NONE, (NONE, NONE), torch.ones(COUNT), (NONE, NONE))
+    found = geometry.warp(x, geometry.matrices(*still, strengths, (height, width)), reflect=False)
+    corners = [(-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0)]
+    expected = []
+    for image, right, down in zip(x, *strengths, strict=True):
+        # torchvision maps four points of the old image to four of the new
+        far = [1 + float(right) * u + float(down) * v for u, v in corners]
+        old = [[(u / w + 1) * width / 2, (v / w + 1) * height / 2] for (u, v), w in zip(corners, far, strict=True)]
+        new = [[(u + 1) * width / 2, (v + 1) * height / 2] for u, v in corners]
+        bilinear = tvf.InterpolationMode.BILINEAR
+        expected.append(tvf.perspective(image, old, new, interpolation=bilinear))  # type: ignore[arg-type]
+    same(found, expected, atol=1e-4)
+
+
+def test_a_reflected_border_has_no_black() -> None:
+    x = torch.full((COUNT, 1, 9, 9), 0.7)
+    matrix = geometry.matrices(NONE + 0.5, (NONE, NONE), NONE + 0.7, (NONE + 0.2, NONE), (NONE, NONE), (9, 9))
+    torch.testing.assert_close(geometry.warp(x, matrix, reflect=True), x)
+    assert geometry.warp(x, matrix, reflect=False).min() == 0
+
+
+# ---- drawn, in order
+
+
+def raw(*shape: int, dtype: torch.dtype = torch.uint8, count: int = COUNT) -> Tensor:
+    """Random images (count, H, W, C)."""
+    return torch.randint(0, 256, (count, *shape), generator=seeded(3), dtype=torch.uint8).to(dtype)
+
+
+def test_everything_on_is_every_operation_in_its_order() -> None:
+    height, width = 14, 11
+    before = raw(height, width, 3)
+    found = Augment(**ALL)(before, seeded(5))
+    generator = seeded(5)
+    x = CropFlip(2)(before, generator).permute(0, 3, 1, 2) / 255
+    u = torch.rand(16, COUNT, generator=generator) * 2 - 1
+    chosen = randaugment.draw(2, 9, COUNT, generator)
+    moves, factors, tangent = chosen.moves, chosen.factors, math.tan(math.radians(10))
+    matrix = geometry.matrices(
+        u[0] * math.radians(15) + moves["rotate"],
+        (u[1] * tangent + moves["shear_x"], u[2] * tangent + moves["shear_y"]),
+        1 + 0.1 * u[3],
+        (0.1 * u[4] + moves["shift_x"], 0.1 * u[5] + moves["shift_y"]),
+        (0.1 * u[6], 0.1 * u[7]),
+        (height, width),
+    )
+    x = geometry.warp(x, matrix, reflect=False)
+    x = colour.sharpness(colour.blur(x, u[12].abs(), 1.0), factors["sharpness"])
+    x = colour.brightness(x, (1 + 0.2 * u[8]) * factors["brightness"])
+    x = colour.contrast(x, (1 + 0.2 * u[9]) * factors["contrast"])
+    x = colour.saturation(x, (1 + 0.2 * u[10]) * factors["saturation"])
+    x = colour.autocontrast(colour.hue(x, 0.1 * u[11]), chosen.autocontrast)
+    x = colour.solarize(colour.posterize(colour.equalize(x, chosen.equalize), chosen.bits), chosen.threshold)
+    x = colour.noise(x, 0.05 * u[13].abs(), generator)
+    centre = (((u[15] + 1) / 2 * height).long(), ((u[14] + 1) / 2 * width).long())
+    expected = colour.cutout(x, centre, 4)
+    torch.testing.assert_close(found, (expected * 255).round().to(torch.uint8).permute(0, 2, 3, 1), atol=1, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(9, 12, 3), (12, 9, 1), (8, 8, 4)])
+@pytest.mark.parametrize("keys", [*SINGLE, ALL], ids=lambda keys: "+".join(keys))
+def test_each_sample_has_draws_of_its_own_and_a_seed_repeats_them(keys: dict, shape: tuple[int, ...]) -> None:
+    before = raw(*shape, count=1).expand(24, *shape).contiguous()
+    kept, augment = before.clone(), Augment(**keys)
+    found = augment(before, seeded(1))
+    assert torch.equal(found, augment(before, seeded(1)))
+    assert torch.equal(before, kept)
+    assert (found.dtype, found.shape, found.is_contiguous()) == (before.dtype, before.shape, True)
+    colours = keys.keys() <= {"hue", "saturation"}
+    if colours and shape[2] != 3:
+        assert torch.equal(found, before)
+        return
+    assert not torch.equal(found, augment(before, seeded(2)))
+    different = {image.numpy().tobytes() for image in found}
+    assert len(different) >= (2 if keys == {"flip": True} else 6)
+    # floats of the same values do the same, before rounding
+    floats = Augment(**keys, span=(0.0, 255.0))(before.float(), seeded(1))
+    assert floats.dtype == torch.float32
+    if "randaugment" not in keys:  # whose thresholds may part values that differ by rounding
+        torch.testing.assert_close(floats, found.float(), atol=0.51, rtol=0)
+
+
+def test_floats_keep_their_range_whatever_it_is() -> None:
+    before = raw(9, 12, 3, dtype=torch.float32) / 255 * 5 - 3  # from -3 to 2
+    keys = {**ALL, "randaugment": 0, "pad": 0}  # a crop's border is 0 in any units
+    found = Augment(**keys, span=(-3.0, 2.0))(before, seeded(1))
+    assert found.min() == pytest.approx(-3)
+    assert found.max() <= 2 + 1e-6
+    expected = Augment(**keys)((before + 3) / 5, seeded(1)) * 5 - 3
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_numbers_are_drawn_evenly_to_either_side() -> None:
+    flat = torch.full((4000, 2, 2, 1), 0.5)
+    seen = Augment(brightness=0.4)(flat, seeded())[:, 0, 0, 0]
+    assert torch.histc(seen, 4, 0.3, 0.7).sub(1000).abs().max() < 120
+    bright = torch.full((4000, 20, 30, 1), 1.0)
+    black = 1 - Augment(shift=0.2)(bright, seeded()).mean(1)[:, :, 0]
+    left, right = black[:, 0] > 0.5, black[:, -1] > 0.5  # half a pixel and more of 6
+    assert abs(int(left.sum()) - 1850) < 120
+    assert abs(int(right.sum()) - 1850) < 120
+    assert black[:, 7:-7].max() < 0.21  # only what moved up or down
+
+
+def test_randaugment_chooses_every_operation_equally_often_with_torchvisions_strengths() -> None:
+    drawn = randaugment.draw(1, 9, 28000, seeded())
+    counts = {**{k: v != 0 for k, v in drawn.moves.items()}, **{k: v != 1 for k, v in drawn.factors.items()}}
+    counts |= {"posterize": drawn.bits < 8, "solarize": drawn.threshold < 2}
+    counts |= {"autocontrast": drawn.autocontrast, "equalize": drawn.equalize}
+    assert counts.keys() | {"identity"} == set(randaugment.OPERATIONS)
+    assert all(abs(int(chosen.sum()) - 2000) < 180 for chosen in counts.values())
+    assert sum(chosen.int() for chosen in counts.values()).max() == 1
+    space = tvf_space()
+    assert drawn.moves["rotate"].max() == pytest.approx(math.radians(space["Rotate"]))
+    assert drawn.moves["shear_x"].min() == pytest.approx(-space["ShearX"])
+    assert drawn.moves["shift_y"].max() == pytest.approx(space["TranslateY"] / 331)
+    assert drawn.factors["contrast"].max() == pytest.approx(1 + space["Contrast"])
+    assert drawn.bits.min() == space["Posterize"]
+    assert drawn.threshold.min() == pytest.approx(space["Solarize"])
+    twice = randaugment.draw(2, 9, 4000, seeded()).moves["rotate"]
+    assert twice.max() == pytest.approx(2 * math.radians(space["Rotate"]))
+
+
+def tvf_space() -> dict[str, float]:
+    """Strengths of torchvision's RandAugment at magnitude 9, of images of 331 pixels."""
+    from torchvision.transforms.v2 import RandAugment
+
+    strengths = {name: of(31, 331, 331) for name, (of, _) in RandAugment._AUGMENTATION_SPACE.items()}
+    return {name: float(values[9]) for name, values in strengths.items() if values is not None}
+
+
+# ---- in a run
+
+
+def test_crop_flip_draws_and_costs_what_it_did() -> None:
+    exp = build(composed("augment=crop_flip", "dataset.limit=100", "check=none", "trainer.threads=1"))
+    augment, before = exp.train.augment, raw(16, 16, 3)
+    assert isinstance(augment, Augment)
+    assert not augment.beyond_crop
+    assert torch.equal(augment(before, seeded(4)), CropFlip(4)(before, seeded(4)))
+
+
+def mirrored(batches: Batches, epoch: int) -> Tensor:
+    """By number of the sample: whether the epoch shows it mirrored. Images rise to the right as they are."""
+    found = torch.zeros(len(batches.labels), dtype=torch.bool)
+    for x, _, index in batches.epoch(epoch):
+        found[index] = x[:, 0, 0, 0] > x[:, 0, 0, -1]
+    return found
+
+
+def rising(count: int, seed: int, flip: bool | str = "alternating") -> Batches:
+    images = torch.arange(4.0).view(1, 1, 4, 1).repeat(count, 3, 1, 1)
+    split = Split(InMemory(images), torch.zeros(count, dtype=torch.int64), [str(n) for n in range(count)])
+    return Batches(split, 64, mean=[0.0], std=[1.0], shuffle=True, augment=Augment(flip=flip, pad=0), seed=seed)
+
+
+def test_alternating_flip_mirrors_each_image_every_other_epoch() -> None:
+    batches = rising(1000, seed=3)
+    first = mirrored(batches, 1)
+    assert 440 < int(first.sum()) < 560
+    for epoch in (2, 3, 4, 5):
+        assert torch.equal(mirrored(batches, epoch), first if epoch % 2 else ~first)
+    # a resumed run builds its batches anew and begins where it stopped
+    assert torch.equal(mirrored(rising(1000, seed=3), 4), ~first)
+    assert not torch.equal(mirrored(rising(1000, seed=4), 1), first)
+    plain = rising(1000, seed=3, flip=True)
+    assert not torch.equal(mirrored(plain, 2), ~mirrored(plain, 1))
+
+
+def test_flip_is_true_false_or_alternating() -> None:
+    assert build(composed("augment.flip=alternating", "dataset.limit=100", "check=none")).train.augment.alternates
+    for wrong in ("alternate", "1", "null", "[true]"):
+        with pytest.raises(UserError, match=r"^augment\.flip=.*expected true(, false or alternating| or false)"):
+            build(composed(f"augment.flip={wrong}"))
+
+
+def test_images_of_the_first_epochs_are_smaller_as_torchvision_makes_them() -> None:
+    pixels = images(3, 16, 20).permute(0, 2, 3, 1).contiguous()
+    split = Split(InMemory(pixels), torch.arange(COUNT), [str(n) for n in range(COUNT)])
+    plain = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "shuffle": True, "seed": 5}
+    whole = Batches(split, 4, augment=Augment(flip=True, pad=2), **plain)
+    early = Batches(split, 4, augment=Augment(flip=True, pad=2, progressive=[[8, 2], [12, 1]]), **plain)
+    for epoch, size in ((1, [8, 10]), (2, [8, 10]), (3, [12, 15]), (4, [16, 20]), (0, [16, 20])):
+        for (x, y, index), (x0, y0, index0) in zip(early.epoch(epoch), whole.epoch(epoch), strict=True):
+            expected = tvf.resize(x0, size, antialias=True) if size[0] < 16 else x0
+            torch.testing.assert_close(x, expected, atol=2e-6, rtol=0)
+            assert x.is_contiguous(memory_format=torch.channels_last)
+            assert torch.equal(y, y0)
+            assert torch.equal(index, index0)
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["[4,1]"], ": expected [pixels, epochs], such as [[24,4]], found 4"),
+        (["[[4,0]]"], ": expected [pixels, epochs], such as [[24,4]], found [4, 0]"),
+        (["[[8,1]]"], "=[[8, 1]]: expected less than the 8 pixels of the images' shorter side"),
+        (["[[4,2],[6,1]]"], "=[[4, 2], [6, 1]]: leaves none of trainer.epochs=3 epochs for images of full size"),
+        (["[[4,1]]", "model=mlp"], "=[[4, 1]]: the model does not take images of 4 pixels (mat1 and mat2"),
+    ],
+)
+def test_smaller_images_that_cannot_be_are_refused_before_training(
+    dlrun: Callable[..., Outcome], words: list[str], answer: str
+) -> None:
+    outcome = dlrun("train", f"augment.progressive={words[0]}", *words[1:], "trainer.epochs=3", "check=none")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"dlrun: augment.progressive{answer}")
+    assert outcome.err.count("\n") == 1
+
+
+def test_nothing_but_training_images_is_augmented() -> None:
+    words = [f"augment.{k}={str(v).lower()}" for k, v in ALL.items()]
+    plain = ("dataset.limit=100", "check=none", "trainer.threads=1")
+    on, off = build(composed(*plain, *words)), build(composed(*plain))
+    for one, other in (
+        (on.val, off.val),
+        (on.batches(on.data.test()), off.batches(off.data.test())),
+    ):
+        assert all(torch.equal(a[0], b[0]) for a, b in zip(one.epoch(1), other.epoch(1), strict=True))
+    assert not torch.equal(next(on.train.epoch(1))[0], next(off.train.epoch(1))[0])
+    assert torch.equal(next(on.train.epoch(1))[0], next(on.train.epoch(1))[0])
+    assert not torch.equal(next(on.train.epoch(1))[0], next(on.train.epoch(2))[0])
+
+
+def test_black_and_white_of_floats_are_measured_on_training_images(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(60, 8, 8, 1)).astype(np.float32)
+    np.savez(tmp_path / "floats", x=x, y=np.arange(60) % 3)
+    words = ("dataset=arrays", f"dataset.path={tmp_path}/floats.npz", "augment=colour", "check=none")
+    exp = build(composed(*words, "trainer.threads=1"))
+    pixels = exp.data.train.images.take(torch.arange(len(exp.data.train.labels)))
+    assert exp.train.augment.span == (float(pixels.min()), float(pixels.max()))
+
+
+@pytest.mark.parametrize(
+    ("word", "answer"),
+    [
+        ("augment.rotate=-3", "augment.rotate=-3: expected between 0 and 180"),
+        ("augment.hue=2", "augment.hue=2: expected between 0 and 0.5"),
+        ("augment.scale=1.0", "augment.scale=1.0: expected 0 or more and less than 1"),
+        ("augment.magnitude=31", "augment.magnitude=31: expected a whole number between 0 and 30"),
+        ("augment.cutout=2.5", "augment.cutout=2.5: expected a whole number such as 0, found a number"),
+        ("augment.rotat=3", "augment.rotat: no such key; did you mean augment.rotate?"),
+        ("augment.padding=wrap", "augment.padding=wrap: expected one of zero, reflect"),
+    ],
+)
+def test_a_wrong_value_is_answered_in_one_line(dlrun: Callable[..., Outcome], word: str, answer: str) -> None:
+    outcome = dlrun("train", word)
+    assert (outcome.code, outcome.err) == (2, f"dlrun: {answer}\n")
+
+
+def test_a_square_as_large_as_the_image_is_refused() -> None:
+    with pytest.raises(UserError, match=r"augment\.cutout=8: must be less than the 8×9 image"):
+        Augment(cutout=8)(raw(8, 9, 3), seeded())
+
+
+# ---- as a picture
+
+
+def test_show_draws_a_picture_of_what_training_sees(dlrun: Callable[..., Outcome], here: Path) -> None:
+    from PIL import Image
+
+    words = ("show", "augment", "augment.rotate=20", "augment.cutout=3", "dataset.limit=100", "trainer.threads=1")
+    outcome = dlrun(*words, "run.dir=shown")
+    assert (outcome.code, outcome.out, outcome.err) == (0, "picture: shown/show.png\n", "")
+    assert [file.name for file in (here / "shown").iterdir()] == ["show.png"]
+    with Image.open(here / "shown" / "show.png") as picture:
+        assert min(picture.size) > 900
+    assert dlrun(*words).code == 0
+    (again,) = here.glob("outputs/show/*-digits-cnn-*/show.png")
+    assert again.read_bytes() == (here / "shown" / "show.png").read_bytes()  # drawn with the seed
+
+
+def test_show_says_what_it_cannot_draw(dlrun: Callable[..., Outcome]) -> None:
+    off = dlrun("show", "augment", "dataset.limit=100")
+    assert off.code == 2
+    assert off.err == "dlrun: augmentation is off: choose augment=crop_flip, or set a key such as augment.rotate=15\n"
+    for words in ((), ("augmnt",), ("augment=crop_flip",)):
+        assert dlrun("show", *words).err.startswith("dlrun: expected dlrun show augment, then settings such as")
+
+
+def test_show_draws_a_few_images_of_classes_in_turn() -> None:
+    from dlrun.probes.augmentations import _classes_in_turn
+
+    assert _classes_in_turn(torch.tensor([2, 2, 0, 1, 1, 0, 2])).tolist() == [2, 3, 0, 5, 4, 1]
+    assert _classes_in_turn(torch.tensor([1, 0])).tolist() == [1, 0]

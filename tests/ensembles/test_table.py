@@ -1,0 +1,223 @@
+"""`dlrun ensemble` on stored predictions: hand-made runs, real files, no torch."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from dlrun.ensembles.members import apart
+from support.commands import Outcome, without_torch
+from support.members import member
+from support.stored import write_run
+
+
+def table(folder: Path, name: str = "table") -> list[dict[str, str]]:
+    with open(folder / f"{name}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def picked(folder: Path) -> dict[str, int]:
+    found = yaml.safe_load((folder / "ensemble.yaml").read_text())["members"]
+    return {Path(m["run"]).name: m["weight"] for m in found}
+
+
+@pytest.fixture
+def five(here: Path) -> Path:
+    for k in range(5):
+        member(here / "sweep" / f"{k:04d}", seed=k, skill=0.6 + 0.1 * k)
+    return here / "sweep"
+
+
+def test_every_vote_stands_beside_best_and_mean(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    done = dlrun("ensemble", "sweep", "--out", "e")
+    assert done.code == 0, done.err
+    rows = table(Path("e"))
+    assert [row["vote"] for row in rows] == [
+        *("best member", "mean member", "majority", "confidence", "mean_probability", "mean_logit"),
+    ]
+    mean, vote = rows[1], rows[4]
+    assert float(vote["test_acc"]) > float(mean["test_acc"])
+    each = [float(row["test_acc"]) for row in table(Path("e"), "members")]
+    assert float(mean["test_acc"]) == pytest.approx(np.mean(each))
+    # milliseconds: the median epoch took 0.12 s for 60 images
+    assert float(rows[0]["ms_per_image"]) == pytest.approx(2.0)
+    assert float(vote["ms_per_image"]) == pytest.approx(10.0)
+    assert (rows[0]["parameters"], vote["parameters"]) == ("1000", "5000")
+    for row in rows:
+        assert row["vote"] in done.out
+    with np.load("e/predictions.npz", allow_pickle=False) as found:
+        right = (found["test_logits"].argmax(1) == found["test_labels"]).mean()
+        np.testing.assert_allclose(np.exp(found["val_logits"]).sum(1), 1, rtol=1e-5)
+    assert right == float(vote["test_acc"])
+    assert json.loads(Path("e/result.json").read_text())["test_acc"] == float(vote["test_acc"])
+
+
+@pytest.mark.parametrize("how", [("--top", "3"), ("--greedy",), ()])
+def test_selection_never_sees_the_test_split(how: tuple[str, ...], five: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("ensemble", "sweep", *how, "--temperature", "--out", "before").code == 0
+    draw = np.random.default_rng(5)
+    wrong = draw.integers(0, 3, 60)
+    for path in five.iterdir():
+        with np.load(path / "predictions.npz") as file:
+            arrays = dict(file)
+        arrays["test_labels"] = wrong
+        arrays["test_logits"] = draw.normal(size=(60, 3)).astype(np.float32)
+        np.savez(path / "predictions.npz", **arrays)
+    assert dlrun("ensemble", "sweep", *how, "--temperature", "--out", "after").code == 0
+    before, after = (yaml.safe_load(Path(f"{name}/ensemble.yaml").read_text()) for name in ("before", "after"))
+    assert before == after  # members, how often each counts, temperature
+    assert [r["val_acc"] for r in table(Path("before"))] == [r["val_acc"] for r in table(Path("after"))]
+    assert [r["test_acc"] for r in table(Path("before"))] != [r["test_acc"] for r in table(Path("after"))]
+
+
+def test_top_takes_the_best_on_validation(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("ensemble", "sweep", "--out", "all").code == 0
+    assert dlrun("ensemble", "sweep", "--top", "2", "--out", "e").code == 0
+    ranked = sorted(table(Path("all"), "members"), key=lambda r: (-float(r["val_acc"]), float(r["val_loss"])))
+    assert list(picked(Path("e"))) == [Path(r["member"]).name for r in ranked[:2]]
+
+
+def test_accuracy_by_number_of_members(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("ensemble", "sweep", "--out", "e").code == 0
+    rows = table(Path("e"), "sizes")
+    assert [row["members"] for row in rows] == ["1", "2", "3", "4", "5"]
+    votes = table(Path("e"))
+    assert float(rows[0]["test_acc_best_first"]) == float(votes[0]["test_acc"])
+    assert float(rows[-1]["test_acc_best_first"]) == float(votes[4]["test_acc"])
+    assert float(rows[-1]["test_acc_std"]) < 0.02  # all members, whatever the order (but for rounded ties)
+    assert Path("e/plots/members.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_temperature_lowers_the_validation_loss_and_moves_no_class(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("ensemble", "sweep", "--out", "cold").code == 0
+    assert dlrun("ensemble", "sweep", "--temperature", "--out", "warm").code == 0
+    for cold, warm in zip(table(Path("cold")), table(Path("warm")), strict=True):
+        assert float(warm["val_loss"]) <= float(cold["val_loss"]) + 1e-9
+        assert warm["test_acc"] == cold["test_acc"]
+    assert yaml.safe_load(Path("warm/ensemble.yaml").read_text())["temperature"] != 1.0
+
+
+def test_a_temperature_at_the_end_of_the_search_says_so() -> None:
+    from dlrun.commands.ensemble import _heat
+
+    assert _heat("majority", 1.234) == "majority 1.23"
+    assert "the end of what is looked at" in _heat("majority", 0.05)
+    assert "the end of what is looked at" in _heat("majority", 20.0)
+
+
+def test_runs_that_did_not_end_are_left_out_by_name(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    write_run(five / "0005", status="diverged")
+    member(five / "0006", seed=1)
+    (five / "0006" / "predictions.npz").unlink()
+    done = dlrun("ensemble", "sweep", "--out", "e")
+    assert done.code == 0
+    assert "left out: sweep/0005 is diverged, not completed" in done.out
+    assert "left out: sweep/0006: predictions.npz: missing" in done.out
+    assert len(picked(Path("e"))) == 5
+
+
+def test_compare_lists_ensembles_by_their_vote(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("ensemble", "sweep", "--out", "all/e").code == 0
+    done = dlrun("compare", "sweep", "all")
+    assert "5 runs and 1 ensemble;" in done.out
+    rows = {r["run"]: r for r in json.loads(dlrun("compare", "sweep", "all", "--json").out)}
+    assert float(rows["all/e"]["test_acc"]) == float(table(Path("all/e"))[4]["test_acc"])
+    assert len(json.loads(dlrun("compare", "sweep", "all", "--group-seeds", "--json").out)) == 1
+
+
+def test_a_taken_folder_is_told_before_anything_is_evaluated(
+    five: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dlrun.ensembles.members.completed", lambda _: pytest.fail("looked for members"))
+    for more in (["--fresh"], ["--average", "weights"]):
+        done = dlrun("ensemble", "sweep", *more, "--out", "sweep")
+        assert (done.code, done.out) == (2, "")
+        assert "sweep already holds 0000; choose another --out" in done.err
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "text"])
+def test_damaged_predictions_are_left_out_by_name(damage: str, five: Path, dlrun: Callable[..., Outcome]) -> None:
+    file = five / "0000" / "predictions.npz"
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[: middle - 99] + bytes(255 - b for b in whole[middle - 99 : middle]) + whole[middle:]
+    file.write_bytes({"cut": whole[:middle], "empty": b"", "flipped": flipped, "text": b"hello"}[damage])
+    done = dlrun("ensemble", "sweep", "--out", "e")
+    assert done.code == 0, done.err
+    assert "left out: sweep/0000: predictions.npz: missing, unreadable or incomplete" in done.out
+    assert len(picked(Path("e"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"classes": ["ant", "bee", "dog"]}, "differ in classes: 3 (ant, bee, dog) and 3 (ant, bee, cow)"),
+        ({"mean": [5.0]}, "differ in mean: 1 (5) and 1 (4)"),
+        ({"shape": [9, 9, 1]}, "differ in shape: 3 (9, 9, 1) and 3 (8, 8, 1)"),
+        ({"count": 50}, "differ in val ids: 50 and 60 images"),
+        ({"test_labels": np.zeros(60, int)}, "differ in test labels: 0 and"),
+    ],
+)
+def test_members_that_disagree_are_named(
+    changes: dict[str, Any], words: str, five: Path, dlrun: Callable[..., Outcome]
+) -> None:
+    member(five / "0009", seed=9, **changes)
+    done = dlrun("ensemble", "sweep", "--out", "e")
+    assert done.code == 2
+    assert done.err.startswith("dlrun: sweep/0009 and sweep/0000 ")
+    assert words in done.err
+    assert done.err.count("\n") == 1
+    assert not Path("e").exists()
+
+
+def test_of_two_lists_the_first_values_that_differ_are_shown() -> None:
+    assert apart(["a", "b"], ["a", "c"]) == ("2 (a, b)", "2 (a, c)")
+    assert apart(range(9), range(12)) == ("9 (0, 1, 2, 3, …)", "12 (0, 1, 2, 3, …)")
+    long = list("abcdefghijk")
+    assert apart(long, [*long[:7], "x"]) == ("11 (…, h, i, j, k)", "8 (…, x)")
+
+
+class Boom:
+    """Leaves a file behind when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("boom"),))
+
+
+def test_a_strangers_pickle_is_not_opened(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    with np.load(five / "0000" / "predictions.npz") as file:
+        arrays = dict(file)
+    np.savez(five / "0000" / "predictions.npz", **(arrays | {"val_ids": np.array([Boom()], dtype=object)}))
+    done = dlrun("ensemble", "sweep", "--out", "e")
+    assert done.code == 0
+    assert "left out: sweep/0000" in done.out
+    assert not Path("boom").exists()
+
+
+def test_mistakes_are_one_line(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    (five / "notes").mkdir()
+    for words, said in {
+        ("nowhere",): "nowhere: no such folder",
+        ("sweep/notes",): "no completed runs in sweep/notes",
+        ("sweep", "--top", "0"): "--top=0: expected",
+        ("sweep", "--top", "2", "--greedy"): "not allowed with",
+        ("sweep", "--out", "sweep"): "sweep already holds 0000; choose another --out",
+    }.items():
+        done = dlrun("ensemble", *words)
+        assert (done.code, done.err.count("\n")) == (2, 1), done.err
+        assert said in done.err
+
+
+def test_fifty_members_need_no_torch(here: Path) -> None:
+    for k in range(50):
+        member(here / "sweep" / f"{k:04d}", seed=k)
+    done = without_torch([("ensemble", "sweep", "--greedy"), ("ensemble", "sweep")], here)
+    assert [one.code for one in done] == [0, 0], done[0].err
+    assert len(list((here / "outputs" / "ensembles").iterdir())) == 2

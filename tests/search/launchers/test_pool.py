@@ -1,0 +1,125 @@
+"""The workers of a sweep: warm, as many as cores or cards, never waiting for each other, alive after any trial."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dlrun.folders import sweep as sweep_folder
+from dlrun.search.launchers import pool
+from dlrun.search.launchers.job import Job
+from support.moods import MOODY, QUICK, rows, start, starts, workers
+
+# the first trial does not end before three others stand in the table; the last asks for more memory than there is
+PATIENT = """
+import csv, time
+import torch
+from moody import Net
+
+class Patient(Net):
+    def forward(self, x):
+        if self.mood == "memory":
+            torch.empty(1 << 52)
+        deadline = time.monotonic() + 60
+        while self.mood == "patient" and time.monotonic() < deadline:
+            try:
+                table = list(csv.DictReader(open("s/table.csv")))
+            except FileNotFoundError:
+                table = []
+            if sum(row["status"] == "completed" for row in table) >= 3:
+                self.mood = "ok"
+            time.sleep(0.05)
+        assert self.mood != "patient", "the others wait for this one"
+        return super().forward(x)
+"""
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """A sweep of two workers, run to its end in a process of its own."""
+    folder = tmp_path_factory.mktemp("patient")
+    (folder / "moody.py").write_text(MOODY)
+    (folder / "patient.py").write_text(PATIENT)
+    words = ("train", "-m", "model=custom", "model._target_=patient.Patient", "trust=[patient]")
+    more = ("+model.mood=patient,a,b,c,memory", "hydra.launcher.workers=2", "search.retries=0", "sweep.dir=s")
+    process = start(folder, *words, *QUICK, *more)
+    out, err = process.communicate(timeout=120)
+    return folder, process.returncode, out + err
+
+
+def test_a_free_worker_takes_the_next_trial_while_another_is_busy(patient: tuple[Path, int, str]) -> None:
+    folder, _, said = patient
+    assert [r["status"] for r in rows(folder / "s").values()] == ["completed"] * 4 + ["failed"], said
+
+
+def test_workers_stay_warm(patient: tuple[Path, int, str]) -> None:
+    folder, _, _ = patient
+    pids = [json.loads((folder / f"s/{n:04d}/result.json").read_text())["pid"] for n in range(5)]
+    assert len(set(pids)) == 2
+    assert pids[1] == pids[2] == pids[3] != pids[0]
+
+
+def test_no_memory_is_a_row_with_what_to_try(patient: tuple[Path, int, str]) -> None:
+    folder, code, said = patient
+    assert code == 5
+    assert rows(folder / "s")["4"]["reason"].startswith("out of memory: try trainer.accumulate=2 or a smaller")
+    assert "4 completed, 1 failed" in said
+    assert workers(folder) == []
+
+
+def test_the_columns_of_the_table(patient: tuple[Path, int, str]) -> None:
+    folder, _, _ = patient
+    first = ["trial", "stage", "status", "model.mood"]
+    scores = ["val_loss", "val_acc", "test_loss", "test_acc", "epochs", "seconds"]
+    found = list(sweep_folder.table(folder / "s")[0])
+    assert [c for c in found if c != "checks"] == [*first, *scores, "verdicts", "reason", "attempts", "folder"]
+    assert [r["folder"] for r in sweep_folder.table(folder / "s")] == [f"{n:04d}" for n in range(5)]
+
+
+def test_failed_trials_are_tried_again_as_often_as_asked_and_no_more(moody: tuple[Path, int, str]) -> None:
+    folder, _, _ = moody
+    before, table = starts(folder / "s"), rows(folder / "s")
+    process = start(folder, "resume", "s", "trust=[moody]")
+    process.communicate(timeout=60)
+    assert (process.returncode, starts(folder / "s"), rows(folder / "s")) == (5, before, table)
+
+
+@pytest.mark.parametrize(
+    ("asked", "cards", "slots", "threads"), [(0, 0, 8, 1), (2, 0, 2, 4), (3, 0, 3, 2), (9, 0, 9, 1), (0, 2, 2, 4)]
+)
+def test_one_worker_a_core_or_card_with_a_share_of_the_threads(
+    monkeypatch: pytest.MonkeyPatch, asked: int, cards: int, slots: int, threads: int
+) -> None:
+    monkeypatch.setattr(pool, "cores", lambda: 8)
+    names = [f"GPU-{n}" for n in range(cards)]
+    monkeypatch.setattr(pool, "gpus", lambda: names)
+    started: list[tuple[int, str | None]] = []
+
+    class Started:
+        def __init__(self, threads: int, gpu: str | None) -> None:
+            started.append((threads, gpu))
+            self.job, self.connection = None, self
+
+        def send(self, job: Job) -> None:
+            pass
+
+    monkeypatch.setattr(pool, "_Worker", Started)
+    made = pool.Pool(asked)
+    assert (made.slots, made.threads) == (slots, threads)
+    for number in range(slots):
+        made.submit(Job(number, {}, ""))
+    assert [t for t, _ in started] == [threads] * slots
+    assert sorted(g for _, g in started if g is not None) == names
+
+
+@pytest.mark.parametrize(
+    ("visible", "found"),
+    [("", []), ("-1", []), ("2,3", ["2", "3"]), ("GPU-5a, GPU-7", ["GPU-5a", "GPU-7"]), ("1,-1,0", ["1"])],
+)
+def test_workers_get_cards_by_the_names_that_are_visible_here(
+    monkeypatch: pytest.MonkeyPatch, visible: str, found: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert pool.gpus() == found

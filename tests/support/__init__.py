@@ -1,0 +1,1 @@
+"""What tests share: commands in a process, folders as runs leave them, sweeps with moods, pictures."""

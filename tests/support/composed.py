@@ -1,0 +1,21 @@
+"""Compose a config in a test as the command line does, without starting anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dlrun.config.compose import compose
+
+SMALL = (
+    "trainer.epochs=2",
+    "dataset.limit=120",
+    "check=none",
+    "model.width=4",
+    "trainer.threads=1",
+    "trainer.report=false",
+)
+
+
+def composed(*overrides: str) -> Any:
+    """Return the resolved, validated config of `dlrun train <overrides>`."""
+    return compose(*overrides)

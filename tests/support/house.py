@@ -1,0 +1,122 @@
+"""What the house is held against: its packages, their imports and the names they share, read from the source.
+
+Everything here takes the folder of the package `dlrun`, so that a test can plant a violation in a copy.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+Law = Mapping[str, frozenset[str]]  # a package, and the packages that it may import
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module below `root` by its dotted name; a package's __init__ by the name of the package."""
+    found = {}
+    for file in sorted(root.rglob("*.py")):
+        parts = [root.name, *file.relative_to(root).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = file
+    return found
+
+
+def package(module: str) -> str:
+    """The part of a module's name below dlrun: dlrun.models.cnn is in `models`."""
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def imports(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, str | None]]:
+    """Yield what a file imports of dlrun, at its top, in functions and for types: the module, and a name from it.
+
+    Raises AssertionError for a relative import.
+    """
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "dlrun")
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            module = node.module or ""
+            if module.split(".")[0] == "dlrun":
+                for alias in node.names:
+                    below = f"{module}.{alias.name}"
+                    yield (below, None) if below in known else (module, alias.name)
+
+
+def edges(root: Path) -> dict[str, dict[str, str]]:
+    """Which package imports which, and the first file that does."""
+    known = modules(root)
+    found: dict[str, dict[str, str]] = {package(name): {} for name in known}
+    for name, file in known.items():
+        for imported, _ in imports(file, known):
+            here, there = package(name), package(imported)
+            if there not in (here, "__init__"):
+                found[here].setdefault(there, str(file.relative_to(root)))
+    return found
+
+
+def violations(root: Path, law: Law) -> list[str]:
+    """Every way in which the imports below `root` differ from the law; empty if there is none."""
+    found, seen = [], edges(root)
+    found += [f"{name}: no entry in the law" for name in sorted(set(seen) - set(law))]
+    found += [f"{name}: in the law, but not there" for name in sorted(set(law) - set(seen))]
+    for here, there in seen.items():
+        for name, file in there.items():
+            if name not in law.get(here, frozenset()):
+                found.append(f"{file}: {here} may not import {name}")
+    return found + cycles(seen)
+
+
+def cycles(graph: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """The first cycle met from each package, as a path; empty if there is none."""
+    found: list[str] = []
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        if name in path:
+            found.append(f"cycle: {' -> '.join([*path[path.index(name) :], name])}")
+        elif name not in done:
+            for below in sorted(graph.get(name, ())):
+                visit(below, (*path, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+    return found
+
+
+def unlisted(root: Path) -> list[str]:
+    """Names that one module takes from another which does not list them in its `__all__`."""
+    known = modules(root)
+    listed = {name: _listed(file) for name, file in known.items()}
+    found = set()
+    for name, file in known.items():
+        taken = [(module, used) for module, used in imports(file, known) if used is not None]
+        for module, used in [*taken, *_attributes(file, known)]:
+            if module in known and module != name and used not in listed[module]:
+                found.add(f"{file.relative_to(root)}: {module}.{used} is not in its __all__")
+    return sorted(found)
+
+
+def _listed(file: Path) -> set[str]:
+    """The words of a module's `__all__`, wherever it grows; for a package its modules as well."""
+    found = {below.stem for below in file.parent.iterdir()} if file.name == "__init__.py" else set()
+    for node in ast.parse(file.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
+            found |= {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
+    return found
+
+
+def _attributes(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """Yield what a file reads from modules of dlrun that it imported whole: `loop.fit` after `import loop`."""
+    tree = ast.parse(file.read_text())
+    held = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dlrun":
+            for alias in node.names:
+                if f"{node.module}.{alias.name}" in known:
+                    held[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in held:
+            yield held[node.value.id], node.attr

@@ -1,0 +1,71 @@
+"""Evaluation by several views: exact logits, and that a run's test, its files and `dlrun predict` agree."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlrun.config.rules import CHOICES
+from dlrun.errors import UserError
+from dlrun.training.multi_crop import MultiCrop, viewed
+from support.commands import TINY, Outcome
+
+
+def test_logits_are_the_mean_over_the_views() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 5 * 6, 4)).double()
+    x = torch.randn(7, 3, 5, 6, dtype=torch.float64)
+
+    def both(image: Tensor) -> Tensor:
+        return (model(image) + model(image.flip(3))) / 2
+
+    padded = torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect"))
+    moved = (both(padded[:, :, :5, :6]) + both(padded[:, :, 2:, 2:])) / 2
+    expected = {"mirror": both(x), "mirror_translate": (both(x) + moved) / 2}
+    for kind, logits in expected.items():
+        assert torch.allclose(MultiCrop(model, kind)(x).double(), logits, atol=1e-6)
+    assert viewed(model, "none") is model
+    with pytest.raises(UserError, match=r"^trainer\.multi_crop=five: must be one of none, mirror, mirror_translate$"):
+        viewed(model, "five")
+    assert all(viewed(model, kind) is not None for kind in CHOICES["trainer.multi_crop"])
+
+
+def test_a_run_is_tested_by_its_views_and_predicts_by_them(dlrun: Callable[..., Outcome]) -> None:
+    done = dlrun("train", *TINY, "trainer.multi_crop=mirror_translate", "run.dir=run")
+    assert done.code == 0, done.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["multi_crop"] == "mirror_translate"
+    assert f"by each image as it is {result['plain_test_acc']:.4f}" in done.out
+    with np.load("run/predictions.npz") as found:
+        logits, labels = found["test_logits"], found["test_labels"]
+    assert (logits.argmax(1) == labels).mean() == pytest.approx(result["test_acc"])
+    # what is known of one view: the last row of metrics.csv
+    with open("run/metrics.csv", newline="") as file:
+        last = list(csv.DictReader(file))[-1]
+    assert float(last["val_loss"]) == pytest.approx(result["plain_val_loss"], rel=1e-5)
+    assert abs(result["val_loss"] - result["plain_val_loss"]) > 1e-4
+
+    from dlrun.folders.reading import config
+    from dlrun.inference import predictor, reevaluate
+    from dlrun.training.experiment import build
+
+    member = reevaluate.evaluated(Path("run"), [])
+    assert np.allclose(member.arrays["test_logits"], logits, atol=1e-5)
+    from omegaconf import OmegaConf
+
+    images = build(OmegaConf.create(config(Path("run")))).data.test().images.take(torch.arange(20))
+    assert np.allclose(predictor.load(Path("run"), []).logits(images)[0], logits[:20], atol=1e-5)
+
+
+def test_an_unknown_kind_is_one_line(dlrun: Callable[..., Outcome]) -> None:
+    refused = dlrun("train", "trainer.multi_crop=mirrors")
+    assert refused.code == 2
+    expected = "expected one of none, mirror, mirror_translate; did you mean trainer.multi_crop=mirror?"
+    assert refused.err.strip() == f"dlrun: trainer.multi_crop=mirrors: {expected}"

@@ -68,7 +68,7 @@ def test_augmented_batches_are_the_processors(built: Callable[..., Any], change:
     # sums in another order may round another way: a value more or less, of few pixels
     assert float((gap > 0.01).float().mean()) < 0.01
     # a coordinate on the edge between two pixels, or a threshold, may fall to the other side, of fewer still
-    assert float((gap > 1.01).float().mean()) < 1e-4
+    assert float((gap > 1.01).float().mean()) < 1e-3
     before = batches(plain)[0]
     assert x.shape != before.shape or not torch.equal(x, before)
 

@@ -84,7 +84,9 @@ PY
 left=$((LIMIT - (SECONDS - begun) - 20))
 words=(--seconds "$left" --out "$table")
 [ "$device" = cpu ] && words+=(--device cpu --tiny)
-if [ "$left" -lt 30 ]; then
+if [ "$device" = cuda ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    say "benchmark: not measured, torch sees no CUDA device here" | tee -a "$table"
+elif [ "$left" -lt 30 ]; then
     say "benchmark: not measured, $left s were left"
 else
     # a part that has begun may end a little later than the benchmark was told

@@ -170,7 +170,7 @@ def test_modules_say_what_they_are(name: str) -> None:
     assert not text.strip() or ast.get_docstring(ast.parse(text))
 
 
-CHECKS = sorted({c.__module__ for c in runner.CHECKS.values()})
+CHECKS = sorted({check.module for check in runner.CHECKS.values()})
 
 
 @pytest.mark.parametrize("module", CHECKS)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 
 from dlrun.checks.advice import advice, limited
+from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named
 from dlrun.data.audit import Audit, Finding, audit
@@ -32,6 +33,8 @@ REMEDY = "remove one of each pair: the audit.csv of `dlrun train` lists all"
 UNEVEN = 1.5  # D6, largest / smallest class
 
 
+# no receipt: its hash would depend on the test split, which nothing may before training is over (D4)
+@check(order=10, keeps_receipt=False)
 def data_audit(exp: Experiment) -> Verdict:
     """Tell dropped samples, blank images, and classes with very few samples."""
     data, found = exp.data, audit(exp.data)
@@ -53,6 +56,7 @@ def data_audit(exp: Experiment) -> Verdict:
     return Verdict("warn" if parts else "pass", value, expected, message)
 
 
+@check(order=20, keeps_receipt=False)
 def data_duplicates(exp: Experiment) -> Verdict:
     """Tell leaks between splits, one image under two labels, and copies within a split."""
     found = audit(exp.data)
@@ -76,6 +80,7 @@ def data_duplicates(exp: Experiment) -> Verdict:
     return Verdict("fail" if heavy else "warn", value, expected, f"{'; '.join(parts)}; {REMEDY}")
 
 
+@check(order=30)
 def class_balance(exp: Experiment) -> Verdict:
     """Compare the largest class of the training split with the smallest."""
     counts = torch.bincount(exp.data.train.labels, minlength=exp.num_classes)

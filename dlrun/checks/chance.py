@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice
+from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, named, replica, samples
 from dlrun.errors import first_line
@@ -33,6 +34,7 @@ SCALES = (1.0, 3.0, 10.0, 30.0)
 CLASSES = 50  # asked one by one
 
 
+@check(order=80, needs_outputs=True)
 def initial_loss(exp: Experiment) -> Verdict:
     """Compare the data loss of untrained weights with its exact value at chance: ln C, C−1, label entropy."""
     x, y = samples(exp, SAMPLES, index=_as_frequent(exp) if exp.cfg.model.output_bias == "frequency" else None)
@@ -100,6 +102,7 @@ def expected_loss(exp: Experiment, y: Tensor) -> tuple[float, str]:
     return float(function(torch.zeros(len(y), classes, device=y.device), y)), "uniform logits"
 
 
+@check(order=70, needs_outputs=True)
 def loss(exp: Experiment) -> Verdict:
     """Ask the loss function about logits whose loss is known: uniform, right, wrong, the same batch twice."""
     function, classes = data_loss(exp), exp.num_classes

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import limited
+from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import in_turn, replica, samples, settle, training
 from dlrun.training.experiment import Experiment
@@ -54,6 +55,7 @@ ROUNDS = (
 )
 
 
+@check(order=180, needs_outputs=True, timed=True)
 def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
     """Train a copy on a slice and test whether it beats chance on samples it was not trained on."""
     seconds = min(seconds, SECONDS)

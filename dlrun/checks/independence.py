@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice, limited
+from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import samples, settle, training
 from dlrun.errors import first_line
@@ -31,6 +32,7 @@ CONSTANT = 1e-6  # relative to the largest logit: the last digit of a float
 BURN_IN, EVERY = 150, 10  # steps, and after how many one looks
 
 
+@check(order=110, needs_outputs=True, timed=True)
 def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Evaluate a batch again, shuffled, among other samples and one by one, and compare the logits."""
     deadline = perf_counter() + seconds

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice, limited, raised_at
+from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, replica, samples
 from dlrun.data.batches import Batches
@@ -34,6 +35,7 @@ RAW_MEAN, RAW_STD = 3.0, 4.0  # beyond: another scale altogether
 IMAGES, VALUES = 2000, 20_000_000  # looked at most
 
 
+@check(order=50)
 def inputs(exp: Experiment) -> Verdict:
     """Compare mean and standard deviation of what the model is fed with 0 and 1, channel by channel."""
     shown, expected = [], f"mean 0, std 1, each ± {OFF}, of val ± {OFF_VAL}"
@@ -114,6 +116,7 @@ def _widest(values: Tensor) -> float:
     return float(values[values.abs().argmax()])
 
 
+@check(order=40)
 def labels(exp: Experiment) -> Verdict:
     """Look for labels out of range and for classes that training or validation lacks."""
     classes, data = exp.num_classes, exp.data
@@ -154,6 +157,7 @@ def _missing(exp: Experiment, split: Split) -> list[str]:
     return [exp.data.classes[c] for c in lacking.nonzero().flatten().tolist()]
 
 
+@check(order=60)
 def outputs(exp: Experiment) -> Verdict:
     """Run four samples forward, in training and in evaluation mode, and look at the logits."""
     classes = exp.num_classes

@@ -21,6 +21,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.overrides import TorchFunctionMode
 
 from dlrun.checks.advice import advice
+from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, samples
 from dlrun.training.experiment import Experiment
@@ -28,6 +29,7 @@ from dlrun.training.experiment import Experiment
 __all__ = ["lint_activation", "lint_bias", "lint_width"]
 
 
+@check(order=140, needs_outputs=True)
 def lint_bias(exp: Experiment) -> Verdict:
     """Find biases that the norm right behind their layer takes out again (M5)."""
     model = copy.deepcopy(exp.model).train()
@@ -85,6 +87,7 @@ class _Saturating(TorchFunctionMode):
         return output
 
 
+@check(order=150, needs_outputs=True)
 def lint_activation(exp: Experiment) -> Verdict:
     """Find sigmoid and tanh in hidden layers, where they saturate (M4)."""
     model = copy.deepcopy(exp.model).train()
@@ -100,6 +103,7 @@ def lint_activation(exp: Experiment) -> Verdict:
     return Verdict("pass", "none saturating", "none", "no hidden layer saturates by design")
 
 
+@check(order=160)
 def lint_width(exp: Experiment) -> Verdict:
     """Tell which layers have a width that is no power of two (M9); information only."""
     widths = {

@@ -18,6 +18,7 @@ from time import perf_counter
 import torch
 
 from dlrun.checks.advice import advice
+from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, replica, samples, training
 from dlrun.training.experiment import Experiment
@@ -31,6 +32,7 @@ RATES = (1e-3, 1e-2, 1e-4)
 HASTY, PATIENT = (150, 50, 450), (450, 400, 1500)
 
 
+@check(order=170, needs_outputs=True, timed=True)
 def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Train a copy on 20 examples until all are right and the loss is under a twentieth of chance."""
     started = perf_counter()

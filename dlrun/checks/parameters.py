@@ -24,6 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dlrun.checks.advice import advice
 from dlrun.checks.chance import expected_loss
+from dlrun.checks.check import SETUP, check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, named, replica, samples, training
 from dlrun.training import loop
@@ -38,6 +39,7 @@ MOMENTUM = 0.999  # averages over a thousand steps
 SANE = 0.01  # a rate that few optimizers explode at
 
 
+@check(order=120, needs_outputs=True)
 def parameters(exp: Experiment) -> Verdict:
     """Look for parameters without a gradient and for tensors that learn but are not parameters."""
     model = replica(exp)
@@ -156,6 +158,7 @@ def _inside(value: Any) -> Iterator[Tensor]:
             yield from _inside(item)
 
 
+@check(order=130, needs_outputs=True, depends_on=(*SETUP, "optimizer", "scheduler", "trainer"))
 def optimizer(exp: Experiment) -> Verdict:
     """Compare the optimizer's tensors with the model's, then take a few training steps of a copy."""
     found = _membership(exp) or _settings(exp)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dlrun.checks.advice import advice
+from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, replica
 from dlrun.training.experiment import Experiment
@@ -20,6 +21,7 @@ from dlrun.training.experiment import Experiment
 __all__ = ["penalty"]
 
 
+@check(order=90, needs_outputs=True)
 def penalty(exp: Experiment) -> Verdict:
     """Compare the penalty at strengths 0, λ and 10 λ, and the direction of its gradient with the weights."""
     if not exp.penalty.active:

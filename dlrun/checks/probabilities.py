@@ -14,6 +14,7 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
+from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import replica, samples, training
 from dlrun.training.experiment import Experiment
@@ -34,6 +35,7 @@ WRONG = {
 }
 
 
+@check(order=100, needs_outputs=True)
 def probabilities(exp: Experiment) -> Verdict:
     """Look at rows of outputs, then push them up and down and see where they cannot go."""
     if not any(p.requires_grad for p in exp.model.parameters()):

@@ -18,25 +18,20 @@ import json
 import os
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import dlrun
+from dlrun.checks.check import Check
 from dlrun.checks.result import Verdict
 from dlrun.folders.memo import read_receipt, write_receipt
 from dlrun.training.experiment import Experiment
 
 __all__ = ["find", "keep", "key", "setup"]
 
-PARTS = ("model", "loss", "dataset", "regularizer", "objective", "augment")
-# the check whose verdict also depends on the user's own optimizer
-WITH_OPTIMIZER = ("optimizer",)
-OPTIMIZER_PARTS = ("optimizer", "scheduler", "trainer")
-# checks that look at the test split, which no hash may depend on before training is over (D4)
-NEVER = ("data_audit", "data_duplicates")
 # what a version stands for: dlrun, torch, Python's own
 OURS = frozenset(("dlrun", "torch", "torchvision", *sys.stdlib_module_names))
 
@@ -55,10 +50,9 @@ def setup(exp: Experiment) -> dict[str, Any]:
     }
 
 
-def key(name: str, setup: dict[str, Any]) -> str:
+def key(check: Check, setup: Mapping[str, Any]) -> str:
     """Return the hash that stands for a check and everything it depends on."""
-    parts = (*PARTS, *OPTIMIZER_PARTS) if name in WITH_OPTIMIZER else PARTS
-    about = {**setup, "check": name, "config": {part: setup["config"][part] for part in parts}}
+    about = {**setup, "check": check.name, "config": {part: setup["config"][part] for part in check.depends_on}}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
@@ -106,9 +100,9 @@ def find(receipt: str) -> Verdict | None:
     return Verdict(found["status"], found["value"], found["expected"], message)
 
 
-def keep(name: str, receipt: str, verdict: Verdict) -> None:
+def keep(receipt: str, verdict: Verdict) -> None:
     """Remember the verdict of a check, unless it is a failure or nothing was checked."""
-    if verdict.status in ("pass", "warn") and name not in NEVER:
+    if verdict.status in ("pass", "warn"):
         write_receipt(receipt, {**verdict.__dict__, "time": time.time()})
 
 

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
     found, rest = numbers(argv, {"--seconds": 60.0})
 
-    def task(cfg: Any) -> int:
+    def task(cfg: Any, _: dict[str, Any]) -> int:
         from dlrun.folders import outputs
         from dlrun.probes import batch_time
         from dlrun.run.execute import label

@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
 
     as_json = "--json" in argv
 
-    def task(cfg: Any) -> int:
+    def task(cfg: Any, _: dict[str, Any]) -> int:
         from dlrun.run.gate import check_only
 
         return check_only(cfg, as_json=as_json)

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     if steps < 10:
         raise UserError(f"--steps={steps}: expected 10 or more")
 
-    def task(cfg: Any) -> int:
+    def task(cfg: Any, _: dict[str, Any]) -> int:
         from dlrun.folders import outputs
         from dlrun.probes import lr_range
         from dlrun.run.execute import label

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     if len(words) == len(argv) and not helping:
         raise UserError("expected dlrun show augment, then settings such as augment=crop_flip augment.rotate=15")
 
-    def task(cfg: Any) -> int:
+    def task(cfg: Any, _: dict[str, Any]) -> int:
         from dlrun.folders import outputs
         from dlrun.probes import augmentations
         from dlrun.run.execute import label

@@ -12,10 +12,10 @@ def main(argv: list[str]) -> int:
     from dlrun.config.compose import run
     from dlrun.search.sweeper import sweep
 
-    def task(cfg: Any) -> int:
+    def task(cfg: Any, record: dict[str, Any]) -> int:
         from dlrun.folders.run import claim
         from dlrun.run.execute import execute, label
 
-        return execute(cfg, claim(cfg.run.dir, label(cfg)))
+        return execute(cfg, claim(cfg.run.dir, label(cfg)), record=record)
 
     return run("train", argv, task, sweep)

@@ -13,17 +13,19 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from dlrun.config.defaults import changed
 from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_errors import in_one_line
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
-__all__ = ["Composer", "builtin_conf", "compose", "composer", "run"]
+__all__ = ["Composed", "Composer", "builtin_conf", "compose", "composer", "run"]
 
 ROOT = "train"
 EXPLAINING = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
@@ -42,10 +44,10 @@ def builtin_conf() -> Path:
 def run(
     verb: str,
     argv: list[str],
-    task: Callable[[Any], int],
+    task: Callable[[Any, dict[str, Any]], int],
     sweep: Callable[[Composer, list[str], Flags], int] | None = None,
 ) -> int:
-    """Compose what `argv` asks for and hand the config to `task`, or with -m all to `sweep`; return its code.
+    """Compose what `argv` asks for, call `task` with the config and its record, or `sweep` with -m; return its code.
 
     Raises UserError for everything that is wrong with the command or the config.
     """
@@ -60,10 +62,11 @@ def run(
         parsed = made.parse(overrides)
         if wrong := [o for o in parsed if o.key_or_group.startswith(("hydra.launcher", "hydra/launcher"))]:
             raise UserError(f"{wrong[0].input_line}: belongs to a sweep; type it with -m")
-        cfg = made.config(parsed)
+        composed = made.compose(parsed)
+        record = composed.record()
     from omegaconf import OmegaConf
 
-    return task(OmegaConf.create(cfg))
+    return task(OmegaConf.create(composed.config), record)
 
 
 def compose(*overrides: str) -> Any:
@@ -138,6 +141,20 @@ def _search_path() -> None:
     Plugins.instance().register(DlrunSearchPath)
 
 
+@dataclass
+class Composed:
+    """A config, resolved and validated, and where it comes from; a sweep may adjust it before it takes the record."""
+
+    config: dict[str, Any]
+    typed: list[str]  # the overrides, as typed
+    launcher: dict[str, Any]  # hydra.launcher, with its option as `name`
+    _defaults: Callable[[], dict[str, Any]]  # called for a run alone: of a sweep's points only few are started
+
+    def record(self) -> dict[str, Any]:
+        """Return what is stored with a run: the words typed, and of every changed key the default of its option."""
+        return {"typed": self.typed, "changed": changed(self.config, self._defaults())}
+
+
 class Composer:
     """Composes configs and holds them against their schema; every choice of options is read once."""
 
@@ -185,14 +202,10 @@ class Composer:
 
     def config(self, overrides: Sequence[Any]) -> dict[str, Any]:
         """Return the config of these overrides, resolved and validated. Raises UserError."""
-        plain, _ = self._composed(overrides)
-        return plain
+        return self.compose(overrides).config
 
-    def launcher(self, overrides: Sequence[Any]) -> dict[str, Any]:
-        """Return what starts the trials of a sweep: hydra.launcher, with its option as `name`. Raises UserError."""
-        return self._composed(overrides)[1]
-
-    def _composed(self, overrides: Sequence[Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    def compose(self, overrides: Sequence[Any]) -> Composed:
+        """Return the config of these overrides, and where it comes from. Raises UserError."""
         from omegaconf import OmegaConf
 
         with in_one_line():
@@ -217,7 +230,8 @@ class Composer:
         require_logger(plain)
         plain["choices"] = _choices(base)
         name = base["hydra"]["runtime"]["choices"]["hydra/launcher"]
-        return plain, {"name": name, **launcher}
+        words = [o.input_line for o in overrides]
+        return Composed(plain, words, {"name": name, **launcher}, lambda: {**schema, "choices": self._usual_choices()})
 
     def _must_be_one(self, override: Any) -> None:
         """One value, and one that is there, in the words of a user rather than Hydra's."""
@@ -257,6 +271,16 @@ class Composer:
             words = [f"{'' if k in known else '+'}{k}={v}" for k, v in choices.items() if k != "experiment"]
             base = self._read(ROOT, (*self._folders, *words))
         return {k: v for k, v in base.items() if k != "hydra"}
+
+    def _usual_choices(self) -> dict[str, Any]:
+        """The option of every group if none is chosen."""
+        from hydra.core.default_element import GroupDefault
+
+        # composing takes ten times as long as reading this one file, so only a root made of other configs is composed
+        listed = self._loader.repository.load_config(ROOT).defaults_list
+        if all(isinstance(one, GroupDefault) or one.path == "_self_" for one in listed):
+            return {str(one.group): one.value for one in listed if isinstance(one, GroupDefault)}
+        return _choices(self._read(ROOT, ()))
 
     def _set(self, cfg: Any, override: Any, schema: dict[str, Any]) -> None:
         from omegaconf import OmegaConf

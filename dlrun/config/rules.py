@@ -10,7 +10,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["ANY_TARGET", "CHECKS", "CHOICES", "MIXED", "RULES", "Rule"]
+from dlrun.config.check_names import check_names
+
+__all__ = ["ANY_TARGET", "CHOICES", "MIXED", "RULES", "Rule"]
 
 Rule = tuple[Callable[[Any], bool], str]  # what must hold, and how to say it
 
@@ -47,12 +49,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "augment.padding": ("zero", "reflect"),
     "optimizer.line_search_fn": ("strong_wolfe",),
 }
-
-CHECKS = (
-    *("data_audit", "data_duplicates", "class_balance", "labels", "inputs", "outputs", "loss", "initial_loss"),
-    *("penalty", "probabilities", "independence", "parameters", "optimizer", "lint_bias", "lint_activation"),
-    *("lint_width", "overfit", "garbage", "gradient"),
-)
 
 
 def _at_least(low: float) -> Rule:
@@ -106,8 +102,8 @@ RULES: dict[str, Rule] = {
     "dataset.num_classes": _count(0),
     "dataset.channels": ((lambda v: v in (1, 3)), "1 or 3"),
     "check.budget": _at_least(0),
-    "check.only": _some_of(CHECKS),
-    "check.skip": _some_of(CHECKS),
+    "check.only": _some_of(check_names()),
+    "check.skip": _some_of(check_names()),
     "augment.pad": _count(0),
     "augment.flip": ((lambda v: v is True or v is False or v == "alternating"), "true, false or alternating"),
     "augment.rotate": _up_to(180),

@@ -122,10 +122,10 @@ def _near(key: str, value: Any) -> str:
     from dlrun.config.rules import CHOICES
 
     if isinstance(value, list):
-        from dlrun.config.rules import CHECKS
+        from dlrun.config.check_names import check_names
 
-        value = next((v for v in value if v not in CHECKS), "")
-        near = difflib.get_close_matches(str(value), CHECKS if key.startswith("check.") else (), 1)
+        names = check_names() if key.startswith("check.") else ()
+        near = difflib.get_close_matches(str(next((v for v in value if v not in names), "")), names, 1)
         return f"; did you mean {near[0]}?" if near else ""
     near = difflib.get_close_matches(str(value), CHOICES.get(key, ()), 1)
     return f"; did you mean {key}={near[0]}?" if near else ""

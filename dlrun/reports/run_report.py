@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.analysis import verdicts
-from dlrun.config.defaults import defaults, followed, leaves
+from dlrun.config.defaults import leaves
 from dlrun.folders import reading
 from dlrun.reports import run_plots
-from dlrun.reports.page import is_number, picture, section, table, text, write_page
+from dlrun.reports.page import picture, section, table, text, write_page
 
 __all__ = ["write"]
 
@@ -37,7 +37,7 @@ def write(run_folder: Path) -> Path:
         section("Pictures", "".join(map(picture, pictures))),
         section("Worst validation errors", _gallery(run_folder)),
         section("Checks before training", table(reading.checks(run_folder), long=("message",))),
-        section("Config", _config(config)),
+        section("Config", _config(config, result.get("changed"))),
         section("Every epoch", table(metrics, tall=True)),
         section("The rest of result.json", _rest(result)),
     ]
@@ -111,23 +111,19 @@ def _gallery(folder: Path) -> str:
     return f"<div class=gallery>{''.join(cards)}</div>"
 
 
-def _config(config: Mapping[str, Any]) -> str:
+def _config(config: Mapping[str, Any], changed: Any) -> str:
     import yaml
 
-    given, usual = dict(leaves(config)), dict(leaves(defaults(config.get("choices") or {})))
-    rows = []
-    for key, value in given.items():
-        default = followed(usual.get(key), given)
-        if not _same(default, value) and not key.startswith(("run.", "sweep.")):
-            rows.append({"key": key.removeprefix("choices."), "value": _plain(value), "default": _plain(default)})
+    whole = f"<pre>{escape(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))}</pre>"
+    if not isinstance(changed, Mapping):  # an older dlrun stored no defaults, and those of today may differ
+        return whole
+    rows = [
+        {"key": key.removeprefix("choices."), "value": _plain(value), "default": _plain(changed[key])}
+        for key, value in leaves(config)
+        if key in changed and changed[key] != value and not key.startswith(("run.", "sweep."))
+    ]
     differs = table(rows) or "<p>Everything is at its default.</p>"
-    whole = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    return f"{differs}<details><summary>All of it</summary><pre>{escape(whole)}</pre></details>"
-
-
-def _same(default: Any, value: Any) -> bool:
-    # YAML 1.1 reads 1e-8 as a text, Hydra as a number
-    return bool(default == value) or (is_number(default) and is_number(value) and float(default) == float(value))
+    return f"{differs}<details><summary>All of it</summary>{whole}</details>"
 
 
 def _plain(value: Any) -> str:
@@ -135,6 +131,6 @@ def _plain(value: Any) -> str:
 
 
 def _rest(result: Mapping[str, Any]) -> str:
-    known = {"config", "verdicts", "status", "reason"}
+    known = {"config", "changed", "verdicts", "status", "reason"}
     text = json.dumps({k: v for k, v in result.items() if k not in known}, indent=1, ensure_ascii=False)
     return f"<details><summary>Versions, data, origin</summary><pre>{escape(text)}</pre></details>"

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,26 +33,29 @@ def label(cfg: Any) -> str:
     return "-".join(str(choices.get(group) or group) for group in ("dataset", "model"))
 
 
-def execute(cfg: Any, run: Run, *, resuming: bool = False, quiet: bool = False) -> int:
+def execute(
+    cfg: Any, run: Run, *, record: Mapping[str, Any] | None = None, resuming: bool = False, quiet: bool = False
+) -> int:
     """Train in a claimed folder, give it up, and return the exit code; raises UserError after recording it.
 
-    A `quiet` run speaks to its log alone.
+    `record` says where the config comes from (`Composed.record`) and is stored beside it. A `quiet` run speaks to its
+    log alone.
     """
     screen = Screen(run.log, quiet=quiet)
     follower = Follower(cfg, run, screen.say)
     try:
-        return _execute(cfg, run, screen, follower, resuming)
+        return _execute(cfg, run, screen, follower, resuming, record or {})
     finally:
         follower.close()
         run.release()
 
 
-def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: bool) -> int:
+def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: bool, record: Mapping[str, Any]) -> int:
     try:
         with screen, _terminate_politely():
             if not resuming:
                 run.write_config(cfg)
-            run.update_result(status=Status.RUNNING, reason="", **origin(cfg))
+            run.update_result(status=Status.RUNNING, reason="", **origin(cfg), **record)
             code, ending = _train(cfg, run, screen, follower)
     except KeyboardInterrupt:
         code, ending = Exit.INTERRUPTED, {"status": Status.INTERRUPTED, "reason": "interrupted from outside"}

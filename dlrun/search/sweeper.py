@@ -44,17 +44,16 @@ PATIENCE = 20  # seconds for interrupted trials to write down that they were
 def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | None = None) -> int:
     """Search over the axes in the overrides; returns 0, 5 when trials failed, 130 when interrupted."""
     axes, fixed = read(composer, overrides)
-    first = composer.parse([*fixed, *(a.ends()[0] for a in axes)])
-    base = composer.config(first)
-    plan = Plan.asked(fixed, axes, base["search"], flags or {})
-    extras.require_launcher(starter := composer.launcher(first))
+    first = composer.compose(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
+    plan = Plan.asked(fixed, axes, first.config["search"], flags or {})
+    extras.require_launcher(first.launcher)
     check(composer, axes, fixed, plan.search["sampler"] == "grid")
-    with sweep_folder.open_sweep(base["sweep"]["dir"]) as folder:
+    with sweep_folder.open_sweep(first.config["sweep"]["dir"]) as folder:
         if sweep_folder.is_sweep(folder):
             old = Plan.recorded(sweep_folder.plan(folder))
             old.renew(plan, str(folder))
             plan = old
-        return Sweep(composer, plan, folder, base, starter).run()
+        return Sweep(composer, plan, folder, first.config, first.launcher).run()
 
 
 def again(composer: Composer, folder: Path, trust: list[str]) -> int:
@@ -63,12 +62,11 @@ def again(composer: Composer, folder: Path, trust: list[str]) -> int:
     plan.fixed = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
     if trust:
         plan.fixed.append(f"trust=[{','.join(trust)}]")
-    first = composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)])
-    base = composer.config(first)
-    extras.require_launcher(starter := composer.launcher(first))
+    first = composer.compose(composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)]))
+    extras.require_launcher(first.launcher)
     check(composer, plan.axes, plan.fixed, False)
     with sweep_folder.open_sweep(str(folder)) as held:
-        return Sweep(composer, plan, held, base, starter).run()
+        return Sweep(composer, plan, held, first.config, first.launcher).run()
 
 
 def points(composer: Composer, overrides: Sequence[str]) -> list[list[str]]:
@@ -183,21 +181,23 @@ class Sweep:
         self.trials[number] = trial
         words = [a.word(trial.values[a.key]) for a in self.plan.axes]
         try:
-            config = self.composer.config(self.composer.parse([*self.plan.fixed, *words]))
+            composed = self.composer.compose(self.composer.parse([*self.plan.fixed, *words]))
         except UserError as error:
             self.study.failed(trial, str(error), self.plan.search["retries"] + 1)
             self._close(trial)
             return
+        config = composed.config
         config.pop("search")
-        config["trainer"]["stop_after"] = now.epochs if now.epochs < self.epochs else 0
         config["trainer"]["ema"] = config["trainer"]["ema"] or self.plan.search.get("average", 0.0)
         config["trainer"]["threads"] = config["trainer"]["threads"] or self.pool.threads
         if not any(w.startswith("trainer.report=") for w in self.plan.fixed):
             config["trainer"]["report"] = False
+        record = composed.record()  # before what changes from stage to stage
+        config["trainer"]["stop_after"] = now.epochs if now.epochs < self.epochs else 0
         self.results.pop(number, None)
         folder = sweep_folder.run_folder(self.folder, number)
         self.running[number] = taken(folder)
-        self.pool.submit(Job(number, config, str(folder), beside=self.pool.slots > 1))
+        self.pool.submit(Job(number, config, str(folder), record, beside=self.pool.slots > 1))
 
     def _draw(self, number: int, now: Round) -> Trial:
         search, place = self.plan.search, number - now.first

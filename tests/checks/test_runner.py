@@ -10,6 +10,7 @@ import math
 import random
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 
 from dlrun import checks, cli
 from dlrun.checks import receipts, runner
+from dlrun.checks.check import Check
 from dlrun.checks.result import Verdict
 from dlrun.training.experiment import Experiment, build
 from support.composed import composed
@@ -29,6 +31,11 @@ CHEAP = ("dataset.limit=120", "model.width=4", "trainer.threads=1", "check.only=
 
 def built(*overrides: str) -> Experiment:
     return build(composed(*CHEAP, *overrides))
+
+
+def replaced(monkeypatch: pytest.MonkeyPatch, name: str, function: Any) -> None:
+    """Let a check run another function; all else that it says of itself stays."""
+    monkeypatch.setitem(runner.CHECKS, name, replace(runner.CHECKS[name], function=function))
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -44,7 +51,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return call
 
     for name, check in list(runner.CHECKS.items()):
-        monkeypatch.setitem(runner.CHECKS, name, watch(name, check))
+        replaced(monkeypatch, name, watch(name, check.function))
     return ran
 
 
@@ -73,10 +80,10 @@ def test_a_budget_buys_the_first_checks_and_skips_the_rest(monkeypatch: pytest.M
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     for name in ("loss", "initial_loss", "overfit"):
-        monkeypatch.setitem(runner.CHECKS, name, slow)
+        replaced(monkeypatch, name, slow)
     results = checks.run(built("check.budget=60", "check.fresh=true"))
     assert [(r.check, r.status) for r in results] == [("loss", "pass"), ("initial_loss", "pass"), ("overfit", "skip")]
-    assert results[-1].message == "check.budget=60 seconds were used up; raise it to run this"
+    assert "check.budget=60" in results[-1].message
     assert not list(Path("outputs").rglob(".receipts/*overfit*"))
     assert [r.status for r in checks.run(built("check.budget=60"))] == ["pass", "pass", "pass"]  # two remembered
 
@@ -130,16 +137,16 @@ def test_other_data_under_the_same_config_invalidates_receipts(monkeypatch: pyte
 def test_a_receipt_depends_on_each_part_of_the_config_that_a_check_may_see() -> None:
     setup = receipts.setup(built())
 
-    def matters(part: str, check: str) -> bool:
+    def matters(part: str, check: Check) -> bool:
         changed = copy.deepcopy(setup)
         changed["config"][part] = "another"
         return receipts.key(check, changed) != receipts.key(check, setup)
 
     parts = ("model", "loss", "dataset", "regularizer", "objective", "augment")
-    assert [p for p in parts if not all(matters(p, check) for check in runner.CHECKS)] == []
+    assert [p for p in parts if not all(matters(p, check) for check in runner.CHECKS.values())] == []
     own = ("optimizer", "scheduler", "trainer")
-    assert [c for c in runner.CHECKS if any(matters(p, c) for p in own)] == ["optimizer"]
-    assert not any(matters(p, "optimizer") for p in ("seed", "check", "search"))
+    assert [n for n, c in runner.CHECKS.items() if any(matters(p, c) for p in own)] == ["optimizer"]
+    assert not any(matters(p, runner.CHECKS["optimizer"]) for p in ("seed", "check", "search"))
 
 
 @pytest.mark.parametrize("what", ["torch.__version__", "dlrun.__version__", "precision", "dlrun.checks.chance"])
@@ -147,8 +154,8 @@ def test_versions_precision_and_the_checks_own_code_are_in_a_receipt(
     monkeypatch: pytest.MonkeyPatch, what: str, folder: Path
 ) -> None:
     exp = built("check.only=[loss]")
-    before = receipts.key("loss", receipts.setup(exp))
-    assert receipts.key("loss", receipts.setup(exp)) == before
+    before = receipts.key(runner.CHECKS["loss"], receipts.setup(exp))
+    assert receipts.key(runner.CHECKS["loss"], receipts.setup(exp)) == before
     if what.endswith("version__"):
         monkeypatch.setattr(what, "99.0")
     elif what == "precision":
@@ -160,7 +167,7 @@ def test_versions_precision_and_the_checks_own_code_are_in_a_receipt(
         monkeypatch.setattr(
             receipts.inspect, "getsourcefile", lambda m: other if getattr(m, "__name__", "") == what else real(m)
         )
-    assert receipts.key("loss", receipts.setup(exp)) != before
+    assert receipts.key(runner.CHECKS["loss"], receipts.setup(exp)) != before
 
 
 def test_a_check_that_steps_with_the_optimizer_depends_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +350,7 @@ def test_what_a_check_draws_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None
         torch.rand(3), np.random.rand(3), random.random()
         raise RuntimeError("in the middle")
 
-    monkeypatch.setitem(runner.CHECKS, "loss", drawing)
+    replaced(monkeypatch, "loss", drawing)
     exp = built("check.only=[loss]")
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     checks.run(exp)
@@ -356,7 +363,7 @@ def test_an_error_inside_a_check_is_its_finding(monkeypatch: pytest.MonkeyPatch,
     def broken(exp: Experiment) -> Verdict:
         raise error("shapes do not fit\nmore")
 
-    monkeypatch.setitem(runner.CHECKS, "loss", broken)
+    replaced(monkeypatch, "loss", broken)
     result = checks.run(built("check.only=[loss]"))[0]
     assert result.status == "fail"
     assert "shapes do not fit" in result.message
@@ -364,7 +371,7 @@ def test_an_error_inside_a_check_is_its_finding(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_a_model_without_usable_logits_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(runner.CHECKS, "outputs", lambda exp: Verdict("fail", "(4, 3)", "(4, 10)", "give ten"))
+    replaced(monkeypatch, "outputs", lambda exp: Verdict("fail", "(4, 3)", "(4, 10)", "give ten"))
     results = {r.check: r for r in checks.run(built("check.only=[outputs,loss,overfit,labels]"))}
     assert {name: r.status for name, r in results.items()} == {
         "labels": "pass", "outputs": "fail", "loss": "skip", "overfit": "skip"

@@ -18,19 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dlrun.checks import (
-    chance,
-    garbage,
-    independence,
-    inputs,
-    lints,
-    overfit,
-    parameters,
-    penalty,
-    probabilities,
-    runner,
-)
 from dlrun.checks.result import Verdict
+from dlrun.checks.runner import CHECKS
 from dlrun.checks.sandbox import no_trace
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
@@ -38,24 +27,6 @@ from dlrun.losses import CrossEntropy
 from dlrun.regularizers import Penalty
 from dlrun.training.experiment import Experiment, build
 from support.composed import composed
-
-CHECKS: dict[str, Callable[[Experiment], Verdict]] = {
-    "inputs": inputs.inputs,
-    "labels": inputs.labels,
-    "outputs": inputs.outputs,
-    "loss": chance.loss,
-    "initial_loss": chance.initial_loss,
-    "penalty": penalty.penalty,
-    "lint_bias": lints.lint_bias,
-    "lint_activation": lints.lint_activation,
-    "lint_width": lints.lint_width,
-    "optimizer": parameters.optimizer,
-    "parameters": parameters.parameters,
-    "probabilities": probabilities.probabilities,
-    "independence": independence.independence,
-    "overfit": overfit.overfit,
-    "garbage": garbage.garbage,
-} | runner.CHECKS
 
 Change = Callable[[Tensor], Tensor]
 Break = Callable[[Experiment], None]

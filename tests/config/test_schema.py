@@ -234,13 +234,6 @@ def test_type_of_a_default_is_the_type_of_its_key(
             validate({**SCHEMA, key: value}, SCHEMA)
 
 
-def test_the_names_of_checks_are_those_of_the_runner() -> None:
-    from dlrun.checks.runner import CHECKS as run
-    from dlrun.config.rules import CHECKS as named
-
-    assert tuple(run) == named
-
-
 def test_rules_are_in_step_with_the_families() -> None:
     from typing import get_args, get_type_hints
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,23 @@ from dlrun.folders import reading
 from dlrun.folders.run import claim
 from dlrun.run import execute
 from support.commands import Outcome
-from support.composed import SMALL, composed
+from support.composed import SMALL, composed, recorded
 from support.pages import CHROMIUM, EVIL, page, section
+from support.stored import write
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run as `dlrun train` leaves it, report and all."""
     folder = tmp_path_factory.mktemp("report") / "run"
-    words = ("trainer.report=true", "check=default", "check.only=[initial_loss,outputs]", "optimizer.lr=0.00001")
-    assert execute.execute(composed(*SMALL, *words), claim(str(folder), "test")) == 0
+    words = (
+        *SMALL,
+        "trainer.report=true",
+        "check=default",
+        "check.only=[initial_loss,outputs]",
+        "optimizer.lr=0.00001",
+    )
+    assert execute.execute(composed(*words), claim(str(folder), "test"), record=recorded(*words)) == 0
     return folder
 
 
@@ -66,12 +74,56 @@ def test_verdicts_come_with_what_to_try(copy: Path, dlrun: Callable[..., Outcome
     assert "Nothing stands out" in section(page(copy), "Verdicts")
 
 
+def differing(folder: Path) -> dict[str, list[str]]:
+    """The rows that the config section of a page leads with: the value and the default of a key."""
+    shown = section(page(folder), "Config").split("<details>")[0]
+    rows = re.findall(r"<tr><td>([^<]*)</td><td[^>]*>([^<]*)</td><td[^>]*>([^<]*)</td>", shown)
+    return {key: [unescape(cell) for cell in cells] for key, *cells in rows}
+
+
 def test_config_leads_with_what_differs_from_the_defaults(run: Path) -> None:
-    shown = section(page(run), "Config").split("<details>")[0]
-    keys = re.findall(r"<tr><td>([^<]*)</td>", shown)
-    asked = {"optimizer.lr", "trainer.epochs", "dataset.limit", "model.width", "trainer.threads", "check.only"}
-    assert set(keys) == asked  # trainer.report=true is the default, scheduler.epochs follows trainer.epochs
+    # trainer.report=true is the default, scheduler.epochs follows trainer.epochs
+    assert differing(run) == {
+        "dataset.limit": ["120", "0"],
+        "model.width": ["4", "32"],
+        "optimizer.lr": ["1e-05", "0.001"],
+        "check.only": ['["initial_loss", "outputs"]', "[]"],
+        "trainer.epochs": ["2", "30"],
+        "trainer.threads": ["1", "0"],
+    }
     assert "one_cycle" in section(page(run), "Config")
+
+
+def test_the_page_does_not_depend_on_the_folder_it_is_typed_in(
+    copy: Path, tmp_path: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dlrun("report", str(copy)).code == 0
+    first = page(copy)
+    adam = "_target_: torch.optim.Adam\nlr: 0.00001\nbetas: [0.5, 0.9]\n"
+    for folder in (tmp_path / "other/conf", tmp_path / "more"):
+        write(folder / "optimizer/adam.yaml", adam)
+        write(folder / "train.yaml", "seed: 9\ntrainer: {epochs: 2}\n")
+    monkeypatch.setenv("DLRUN_CONF", str(tmp_path / "more"))
+    monkeypatch.chdir(tmp_path / "other")
+    assert dlrun("report", str(copy)).code == 0
+    assert page(copy) == first
+
+
+def test_a_run_stored_without_its_defaults_shows_its_config_and_no_default(
+    copy: Path, dlrun: Callable[..., Outcome]
+) -> None:
+    result = json.loads((copy / "result.json").read_text())
+    del result["changed"], result["typed"]
+    (copy / "result.json").write_text(json.dumps(result))
+    assert dlrun("report", str(copy)).code == 0
+    shown = section(page(copy), "Config")
+    assert ">default<" not in shown
+    assert differing(copy) == {}
+    assert "lr: 1.0e-05\n" in shown
+    (copy / "result.json").write_text(json.dumps(result | {"changed": {}}))
+    assert dlrun("report", str(copy)).code == 0
+    assert section(page(copy), "Config") != shown
+    assert differing(copy) == {}
 
 
 def test_nothing_in_a_file_becomes_markup_or_leaves_the_page(copy: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -198,8 +250,6 @@ def test_a_browser_opens_it_and_sorts(copy: Path, tmp_path: Path, width: int) ->
     command += ["--allow-file-access-from-files", "--window-size=1200,900", "--dump-dom", f"file://{frame}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert "CONSOLE" not in done.stderr
-    from html import unescape
-
     seen = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert seen is not None, done.stderr[-500:]
     (up, down), fits, images, title, inside = json.loads(unescape(seen[1]))

@@ -180,6 +180,16 @@ def test_workers_hold_the_pixels_once(tmp_path: Path) -> None:
     assert len(files.pop()) == 1
 
 
+def test_a_trial_records_its_words_and_its_defaults(moody: tuple[Path, int, str]) -> None:
+    folder, _, _ = moody
+    stored = reading.stored(folder / "s/0001")
+    assert stored["typed"][-1] == "+model.mood=raise"
+    assert {"model=custom", "sweep.dir=s"} <= set(stored["typed"])
+    assert stored["changed"] | {"choices.model": "cnn", "model.mood": None, "trainer.report": True} == stored["changed"]
+    assert "trainer.stop_after" not in stored["changed"]
+    assert not [key for key in stored["changed"] if key.startswith("search.")]
+
+
 def test_what_a_trial_prints_is_in_its_log(moody: tuple[Path, int, str]) -> None:
     folder, _, said = moody
     assert "made with" not in said

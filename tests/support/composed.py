@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dlrun.config.compose import compose
+from dlrun.config.compose import compose, composer
 
 SMALL = (
     "trainer.epochs=2",
@@ -19,3 +19,9 @@ SMALL = (
 def composed(*overrides: str) -> Any:
     """Return the resolved, validated config of `dlrun train <overrides>`."""
     return compose(*overrides)
+
+
+def recorded(*overrides: str) -> dict[str, Any]:
+    """Return what `dlrun train <overrides>` stores beside the config."""
+    with composer({}) as made:
+        return made.compose(made.parse(overrides)).record()

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice
+from dlrun.checks.check import check
 from dlrun.checks.gradient.differences import KINKED, SMOOTH, Comparison, NotComparable, Slopes
 from dlrun.checks.gradient.doubles import burn_in, doubled, float64, off_zero
 from dlrun.checks.gradient.kinks import STEPS
@@ -55,6 +56,7 @@ class _Findings:
         return {m.name for m in moves if m.entry is None or not whole}
 
 
+@check(order=190, needs_outputs=True, timed=True)
 def gradient(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Compare the gradients of a float64 copy with centred differences, for about `seconds` at most."""
     deadline = time.perf_counter() + seconds

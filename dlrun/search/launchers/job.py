@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,12 @@ __all__ = ["Job", "Place", "Remote", "away", "main", "work"]
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to be run: its number, its config, the folder of its run, and whether others run beside it."""
+    """A trial to be run: its number, config, run folder, the record of its config, and whether others run beside it."""
 
     number: int
     config: dict[str, Any]
     folder: str
+    record: dict[str, Any] = field(default_factory=dict)
     beside: bool = False
 
 
@@ -54,12 +55,13 @@ def work(job: Job) -> tuple[int, str]:
         keep_data(share=job.beside)
     try:
         run, known = take(Path(job.folder))
-        plain = job.config
+        plain, record = job.config, job.record
         if known and run.last.exists():
             plain = reading.config(run.path) | {"trust": job.config["trust"]}
             plain["trainer"] = {**plain["trainer"], "stop_after": job.config["trainer"]["stop_after"]}
+            record = {}  # that of the config that it began with is stored already
         with _into(run.log):
-            return execute(OmegaConf.create(plain), run, quiet=True), ""
+            return execute(OmegaConf.create(plain), run, record=record, quiet=True), ""
     except UserError as error:
         return error.code, str(error)
     except KeyboardInterrupt:

@@ -1,0 +1,83 @@
+"""What a check is: one function that says of itself when it runs and what its receipt depends on (C1-C10).
+
+To add a check, write one file in this folder with one decorated function; nothing else is touched:
+
+    @check(order=165, needs_outputs=True)
+    def calibration(exp: Experiment) -> Verdict:
+
+The runner finds it by walking the folder, runs it in `dlrun check` and `dlrun train`, writes it into checks.csv and
+keeps a receipt. `check.only` and `check.skip` know its name without importing it (dlrun.config.check_names).
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlrun.checks.result import Verdict
+from dlrun.training.experiment import Experiment
+
+__all__ = ["SETUP", "Check", "check", "find_checks"]
+
+# the parts of the config that any check may depend on: what is trained, on what, and for which loss
+SETUP = ("model", "loss", "dataset", "regularizer", "objective", "augment")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check and its attributes.
+
+    name: that of the function; it stands in checks.csv, check.only and check.skip
+    order: checks run in ascending order, those that are cheap and tell most first, so that a budget buys as many as
+        it can; a literal number, since it is read from the source as well
+    needs_outputs: skip it if the check `outputs` failed, since it would only repeat that failure
+    timed: the function takes the seconds that are left as its second argument, and ends when they are over
+    depends_on: the parts of the config that its receipt depends on
+    keeps_receipt: whether a pass or a warning may be reused for the same setup
+    """
+
+    name: str
+    function: Callable[..., Verdict]
+    order: int
+    needs_outputs: bool = False
+    timed: bool = False
+    depends_on: tuple[str, ...] = SETUP
+    keeps_receipt: bool = True
+
+    @property
+    def module(self) -> str:
+        """The dotted name of the module that defines it."""
+        return self.function.__module__
+
+    def __call__(self, exp: Experiment, seconds: float = math.inf) -> Verdict:
+        """Return its verdict on an experiment; `seconds` is passed on only if it is timed."""
+        return self.function(exp, seconds) if self.timed else self.function(exp)
+
+
+def check(
+    *,
+    order: int,
+    needs_outputs: bool = False,
+    timed: bool = False,
+    depends_on: tuple[str, ...] = SETUP,
+    keeps_receipt: bool = True,
+) -> Callable[[Callable[..., Verdict]], Check]:
+    """Make a function a check; the attributes are those of `Check`."""
+
+    def decorate(function: Callable[..., Verdict]) -> Check:
+        return Check(function.__name__, function, order, needs_outputs, timed, depends_on, keeps_receipt)
+
+    return decorate
+
+
+def find_checks() -> dict[str, Check]:
+    """Return the checks that the modules of this folder define, by name, in the order in which they run."""
+    found = []
+    for module in pkgutil.walk_packages([str(Path(__file__).parent)], "dlrun.checks."):
+        values = vars(importlib.import_module(module.name)).values()
+        found += [value for value in values if isinstance(value, Check) and value.module == module.name]
+    return {one.name: one for one in sorted(found, key=lambda one: (one.order, one.name))}

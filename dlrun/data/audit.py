@@ -1,12 +1,11 @@
-"""What the pixels and labels of all splits say about each other: copies, leaks, contradictions, blanks (D1,
-D2).
+"""Copies, leaks, contradictory labels and blank images across all splits (D1, D2).
 
 Behind the checks data_audit and data_duplicates (`dlrun check`), and the audit.csv of a run. Two images are
-the same when a 128-bit digest of their pixels is, as the network gets them: decoded, resized, before
-normalisation and augmentation. So files of different formats or sizes that decode alike are found, and so are
-images that only resizing made alike, since the network cannot tell them apart either. Cannot see
-near-duplicates: another compression, crop, mirror image or brightness of the same photograph. Blank images
-are listed as such and count as nobody's copy.
+identical if a 128-bit digest of their pixels is, as the network gets them: decoded, resized, before
+normalisation and augmentation. So copies in another format or size are found, and so are images that only
+resizing made identical, since the network cannot tell them apart either. Cannot see near-duplicates: another
+compression, crop, mirror image or brightness of the same photograph. Blank images are listed as such, not as
+copies.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ KINDS = ("bad", "contradiction", "leak", "duplicate", "constant")
 
 @dataclass(frozen=True)
 class Finding:
-    """A row of audit.csv; in a duplicate (within a split), a leak and a contradiction, `other` came first."""
+    """One row of audit.csv; for a duplicate (within a split), leak or contradiction, `other` is the earlier image."""
 
     kind: str
     split: str
@@ -44,7 +43,7 @@ class Finding:
 
 
 def listed(bad: list[Bad]) -> list[Finding]:
-    """Samples that cannot be used, as findings."""
+    """Return unusable samples as findings."""
     return [Finding("bad", item.split, item.id, detail=item.reason) for item in bad]
 
 
@@ -56,7 +55,7 @@ class Audit:
     sizes: dict[str, int]
 
     def of(self, kind: str, split: str = "", other: str = "") -> list[Finding]:
-        """The findings of a kind, of one split and against another where they are named."""
+        """Return the findings of a kind; `split` and `other` select the two splits, empty means any."""
         found = [one for one in self.findings if one.kind == kind]
         return [one for one in found if split in ("", one.split) and other in ("", one.other_split)]
 
@@ -69,12 +68,12 @@ class _Place:
 
 
 def audit(data: Data) -> Audit:
-    """Compare all samples with each other; reads the test split, which `data` then holds for the end of the
-    run. The latest result is remembered: two checks, audit.csv and the next runs on the same `data` share it.
+    """Compare all samples with each other. Reads the test split, which `data` then keeps for the end of the run.
 
-    Nothing but this report depends on test. A leak is told of a sample of val or test for every earlier split
-    (train, val, test) that has it; a duplicate, of every sample but the first of its split; a contradiction,
-    of every sample with another label than the first like it, whatever their splits.
+    The latest result is cached: two checks, audit.csv and the next runs on the same `data` share it. Only this
+    report depends on test. A sample of val or test is a leak once per earlier split (train, val, test) that contains
+    it; every sample after the first of its split is a duplicate; every sample whose label differs from that of the
+    first identical one is a contradiction, whatever their splits.
     """
     global _latest
     if _latest is None or _latest[0]() is not data:
@@ -82,7 +81,7 @@ def audit(data: Data) -> Audit:
     return _latest[1]
 
 
-# of the process, by a reference that lets the data go
+# one per process; the weak reference does not keep the data alive
 _latest: tuple[ref[Data], Audit] | None = None
 
 
@@ -101,7 +100,7 @@ def _compared(data: Data) -> Audit:
                 alike[digest].append((name, number))
     for digest, others in alike.items():
         found += _pairs([_place(data, splits, place) for place in (first[digest], *others)])
-    found.sort(key=lambda one: KINDS.index(one.kind))  # stable: within a kind as they lie in the splits
+    found.sort(key=lambda one: KINDS.index(one.kind))  # stable: within a kind, in the order of the splits
     return Audit(found, {name: len(split) for name, split in splits.items()})
 
 
@@ -113,7 +112,7 @@ def _place(data: Data, splits: dict[str, Split], place: tuple[str, int]) -> _Pla
 
 
 def _pairs(places: list[_Place]) -> Iterator[Finding]:
-    """What a group of equal images says, in the order of the splits."""
+    """Yield the findings of one group of identical images, given in the order of the splits."""
     seen: dict[str, _Place] = {}  # the first of each split
     for place in places:
         if place.label != places[0].label:

@@ -1,10 +1,10 @@
-"""Augmentation of whole batches of images, each sample by own draws: `dlrun train augment=crop_flip` (D7).
+"""Augmentation of whole batches of images, with random draws per sample: `dlrun train augment=crop_flip` (D7).
 
 An augmentation is any callable `(images, generator) -> images`: images (B, H, W, C) uint8 or float32 in raw
 units, before normalisation, on any device; every random number comes from the generator, which lives on that
-device. One whose attribute `alternates` is true is called with `mirrored`, a bool for each image (B,), as well; one
-with `sides` has the images of its first epochs made smaller, the shorter side to as many pixels as stands there for the
-epoch. It is applied to training batches alone. `dlrun show augment` draws what it does.
+device. If its attribute `alternates` is true, it is also given `mirrored`, one bool per image (B,). If it has `sides`,
+the images of the first epochs are shrunk: `sides` lists the pixels of the shorter side, one entry per epoch. Only
+training batches are augmented. `dlrun show augment` draws the effect.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from dlrun.errors import UserError
 
 __all__ = ["Augment", "CropFlip"]
 
-# of a sample's numbers between -1 and 1, which is for what; all in one call, which costs less than a call for each
+# what each of a sample's numbers between -1 and 1 is for; one call draws all, cheaper than one call per number
 DRAWS: tuple[str, ...] = ("rotate", "shear_x", "shear_y", "scale", "shift_x", "shift_y", "skew_x", "skew_y")
 DRAWS += ("brightness", "contrast", "saturation", "hue", "blur", "noise", "cutout_x", "cutout_y")
 
 
 class Augment:
-    """Any combination of augmentations, all off by default; each sample is changed by draws of its own.
+    """Any combination of augmentations, all off by default; each sample gets its own random draws.
 
-    In this order: crop and mirror image as `CropFlip` does; rotate, scale, shift, shear and skew in one resampling;
+    In this order: crop and mirror image as in `CropFlip`; rotate, scale, shift, shear and skew in one resampling;
     blur, sharpness; brightness, contrast, saturation, hue; autocontrast, equalize, posterize, solarize; noise; cutout.
-    Sharpness and what stands between hue and noise are `randaugment`'s alone. Units and ranges stand in
-    conf/augment/none.yaml; each is the most that is drawn, evenly, of blur and noise from 0 on and of all others to
-    either side. `span`: what is black and what is white in images of floats, except for the border of a crop, which
-    is 0; images of uint8 are rounded once, at the end. Saturation and hue leave images alone that do not have three
-    channels. `progressive`: pairs of pixels and epochs, how long the shorter side is made for how many of the first
-    epochs. Raises UserError for padding and cutout that an image is too small for.
+    Only `randaugment` uses sharpness and the operations between hue and noise. Units and ranges are in
+    conf/augment/none.yaml; each value is the maximum of a uniform draw, which starts at 0 for blur and noise and goes
+    in both directions for all others. `span`: black and white of float images, except for the border of a crop, which
+    is 0; uint8 images are rounded once, at the end. Saturation and hue change only images with three channels.
+    `progressive`: pairs of pixels of the shorter side and the number of epochs with that size, from epoch 1 on. Raises
+    UserError if padding or cutout is too large for an image.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Augment:
         if not self.beyond_crop:
             return images
         low, high = (0.0, 255.0) if images.dtype == torch.uint8 else self.span
-        # planes of floats: operations along 3 values at a time would be many times slower
+        # one plane per channel: operations along 3 values at a time would be many times slower
         x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         between = (high - low) or 1.0
         x = self._changed((x - low) / between, generator) * between + low
@@ -90,7 +90,7 @@ class Augment:
         return x.permute(0, 2, 3, 1).contiguous()
 
     def _changed(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """Images (B, C, H, W) between 0 and 1 after everything but crop and flip."""
+        """Apply everything except crop and flip to images (B, C, H, W) between 0 and 1."""
         drawn = torch.rand(len(DRAWS), len(x), generator=generator, device=x.device) * 2 - 1
         draws = dict(zip(DRAWS, drawn, strict=True))
         random = None
@@ -129,7 +129,7 @@ class Augment:
     def _cut(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
         height, width = x.shape[2:]
         if self.cutout >= min(height, width):
-            raise UserError(f"augment.cutout={self.cutout}: must be less than the {height}×{width} image")
+            raise UserError(f"augment.cutout={self.cutout}: must be smaller than the image, {height}×{width}")
         row, column = (
             ((draws[f"cutout_{axis}"] + 1) / 2 * size).long().clamp_(max=size - 1)
             for axis, size in (("y", height), ("x", width))
@@ -138,7 +138,7 @@ class Augment:
 
 
 def _sides(progressive: Sequence[Sequence[int]]) -> list[int]:
-    """The shorter side of the images in each of the first epochs, in pixels."""
+    """Return the shorter side of the images in each of the first epochs, in pixels."""
     for pair in progressive:
         if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair)):
             raise UserError(f"augment.progressive: expected [pixels, epochs], such as [[24,4]], found {pair}")
@@ -149,8 +149,8 @@ class CropFlip:
     """Random crop after padding every side by `pad` pixels, and a mirror image with probability ½ (`flip`).
 
     `padding`: zero (black) or reflect (the border row is not repeated; needs `pad` < height and width). With `flip`
-    alternating the caller says which images are `mirrored`: half of them in the first epoch, and each in every other
-    epoch (Jordan 2024, 94% on CIFAR-10 in 3.29 seconds, §3.6); where nobody says, they are drawn.
+    alternating the caller passes which images are `mirrored`: half of them in the first epoch, and each in every other
+    epoch (Jordan 2024, 94% on CIFAR-10 in 3.29 seconds, §3.6); without it they are drawn.
     """
 
     def __init__(
@@ -192,8 +192,8 @@ class CropFlip:
         if self.padding == "zero":
             return F.pad(images, (0, 0, pad, pad, pad, pad))
         if pad >= min(height, width):
-            raise UserError(f"augment.pad={pad}: must be less than the {height}×{width} image to reflect it")
-        # F.pad reflects no uint8
+            raise UserError(f"augment.pad={pad}: must be smaller than the image, {height}×{width}, to reflect it")
+        # F.pad cannot reflect uint8
         rows, cols = _mirror(height, pad, images), _mirror(width, pad, images)
         return images.index_select(1, rows).index_select(2, cols)
 

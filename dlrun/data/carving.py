@@ -1,7 +1,7 @@
-"""Which samples go into which fold: stratified, and decided by the labels and a seed alone (D4, D10).
+"""Which samples go into which fold: stratified, and decided only by the labels and a seed (D4, D10).
 
-`dlrun train dataset.val_fraction=0.1 dataset.limit=2000 dataset.split_seed=0`. No pixel is looked at here, so
-that a file which breaks or is repaired moves no other sample into another fold.
+`dlrun train dataset.val_fraction=0.1 dataset.limit=2000 dataset.split_seed=0`. No pixel is read here, so that
+a file that breaks or is repaired moves no other sample into another fold.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Ints = NDArray[np.int64]
 
 
 def carve(labels: Tensor, fraction: float, seed: int, purpose: str) -> tuple[Tensor, Tensor]:
-    """Sorted indices of the rest and of the carved part; each class with two samples or more is in both.
+    """Return sorted indices of the rest and of the carved part; each class with two samples or more is in both.
 
-    `purpose` names the part, test or val: each has its own draw. Raises UserError for a fraction outside (0,
-    1) and where no class can be divided.
+    `purpose` names the part, test or val: each has its own draw. Raises UserError for a fraction outside (0, 1)
+    and if no class can be divided.
     """
     if not 0 < fraction < 1:
         key = f"dataset.{purpose}_fraction"
@@ -38,13 +38,14 @@ def carve(labels: Tensor, fraction: float, seed: int, purpose: str) -> tuple[Ten
 
 
 def slice_of(labels: Tensor, limit: int, classes: int, seed: int) -> Tensor:
-    """Sorted indices of `limit` samples; a larger slice holds the smaller one. Raises UserError for one too
-    small.
+    """Return sorted indices of `limit` samples; a larger slice contains the smaller one.
+
+    Raises UserError if `limit` is too small.
     """
     if limit < 2 * classes:
         raise UserError(
             f"dataset.limit={limit}: {classes} classes need two images each, "
-            f"one to train and one to validate; dataset.limit={2 * classes} or more, or 0 for all"
+            f"one to train and one to validate; type dataset.limit={2 * classes} or more, or 0 for all"
         )
     counts = torch.bincount(labels).numpy()
     quota = _allocate(counts, min(limit, len(labels)), np.minimum(2, counts), counts)
@@ -52,9 +53,9 @@ def slice_of(labels: Tensor, limit: int, classes: int, seed: int) -> Tensor:
 
 
 def _allocate(counts: Ints, total: int, low: Ints, high: Ints) -> Ints:
-    """`total` samples divided in proportion to `counts` by largest remainder, each class within low..high.
+    """Divide `total` samples in proportion to `counts` by largest remainder, each class within low..high.
 
-    The bounds win over the total where both cannot be had. Ties go to the lower class number.
+    If both are impossible, the bounds take precedence over the total. Ties go to the lower class number.
     """
     samples = counts.sum()
     exact = counts * total  # in units of 1 / samples, so that remainders compare exactly
@@ -68,10 +69,10 @@ def _allocate(counts: Ints, total: int, low: Ints, high: Ints) -> Ints:
 
 
 def _stratified(labels: Tensor, quota: Ints, seed: int, purpose: str) -> Ints:
-    """Sorted indices of `quota[label]` random samples of every label.
+    """Return sorted indices of `quota[label]` random samples of every label.
 
     Samples are drawn by sorting 64-bit keys of PCG64, a bit stream that NumPy keeps the same in all versions
-    (NEP 19), which it does not promise for `permutation`. A larger quota holds the smaller one.
+    (NEP 19), which it does not promise for `permutation`. A larger quota contains the smaller one.
     """
     stream = np.random.SeedSequence([seed, *purpose.encode()])
     keys = np.random.PCG64(stream).random_raw(len(labels))

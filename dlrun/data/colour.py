@@ -1,8 +1,8 @@
-"""What the pixels of a batch of images show: colour, tone, sharpness, noise (`augment=colour`, `augment=blur`, D7).
+"""Pixel values of a batch of images: colour, tone, sharpness, noise (`augment=colour`, `augment=blur`, D7).
 
-Images are float32 (B, C, H, W), 0 black and 1 white; every other tensor has a value an image, (B,). Each does to an
-image what the function of that name in torchvision.transforms.v2.functional does. What needs colours
-(`saturation`, `hue`) leaves images alone that do not have three channels.
+Images are float32 (B, C, H, W), 0 black and 1 white; every other tensor has one value per image, (B,). Each function
+does the same as the one of that name in torchvision.transforms.v2.functional. `saturation` and `hue` need colours:
+they return images unchanged that do not have three channels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _each(value: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    """`other` at factor 0, `x` at 1, and beyond it further away."""
+    """`other` at factor 0, `x` at 1, extrapolated above 1."""
     return torch.lerp(other, x, _each(factor)).clamp_(0, 1)
 
 
@@ -49,7 +49,7 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
-    """The hues turned by this part of the circle."""
+    """Hues rotated by `turn`, a fraction of the colour circle."""
     if x.shape[1] != 3:
         return x
     red, green, blue = x.unbind(1)
@@ -58,8 +58,8 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
     per = chroma.clamp(min=1e-9).reciprocal_()
     angle = torch.where(value == green, (blue - red).mul_(per).add_(2), (red - green).mul_(per).add_(4))
     angle = torch.where(value == red, (green - blue).mul_(per), angle).add_(6 * turn[:, None, None])
-    # from hue, chroma and value back to the three: Smith (1978) in the closed form of channels 5, 3 and 1; a loop and
-    # in place, since every tensor as large as the batch costs more to get from the system than to compute
+    # hue, chroma and value back to RGB: Smith (1978), in closed form with offsets 5, 3 and 1; in place, since
+    # allocating a tensor as large as the batch costs more than computing it
     out = torch.empty_like(x)
     for channel, place in enumerate((5.0, 3.0, 1.0)):
         sixths = angle + place
@@ -70,7 +70,7 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def sharpness(x: Tensor, factor: Tensor) -> Tensor:
-    """Smoothed at factor 0, sharpened above 1; the outermost pixels stay."""
+    """Smoothed at factor 0, sharpened above 1; the outermost pixels stay unchanged."""
     if min(x.shape[2:]) <= 2:
         return x
     inner = x[:, :, 1:-1, 1:-1]
@@ -84,7 +84,7 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def autocontrast(x: Tensor, chosen: Tensor) -> Tensor:
-    """Each channel of the chosen images stretched from black to white; a channel of one value stays."""
+    """Each channel of the chosen images stretched from black to white; a constant channel stays unchanged."""
     low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
     chosen = _each(chosen) & (high > low)
     low, high = low.where(chosen, torch.zeros_like(low)), high.where(chosen, torch.ones_like(high))
@@ -92,7 +92,7 @@ def autocontrast(x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def equalize(x: Tensor, chosen: Tensor) -> Tensor:
-    """Each channel of the chosen images so that all of 256 tones are about as frequent."""
+    """Each channel of the chosen images with its histogram of 256 tones equalised."""
     planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
     tones = (x * 255).round().long().view(planes, size)
     bins = (tones + 256 * torch.arange(planes, device=x.device)[:, None]).flatten()
@@ -103,25 +103,25 @@ def equalize(x: Tensor, chosen: Tensor) -> Tensor:
     step = (size - brightest) // 255
     table = F.pad((below[:, :-1] + step // 2) // step.clamp(min=1), (1, 0)).clamp(0, 255)
     done = (table.gather(1, tones) / 255).view_as(x)
-    # too few pixels for so many tones: as it was
+    # too few pixels for 256 tones: unchanged
     return torch.where(_each(chosen) & (step > 0).view(x.shape[0], -1, 1, 1), done, x)
 
 
 def posterize(x: Tensor, bits: Tensor) -> Tensor:
-    """Only the highest bits of eight; images of 8 stay."""
+    """Only the highest `bits` of 8; with 8 an image stays unchanged."""
     step = _each(2.0 ** (8 - bits))
     return torch.where(step > 1, ((x * 255).round() / step).floor() * step / 255, x)
 
 
 def solarize(x: Tensor, threshold: Tensor) -> Tensor:
-    """Values from the threshold on inverted; of a threshold above 1 none."""
+    """Values at or above the threshold inverted; none if it is above 1."""
     return torch.where(x >= _each(threshold), 1 - x, x)
 
 
 def blur(x: Tensor, sigma: Tensor, most: float) -> Tensor:
-    """A Gaussian of standard deviation `sigma` pixels, of which `most` is the largest that there can be.
+    """Gaussian blur with standard deviation `sigma` pixels, at most `most`.
 
-    The kernel reaches 3·most to every side, or as far as a mirrored border allows.
+    The kernel extends 3·most to every side, or as far as a mirrored border allows.
     """
     batch, channels, height, width = x.shape
     radius = min(math.ceil(3 * most), height - 1, width - 1)
@@ -139,7 +139,7 @@ def noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def cutout(x: Tensor, centre: tuple[Tensor, Tensor], side: int) -> Tensor:
-    """A black square of `side` pixels about a pixel (row, column) of each image, cut off at the border."""
+    """A black square of `side` pixels around a pixel (row, column) of each image, clipped at the border."""
 
     def inside(size: int, middle: Tensor) -> Tensor:
         first = (middle - side // 2)[:, None]

@@ -1,6 +1,6 @@
-"""One function a dataset, named by `conf/dataset/<name>.yaml` and reached by `dlrun train dataset=<name>`.
+"""One function per dataset, named by `conf/dataset/<name>.yaml` and reached by `dlrun train dataset=<name>`.
 
-Each returns `Raw`; carving, limits and normalisation are `dlrun.data.prepare`'s (D3, D4, D10).
+Each returns `Raw`; `dlrun.data.prepare` does carving, limits and normalisation (D3, D4, D10).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DIGITS = [str(digit) for digit in range(10)]
 
 
 def digits() -> Raw:
-    """scikit-learn's 1797 handwritten digits, 8 × 8, gray; they need no download and have no test split."""
+    """scikit-learn's 1797 handwritten digits, 8 × 8, gray; no download, no test split."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -66,7 +66,7 @@ def svhn(root: str = "data", download: bool = True) -> Raw:
 
     files = {split: datasets.SVHN.split_list[split][:2] for split in ("train", "test")}
     place = f"{files['train'][1]} and {files['test'][1]} from {files['train'][0]} into {root}"
-    # torchvision fetches one split at a time; a night of training must not end at an unreachable host
+    # torchvision fetches one split at a time: get test now, so that training does not end at an unreachable host
     url, name, md5 = datasets.SVHN.split_list["test"]
     if not (Path(root).expanduser() / name).is_file():
         with _fetching("svhn", root, place, download):
@@ -128,13 +128,13 @@ def _split(name: str, pixels: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]
 
 
 def _torchvision(name: str, source: Callable[..., Any], root: str, download: bool, place: str, **split: Any) -> Any:
-    """torchvision's dataset object, from `root` as it is or, failing that, after its own download."""
+    """Return torchvision's dataset object from the files in `root`, or if they fail, after a download."""
     with warnings.catch_warnings():
-        # NumPy 2.4.0 to 2.4.4 warn of the 0 that the published CIFAR pickles have for False
+        # NumPy 2.4.0 to 2.4.4 warn about the 0 that the published CIFAR pickles have for False
         warnings.filterwarnings("ignore", message=r".*align should be passed as Python or NumPy boolean.*")
         try:
             return source(root, download=False, **split)
-        except Exception as error:  # missing, truncated and foreign files end in a dozen kinds of exception
+        except Exception as error:  # missing, truncated and unrelated files raise a dozen kinds
             reason = error
         with _fetching(name, root, place, download, reason):
             return source(root, download=True, **split)
@@ -142,23 +142,23 @@ def _torchvision(name: str, source: Callable[..., Any], root: str, download: boo
 
 @contextmanager
 def _fetching(name: str, root: str, place: str, download: bool, reason: Exception | None = None) -> Iterator[None]:
-    """One process at a time downloads into `root`; a failure becomes one line that says what to do."""
-    by_hand = f"put {place} by hand, in place of what is there, or name another folder with dataset.root="
+    """Let one process at a time download into `root`; a failure becomes one line with the remedy."""
+    remedy = f"put {place} yourself, replacing what is there, or choose another folder with dataset.root=FOLDER"
     if not download:
         why = _one_line(reason) if reason else "not found"
-        raise UserError(f"dataset {name} in {root}: {why}; dataset.download=true fetches it; or {by_hand}")
+        raise UserError(f"dataset {name} in {root}: {why}; type dataset.download=true to fetch it, or {remedy}")
     timeout = socket.getdefaulttimeout()
     try:
         folder = Path(root).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / f".{name}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # torchvision sets none, and a silent host would hold the run for good
+            # torchvision sets no timeout, and a silent host would block the run forever
             socket.setdefaulttimeout(30)
             yield
     except Exception as error:
         why = f"download failed ({_one_line(error)})"
-        raise UserError(f"dataset {name} in {root}: {why}; {by_hand}") from error
+        raise UserError(f"dataset {name} in {root}: {why}; {remedy}") from error
     finally:
         socket.setdefaulttimeout(timeout)
 

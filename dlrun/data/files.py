@@ -23,17 +23,17 @@ Array = np.ndarray[Any, Any]
 
 
 def image_folder(root: str, image_size: int = 0, channels: int = 3) -> Raw:
-    """Image files in one folder a class: `root/train/<class>/` with `root/test/` and `root/val/` where there
-    are such, or `root/<class>/`. Nothing is decoded here.
+    """Image files in one folder per class: `root/train/<class>/`, optionally `root/test/` and `root/val/`, or
+    `root/<class>/`. Nothing is decoded here.
 
-    `image_size` (pixels): shorter side resized to it, centre square cut out; 0: all images have one size.
-    `channels`: 3 for RGB, 1 for gray, whatever the files hold. Classes are the sorted folder names of train.
+    `image_size` (pixels): shorter side resized to it, centre square cropped; 0: all images have one size.
+    `channels`: 3 for RGB, 1 for gray, whatever the files contain. Classes are the sorted folder names of train.
     Raises UserError for a missing or empty folder and for a class that train does not have.
     """
     if channels not in (1, 3):
         raise UserError(f"dataset.channels={channels}: must be 1 (gray) or 3 (RGB)")
     if image_size < 0:
-        raise UserError(f"dataset.image_size={image_size}: must be a number of pixels, or 0 for one own size")
+        raise UserError(f"dataset.image_size={image_size}: must be a number of pixels, or 0 to keep their size")
     top = Path(root).expanduser()
     if not top.is_dir():
         raise UserError(f"dataset.root={root}: no such folder")
@@ -62,12 +62,11 @@ def image_folder(root: str, image_size: int = 0, channels: int = 3) -> Raw:
 
 
 def arrays(path: str, layout: Literal["NHWC", "NCHW"] = "NHWC", num_classes: int = 0, on_bad: str = "error") -> Raw:
-    """Arrays of an `.npz`: x, y and, where there are such, x_test, y_test, x_val, y_val; pickles are refused.
+    """Arrays of an `.npz`: x, y and optionally x_test, y_test, x_val, y_val; pickles are refused.
 
-    x: uint8 or float, (N, H, W) gray, or four axes in the order that `layout` names. y: (N,) integers from 0
-    without gaps, or strings. `num_classes`: integers from it on are bad labels; 0: one more than the largest
-    of y. x_test is read when the test split is; its labels are looked at now. Raises UserError that names the
-    array.
+    x: uint8 or float, (N, H, W) gray, or four axes in the order of `layout`. y: (N,) integers from 0 without
+    gaps, or strings. `num_classes`: larger or equal integers are bad labels; 0: one more than the largest of y.
+    x_test is read when the test split is; its labels are checked now. Raises UserError that names the array.
     """
     if layout not in ("NHWC", "NCHW"):
         raise UserError(f"dataset.layout={layout}: must be NHWC or NCHW")
@@ -76,7 +75,7 @@ def arrays(path: str, layout: Literal["NHWC", "NCHW"] = "NHWC", num_classes: int
     headers = _headers(path)
     for name in ("x", "y"):
         if name not in headers:
-            raise UserError(f"{path}: has no array {name!r}, only {', '.join(sorted(headers)) or 'none'}")
+            raise UserError(f"{path}: expected an array {name!r}, found {', '.join(sorted(headers)) or 'none'}")
     classes = _class_names(path, _member(path, "y"), num_classes)
 
     def split(name: str, suffix: str, pixels: bool = True) -> Split:
@@ -91,7 +90,7 @@ def arrays(path: str, layout: Literal["NHWC", "NCHW"] = "NHWC", num_classes: int
     val = split("val", "_val") if "x_val" in headers else None
     if "x_test" not in headers:
         return Raw(train, None, classes, val)
-    # bad labels of test must show now, not after training
+    # report bad labels of test now, not after training
     unseen = split("test", "_test", pixels=False)
     if (bad := bad_labels(unseen, "test", len(classes))) and on_bad == "error":
         raise BadData(bad, len(unseen))
@@ -110,19 +109,19 @@ def _listing(folder: Path) -> tuple[list[Path], list[str]]:
         with os.scandir(place) as scan:
             entries = [entry for entry in scan if not entry.name.startswith(".")]
         if deeper := sorted(entry.name for entry in entries if entry.is_dir()):
-            raise UserError(f"class folder {place} holds a folder, {deeper[0]!r}; it may hold images only")
+            raise UserError(f"class folder {place}: expected images only, found a folder, {deeper[0]!r}")
         found = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in SUFFIXES)
         if not found:
-            raise UserError(f"class folder {place} holds no images; add some or remove it")
+            raise UserError(f"class folder {place} has no images; add some or remove it")
         files += [place / name for name in found]
         names += [place.name] * len(found)
     if not files:
-        raise UserError(f"{folder} holds no class folders; expected {folder}/<class>/<image>")
+        raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<image>")
     return files, names
 
 
 def _size(files: list[Path]) -> tuple[int, int]:
-    """Height and width of the first file that has any; the others are held against it when scanned."""
+    """Height and width of the first readable file; the scan compares the others with it."""
     from PIL import Image
 
     for path in files:
@@ -131,13 +130,13 @@ def _size(files: list[Path]) -> tuple[int, int]:
                 return file.size[1], file.size[0]
         except Exception:  # Pillow raises a dozen kinds
             continue
-    raise UserError(f"{files[0]}: cannot be read as an image, and nor can the {len(files) - 1} others; repair them")
+    raise UserError(f"{files[0]}: cannot be read as an image, nor can the {len(files) - 1} others; repair them")
 
 
 def _require_known(found: list[str], classes: list[str], where: str) -> None:
-    foreign = [name for name in found if name not in classes]
-    if foreign:
-        names = ", ".join(map(repr, foreign[:10]))
+    unknown = [name for name in found if name not in classes]
+    if unknown:
+        names = ", ".join(map(repr, unknown[:10]))
         raise UserError(f"{where} has classes that train lacks: {names}; remove them or add them to train")
 
 
@@ -178,9 +177,9 @@ def _pixels(x: Array, name: str, layout: str) -> Array:
     elif layout == "NCHW":
         x = x.transpose(0, 2, 3, 1)
     elif x.shape[3] > 4 >= x.shape[1]:
-        raise UserError(f"{name} has shape {x.shape}, channels first it seems; set dataset.layout=NCHW")
+        raise UserError(f"{name} has shape {x.shape}, which looks like channels first; type dataset.layout=NCHW")
     if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise UserError(f"{name} is {x.dtype}; expected uint8 or float, as x.astype('uint8') gives")
+        raise UserError(f"{name} is {x.dtype}; expected uint8 or float; convert it with x.astype('uint8')")
     return np.ascontiguousarray(x, dtype=np.uint8 if x.dtype == np.uint8 else np.float32)
 
 
@@ -195,25 +194,25 @@ def _class_names(path: str, y: Array, num_classes: int) -> list[str]:
     there = set(np.unique(y).tolist())
     gap = next(number for number in range(len(there) + 1) if number not in there)
     if (gap < 2 and high != gap - 1) or (low < 0 and high < 1):
-        raise UserError(f"{path}: y lies in {low}..{high}; class numbers count from 0 without gaps")
+        raise UserError(f"{path}: y is in {low}..{high}; expected class numbers from 0 without gaps")
     if gap < high:
         where = int(np.argmax(y.reshape(-1) > gap))
         raise UserError(
-            f"{path}: y has no {gap}, but {int(y.reshape(-1)[where])} at index {where}; class numbers count "
-            f"from 0 without gaps; dataset.num_classes={gap} makes bad labels of all above {gap - 1}"
+            f"{path}: y has no {gap}, but {int(y.reshape(-1)[where])} at index {where}; expected class numbers "
+            f"from 0 without gaps; dataset.num_classes={gap} treats all above {gap - 1} as bad labels"
         )
     return [str(number) for number in range(high + 1)]
 
 
 def _labels(path: str, suffix: str, headers: dict[str, tuple[int, ...]], classes: list[str]) -> Array:
-    """int64 class numbers of one split, as many as images; integers may be out of range, names may not."""
+    """int64 class numbers of one split, one per image; integers may be out of range, names may not."""
     if "y" + suffix not in headers:
-        raise UserError(f"{path}: has x{suffix} but no y{suffix}")
+        raise UserError(f"{path}: found x{suffix} but no y{suffix}")
     y, images = _member(path, "y" + suffix), headers["x" + suffix]
     if y.shape[:1] != images[:1] or y.size != len(y):
-        raise UserError(f"{path}: y{suffix} has shape {y.shape}, x{suffix} {images}; give one label an image")
+        raise UserError(f"{path}: y{suffix} has shape {y.shape}, x{suffix} {images}; expected one label per image")
     if images[1:] != headers["x"][1:]:
-        raise UserError(f"{path}: x{suffix} has shape {images}, x {headers['x']}; images must agree")
+        raise UserError(f"{path}: x{suffix} has shape {images}, x {headers['x']}; expected the same size")
     if y.dtype.kind not in "iuU":
         raise UserError(f"{path}: y{suffix} is {y.dtype}; expected class numbers 0, 1, 2 … or strings")
     y = y.reshape(-1)

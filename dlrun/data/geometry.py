@@ -1,4 +1,4 @@
-"""Where the pixels of a batch of images go, all movements of an image in one resampling (`augment=affine`, D7)."""
+"""Geometric transforms of a batch of images, all of one image in one resampling (`augment=affine`, D7)."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def matrices(
     skew: tuple[Tensor, Tensor],
     shape: tuple[int, int],
 ) -> Tensor:
-    """Matrices (B, 3, 3) from places in the new image to places in the old, in `F.grid_sample`'s coordinates.
+    """Return matrices (B, 3, 3) from new to old positions, in the coordinates of `F.grid_sample`.
 
     An image is sheared, rotated, scaled, shifted and skewed, in this order and about its centre. `angle` in radians,
-    `shear` as tangents, `shift` in shares of width and height, `skew` the tilt towards or away from the eye: a side of
-    the image lies 1 ± skew as far away as its centre. All (B,), in pairs x first. Without skew the same as
-    torchvision's `affine`, whose signs these are; with it, a `perspective`.
+    `shear` as tangents, `shift` in fractions of width and height, `skew` the tilt towards or away from the viewer: a
+    side of the image is 1 ± skew times as far away as its centre. All (B,), pairs as (x, y). Without skew the same as
+    torchvision's `affine`, with its signs; with it, a `perspective`.
     """
     (height, width), (sx, sy), (dx, dy), one = shape, shear, shift, torch.ones_like(angle)
     cos, sin = angle.cos(), angle.sin()
@@ -39,7 +39,7 @@ def matrices(
 
 
 def warp(x: Tensor, matrix: Tensor, *, reflect: bool) -> Tensor:
-    """Images (B, C, H, W) resampled bilinearly; beyond the border they are black, or with `reflect` mirrored there."""
+    """Images (B, C, H, W) resampled bilinearly; black beyond the border, or mirrored with `reflect`."""
     height, width = x.shape[2:]
     down = (torch.arange(height, device=x.device) * 2 + 1) / height - 1
     right = (torch.arange(width, device=x.device) * 2 + 1) / width - 1

@@ -1,8 +1,8 @@
-"""Where pixels come from: one tensor in memory, or image files decoded on demand by threads.
+"""Sources of pixels: one tensor in memory, or image files decoded on demand by threads.
 
 Reached by every verb that reads data, `dlrun train dataset=image_folder dataset.root=photos`. A source has
 `shape` (H, W, C), a length, `take(index)` and `subset(index)`; images are (N, H, W, C), uint8 or float32,
-because a permuted NHWC batch already has the channels-last strides that convolutions like.
+because a permuted NHWC batch already has the channels-last strides that convolutions prefer.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from dlrun.errors import UserError
 
 __all__ = ["Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "mark", "read", "run_ahead"]
 
-AHEAD = 2  # batches that are decoded while the current one is in use
-# the system's trouble, not the file's: an image must not be dropped because a limit was reached
+AHEAD = 2  # batches decoded while the current one is in use
+# errors of the system, not of the file: reaching a limit must not drop an image
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 T = TypeVar("T")
 
 
 class Unreadable(UserError):
-    """A file that is no whole image; `reason` says why, without the path."""
+    """A file that is not an intact image; `reason` gives the cause without the path."""
 
     def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"{path}: {reason}; repair or remove it, or leave it out with dataset.on_bad=drop")
+        super().__init__(f"{path}: {reason}; repair or remove it, or omit it with dataset.on_bad=drop")
         self.reason = reason
 
 
@@ -56,13 +56,13 @@ class Marks:
 
 
 def mark(pixels: NDArray[Any]) -> Marks:
-    """Marks of images (N, H, W, C); of the pixels that a network sees, so after a resize of files."""
-    # C-contiguous, since the digest reads memory as it lies
+    """Return the marks of images (N, H, W, C), as the network gets them: files are already resized."""
+    # C-contiguous, since the digest reads memory in order
     digests = [blake2b(image, digest_size=16).digest() for image in np.ascontiguousarray(pixels)]
     height, width, channels = pixels.shape[1:]
     flat, middle = pixels.reshape(len(pixels), height * width, channels), height * width // 2
     constant = ((flat[:, 0] == flat[:, -1]) & (flat[:, 0] == flat[:, middle])).all(1)
-    for number in np.flatnonzero(constant):  # few are left to look at in full
+    for number in np.flatnonzero(constant):  # only these few need a full comparison
         constant[number] = (flat[number] == flat[number, 0]).all()
     return Marks(digests, constant)
 
@@ -83,12 +83,12 @@ class Images(Protocol):
 
     @property
     def marks(self) -> Marks | None:
-        """The marks of all images; None where that would mean to decode files once more."""
+        """The marks of all images; None if computing them would decode files again."""
 
 
 @dataclass(frozen=True)
 class InMemory:
-    """Images in one uint8 or float32 tensor (N, H, W, C); `rows` picks those that belong to this set."""
+    """Images in one uint8 or float32 tensor (N, H, W, C); `rows` selects those of this set."""
 
     pixels: Tensor
     rows: Tensor | None = None
@@ -114,16 +114,16 @@ class InMemory:
         return Marks(digests, np.concatenate([part.constant for part in found]))
 
     def to(self, device: torch.device) -> InMemory:
-        """The same images on a device; the rows of other splits stay behind."""
+        """Return the same images on a device, without the rows of other splits."""
         return InMemory((self.pixels if self.rows is None else self.pixels[self.rows]).to(device))
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """Image files decoded when they are asked for, uint8 (B, H, W, C) with C 1 (gray) or 3 (RGB).
+    """Image files decoded on demand, uint8 (B, H, W, C) with C 1 (gray) or 3 (RGB).
 
-    `resize`: the shorter side is resized to H (bilinear, antialiased) and the centre H × W cut out, as
-    torchvision's Resize and CenterCrop do; without it a file of another size is an error.
+    `resize`: the shorter side is resized to H (bilinear, antialiased) and the centre H × W cropped, as in
+    torchvision's Resize and CenterCrop; without it a file of another size is an error.
     Raises UserError that names a file which cannot be read or has another size.
     """
 
@@ -147,7 +147,7 @@ class Streamed:
         return replace(self, files=files, marks=self.marks and self.marks.subset(index))
 
     def decode(self, number: int) -> NDArray[np.uint8]:
-        """One image (H, W, C). Raises Unreadable, and UserError for a whole image of another size."""
+        """Return one image (H, W, C). Raises Unreadable, and UserError for an intact image of another size."""
         from PIL import Image
 
         path, (height, width, channels) = self.files[number], self.shape
@@ -163,8 +163,8 @@ class Streamed:
             if not self.resize:
                 found, expected = "×".join(map(str, image.size)), f"{width}×{height}"
                 raise UserError(
-                    f"{path}: is {found} pixels, the first image is {expected}; "
-                    "give all one size with dataset.image_size=64"
+                    f"{path}: expected {expected} pixels like the first image, found {found}; "
+                    "resize all with dataset.image_size=64"
                 )
             image = _resize(image, height)
         return np.asarray(image).reshape(self.shape)
@@ -176,12 +176,12 @@ def _reason(path: Path, error: Exception) -> str:
     if path.stat().st_size == 0:
         return "the file is empty"
     text = " ".join(str(error).split())
-    # Pillow names the path once more
+    # Pillow repeats the path
     return "no image format is recognised" if text.startswith("cannot identify") else text or type(error).__name__
 
 
 def _eight_bits(image: Any) -> Any:
-    """Palettes resolved with their transparency and 16-bit gray scaled to 8, which `convert` gets wrong."""
+    """Resolve palettes with transparency and scale 16-bit gray to 8 bits, which `convert` gets wrong."""
     from PIL import Image
 
     if image.mode == "P" and "transparency" in image.info:
@@ -205,9 +205,9 @@ def _resize(image: Any, side: int) -> Any:
 
 
 def read(images: Images, order: Iterable[Tensor], workers: int = 0) -> Generator[Tensor]:
-    """The images of each int64 index in `order`, in that order, decoding ahead by threads where it pays.
+    """Yield the images of each int64 index in `order`, in that order; threads decode files ahead.
 
-    `workers` threads (0: one a core, at most 16). Closing the iterator, or an exception in it, ends them.
+    `workers` threads (0: one per core, at most 16). Closing the iterator, or an exception in it, ends them.
     """
     if not isinstance(images, Streamed):
         yield from map(images.take, order)
@@ -218,27 +218,27 @@ def read(images: Images, order: Iterable[Tensor], workers: int = 0) -> Generator
         return (partial(images.take, part) for part in torch.split(index, max(1, -(-len(index) // count))))
 
     for batch in run_ahead(map(parts, order), count):
-        # NumPy again: torch's compute threads and the decoding threads would fight for the cores
+        # NumPy again: torch's compute threads and the decoding threads would compete for the cores
         yield torch.from_numpy(np.concatenate([part.numpy() for part in batch]))
 
 
 def run_ahead(groups: Iterable[Iterable[Callable[[], T]]], workers: int = 0) -> Generator[list[T]]:
-    """What the tasks of each group return, group by group in order, while the next two are being worked on.
+    """Yield the results of each group of tasks in order, while the next two groups are being computed.
 
-    `workers` threads (0: one a core, at most 16). Closing the iterator, or an exception in it, ends them.
+    `workers` threads (0: one per core, at most 16). Closing the iterator, or an exception in it, ends them.
     """
     pending: deque[list[Future[T]]] = deque()
     groups = iter(groups)
     with _threads(workers or cores()) as pool:
 
-        def ask(count: int) -> None:
+        def submit(count: int) -> None:
             for group in islice(groups, count):
                 pending.append([pool.submit(task) for task in group])
 
-        ask(1 + AHEAD)
+        submit(1 + AHEAD)
         while pending:
             yield [task.result() for task in pending.popleft()]
-            ask(1)
+            submit(1)
 
 
 @contextmanager
@@ -251,6 +251,6 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def cores() -> int:
-    """Cores that this process may use, which in a container are fewer than the machine has, at most 16."""
+    """Return the number of cores that this process may use (in a container, fewer than the machine has), at most 16."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(16, available or 1)

@@ -1,9 +1,9 @@
-"""RandAugment's random choice of operations, and those of them that nothing else has (`augment=randaugment`, D7).
+"""RandAugment's random choice of operations, and those that only it has (`augment=randaugment`, D7).
 
 Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space" (2019), with the
-operations and strengths of torchvision's RandAugment. What was chosen for a sample becomes numbers that are neutral for
-all others, so that the whole batch passes every operation once, in the order of `Augment`; twice chosen is twice as
-strong.
+operations and strengths of torchvision's RandAugment. A sample's choice becomes numbers that are neutral for all other
+samples, so that the whole batch passes every operation once, in the order of `Augment`; an operation chosen twice is
+twice as strong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dlrun.data import colour
 
 __all__ = ["OPERATIONS", "Drawn", "draw", "toned"]
 
-# the largest strength, to either side: tangents, shares, radians, changes of a factor
+# the maximum strength in either direction: tangents, fractions, radians, changes of a factor
 MOVES = {"shear_x": 0.3, "shear_y": 0.3, "shift_x": 150 / 331, "shift_y": 150 / 331, "rotate": math.radians(30)}
 FACTORS = {"brightness": 0.9, "saturation": 0.9, "contrast": 0.9, "sharpness": 0.9}
 OPERATIONS = ("identity", *MOVES, *FACTORS, "posterize", "solarize", "autocontrast", "equalize")
@@ -27,7 +27,7 @@ STRONGEST = 30
 
 @dataclass(frozen=True)
 class Drawn:
-    """Numbers (B,): `moves` to add, `factors` to multiply by, bits that stay, a threshold, and who was chosen."""
+    """Values (B,): `moves` to add, `factors` to multiply by, bits to keep, a threshold, and masks of chosen samples."""
 
     moves: dict[str, Tensor]
     factors: dict[str, Tensor]
@@ -55,6 +55,6 @@ def draw(count: int, magnitude: int, batch: int, generator: torch.Generator) -> 
 
 
 def toned(x: Tensor, drawn: Drawn) -> Tensor:
-    """Images (B, C, H, W) after autocontrast, equalize, posterize and solarize."""
+    """Apply autocontrast, equalize, posterize and solarize to images (B, C, H, W)."""
     x = colour.equalize(colour.autocontrast(x, drawn.autocontrast), drawn.equalize)
     return colour.solarize(colour.posterize(x, drawn.bits), drawn.threshold)

@@ -1,9 +1,9 @@
-"""One pass over the pixels of a split: what cannot be used, and the moments of its channels (D1, D3).
+"""One pass over the pixels of a split: unusable samples, and the moments of its channels (D1, D3).
 
 Every verb that reads data does it (`dlrun train dataset=image_folder dataset.root=photos
-dataset.on_bad=drop`). Files are decoded here for the first time: kept in memory, or looked at so closely that
-no check has to decode them again. Sees files that do not decode to the end, and values that are nan or inf.
-Cannot see damage that still decodes, such as an image half gray because its file was cut and patched.
+dataset.on_bad=drop`). Files are decoded here for the first time: held in memory, or digested so that no check
+has to decode them again. Finds files that do not decode to the end, and values that are nan or inf. Cannot see
+damage that still decodes, such as an image half gray because its file was cut and patched.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from dlrun.data.images import Images, InMemory, Marks, Streamed, Unreadable, cor
 
 __all__ = ["Part", "Scan", "parts", "scan"]
 
-VALUES = 2_000_000  # in one task: some megabytes
-FILES = 64  # in one task: enough to make the hand-over between threads cheap
+VALUES = 2_000_000  # per task: a few megabytes
+FILES = 64  # per task: enough to make the hand-over between threads cheap
 Pixels = NDArray[Any]
-# count of pixels; then, a channel, sum and sum of squares (integers), or mean and squared deviations (floats)
+# number of pixels; then per channel: sum and sum of squares (integers), or mean and squared deviations (floats)
 Sums = tuple[int, Pixels, Pixels]
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What the pass found: the images (decoded, where they were to be kept) and why some cannot be used, by
-    number.
+    """Result of the pass: the images (decoded if requested) and by number why some cannot be used.
 
-    `mean` and population `std` a channel are those of the others, in raw units; the std of a constant channel
+    `mean` and population `std` per channel are those of the others, in raw units; the std of a constant channel
     is 1.
     """
 
@@ -47,7 +46,7 @@ class Scan:
 
 @dataclass(frozen=True)
 class Part:
-    """What a few neighbouring images showed; `pixels` of those that cannot be used are 0."""
+    """Result for a few neighbouring images; `pixels` of unusable ones are 0."""
 
     pixels: Pixels | None
     bad: dict[int, str]  # by row
@@ -56,9 +55,9 @@ class Part:
 
 
 def scan(images: Images, *, keep: bool, workers: int = 0) -> Scan:
-    """Look at every image once, by `workers` threads; with `keep`, files end up in memory, uint8.
+    """Read every image once, in `workers` threads; with `keep`, files end up in memory, uint8.
 
-    Raises UserError for whole images of different sizes, which is a setting to change and no damage.
+    Raises UserError for intact images of different sizes, which call for another setting and are not damaged.
     """
     files = images if isinstance(images, Streamed) else None
     pixels = np.empty((len(images), *images.shape), dtype=np.uint8) if files and keep else None
@@ -83,7 +82,7 @@ def scan(images: Images, *, keep: bool, workers: int = 0) -> Scan:
 
 
 def parts(images: Images, *, keep: bool, workers: int = 0) -> Iterator[tuple[int, Part]]:
-    """Every image looked at once, by `workers` threads, with a bar over files: the number of the first, and a part."""
+    """Read every image once, in `workers` threads; yield each part with the number of its first image."""
     files = isinstance(images, Streamed)
     size = max(1, VALUES // int(np.prod(images.shape)))
     index = torch.split(torch.arange(len(images)), min(FILES, size) if files else size)
@@ -97,7 +96,7 @@ def parts(images: Images, *, keep: bool, workers: int = 0) -> Iterator[tuple[int
 
 
 def _shown(index: Sequence[Tensor], total: int, files: bool) -> Iterable[Tensor]:
-    """The parts, with a bar where a person waits for them."""
+    """The parts, with a progress bar if a person waits for them."""
     if not files or total <= 2000 or not sys.stderr.isatty():
         return index
     from rich.console import Console
@@ -107,7 +106,7 @@ def _shown(index: Sequence[Tensor], total: int, files: bool) -> Iterable[Tensor]
 
 
 def _files(images: Streamed, index: Tensor, keep: bool) -> Part:
-    # NumPy alone: a torch operation inside a thread would start one more set of compute threads
+    # NumPy only: a torch operation inside a thread would start one more set of compute threads
     pixels = np.zeros((len(index), *images.shape), dtype=np.uint8)
     bad = {}
     for row, number in enumerate(index.tolist()):
@@ -124,7 +123,7 @@ def _arrays(images: InMemory, index: Tensor) -> Part:
     bad = {}
     if pixels.dtype != np.uint8:
         finite = np.isfinite(pixels).all(axis=(1, 2, 3))
-        bad = {int(row): "holds a value that is not finite (nan or inf)" for row in np.flatnonzero(~finite)}
+        bad = {int(row): "contains nan or inf" for row in np.flatnonzero(~finite)}
     return Part(None, bad, _sums(_without(pixels, bad)), None)
 
 
@@ -135,7 +134,7 @@ def _without(pixels: Pixels, bad: dict[int, str]) -> Pixels:
 def _sums(pixels: Pixels) -> Sums:
     channels = pixels.shape[3]
     if pixels.dtype == np.uint8:
-        flat = pixels.reshape(len(pixels), int(np.prod(pixels.shape[1:])))  # -1 fails where all were bad
+        flat = pixels.reshape(len(pixels), int(np.prod(pixels.shape[1:])))  # -1 fails if all are bad
         squares = np.square(flat, dtype=np.uint16).sum(0, dtype=np.int64)
         return (
             pixels.size // channels,
@@ -153,7 +152,7 @@ def _by_channel(values: Pixels, channels: int) -> Pixels:
 
 
 def _moments(parts: list[Sums], channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation a channel.
+    """Mean and standard deviation per channel.
 
     uint8 is summed in integers, so that the result is exact and the same for any number of threads.
     Floats are merged part by part in float64 (Chan, Golub and LeVeque 1979).

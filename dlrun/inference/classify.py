@@ -1,4 +1,4 @@
-"""Images in, a CSV out, whatever their number: files, folders and arrays in batches (`dlrun predict`)."""
+"""Predictions for any number of images, written to a CSV: files, folders and arrays in batches (`dlrun predict`)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from dlrun.console import Screen
 from dlrun.data.files import SUFFIXES
@@ -24,22 +26,22 @@ from dlrun.inference.predictor import Predictor
 
 __all__ = ["Outcome", "Sources", "predict"]
 
-BATCH_BYTES = 32e6  # of decoded images: three batches are in memory at a time
+BATCH_BYTES = 32e6  # of decoded images: three batches are in memory at once
 BATCH = 256
 
 
 @dataclass
 class Outcome:
-    """How many images were predicted, and why others were not, by file."""
+    """The number of predicted images, and why others were not predicted, by file."""
 
     predicted: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
 
 
 class Sources:
-    """The image files and arrays at or below `paths`, in order; nothing is decoded before it is predicted.
+    """The image files and arrays at or below `paths`, in order; images are decoded only when predicted.
 
-    `paths` are there. Raises UserError for a folder without images.
+    `paths` must exist. Raises UserError for a folder without images.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -65,9 +67,10 @@ def _below(folder: Path) -> Iterator[Path]:
 
 
 def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -> Outcome:
-    """Write a row an image to `out`: file, class, confidence, and the probability of each class.
+    """Write one row per image to `out`: file, class, confidence, and the probability of each class.
 
-    What cannot be read is named in the outcome and left out. Nothing is left at `out` when nothing was predicted.
+    Unreadable images are listed in the outcome and omitted. Raises UserError, and writes no file, if nothing was
+    predicted.
     """
     done = Outcome()
     size = max(1, min(BATCH, int(BATCH_BYTES / np.prod(predictor.shape))))
@@ -85,17 +88,15 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
         text.flush()
         text.detach()
         if not done.predicted:
-            what = "; ".join(f"{name}: {why}" for name, why in islice(done.unreadable.items(), 3))
-            raise UserError(f"nothing could be predicted: {what}", 1)
+            reasons = "; ".join(f"{name}: {why}" for name, why in islice(done.unreadable.items(), 3))
+            raise UserError(f"no image could be predicted: {reasons}", 1)
     return done
 
 
-def _batches(
-    predictor: Predictor, sources: Sources, size: int, done: Outcome
-) -> Iterator[tuple[list[str], torch.Tensor]]:
+def _batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
     shape = predictor.shape
     groups = [sources.files[k : k + size] for k in range(0, len(sources.files), size)]
-    # one shape is square where dlrun resized; else files must have the size of the training images
+    # a square shape may come from resizing; otherwise files must have the size of the training images
     images = Streamed(sources.files, shape, resize=shape[0] == shape[1])
     numbers = (range(k, min(k + size, len(sources.files))) for k in range(0, len(sources.files), size))
     tasks = ([partial(_decoded, images, n) for n in group] for group in numbers)
@@ -111,28 +112,29 @@ def _batches(
             done.unreadable[str(path)] = " ".join(str(error).split()) or type(error).__name__
 
 
-def _decoded(images: Streamed, number: int) -> Any:
-    """The image, or why there is none."""
+def _decoded(images: Streamed, number: int) -> NDArray[np.uint8] | str:
+    """The image (H, W, C), or why it cannot be read."""
     try:
         return images.decode(number)
     except Unreadable as error:
         return error.reason
     except UserError:
         height, width, _ = images.shape
-        return f"is not {width}×{height} pixels, as the training images were"
+        return f"expected {width}×{height} pixels like the training images"
     except OSError as error:
         return error.strerror or str(error)
 
 
-def _from_npz(path: Path) -> Any:
+def _from_npz(path: Path) -> NDArray[Any]:
     with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as found:
         name = "x" if "x" in found.files or len(found.files) != 1 else found.files[0]
         if name not in found.files:
-            raise ValueError(f"has no array x, only {', '.join(found.files) or 'none'}")
-        return found[name]
+            raise ValueError(f"expected an array x, found {', '.join(found.files) or 'none'}")
+        array: NDArray[Any] = found[name]
+        return array
 
 
-def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> Iterator[tuple[list[str], torch.Tensor]]:
+def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
     """Batches of an .npy, which stays on disk, or of the array x (else the only one) of an .npz, read whole."""
     x = _from_npz(path) if path.suffix.lower() == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
     shape = height, width, channels = predictor.shape
@@ -144,11 +146,11 @@ def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> I
         raise ValueError(f"is {x.dtype} {x.shape}; expected numbers (N, {height}, {width}, {channels})")
     mean = max(predictor.data["mean"])
     if x.dtype.kind == "f" and mean > 2 and 0 < np.abs(x[:size]).max(initial=0) <= 1:
-        raise ValueError(f"has values up to 1, the run's images have a mean of {mean:.3g}; expected the same units")
+        raise ValueError(f"has values up to 1, but the training images have mean {mean:.3g}; expected the same units")
     for start in range(0, len(x), size):
         part = np.array(x[start : start + size], dtype=np.uint8 if x.dtype == np.uint8 else np.float32, order="C")
         names = [f"{path}[{start + k}]" for k in range(len(part))]
         fine = np.isfinite(part).reshape(len(part), -1).all(1)
-        done.unreadable |= {names[k]: "holds values that are not finite" for k in np.flatnonzero(~fine)}
+        done.unreadable |= {names[k]: "contains nan or inf" for k in np.flatnonzero(~fine)}
         if fine.any():
             yield [names[k] for k in np.flatnonzero(fine)], torch.from_numpy(part[fine])

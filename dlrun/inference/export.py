@@ -1,4 +1,4 @@
-"""A run as one file for other programs, normalisation included, checked against the run (`dlrun export`)."""
+"""Export of a run to one file for other programs, with normalisation, verified against the run (`dlrun export`)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import importlib.util
 import io
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.errors import UserError, first_line
@@ -20,66 +22,71 @@ from dlrun.inference.predictor import load, rebuilt
 __all__ = ["KINDS", "export"]
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
-SAMPLES = 64  # of validation, in one batch and one by one
-TOLERANCE = 1e-4  # of the largest logit: fused kernels round float32 differently, a wrong graph is off by far more
+SAMPLES = 64  # validation images, in one batch and one by one
+TOLERANCE = 1e-4  # of the largest logit: fused kernels round float32 differently, a wrong graph differs far more
+Logits: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]  # images (B, C, H, W) -> logits (B, K)
 
 
 def export(path: Path, kind: str, out: Path, trust: list[str]) -> dict[str, Any]:
-    """Write the model of a run to `out`, and return what it takes and by how much its logits differ at most.
+    """Write the model of a run to `out`; return its input type and the largest difference of its logits.
 
-    The file maps raw images (B, C, H, W), uint8 or float32 as the dataset has them, to logits (B, K), for any B.
-    Raises UserError, and leaves no file, when the outputs differ or nothing is there to verify them with.
+    The file maps raw images (B, C, H, W), uint8 or float32 as in the dataset, to logits (B, K), for any B. Raises
+    UserError, and writes no file, if the outputs differ or there are no images to verify them with.
     """
     if kind == "onnx" and (missing := [name for name in ONNX if importlib.util.find_spec(name) is None]):
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'dlrun[onnx]'")
     predictor = load(path, trust, "cpu")
     if len(predictor.models) > 1:
-        raise UserError(f"{path}: export takes one model; `dlrun ensemble … --average weights` or objective=distill")
+        raise UserError(
+            f"{path}: expected one model, found {len(predictor.models)}; make one with "
+            "`dlrun ensemble … --average weights` or objective=distill"
+        )
     model = predictor.models[0]
-    val = rebuilt(path, trust).data.val  # the original's own data, or there is nothing to verify with
+    val = rebuilt(path, trust).data.val  # verifying needs the data of the run
     images = val.images.take(torch.arange(min(SAMPLES, len(val)))).permute(0, 3, 1, 2).contiguous()
     if len(images) < 2:
-        raise UserError(f"{path}: the validation split has {len(images)} images; two are needed to verify an export")
+        raise UserError(f"{path}: verifying an export needs 2 validation images, found {len(images)}")
     with torch.inference_mode():
         expected = model(images).numpy()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters, about their own insides
+        warnings.simplefilter("ignore")  # the exporters warn about their own internals
         data, call = KINDS[kind](model, images)
         found = call(images.numpy())
         single = np.concatenate([call(images[k : k + 1].numpy()) for k in range(min(4, len(images)))])
     gap = max(float(np.abs(found - expected).max()), float(np.abs(single - expected[: len(single)]).max()))
     if not gap <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise UserError(f"{path}: refused: the logits of the exported model differ by up to {gap:.2g}", 1)
+        raise UserError(f"{path}: not written: the exported logits differ by up to {gap:.2g}", 1)
     write_atomic(out, data)
     return {"difference": gap, "images": len(images), "input": f"{images.dtype}".removeprefix("torch.")}
 
 
-def _program(model: torch.nn.Module, images: Tensor) -> Any:
+def _program(model: torch.nn.Module, images: Tensor) -> torch.export.ExportedProgram:
     try:
         return torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    except Exception as error:  # a model of a user's own may do anything in forward
+    except Exception as error:  # a user's model may raise anything in forward
         raise UserError(f"this model cannot be exported: {first_line(error)}", 1) from error
 
 
-def _torch_export(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Any]:
+def _torch_export(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Logits]:
     buffer = io.BytesIO()
     torch.export.save(_program(model, images), buffer)
     data = buffer.getvalue()
-    again = torch.export.load(io.BytesIO(data)).module()
+    loaded = torch.export.load(io.BytesIO(data)).module()
 
     @torch.inference_mode()
-    def call(x: Any) -> Any:
-        return again(torch.from_numpy(x)).numpy()
+    def call(x: NDArray[Any]) -> NDArray[Any]:
+        logits: Tensor = loaded(torch.from_numpy(x))
+        return logits.numpy()
 
     return data, call
 
 
-def _onnx(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Any]:
+def _onnx(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Logits]:
     import onnxruntime
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    made = torch.onnx.export(
+    program = torch.onnx.export(
         _program(model, images),
         (images[:2],),
         input_names=["images"],
@@ -87,8 +94,8 @@ def _onnx(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Any]:
         dynamo=True,
         verbose=False,
     )
-    assert made is not None
-    data: bytes = made.model_proto.SerializeToString()
+    assert program is not None
+    data: bytes = program.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     return data, lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
 

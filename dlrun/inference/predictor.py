@@ -1,6 +1,6 @@
-"""A trained run or ensemble brought back to predict (`dlrun predict`, `dlrun export`, `dlrun ensemble --fresh`, E6).
+"""A trained run or ensemble, loaded to predict (`dlrun predict`, `dlrun export`, `dlrun ensemble --fresh`, E6).
 
-Folders of other people are untrusted: only what the command line trusts is built, checkpoints are data, and
+Folders are untrusted: only targets trusted on the command line are built, checkpoints are loaded as data, and
 neither the dataset nor the optimizer of the run is needed.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dlrun.analysis import sweeps
@@ -30,7 +31,7 @@ __all__ = ["Normalised", "Predictor", "load", "rebuilt"]
 
 
 class Normalised(nn.Module):
-    """A model that takes raw pixels: images (B, C, H, W) in the units of the dataset to logits (B, K)."""
+    """A model of raw pixels: images (B, C, H, W) in the units of the dataset -> logits (B, K)."""
 
     mean: Tensor
     std: Tensor
@@ -48,7 +49,7 @@ class Normalised(nn.Module):
 
 @dataclass
 class Predictor:
-    """One model, or several that vote: calling it gives the vote on raw images (B, H, W, C)."""
+    """One model, or several that vote; call it with raw images (B, H, W, C)."""
 
     path: Path
     classes: list[str]
@@ -58,7 +59,7 @@ class Predictor:
     vote: str
     temperature: float
     device: torch.device
-    data: dict[str, Any]  # what the run recorded about its data
+    data: dict[str, Any]  # the data record of the run's result.json
 
     def __call__(self, images: Tensor) -> Vote:
         """Return probabilities and classes of images (B, H, W, C), uint8 or float, in the units of the dataset."""
@@ -67,50 +68,51 @@ class Predictor:
         return heated(vote, self.temperature)
 
     @torch.inference_mode()
-    def logits(self, images: Tensor) -> Any:
-        """Return the logits (M, B, K) of every model, as an array."""
+    def logits(self, images: Tensor) -> NDArray[np.float32]:
+        """Return the logits (M, B, K) of every model."""
         x = images.to(self.device).permute(0, 3, 1, 2)
         return np.stack([model(x).float().cpu().numpy() for model in self.models])
 
 
 def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
-    """Bring a run, or an ensemble with its members, back. Raises UserError that names what cannot be used."""
+    """Load a run, or an ensemble with its members. Raises UserError that names what cannot be used."""
     sweeps.expect_model(path)
     if not ensemble_folder.is_ensemble(path):
         return _run(path, trust, device)
-    asked = ensemble_folder.read(path)
-    if asked.get("vote") not in VOTES:
-        raise UserError(f"{path}: vote={asked.get('vote')}: expected one of {', '.join(VOTES)}")
+    stored = ensemble_folder.read(path)
+    if stored.get("vote") not in VOTES:
+        raise UserError(f"{path}: vote={stored.get('vote')}: expected one of {', '.join(VOTES)}")
     try:
-        weights = [float(m.get("weight", 1)) for m in asked["members"]]
-        heat = float(asked.get("temperature", 1.0))
+        weights = [float(m.get("weight", 1)) for m in stored["members"]]
+        temperature = float(stored.get("temperature", 1.0))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: a weight or the temperature is no number: {error}") from error
-    if min(weights) <= 0 or not heat > 0:
-        raise UserError(f"{path}: weights and temperature must be more than 0")
-    for m in asked["members"]:
+        raise UserError(f"{path}: a weight or the temperature is not a number: {error}") from error
+    if min(weights) <= 0 or not temperature > 0:
+        raise UserError(f"{path}: weights and temperature must be above 0")
+    for m in stored["members"]:
         if not reading.is_run(path / str(m["run"])):
             raise UserError(
-                f"{path}: its member {m['run']} is not there; an ensemble needs the runs it was made of: "
-                "copy them along, each as far from it as it was"
+                f"{path}: its member {m['run']} is missing; an ensemble needs its runs: "
+                "copy them to the same place relative to it"
             )
-    parts = [_run(path / str(m["run"]), trust, device, str(m.get("checkpoint") or "")) for m in asked["members"]]
+    parts = [_run(path / str(m["run"]), trust, device, str(m.get("checkpoint") or "")) for m in stored["members"]]
     first = parts[0]
     for other in parts[1:]:
         if (other.classes, other.shape) != (first.classes, first.shape):
             raise UserError(f"{other.path} and {first.path} differ in classes or shape; run `dlrun ensemble` again")
     models = [part.models[0] for part in parts]
-    return Predictor(path, first.classes, first.shape, models, weights, asked["vote"], heat, first.device, first.data)
+    vote, where = stored["vote"], first.device
+    return Predictor(path, first.classes, first.shape, models, weights, vote, temperature, where, first.data)
 
 
 def rebuilt(path: Path, trust: list[str]) -> Experiment:
-    """Build the experiment of a run again, its data included. Raises UserError that names what cannot be had."""
+    """Rebuild the experiment of a run, its data included. Raises UserError that names what is missing."""
     from omegaconf import OmegaConf
 
     plain = reading.config(path)
-    plain["trust"] = trust  # what a stored config trusts is a stranger's word
+    plain["trust"] = trust  # the trust list of a stored config does not count
     if isinstance(plain.get("objective"), dict):
-        plain["objective"] = {"_target_": "dlrun.objectives.Supervised"}  # a teacher is not needed any more
+        plain["objective"] = {"_target_": "dlrun.objectives.Supervised"}  # its teacher is not needed
     try:
         check_rules(plain)
         check_targets(plain, trust)
@@ -139,7 +141,7 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
         if not isinstance(node, dict):
             raise UserError("model is missing")
         if node.get("weights"):
-            node = {**node, "weights": None}  # where training began; the checkpoint has all
+            node = {**node, "weights": None}  # only the start of training; the checkpoint has all weights
         model = build_model(node, trust, data["shape"], data["classes"])
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
@@ -153,7 +155,7 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
 
 
 def _data(path: Path) -> dict[str, Any]:
-    """What the run recorded about its data, held to what is used of it."""
+    """The run's record of its data, with the keys used here validated."""
     found = reading.stored(path).get("data")
     try:
         if not isinstance(found, dict):
@@ -164,6 +166,6 @@ def _data(path: Path) -> dict[str, Any]:
         if not fits or len(classes) < 2:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
-        what = "result.json does not describe its data"
-        raise UserError(f"{path}: {what}; expected a run or an ensemble that dlrun has finished") from error
+        what = "result.json has no valid record of its data"
+        raise UserError(f"{path}: {what}; expected a finished run or ensemble of dlrun") from error
     return {**found, "shape": shape, "classes": classes, "mean": mean, "std": std}

@@ -1,6 +1,4 @@
-"""Members evaluated again from their checkpoints, and the average of their weights (`dlrun ensemble --fresh`,
-`--members checkpoints`, `--average weights`; E3, E4).
-"""
+"""Members evaluated again from their checkpoints (`dlrun ensemble --fresh`, `--members checkpoints`; E3)."""
 
 from __future__ import annotations
 
@@ -23,22 +21,25 @@ __all__ = ["checkpoints", "evaluated"]
 
 
 def evaluated(path: Path, trust: list[str]) -> Member:
-    """Return a run as a member, its weights that count evaluated again."""
+    """Return a run as a member, with the weights that were tested evaluated again."""
     exp = rebuilt(path, trust)
     averaged = reading.stored(path).get("weights") == "ema"
     return _member(exp, path, reading.tested(path), averaged=averaged)
 
 
 def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
-    """Return the epoch checkpoints of one run as members, in their order (E3), and what to know about them.
+    """Return the epoch checkpoints of one run as members, in their order (E3), and a note or "".
 
-    With scheduler=warm_restarts only those at the end of a cycle, where there are two or more: snapshots (Huang et
-    al. 2017, Snapshot Ensembles); else all, and the words say so. Raises UserError when the run kept none.
+    With scheduler=warm_restarts only those at the end of a cycle, if there are two or more: snapshots (Huang et
+    al. 2017, Snapshot Ensembles); else all, with a note. Raises UserError if the run has fewer than two.
     """
     files = reading.epoch_checkpoints(path)
     if len(files) < 2:
-        raise UserError(f"{path} kept {len(files)} epoch checkpoints; train with trainer.keep=all or trainer.keep=top3")
-    exp, said = rebuilt(path, trust), ""
+        raise UserError(
+            f"{path}: expected two or more epoch checkpoints, found {len(files)}; "
+            "train with trainer.keep=all or trainer.keep=top3"
+        )
+    exp, note = rebuilt(path, trust), ""
     if (reading.config(path).get("choices") or {}).get("scheduler") == "warm_restarts":
         rates = {int(row["epoch"]): float(row["lr"]) for row in reading.metrics(path)}
         ends = {e for e, rate in rates.items() if rates.get(e + 1, float("inf")) > rate}
@@ -48,11 +49,11 @@ def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
         else:
             scheduler = exp.cfg.scheduler
             enough = max(len(rates), math.ceil(scheduler.period * (1 + scheduler.mult)))
-            said = (
-                f"no two checkpoints of {path} end a cycle of its warm restarts, so all {len(files)} vote; for "
-                f"snapshots train with trainer.keep=all trainer.epochs={enough}, or a smaller scheduler.period"
+            note = (
+                f"{path} has fewer than two checkpoints at the end of a warm-restart cycle, so all {len(files)} vote; "
+                f"for snapshots train with trainer.keep=all trainer.epochs={enough}, or a smaller scheduler.period"
             )
-    return [_member(exp, path, file, name=file.name) for file in files], said
+    return [_member(exp, path, file, name=file.name) for file in files], note
 
 
 def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, name: str = "") -> Member:

@@ -1,14 +1,14 @@
-"""What a teacher says of every training image: asked once, kept on disk by content (`objective=distill`, E6)."""
+"""A teacher's probabilities for every training image, computed once and cached on disk (`objective=distill`, E6)."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.console import Screen
@@ -25,26 +25,26 @@ BATCH = 256
 
 
 def log_probabilities(teacher: str, data: Data, trust: list[str], device: torch.device) -> Tensor:
-    """Return the logarithms (N, K) of the teacher's probabilities of the training split, without augmentation.
+    """Return the teacher's log probabilities (N, K) for the training split, without augmentation.
 
-    Raises UserError when the teacher knows other classes or images, or was trained on the student's validation fold.
+    Raises UserError if the teacher has other classes or images, or was trained on the student's validation fold.
     """
     path = Path(teacher).expanduser()
     predictor = load(path, trust, device.type)
     _must_match(predictor, data)
     key = _key(predictor, data.train)
-    kept = read_targets(key)
-    if kept is None or kept.shape != (len(data.train), len(data.classes)) or kept.dtype != np.float32:
-        kept = np.concatenate(list(_asked(predictor, data.train)))
-        write_targets(key, kept)
-    return torch.from_numpy(kept)
+    targets = read_targets(key)
+    if targets is None or targets.shape != (len(data.train), len(data.classes)) or targets.dtype != np.float32:
+        targets = np.concatenate(list(_targets(predictor, data.train)))
+        write_targets(key, targets)
+    return torch.from_numpy(targets)
 
 
-def _asked(predictor: Predictor, split: Split) -> Iterator[Any]:
+def _targets(predictor: Predictor, split: Split) -> Iterator[NDArray[np.float32]]:
     order = torch.split(torch.arange(len(split)), BATCH)
     with Screen() as screen:
-        told = f"{len(split):,} images"
-        batches = screen.work(read(split.images, order), len(order), "asking the teacher", lambda: told)
+        size = f"{len(split):,} images"
+        batches = screen.work(read(split.images, order), len(order), "running the teacher", lambda: size)
         for images in batches:
             yield np.log(predictor(images).probabilities + 1e-12).astype(np.float32)
 
@@ -54,20 +54,20 @@ def _must_match(predictor: Predictor, data: Data) -> None:
     for what in ("classes", "shape", "val_sha256", "content_sha256"):
         theirs, ours = predictor.data.get(what), mine[what]
         if what == "content_sha256" and None in (theirs, ours):
-            continue  # files that nobody has decoded: their names in val_sha256 must do
+            continue  # files not decoded yet: only their names in val_sha256 can be compared
         if (list(theirs or ()), what) != (list(ours), what):
-            said = {
-                "classes": "knows other classes than this data has: {} and {}".format(*apart(theirs or (), ours)),
-                "shape": f"takes images of shape {list(predictor.shape)}, these have {mine['shape']}",
-                # an image that the teacher learned by heart would tell the student its label
-                "val_sha256": "had another validation fold; give both the same dataset, limit and split_seed",
-                "content_sha256": "was trained on other images; give both the same dataset, limit and split_seed",
+            difference = {
+                "classes": "classes {}, this data has {}".format(*apart(theirs or (), ours)),
+                "shape": f"images of shape {list(predictor.shape)}, this data has {mine['shape']}",
+                # a validation image that the teacher memorised would reveal its label to the student
+                "val_sha256": "another validation fold; use the same dataset, limit and split_seed for both",
+                "content_sha256": "other images; use the same dataset, limit and split_seed for both",
             }[what]
-            raise UserError(f"objective.teacher={predictor.path}: the teacher {said}")
+            raise UserError(f"objective.teacher={predictor.path}: the teacher was trained on {difference}")
 
 
 def _key(predictor: Predictor, split: Split) -> str:
-    """A hash of all that the targets follow from: the teacher's weights and vote, the images and their order."""
+    """A hash of all that determines the targets: the teacher's weights and vote, the images and their order."""
     total = hashlib.sha256(repr((predictor.vote, predictor.weights, predictor.temperature, split.ids)).encode())
     for model in predictor.models:
         total.update(type(model.model).__qualname__.encode())

@@ -1,4 +1,4 @@
-"""The average of the weights of several models as one model (`dlrun ensemble --average weights`)."""
+"""The average of the weights of several models as one model (`dlrun ensemble --average weights`; E4)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = ["soup"]
 
 
 def soup(members: Sequence[Member], trust: list[str]) -> Experiment:
-    """Return the experiment of the first member with the mean of all weights, each as often as it counts.
+    """Return the experiment of the first member with the weighted mean of the members' weights.
 
-    Wortsman et al. 2022, Model soups. The statistics of batch norms belong to none of the means and are measured
-    again on one epoch of the training split. Raises UserError when the members are not of one architecture.
+    Wortsman et al. 2022, Model soups. The statistics of batch norms cannot be averaged; they are measured again on
+    one epoch of the training split. Raises UserError if the members' architectures differ.
     """
     exp = rebuilt(members[0].path, trust)
     model = reading.config(members[0].path)["model"]
@@ -30,7 +30,7 @@ def soup(members: Sequence[Member], trust: list[str]) -> Experiment:
     for m in members:
         if reading.config(m.path)["model"] != model:
             raise UserError(
-                f"{m.name} and {members[0].name} differ in their model; weights of one architecture average"
+                f"{m.name} and {members[0].name} differ in their model; expected one architecture to average weights"
             )
         file = reading.tested(m.path) if not m.checkpoint else reading.tested(m.path).with_name(m.checkpoint)
         averaged = not m.checkpoint and reading.stored(m.path).get("weights") == "ema"

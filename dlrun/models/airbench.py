@@ -1,4 +1,4 @@
-"""The network of airbench94, made to be trained in seconds: `dlrun train experiment=cifar10_speedrun` (M1).
+"""The network of airbench94, designed to train in seconds: `dlrun train experiment=cifar10_speedrun` (M1).
 
 Jordan 2024, 94% on CIFAR-10 in 3.29 seconds on a single GPU, §3; of the repository cifar10-airbench.
 """
@@ -17,16 +17,16 @@ from dlrun.models.whitening import WhiteningBlock
 
 __all__ = ["Airbench"]
 
-BATCH_NORM_MOMENTUM = 0.4  # share of the newest batch: a few hundred steps of large batches are all there are
-SCALE = 1 / 9  # of the logits
+BATCH_NORM_MOMENTUM = 0.4  # weight of the newest batch: training is only a few hundred steps of large batches
+SCALE = 1 / 9  # multiplies the logits
 
 
 class Airbench(nn.Sequential):
-    """A whitening first layer, groups of two 3×3 convolutions with a max pool behind the first, and a linear head.
+    """A whitening first layer, groups of two 3×3 convolutions with a max pool after the first, and a linear head.
 
-    `whiten` convolves 2×2 patches with frozen filters made from training images, or where it is false with ordinary
-    ones. A group for each of `widths`; the scale of norms is frozen at 1, and the first filters of a convolution start
-    as the identity. Maps of odd sides lose a row and a column when halved. Dropout stands before the head.
+    `whiten` convolves 2×2 patches with frozen filters computed from training images, or with ordinary ones if false.
+    One group per entry of `widths`; the scale of norms is frozen at 1, and the first filters of a convolution start as
+    the identity. Maps of odd sides lose a row and a column when halved. Dropout comes before the head.
 
     (B, in_channels, H, W) -> logits (B, num_classes), times SCALE. Raises UserError on unknown names and widths.
     """
@@ -45,7 +45,7 @@ class Airbench(nn.Sequential):
     ) -> None:
         super().__init__()
         if not widths or min(widths) < 1:
-            raise UserError(f"model.widths={list(widths)}: expected a number of channels for each group, 1 or more")
+            raise UserError(f"model.widths={list(widths)}: expected 1 or more channels per group")
         style = Style(activation, norm, maxout_pieces)
         self.whiten = WhiteningBlock(in_channels, style, frozen=whiten)
         channels = self.whiten.out_channels
@@ -81,7 +81,7 @@ def _group(in_channels: int, channels: int, style: Style) -> nn.Sequential:
 
 
 class _Halved(nn.Module):
-    """Max pool over 2×2; a map of one row or column is left as long as it is."""
+    """Max pool over 2×2; a side of length 1 stays 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]

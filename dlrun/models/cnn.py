@@ -1,4 +1,4 @@
-"""A plain convolutional network, all in conf: `dlrun train model=cnn model.depth=6 model.width=64` (M1)."""
+"""A plain convolutional network, set by its config: `dlrun train model=cnn model.depth=6 model.width=64` (M1)."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _POOLINGS: dict[str, type[nn.MaxPool2d | nn.AvgPool2d]] = {"max": nn.MaxPool2d, 
 
 
 class CNN(nn.Sequential):
-    """Stages of convolutions, the map halved from stage to stage, then its global average and a linear head.
+    """Stages of convolutions that halve the map from stage to stage, a global average and a linear head.
 
-    There are three stages whose widths double from `width`, or one stage for each entry of `widths`; the
-    `depth` convolutions are spread evenly over them, early stages first. Every stage but the first opens by
-    halving the map: `pool` is max or avg over 2×2, stride 2 in the convolution, or none. Odd sides are
-    rounded up, so that images of any size pass. With `whiten` a frozen layer that whitens patches of 2×2 stands before
-    all. Dropout stands before the head.
+    There are three stages whose widths double from `width`, or one stage per entry of `widths`; the `depth`
+    convolutions are spread evenly over them, early stages first. Every stage but the first starts by halving
+    the map: `pool` is max or avg over 2×2, stride 2 in the convolution, or none. Odd sides are rounded up, so
+    that images of any size work. `whiten` adds a frozen first layer that whitens patches of 2×2. Dropout comes
+    before the head.
 
     (B, in_channels, H, W) -> logits (B, num_classes). Raises UserError on unknown names and impossible sizes.
     """

@@ -14,7 +14,7 @@ __all__ = ["INITS", "head", "initialise", "output_bias"]
 
 # m is the fan-in and n the fan-out of the weights; random numbers come from torch's global generator
 INITS: dict[str, Callable[[Tensor], object] | None] = {
-    "default": None,  # what the layers did themselves
+    "default": None,  # as the layers were created
     "he_normal": lambda w: nn.init.kaiming_normal_(w, nonlinearity="relu"),  # variance 2/m
     "normal": lambda w: nn.init.normal_(w, std=0.1**0.5),  # variance 0.1
     "uniform": lambda w: nn.init.uniform_(w, -(_fan_in(w) ** -0.5), _fan_in(w) ** -0.5),  # ±m^-1/2
@@ -29,9 +29,9 @@ def _fan_in(weight: Tensor) -> int:
 
 
 def initialise(model: nn.Module, name: str) -> None:
-    """Draw the weights of every linear and convolution layer anew (M6) and set their biases to 0.
+    """Redraw the weights of every linear and convolution layer (M6) and set their biases to 0.
 
-    Norm layers stay as they are, and `default` leaves everything so. Raises UserError on an unknown name.
+    Norm layers stay unchanged; `default` changes nothing. Raises UserError on an unknown name.
     """
     fill = INITS[one_of("model.init", name, INITS)]
     if fill is None:
@@ -44,16 +44,16 @@ def initialise(model: nn.Module, name: str) -> None:
 
 
 def head(model: nn.Module, classes: int) -> nn.Linear | None:
-    """Return the last linear layer with an output a class."""
+    """Return the last linear layer with one output per class."""
     return next((m for m in [*model.modules()][::-1] if isinstance(m, nn.Linear) and m.out_features == classes), None)
 
 
 def output_bias(model: nn.Module, class_frequencies: Sequence[float] | Tensor) -> None:
-    """Set the bias of the last linear layer to the log frequency of each class (M7); counts will do.
+    """Set the bias of the last linear layer to the log frequency of each class (M7); counts work too.
 
-    The weights stay: the first loss is the label entropy exactly where they give 0, and near it where they
-    give little. Raises UserError where no linear layer with a bias has one output a class, or where a class
-    has no samples.
+    The weights stay: the first loss is exactly the label entropy if they give 0, and close to it if they give
+    little. Raises UserError if no linear layer with a bias has one output per class, or if a class has no
+    samples.
     """
     classes = len(class_frequencies)
     last = head(model, classes)

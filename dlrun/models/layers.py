@@ -1,7 +1,7 @@
-"""The block that every model here is made of: weights, then norm, then activation.
+"""The block that every model here is built from: weights, then norm, then activation.
 
 Reached by `dlrun train model.activation=gelu model.norm=group` with `model=mlp|cnn|resnet…` (M4, M5).
-Activations are never in place: hooks and the gradient check look at what goes into them.
+Activations are never in place: hooks and the gradient check read their inputs.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NORMS = ("batch", "layer", "group", "none")
 
 
 def one_of(key: str, value: str, known: Iterable[str]) -> str:
-    """Return `value`, or raise UserError with near names when it is none of `known`."""
+    """Return `value`, or raise UserError with similar names if it is not in `known`."""
     names = sorted(known)
     if value in names:
         return value
@@ -73,17 +73,17 @@ class Maxout(nn.Module):
 
 
 class GlobalAverage(nn.Module):
-    """Mean over the map: (B, C, H, W) -> (B, C, 1, 1), with a gradient of the memory layout that x has.
+    """Mean over the map: (B, C, H, W) -> (B, C, 1, 1), whose gradient has the memory layout of x.
 
-    That of nn.AdaptiveAvgPool2d(1) is NCHW always, and where all else is channels-last the layer before it reads one
-    way and writes the other: 2.9 of the 35 ms that a step of the cnn on 128 images of 32 × 32 takes in bf16.
+    The gradient of nn.AdaptiveAvgPool2d(1) is always NCHW; in a channels-last model, the layer before it then reads
+    one layout and writes the other: 2.9 of the 35 ms that a step of the cnn on 128 images of 32 × 32 takes in bf16.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         return _map_mean(x)
 
 
-@torch.fx.wrap  # its branch is one on the layout, not on data: torch.fx takes it as a whole
+@torch.fx.wrap  # branches on the layout, not on data: torch.fx must not trace into it
 def _map_mean(x: Tensor) -> Tensor:
     if x.is_contiguous() or not x.is_contiguous(memory_format=torch.channels_last):
         return nn.functional.adaptive_avg_pool2d(x, 1)
@@ -102,9 +102,9 @@ def activation(name: str, *, slope: float = 0.01, pieces: int = 2) -> nn.Module:
 def norm(name: str, channels: int, *, dims: int = 2) -> nn.Module | None:
     """The normalisation called `name` (M5) for (B, channels) or, with dims=2, (B, channels, H, W).
 
-    `none` gives None. Layer norm takes all of a sample together, with a scale and a shift a channel. Group
-    norm makes at most 32 groups (Wu & He 2018), of 4 channels or more where there are as many: a group of one
-    channel on a 1×1 map is always 0. Raises UserError.
+    `none` gives None. Layer norm normalises each sample as a whole, with one scale and shift per channel. Group
+    norm has at most 32 groups (Wu & He 2018), of 4 channels or more if possible: a group of one channel on a
+    1×1 map is always 0. Raises UserError.
     """
     if one_of("model.norm", name, NORMS) == "batch":
         return nn.BatchNorm1d(channels) if dims == 1 else nn.BatchNorm2d(channels)
@@ -116,9 +116,9 @@ def norm(name: str, channels: int, *, dims: int = 2) -> nn.Module | None:
 
 
 def dropout_layer(p: float) -> nn.Dropout:
-    """Dropout with inverted scaling (R2), there even at p=0, so that its rate can be changed by name.
+    """Dropout with inverted scaling (R2), present even at p=0, so that its rate can be changed by name.
 
-    Raises UserError where p is not in [0, 1).
+    Raises UserError if p is not in [0, 1).
     """
     if not 0 <= p < 1:
         raise UserError(f"model.dropout={p} must be at least 0 and below 1, for example 0.5")
@@ -141,12 +141,12 @@ class Style:
 
     @property
     def pieces(self) -> int:
-        """How many channels of weights make one channel of output: more than 1 for maxout only."""
+        """Weight channels per output channel: more than 1 for maxout only."""
         return self.maxout_pieces if self.activation == "maxout" else 1
 
     @property
     def bias(self) -> bool:
-        """Whether weights need a bias: a norm brings its own shift (M5)."""
+        """Whether weights need a bias: a norm has its own shift (M5)."""
         return self.norm == "none"
 
     def block(self, kind: str, weights: nn.Module, channels: int, dims: int, activate: bool) -> nn.Sequential:
@@ -175,8 +175,8 @@ def conv_block(
 ) -> nn.Sequential:
     """`conv`, `norm`, `activation`: (B, in_channels, H, W) -> (B, out_channels, ⌈H/stride⌉, ⌈W/stride⌉).
 
-    With activate=False the activation is left to the caller, and a maxout's pieces with it:
-    the output then has out_channels·pieces channels.
+    With activate=False the caller applies the activation, maxout included: the output then has
+    out_channels·pieces channels.
     """
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise UserError(f"model.kernel_size={kernel_size} must be odd: 1, 3, 5, 7 …")

@@ -13,7 +13,7 @@ __all__ = ["MLP"]
 class MLP(nn.Sequential):
     """`depth` hidden layers of `width` units, dropout after each; depth 0 is softmax regression.
 
-    Takes square images (B, in_channels, image_size, image_size) and gives logits (B, num_classes).
+    (B, in_channels, image_size, image_size) -> logits (B, num_classes).
     Raises UserError on unknown names and impossible sizes.
     """
 

@@ -19,17 +19,16 @@ __all__ = ["ResNet"]
 
 STEMS = ("small", "imagenet")
 SHORTCUTS = ("pad", "projection")
-BLOCKS = {"basic": 1, "bottleneck": 4}  # output channels for each channel of width
+BLOCKS = {"basic": 1, "bottleneck": 4}  # output channels per channel of width
 
 
 class ResNet(nn.Sequential):
     """`stem`, then stages of `blocks[i]` residual blocks of width·2^i, a global average and a linear `head`.
 
     stem: `small` is one 3×3 convolution; `imagenet` is 7×7 with stride 2 and a 3×3 max pool with stride 2.
-    shortcut, where a block changes shape: `pad` subsamples and adds zero channels (He's option A, without
-    parameters), `projection` is a 1×1 convolution (option B). skip=False leaves out every shortcut,
-    projections too. With `whiten` a frozen layer that whitens patches of 2×2 stands before the stem. Dropout stands
-    before the head.
+    shortcut, if a block changes shape: `pad` subsamples and adds zero channels (He's option A, without
+    parameters), `projection` is a 1×1 convolution (option B). skip=False omits every shortcut, projections
+    too. `whiten` adds a frozen layer that whitens patches of 2×2 before the stem. Dropout comes before the head.
 
     (B, in_channels, H, W) -> logits (B, num_classes). Raises UserError on unknown names and impossible sizes.
     """
@@ -128,7 +127,7 @@ class _Block(nn.Module):
 
 
 class _Carry(nn.Module):
-    """x without parameters: every stride-th pixel, zero channels added, once for each maxout piece."""
+    """Parameter-free shortcut: every stride-th pixel, zero channels added, repeated for each maxout piece."""
 
     def __init__(self, extra_channels: int, stride: int, pieces: int) -> None:
         super().__init__()

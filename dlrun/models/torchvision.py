@@ -1,9 +1,9 @@
 """Any torchvision classifier, for fine-tuning too (M3): `dlrun train model=torchvision model.name=resnet18`.
 
 `model.weights` is null, a name that torchvision knows (`DEFAULT`, downloaded once), or a file: a state dict
-or a checkpoint of dlrun. Every pretrained weight is kept but a classifier's for another number of classes.
-Other numbers of channels than 3 get a first convolution of their own; pretrained filters are summed over the
-colours and shared out, so that a grey image gives what it gave in colour.
+or a checkpoint of dlrun. All pretrained weights are used, except a classifier for another number of classes.
+If the number of channels is not 3, the first convolution is replaced: pretrained filters are summed over the
+colours and divided among the channels, so that a gray image gives the same output as in colour.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dlrun.models.layers import dropout_layer, one_of
 
 __all__ = ["build"]
 
-# outputs that exist during training only, and would come back beside the logits
+# outputs that exist during training only, and would be returned beside the logits
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
@@ -37,9 +37,9 @@ def build(
 ) -> nn.Module:
     """The torchvision model `name`: (B, in_channels, image_size, image_size) -> logits (B, num_classes).
 
-    Auxiliary classifiers are left out. dropout sets the rate of the model's own dropout layers, or puts one
-    before the classifier where it has none; None keeps the rates of the model. Raises UserError on an unknown
-    name or weights, weights that cannot be downloaded, read or fitted, and images of a size it cannot take.
+    Auxiliary classifiers are omitted. `dropout` sets the rate of the model's own dropout layers, or adds one
+    before the classifier if it has none; None keeps the rates of the model. Raises UserError on an unknown
+    name or weights, weights that cannot be downloaded, read or fitted, and an unsupported image size.
     """
     import torchvision
 
@@ -47,7 +47,7 @@ def build(
     state = None if weights is None else _state(name, weights)
     model = _construct(name, image_size, num_classes)
     for module in model.modules():
-        if hasattr(module, "inplace"):  # hooks and the gradient check look at what goes into an activation
+        if hasattr(module, "inplace"):  # hooks and the gradient check read the inputs of activations
             module.inplace = False  # type: ignore[assignment]
     first = _replace_first_conv(model, in_channels)
     if state is not None:
@@ -72,14 +72,14 @@ def _construct(name: str, image_size: int, num_classes: int) -> nn.Module:
         _try_shapes(model, image_size)
     except (RuntimeError, ValueError, AssertionError) as error:
         least = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"][0]
-        hint = f"; images of {least} pixels fit" if image_size < least else ""
+        hint = f"; expected {least} or more" if image_size < least else ""
         reason = " ".join(str(error).split())
         raise UserError(f"model.name={name} cannot take images of {image_size} pixels{hint} ({reason})") from None
     return model
 
 
 def _try_shapes(model: nn.Module, image_size: int) -> None:
-    """Send two images through on the meta device: only shapes are computed, no random number is drawn."""
+    """Pass two images through on the meta device: computes only shapes, draws no random number."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta = {name: tensor.detach().to("meta") for name, tensor in tensors.items()}
     images = torch.empty(2, 3, image_size, image_size, device="meta")
@@ -104,7 +104,7 @@ def _state(name: str, weights: str) -> dict[str, Tensor]:
         raise UserError(f"model.weights={weights} is not a file of weights that torch can load") from None
     state = loaded.get("model", loaded) if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"model.weights={weights} holds no state dict (a dict of tensors)")
+        raise UserError(f"model.weights={weights} has no state dict (a dict of tensors)")
     return copy(state)  # unlike dict(state), keeps the version of each module that torch stores in it
 
 
@@ -117,7 +117,7 @@ def _download(weights: Any, key: str) -> dict[str, Tensor]:
             f"{key}: {weights.url} could not be downloaded ({error}); "
             f"put the file into {folder} or type model.weights=FILE"
         ) from None
-    for name in list(state):  # torchvision's densenet files have the names of an older module tree
+    for name in list(state):  # torchvision's densenet files use the names of an older module tree
         state[re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2.", name)] = state.pop(name)
     return state
 
@@ -145,7 +145,7 @@ def _head(model: nn.Module) -> str:
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], first: str, key: str) -> None:
-    """Load all of `state` but a head of another size and auxiliary classifiers."""
+    """Load all of `state` except a head of another size and auxiliary classifiers."""
     own = model.state_dict()
     head = [f"{_head(model)}.{kind}" for kind in ("weight", "bias")]
     filters, channels = state.get(f"{first}.weight"), own[f"{first}.weight"].shape[1]
@@ -165,13 +165,13 @@ def _load(model: nn.Module, state: dict[str, Tensor], first: str, key: str) -> N
     # files older than batch norm's counter lack it
     missing = [k for k in keys.missing_keys if k not in head and not k.endswith("num_batches_tracked")]
     if missing:
-        raise UserError(f"{key} has no {missing[0]}, which the model needs")
+        raise UserError(f"{key} lacks {missing[0]}, which the model needs")
     if keys.unexpected_keys:
-        raise UserError(f"{key} has {keys.unexpected_keys[0]}, which the model has not")
+        raise UserError(f"{key} has {keys.unexpected_keys[0]}, which the model does not have")
 
 
 class _DropoutLinear(nn.Linear):
-    """A linear layer with dropout before it, its parameters under their usual names."""
+    """A linear layer with dropout before it; its parameters have their usual names."""
 
     dropout: nn.Dropout
 

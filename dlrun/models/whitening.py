@@ -1,7 +1,7 @@
 """A frozen first layer that whitens patches of the images: `dlrun train model=airbench`, `model=cnn model.whiten=true`.
 
-Its filters come from training images: `whiten` is called by whoever builds a model together with its data, and
-checkpoints hold them as weights like any other.
+Its filters come from training images: code that builds a model together with its data calls `whiten`. Checkpoints
+store them like any other weights.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dlrun.models.layers import Style, activation
 
 __all__ = ["Whitening", "WhiteningBlock", "whiten"]
 
-EPS = 5e-4  # added to the variances, as in airbench94: directions without any must not be blown up
+EPS = 5e-4  # added to the variances, as in airbench94: directions without variance must not be amplified
 
 
 class Whitening(nn.Conv2d):
-    """Convolution of patches with the eigenvectors of their covariance, each with both signs; only the bias learns.
+    """Convolution of patches with the eigenvectors of their covariance, each with both signs; only the bias trains.
 
-    (B, C, H, W) -> (B, 2·C·k², H-k+1, W-k+1) with k = kernel_size. Until `fit` its weights are random.
+    (B, C, H, W) -> (B, 2·C·k², H-k+1, W-k+1) with k = kernel_size. Its weights are random until `fit`.
     """
 
     def __init__(self, in_channels: int, kernel_size: int = 2) -> None:
@@ -31,10 +31,10 @@ class Whitening(nn.Conv2d):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Tensor]) -> None:
-        """Set the filters from normalised images (B, C, H, W), so that patches come out uncorrelated, of variance 1.
+        """Set the filters from normalised images (B, C, H, W), so that their outputs are uncorrelated, of variance 1.
 
         ±e / √(λ + EPS) for every eigenvalue λ and eigenvector e of the patches' second moments (Page 2019, Jordan
-        2024). The mean stays in: it is next to 0 in normalised images.
+        2024). The mean is not subtracted: it is close to 0 in normalised images.
         """
         size = self.weight[0].numel()
         total, count = torch.zeros(size, size, dtype=torch.float64), 0
@@ -48,9 +48,9 @@ class Whitening(nn.Conv2d):
 
 
 class WhiteningBlock(nn.Sequential):
-    """`conv`, which whitens, and `activation`, left out for maxout: the two signs of a filter are no pieces.
+    """`conv`, which whitens, and `activation`, omitted for maxout: the two signs of a filter are not pieces.
 
-    With `frozen` false an ordinary convolution of the same shape stands there.
+    With `frozen` false `conv` is an ordinary convolution of the same shape.
     """
 
     def __init__(self, in_channels: int, style: Style, *, frozen: bool = True) -> None:

@@ -25,11 +25,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into as few groups as possible, ready for a torch optimizer.
 
-    Tensors of fewer than two dimensions (biases, norms) never decay (R1), unless an override says so.
-    `per_layer` maps a regular expression, searched in parameter names, to overrides; where several match, the
-    later one wins key by key. `known` names the keys that the optimizer has; empty means any. There is one
-    group when nothing differs, which is all that L-BFGS allows. An override that every optimizer has is `epochs`:
-    the tensors train for so many alone (see Scheduler).
+    Tensors of fewer than two dimensions (biases, norms) never decay (R1), unless overridden. `per_layer` maps a
+    regular expression, searched in parameter names, to overrides; if several match, the later one wins, key by
+    key. `known` names the keys that the optimizer has; empty means any. There is one group if nothing differs,
+    which is all that L-BFGS allows. Every optimizer has the override `epochs`: the tensors train only for that
+    many (see Scheduler).
 
     Raises UserError for a bad pattern, one that matches nothing, an unknown key, and a frozen model.
     """
@@ -61,25 +61,25 @@ def _overrides(
         if not matched:
             raise UserError(
                 f"optimizer.per_layer: {pattern!r} matches no trainable parameter; "
-                f"near names: {', '.join(_near(pattern, names))}"
+                f"similar names: {', '.join(_near(pattern, names))}"
             )
         for option in options:
             if known and option not in (*known, "epochs"):
-                # torch would carry an unknown key along and ignore it
+                # torch would store an unknown key and ignore it
                 raise UserError(
                     f"optimizer.per_layer: {pattern!r} sets {option!r}, which the optimizer does not have; "
                     f"expected one of: {', '.join(sorted({*known, 'epochs'}))}"
                 )
         epochs = options.get("epochs", 1)
         if isinstance(epochs, bool) or not isinstance(epochs, (int, float)) or not epochs > 0:
-            raise UserError(f"optimizer.per_layer: {pattern!r} sets epochs={epochs}: expected a number more than 0")
+            raise UserError(f"optimizer.per_layer: {pattern!r} sets epochs={epochs}: expected a number above 0")
         for name in matched:
             found[name].update(options)
     return found
 
 
 def _near(pattern: str, names: list[str]) -> list[str]:
-    """Parameter names, or their dotted beginnings, that look like the pattern; else the first few."""
+    """Parameter names, or their dotted prefixes, that resemble the pattern; else the first few."""
     plain = re.sub(r"[\^$*+?()\[\]|\\]", "", pattern)
     prefixes = {".".join(parts[:n]) for name in names if (parts := name.split(".")) for n in range(1, len(parts) + 1)}
     return get_close_matches(plain, sorted(prefixes), n=3, cutoff=0.5) or names[:3]

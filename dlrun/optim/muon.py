@@ -1,7 +1,7 @@
 """Muon: steps along the orthogonalised momentum of hidden layers (`dlrun train optimizer=muon`, O1).
 
-Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks. torch.optim.Muon takes matrices alone;
-filters of convolutions are matrices here too, a row an output channel, and what is no matrix takes SGD.
+Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks. torch.optim.Muon takes only matrices;
+here convolution filters are matrices too, one row per output channel, and all other tensors use SGD.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.optim import Optimizer
 
 __all__ = ["Muon", "orthogonalised"]
 
-# of x ↦ a x + b x³ + c x⁵, which leads singular values to about 1: steep at 0, so that five steps do (Jordan 2024)
+# of x ↦ a x + b x³ + c x⁵, which moves singular values to about 1: steep at 0, so five steps suffice (Jordan 2024)
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5, *, bf16: bool = False) -> Tensor:
-    """Return U Vᵀ of the singular value decomposition U S Vᵀ of a matrix (R, C), nearly: values from 0.68 to 1.14.
+    """Return approximately U Vᵀ of the singular value decomposition U S Vᵀ of a matrix (R, C).
 
-    By `steps` of Newton and Schulz with QUINTIC; those below a hundredth of the matrix's norm stay smaller. With
-    `bf16` computed, and returned, in bfloat16.
+    Singular values become 0.68 to 1.14 by `steps` Newton-Schulz iterations with QUINTIC; those below a hundredth of
+    the matrix's norm stay smaller. With `bf16` computed, and returned, in bfloat16.
     """
     a, b, c = QUINTIC
     x = matrix.bfloat16() if bf16 else matrix
@@ -41,10 +41,10 @@ class Muon(Optimizer):
     """Muon for tensors of two or more dimensions, SGD with Nesterov momentum for the others and for those of `head`.
 
     Filters (R, C, H, W) are matrices (R, C·H·W). A step moves a matrix (R, N) by lr · √max(1, R/N) along its momentum,
-    orthogonalised by `steps` iterations; weight_decay shrinks it by lr · weight_decay before. With `unit_norm` it is
-    first brought to the norm √R, for layers that a norm follows (Jordan 2024, airbench94_muon). `sgd_lr` and
-    `sgd_momentum` are those of SGD, whose weight_decay is added to the gradient. A group's own lr is for both, unless
-    it has an sgd_lr too. `bf16`: orthogonalise in bfloat16.
+    orthogonalised by `steps` iterations; before that, weight_decay shrinks it by lr · weight_decay. With `unit_norm` it
+    is first scaled to the norm √R, for layers followed by a norm (Jordan 2024, airbench94_muon). `sgd_lr` and
+    `sgd_momentum` are those of SGD, whose weight_decay is added to the gradient. A group's own lr applies to both,
+    unless it has an sgd_lr too. `bf16`: orthogonalise in bfloat16.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Muon(Optimizer):
         groups = given if given and isinstance(given[0], dict) else [{"params": given}]
         apart = {id(p) for p in head}
         parts = [part for group in groups for part in _parts(group, sgd_lr, sgd_momentum, apart)]
-        # those of Muon first: the rate that is shown is that of the first group
+        # Muon's groups first: the learning rate shown is that of the first group
         super().__init__(sorted(parts, key=lambda part: not part["orthogonal"]), defaults)
 
     @torch.no_grad()
@@ -86,7 +86,7 @@ class Muon(Optimizer):
 
 
 def _parts(group: dict[str, Any], sgd_lr: float, sgd_momentum: float, apart: Collection[int]) -> list[dict[str, Any]]:
-    """A group divided into tensors for Muon and for SGD, as far as there are such."""
+    """Divide a group into tensors for Muon and for SGD; an empty part is omitted."""
     options = {k: v for k, v in group.items() if k not in ("params", "sgd_lr", "sgd_momentum")}
     sgd = {**options, "lr": group.get("sgd_lr", group.get("lr", sgd_lr))}
     sgd["momentum"] = group.get("sgd_momentum", group.get("momentum", sgd_momentum))

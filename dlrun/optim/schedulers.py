@@ -62,7 +62,7 @@ def exponential(t: float, *, k: float) -> float:
 
 
 def inverse_time(t: float, *, k: float) -> float:
-    """1/(1 + kt); raises UserError for a negative k, which would divide by zero on the way."""
+    """1/(1 + kt); raises UserError for a negative k, which would divide by zero at t = −1/k."""
     if k < 0:
         raise UserError(f"scheduler.k={k:g} must not be negative")
     return 1.0 / (1.0 + k * t)
@@ -102,7 +102,7 @@ def one_cycle(
     """From start up to 1 over warm_fraction of the epochs, then down to final, both along half a cosine.
 
     As OneCycleLR (Smith & Topin 2018), whose div_factor is 1/start and final_div_factor start/final.
-    The base rate is the peak; momentum is left alone.
+    The base rate is the peak; momentum stays unchanged.
     """
     _positive(epochs=epochs)
     if not 0.0 < warm_fraction < 1.0:
@@ -114,7 +114,7 @@ def one_cycle(
 
 
 def warm_restarts(t: float, *, period: float, mult: float = 1.0, final: float = 0.0) -> float:
-    """Cosine from 1 to final over a period, again and again, each period mult times as long as the last.
+    """Cosine from 1 to final, repeated; each period is mult times as long as the last.
 
     Loshchilov & Hutter 2017 (SGDR); as CosineAnnealingWarmRestarts.
     """
@@ -140,9 +140,9 @@ def _positive(**keys: float) -> None:
 
 
 class _Rates(Optimizer):
-    """The groups of another optimizer without its parameters: a torch scheduler plays on it undisturbed.
+    """The groups of another optimizer without its parameters, for a torch scheduler to change.
 
-    Torch schedulers compute the next rate from the present one, so warm-up must not be in it; and they want
+    Torch schedulers compute the next rate from the current one, so warm-up must not be in it; and they require
     `optimizer.step` to have been called before theirs, which costs nothing here.
     """
 
@@ -154,15 +154,15 @@ class _Rates(Optimizer):
 
 
 class Scheduler:
-    """Sets the learning rates, and if asked the momentum, of an optimizer before each of its steps.
+    """Sets the learning rates, and optionally the momentum, of an optimizer before each of its steps.
 
     `rule` is a function of t (epochs) that returns a factor, or a `functools.partial` of a class of
-    torch.optim.lr_scheduler, which is stepped once an epoch. For `warmup` epochs the rate is multiplied by a
+    torch.optim.lr_scheduler, which is stepped once per epoch. For `warmup` epochs the rate is multiplied by a
     factor that rises linearly from WARMUP_START to 1. Momentum (Adam: the first beta) moves linearly from
-    `momentum_start` to `momentum_end` within `momentum_epochs`; `momentum_end` 0 leaves it alone. The tensors of a
-    group that has `epochs` are frozen once so many are over.
+    `momentum_start` to `momentum_end` within `momentum_epochs`; `momentum_end` 0 leaves it unchanged. The tensors
+    of a group that has `epochs` are frozen after that many.
 
-    Raises UserError when the rule lacks an argument or the optimizer has no momentum to move.
+    Raises UserError if the rule lacks an argument or the optimizer has no momentum to move.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class Scheduler:
 
     @property
     def lr(self) -> float:
-        """Present learning rate of the first parameter group."""
+        """Current learning rate of the first parameter group."""
         return float(self.optimizer.param_groups[0]["lr"])
 
     def set(self, t: float) -> None:
@@ -207,9 +207,9 @@ class Scheduler:
         for index, group in enumerate(self.optimizer.param_groups):
             lr = self._base_lrs[index] * factor
             if self._torch:
-                played = self._rates.param_groups[index]
-                lr = float(played["lr"])
-                group.update({key: played[key] for key in ("momentum", "betas") if key in played})
+                scheduled = self._rates.param_groups[index]
+                lr = float(scheduled["lr"])
+                group.update({key: scheduled[key] for key in ("momentum", "betas") if key in scheduled})
             group["lr"] = lr * warmup
             if "epochs" in group:
                 for parameter in group["params"]:
@@ -217,17 +217,17 @@ class Scheduler:
             self._set_momentum(group, t)
 
     def end_epoch(self, value: float | None) -> None:
-        """Tell the schedule that an epoch ended with this monitored value, None if nothing was measured (plateau)."""
+        """End an epoch with this monitored value, None if nothing was measured (plateau)."""
         number = math.nan if value is None else float(value)
         self._values.append(number)
-        self._play(number)
+        self._advance(number)
 
     def state_dict(self) -> dict[str, list[float]]:
         """Base rates and the monitored value of every epoch: plain numbers, whatever the schedule."""
         return {"base_lrs": list(self._base_lrs), "values": list(self._values)}
 
     def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Go back to a saved state; a torch scheduler is made anew and plays the saved epochs again."""
+        """Restore a saved state; a torch scheduler is rebuilt and replays the saved epochs."""
         if len(state["base_lrs"]) != len(self._base_lrs):
             raise UserError(
                 f"checkpoint: scheduler has {len(state['base_lrs'])} parameter groups, "
@@ -237,7 +237,7 @@ class Scheduler:
         self._values = list(state["values"])
         self._start()
         for value in self._values:
-            self._play(value)
+            self._advance(value)
 
     def _start(self) -> None:
         made = self._rule.func if isinstance(self._rule, partial) else self._rule
@@ -248,14 +248,14 @@ class Scheduler:
                 self._rates = _Rates(groups, self.optimizer.defaults)
                 self._torch = self._rule(self._rates)
                 if not isinstance(self._torch, LRScheduler):
-                    raise TypeError("not a scheduler of torch.optim.lr_scheduler, nor a function of epochs")
+                    raise TypeError("expected a class of torch.optim.lr_scheduler or a function of epochs")
             else:
                 float(self._rule(0.0))
         except (TypeError, ValueError) as error:
             name = getattr(made, "__name__", repr(made))
-            raise UserError(f"scheduler: {name} cannot be made: {error}") from error
+            raise UserError(f"scheduler: cannot build {name}: {error}") from error
 
-    def _play(self, value: float) -> None:
+    def _advance(self, value: float) -> None:
         if self._torch is None:
             return
         self._rates.step()
@@ -269,7 +269,7 @@ class Scheduler:
         if not end:
             return
         done = min(1.0, t / epochs) if epochs > 0 else 1.0
-        # RMSprop makes its buffer at the first step, and only if momentum is not zero then
+        # RMSprop creates its buffer at the first step, and only if momentum is not zero then
         momentum = max(start + (end - start) * done, 1e-12)
         if "momentum" in group:
             group["momentum"] = momentum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -344,11 +345,11 @@ def test_images_of_the_first_epochs_are_smaller_as_torchvision_makes_them() -> N
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["[4,1]"], ": expected [pixels, epochs], such as [[24,4]], found 4"),
-        (["[[4,0]]"], ": expected [pixels, epochs], such as [[24,4]], found [4, 0]"),
-        (["[[8,1]]"], "=[[8, 1]]: expected less than the 8 pixels of the images' shorter side"),
-        (["[[4,2],[6,1]]"], "=[[4, 2], [6, 1]]: leaves none of trainer.epochs=3 epochs for images of full size"),
-        (["[[4,1]]", "model=mlp"], "=[[4, 1]]: the model does not take images of 4 pixels (mat1 and mat2"),
+        (["[4,1]"], r": .*\[\[24,4\]\], found 4$"),
+        (["[[4,0]]"], r": .*\[\[24,4\]\], found \[4, 0\]$"),
+        (["[[8,1]]"], r"=\[\[8, 1\]\]: .*\b8 pixels\b"),
+        (["[[4,2],[6,1]]"], r"=\[\[4, 2\], \[6, 1\]\]: .*\btrainer\.epochs=3\b"),
+        (["[[4,1]]", "model=mlp"], r"=\[\[4, 1\]\]: .*\b4 pixels.*\bmat1\b"),
     ],
 )
 def test_smaller_images_that_cannot_be_are_refused_before_training(
@@ -356,7 +357,7 @@ def test_smaller_images_that_cannot_be_are_refused_before_training(
 ) -> None:
     outcome = dlrun("train", f"augment.progressive={words[0]}", *words[1:], "trainer.epochs=3", "check=none")
     assert outcome.code == 2
-    assert outcome.err.startswith(f"dlrun: augment.progressive{answer}")
+    assert re.match(rf"dlrun: augment\.progressive{answer}", outcome.err)
     assert outcome.err.count("\n") == 1
 
 
@@ -386,22 +387,26 @@ def test_black_and_white_of_floats_are_measured_on_training_images(tmp_path: Pat
 @pytest.mark.parametrize(
     ("word", "answer"),
     [
-        ("augment.rotate=-3", "augment.rotate=-3: expected between 0 and 180"),
-        ("augment.hue=2", "augment.hue=2: expected between 0 and 0.5"),
-        ("augment.scale=1.0", "augment.scale=1.0: expected 0 or more and less than 1"),
-        ("augment.magnitude=31", "augment.magnitude=31: expected a whole number between 0 and 30"),
-        ("augment.cutout=2.5", "augment.cutout=2.5: expected a whole number such as 0, found a number"),
-        ("augment.rotat=3", "augment.rotat: no such key; did you mean augment.rotate?"),
-        ("augment.padding=wrap", "augment.padding=wrap: expected one of zero, reflect"),
+        ("augment.rotate=-3", r"\b0\b.*\b180\b"),
+        ("augment.hue=2", r"\b0\b.*\b0\.5\b"),
+        ("augment.scale=1.0", r"\b0\b.*\b1\b"),
+        ("augment.magnitude=31", r"whole number.*\b0\b.*\b30\b"),
+        ("augment.cutout=2.5", "whole number"),
+        ("augment.rotat=3", r"\baugment\.rotate\b"),
+        ("augment.padding=wrap", "zero, reflect"),
     ],
 )
 def test_a_wrong_value_is_answered_in_one_line(dlrun: Callable[..., Outcome], word: str, answer: str) -> None:
     outcome = dlrun("train", word)
-    assert (outcome.code, outcome.err) == (2, f"dlrun: {answer}\n")
+    program, key, rest = outcome.err.split(": ", 2)
+    assert (outcome.code, program, key.partition("=")[0]) == (2, "dlrun", word.partition("=")[0])
+    assert key in (word, word.partition("=")[0])
+    assert re.search(answer, rest)
+    assert rest.find("\n") == len(rest) - 1
 
 
 def test_a_square_as_large_as_the_image_is_refused() -> None:
-    with pytest.raises(UserError, match=r"augment\.cutout=8: must be less than the 8×9 image"):
+    with pytest.raises(UserError, match=r"augment\.cutout=8: .*8×9"):
         Augment(cutout=8)(raw(8, 9, 3), seeded())
 
 
@@ -425,9 +430,13 @@ def test_show_draws_a_picture_of_what_training_sees(dlrun: Callable[..., Outcome
 def test_show_says_what_it_cannot_draw(dlrun: Callable[..., Outcome]) -> None:
     off = dlrun("show", "augment", "dataset.limit=100")
     assert off.code == 2
-    assert off.err == "dlrun: augmentation is off: choose augment=crop_flip, or set a key such as augment.rotate=15\n"
+    assert "augment=crop_flip" in off.err
+    assert "augment.rotate=15" in off.err
+    assert off.err.count("\n") == 1
     for words in ((), ("augmnt",), ("augment=crop_flip",)):
-        assert dlrun("show", *words).err.startswith("dlrun: expected dlrun show augment, then settings such as")
+        wrong = dlrun("show", *words)
+        assert wrong.code == 2
+        assert "dlrun show augment" in wrong.err
 
 
 def test_show_draws_a_few_images_of_classes_in_turn() -> None:

@@ -51,7 +51,7 @@ def test_error_names_ten_and_counts_the_rest(root):
     names = [f"train/cat/{number:02}.png" for number in range(12)]
     for name in names:
         truncate(root / name)
-    with pytest.raises(BadData, match=r"and 2 more: 12 of 40 samples cannot be used") as caught:
+    with pytest.raises(BadData, match=r"\b2 more\b.*\b12 of 40\b") as caught:
         ready(root)
     assert all(name in str(caught.value) for name in names[:10])
     assert not any(name in str(caught.value) for name in names[10:])
@@ -110,13 +110,13 @@ def test_the_first_file_may_be_broken_though_it_gives_the_size(root):
     assert [item.id for item in data.dropped] == ["train/cat/00.png"]
     for path in root.glob("train/*/*"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"cannot be read as an image, and nor can the 39 others"):
+    with pytest.raises(UserError, match=r"/train/cat/00\.png: .*\b39 others"):
         ready(root, on_bad="drop")
 
 
 def test_an_image_of_another_size_is_a_setting_to_change_and_never_dropped(root):
     photo(1, (8, 8, 3)).save(root / "train" / "cat" / "07.png")
-    with pytest.raises(UserError, match=r"train/cat/07\.png: is 8×8 pixels, .*dataset\.image_size=64"):
+    with pytest.raises(UserError, match=r"train/cat/07\.png: .*9×8.*8×8.*dataset\.image_size=64"):
         ready(root, on_bad="drop")
 
 
@@ -126,18 +126,19 @@ def test_a_system_limit_drops_no_image(root, monkeypatch):
 
     raw = image_folder(str(root))
     monkeypatch.setattr(Image, "open", no_more_files)
-    with pytest.raises(UserError, match=r"cannot be read now \(Too many open files\); try again"):
+    with pytest.raises(UserError, match=r"\(Too many open files\)") as caught:
         prepare(raw, **KEYS, on_bad="drop")
+    assert not isinstance(caught.value, BadData)
 
 
 def test_drop_that_empties_a_class_or_a_split_is_an_error(root):
     for path in root.glob("test/*/*"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="no sample of the test split can be used"):
+    with pytest.raises(UserError, match="test split"):
         ready(root, on_bad="drop").test()
     for path in root.glob("train/dog/*"):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match="no usable sample of class 'dog'"):
+    with pytest.raises(UserError, match="class 'dog'"):
         ready(root, on_bad="drop")
 
 
@@ -147,10 +148,9 @@ def test_values_that_are_not_finite_and_labels_out_of_range_are_listed_together(
         prepare(arrays(path, num_classes=3), **KEYS)
     # by fold, and labels first since a sample without a class is in no fold
     reasons = {item.id: item.reason for item in caught.value.bad}
-    assert reasons == {
-        "train/11": "has label -1, expected 0 to 2",
-        "train/7": "holds a value that is not finite (nan or inf)",
-    }
+    assert list(reasons) == ["train/11", "train/7"]
+    assert reasons["train/11"] == "has label -1, expected 0 to 2"
+    assert "nan" in reasons["train/7"]
     data = prepare(arrays(path, num_classes=3, on_bad="drop"), **KEYS, on_bad="drop")
     assert sorted(item.id for item in data.dropped) == ["train/11", "train/7"]
     assert len(data.train) + len(data.val) == 58
@@ -171,7 +171,7 @@ def test_bad_values_and_labels_of_test(tmp_path):
 
 def test_num_classes_makes_a_bad_label_of_a_stray_one(tmp_path):
     path = stored(tmp_path / "a.npz", y=(30, 255))
-    with pytest.raises(UserError, match=r"y lies in 0\.\.255|255 at index 30.*dataset\.num_classes=3"):
+    with pytest.raises(UserError, match=r"255 at index 30.*dataset\.num_classes=3"):
         arrays(path)
     raw = arrays(path, num_classes=3)
     with pytest.raises(BadData, match=r"^train/30: has label 255, expected 0 to 2"):
@@ -180,5 +180,5 @@ def test_num_classes_makes_a_bad_label_of_a_stray_one(tmp_path):
 
 
 def test_on_bad_is_checked():
-    with pytest.raises(UserError, match=r"dataset\.on_bad=ignore: must be error or drop"):
+    with pytest.raises(UserError, match=r"dataset\.on_bad=ignore: .*error.*drop"):
         prepare(None, **KEYS, on_bad="ignore")

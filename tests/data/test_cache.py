@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from dlrun.data import prepare
 from dlrun.data.audit import audit
 from dlrun.data.files import arrays, image_folder
 from dlrun.data.images import InMemory, Streamed
+from dlrun.data.splits import BadData
 from support.photos import KEYS, photo
 
 
@@ -106,26 +108,28 @@ def test_bad_files_are_told_from_the_cache_and_tried_again(photos, tmp_path, dec
     assert [bad.id for bad in told[1]] == ["train/ant/7.png"]
     assert told[0] == told[1] == ready(photos, "none", on_bad="drop").dropped
     decodes.clear()
-    with pytest.raises(Exception, match=r"7\.png: cannot be read as an image"):
+    with pytest.raises(BadData, match=r"^train/ant/7\.png: "):
         ready(photos, cache)
     assert decodes == ["7.png"]
 
 
 def test_a_full_disk_costs_the_cache_and_nothing_else(photos, tmp_path, monkeypatch, capsys):
     def full(_handle: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("os.fsync", full)
     data = ready(photos, tmp_path / "cache")
     assert data.record() == ready(photos, "none").record()
-    assert "No space left on device" in capsys.readouterr().err
+    assert os.strerror(errno.ENOSPC) in capsys.readouterr().err
     assert not list((tmp_path / "cache").glob("*.tmp"))
 
 
 def test_a_folder_in_the_way_and_a_bound_too_small(photos, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert len(ready(photos, tmp_path / "file" / "cache").train)
-    assert "no cache of decoded images" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert str(tmp_path / "file") in message
+    assert "dataset.cache=" in message
     ready(photos, tmp_path / "cache", cache_gb=1e-6)
     assert not list(tmp_path.glob("cache/*"))
 

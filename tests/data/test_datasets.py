@@ -143,7 +143,7 @@ def test_bad_keys_are_named(keys, message):
 
 
 def test_classes_without_samples_and_other_shapes_are_errors():
-    with pytest.raises(UserError, match="no usable sample of class 'c1'"):
+    with pytest.raises(UserError, match="class 'c1'"):
         ready(raw(made([9, 0, 9])))
     with pytest.raises(UserError, match="one class"):
         ready(raw(made([9])))
@@ -206,7 +206,7 @@ def test_values_that_are_not_finite_are_named(value):
     split = made([20, 20], dtype=np.float32)
     name = ready(raw(split)).train.ids[11]
     split.images.pixels[int(name[6:]), 1, 1, 1] = value
-    with pytest.raises(UserError, match=f"^{name}: holds a value that is not finite"):
+    with pytest.raises(UserError, match=f"^{name}: .*nan"):
         ready(raw(split))
 
 
@@ -416,7 +416,7 @@ def test_crop_flip_rejects_what_it_cannot_do():
         CropFlip(-1)
     with pytest.raises(UserError, match=r"augment\.padding=wrap"):
         CropFlip(padding="wrap")
-    with pytest.raises(UserError, match=r"augment\.pad=4: must be less than"):
+    with pytest.raises(UserError, match=r"augment\.pad=4: .*4×9"):
         CropFlip(4, padding="reflect")(torch.zeros(1, 4, 9, 1), torch.Generator())
 
 

@@ -43,7 +43,7 @@ def ready(raw, **keys):
 @pytest.fixture(autouse=True)
 def offline(monkeypatch):
     def refuse(*args, **kwargs):
-        raise urllib.error.URLError("no route to host")
+        raise urllib.error.URLError("host unreachable")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
 
@@ -93,7 +93,7 @@ def test_idx_archives_put_there_by_hand_are_unpacked_and_checked(tmp_path, monke
     with pytest.raises(UserError, match=r"dataset\.download=true"):
         datasets.mnist(root=str(tmp_path), download=False)
     (folder / names[0]).write_bytes(b"tampered with")
-    with pytest.raises(UserError, match="no route to host"):
+    with pytest.raises(UserError, match="host unreachable"):
         datasets.mnist(root=str(tmp_path))
 
 
@@ -101,7 +101,7 @@ def test_idx_truncated_file_is_one_line(tmp_path):
     write_idx(tmp_path / "MNIST" / "raw")
     path = tmp_path / "MNIST" / "raw" / "train-images-idx3-ubyte"
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"dataset mnist in .*train-images-idx3-ubyte.gz.* by hand") as caught:
+    with pytest.raises(UserError, match=r"dataset mnist in .*train-images-idx3-ubyte.gz.*dataset\.root=") as caught:
         datasets.mnist(root=str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -152,7 +152,7 @@ def test_cifar(tmp_path, monkeypatch, name, kind, keys, classes, first):
     assert raw.classes == names
     assert len(raw.test()) == 2 * classes
     (folder / first).write_bytes(b"tampered with")
-    with pytest.raises(UserError, match=rf"dataset {name} .*no route to host.* by hand") as caught:
+    with pytest.raises(UserError, match=rf"dataset {name} .*host unreachable.*dataset\.root=") as caught:
         getattr(datasets, name)(root=str(tmp_path))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
@@ -179,7 +179,7 @@ def test_svhn(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="dataset svhn"):
         data.test()
     (tmp_path / "test_32x32.mat").unlink()
-    with pytest.raises(UserError, match=r"test_32x32.mat.* by hand"):  # now, not after training
+    with pytest.raises(UserError, match=r"test_32x32.mat.*dataset\.root="):  # now, not after training
         datasets.svhn(root=str(tmp_path))
 
 
@@ -206,7 +206,7 @@ def test_stl10(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "kmnist", "cifar10", "cifar100", "svhn", "stl10"])
 def test_unreachable_host_is_one_line_that_says_what_to_do(tmp_path, name):
-    with pytest.raises(UserError, match=rf"^dataset {name} in .*no route to host.*put .* into ") as caught:
+    with pytest.raises(UserError, match=rf"^dataset {name} in .*host unreachable.*dataset\.root=") as caught:
         getattr(datasets, name)(root=str(tmp_path))
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
@@ -284,7 +284,7 @@ def test_folder_test_images_are_not_opened_before_test(tmp_path, layout):
         (tmp_path / name).write_bytes(b"broken")
     data = ready(image_folder(str(tmp_path)))
     assert not sealed & {*data.train.ids, *data.val.ids}
-    with pytest.raises(UserError, match="cannot be read as an image"):
+    with pytest.raises(UserError, match=rf"^({'|'.join(sealed)}): "):
         data.test()
 
 
@@ -329,16 +329,16 @@ def test_folder_errors_name_the_culprit(tmp_path):
     with pytest.raises(UserError, match=r"dataset.root=.*photos: no such folder"):
         image_folder(str(root))
     root.mkdir()
-    with pytest.raises(UserError, match="holds no class folders"):
+    with pytest.raises(UserError, match=r"photos.*<class>/<image>"):
         image_folder(str(root))
     write_folder(root, {"train/a": 3, "train/b": 3, "test/a": 1, "test/zebra": 1, "test/yak": 1})
-    with pytest.raises(UserError, match=r"test has classes that train lacks: 'yak', 'zebra'"):
+    with pytest.raises(UserError, match=r"photos/test .*'yak', 'zebra'"):
         image_folder(str(root))
     write_folder(root, {"train/yak": 3, "train/zebra": 3, "train/empty": 0})
-    with pytest.raises(UserError, match=r"train/empty holds no images"):
+    with pytest.raises(UserError, match=r"train/empty .*no images"):
         image_folder(str(root))
     (root / "train" / "empty" / "deeper").mkdir()
-    with pytest.raises(UserError, match=r"train/empty holds a folder, 'deeper'"):
+    with pytest.raises(UserError, match=r"train/empty: .*'deeper'"):
         image_folder(str(root))
     with pytest.raises(UserError, match=r"dataset\.channels=4"):
         image_folder(str(root), channels=4)
@@ -352,11 +352,11 @@ def test_folder_broken_and_odd_sized_images_are_named(tmp_path, memory_gb):
     good = (tmp_path / name).read_bytes()
     for content in (b"", b"hello", good[:60], good[: len(good) // 2]):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=rf"{name}: cannot be read as an image") as caught:
+        with pytest.raises(UserError, match=rf"^{name}: .*dataset\.on_bad=drop") as caught:
             ready(image_folder(str(tmp_path)), **keys)
         assert "\n" not in str(caught.value)
     Image.fromarray(pixels(5, 7, 3)).save(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name}: is 7×5 pixels, .* 12×10; .*dataset.image_size=64"):
+    with pytest.raises(UserError, match=rf"{name}: .* 12×10 .* 7×5; .*dataset.image_size=64"):
         ready(image_folder(str(tmp_path)), **keys)
 
 
@@ -413,20 +413,20 @@ X, Y = np.zeros((6, 4, 4, 1), np.uint8), np.arange(6) % 2
 @pytest.mark.parametrize(
     ("stored", "message"),
     [
-        ({"images": X, "y": Y}, "has no array 'x', only images, y"),
+        ({"images": X, "y": Y}, r"array 'x'.*images, y"),
         ({"x": X, "y": Y[:5]}, r"y has shape \(5,\), x \(6, 4, 4, 1\)"),
         ({"x": X[0, 0], "y": Y}, r"x has shape \(4, 1\); expected"),
         ({"x": np.zeros((6, 3, 32, 32), np.uint8), "y": Y}, "dataset.layout=NCHW"),
         ({"x": X.astype(np.int64), "y": Y}, "x is int64; expected uint8 or float"),
         ({"x": X, "y": Y.astype(float)}, "y is float64"),
-        ({"x": X, "y": Y - 1}, r"y lies in -1..0"),
-        ({"x": X, "y": Y * 1000}, r"y lies in 0..1000"),
+        ({"x": X, "y": Y - 1}, r"\by\b.*-1\.\.0"),
+        ({"x": X, "y": Y * 1000}, r"\by\b.*\b0\.\.1000"),
         ({"x": X, "y": np.array([{}] * 6, dtype=object)}, "'y' cannot be read"),
-        ({"x": X, "y": Y, "x_test": X}, "has x_test but no y_test"),
+        ({"x": X, "y": Y, "x_test": X}, r"x_test.*\by_test"),
         ({"x": X, "y": Y, "x_test": X, "y_test": Y + 1}, r"^test/1: has label 2, expected 0 to 1"),
         ({"x": X, "y": Y, "x_test": X, "y_test": Y * 1.0}, r"y_test is float64; expected class numbers"),
         ({"x": X, "y": ["a", "b"] * 3, "x_test": X, "y_test": ["b", "c"] * 3}, "train lacks: 'c'"),
-        ({"x": X, "y": [0, 1, 2, 255, 0, 1]}, r"no 3, but 255 at index 3; .* dataset.num_classes=3 makes"),
+        ({"x": X, "y": [0, 1, 2, 255, 0, 1]}, r"no 3, but 255 at index 3; .* dataset.num_classes=3 "),
         ({"x": X, "y": Y, "x_test": X[:, :3], "y_test": Y}, r"x_test has shape \(6, 3, 4, 1\)"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,10 @@ def test_a_temperature_at_the_end_of_the_search_says_so() -> None:
     from dlrun.commands.ensemble import _heat
 
     assert _heat("majority", 1.234) == "majority 1.23"
-    assert "the end of what is looked at" in _heat("majority", 0.05)
-    assert "the end of what is looked at" in _heat("majority", 20.0)
+    for edge in (0.05, 20.0):
+        shown, _, warning = _heat("majority", edge).partition(f"{edge:.3g}")
+        assert shown == "majority "
+        assert warning
 
 
 def test_runs_that_did_not_end_are_left_out_by_name(five: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -118,8 +121,8 @@ def test_runs_that_did_not_end_are_left_out_by_name(five: Path, dlrun: Callable[
     (five / "0006" / "predictions.npz").unlink()
     done = dlrun("ensemble", "sweep", "--out", "e")
     assert done.code == 0
-    assert "left out: sweep/0005 is diverged, not completed" in done.out
-    assert "left out: sweep/0006: predictions.npz: missing" in done.out
+    assert re.search(r"\bsweep/0005\b.*\bdiverged\b", done.out)
+    assert re.search(r"\bsweep/0006\b.*\bpredictions\.npz\b", done.out)
     assert len(picked(Path("e"))) == 5
 
 
@@ -139,7 +142,7 @@ def test_a_taken_folder_is_told_before_anything_is_evaluated(
     for more in (["--fresh"], ["--average", "weights"]):
         done = dlrun("ensemble", "sweep", *more, "--out", "sweep")
         assert (done.code, done.out) == (2, "")
-        assert "sweep already holds 0000; choose another --out" in done.err
+        assert re.search(r"\bsweep\b.*\b0000\b.*--out\b", done.err)
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "text"])
@@ -151,18 +154,18 @@ def test_damaged_predictions_are_left_out_by_name(damage: str, five: Path, dlrun
     file.write_bytes({"cut": whole[:middle], "empty": b"", "flipped": flipped, "text": b"hello"}[damage])
     done = dlrun("ensemble", "sweep", "--out", "e")
     assert done.code == 0, done.err
-    assert "left out: sweep/0000: predictions.npz: missing, unreadable or incomplete" in done.out
+    assert re.search(r"\bsweep/0000: predictions\.npz: ", done.out)
     assert len(picked(Path("e"))) == 4
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"classes": ["ant", "bee", "dog"]}, "differ in classes: 3 (ant, bee, dog) and 3 (ant, bee, cow)"),
-        ({"mean": [5.0]}, "differ in mean: 1 (5) and 1 (4)"),
-        ({"shape": [9, 9, 1]}, "differ in shape: 3 (9, 9, 1) and 3 (8, 8, 1)"),
-        ({"count": 50}, "differ in val ids: 50 and 60 images"),
-        ({"test_labels": np.zeros(60, int)}, "differ in test labels: 0 and"),
+        ({"classes": ["ant", "bee", "dog"]}, r"classes\b.*\b3 \(ant, bee, dog\).*\b3 \(ant, bee, cow\)"),
+        ({"mean": [5.0]}, r"mean\b.*\b1 \(5\).*\b1 \(4\)"),
+        ({"shape": [9, 9, 1]}, r"shape\b.*\b3 \(9, 9, 1\).*\b3 \(8, 8, 1\)"),
+        ({"count": 50}, r"val ids\b.*\b50\b.*\b60\b"),
+        ({"test_labels": np.zeros(60, int)}, r"test labels\b.*\b0\b"),
     ],
 )
 def test_members_that_disagree_are_named(
@@ -171,8 +174,7 @@ def test_members_that_disagree_are_named(
     member(five / "0009", seed=9, **changes)
     done = dlrun("ensemble", "sweep", "--out", "e")
     assert done.code == 2
-    assert done.err.startswith("dlrun: sweep/0009 and sweep/0000 ")
-    assert words in done.err
+    assert re.match(rf"dlrun: sweep/0009\b.*\bsweep/0000\b.*\b{words}", done.err)
     assert done.err.count("\n") == 1
     assert not Path("e").exists()
 
@@ -197,22 +199,22 @@ def test_a_strangers_pickle_is_not_opened(five: Path, dlrun: Callable[..., Outco
     np.savez(five / "0000" / "predictions.npz", **(arrays | {"val_ids": np.array([Boom()], dtype=object)}))
     done = dlrun("ensemble", "sweep", "--out", "e")
     assert done.code == 0
-    assert "left out: sweep/0000" in done.out
+    assert "sweep/0000: " in done.out
     assert not Path("boom").exists()
 
 
 def test_mistakes_are_one_line(five: Path, dlrun: Callable[..., Outcome]) -> None:
     (five / "notes").mkdir()
-    for words, said in {
-        ("nowhere",): "nowhere: no such folder",
-        ("sweep/notes",): "no completed runs in sweep/notes",
-        ("sweep", "--top", "0"): "--top=0: expected",
-        ("sweep", "--top", "2", "--greedy"): "not allowed with",
-        ("sweep", "--out", "sweep"): "sweep already holds 0000; choose another --out",
+    for words, pattern in {
+        ("nowhere",): "nowhere: ",
+        ("sweep/notes",): r"no completed runs .*sweep/notes\b",
+        ("sweep", "--top", "0"): "--top=0: ",
+        ("sweep", "--top", "2", "--greedy"): "--greedy.*--top",
+        ("sweep", "--out", "sweep"): r"\bsweep .*\b0000\b.*--out\b",
     }.items():
         done = dlrun("ensemble", *words)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
-        assert said in done.err
+        assert re.search(pattern, done.err), done.err
 
 
 def test_fifty_members_need_no_torch(here: Path) -> None:

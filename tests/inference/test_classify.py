@@ -69,7 +69,7 @@ def test_a_folder_gets_the_probabilities_that_the_run_stored(
 ) -> None:
     done = dlrun("predict", f"sweep/{run}", "photos/test", "--device", "cpu")
     assert done.code == 0, done.err
-    assert "18 images predicted: predictions.csv" in done.out
+    assert re.search(r"\b18\b.*\bpredictions\.csv", done.out)
     expected = stored(there / "sweep" / run)
     rows = table()
     assert len(rows) == 18
@@ -98,8 +98,7 @@ def test_an_ensemble_without_its_members_says_what_to_copy(there: Path, dlrun: C
     done = dlrun("predict", "elsewhere/e", "photos/test")
     assert done.code == 2
     assert len(done.err.splitlines()) == 1
-    assert re.search("^dlrun: elsewhere/e: its member .*sweep/000[01] is not there", done.err), done.err
-    assert "copy them along" in done.err
+    assert re.search("^dlrun: elsewhere/e: .*sweep/000[01] .*copy", done.err), done.err
 
 
 def test_arrays_and_files_of_other_sizes(there: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -126,14 +125,9 @@ def test_what_cannot_be_read_is_named_and_the_rest_goes_on(there: Path, dlrun: C
     np.save("code.npy", np.array([Boom()], dtype=object))
     done = dlrun("predict", "sweep/0001", "bad.png", "photos/test/ant", "empty.jpg", "odd.npy", "code.npy")
     assert done.code == 0
-    for name in (
-        "bad.png: ",
-        "empty.jpg: cannot be read as an image (the file is empty)",
-        "odd.npy: is uint8 (2, 5, 5, 3)",
-        "code.npy: ",
-    ):
-        assert f"left out: {name}" in done.out
-    assert "6 images predicted, 4 left out" in done.out
+    for reason in (r"bad\.png: ", r"empty\.jpg: .*empty\)", r"odd\.npy: .*uint8 \(2, 5, 5, 3\)", r"code\.npy: "):
+        assert len(re.findall(rf"\b{reason}", done.out)) == 1
+    assert re.search(r"\b6 images\b.*\b4\b", done.out)
     assert not Path("boom").exists()
     assert [Path(row["file"]).name for row in table()] == [f"{k:02d}.png" for k in range(6)]
 
@@ -142,7 +136,7 @@ def test_nothing_predicted_leaves_no_file(there: Path, dlrun: Callable[..., Outc
     Path("bad.png").write_bytes(b"no image")
     done = dlrun("predict", "sweep/0001", "bad.png")
     assert done.code == 1
-    assert "nothing could be predicted: bad.png" in done.err
+    assert re.search(r"^dlrun: .*: bad\.png: ", done.err)
     assert not Path("predictions.csv").exists()
     assert not list(Path().glob(".*.tmp"))
 
@@ -151,12 +145,9 @@ def test_a_file_that_is_there_is_not_overwritten_without_force(there: Path, dlru
     Path("predictions.csv").write_text("mine")
     done = dlrun("predict", "sweep/0001", "photos/test/ant")
     assert (done.code, Path("predictions.csv").read_text()) == (2, "mine")
-    assert "predictions.csv exists; --force overwrites it" in done.err
-    for words, said in {
-        ("sweep/0001", "nowhere"): "nowhere: no such file or folder",
-        ("nowhere", "photos/test"): "nowhere: no completed run",
-    }.items():
-        assert said in dlrun("predict", *words).err  # it would overwrite nothing
+    assert re.search(r"predictions\.csv .*--force", done.err)
+    for words in (("sweep/0001", "nowhere"), ("nowhere", "photos/test")):
+        assert "dlrun: nowhere: " in dlrun("predict", *words).err  # it would overwrite nothing
     assert dlrun("predict", "sweep/0001", "photos/test/ant", "--force").code == 0
     assert len(table()) == 6
 
@@ -178,33 +169,33 @@ def test_a_strangers_run_executes_nothing(there: Path, dlrun: Callable[..., Outc
     evil = copied(there / "sweep" / "0001", there / "evil")
     config = yaml.safe_load((evil / "config.yaml").read_text())
     config["model"] = {"_target_": "evilpackage.Net"}
-    config["trust"] = ["evilpackage"]  # its own word counts for nothing
+    config["trust"] = ["evilpackage"]  # a stored trust list does not count
     (evil / "config.yaml").write_text(yaml.safe_dump(config))
     Path("evilpackage.py").write_text("import os; os.mkdir('boom')")
     done = dlrun("predict", "evil", "photos/test/ant")
     assert done.code == 2
-    assert "model._target_=evilpackage.Net: refused" in done.err
+    assert "model._target_=evilpackage.Net: " in done.err
     assert "trust=[evilpackage]" in done.err
     code = copied(there / "sweep" / "0001", there / "code")
     for file in (code / "checkpoints").glob("*.pt"):
         torch.save({"model": Boom()}, file)
     done = dlrun("predict", "code", "photos/test/ant")
     assert done.code == 2
-    assert "not a readable dlrun checkpoint" in done.err
+    assert re.search(r"^dlrun: .*code/checkpoints/\w+\.pt\b.*\bcheckpoint\b", done.err)
     assert not Path("boom").exists()
 
 
 def test_mistakes_are_one_line(there: Path, dlrun: Callable[..., Outcome]) -> None:
     Path("nothing").mkdir()
-    for words, said in {
-        ("sweep/0001", "nowhere.png"): "nowhere.png: no such file or folder",
-        ("sweep/0001", "nothing"): "nothing: no images below this folder",
-        ("nothing", "photos/test"): "nothing: no completed run; expected a run or an ensemble",
-        ("sweep/0001", "photos", "--out", "no/where.csv"): "--out=no/where.csv: expected a file",
+    for words, named in {
+        ("sweep/0001", "nowhere.png"): "nowhere.png: ",
+        ("sweep/0001", "nothing"): "nothing: no images",
+        ("nothing", "photos/test"): "nothing: no completed run",
+        ("sweep/0001", "photos", "--out", "no/where.csv"): "--out=no/where.csv: ",
     }.items():
         done = dlrun("predict", *words)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
-        assert said in done.err
+        assert f"dlrun: {named}" in done.err
 
 
 def test_what_is_not_finite_or_in_other_units_is_left_out(there: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -217,7 +208,5 @@ def test_what_is_not_finite_or_in_other_units_is_left_out(there: Path, dlrun: Ca
     done = dlrun("predict", "sweep/0000", "units.npy", "holes.npy", "cut.npz")
     assert done.code == 0, done.err
     assert [row["file"] for row in table()] == ["holes.npy[0]", "holes.npy[2]"]
-    for said in ("units.npy: has values up to 1, the run's images have a mean of 1", "cut.npz: "):
-        assert f"left out: {said}" in done.out
-    for k in (1, 3):
-        assert f"left out: holes.npy[{k}]: holds values that are not finite" in done.out
+    for reason in (r"units\.npy: .*mean 1\d\d", r"cut\.npz: ", r"holes\.npy\[1\]: .*nan", r"holes\.npy\[3\]: .*inf"):
+        assert len(re.findall(rf"\b{reason}", done.out)) == 1, reason

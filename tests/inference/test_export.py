@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_file_of_torch_maps_raw_pixels_to_the_stored_logits(run: Path, dlrun: Callable[..., Outcome]) -> None:
     done = dlrun("export", str(run), "--to", "torch_export", "--out", "m.pt2")
     assert done.code == 0, done.err
-    assert "differ from the run's by at most" in done.out
+    assert float(re.findall(r"\d\S*\d", done.out)[-1]) <= 1e-4
     from dlrun.inference.predictor import rebuilt
 
     data = rebuilt(run, []).data
@@ -53,7 +54,7 @@ def test_a_file_that_differs_is_refused(
     monkeypatch.setitem(export.KINDS, "torch_export", wrong)
     done = dlrun("export", str(run), "--to", "torch_export")
     assert done.code == 1
-    assert "refused: the logits of the exported model differ by up to 0.01" in done.err
+    assert re.search(rf"^dlrun: {run}: .*\b0\.01\b", done.err)
     assert not list(Path().iterdir())
 
 
@@ -63,7 +64,7 @@ def test_without_what_verifies_it_nothing_is_written(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     done = dlrun("export", str(run), "--to", "onnx")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "--to onnx needs onnx, onnxscript, onnxruntime: pip install 'dlrun[onnx]'" in done.err
+    assert re.search(r"--to onnx\b.*onnx, onnxscript, onnxruntime\b.*pip install 'dlrun\[onnx\]'", done.err)
     assert not list(Path().iterdir())
 
 
@@ -90,7 +91,7 @@ def test_of_a_sweep_the_best_run_is_named(run: Path, dlrun: Callable[..., Outcom
     Path("sweep").mkdir()
     Path("sweep/sweep.yaml").write_text("search: {metric: val_loss, direction: auto}")
     done = dlrun("export", "sweep", "--to", "torch_export")
-    assert "sweep is a sweep, none of whose runs is completed; `dlrun resume sweep`" in done.err
+    assert "`dlrun resume sweep`" in done.err
     Path("model.pt2").write_text("mine")
     for number, loss in enumerate((0.5, 0.3, 0.4)):
         folder = Path(shutil.copytree(run, f"sweep/{number:04d}"))
@@ -102,18 +103,19 @@ def test_of_a_sweep_the_best_run_is_named(run: Path, dlrun: Callable[..., Outcom
     for words in (("export", "sweep", "--to", "torch_export"), ("predict", "sweep", "sweep")):
         done = dlrun(*words)
         assert done.code == 2
-        assert done.err == "dlrun: sweep is a sweep; name one of its runs: sweep/0001 is the best by val_loss\n"
+        assert re.search(r"^dlrun: sweep\b.*\bsweep/0001\b.*\bval_loss$", done.err)
+        assert done.err.count("\n") == 1
 
 
 def test_mistakes_are_one_line(run: Path, dlrun: Callable[..., Outcome]) -> None:
     Path("model.pt2").write_text("mine")
-    for words, said in {
+    for words, pattern in {
         (str(run),): "--to",
-        ("nowhere", "--to", "torch_export"): "nowhere: no completed run",
-        (str(run), "--to", "torch_export"): "model.pt2 exists; --force overwrites it",
-        (str(run), "--to", "coreml"): "invalid choice",
+        ("nowhere", "--to", "torch_export"): "nowhere: ",
+        (str(run), "--to", "torch_export"): r"model\.pt2 .*--force",
+        (str(run), "--to", "coreml"): r"--to\b.*\bcoreml\b",
     }.items():
         done = dlrun("export", *words)
         assert (done.code, done.err.count("\n")) == (2, 1), done.err
-        assert said in done.err
+        assert re.search(pattern, done.err)
     assert Path("model.pt2").read_text() == "mine"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -59,7 +60,7 @@ def test_snapshots_are_the_ends_of_cycles(sweep: Path, dlrun: Callable[..., Outc
     assert dlrun("predict", "e", "x.npy").code == 0
     done = dlrun("ensemble", str(sweep), "--members", "checkpoints")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "takes one run, found 3" in done.err
+    assert re.search(r"--members\b.*\b3\b", done.err)
 
 
 def test_checkpoints_that_end_no_cycle_all_vote_and_that_is_said(here: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -69,9 +70,8 @@ def test_checkpoints_that_end_no_cycle_all_vote_and_that_is_said(here: Path, dlr
         file.unlink()  # as with trainer.keep=top3, which keeps the best
     done = dlrun("ensemble", "r", "--members", "checkpoints")
     assert done.code == 0, done.err
-    said, headline = done.out.splitlines()[:2]
-    assert said.startswith("no two checkpoints of r end a cycle of its warm restarts, so all 3 vote; ")
-    assert "train with trainer.keep=all trainer.epochs=9, or a smaller scheduler.period" in said
+    note, headline = done.out.splitlines()[:2]
+    assert re.search(r"^r\b.*\ball 3\b.*\btrainer\.keep=all trainer\.epochs=9\b.*\bscheduler\.period", note)
     assert headline.startswith("3 members")
 
 
@@ -89,7 +89,7 @@ def test_the_average_of_weights_is_a_run_of_its_own(sweep: Path, dlrun: Callable
     np.save("x.npy", np.zeros((3, 8, 8, 1), np.uint8))
     assert dlrun("predict", "soup", "x.npy").code == 0
     assert dlrun("resume", "soup").out.strip().endswith("nothing to do")
-    assert reading.stored(Path("soup"))["reason"].startswith("the average of the weights of ")
+    assert "average of the weights" in reading.stored(Path("soup"))["reason"]
     assert "epochs in" not in done.out  # it was made, not trained
 
 
@@ -101,7 +101,7 @@ def test_an_average_is_no_seed_and_no_member_beside_its_parts(sweep: Path, dlrun
     for more in ((), ("--fresh",)):
         done = dlrun("ensemble", "all", *more)
         assert done.code == 0, done.err
-        assert "left out: all/soup is an average of other runs" in done.out
+        assert re.search(r"\ball/soup\b.*\baverage\b", done.out)
         assert "3 members" in done.out
     assert "4 members" in dlrun("ensemble", "all/sweep", "all/soup").out
 
@@ -111,7 +111,7 @@ def test_other_architectures_have_no_average(sweep: Path, dlrun: Callable[..., O
     assert dlrun("train", *words, "model.width=6", "run.dir=wide").code == 0
     done = dlrun("ensemble", str(sweep), "wide", "--average", "weights", "--out", "soup")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "differ in their model" in done.err
+    assert re.search(r"^dlrun: .*\bwide\b.*\bmodel\b", done.err)
     assert not Path("soup").exists()
 
 

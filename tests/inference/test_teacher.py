@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -110,20 +111,21 @@ def test_a_student_trains_and_resumes_exactly(teachers: Path, dlrun: Callable[..
 
 
 def test_a_teacher_of_another_fold_is_refused(teachers: Path, dlrun: Callable[..., Outcome]) -> None:
-    for more, said in {
-        "dataset.split_seed=5": "the teacher had another validation fold",
-        "objective.teacher=nowhere": "objective.teacher=nowhere: no such folder",
-        "objective.alpha=2": "objective.alpha=2: expected between 0 and 1",
+    for more, pattern in {
+        "dataset.split_seed=5": r"objective\.teacher=e: .*\bvalidation fold\b.*\bsplit_seed\b",
+        "objective.teacher=nowhere": r"objective\.teacher=nowhere: ",
+        "objective.alpha=2": r"objective\.alpha=2: .*\b0\b.*\b1\b",
     }.items():
         done = dlrun("train", *student(more))
         assert done.code == 2
-        assert said in done.err
+        assert re.search(f"^dlrun: {pattern}", done.err)
         assert done.err.count("\n") == 1
     result = json.loads(Path("sweep/0000/result.json").read_text())
     result["data"]["classes"] = [f"c{k}" for k in range(10)]
     Path("sweep/0000/result.json").write_text(json.dumps(result))
     done = dlrun("train", *student("objective.teacher=sweep/0000"))
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "knows other classes than this data has: 10 (c0, c1, c2, c3, …) and 10 (0, 1, 2, 3, …)" in done.err
+    pattern = r"objective\.teacher=sweep/0000: .*\b10 \(c0, c1, c2, c3, …\).*\b10 \(0, 1, 2, 3, …\)"
+    assert re.search(pattern, done.err)
     done = dlrun("train", *TINY, "objective=distill")
-    assert "objective.teacher is missing; type objective.teacher=RUN|ENSEMBLE" in done.err
+    assert "objective.teacher=RUN|ENSEMBLE" in done.err

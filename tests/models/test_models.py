@@ -303,7 +303,7 @@ def test_zero_init_residual_starts_every_block_as_its_shortcut() -> None:
     model = ResNet(1, 10, blocks=[2], width=4, zero_init_residual=True)
     x = torch.rand(2, 4, 8, 8)
     assert torch.equal(model.stage1(x), x)
-    with pytest.raises(UserError, match=r"zero_init_residual=true needs a norm and model\.skip=true"):
+    with pytest.raises(UserError, match=r"zero_init_residual=true .*model\.skip=true"):
         ResNet(1, 10, zero_init_residual=True, skip=False)
 
 
@@ -405,11 +405,11 @@ def test_output_bias_makes_the_first_loss_the_label_entropy_where_weights_give_n
 
 
 def test_output_bias_names_what_is_in_its_way() -> None:
-    with pytest.raises(UserError, match="needs a linear layer with 4 outputs, and MLP has none"):
+    with pytest.raises(UserError, match=r"model\.output_bias .*\b4\b.*\bMLP\b.*model\.output_bias=default"):
         output_bias(MLP(1, 8, 3), [1, 1, 1, 1])
-    with pytest.raises(UserError, match="the last layer of Linear has no bias"):
+    with pytest.raises(UserError, match=r"model\.output_bias: .*Linear .*no bias"):
         output_bias(nn.Linear(4, 2, bias=False), [1, 1])
-    with pytest.raises(UserError, match="class 1 has no training samples"):
+    with pytest.raises(UserError, match=r"model\.output_bias: class 1\b"):
         output_bias(nn.Linear(4, 3), [1, 0, 2])
 
 
@@ -470,21 +470,21 @@ def test_weights_that_do_not_fit_are_named(pretrained: tuple[Path, dict[str, Ten
     for change, message in (
         (
             {"layer1.0.conv1.weight": torch.ones(2, 2)},
-            r"layer1.0.conv1.weight has shape \[2, 2\], the model expects",
+            r"layer1\.0\.conv1\.weight .*\[2, 2\].*\[64, 64, 3, 3\]",
         ),
-        ({"layer9.weight": torch.ones(2)}, "has layer9.weight, which the model has not"),
-        ({"bn1.weight": None}, "has no bn1.weight, which the model needs"),
+        ({"layer9.weight": torch.ones(2)}, r"has layer9\.weight"),
+        ({"bn1.weight": None}, r"lacks bn1\.weight"),
     ):
         torch.save({k: v for k, v in (state | change).items() if v is not None}, file)
         with pytest.raises(UserError, match=message):
             build("resnet18", 7, 3, 32, weights=str(file))
     file.write_bytes(b"no weights")
-    with pytest.raises(UserError, match="is not a file of weights that torch can load"):
+    with pytest.raises(UserError, match=rf"model\.weights={file} .*torch"):
         build("resnet18", 7, 3, 32, weights=str(file))
     torch.save({"epoch": 3}, file)
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match=rf"model\.weights={file} .*state dict"):
         build("resnet18", 7, 3, 32, weights=str(file))
-    with pytest.raises(UserError, match="is neither a file nor one of resnet18's weights: IMAGENET1K_V1 DEFAULT"):
+    with pytest.raises(UserError, match=r"model\.weights=IMAGENET1K_V3 .*resnet18.* IMAGENET1K_V1 DEFAULT"):
         build("resnet18", 7, 3, 32, weights="IMAGENET1K_V3")
 
 
@@ -494,7 +494,7 @@ def test_a_file_that_runs_code_is_refused(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"model": Runs()}, tmp_path / "bad.pt")
-    with pytest.raises(UserError, match="is not a file of weights"):
+    with pytest.raises(UserError, match=r"model\.weights=.*bad\.pt"):
         build("resnet18", 7, 3, 32, weights=str(tmp_path / "bad.pt"))
     assert not (tmp_path / "ran").exists()
 
@@ -506,7 +506,7 @@ def test_named_weights_offline_are_one_line(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    with pytest.raises(UserError, match=r"model.weights=DEFAULT: https://.* could not be downloaded \(.*no network"):
+    with pytest.raises(UserError, match=r"model.weights=DEFAULT: https://.*\(.*no network.*model\.weights=FILE"):
         build("resnet18", 7, 3, 32, weights="DEFAULT")
 
 
@@ -524,34 +524,34 @@ def test_models_with_auxiliary_classifiers_give_logits_alone_and_load_without_th
 
 
 def test_names_and_sizes_that_do_not_exist_are_explained() -> None:
-    with pytest.raises(UserError, match=r"model.name=mobilnet_v2 is unknown; did you mean mobilenet_v2"):
+    with pytest.raises(UserError, match=r"model.name=mobilnet_v2 .*\bmobilenet_v2"):
         build("mobilnet_v2", 10)
-    with pytest.raises(UserError, match="inception_v3 cannot take images of 32 pixels; images of 75 pixels fit"):
+    with pytest.raises(UserError, match=r"model\.name=inception_v3 .*\b32 pixels.*\b75\b"):
         build("inception_v3", 10, 3, 32)
-    with pytest.raises(UserError, match="did you mean relu"):
+    with pytest.raises(UserError, match=r"model\.activation=rleu .*\brelu\b"):
         Style("rleu")
-    with pytest.raises(UserError, match=r"model.norm=batchnorm is unknown; did you mean batch"):
+    with pytest.raises(UserError, match=r"model.norm=batchnorm .*\bbatch\b"):
         Style(norm="batchnorm")
-    with pytest.raises(UserError, match=r"model.pool=sum is unknown; choose from avg max none stride"):
+    with pytest.raises(UserError, match=r"model.pool=sum .*\bavg max none stride$"):
         CNN(1, 10, pool="sum")
-    with pytest.raises(UserError, match=r"model.stem=imagnet is unknown; did you mean imagenet"):
+    with pytest.raises(UserError, match=r"model.stem=imagnet .*\bimagenet"):
         ResNet(1, 10, stem="imagnet")
-    with pytest.raises(UserError, match=r"model.init=he_norml is unknown; did you mean he_normal"):
+    with pytest.raises(UserError, match=r"model.init=he_norml .*\bhe_normal\b"):
         initialise(nn.Linear(1, 1), "he_norml")
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: CNN(1, 10, kernel_size=4), "model.kernel_size=4 must be odd"),
-        (lambda: CNN(1, 10, depth=2, widths=[4, 4, 4]), r"3 stages for model.depth=2 .* type model.depth=3"),
-        (lambda: CNN(1, 10, width=0), "every stage needs at least 1 channel"),
-        (lambda: MLP(1, 8, 10, depth=-1), "model.depth=-1 must be at least 0"),
-        (lambda: MLP(1, 8, 10, dropout=1.0), "model.dropout=1.0 must be at least 0 and below 1"),
+        (lambda: CNN(1, 10, kernel_size=4), r"model\.kernel_size=4\b.*\bodd\b"),
+        (lambda: CNN(1, 10, depth=2, widths=[4, 4, 4]), r"\b3\b.*model\.depth=2 .*model\.depth=3"),
+        (lambda: CNN(1, 10, width=0), r"model\.width: .*\b1\b.*\[0, 0, 0\]"),
+        (lambda: MLP(1, 8, 10, depth=-1), r"model\.depth=-1\b.*\b0\b"),
+        (lambda: MLP(1, 8, 10, dropout=1.0), r"model\.dropout=1\.0\b.*\b0\b.*\b1\b"),
         (lambda: ResNet(1, 10, blocks=[3, 0]), r"model.blocks=\[3, 0\]"),
         (
             lambda: CNN(1, 10, activation="maxout", maxout_pieces=1),
-            "model.maxout_pieces=1 must be at least 2",
+            r"model\.maxout_pieces=1\b.*\b2\b",
         ),
     ],
 )

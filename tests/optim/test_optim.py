@@ -133,18 +133,15 @@ def test_warm_restarts_equal_torchs_at_fractions(mult: int) -> None:
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        (partial(s.step, every=0.0, gamma=0.5), r"scheduler\.every=0 must be above 0"),
-        (partial(s.cosine, epochs=-1), r"scheduler\.epochs=-1 must be above 0"),
-        (partial(s.inverse_time, k=-1.0), r"scheduler\.k=-1 must not be negative"),
-        (partial(s.one_cycle, epochs=3, warm_fraction=1.0), r"scheduler\.warm_fraction=1 must lie between"),
-        (partial(s.warm_restarts, period=3, mult=0.5), r"scheduler\.mult=0\.5 must be at least 1"),
-        (partial(s.step, gamma=0.5), r"scheduler: step cannot be made: .*'every'"),
-        (partial(lr_scheduler.StepLR), r"scheduler: StepLR cannot be made: .*'step_size'"),
-        (
-            partial(lr_scheduler.ReduceLROnPlateau, factor=1.5),
-            r"ReduceLROnPlateau cannot be made: .*[Ff]actor",
-        ),
-        (partial(nn.ReLU), r"scheduler: ReLU cannot be made: not a scheduler"),
+        (partial(s.step, every=0.0, gamma=0.5), r"scheduler\.every=0\b.*\babove 0\b"),
+        (partial(s.cosine, epochs=-1), r"scheduler\.epochs=-1\b.*\babove 0\b"),
+        (partial(s.inverse_time, k=-1.0), r"scheduler\.k=-1\b"),
+        (partial(s.one_cycle, epochs=3, warm_fraction=1.0), r"scheduler\.warm_fraction=1\b.*\b0 and 1\b"),
+        (partial(s.warm_restarts, period=3, mult=0.5), r"scheduler\.mult=0\.5\b.*\b1\b"),
+        (partial(s.step, gamma=0.5), r"scheduler: .*\bstep\b.*'every'"),
+        (partial(lr_scheduler.StepLR), r"scheduler: .*\bStepLR\b.*'step_size'"),
+        (partial(lr_scheduler.ReduceLROnPlateau, factor=1.5), r"scheduler: .*\bReduceLROnPlateau\b.*[Ff]actor"),
+        (partial(nn.ReLU), r"scheduler: .*\bReLU\b.*torch\.optim\.lr_scheduler"),
     ],
 )
 def test_bad_keys_are_user_errors_before_training(rule: partial[Any], message: str) -> None:
@@ -393,13 +390,10 @@ def test_frozen_and_shared_parameters() -> None:
 @pytest.mark.parametrize(
     ("per_layer", "message"),
     [
-        ({"^fcc": {"lr": 0.1}}, r"'\^fcc' matches no trainable parameter; near names: fc"),
-        ({"zzz": {"lr": 0.1}}, r"'zzz' matches no trainable parameter; near names: stem\.weight, stem\.bias"),
-        ({"(": {"lr": 0.1}}, r"'\(' is not a regular expression"),
-        (
-            {"fc": {"lrr": 0.1}},
-            r"'fc' sets 'lrr', which the optimizer does not have; expected one of: epochs, lr, mom",
-        ),
+        ({"^fcc": {"lr": 0.1}}, r"optimizer\.per_layer: '\^fcc' .*names: fc"),
+        ({"zzz": {"lr": 0.1}}, r"optimizer\.per_layer: 'zzz' .*names: stem\.weight, stem\.bias"),
+        ({"(": {"lr": 0.1}}, r"optimizer\.per_layer: '\(' .*regular expression"),
+        ({"fc": {"lrr": 0.1}}, r"optimizer\.per_layer: 'fc' .*'lrr'.*: epochs, lr, mom"),
     ],
 )
 def test_bad_patterns_are_user_errors(per_layer: dict[str, dict[str, float]], message: str) -> None:
@@ -419,7 +413,7 @@ def test_a_group_with_epochs_is_frozen_when_they_are_over() -> None:
         scheduler.set(t)
         assert [p.requires_grad for p in model.parameters()] == [learns] * 2 + [True] * 4
     for wrong in (0, -1, "three", True):
-        with pytest.raises(UserError, match=rf"'weight' sets epochs={wrong}: expected a number more than 0"):
+        with pytest.raises(UserError, match=rf"'weight' sets epochs={wrong}: .*\b0$"):
             parameter_groups(model, 0.0, {"weight": {"epochs": wrong}})
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from dlrun.config.defaults import changed
 from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_errors import in_one_line
+from dlrun.config.options import Options, builtin_conf, user_conf
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
@@ -29,16 +30,6 @@ __all__ = ["Composed", "Composer", "builtin_conf", "compose", "composer", "run"]
 
 ROOT = "train"
 EXPLAINING = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
-
-
-def builtin_conf() -> Path:
-    """Return the folder of the built-in options: the checkout's in an editable install, else the wheel's."""
-    here = Path(__file__).resolve().parents[1]
-    checkout = here.parent / "conf"
-    for folder in (checkout if (here.parent / "pyproject.toml").is_file() else here / "conf", here / "conf"):
-        if (folder / "train.yaml").is_file():
-            return folder
-    raise UserError("the built-in configs (conf/train.yaml) are missing: this installation is broken; reinstall dlrun")
 
 
 def run(
@@ -131,10 +122,8 @@ def _search_path() -> None:
 
     class DlrunSearchPath(SearchPathPlugin):
         def manipulate_search_path(self, search_path: Any) -> None:
-            for folder in ("conf", os.environ.get("DLRUN_CONF")):
-                path = Path(folder).expanduser().resolve() if folder else None
-                if path is not None and path.is_dir() and path != builtin_conf():
-                    search_path.prepend("dlrun-user", f"file://{path}", anchor=SearchPathQuery(provider="main"))
+            for path in user_conf():
+                search_path.prepend("dlrun-user", f"file://{path}", anchor=SearchPathQuery(provider="main"))
             for path in _added:
                 search_path.append("command-line", f"file://{path}")
 
@@ -164,6 +153,7 @@ class Composer:
         self._read_already: dict[tuple[str, ...], dict[str, Any]] = {}
         self._listed: dict[str, list[str]] = {}
         self._folders: list[str] = []  # overrides that name further folders of options
+        self._options_of: dict[tuple[str, ...], Options] = {}  # the same files as text, for their rules
 
     def parse(self, overrides: Sequence[str]) -> list[Any]:
         """Return the overrides as Hydra's objects. Raises UserError for one that it cannot read."""
@@ -222,7 +212,9 @@ class Composer:
             plain: Any = OmegaConf.to_container(cfg, resolve=True)
             launcher = plain.pop("hydra")["launcher"]
         added = {o.key_or_group for o in values if o.is_add() or o.is_force_add()}
-        validate({**plain, "hydra": {"launcher": launcher}}, schema, added)
+        runtime = base["hydra"]["runtime"]
+        options = self._options_of.setdefault(runtime["folders"], Options(runtime["folders"], self._root))
+        validate({**plain, "hydra": {"launcher": launcher}}, schema, added, runtime["choices"], options)
         from dlrun.config.extras import require_logger
         from dlrun.config.targets import check_targets
 
@@ -254,6 +246,7 @@ class Composer:
             cfg = self._loader.load_configuration(root, list(chosen), run_mode=RunMode.RUN)
             plain: Any = {str(k): _plain(cfg._get_node(k)) for k in cfg if k != "hydra"}
             runtime = {"cwd": os.getcwd(), "choices": OmegaConf.to_container(cfg.hydra.runtime.choices)}
+            runtime["folders"] = tuple(s.path for s in cfg.hydra.runtime.config_sources if s.schema == "file")
             launcher = OmegaConf.to_container(cfg.hydra.launcher)
             plain["hydra"] = {"runtime": runtime, "job": {"name": ROOT}, "launcher": launcher}
             self._read_already[(root, *chosen)] = plain

@@ -1,196 +1,180 @@
-"""Ranges and choices that the type of a default cannot tell, key by key (`dlrun train trainer.epochs=0`).
+"""Ranges and allowed values, written in brackets at the start of a key's comment in its YAML.
 
-Names that the families choose from stand here a second time, since reading them there would import torch;
-a test keeps both in step.
+`alpha: 0.9  # [0..1] share of the soft part` refuses `dlrun train objective.alpha=2`. The brackets:
+
+    [0..1]  (0..1)  [0..1)    a range; a round bracket excludes its end
+    [1..]  (0..]              no upper end
+    [whole 1..]               whole numbers; a default that is one, such as 30, means the same
+    [auto|cpu|1]              one of these words, numbers, true, false, null
+    [list of 0..1)            a list of such values; empty only if the default is
+    [pair of 0..1)            two of them
+    [odd] [metric] [checks]   a named rule, see NAMED
+    [any]                     any value of the default's type
+
+null passes every rule: the type of the default decides whether it is allowed (`dlrun.config.schema`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from dlrun.config.check_names import check_names
+from dlrun.vocabulary import COLUMNS
 
-__all__ = ["ANY_TARGET", "CHOICES", "MIXED", "RULES", "Rule"]
+__all__ = ["METRICS", "NAMED", "Rule", "parse", "scalar", "split"]
 
-Rule = tuple[Callable[[Any], bool], str]  # what must hold, and how to say it
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "trainer.device": ("auto", "cpu", "cuda", "mps"),
-    "trainer.precision": ("auto", "fp32", "bf16"),
-    # columns of metrics.csv that may decide which epoch is best: all but the epoch and its rate
-    "trainer.monitor": (
-        *("val_acc", "val_loss", "train_acc", "train_loss", "penalty", "grad_norm", "update_ratio", "dead_fraction"),
-        *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
+@dataclass(frozen=True)
+class Rule:
+    """What the value of a key must satisfy, in code and in words."""
+
+    holds: Callable[[Any], bool]
+    text: str
+    listing: Callable[[], tuple[Any, ...]] | None = (
+        None  # the allowed values; called late, since some are read from files
+    )
+    listed: bool = False  # the value is a list of them
+
+    @property
+    def words(self) -> tuple[Any, ...]:
+        """The allowed values, empty if they cannot be listed."""
+        return self.listing() if self.listing else ()
+
+    @property
+    def expected(self) -> str:
+        """What follows "expected" in a message."""
+        return self.text + ", ".join(map(_shown, self.words))
+
+    @property
+    def mixed(self) -> bool:
+        """Whether values of several types are allowed, so that the type of the default says nothing."""
+        return not self.listed and len({type(word) for word in self.words}) > 1
+
+
+# columns of metrics.csv that can decide which epoch or trial is best
+METRICS = tuple(column for column in COLUMNS if column not in ("epoch", "lr"))
+
+
+def _number(value: Any, whole: bool = False) -> bool:
+    return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+
+
+def _one_of(listing: Callable[[], tuple[Any, ...]]) -> Rule:
+    def holds(value: Any) -> bool:
+        return any(type(value) is type(word) and value == word for word in listing())
+
+    return Rule(holds, "one of ", listing)
+
+
+NAMED: Mapping[str, Callable[[], Rule]] = {
+    "any": lambda: Rule(lambda v: True, "any value"),
+    "odd": lambda: Rule(lambda v: _number(v, True) and v > 0 and v % 2 == 1, "an odd number: 1, 3, 5, 7 …"),
+    # torch, NumPy and Optuna all take 63 bits
+    "seed": lambda: Rule(
+        lambda v: _number(v, True) and 0 <= v < 2**63, "a whole number, 0 or more and less than 2**63"
     ),
-    "trainer.multi_crop": ("none", "mirror", "mirror_translate"),
-    "search.sampler": ("auto", "grid", "random", "grid_jitter", "sobol", "tpe"),
-    "search.direction": ("auto", "min", "max"),
-    "search.prune": ("none", "median", "hyperband"),
-    "logger.kind": ("none", "tensorboard", "mlflow"),
-    "trainer.keep": ("last", "best", "top3", "all"),
-    "model.activation": (
-        *("relu", "leaky_relu", "prelu", "elu", "gelu", "silu"),
-        *("tanh", "sigmoid", "softsign", "maxout"),
-    ),
-    "model.norm": ("batch", "layer", "group", "none"),
-    "model.pool": ("max", "avg", "stride", "none"),
-    "model.stem": ("small", "imagenet"),
-    "model.shortcut": ("pad", "projection"),
-    "model.block": ("basic", "bottleneck"),
-    "model.init": (
-        *("default", "he_normal", "normal", "uniform"),
-        *("glorot_uniform", "glorot_sigmoid", "orthogonal"),
-    ),
-    "model.output_bias": ("default", "frequency"),
-    "dataset.layout": ("NHWC", "NCHW"),
-    "dataset.on_bad": ("error", "drop"),
-    "augment.padding": ("zero", "reflect"),
-    "optimizer.line_search_fn": ("strong_wolfe",),
+    "folder": lambda: Rule(lambda v: str(v).strip() != "", "the name of a folder"),
+    "metric": lambda: _one_of(lambda: METRICS),
+    "check": lambda: _one_of(check_names),
 }
 
-
-def _at_least(low: float) -> Rule:
-    return (lambda v: low <= v < math.inf), f"{low} or more"
-
-
-def _all(rule: Rule) -> Rule:
-    return (lambda v: isinstance(v, list) and bool(v) and all(rule[0](i) for i in v)), f"a list, each {rule[1]}"
+_NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
+_RANGE = re.compile(rf"(whole\s+)?({_NUMBER})?\s*\.\.\s*({_NUMBER})?")
+_ROUND = re.compile(rf"\((whole\s+)?({_NUMBER})?\s*\.\.")
+_MANY = re.compile(r"(list|pair) of (.+)")
 
 
-def _up_to(high: float) -> Rule:
-    return (lambda v: 0 <= v <= high), f"between 0 and {high:g}"
+def split(comment: str) -> tuple[str, str]:
+    """Return the bracket that opens a comment, or "", and the rest; `(0 = never)` is prose, `(0..1)` a bracket."""
+    if not comment.startswith("[") and not _ROUND.match(comment):
+        return "", comment
+    end = next((i for i, letter in enumerate(comment) if letter in "])"), len(comment) - 1)
+    return comment[: end + 1], comment[end + 1 :].strip()
 
 
-def _count(low: int) -> Rule:
-    return (lambda v: type(v) is int and v >= low), f"a whole number, {low} or more"
+def scalar(text: str) -> Any:
+    """Return what a plain YAML scalar means: true, false, null, a number, or the text itself."""
+    if text in ("true", "false", "null", ""):
+        return {"true": True, "false": False}.get(text)
+    if re.fullmatch(r"[-+]?\d+", text):
+        return int(text)
+    return float(text) if re.fullmatch(_NUMBER, text) else text.strip("'\"")
 
 
-def _some_of(words: tuple[str, ...]) -> Rule:
-    return (lambda v: isinstance(v, list) and set(v) <= set(words)), f"a list of {', '.join(words)}"
+@cache
+def parse(bracket: str, default: str = "") -> Rule:
+    """Return the rule of a bracket; `default` is the YAML text of the key's default. Raises ValueError."""
+    body = bracket[1:-1].strip()
+    if bracket[:1] not in ("[", "(") or bracket[-1:] not in ("]", ")") or not body:
+        raise ValueError(bracket)
+    many = _MANY.fullmatch(body)
+    if not many:
+        return _single(bracket, body, default)
+    items = re.findall(r"[^\s,\[\]]+", default)
+    item = _single(bracket, many[2].strip(), items[0] if items else "")
+    if many[1] == "pair":
+        return _pair(item)
+    return _list(item, empty=default == "[]")
 
 
-POSITIVE: Rule = (lambda v: 0 < v < math.inf), "more than 0"
-SHARE: Rule = (lambda v: 0 <= v < 1), "0 or more and less than 1"
-BETWEEN: Rule = (lambda v: 0 < v < 1), "more than 0 and less than 1"
-FOLDER: Rule = (lambda v: str(v).strip() != ""), "the name of a folder"
+def _single(bracket: str, body: str, default: str) -> Rule:
+    if found := _RANGE.fullmatch(body):
+        whole = bool(found[1]) or re.fullmatch(r"[-+]?\d+", default) is not None
+        low, high = (None if end is None else float(end) for end in found.groups()[1:])
+        return _range(low, high, bracket, whole)
+    if "|" in body:
+        words = tuple(scalar(word.strip()) for word in body.split("|"))
+        return _one_of(lambda: words)
+    name = body if body in NAMED else body.removesuffix("s")
+    if name not in NAMED:
+        raise ValueError(bracket)
+    return NAMED[name]()
 
-RULES: dict[str, Rule] = {
-    "seed": ((lambda v: type(v) is int and 0 <= v < 2**63), "a whole number, 0 or more and less than 2**63"),
-    "run.dir": FOLDER,
-    "sweep.dir": FOLDER,
-    "trainer.epochs": _count(1),
-    "trainer.stop_after": _count(0),
-    "trainer.batch_size": _count(1),
-    "trainer.eval_batch_size": _count(1),
-    "trainer.accumulate": _count(1),
-    "trainer.threads": _count(0),
-    "trainer.patience": _count(0),
-    "trainer.ema": SHARE,
-    "objective.temperature": POSITIVE,
-    "objective.alpha": _up_to(1),
-    "trainer.clip_norm": _at_least(0),
-    "trainer.clip_value": _at_least(0),
-    "dataset.val_fraction": BETWEEN,
-    "dataset.test_fraction": BETWEEN,
-    "dataset.split_seed": _count(0),
-    "dataset.limit": _count(0),
-    "dataset.memory_gb": _at_least(0),
-    "dataset.cache_gb": _at_least(0),
-    "dataset.image_size": _count(0),
-    "dataset.num_classes": _count(0),
-    "dataset.channels": ((lambda v: v in (1, 3)), "1 or 3"),
-    "check.budget": _at_least(0),
-    "check.only": _some_of(check_names()),
-    "check.skip": _some_of(check_names()),
-    "augment.pad": _count(0),
-    "augment.flip": ((lambda v: v is True or v is False or v == "alternating"), "true, false or alternating"),
-    "augment.rotate": _up_to(180),
-    "augment.shift": _up_to(1),
-    "augment.shear": _up_to(60),
-    "augment.scale": SHARE,
-    "augment.skew": _up_to(0.4),
-    **{f"augment.{tone}": _up_to(1) for tone in ("brightness", "contrast", "saturation", "noise")},
-    "augment.hue": _up_to(0.5),
-    "augment.blur": _at_least(0),
-    "augment.cutout": _count(0),
-    "augment.randaugment": _count(0),
-    "augment.magnitude": ((lambda v: type(v) is int and 0 <= v <= 30), "a whole number between 0 and 30"),
-    "regularizer.l1": _at_least(0),
-    "regularizer.l2": _at_least(0),
-    "regularizer.max_norm": _at_least(0),
-    "regularizer.dropout": SHARE,
-    "regularizer.label_smoothing": SHARE,
-    "model.depth": _count(0),
-    "model.width": _count(1),
-    "model.widths": _all(_count(1)),
-    "model.blocks": _all(_count(1)),
-    "model.kernel_size": ((lambda v: v > 0 and v % 2 == 1), "an odd number: 1, 3, 5, 7 …"),
-    "model.maxout_pieces": _count(2),
-    "model.dropout": SHARE,
-    "loss.label_smoothing": SHARE,
-    "loss.margin": POSITIVE,
-    "optimizer.lr": _at_least(0),
-    "optimizer.momentum": SHARE,
-    "optimizer.steps": _count(1),
-    "optimizer.sgd_lr": _at_least(0),
-    "optimizer.sgd_momentum": SHARE,
-    "optimizer.betas": (
-        (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v)),
-        "two numbers, 0 or more and less than 1",
-    ),
-    "optimizer.weight_decay": _at_least(0),
-    "optimizer.eps": _at_least(0),
-    "optimizer.rho": _up_to(1),
-    "optimizer.alpha": _at_least(0),
-    "optimizer.lr_decay": _at_least(0),
-    "optimizer.initial_accumulator_value": _at_least(0),
-    "optimizer.max_iter": _count(1),
-    "optimizer.history_size": _count(1),
-    "optimizer.tolerance_grad": _at_least(0),
-    "optimizer.tolerance_change": _at_least(0),
-    "scheduler.warmup": _at_least(0),
-    "scheduler.momentum_start": SHARE,
-    "scheduler.momentum_end": SHARE,
-    "scheduler.momentum_epochs": _at_least(0),
-    "scheduler.epochs": POSITIVE,
-    "scheduler.tau": POSITIVE,
-    "scheduler.every": POSITIVE,
-    "scheduler.period": POSITIVE,
-    "scheduler.mult": _at_least(1),
-    "scheduler.k": _at_least(0),
-    "scheduler.gamma": _at_least(0),
-    "scheduler.final": _at_least(0),
-    "scheduler.start": _at_least(0),
-    "scheduler.warm_fraction": BETWEEN,
-    "scheduler.milestones": _all(_at_least(0)),
-    "scheduler.factor": BETWEEN,
-    "scheduler.patience": _count(0),
-    "scheduler.threshold": _at_least(0),
-    "scheduler.cooldown": _count(0),
-    "scheduler.min_lr": _at_least(0),
-}
-CHOICES["search.metric"] = CHOICES["trainer.monitor"]
-RULES |= {
-    "search.trials": _count(0),
-    "search.seed": _count(0),
-    "search.retries": _count(0),
-    "search.timeout": _at_least(0),
-    "search.max_extend": _count(0),
-    "search.fresh": _at_least(0),
-    "search.average": SHARE,
-    "hydra.launcher.workers": _count(0),
-}
-for _key, _words in CHOICES.items():
-    RULES[_key] = (lambda v, words=_words: v in words), f"one of {', '.join(_words)}"  # type: ignore[misc]
 
-MIXED = {"augment.flip"}  # true, false or a word: the type of the default does not tell what may stand there
+def _range(low: float | None, high: float | None, bracket: str, whole: bool) -> Rule:
+    if (low is None and high is None) or (low is not None and high is not None and low > high):
+        raise ValueError(bracket)
+    above, below = bracket[0] == "(", bracket[-1] == ")"
+    floor, ceiling = -math.inf if low is None else low, math.inf if high is None else high
 
-# read by dlrun whatever the `_target_`; the other keys of these groups belong to it and mean what it says
-ANY_TARGET = {"model.init", "model.output_bias"}
-ANY_TARGET |= {f"dataset.{k}" for k in ("val_fraction", "test_fraction", "split_seed", "limit", "memory_gb")}
-ANY_TARGET |= {"dataset.cache_gb"}
-ANY_TARGET |= {"dataset.on_bad", "dataset.balance"}
-ANY_TARGET |= {f"scheduler.{k}" for k in ("warmup", "momentum_start", "momentum_end", "momentum_epochs")}
-ANY_TARGET |= {f"regularizer.{k}" for k in ("dropout", "label_smoothing")}
+    def holds(value: Any) -> bool:
+        if not _number(value, whole) or not math.isfinite(value):
+            return False
+        return bool(floor < value if above else floor <= value) and bool(value < ceiling if below else value <= ceiling)
+
+    if low is None:
+        text = f"less than {high:g}" if below else f"{high:g} or less"
+    elif high is None:
+        text = f"more than {low:g}" if above else f"{low:g} or more"
+    elif above or below:
+        text = f"more than {low:g}" if above else f"{low:g} or more"
+        text += f" and less than {high:g}" if below else f" and at most {high:g}"
+    else:
+        text = f"between {low:g} and {high:g}"
+    if whole:
+        text = f"a whole number{' ' if text.startswith('between') else ', '}{text}"
+    return Rule(holds, text)
+
+
+def _list(item: Rule, empty: bool) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and (empty or bool(value)) and all(map(item.holds, value))
+
+    text = "a list of " if item.listing else f"a list, each {item.text}"
+    return Rule(holds, text, item.listing, listed=True)
+
+
+def _pair(item: Rule) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, list) and len(value) == 2 and all(map(item.holds, value))
+
+    return Rule(holds, f"two values, each {item.expected}" if item.listing else f"two numbers, {item.text}")
+
+
+def _shown(word: Any) -> str:
+    return "null" if word is None else str(word).lower() if isinstance(word, bool) else str(word)

@@ -1,7 +1,7 @@
 """Configs: one line for every mistake, before anything heavy is imported (`dlrun train …`).
 
-The default in the YAML is the schema: the type of a key is the type of its default; null takes anything.
-Ranges and choices that a type cannot tell stand in `dlrun.config.rules`.
+The default in the YAML is the schema: the type of a key is the type of its default; a default of null allows any type.
+Ranges and allowed values are in the comments of the YAML files, see `dlrun.config.rules`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,12 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlrun.config.options import Options, prefix
+from dlrun.config.rules import Rule
 from dlrun.errors import UserError
 
 __all__ = ["check_rules", "flatten", "lookup", "unknown", "validate"]
@@ -25,26 +28,18 @@ _NAMES = {
     list: "a list",
     dict: "keys",
 }
-# what to type for a key without a default
+# what to type for a key that has no default
 _WANTED = {
     "dataset.root": "FOLDER",
     "objective.teacher": "RUN|ENSEMBLE",
     "dataset.path": "FILE.npz",
     "model._target_": "PACKAGE.CLASS trust=[PACKAGE]",
 }
-# keys that every config has, also a stored one
-_SECTIONS: tuple[str, ...] = (
-    "dataset",
-    "model",
-    "optimizer",
-    "scheduler",
-    "regularizer",
-    "loss",
-    "objective",
-    "augment",
-    "trainer",
+# sections that every config has, also a stored one
+_SECTIONS = (
+    *("dataset", "model", "optimizer", "scheduler", "regularizer", "loss", "objective", "augment"),
+    *("trainer", "check", "run"),
 )
-_SECTIONS += ("check", "run")
 
 
 def flatten(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -68,7 +63,7 @@ def lookup(cfg: Mapping[str, Any], key: str) -> Any:
 
 
 def unknown(key: str, names: Collection[str], groups: Collection[str] = ()) -> str:
-    """Say that `key` is none of `names`, with the nearest: a group, the same last part, a like spelling."""
+    """Return the message for an unknown key, with the nearest group, the same last part or a similar spelling."""
     group = difflib.get_close_matches(key, groups, 1)
     if group:
         return f"{key}: no such key; did you mean {group[0]}=?"
@@ -86,70 +81,85 @@ def unknown(key: str, names: Collection[str], groups: Collection[str] = ()) -> s
     return f"{key}: no such key; {has}"
 
 
-def validate(cfg: Mapping[str, Any], schema: Mapping[str, Any], added: Collection[str] = ()) -> None:
-    """Hold a resolved config against the defaults it came from, and against the rules.
+def validate(
+    cfg: Mapping[str, Any],
+    schema: Mapping[str, Any],
+    added: Collection[str] = (),
+    choices: Mapping[str, Any] | None = None,
+    options: Options | None = None,
+) -> None:
+    """Compare a resolved config with the defaults it came from, and apply the rules of the chosen options.
 
     `added` are keys that the user appended on purpose (`+key=value`). Raises UserError for the first key
-    that is unknown, missing, of a wrong type or out of range, and for a folder or file that is not there.
+    that is unknown, missing, of a wrong type or out of range, and for a folder or file that does not exist.
     """
-    _compare(cfg, schema, "", added)
-    check_rules(cfg)
+    rules = _rules(cfg, choices or {}, options or Options())
+    _compare(cfg, schema, "", _Context(added, rules))
+    _apply(cfg, rules)
 
 
 def check_rules(cfg: Mapping[str, Any]) -> None:
-    """Hold a config against the rules, and its folders and files against the disk. Raises UserError."""
-    from dlrun.config.rules import ANY_TARGET, RULES
+    """Apply the rules of the options that a stored config names, and look for its folders and files.
 
+    Options are found as `dlrun train` finds them; one that no longer exists has no rules. Raises UserError.
+    """
+    choices = cfg.get("choices")
+    _apply(cfg, _rules(cfg, choices if isinstance(choices, Mapping) else {}, Options()))
+
+
+def _rules(cfg: Mapping[str, Any], choices: Mapping[str, Any], options: Options) -> Mapping[str, Rule]:
+    sections = {prefix(str(group))[:-1] for group in (*choices, *cfg)} - {""}
+    targets = {section: lookup(cfg, f"{section}._target_") for section in sorted(sections)}
+    return options.rules({s: t for s, t in targets.items() if isinstance(t, str)}, choices)
+
+
+def _apply(cfg: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     for section in _SECTIONS:
         if not isinstance(cfg.get(section), Mapping):
             raise UserError(f"{section} is missing; a config of dlrun has {', '.join(_SECTIONS)}")
-    for key, (holds, expected) in RULES.items():
+    for key, rule in rules.items():
         value = lookup(cfg, key)
-        target = (cfg.get(key.split(".")[0]) or {}).get("_target_") if "." in key else None
-        if key not in ANY_TARGET and target is not None and not str(target).startswith(("dlrun.", "torch.")):
-            continue  # a class of the user's own: its keys mean what it says
-        try:
-            fits = value is None or holds(value)
-        except TypeError:
-            fits = False
-        if not fits:
-            raise UserError(f"{key}={_shown(value)}: expected {expected}{_near(key, value)}")
+        if value is not None and not rule.holds(value):
+            raise UserError(f"{key}={_shown(value)}: expected {rule.expected}{_near(key, value, rule)}")
     _paths(cfg)
     _reaches(cfg)
 
 
-def _near(key: str, value: Any) -> str:
-    from dlrun.config.rules import CHOICES
-
-    if isinstance(value, list):
-        from dlrun.config.check_names import check_names
-
-        names = check_names() if key.startswith("check.") else ()
-        near = difflib.get_close_matches(str(next((v for v in value if v not in names), "")), names, 1)
-        return f"; did you mean {near[0]}?" if near else ""
-    near = difflib.get_close_matches(str(value), CHOICES.get(key, ()), 1)
-    return f"; did you mean {key}={near[0]}?" if near else ""
+def _near(key: str, value: Any, rule: Rule) -> str:
+    words = [word for word in rule.words if isinstance(word, str)]
+    if rule.listed and isinstance(value, list):
+        value = next((v for v in value if v not in words), "")
+    near = difflib.get_close_matches(str(value), words, 1)
+    if not near:
+        return ""
+    return f"; did you mean {near[0]}?" if rule.listed else f"; did you mean {key}={near[0]}?"
 
 
-def _compare(cfg: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, added: Collection[str]) -> None:
+@dataclass
+class _Context:
+    added: Collection[str]
+    rules: Mapping[str, Rule]
+
+
+def _compare(cfg: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, context: _Context) -> None:
     for key in schema:
         if key not in cfg:
-            raise UserError(f"{prefix}{key} is missing; every key of an option is needed")
+            raise UserError(f"{prefix}{key} is missing; an option needs all of its keys")
     for key, value in cfg.items():
         name = f"{prefix}{key}"
         if value == "???":
             raise UserError(f"{name} is missing; type {name}={_WANTED.get(name, 'VALUE')}")
         if key in schema:
-            _type(name, value, schema[key], added)
-        elif not _free(name, cfg, schema, added):
+            _type(name, value, schema[key], context)
+        elif not _free(name, cfg, schema, context):
             raise UserError(unknown(name, [f"{prefix}{n}" for n in flatten(schema)]))
 
 
-def _free(name: str, cfg: Mapping[str, Any], schema: Mapping[str, Any], added: Collection[str]) -> bool:
-    """Whether a key without a default may be there: an argument of a `_target_`, added by the user."""
+def _free(name: str, cfg: Mapping[str, Any], schema: Mapping[str, Any], context: _Context) -> bool:
+    """Whether a key without a default is allowed: an argument of a `_target_`, added by the user."""
     if schema.get("_target_") == "???":
         return True
-    if not any(f"{name}.".startswith(f"{a}.") or a.startswith(f"{name}.") for a in added):
+    if not any(f"{name}.".startswith(f"{a}.") or a.startswith(f"{name}.") for a in context.added):
         return False
     if "_target_" in cfg:
         return True
@@ -157,24 +167,25 @@ def _free(name: str, cfg: Mapping[str, Any], schema: Mapping[str, Any], added: C
     raise UserError(f"+{name}: nothing reads this key; keys are added to what has a _target_, such as +model.{last}")
 
 
-def _type(name: str, value: Any, default: Any, added: Collection[str]) -> None:
+def _type(name: str, value: Any, default: Any, context: _Context) -> None:
     if isinstance(default, str) and default.startswith("${"):
-        return  # it follows another key, which is checked where it stands; the rules check its own value
+        return  # it follows another key, whose type is checked; the rules check its value
     if default is None or default == "???":
         return
     kind = type(default)
     expected = _NAMES.get(kind, kind.__name__)
+    rule = context.rules.get(name)
+    if rule is not None and rule.mixed:
+        if value is None and None not in rule.words:
+            raise UserError(f"{name}=null: expected {rule.expected}")
+        return  # the rule lists values of several types
     if value is None:
         raise UserError(f"{name}=null: expected {expected} such as {_shown(default)}")
-    from dlrun.config.rules import MIXED
-
-    if name in MIXED:
-        return  # the rules know what may stand there
     if kind is dict:
         if not isinstance(value, Mapping):
             raise UserError(f"{name}={_shown(value)}: expected keys below it ({', '.join(default) or 'name: value'})")
         if default:
-            _compare(value, default, f"{name}.", added)
+            _compare(value, default, f"{name}.", context)
         return
     fits = isinstance(value, kind)
     if kind in (int, float):
@@ -192,11 +203,11 @@ def _type(name: str, value: Any, default: Any, added: Collection[str]) -> None:
         raise UserError(f"{name}={value}: expected a finite number such as {_shown(default)}")
     if kind is list and default:
         for i, item in enumerate(value):
-            _type(f"{name}[{i}]", item, default[0], added)
+            _type(f"{name}[{i}]", item, default[0], context)
 
 
 def _shown(value: Any) -> str:
-    """A value as one types it."""
+    """A value as it is typed on the command line."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list):
@@ -211,7 +222,7 @@ def _found(value: Any) -> str:
 
 
 def _paths(cfg: Mapping[str, Any]) -> None:
-    """A folder that nothing can download must be there, and so must a file."""
+    """A folder that cannot be downloaded must exist, and so must a file."""
     teacher = cfg["objective"].get("teacher")
     if isinstance(teacher, str) and not Path(teacher).expanduser().is_dir():
         raise UserError(f"objective.teacher={teacher}: no such folder; expected a run or an ensemble")
@@ -220,22 +231,22 @@ def _paths(cfg: Mapping[str, Any]) -> None:
         return
     root, path = dataset.get("root"), dataset.get("path")
     if root is not None and not dataset.get("download") and not Path(str(root)).expanduser().is_dir():
-        fetch = "; dataset.download=true fetches it" if "download" in dataset else ", with train/<class>/<image> in it"
+        fetch = "; dataset.download=true downloads it" if "download" in dataset else " with train/<class>/<image> in it"
         raise UserError(f"dataset.root={root}: no such folder; expected the folder of the data{fetch}")
     if path is not None and not Path(str(path)).expanduser().is_file():
         raise UserError(f"dataset.path={path}: no such file; expected an .npz with x and y")
 
 
 def _reaches(cfg: Mapping[str, Any]) -> None:
-    """A key that the chosen model, loss or trainer cannot use is an error, not a silence."""
+    """A key that the chosen model, loss or trainer cannot use is an error; it is not ignored silently."""
     for key, part in (("dropout", "model"), ("label_smoothing", "loss")):
         if lookup(cfg, f"regularizer.{key}") and key not in cfg[part]:
             raise UserError(f"regularizer.{key} has no effect: this {part} has no {key}; choose another {part}=")
     only, skip = (set(lookup(cfg, f"check.{key}") or ()) for key in ("only", "skip"))
     if only and only <= skip:
-        raise UserError(f"check.skip leaves nothing of check.only=[{','.join(sorted(only))}]; take one of them away")
+        raise UserError(f"check.skip leaves nothing of check.only=[{','.join(sorted(only))}]; change one of them")
     trainer = cfg["trainer"]
     if trainer.get("while_gap_shrinks") and not trainer.get("patience"):
         raise UserError("trainer.while_gap_shrinks has no effect without patience; add trainer.patience=5")
     if trainer.get("monitor") in ("update_ratio", "dead_fraction") and not trainer.get("diagnostics"):
-        raise UserError(f"trainer.monitor={trainer['monitor']}: nothing measures it with trainer.diagnostics=false")
+        raise UserError(f"trainer.monitor={trainer['monitor']}: it needs trainer.diagnostics=true")

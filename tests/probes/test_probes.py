@@ -16,7 +16,7 @@ import torch
 
 from dlrun.commands.arguments import next_command, numbers
 from dlrun.commands.lr_range import FLAGS
-from dlrun.config.rules import CHOICES
+from dlrun.config.rules import METRICS
 from dlrun.console import Screen
 from dlrun.errors import UserError
 from dlrun.folders import reading
@@ -379,7 +379,7 @@ def test_keep_last_tests_the_last_epochs_weights(dlrun: Callable[..., Any], here
     assert ", the last)" in done.out
 
 
-@pytest.mark.parametrize("monitor", CHOICES["trainer.monitor"])
+@pytest.mark.parametrize("monitor", METRICS)
 def test_any_column_can_decide_and_each_has_its_direction(tmp_path: Path, monitor: str) -> None:
     run, state = fit(tmp_path / "run", "trainer.epochs=4", f"trainer.monitor={monitor}", "trainer.patience=3")
     values = [float(row[monitor]) for row in reading.metrics(run.path)]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlrun.config.rules import CHOICES
+from dlrun.config.options import Options
 from dlrun.errors import UserError
 from dlrun.training.multi_crop import MultiCrop, viewed
 from support.commands import TINY, Outcome
@@ -34,7 +34,10 @@ def test_logits_are_the_mean_over_the_views() -> None:
     assert viewed(model, "none") is model
     with pytest.raises(UserError, match=r"^trainer\.multi_crop=five: must be one of none, mirror, mirror_translate$"):
         viewed(model, "five")
-    assert all(viewed(model, kind) is not None for kind in CHOICES["trainer.multi_crop"])
+    rule = Options().keys("trainer", "default")["trainer.multi_crop"].rule()
+    assert rule is not None
+    assert {*expected, "none"} == set(rule.words)
+    assert all(viewed(model, kind) is not None for kind in rule.words)
 
 
 def test_a_run_is_tested_by_its_views_and_predicts_by_them(dlrun: Callable[..., Outcome]) -> None:

@@ -1,0 +1,154 @@
+"""The option files as plain text: their keys, defaults, comments and rules, without Hydra (`dlrun explain`).
+
+Folders are searched as Hydra searches them: ./conf, $DLRUN_CONF, the built-in conf/, --config-dir. An option that
+starts from another (`defaults: [none, _self_]`) inherits its keys, comments and rules, and all options of a group
+inherit those of that group's section in train.yaml.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dlrun.config.option_text import Key, Option, read
+from dlrun.config.rules import Rule
+from dlrun.errors import UserError
+
+__all__ = ["PRESETS", "Options", "builtin_conf", "prefix", "user_conf"]
+
+PRESETS = "experiment"  # options of this group set keys of the others
+
+
+def builtin_conf() -> Path:
+    """Return the folder of the built-in options: the checkout's in an editable install, else the wheel's."""
+    here = Path(__file__).resolve().parents[1]
+    checkout = here.parent / "conf"
+    for folder in (checkout if (here.parent / "pyproject.toml").is_file() else here / "conf", here / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    raise UserError("the built-in configs (conf/train.yaml) are missing: this installation is broken; reinstall dlrun")
+
+
+def user_conf() -> list[Path]:
+    """Return the user's folders of options, the first winning: ./conf, $DLRUN_CONF."""
+    paths = [Path(folder).expanduser().resolve() for folder in ("conf", os.environ.get("DLRUN_CONF")) if folder]
+    return [path for path in dict.fromkeys(paths) if path.is_dir() and path != builtin_conf()]
+
+
+def prefix(group: str) -> str:
+    """Return where the keys of a group stand: hydra.launcher for hydra/launcher; nothing for the root and presets."""
+    return "" if group in ("", PRESETS) else group.replace("/", ".") + "."
+
+
+class Options:
+    """All option files of a search path; each is read once."""
+
+    def __init__(self, folders: Sequence[Path | str] | None = None, root: str = "train") -> None:
+        self.folders = [*map(Path, folders)] if folders is not None else [*user_conf(), builtin_conf()]
+        self.root = root
+        self._keys: dict[tuple[str, str], dict[str, Key]] = {}
+        self._rules: dict[tuple[Any, ...], dict[str, Rule]] = {}
+
+    def names(self, group: str) -> list[str]:
+        """Return the options of a group."""
+        folders = self.folders if _plain(group) else []
+        return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+
+    def groups(self) -> list[str]:
+        """Return the groups that have options; of Hydra's own the launcher alone."""
+        found = {d.name for folder in self.folders for d in folder.iterdir() if d.is_dir() and any(d.glob("*.yaml"))}
+        return [*sorted(found - {"hydra"}), "hydra/launcher"]
+
+    def option(self, group: str, name: str) -> Option | None:
+        """Return an option, from the first folder that has it; None if none has."""
+        return next((o for f in self.folders if (o := _read(f, group, name)) is not None), None)
+
+    def chain(self, group: str, name: str, _seen: frozenset[str] = frozenset()) -> Iterator[Option]:
+        """Yield the files that an option consists of, each overriding those before."""
+        option = self.option(group, name)
+        if option is None or name in _seen:
+            return
+        for base in option.bases if "_self_" in option.bases else [*option.bases, "_self_"]:
+            if base == "_self_":
+                yield option
+            elif base.startswith("/"):
+                elsewhere, _, other = base[1:].partition("@")[0].rpartition("/")
+                yield from self.chain(elsewhere, other, _seen | {name})
+            else:
+                yield from self.chain(group, base.partition("@")[0], _seen | {name})
+
+    def common(self) -> dict[str, Key]:
+        """Return the keys of the root, by their full names."""
+        return self.keys("", self.root)
+
+    def keys(self, group: str, name: str) -> dict[str, Key]:
+        """Return the keys of an option by their full names, inherited ones, comments and rules included."""
+        if (group, name) not in self._keys:
+            start = prefix(group)
+            found = {k: v for k, v in self.common().items() if start and k.startswith(start)} if start else {}
+            for option in self.chain(group, name):
+                if option.package in ("", prefix(group).rstrip("."), "_group_", "_global_"):
+                    for key, one in option.keys.items():
+                        found[start + key] = one.over(found.get(start + key))
+            self._keys[group, name] = {k: v for k, v in found.items() if not k.startswith("hydra.") or group}
+        return self._keys[group, name]
+
+    def target(self, group: str, name: str) -> str | None:
+        """Return the `_target_` of an option, None if it has none."""
+        key = self.keys(group, name).get(f"{prefix(group)}_target_")
+        return None if key is None else key.value.strip("'\"")
+
+    def rules(self, targets: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Rule]:
+        """Return the rules of the root and of the chosen options by the full names of their keys.
+
+        `targets` are the classes that are built, by section. The rules of an option hold only while its own is;
+        a class or section without rules of its own has those of the built-in option that builds the same.
+        Raises UserError for a bracket that cannot be read.
+        """
+        asked = (tuple(choices.items()), tuple(targets.items()))
+        if asked not in self._rules:
+            found = self._root_rules(targets)
+            for group, name in choices.items():
+                if group != PRESETS and isinstance(name, str):
+                    found |= self._rules_of(group, name, targets.get(prefix(group)[:-1]))
+            # a value that follows another key is checked after it, so that the message names the key that was set
+            ordered = sorted(found.items(), key=lambda item: item[1].value.startswith("${"))
+            self._rules[asked] = {key: rule for key, one in ordered if (rule := one.rule()) is not None}
+        return self._rules[asked]
+
+    def _root_rules(self, targets: Mapping[str, Any]) -> dict[str, Key]:
+        common = self.common()
+        own = {key.rpartition(".")[0]: one.value for key, one in common.items() if key.endswith("._target_")}
+        foreign = tuple(f"{s}." for s, target in own.items() if targets.get(s, target) != target)
+        return {key: one for key, one in common.items() if not key.startswith(foreign)}
+
+    def _rules_of(self, group: str, name: str, target: Any) -> dict[str, Key]:
+        option, found = self.option(group, name), {}
+        own = option is not None and self.target(group, name) == target
+        if own:
+            found = dict(self.keys(group, name))
+        if own and option is not None and option.file.is_relative_to(builtin_conf()):
+            return found
+        builtin = Options([builtin_conf()])
+        for other in sorted(builtin.names(group), key=lambda n: (n != name, n)):
+            if builtin.target(group, other) == target:
+                for key, one in builtin.keys(group, other).items():
+                    found[key] = found.get(key, one).over(one)
+        return found
+
+
+def _plain(name: str) -> bool:
+    """Whether no path leads out of the folder: a stored config may name anything."""
+    return re.fullmatch(r"(\w[\w-]*/)*\w[\w-]*", name) is not None
+
+
+def _read(folder: Path, group: str, name: str) -> Option | None:
+    if not _plain(name) or (group and not _plain(group)):
+        return None
+    try:
+        return read(folder / group / f"{name}.yaml")
+    except OSError:
+        return None

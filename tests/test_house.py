@@ -15,6 +15,7 @@ import pytest
 from dlrun.checks import runner
 from dlrun.config.compose import builtin_conf
 from support.house import edges, modules, package, unlisted, violations
+from support.prose import compared
 
 ROOT = builtin_conf().parent
 PACKAGE = ROOT / "dlrun"
@@ -107,22 +108,22 @@ def plant(file: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "pattern"),
     [
-        ("strange.py", "", "strange: no entry in the law"),
-        ("odd/__init__.py", "", "odd: no entry in the law"),
-        ("models/cnn.py", "import dlrun.cli", "models/cnn.py: models may not import cli"),
-        ("data/cache.py", "def f(): from dlrun.models.cnn import CNN", "data/cache.py: data may not import models"),
+        ("strange.py", "", "strange: "),
+        ("odd/__init__.py", "", "odd: "),
+        ("models/cnn.py", "import dlrun.cli", r"models/cnn\.py: .*\bcli\b"),
+        ("data/cache.py", "def f(): from dlrun.models.cnn import CNN", r"data/cache\.py: .*\bmodels\b"),
     ],
 )
-def test_a_planted_file_or_import_breaks_the_law(planted: Path, file: str, text: str, said: str) -> None:
+def test_a_planted_file_or_import_breaks_the_law(planted: Path, file: str, text: str, pattern: str) -> None:
     plant(planted / file, text)
-    assert said in violations(planted, LAW)
+    assert any(re.match(pattern, line) for line in violations(planted, LAW))
 
 
 def test_a_missing_package_breaks_the_law(planted: Path) -> None:
     (planted / "losses.py").unlink()
-    assert "losses: in the law, but not there" in violations(planted, LAW)
+    assert any(line.startswith("losses: ") for line in violations(planted, LAW))
 
 
 def test_a_planted_cycle_is_found_even_where_every_import_is_allowed(planted: Path) -> None:
@@ -132,9 +133,9 @@ def test_a_planted_cycle_is_found_even_where_every_import_is_allowed(planted: Pa
 
 def test_a_planted_name_that_is_not_listed_is_found(planted: Path) -> None:
     plant(planted / "losses.py", "from dlrun.data import cache\nfrom dlrun.cli import VERBS\ncache._x")
-    assert unlisted(planted) == [
-        "losses.py: dlrun.cli.VERBS is not in its __all__",
-        "losses.py: dlrun.data.cache._x is not in its __all__",
+    assert [line.split()[:2] for line in unlisted(planted)] == [
+        ["losses.py:", "dlrun.cli.VERBS"],
+        ["losses.py:", "dlrun.data.cache._x"],
     ]
 
 
@@ -142,7 +143,7 @@ def test_a_planted_name_that_is_not_listed_is_found(planted: Path) -> None:
 def test_a_planted_import_of_torch_is_found(planted: Path, name: str) -> None:
     file = planted / f"{name}.py" if (planted / f"{name}.py").exists() else planted / name / "planted.py"
     plant(file, "import torch")
-    assert "torch is not to be imported here" in needing_torch(planted)
+    assert "ImportError: torch " in needing_torch(planted)
 
 
 OPTIONS = sorted(builtin_conf().rglob("*.yaml"))
@@ -190,6 +191,45 @@ def test_nothing_heavy_on_the_way_to_help() -> None:
 def test_no_room_without_a_name() -> None:
     vague = {"utils", "util", "helpers", "helper", "base", "manager", "common", "misc"}
     assert not {file.stem for file in modules(PACKAGE).values()} & vague
+
+
+# folders of tests that still compare sentences; only ever shortened
+PENDING = ("analysis", "checks", "config", "folders", "probes", "reports", "run", "search", "test_cli.py", "training")
+PENDING += ("gpu", "test_card_lines.py")
+SENTENCE = "the sky is " + "blue"
+COMPARES = [
+    'def test_a() -> None:\n    assert "{}" in err',
+    'def test_a() -> None:\n    assert err == f"dlrun: {} {{number}}"',
+    'def test_a() -> None:\n    expected = "{}"\n    assert expected in err',
+    'def test_a() -> None:\n    with raises(ValueError, match=r"^a\\.b=1: {}$"):\n        f()',
+    'def test_a() -> None:\n    for word, text in {{"a": "{}"}}.items():\n        assert text in f(word)',
+    'TEXTS = {{"a": "{}"}}\n\ndef test_a() -> None:\n    assert TEXTS["a"] in err',
+    '@mark.parametrize("text", [1, "{}"])\ndef test_a(text: str) -> None:\n    assert text in err',
+    '@mark.parametrize(("word", "text"), [("a", "{}")])\ndef test_a(word, text) -> None:\n    assert text in err',
+]
+
+
+def test_no_assertion_compares_a_sentence() -> None:
+    tests = Path(__file__).parent
+    files = [file for file in tests.rglob("*.py") if file.relative_to(tests).parts[0] not in PENDING]
+    assert len(files) > 50
+    found = [
+        f"{file.relative_to(tests)}:{line}: {words}" for file in files for line, words in compared(file.read_text())
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("code", COMPARES)
+def test_a_planted_sentence_in_an_assertion_is_found(code: str) -> None:
+    assert [words for _, words in compared(code.format(SENTENCE))] == [SENTENCE]
+    for fine in (
+        "the sky is",
+        "dlrun train trainer.epochs=3",
+        "`dlrun show it all now`",
+        "is .*a.* b",
+        "adam, sgd, muon, nadam",
+    ):
+        assert compared(code.format(fine)) == []
 
 
 def test_test_files_import_nothing_from_each_other() -> None:

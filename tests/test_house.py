@@ -44,7 +44,7 @@ TABLE = {
     "probes": "data optim reports training",
     "regularizers": "",
     "reports": "analysis config folders",
-    "run": "analysis checks data folders reports training",
+    "run": "analysis checks config data folders reports training",
     "search": "analysis checks config folders reports run training",
     "training": "analysis config data folders models optim regularizers",
     "vocabulary": "",

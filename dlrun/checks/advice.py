@@ -17,9 +17,7 @@ def advice(exp: Experiment, *words: str) -> str:
 
     A model of the user's own has no model.activation, say, and model.init=default changes nothing by default.
     """
-    from omegaconf import OmegaConf
-
-    plain: Any = OmegaConf.to_container(exp.cfg, resolve=True)
+    plain = exp.cfg.plain
     chosen: dict[str, str] = {}
     for word in words:
         key, _, value = word.partition("=")

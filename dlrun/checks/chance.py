@@ -37,7 +37,7 @@ CLASSES = 50  # asked one by one
 @check(order=80, needs_outputs=True)
 def initial_loss(exp: Experiment) -> Verdict:
     """Compare the data loss of untrained weights with its exact value at chance: ln C, C−1, label entropy."""
-    x, y = samples(exp, SAMPLES, index=_as_frequent(exp) if exp.cfg.model.output_bias == "frequency" else None)
+    x, y = samples(exp, SAMPLES, index=_as_frequent(exp) if exp.cfg.model.get("output_bias") == "frequency" else None)
     with torch.no_grad():
         logits = replica(exp)(x).float()
         value = float(data_loss(exp)(logits, y))
@@ -89,7 +89,7 @@ def expected_loss(exp: Experiment, y: Tensor) -> tuple[float, str]:
     of the labels, where y are as frequent as in the split.
     """
     function, classes = data_loss(exp), exp.num_classes
-    if exp.cfg.model.output_bias == "frequency":
+    if exp.cfg.model.get("output_bias") == "frequency":
         frequency = torch.bincount(exp.data.train.labels, minlength=classes).double()
         prior = (frequency / frequency.sum()).log().float().to(y.device)
         name = "entropy of the labels" if type(function).__name__ == "CrossEntropy" else "guesses by frequency"

@@ -38,11 +38,8 @@ OURS = frozenset(("dlrun", "torch", "torchvision", *sys.stdlib_module_names))
 
 def setup(exp: Experiment) -> dict[str, Any]:
     """Return all that checks depend on; read once for a suite, for it reads files."""
-    from omegaconf import OmegaConf
-
-    plain: Any = OmegaConf.to_container(exp.cfg, resolve=True)
     return {
-        "config": plain,
+        "config": exp.cfg.plain,
         "data": exp.data.record(),
         "code": _sources(exp),
         "device": [exp.device.type, str(exp.dtype)],

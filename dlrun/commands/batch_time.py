@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrun.commands.arguments import next_command, numbers
 from dlrun.vocabulary import Exit
+
+if TYPE_CHECKING:
+    from dlrun.config.settings import Settings
 
 __all__ = ["main"]
 
@@ -18,7 +21,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
     found, rest = numbers(argv, {"--seconds": 60.0})
 
-    def task(cfg: Any, _: dict[str, Any]) -> int:
+    def task(cfg: Settings, _: dict[str, Any]) -> int:
         from dlrun.folders import outputs
         from dlrun.probes import batch_time
         from dlrun.run.execute import label
@@ -38,7 +41,7 @@ def main(argv: list[str]) -> int:
             return Exit.CHECK_FAILED
         size = batch_time.knee(timings)
         picture = batch_time.draw(timings, size, ending, label(cfg))
-        files = outputs.write_study("batch_time", cfg.run.dir, label(cfg), batch_time.table(timings), picture)
+        files = outputs.write_study("batch_time", cfg.run_dir, label(cfg), batch_time.table(timings), picture)
         print(f"knee: {size}, the smallest batch whose time per sample is within 25 % of the lowest")
         print(f"table: {files[0]}, picture: {files[1]}")
         setting = f"trainer.batch_size={size}"

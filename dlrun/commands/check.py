@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlrun.config.settings import Settings
 
 __all__ = ["main"]
 
@@ -13,7 +16,7 @@ def main(argv: list[str]) -> int:
 
     as_json = "--json" in argv
 
-    def task(cfg: Any, _: dict[str, Any]) -> int:
+    def task(cfg: Settings, _: dict[str, Any]) -> int:
         from dlrun.run.gate import check_only
 
         return check_only(cfg, as_json=as_json)

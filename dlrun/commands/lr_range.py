@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrun.commands.arguments import next_command, numbers
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
+
+if TYPE_CHECKING:
+    from dlrun.config.settings import Settings
 
 __all__ = ["main"]
 
@@ -26,7 +29,7 @@ def main(argv: list[str]) -> int:
     if steps < 10:
         raise UserError(f"--steps={steps}: expected 10 or more")
 
-    def task(cfg: Any, _: dict[str, Any]) -> int:
+    def task(cfg: Settings, _: dict[str, Any]) -> int:
         from dlrun.folders import outputs
         from dlrun.probes import lr_range
         from dlrun.run.execute import label
@@ -38,13 +41,13 @@ def main(argv: list[str]) -> int:
         verdict = lr_range.judge(points, low, high, **kinds)
         print("\n".join(lr_range.lines(points)))
         picture = lr_range.draw(points, verdict, label(cfg))
-        files = outputs.write_study("lr_range", cfg.run.dir, label(cfg), lr_range.table(points), picture)
+        files = outputs.write_study("lr_range", cfg.run_dir, label(cfg), lr_range.table(points), picture)
         print(f"{verdict.text}\ncurve: {files[0]}, picture: {files[1]}")
         if verdict.lr is None:
             return Exit.CHECK_FAILED
         rates = [f"optimizer.lr={verdict.lr:g}"]
         if "sgd_lr" in cfg.optimizer:  # Muon's other rate has moved in proportion
-            rates.append(f"optimizer.sgd_lr={cfg.optimizer.sgd_lr * verdict.lr / cfg.optimizer.lr:.3g}")
+            rates.append(f"optimizer.sgd_lr={cfg.optimizer['sgd_lr'] * verdict.lr / cfg.optimizer['lr']:.3g}")
         print(f"next: {next_command('train', rest, *rates)}")
         return Exit.FINE
 

@@ -48,10 +48,9 @@ def _sweep(folder: Path, trust: list[str]) -> int:
 
 
 def _go_on(run: object, trust: list[str]) -> int:
-    from omegaconf import OmegaConf
-
     from dlrun.config.extras import require_logger
     from dlrun.config.schema import check_rules
+    from dlrun.config.settings import Settings
     from dlrun.config.targets import check_targets
     from dlrun.folders import reading
     from dlrun.folders.run import Run
@@ -60,16 +59,15 @@ def _go_on(run: object, trust: list[str]) -> int:
     if reading.stored(run.path).get("status") == Status.COMPLETED:
         print(f"{run.path} is complete; nothing to do")
         return Exit.FINE
-    plain = reading.config(run.path)
-    # what a stored config trusts is a stranger's word: only the command line counts
-    plain["trust"] = trust
+    # only the command line may trust packages, never a stored config
+    plain = reading.config(run.path) | {"trust": trust}
     try:
         check_rules(plain)
         check_targets(plain, trust)
         require_logger(plain)
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error
-    plain["trainer"]["stop_after"] = 0  # a run that was paused goes on to its end
     from dlrun.run.execute import execute
 
-    return execute(OmegaConf.create(plain), run, resuming=True)
+    settings = Settings.of(plain).changed(trainer={"stop_after": 0})  # a paused run continues to its end
+    return execute(settings, run, resuming=True)

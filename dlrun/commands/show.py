@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
+
+if TYPE_CHECKING:
+    from dlrun.config.settings import Settings
 
 __all__ = ["main"]
 
@@ -21,14 +24,14 @@ def main(argv: list[str]) -> int:
     if len(words) == len(argv) and not helping:
         raise UserError("expected dlrun show augment, then settings such as augment=crop_flip augment.rotate=15")
 
-    def task(cfg: Any, _: dict[str, Any]) -> int:
+    def task(cfg: Settings, _: dict[str, Any]) -> int:
         from dlrun.folders import outputs
         from dlrun.probes import augmentations
         from dlrun.run.execute import label
         from dlrun.training.experiment import build
 
         picture = augmentations.draw(build(cfg), label(cfg))
-        print(f"picture: {outputs.write_study('show', cfg.run.dir, label(cfg), None, picture)[0]}")
+        print(f"picture: {outputs.write_study('show', cfg.run_dir, label(cfg), None, picture)[0]}")
         return Exit.FINE
 
     return run("show", words, task)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlrun.config.settings import Settings
 
 __all__ = ["main"]
 
@@ -12,10 +15,10 @@ def main(argv: list[str]) -> int:
     from dlrun.config.compose import run
     from dlrun.search.sweeper import sweep
 
-    def task(cfg: Any, record: dict[str, Any]) -> int:
+    def task(cfg: Settings, record: dict[str, Any]) -> int:
         from dlrun.folders.run import claim
         from dlrun.run.execute import execute, label
 
-        return execute(cfg, claim(cfg.run.dir, label(cfg)), record=record)
+        return execute(cfg, claim(cfg.run_dir, label(cfg)), record=record)
 
     return run("train", argv, task, sweep)

@@ -23,6 +23,7 @@ from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_errors import in_one_line
 from dlrun.config.options import Options, builtin_conf, user_conf
 from dlrun.config.schema import flatten, lookup, unknown, validate
+from dlrun.config.settings import Settings
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -35,7 +36,7 @@ EXPLAINING = {"--help", "--hydra-help", "--cfg", "--info", "--shell-completion"}
 def run(
     verb: str,
     argv: list[str],
-    task: Callable[[Any, dict[str, Any]], int],
+    task: Callable[[Settings, dict[str, Any]], int],
     sweep: Callable[[Composer, list[str], Flags], int] | None = None,
 ) -> int:
     """Compose what `argv` asks for, call `task` with the config and its record, or `sweep` with -m; return its code.
@@ -55,17 +56,13 @@ def run(
             raise UserError(f"{wrong[0].input_line}: belongs to a sweep; type it with -m")
         composed = made.compose(parsed)
         record = composed.record()
-    from omegaconf import OmegaConf
-
-    return task(OmegaConf.create(composed.config), record)
+    return task(Settings.of(composed.config), record)
 
 
-def compose(*overrides: str) -> Any:
+def compose(*overrides: str) -> Settings:
     """Return the config that `dlrun train <overrides>` would train. Raises UserError."""
-    from omegaconf import OmegaConf
-
     with composer({}) as made:
-        return OmegaConf.create(made.config(made.parse(overrides)))
+        return Settings.of(made.config(made.parse(overrides)))
 
 
 def _ask_hydra(verb: str, flags: Flags, overrides: list[str]) -> int:

@@ -8,17 +8,17 @@ from typing import Any
 
 from dlrun.errors import UserError
 
-__all__ = ["PACKAGES", "logger_kind", "require_launcher", "require_logger"]
+__all__ = ["PACKAGES", "require_launcher", "require_logger"]
 
 
 def require_logger(cfg: Mapping[str, Any]) -> None:
     """Raise UserError when the package of the chosen logger is not installed; imports nothing."""
-    kind = logger_kind(cfg)
+    kind = _kind(cfg)
     if kind != "none" and find_spec(kind) is None:
         raise UserError(f"logger={kind}: the package {kind} is not installed; type pip install 'dlrun[{kind}]'")
 
 
-def logger_kind(cfg: Any) -> str:
+def _kind(cfg: Any) -> str:
     return str((cfg.get("logger") or {}).get("kind", "none"))  # runs of older versions have no logger
 
 

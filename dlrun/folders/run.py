@@ -76,12 +76,11 @@ class Run:
         """What was printed."""
         return self.path / "log.txt"
 
-    def write_config(self, cfg: Any) -> None:
+    def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved config as plain YAML."""
         import yaml
-        from omegaconf import OmegaConf
 
-        text = yaml.safe_dump(OmegaConf.to_container(cfg, resolve=True), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         write_atomic(self.path / "config.yaml", text.encode())
 
     def write_predictions(self, arrays: Mapping[str, Any]) -> None:

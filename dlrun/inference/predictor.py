@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlrun.analysis import sweeps
 from dlrun.config.schema import check_rules
+from dlrun.config.settings import Settings
 from dlrun.config.targets import check_targets
 from dlrun.ensembles.votes import VOTES, Vote, heated, softmax
 from dlrun.errors import UserError
@@ -107,8 +108,6 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
 
 def rebuilt(path: Path, trust: list[str]) -> Experiment:
     """Rebuild the experiment of a run, its data included. Raises UserError that names what is missing."""
-    from omegaconf import OmegaConf
-
     plain = reading.config(path)
     plain["trust"] = trust  # the trust list of a stored config does not count
     if isinstance(plain.get("objective"), dict):
@@ -117,7 +116,7 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
         check_rules(plain)
         check_targets(plain, trust)
         plain["trainer"]["device"] = _here(plain["trainer"]["device"])
-        return build(OmegaConf.create(plain))
+        return build(Settings.of(plain))
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
 

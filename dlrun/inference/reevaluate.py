@@ -48,7 +48,7 @@ def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
             files = snapshots
         else:
             scheduler = exp.cfg.scheduler
-            enough = max(len(rates), math.ceil(scheduler.period * (1 + scheduler.mult)))
+            enough = max(len(rates), math.ceil(scheduler["period"] * (1 + scheduler["mult"])))
             note = (
                 f"{path} has fewer than two checkpoints at the end of a warm-restart cycle, so all {len(files)} vote; "
                 f"for snapshots train with trainer.keep=all trainer.epochs={enough}, or a smaller scheduler.period"
@@ -62,7 +62,7 @@ def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, 
     test, seconds = exp.data.test(), 0.0
     for split, (samples, batches) in {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}.items():
         started = time.perf_counter()
-        found = loop.predict(exp, batches, viewed(exp.model, exp.cfg.trainer.get("multi_crop", "none")))
+        found = loop.predict(exp, batches, viewed(exp.model, exp.cfg.trainer.multi_crop))
         seconds += time.perf_counter() - started
         arrays |= {f"{split}_logits": found.logits.numpy(), f"{split}_labels": found.labels.numpy()}
         arrays[f"{split}_ids"] = np.array(samples.ids)

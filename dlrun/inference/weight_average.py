@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -42,5 +43,4 @@ def soup(members: Sequence[Member], trust: list[str]) -> Experiment:
     exp.model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in total.items()})
     with exp.autocast():
         torch.optim.swa_utils.update_bn((x for x, _, _ in exp.train.epoch(1)), exp.model)
-    exp.average = None
-    return exp
+    return replace(exp, average=None)

@@ -56,7 +56,7 @@ def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]
     The groups of optimizer.per_layer keep their ratios. Raises UserError when the optimizer has no rate to
     move, or when memory runs out.
     """
-    base = float(exp.cfg.optimizer.lr)
+    base = float(exp.cfg.optimizer["lr"])
     first = exp.scheduler.state_dict()["base_lrs"]
     if base <= 0 or any("lr" not in group for group in exp.optimizer.param_groups):
         raise UserError(f"optimizer.lr={base:g}: the range test needs a rate above 0 to scale")
@@ -88,7 +88,7 @@ def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]
 
 def _held(exp: Experiment) -> list[tuple[Tensor, Tensor]]:
     """Up to HELD training images: on each step's own batch the noise between batches hides a fall of a tenth."""
-    size = int(exp.cfg.trainer.batch_size)
+    size = exp.cfg.trainer.batch_size
     batches = islice(exp.train.epoch(1), max(1, HELD // size))
     return [(x[:HELD], y[:HELD]) for x, y, _ in batches]
 

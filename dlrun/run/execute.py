@@ -14,8 +14,10 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
+from dlrun.config.settings import Settings, Trainer
 from dlrun.console import Screen
 from dlrun.errors import UserError, first_line
 from dlrun.folders.run import Run
@@ -24,17 +26,20 @@ from dlrun.run.provenance import origin
 from dlrun.training.loggers import Follower
 from dlrun.vocabulary import Exit, Status
 
+if TYPE_CHECKING:
+    from dlrun.training.checkpoint import State
+    from dlrun.training.experiment import Experiment
+
 __all__ = ["execute", "label", "store"]
 
 
-def label(cfg: Any) -> str:
+def label(cfg: Settings) -> str:
     """Return the dataset and the model by the names of their options."""
-    choices = cfg.get("choices") or {}
-    return "-".join(str(choices.get(group) or group) for group in ("dataset", "model"))
+    return "-".join(str(cfg.choices.get(group) or group) for group in ("dataset", "model"))
 
 
 def execute(
-    cfg: Any, run: Run, *, record: Mapping[str, Any] | None = None, resuming: bool = False, quiet: bool = False
+    cfg: Settings, run: Run, *, record: Mapping[str, Any] | None = None, resuming: bool = False, quiet: bool = False
 ) -> int:
     """Train in a claimed folder, give it up, and return the exit code; raises UserError after recording it.
 
@@ -50,11 +55,13 @@ def execute(
         run.release()
 
 
-def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: bool, record: Mapping[str, Any]) -> int:
+def _execute(
+    cfg: Settings, run: Run, screen: Screen, follower: Follower, resuming: bool, record: Mapping[str, Any]
+) -> int:
     try:
         with screen, _terminate_politely():
             if not resuming:
-                run.write_config(cfg)
+                run.write_config(cfg.plain)
             run.update_result(status=Status.RUNNING, reason="", **origin(cfg), **record)
             code, ending = _train(cfg, run, screen, follower)
     except KeyboardInterrupt:
@@ -71,7 +78,7 @@ def _execute(cfg: Any, run: Run, screen: Screen, follower: Follower, resuming: b
     except Exception as error:
         code, ending = _failure(error, run, screen)
     _record(run, ending)
-    if ending["status"] in (Status.COMPLETED, Status.DIVERGED) and cfg.trainer.get("report", True):
+    if ending["status"] in (Status.COMPLETED, Status.DIVERGED) and cfg.trainer.report:
         _report(run, screen)
     return code
 
@@ -96,13 +103,13 @@ def _record(run: Run, ending: dict[str, Any]) -> None:
         print(f"dlrun: {error}", file=sys.stderr)  # a full disk: the status stays `running` without an owner
 
 
-def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int, dict[str, Any]]:
+def _train(cfg: Settings, run: Run, screen: Screen, follower: Follower) -> tuple[int, dict[str, Any]]:
     # imported here: torch takes seconds, and what can be refused without it has been
     from dlrun.training import checkpoint, loop
     from dlrun.training.experiment import build
 
     exp = build(cfg)
-    screen.say(headline(cfg, exp))
+    screen.say(headline(exp))
     if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:
         # two programs that spin for the same cores wait for each other: fifty times slower was measured
         screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
@@ -142,21 +149,18 @@ def _train(cfg: Any, run: Run, screen: Screen, follower: Follower) -> tuple[int,
     return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
 
 
-def _verdicts(exp: Any, run: Run, screen: Screen, status: str) -> dict[str, Any]:
-    from omegaconf import OmegaConf
-
+def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[str, Any]:
     from dlrun.analysis import verdicts
     from dlrun.folders import reading
 
     rows, layers = reading.metrics(run.path), reading.layers(run.path)
-    config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
-    found = verdicts.judge(rows, layers, config, exp.data.record(), status)
+    found = verdicts.judge(rows, layers, exp.cfg.plain, exp.data.record(), status)
     for finding in found:
         screen.say(finding.text, style="bold red" if finding.severity == "stop" else "yellow")
     return {"verdicts": [f.record() for f in found]}
 
 
-def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
+def _finish(exp: Experiment, run: Run, screen: Screen, state: State) -> dict[str, Any]:
     """Read the test split once, with the best weights (trainer.keep), and store what ensembles and tables need."""
     from dlrun.run.final_test import predicted, showcase
     from dlrun.training import checkpoint, loop
@@ -188,14 +192,14 @@ def _finish(exp: Any, run: Run, screen: Screen, state: Any) -> dict[str, Any]:
         test_seconds=round(time.perf_counter() - started, 3),
     )
     ending.update(test_samples=len(test), data=exp.data.record(final=True))
-    if exp.cfg.regularizer.l1:
+    if exp.cfg.regularizer.get("l1"):
         from dlrun.training.diagnostics import sparsity
 
         ending["sparsity"] = sparsity(exp.model)
     return ending
 
 
-def _tell(exp: Any, run: Run, screen: Screen, state: Any, ending: dict[str, Any]) -> None:
+def _tell(exp: Experiment, run: Run, screen: Screen, state: State, ending: dict[str, Any]) -> None:
     correct = round(ending["test_acc"] * ending["test_samples"])
     why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
     screen.say(
@@ -215,10 +219,10 @@ def _tell(exp: Any, run: Run, screen: Screen, state: Any, ending: dict[str, Any]
     screen.say("lay runs side by side: dlrun compare")
 
 
-def _reason(trainer: Any, state: Any) -> str:
+def _reason(trainer: Trainer, state: State) -> str:
     if state.epoch == trainer.epochs:
         return "all epochs done"
-    gap = ", and the gap between val_loss and train_loss no longer shrinks" if trainer.get("while_gap_shrinks") else ""
+    gap = ", and the gap between val_loss and train_loss no longer shrinks" if trainer.while_gap_shrinks else ""
     return f"stopped early: no better {trainer.monitor} for {trainer.patience} epochs{gap}"
 
 
@@ -237,7 +241,7 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
     return Exit.FAILED, {"status": Status.FAILED, "reason": what}
 
 
-def store(exp: Any, run: Run, members: list[str]) -> dict[str, Any]:
+def store(exp: Experiment, run: Run, members: list[str]) -> dict[str, Any]:
     """Write the average of other models as a completed run, tested once; return its scores.
 
     Its config names no objective that trained it, so that no table takes it for one more seed of its members.
@@ -246,8 +250,8 @@ def store(exp: Any, run: Run, members: list[str]) -> dict[str, Any]:
 
     screen = Screen(run.log)
     state = checkpoint.State(epoch=exp.cfg.trainer.epochs, best={"epoch": 0, "value": 0.0, "val_loss": 0.0})
-    exp.cfg.choices = {**(exp.cfg.get("choices") or {}), "objective": f"average-of-{len(members)}"}
-    run.write_config(exp.cfg)
+    exp = replace(exp, cfg=exp.cfg.changed(choices={"objective": f"average-of-{len(members)}"}))
+    run.write_config(exp.cfg.plain)
     run.update_result(status=Status.RUNNING, **origin(exp.cfg), average_of=members)
     run.update_result(parameters=sum(p.numel() for p in exp.model.parameters()))
     checkpoint.write(run, checkpoint.snapshot(exp, state), is_best=True)

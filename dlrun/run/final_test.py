@@ -10,22 +10,26 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
+from dlrun.data.splits import Split
 from dlrun.training import choosing, loop
+from dlrun.training.experiment import Experiment
+from dlrun.training.loop import Predictions
 from dlrun.training.multi_crop import viewed
 
 __all__ = ["predicted", "showcase"]
 
 
-def predicted(exp: Any, tested: dict[str, Any], test: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def predicted(exp: Experiment, tested: dict[str, Any], test: Split) -> tuple[dict[str, Any], dict[str, Predictions]]:
     """Predict validation and test; with trainer.ema by raw and averaged weights, and the better on validation count.
 
     Those are in the model afterwards. Return the scores of both, with trainer.multi_crop those by one view (`plain_`)
     as well, and the predictions that count by split.
     """
-    kind = exp.cfg.trainer.get("multi_crop", "none")
+    kind = exp.cfg.trainer.multi_crop
 
-    def by(model: Any, kind: str = kind) -> dict[str, Any]:
+    def by(model: nn.Module, kind: str = kind) -> dict[str, Predictions]:
         asked = viewed(model, kind)
         return {n: loop.predict(exp, b, asked) for n, b in {"val": exp.val, "test": exp.batches(test)}.items()}
 
@@ -37,7 +41,9 @@ def predicted(exp: Any, tested: dict[str, Any], test: Any) -> tuple[dict[str, An
     return scores, found
 
 
-def _by_weights(exp: Any, tested: dict[str, Any], by: Callable[[Any], dict[str, Any]]) -> tuple[dict[str, Any], Any]:
+def _by_weights(
+    exp: Experiment, tested: dict[str, Any], by: Callable[[nn.Module], dict[str, Predictions]]
+) -> tuple[dict[str, Any], dict[str, Predictions]]:
     raw = by(exp.model)
     if exp.average is None:
         return {}, raw
@@ -56,7 +62,7 @@ def _by_weights(exp: Any, tested: dict[str, Any], by: Callable[[Any], dict[str, 
     return {"weights": weights, **scores}, averaged if weights == "ema" else raw
 
 
-def showcase(exp: Any, found: Any) -> dict[str, Any]:
+def showcase(exp: Experiment, found: Predictions) -> dict[str, Any]:
     """The 24 worst validation errors as 8-bit images, and the filters of the first layer (D11)."""
     loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
     wrong = (found.logits.argmax(1) != found.labels).nonzero().flatten()

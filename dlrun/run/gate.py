@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING
 
+from dlrun.config.settings import Settings
 from dlrun.console import Screen
 from dlrun.errors import UserError
 from dlrun.folders.run import Run
 from dlrun.vocabulary import Exit
 
+if TYPE_CHECKING:
+    from dlrun.training.experiment import Experiment
+
 __all__ = ["check_only", "headline", "passed", "tell_dropped"]
 
 
-def passed(exp: Any, run: Run | None, screen: Screen) -> bool:
+def passed(exp: Experiment, run: Run | None, screen: Screen) -> bool:
     """Run the checks, show and keep what they say, and say whether training may begin."""
     from dlrun import checks
 
@@ -40,7 +44,7 @@ def passed(exp: Any, run: Run | None, screen: Screen) -> bool:
     return False
 
 
-def _write_audit(exp: Any, run: Run, screen: Screen, checked: set[str]) -> None:
+def _write_audit(exp: Experiment, run: Run, screen: Screen, checked: set[str]) -> None:
     from dlrun.data.audit import audit
 
     # after these the test split has been read and compared; nothing else may read it so early (D4)
@@ -49,7 +53,7 @@ def _write_audit(exp: Any, run: Run, screen: Screen, checked: set[str]) -> None:
         screen.say(f"all {len(found)} findings about the data are listed in {file}")
 
 
-def check_only(cfg: Any, *, as_json: bool = False) -> int:
+def check_only(cfg: Settings, *, as_json: bool = False) -> int:
     """Run the checks alone, in no folder, and return the exit code."""
     from dlrun import checks
     from dlrun.training.experiment import build
@@ -66,27 +70,27 @@ def check_only(cfg: Any, *, as_json: bool = False) -> int:
             print(_dropped([item.id for item in exp.data.dropped], "", most=None), file=sys.stderr)
         print(json.dumps([r.row() for r in results], indent=1))
         return Exit.CHECK_FAILED if checks.worst(results) == "fail" and not cfg.check.warn_only else Exit.FINE
-    screen.say(headline(cfg, exp))
+    screen.say(headline(exp))
     tell_dropped(exp, None, screen)
     return Exit.FINE if passed(exp, None, screen) else Exit.CHECK_FAILED
 
 
-def headline(cfg: Any, exp: Any) -> str:
+def headline(exp: Experiment) -> str:
     """Say in one line what is about to be trained."""
-    names = dict(cfg.get("choices") or {})
+    cfg, names = exp.cfg, exp.cfg.choices
     weights = sum(p.numel() for p in exp.model.parameters())
     parts = [
         f"{names.get('dataset', 'data')}: {len(exp.data.train):,} train and {len(exp.data.val):,} val images",
         f"{exp.num_classes} classes",
         f"{names.get('model', 'model')} with {weights:,} parameters",
-        f"{names.get('optimizer', 'optimizer')} at lr {cfg.optimizer.lr:g}, {names.get('scheduler', 'schedule')}",
+        f"{names.get('optimizer', 'optimizer')} at lr {cfg.optimizer['lr']:g}, {names.get('scheduler', 'schedule')}",
         f"{exp.device.type} {str(exp.dtype).removeprefix('torch.')}",
         f"seed {cfg.seed}",
     ]
     return "; ".join(parts)
 
 
-def tell_dropped(exp: Any, run: Run | None, screen: Screen, told: int = 0) -> None:
+def tell_dropped(exp: Experiment, run: Run | None, screen: Screen, told: int = 0) -> None:
     """Say and list what dataset.on_bad=drop left out (D1), after the first `told`, which were said before."""
     dropped = exp.data.dropped
     new = [item.id for item in dropped[told:]]

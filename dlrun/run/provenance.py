@@ -10,20 +10,20 @@ import time
 from typing import Any
 
 from dlrun import __version__
+from dlrun.config.settings import Settings
 
 __all__ = ["origin"]
 
 
-def origin(cfg: Any) -> dict[str, Any]:
+def origin(cfg: Settings) -> dict[str, Any]:
     """Return the columns of result.json that are known before the first step."""
     import numpy
     import torch
-    from omegaconf import OmegaConf
 
     return {
         "seed": cfg.seed,
         "monitor": cfg.trainer.monitor,
-        "config": OmegaConf.to_container(cfg, resolve=True),
+        "config": cfg.plain,
         "versions": {
             "dlrun": __version__,
             "python": platform.python_version(),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from dlrun.config.settings import Trainer
 from dlrun.folders.run import Run
 from dlrun.training.checkpoint import State
 from dlrun.vocabulary import lower_is_better
@@ -47,7 +48,7 @@ def better(row: Mapping[str, Any], best: Mapping[str, Any] | None, monitor: str)
     return gain > 0 or (gain == 0 and row["val_loss"] < best["val_loss"])
 
 
-def stopped_early(state: State, trainer: Any, history: Sequence[Mapping[str, Any]]) -> bool:
+def stopped_early(state: State, trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> bool:
     """Say whether the best epoch lies trainer.patience epochs back (O8); never with patience 0.
 
     With trainer.while_gap_shrinks that is not enough: val_loss - train_loss, its mean over as many epochs, must no
@@ -56,13 +57,13 @@ def stopped_early(state: State, trainer: Any, history: Sequence[Mapping[str, Any
     patience = trainer.patience
     if not patience or not state.best or state.epoch - int(state.best["epoch"]) < patience:
         return False
-    if not trainer.get("while_gap_shrinks", False):
+    if not trainer.while_gap_shrinks:
         return True
     gaps = [float(row["val_loss"]) - float(row["train_loss"]) for row in history[-2 * patience :]]
     return fmean(gaps[-patience:]) >= fmean(gaps[:-patience])
 
 
-def kept(run: Run, history: list[Any], trainer: Any) -> set[str]:
+def kept(run: Run, history: Sequence[Mapping[str, Any]], trainer: Trainer) -> set[str]:
     """The names of the checkpoints that stay, drawn from the rows so far: a resumed run keeps the same ones."""
     keep, monitor = trainer.keep, trainer.monitor
     if keep not in ("top3", "all"):

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import shutil
 import sys
-from typing import Any
 
 import torch
 from torch import nn
@@ -30,7 +29,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def compiled(model: nn.Module, device: torch.device) -> Any:
+def compiled(model: nn.Module, device: torch.device) -> nn.Module:
     """Return the model compiled, when first called, anew for each size of batch. Raises UserError without a compiler.
 
     It shares the weights of the model, which evaluation, diagnostics, checks and checkpoints go on with as it is: they
@@ -41,7 +40,8 @@ def compiled(model: nn.Module, device: torch.device) -> Any:
         raise UserError(f"trainer.compile=true: no compiler {own} here; install it, name another in CXX, or type false")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise UserError("trainer.compile=true: triton is not installed, which compiles for CUDA; pip install triton")
-    return torch.compile(model, dynamic=False)
+    made: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
+    return made
 
 
 def determinism(wanted: bool) -> None:

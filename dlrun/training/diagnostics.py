@@ -74,7 +74,7 @@ class Watch:
     """
 
     def __init__(self, exp: Experiment) -> None:
-        self._exp, self._on = exp, bool(exp.cfg.trainer.get("diagnostics", True))
+        self._exp, self._on = exp, exp.cfg.trainer.diagnostics
         if not self._on:
             return
         self._weights = _weights_by_layer(exp.model)

@@ -1,6 +1,6 @@
-"""From a resolved config to everything a training needs, in the order that makes a seed mean the same each time.
+"""From settings to everything that training needs, built in a fixed order so that a seed gives the same weights.
 
-Reached by every verb that trains or evaluates. The one place that picks the device and the precision.
+Reached by every verb that trains or evaluates. The one place that picks the device and the precision (B8).
 """
 
 from __future__ import annotations
@@ -8,17 +8,17 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dlrun.config.settings import Settings, Trainer
 from dlrun.config.targets import check_targets, instantiate
-from dlrun.data import Data
-from dlrun.data.batches import Batches
+from dlrun.data import Data, Split
+from dlrun.data.batches import Augment, Batches
 from dlrun.data.images import InMemory
 from dlrun.errors import UserError, first_line
 from dlrun.models.init import head, initialise, output_bias
@@ -39,11 +39,11 @@ WHITENING = 2000  # images whose patches make the filters of a whitening layer
 FUSED = ("Adam", "AdamW", "SGD")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Experiment:
-    """What `dlrun train` trains: made by `build`, trained by `engine.fit`."""
+    """What `dlrun train` trains: made whole by `build`, trained by `loop.fit`. Copies come from dataclasses.replace."""
 
-    cfg: Any
+    cfg: Settings
     data: Data
     model: nn.Module
     loss: nn.Module
@@ -56,65 +56,48 @@ class Experiment:
     train: Batches
     val: Batches
     average: nn.Module | None = None  # the running average of the weights, with trainer.ema
-    compiled: Any = None  # the model as torch.compile made it, with trainer.compile
-
-    @cached_property
-    def stepping(self) -> tuple[int, float, float]:
-        """trainer.accumulate, clip_norm and clip_value: OmegaConf takes longer to say them than a step has to lose."""
-        trainer = self.cfg.trainer
-        return int(trainer.accumulate), float(trainer.clip_norm), float(trainer.clip_value)
+    compiled: nn.Module | None = None  # the model as torch.compile made it, with trainer.compile
 
     @property
     def stepped(self) -> nn.Module:
-        """What training steps call: the model or, of the one that was built here and no copy, its compiled form."""
-        own = self.compiled is not None and self.compiled._orig_mod is self.model
-        return self.compiled if own else self.model
+        """What training steps call: the compiled model if there is one and it is this model's, no copy's original."""
+        made = self.compiled
+        return made if made is not None and made._orig_mod is self.model else self.model
 
     @property
     def num_classes(self) -> int:
-        """Length of the logits of a sample."""
+        """Number of classes, which is the number of logits per sample."""
         return len(self.data.classes)
 
     def autocast(self) -> torch.autocast:
-        """The context of forward passes: bfloat16 where the precision says so."""
+        """The context of forward passes: bfloat16 if the precision is."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
 
-    def batches(self, split: Any, **options: Any) -> Batches:
-        """Batches of a split, normalised like the training data."""
+    def batches(self, split: Split, **options: Any) -> Batches:
+        """Batches of a split, normalised like the training data; `options` are those of Batches."""
         options.setdefault("batch_size", self.cfg.trainer.eval_batch_size)
-        return Batches(split, mean=self.data.mean, std=self.data.std, device=self.device, **options)
+        return _normalised(self.data, split, self.device, **options)
 
 
-def build(cfg: Any) -> Experiment:
-    """Build data, model, loss, regularizer, optimizer and schedule from a resolved config.
+def build(cfg: Settings) -> Experiment:
+    """Build data, model, loss, regularizer, optimizer and schedule from settings.
 
     Raises UserError for what the config asks for and cannot be had.
     """
-    from omegaconf import OmegaConf
-
-    plain: Any = OmegaConf.to_container(cfg, resolve=True)
-    trust = list(plain["trust"])
+    plain, trust, trainer = cfg.plain, list(cfg.trust), cfg.trainer
     check_targets(plain, trust)
-    device = pick_device(cfg.trainer.device)
-    torch.set_num_threads(cfg.trainer.threads or os.cpu_count() or 1)
+    device = pick_device(trainer.device)
+    torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
     memory.keep_freed()
-    determinism(cfg.trainer.deterministic)
+    determinism(trainer.deterministic)
     data = read_data(plain["dataset"], trust)
     seed_everything(cfg.seed)
-    # torch's L-BFGS flattens gradients as they lie, which channels-last ones do not allow
-    flat = plain["optimizer"]["_target_"].endswith(".LBFGS")
-    layout = torch.contiguous_format if flat else torch.channels_last
-    model = build_model(plain["model"], trust, data.shape, data.classes)
-    whiten(model, _measured(data))
-    if plain["model"]["output_bias"] == "frequency":
-        counts = torch.bincount(data.train.labels, minlength=len(data.classes)).double()
-        output_bias(model, counts / counts.sum())
-    model = model.to(device, memory_format=layout)  # type: ignore[call-overload]
-    regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
-    dtype = pick_dtype(cfg.trainer.precision, device, model, data.shape)
+    model = _started(plain, trust, data, device)
+    dtype = pick_dtype(trainer.precision, device, model, data.shape)
     last = head(model, len(data.classes))
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
-    optimizer = _optimizer(plain["optimizer"], plain["trainer"], trust, model, **apart)
+    optimizer = _optimizer(plain["optimizer"], trainer, trust, model, **apart)
+    regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
     made = Experiment(
         cfg=cfg,
         data=data,
@@ -123,32 +106,43 @@ def build(cfg: Any) -> Experiment:
         penalty=instantiate(regularizer, trust, "regularizer"),
         objective=instantiate(plain["objective"], trust, "objective", data=data, packages=trust, device=device),
         optimizer=optimizer,
-        scheduler=_scheduler(plain["scheduler"], trust, optimizer, cfg.trainer.monitor),
+        scheduler=_scheduler(plain["scheduler"], trust, optimizer, trainer.monitor),
         device=device,
         dtype=dtype,
-        train=None,  # type: ignore[arg-type]
-        val=None,  # type: ignore[arg-type]
+        compiled=compiled(model, device) if trainer.compile else None,
+        average=averaging.started(model) if trainer.ema else None,
+        train=_train_batches(cfg, data, device, _augment(plain["augment"], trust, data)),
+        val=_normalised(data, data.val, device, batch_size=trainer.eval_batch_size),
     )
-    if plain["trainer"].get("compile"):
-        made.compiled = compiled(model, device)
-    if plain["trainer"].get("ema"):
-        made.average = averaging.started(model)
-    made.train = made.batches(
-        data.train,
-        batch_size=cfg.trainer.batch_size,
-        augment=_augment(plain["augment"], trust, data),
-        shuffle=True,
-        balance=data.balance,
-        seed=cfg.seed,
-    )
-    made.val = made.batches(data.val)
     if sides := getattr(made.train.augment, "sides", ()):
         _smaller(made, sides)
     return made
 
 
+def _started(plain: Mapping[str, Any], trust: list[str], data: Data, device: torch.device) -> nn.Module:
+    """The initialised model on its device."""
+    model = build_model(plain["model"], trust, data.shape, data.classes)
+    whiten(model, _measured(data))
+    if plain["model"].get("output_bias") == "frequency":
+        counts = torch.bincount(data.train.labels, minlength=len(data.classes)).double()
+        output_bias(model, counts / counts.sum())
+    # torch's L-BFGS flattens gradients as they lie in memory, which fails for channels-last ones
+    flat = plain["optimizer"]["_target_"].endswith(".LBFGS")
+    layout = torch.contiguous_format if flat else torch.channels_last
+    return model.to(device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def _normalised(data: Data, split: Split, device: torch.device, **options: Any) -> Batches:
+    return Batches(split, mean=data.mean, std=data.std, device=device, **options)
+
+
+def _train_batches(cfg: Settings, data: Data, device: torch.device, augment: Augment | None) -> Batches:
+    options = {"batch_size": cfg.trainer.batch_size, "balance": data.balance, "seed": cfg.seed}
+    return _normalised(data, data.train, device, augment=augment, shuffle=True, **options)
+
+
 def _smaller(exp: Experiment, sides: Sequence[int]) -> None:
-    """Raise UserError where images cannot be made so small for the first epochs, or the model does not take them."""
+    """Raise UserError if images cannot be made so small for the first epochs, or if the model refuses them."""
     key, epochs = f"augment.progressive={exp.cfg.augment.get('progressive')}", exp.cfg.trainer.epochs
     if len(sides) >= epochs:
         raise UserError(f"{key}: leaves none of trainer.epochs={epochs} epochs for images of full size; train longer")
@@ -204,7 +198,7 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
 
 
 def _optimizer(
-    node: dict[str, Any], trainer: dict[str, Any], trust: list[str], model: nn.Module, **given: Any
+    node: dict[str, Any], trainer: Trainer, trust: list[str], model: nn.Module, **given: Any
 ) -> torch.optim.Optimizer:
     node = dict(node)
     there = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters())
@@ -213,7 +207,7 @@ def _optimizer(
     if there and not own and node["_target_"].removeprefix("torch.optim.") in FUSED:
         node["fused"] = True
     per_layer = node.pop("per_layer", {})
-    decay = 0.0 if trainer["weight_decay_biases"] else node.get("weight_decay", 0.0)
+    decay = 0.0 if trainer.weight_decay_biases else node.get("weight_decay", 0.0)
     groups = parameter_groups(model, decay, per_layer, known=known)
     optimizer: torch.optim.Optimizer = instantiate(node, trust, "optimizer", groups, **given)
     return optimizer

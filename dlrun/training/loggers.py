@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dlrun.analysis import verdicts
-from dlrun.config.extras import logger_kind
+from dlrun.config.settings import Settings
 from dlrun.errors import first_line
 from dlrun.folders import reading
 from dlrun.folders.run import Run
@@ -30,9 +30,9 @@ PARAMS, LONGEST = 100, 500  # parameters a call and letters a value that every v
 class Follower:
     """Copies the rows of a run to the chosen logger; with logger=none it does nothing."""
 
-    def __init__(self, cfg: Any, run: Run, say: Callable[[str], None]) -> None:
+    def __init__(self, cfg: Settings, run: Run, say: Callable[[str], None]) -> None:
         self._cfg, self._run, self._say = cfg, run, say
-        self._kind = logger_kind(cfg)
+        self._kind = str(cfg.logger.get("kind", "none"))
         self._target: _TensorBoard | _MLflow | None = None
 
     @property
@@ -68,7 +68,7 @@ class Follower:
 class _TensorBoard:
     """Event files in the run's folder, from the first epoch on each time: those of a killed run may lack the last."""
 
-    def __init__(self, cfg: Any, run: Run) -> None:
+    def __init__(self, cfg: Settings, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.epoch = 0
@@ -90,7 +90,7 @@ class _TensorBoard:
 class _MLflow:
     """A run of MLflow; result.json remembers which, so that a resumed run goes on with it."""
 
-    def __init__(self, cfg: Any, run: Run) -> None:
+    def __init__(self, cfg: Settings, run: Run) -> None:
         # a server that does not answer is asked for a quarter of an hour otherwise
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -112,7 +112,7 @@ class _MLflow:
         except MlflowException:
             return "", 0  # another server, or somebody removed it
 
-    def _begin(self, cfg: Any, run: Run) -> str:
+    def _begin(self, cfg: Settings, run: Run) -> str:
         from mlflow.entities import Param
 
         name = str(cfg.logger.get("experiment") or "dlrun")
@@ -120,7 +120,7 @@ class _MLflow:
         experiment = found.experiment_id if found else self._client.create_experiment(name)
         begun = str(self._client.create_run(experiment, run_name=run.path.resolve().name).info.run_id)
         self._client.set_tag(begun, "dlrun.folder", str(run.path.resolve()))
-        params = [Param(key, value[:LONGEST]) for key, value in _flat(_plain(cfg))]
+        params = [Param(key, value[:LONGEST]) for key, value in _flat(cfg.plain)]
         for start in range(0, len(params), PARAMS):
             self._client.log_batch(begun, params=params[start : start + PARAMS])
         return begun
@@ -148,16 +148,10 @@ def _copy(rows: Iterable[Row], target: _TensorBoard | _MLflow) -> None:
             target.epoch = epoch
 
 
-def _plain(cfg: Any) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(cfg, resolve=True)
-
-
-def _yaml(cfg: Any) -> str:
+def _yaml(cfg: Settings) -> str:
     import yaml
 
-    return str(yaml.safe_dump(_plain(cfg), sort_keys=False, allow_unicode=True))
+    return str(yaml.safe_dump(cfg.plain, sort_keys=False, allow_unicode=True))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

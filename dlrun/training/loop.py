@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from dlrun.analysis import verdicts
@@ -60,9 +59,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
     asked to end earlier.
     """
     trainer, watch, history = exp.cfg.trainer, Watch(exp), reading.metrics(run.path)
-    config: Any = OmegaConf.to_container(exp.cfg, resolve=True)
-    data = exp.data.record()
-    last = min(trainer.get("stop_after", 0) or trainer.epochs, trainer.epochs)
+    config, data, last = exp.cfg.plain, exp.data.record(), trainer.last_epoch
     with checkpoint.Writer() as writer:
         for epoch in range(state.epoch + 1, last + 1):
             if stopped_early(state, trainer, history):
@@ -165,9 +162,9 @@ def step(exp: Experiment, x: Tensor, y: Tensor, index: Tensor | None = None) -> 
 
     `index` numbers the samples of the training split, for objectives that know more of them than their labels.
     """
-    (accumulate, clip_norm, clip_value), n = exp.stepping, len(y)
+    trainer, n = exp.cfg.trainer, len(y)
     parts = torch.zeros(4, device=x.device)
-    split = max(1, min(accumulate, n // 2))  # batch norm needs two samples to tell them apart
+    split = max(1, min(trainer.accumulate, n // 2))  # batch norm needs two samples to tell them apart
     parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
 
     def closure() -> Tensor:
@@ -189,7 +186,7 @@ def step(exp: Experiment, x: Tensor, y: Tensor, index: Tensor | None = None) -> 
             torch.autograd.backward(penalty)
             parts[2] = penalty.detach() * n
             total = total + penalty.detach()
-        parts[3] = _clip(parameters, clip_norm, clip_value) * n
+        parts[3] = _clip(parameters, trainer.clip_norm, trainer.clip_value) * n
         if x.device.type == "cpu" and not math.isfinite(float(total)):
             parts[0] = total * n
             raise _NotFinite

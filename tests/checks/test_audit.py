@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
 from dlrun.checks.audit import class_balance, data_audit, data_duplicates
+from dlrun.config.settings import Settings
 from dlrun.data import Batches, prepare
 from dlrun.data.audit import audit
 from dlrun.data.files import image_folder
@@ -35,7 +35,7 @@ __all__ = ["root"]  # a fixture
 
 
 def checked(check, data, **dataset):
-    cfg = OmegaConf.create({"dataset": {"limit": 0, "balance": data.balance, **dataset}})
+    cfg = Settings.of({"dataset": {"limit": 0, "balance": data.balance, **dataset}})
     return check(SimpleNamespace(data=data, num_classes=len(data.classes), cfg=cfg))
 
 

@@ -16,7 +16,7 @@ from dlrun.checks import overfit as c3
 from dlrun.checks.gradient import check
 from dlrun.checks.penalty import penalty
 from dlrun.training.experiment import Experiment, build
-from support.composed import composed
+from support.composed import alter, composed
 
 CHANCE = 2.0
 
@@ -59,7 +59,7 @@ class Costs(nn.Module):
 )
 def test_the_initial_loss_may_be_up_to_twice_chance_and_fails_beyond_ten_times(times: float, status: str) -> None:
     exp = experiment()
-    exp.loss = Costs(times * CHANCE)
+    alter(exp, loss=Costs(times * CHANCE))
     assert chance.initial_loss(exp).status == status
 
 
@@ -134,7 +134,7 @@ class Recorder(nn.Module):
 
 def test_overfit_learns_twenty_examples_without_dropout() -> None:
     exp = experiment("loss.label_smoothing=0.2")
-    exp.model = Recorder()
+    alter(exp, model=Recorder())
     found = c3.overfit(exp)
     assert found.status == "pass", found  # with a loss that smoothing would keep above the goal
     assert set(exp.model.seen) == {(20, True, 0.0)}
@@ -225,11 +225,11 @@ class Misses:
 def test_a_penalty_that_misses_a_layer_is_warned_about_by_name() -> None:
     exp = experiment("model=mlp", "regularizer=l2")
     name = next(n for n, p in exp.model.named_parameters() if p.ndim >= 2)
-    exp.penalty = Misses(1e-3, name)
+    alter(exp, penalty=Misses(1e-3, name))
     found = penalty(exp)
     assert found.status == "warn"
     assert f"misses {name};" in found.message
-    exp.penalty = Misses(1e-3, "none such")
+    alter(exp, penalty=Misses(1e-3, "none such"))
     assert penalty(exp).status == "pass"
 
 

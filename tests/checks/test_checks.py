@@ -22,8 +22,9 @@ from dlrun.checks import parameters as c9
 from dlrun.checks.advice import advice
 from dlrun.checks.penalty import penalty
 from dlrun.checks.sandbox import in_turn, named, no_trace, samples, settle
+from dlrun.config.settings import Settings
 from dlrun.training.experiment import Experiment, build
-from support.composed import composed
+from support.composed import alter, composed
 
 SMALL = ("dataset.limit=300", "trainer.threads=1", "model.width=8")
 SUITE = {
@@ -56,8 +57,8 @@ def experiment(*overrides: str) -> Experiment:
 
 def wearing(model: nn.Module, *overrides: str) -> Experiment:
     exp = experiment(*overrides)
-    exp.model = model
-    exp.optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    alter(exp, model=model)
+    alter(exp, optimizer=torch.optim.Adam(model.parameters(), lr=1e-3))
     return exp
 
 
@@ -262,13 +263,13 @@ class Squares(nn.Module):
 @pytest.mark.parametrize("own", [Smoothed, Squares])
 def test_a_loss_of_ones_own_passes_without_a_chance_method(own: type[nn.Module]) -> None:
     exp = experiment()
-    exp.loss = own()
+    alter(exp, loss=own())
     assert chance.loss(exp).status == "pass"
 
 
 def test_a_loss_with_class_weights_passes() -> None:
     exp = experiment()
-    exp.loss = nn.CrossEntropyLoss(weight=torch.linspace(0.5, 3, 10))
+    alter(exp, loss=nn.CrossEntropyLoss(weight=torch.linspace(0.5, 3, 10)))
     assert chance.loss(exp).status == "pass"
 
 
@@ -276,12 +277,8 @@ def test_a_validation_split_of_ones_own_may_lack_a_class() -> None:
     exp = experiment("dataset.limit=600")
     few = exp.data.val.labels != 3
     for fraction, status in ((0.1, "fail"), (None, "warn")):
-        other = copy.copy(exp.data)
-        object.__setattr__(other, "val", exp.data.val.subset(few.nonzero().flatten()))
-        object.__setattr__(other, "val_fraction", fraction)
-        broken = copy.copy(exp)
-        broken.data = other
-        found = inputs.labels(broken)
+        other = replace(exp.data, val=exp.data.val.subset(few.nonzero().flatten()), val_fraction=fraction)
+        found = inputs.labels(replace(exp, data=other))
         assert found.status == status
         assert ("the fold was stratified" in found.message) == (fraction is not None)
 
@@ -341,8 +338,8 @@ def test_a_deep_residual_network_that_is_sure_of_itself_is_told_what_calms_it(ov
     found = chance.initial_loss(exp)
     assert found.status != "pass"
     tried = found.message.partition("; try ")[2].split()
-    assert ("model.zero_init_residual=true" in tried) == (exp.cfg.model.skip is True)
-    assert build(composed(*words, *tried)).cfg.model.norm != "none"  # a setup that composes
+    assert ("model.zero_init_residual=true" in tried) == (exp.cfg.model["skip"] is True)
+    assert build(composed(*words, *tried)).cfg.model["norm"] != "none"  # a setup that composes
 
 
 def test_zero_init_residual_makes_deep_maxout_networks_guess() -> None:
@@ -363,9 +360,11 @@ def test_the_published_depths_of_residual_networks_start_within_the_band() -> No
 @pytest.mark.parametrize("limit", [0, 12])
 def test_a_limit_is_to_be_raised_only_where_there_is_one(limit: int) -> None:
     exp = experiment()
-    exp.cfg = copy.deepcopy(exp.cfg)
-    exp.cfg.dataset.limit = limit
-    exp.data = replace(exp.data, train=exp.data.train.subset(torch.arange(3)), val=exp.data.val.subset(torch.arange(2)))
+    alter(exp, cfg=exp.cfg.changed(dataset={"limit": limit}))
+    alter(
+        exp,
+        data=replace(exp.data, train=exp.data.train.subset(torch.arange(3)), val=exp.data.val.subset(torch.arange(2))),
+    )
     for check in (inputs.labels, c8.independence, garbage.garbage):
         found = check(exp)
         assert found.status in ("fail", "skip")
@@ -384,8 +383,8 @@ def test_a_model_of_ones_own_is_told_no_key_that_it_lacks() -> None:
     for p in exp.model.parameters():
         p.data.zero_()
     assert "; try model.activation=relu model.norm=batch" in overfit.overfit(exp).message
-    exp.cfg = copy.deepcopy(exp.cfg)
-    exp.cfg.model = {"_target_": "mynet.Net", "init": "default", "output_bias": "default"}
+    own = {"_target_": "mynet.Net", "init": "default", "output_bias": "default"}
+    alter(exp, cfg=Settings.of({**exp.cfg.plain, "model": own}))
     assert "try" not in overfit.overfit(exp).message
 
 

@@ -24,7 +24,7 @@ from dlrun.checks import receipts, runner
 from dlrun.checks.check import Check
 from dlrun.checks.result import Verdict
 from dlrun.training.experiment import Experiment, build
-from support.composed import composed
+from support.composed import alter, composed
 
 CHEAP = ("dataset.limit=120", "model.width=4", "trainer.threads=1", "check.only=[loss,initial_loss,overfit]")
 
@@ -159,7 +159,7 @@ def test_versions_precision_and_the_checks_own_code_are_in_a_receipt(
     if what.endswith("version__"):
         monkeypatch.setattr(what, "99.0")
     elif what == "precision":
-        exp.dtype = torch.bfloat16
+        alter(exp, dtype=torch.bfloat16)
     else:
         (folder / "other.py").write_text("changed = True\n")
         real = receipts.inspect.getsourcefile

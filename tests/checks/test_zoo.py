@@ -26,7 +26,7 @@ from dlrun.data.splits import Split
 from dlrun.losses import CrossEntropy
 from dlrun.regularizers import Penalty
 from dlrun.training.experiment import Experiment, build
-from support.composed import composed
+from support.composed import alter, composed
 
 Change = Callable[[Tensor], Tensor]
 Break = Callable[[Experiment], None]
@@ -64,16 +64,16 @@ def nothing(exp: Experiment) -> None:
 
 def wear(exp: Experiment, model: nn.Module) -> None:
     """Give the experiment another model, and an optimizer of all its parameters."""
-    exp.model = model
+    alter(exp, model=model)
     group = {k: v for k, v in exp.optimizer.param_groups[0].items() if k != "params"}
-    exp.optimizer = type(exp.optimizer)([{"params": list(model.parameters()), **group}])
+    alter(exp, optimizer=type(exp.optimizer)([{"params": list(model.parameters()), **group}]))
 
 
 def feed(exp: Experiment, **changes: Any) -> None:
     """Give the experiment other data."""
-    exp.data = replace(exp.data, **changes)
-    exp.train = exp.batches(exp.data.train, batch_size=exp.cfg.trainer.batch_size, shuffle=True, seed=1)
-    exp.val = exp.batches(exp.data.val)
+    alter(exp, data=replace(exp.data, **changes))
+    alter(exp, train=exp.batches(exp.data.train, batch_size=exp.cfg.trainer.batch_size, shuffle=True, seed=1))
+    alter(exp, val=exp.batches(exp.data.val))
 
 
 def pixels(split: Split) -> Tensor:
@@ -167,7 +167,7 @@ def scored(function: Callable[[Tensor, Tensor], Tensor]) -> Break:
             return function(logits, labels)
 
     def breaks(exp: Experiment) -> None:
-        exp.loss = Loss()
+        alter(exp, loss=Loss())
 
     return breaks
 
@@ -180,7 +180,7 @@ def penalised(cost: Callable[[Penalty, nn.Module], Tensor]) -> Break:
             return cost(self, model)
 
     def breaks(exp: Experiment) -> None:
-        exp.penalty = Broken(l2=1e-3)
+        alter(exp, penalty=Broken(l2=1e-3))
 
     return breaks
 
@@ -209,7 +209,7 @@ def leak(source: str, target: str) -> Break:
 
 def leak_into_test(exp: Experiment) -> None:
     seen = exp.data.train.subset(torch.arange(50))
-    exp.data = replace(exp.data, test=lambda: seen)
+    alter(exp, data=replace(exp.data, test=lambda: seen))
 
 
 # the bugs that need more than a line
@@ -369,9 +369,9 @@ def raw_pixels(exp: Experiment) -> None:
 
 def raw_validation(exp: Experiment) -> None:
     data = exp.data
-    exp.data = replace(data, mean=[0.0], std=[1.0])
-    exp.val = exp.batches(data.val)
-    exp.data = data
+    alter(exp, data=replace(data, mean=[0.0], std=[1.0]))
+    alter(exp, val=exp.batches(data.val))
+    alter(exp, data=data)
 
 
 def scaled_twice(exp: Experiment) -> None:
@@ -396,7 +396,7 @@ def head_only(exp: Experiment) -> None:
 
 
 def built_before_the_model_was_replaced(exp: Experiment) -> None:
-    exp.model = copy.deepcopy(exp.model)
+    alter(exp, model=copy.deepcopy(exp.model))
 
 
 def twice(exp: Experiment) -> None:
@@ -422,7 +422,7 @@ class Swapped(CrossEntropy):
 
 
 def swap_arguments(exp: Experiment) -> None:
-    exp.loss = Swapped()
+    alter(exp, loss=Swapped())
 
 
 CE = F.cross_entropy

@@ -175,8 +175,8 @@ def test_preset_sets_values_and_options(here: Path) -> None:
     text = "# @package _global_\ndefaults:\n  - override /model: mlp\nmodel: {depth: 7}\nseed: 5\n"
     write(here / "conf/experiment/mine.yaml", text)
     cfg = compose("experiment=mine", "model.width=8")
-    assert (cfg.model.depth, cfg.model.width, cfg.seed) == (7, 8, 5)
-    assert (cfg.choices.model, cfg.choices.experiment) == ("mlp", "mine")
+    assert (cfg.model["depth"], cfg.model["width"], cfg.seed) == (7, 8, 5)
+    assert (cfg.choices["model"], cfg.choices["experiment"]) == ("mlp", "mine")
     assert compose("experiment=null").seed == 1
 
 
@@ -189,14 +189,14 @@ def test_keys_of_ones_own_class_are_free(here: Path) -> None:
         "+model.depth=-3",
     )
     cfg = compose(*words)
-    assert (cfg.model.norm, cfg.model.depth) == ("rms", -3)
+    assert (cfg.model["norm"], cfg.model["depth"]) == ("rms", -3)
     with pytest.raises(UserError, match=r"model\.init=rms"):
         compose(*words, "model.init=rms")
 
 
 def test_interpolations_follow(here: Path) -> None:
     cfg = compose("trainer.epochs=7", "scheduler=cosine", "regularizer=dropout", "regularizer.dropout=0.4")
-    assert (cfg.scheduler.epochs, cfg.model.dropout) == (7, 0.4)
+    assert (cfg.scheduler["epochs"], cfg.model["dropout"]) == (7, 0.4)
     assert "${" not in str(cfg)
 
 

@@ -92,7 +92,7 @@ def test_a_student_trains_and_resumes_exactly(teachers: Path, dlrun: Callable[..
     from dlrun.training.checkpoint import State
 
     run = claim("broken", "test")
-    run.write_config(composed(*words, "trainer.epochs=2"))
+    run.write_config(composed(*words, "trainer.epochs=2").plain)
     stopped = State()
 
     class Stop(Exception):

@@ -274,7 +274,7 @@ def fit(folder: Path, *overrides: str, until: int | None = None) -> tuple[Run, S
     exp = build(composed(*SMALL, *overrides))
     run = claim(str(folder), "test", folder.parent)
     if until is not None:
-        run.write_config(exp.cfg)
+        run.write_config(exp.cfg.plain)
         real = checkpoint.write_atomic
 
         def dying(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:

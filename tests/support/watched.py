@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from dlrun.analysis import verdicts
 from dlrun.training import loop
@@ -29,7 +28,7 @@ class Watched:
 
     @property
     def config(self) -> Any:
-        return OmegaConf.to_container(self.exp.cfg, resolve=True)
+        return self.exp.cfg.plain
 
     def findings(self) -> list[verdicts.Finding]:
         return verdicts.judge(self.metrics, self.layers, self.config, self.exp.data.record(), self.status)

@@ -15,14 +15,14 @@ from dlrun.models.layers import ACTIVATIONS
 from dlrun.training import loop
 from dlrun.training.diagnostics import BINS, HISTOGRAM_VALUES, Watch, sparsity
 from dlrun.training.experiment import Experiment, build
-from support.composed import SMALL, composed
+from support.composed import SMALL, alter, composed
 from support.watched import watched
 
 
 def experiment(*overrides: str, model: nn.Module | None = None) -> Experiment:
     exp = build(composed(*SMALL, *overrides))
     if model is not None:
-        exp.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        alter(exp, model=model.to(memory_format=torch.channels_last))
     return exp
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dlrun.config import extras
+from dlrun.config.settings import Settings
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.run import claim, reopen
@@ -138,7 +139,7 @@ def test_a_missing_package_is_one_line_that_says_what_to_type(monkeypatch: pytes
         with pytest.raises(UserError) as caught:
             composed(*SMALL, f"logger={kind}")
         assert f"type pip install 'dlrun[{kind}]'" in str(caught.value)
-    assert composed(*SMALL).logger.kind == "none"
+    assert composed(*SMALL).logger["kind"] == "none"
 
 
 def test_the_missing_package_is_missed_before_torch_and_before_a_folder(here: Path) -> None:
@@ -154,7 +155,7 @@ def test_the_missing_package_is_missed_before_torch_and_before_a_folder(here: Pa
 
 def test_without_a_logger_nothing_is_written_and_an_old_run_needs_none(tmp_path: Path) -> None:
     run: Any = SimpleNamespace(path=tmp_path)
-    follower = loggers.Follower({}, run, lambda text: pytest.fail(text))
+    follower = loggers.Follower(Settings.of({}), run, lambda text: pytest.fail(text))
     follower.follow([{"epoch": 1, "train_loss": 0.5}])
     follower.close()
     assert list(tmp_path.iterdir()) == []

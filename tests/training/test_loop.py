@@ -18,7 +18,7 @@ from dlrun.training.checkpoint import State
 from dlrun.training.device import pick_dtype
 from dlrun.training.diagnostics import Watch
 from dlrun.training.experiment import Experiment, build
-from support.composed import SMALL, composed
+from support.composed import SMALL, alter, composed
 
 
 def experiment(*overrides: str) -> Experiment:
@@ -242,7 +242,7 @@ def test_no_step_waits_for_an_accelerator_except_to_look_whether_the_loss_is_fin
             x, y = torch.zeros(8, 1, 8, 8, device="meta"), torch.zeros(8, dtype=torch.long, device="meta")
             return ((x, y, torch.arange(8)) for _ in range(3))
 
-    exp.train = Meta()  # type: ignore[assignment]
+    alter(exp, train=Meta())
     monkeypatch.setattr(torch.Tensor, "tolist", tolist)
     monkeypatch.setattr(torch.Tensor, "__float__", number)
     loop.train_epoch(exp, 1, State(), Screen(None, quiet=True), Watch(exp))

@@ -55,15 +55,14 @@ def test_a_run_is_tested_by_its_views_and_predicts_by_them(dlrun: Callable[..., 
     assert float(last["val_loss"]) == pytest.approx(result["plain_val_loss"], rel=1e-5)
     assert abs(result["val_loss"] - result["plain_val_loss"]) > 1e-4
 
+    from dlrun.config.settings import Settings
     from dlrun.folders.reading import config
     from dlrun.inference import predictor, reevaluate
     from dlrun.training.experiment import build
 
     member = reevaluate.evaluated(Path("run"), [])
     assert np.allclose(member.arrays["test_logits"], logits, atol=1e-5)
-    from omegaconf import OmegaConf
-
-    images = build(OmegaConf.create(config(Path("run")))).data.test().images.take(torch.arange(20))
+    images = build(Settings.of(config(Path("run")))).data.test().images.take(torch.arange(20))
     assert np.allclose(predictor.load(Path("run"), []).logits(images)[0], logits[:20], atol=1e-5)
 
 

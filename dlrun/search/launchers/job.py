@@ -41,10 +41,9 @@ def work(job: Job) -> tuple[int, str]:
 
     A trial that has a checkpoint goes on with the config that it began with; only its last epoch may be new.
     """
-    from omegaconf import OmegaConf
-
     import dlrun.checks
     import dlrun.training.loop  # noqa: F401  before the folder is taken: from then on search.timeout counts
+    from dlrun.config.settings import Settings
     from dlrun.errors import UserError
     from dlrun.folders import reading
     from dlrun.folders.run import take
@@ -61,7 +60,7 @@ def work(job: Job) -> tuple[int, str]:
             plain["trainer"] = {**plain["trainer"], "stop_after": job.config["trainer"]["stop_after"]}
             record = {}  # that of the config that it began with is stored already
         with _into(run.log):
-            return execute(OmegaConf.create(plain), run, record=record, quiet=True), ""
+            return execute(Settings.of(plain), run, record=record, quiet=True), ""
     except UserError as error:
         return error.code, str(error)
     except KeyboardInterrupt:

@@ -22,7 +22,7 @@ from dlrun.checks.gradient.differences import Comparison, NotComparable, Slopes
 from dlrun.checks.gradient.kinks import Winners
 from dlrun.models.layers import ACTIVATIONS, NORMS
 from dlrun.training.experiment import Experiment, build
-from support.composed import composed
+from support.composed import alter, composed
 
 SMALL = ("trainer.threads=1", "check=none", "dataset.limit=120")
 
@@ -411,7 +411,7 @@ def test_the_message_has_the_numbers():
 
 def test_a_wrong_penalty_is_told_apart():
     exp = experiment("model=mlp", "model.depth=1", "model.width=8", "regularizer=l2")
-    exp.penalty = type("Wrong", (), {"active": True, "penalty": wrong_penalty})()
+    alter(exp, penalty=type("Wrong", (), {"active": True, "penalty": wrong_penalty})())
     found = gradient(exp)
     assert found.status == "fail"
     assert found.message.startswith("penalty: ")
@@ -651,7 +651,7 @@ def zeroed(layer: nn.Linear) -> nn.Linear:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_sound_models_of_ones_own_pass(name):
     exp = experiment()
-    exp.model = ARCHITECTURES[name]()
+    alter(exp, model=ARCHITECTURES[name]())
     found = gradient(exp)
     assert found.status == "pass", found
 

@@ -51,10 +51,12 @@ def _completion(argv: list[str]) -> int:
         return 0
     if words[1] not in COMPOSED:
         return 0
-    # Hydra strips the program's name only, so the verb is taken out of the line here
-    os.environ["COMP_LINE"] = "dlrun " + (words[2] if len(words) > 2 else "")
+    from dlrun.config.hydra_quirks import completing
+
     try:
-        return _run(words[1], argv)
+        # Hydra strips the program's name only, so the verb is taken out of the line here
+        with completing("dlrun " + (words[2] if len(words) > 2 else "")):
+            return _call(words[1], argv)
     except Exception:
         return 1  # an error would be printed into the line that is being typed
 
@@ -96,20 +98,22 @@ def _large_pages() -> None:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
+def _call(verb: str, argv: list[str]) -> int:
+    code: int = importlib.import_module(f"dlrun.commands.{verb}").main(argv)
+    sys.stdout.flush()
+    return code
+
+
 def _run(verb: str, argv: list[str]) -> int:
     _share_cores()
     _large_pages()
-    completing = bool({"-sc", "--shell-completion"} & set(argv))
-    debug = "--debug" in argv or completing
+    debug = "--debug" in argv
     argv = [a for a in argv if a != "--debug"]
-    sys.argv = ["dlrun" if completing else f"dlrun {verb}", *argv]
     from dlrun.errors import UserError
     from dlrun.vocabulary import Exit
 
     try:
-        code: int = importlib.import_module(f"dlrun.commands.{verb}").main(argv)
-        sys.stdout.flush()
-        return code
+        return _call(verb, argv)
     except UserError as error:
         if debug:
             raise

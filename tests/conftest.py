@@ -33,7 +33,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder to be in, with nothing of this process leaking into it or out of it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLRUN_CONF", raising=False)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(sys, "path", [*sys.path])
     return tmp_path
 

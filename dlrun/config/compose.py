@@ -8,19 +8,16 @@ build the callbacks and log handlers that a config names before anybody could lo
 from __future__ import annotations
 
 import difflib
-import io
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from dlrun.config.defaults import changed
 from dlrun.config.flags import Flags, split
-from dlrun.config.hydra_errors import in_one_line
+from dlrun.config.hydra_quirks import answer, in_one_line, opened
 from dlrun.config.options import Options, builtin_conf, user_conf
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
@@ -45,7 +42,10 @@ def run(
     """
     flags, overrides = split(argv)
     if EXPLAINING & set(flags):
-        return _ask_hydra(verb, flags, overrides)
+        with in_one_line(), _hydra(flags) as hydra:
+            text = answer(hydra, verb, flags.get("--config-name") or ROOT, flags, overrides)
+        print(text, end="")
+        return Exit.FINE
     with composer(flags) as made:
         if "--multirun" in flags:
             if sweep is None:
@@ -65,66 +65,21 @@ def compose(*overrides: str) -> Settings:
         return Settings.of(made.config(made.parse(overrides)))
 
 
-def _ask_hydra(verb: str, flags: Flags, overrides: list[str]) -> int:
-    import hydra
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing a traceback and exiting
-    words = [f"{flag}={value}" if value else flag for flag, value in flags.items()]
-    sys.argv = [sys.argv[0], *words, *overrides]
-    if "--help" in flags:
-        sys.argv.append(f"hydra.job.name={verb}")
-    # for --help Hydra would build the log handlers that a config names: any class, with any argument
-    import hydra._internal.hydra as explaining
-
-    explaining.configure_log = lambda *_, **__: None  # type: ignore[attr-defined]
-    answer = io.StringIO()  # printed at once: Hydra's log handlers cannot bear a reader that leaves
-    try:
-        with in_one_line(), redirect_stdout(answer):
-            _register(flags)
-            hydra.main(str(builtin_conf()), ROOT, version_base="1.3")(lambda cfg: None)()
-    finally:
-        print(answer.getvalue(), end="")
-    return Exit.FINE
+@contextmanager
+def composer(flags: Flags) -> Iterator[Composer]:
+    """Open Hydra's loader over the user's folders, the built-in one and `--config-dir`."""
+    with in_one_line(), _hydra(flags) as hydra:
+        yield Composer(hydra.config_loader, flags.get("--config-name") or ROOT)
 
 
 @contextmanager
-def composer(flags: Flags) -> Iterator[Composer]:
-    """Open Hydra's loader over the built-in folder, the user's and `--config-dir`."""
-    with in_one_line():
-        _register(flags)
-        from hydra import initialize_config_dir
-        from hydra.core.global_hydra import GlobalHydra
-
-        with initialize_config_dir(str(builtin_conf()), job_name=ROOT, version_base="1.3"):
-            yield Composer(GlobalHydra.instance().config_loader(), flags.get("--config-name") or ROOT)
-
-
-_added: list[Path] = []  # the folder of --config-dir, where Hydra does not look by itself
-
-
-def _register(flags: Flags) -> None:
-    extra = flags.get("--config-dir")
-    if extra and not Path(extra).expanduser().is_dir():
-        raise UserError(f"--config-dir {extra}: no such folder")
-    _added[:] = [Path(extra).expanduser().resolve()] if extra and not EXPLAINING & set(flags) else []
-    _search_path()
-
-
-@cache
-def _search_path() -> None:
-    """Tell Hydra where options are, the first winning: ./conf, $DLRUN_CONF, built-in, --config-dir."""
-    from hydra.core.config_search_path import SearchPathQuery
-    from hydra.core.plugins import Plugins
-    from hydra.plugins.search_path_plugin import SearchPathPlugin
-
-    class DlrunSearchPath(SearchPathPlugin):
-        def manipulate_search_path(self, search_path: Any) -> None:
-            for path in user_conf():
-                search_path.prepend("dlrun-user", f"file://{path}", anchor=SearchPathQuery(provider="main"))
-            for path in _added:
-                search_path.append("command-line", f"file://{path}")
-
-    Plugins.instance().register(DlrunSearchPath)
+def _hydra(flags: Flags) -> Iterator[Any]:
+    """Open Hydra over the folders of options, the first winning: ./conf, $DLRUN_CONF, built-in, --config-dir."""
+    builtin, further = builtin_conf(), flags.get("--config-dir")
+    if further and not Path(further).expanduser().is_dir():
+        raise UserError(f"--config-dir {further}: no such folder")
+    with opened(builtin, user_conf(), [Path(further).expanduser().resolve()] if further else []) as hydra:
+        yield hydra
 
 
 @dataclass

@@ -143,9 +143,9 @@ USERS = {
     "experiment/evil.yaml": ("# @package _global_\nloss: {_target_: os.system}\n", "loss._target_=os.system"),
     "experiment/tag.yaml": (
         "# @package _global_\nseed: !!python/name:os.system\n",
-        "tag.yaml, line 2: not YAML",
+        "tag.yaml, line 2",
     ),
-    "experiment/broken.yaml": ("# @package _global_\nseed: [1\n", "broken.yaml, line 3: not YAML"),
+    "experiment/broken.yaml": ("# @package _global_\nseed: [1\n", "broken.yaml, line 3"),
     "experiment/lost.yaml": (
         "# @package _global_\ndefaults:\n  - override /model: resnt18\n",
         "model=resnt18: no such option",

@@ -1,0 +1,205 @@
+"""Hydra's effects on the whole process, its private parts and its English, kept in one module (`dlrun train …`).
+
+Nothing outside this module touches Hydra's singletons, its loggers, `sys.argv` or `os.environ` for Hydra's sake, and
+each function here puts back what it changed.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+from dlrun.config.flags import Flags
+from dlrun.config.schema import unknown
+from dlrun.errors import UserError, first_line
+
+__all__ = ["answer", "completing", "in_one_line", "opened"]
+
+
+@contextmanager
+def opened(builtin: Path, own: Sequence[Path], further: Sequence[Path]) -> Iterator[Any]:
+    """Yield a Hydra over folders of options, the first winning: `own`, `builtin`, `further`.
+
+    Made by hand. The public `initialize_config_dir` fills the one Hydra of the process, which another program may
+    hold, and takes further folders only from a plugin that stays registered until the process ends.
+    """
+    from hydra import version
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+
+    path = create_config_search_path(str(builtin))
+    for folder in own:
+        path.prepend("dlrun-user", f"file://{folder}", anchor=SearchPathQuery(provider="main"))
+    for folder in further:
+        path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+    with _own_state():
+        version.setbase("1.3")
+        yield Hydra("train", ConfigLoaderImpl(path))
+
+
+@contextmanager
+def _own_state() -> Iterator[None]:
+    """Replace what Hydra and OmegaConf keep for the whole process, and put it back.
+
+    That is three singletons (the version whose behaviour counts, the name of the job, the config that ${hydra:…}
+    reads) and the table of resolvers, in which Hydra overwrites `now`, `hydra` and `python_version`.
+    """
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.singleton import Singleton
+    from hydra.core.utils import JobRuntime
+    from hydra.version import VersionBase
+    from omegaconf.basecontainer import BaseContainer
+
+    kinds: tuple[Any, ...] = (VersionBase, JobRuntime, HydraConfig)
+    kept = {kind: Singleton._instances.pop(kind) for kind in kinds if kind in Singleton._instances}
+    resolvers = dict(BaseContainer._resolvers)
+    try:
+        yield
+    finally:
+        for kind in kinds:
+            Singleton._instances.pop(kind, None)
+        Singleton._instances.update(kept)
+        BaseContainer._resolvers.clear()
+        BaseContainer._resolvers.update(resolvers)
+
+
+def answer(hydra: Any, verb: str, root: str, flags: Flags, overrides: list[str]) -> str:
+    """Return what Hydra prints for --help, --hydra-help, --cfg, --info or --shell-completion. Raises UserError.
+
+    Hydra's `main` would read `sys.argv`, exit on an error unless $HYDRA_FULL_ERROR is set, and for --help build the
+    log handlers that a config names: any class, with any argument. What it prints still contains a program's name.
+    """
+    asked = [flag for flag in ("--cfg", "--info", "--shell-completion", "--multirun", "--run") if flag in flags]
+    text = io.StringIO()
+    with redirect_stdout(text), redirect_stderr(io.StringIO()), _root_logger(), _called("dlrun"):
+        if "--help" in flags:
+            print(_help(hydra, root, [*overrides, f"hydra.job.name={verb}"], "--resolve" in flags))
+        elif "--resolve" in flags and "--cfg" not in flags:
+            raise UserError("--resolve belongs to --cfg or --help")
+        elif "--hydra-help" in flags:
+            print(_help(hydra, None, overrides, False))
+        elif len(asked) > 1:
+            raise UserError(f"{' '.join(asked)}: expected one of these flags")
+        elif "--cfg" in flags:
+            _show_config(hydra, root, flags, overrides)
+        elif "--info" in flags:
+            hydra.show_info(flags["--info"], root, overrides)
+        else:
+            _complete(hydra, root, overrides)
+    return text.getvalue()
+
+
+def _help(hydra: Any, root: str | None, overrides: list[str], resolve: bool) -> str:
+    """The text of --help, or without a root that of --hydra-help."""
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    cfg = hydra.config_loader.load_configuration(root, overrides, RunMode.RUN)
+    HydraConfig.instance().set_config(cfg)  # for ${hydra:…} in the template
+    template = cfg.hydra.help if root else cfg.hydra.hydra_help
+    shown = hydra.get_sanitized_cfg(cfg.copy(), "job") if root else hydra.get_sanitized_hydra_cfg(cfg)
+    text: str = hydra.get_help(template, shown, get_args_parser(), resolve)
+    return text
+
+
+def _show_config(hydra: Any, root: str, flags: Flags, overrides: list[str]) -> None:
+    package = flags.get("--package")
+    try:
+        hydra.show_cfg(root, overrides, flags["--cfg"], package, "--resolve" in flags)
+    except SystemExit:
+        raise UserError(f"--package {package}: no such key in the config; expected one such as optimizer") from None
+
+
+def _complete(hydra: Any, root: str, words: list[str]) -> None:
+    known = hydra.get_shell_to_plugin_map(hydra.config_loader)
+    asked = [word for word in words if word.partition("=")[0] in ("install", "uninstall", "query")]
+    if len(asked) != 1 or asked[0].partition("=")[2] not in known:
+        raise UserError(f"-sc {' '.join(words)}: expected install=SHELL or uninstall=SHELL, one of {', '.join(known)}")
+    hydra.shell_completion(root, asked)
+
+
+@contextmanager
+def _root_logger() -> Iterator[None]:
+    """Put the root logger back: for --info Hydra adds a handler to it and lets everything through."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+@contextmanager
+def _called(program: str) -> Iterator[None]:
+    """Let this be the program that help texts and the completion script name: Hydra reads `sys.argv`."""
+    kept, sys.argv = sys.argv, [program]
+    try:
+        yield
+    finally:
+        sys.argv = kept
+
+
+@contextmanager
+def completing(line: str) -> Iterator[None]:
+    """Let `line` be what completion is asked for: Hydra reads it from the environment."""
+    kept = os.environ.get("COMP_LINE")
+    os.environ["COMP_LINE"] = line
+    try:
+        yield
+    finally:
+        del os.environ["COMP_LINE"]
+        if kept is not None:
+            os.environ["COMP_LINE"] = kept
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Raise UserError, one line that says what to type, in place of an error of Hydra, OmegaConf or YAML."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(_sentence(error)) from error
+
+
+def _sentence(error: BaseException) -> str:
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not str(error).strip() and error.__cause__ is not None:
+        error = error.__cause__  # Hydra wraps OmegaConf's errors in an empty one
+    first = first_line(error)
+    if isinstance(error, OverrideParseException):
+        how = "expected key=value or group=option; quote it for the shell: 'key=value'"
+        return f"cannot read {error.override!r}: {how}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        if group:
+            return f"{group}={option}: no such option; create conf/{group}/{option}.yaml to add it"
+        return f"{option}: no such config; create conf/{option}.yaml to add it"
+    if isinstance(error, OmegaConfBaseException):
+        key = str(error.full_key or "")
+        return first if not key or key in first else f"{key}: {first}"
+    # of these two Hydra's errors carry the key in their text alone; in other words than these it is passed on whole
+    if first.startswith("Could not override '"):
+        return unknown(first.split("'")[1], ())
+    if first.startswith("Multiple values for "):
+        return f"{first.split()[3].rstrip('.')} is chosen already; type it without the +"
+    mark = getattr(error, "problem_mark", None)
+    if mark is not None:
+        problem = getattr(error, "problem", None) or first
+        return f"{mark.name}, line {mark.line + 1}: cannot read this YAML: {problem}"
+    return first

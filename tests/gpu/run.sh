@@ -57,7 +57,7 @@ print(f"- torch {torch.__version__}, torchvision {torchvision.__version__}, CUDA
 PY
 
 begun=$SECONDS
-timeout -s INT -k 20 $((LIMIT * 7 / 10)) "$python" -m pytest tests/gpu tests/data/test_datasets.py tests/training/test_memory.py \
+timeout -s INT -k 20 $((LIMIT * 7 / 10)) "$python" -m pytest tests/gpu tests/data/test_batches.py tests/training/test_memory.py \
     -m gpu -v --tb=short -p no:cacheprovider -rsfE --durations=15 \
     --junitxml="$OUT/tests.xml" 2>&1 | tee -a "$log"
 code=${PIPESTATUS[0]}

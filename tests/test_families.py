@@ -1,4 +1,4 @@
-"""Every option in conf/ is composed, built and held to its family's contract; a new YAML file needs no new test."""
+"""Every option in conf/ is composed, built and held to its family's contract; a new YAML file needs no test."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from dlrun.training.experiment import build
 from support.composed import composed
 
 CHEAP = ("trainer.threads=1", "dataset.limit=100", "check=none")
-# options that need something from outside: where it comes from in this test
+# options that need external data or packages: what this test uses instead
 NEEDS = {
     "dataset=image_folder": ("photos", "dataset.root={}"),
     "dataset=arrays": ("arrays", "dataset.path={}"),
     "model=custom": ("", "model._target_=torchmodel.Net trust=[torchmodel]"),
     "objective=distill": ("teacher", "objective.teacher={}"),
-    "experiment=cifar10_speedrun": ("", "dataset=digits augment.progressive=[[6,1]]"),  # its own is downloaded
+    "experiment=cifar10_speedrun": ("", "dataset=digits augment.progressive=[[6,1]]"),  # its own dataset is a download
     "model=torchvision": ("", "model.name=mobilenet_v3_small"),
 }
 DOWNLOADED = (
@@ -33,7 +33,7 @@ DOWNLOADED = (
     "cifar100",
     "svhn",
     "stl10",
-)  # in test_data_formats.py
+)  # in data/test_formats.py
 
 
 def options() -> Iterator[str]:

@@ -18,7 +18,7 @@ from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 __all__ = ["Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "mark", "read", "run_ahead"]
 
@@ -180,7 +183,7 @@ def _reason(path: Path, error: Exception) -> str:
     return "no image format is recognised" if text.startswith("cannot identify") else text or type(error).__name__
 
 
-def _eight_bits(image: Any) -> Any:
+def _eight_bits(image: Picture) -> Picture:
     """Resolve palettes with transparency and scale 16-bit gray to 8 bits, which `convert` gets wrong."""
     from PIL import Image
 
@@ -192,7 +195,7 @@ def _eight_bits(image: Any) -> Any:
     return image
 
 
-def _resize(image: Any, side: int) -> Any:
+def _resize(image: Picture, side: int) -> Picture:
     from PIL import Image
 
     width, height = image.size

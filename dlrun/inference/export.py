@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from dlrun.errors import UserError, first_line
 from dlrun.folders.disk import write_atomic
 from dlrun.inference.predictor import load, rebuilt
 
-__all__ = ["KINDS", "export"]
+__all__ = ["KINDS", "Exported", "export"]
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 SAMPLES = 64  # validation images, in one batch and one by one
@@ -27,8 +27,16 @@ TOLERANCE = 1e-4  # of the largest logit: fused kernels round float32 differentl
 Logits: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]  # images (B, C, H, W) -> logits (B, K)
 
 
-def export(path: Path, kind: str, out: Path, trust: list[str]) -> dict[str, Any]:
-    """Write the model of a run to `out`; return its input type and the largest difference of its logits.
+class Exported(TypedDict):
+    """How an export was verified: the largest difference of a logit, the number of images, and the dtype of images."""
+
+    difference: float
+    images: int
+    input: str
+
+
+def export(path: Path, kind: str, out: Path, trust: list[str]) -> Exported:
+    """Write the model of a run to `out`; return how it was verified.
 
     The file maps raw images (B, C, H, W), uint8 or float32 as in the dataset, to logits (B, K), for any B. Raises
     UserError, and writes no file, if the outputs differ or there are no images to verify them with.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dlrun.ensembles.members import Member
 from dlrun.errors import UserError
@@ -58,7 +59,7 @@ def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
 
 def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, name: str = "") -> Member:
     checkpoint.load_weights(file, checkpoint.load(file), exp.model, averaged=averaged)
-    arrays: dict[str, Any] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     test, seconds = exp.data.test(), 0.0
     for split, (samples, batches) in {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}.items():
         started = time.perf_counter()

@@ -1,9 +1,9 @@
-"""What each augmentation costs: milliseconds for a batch of 128 images of 32 × 32, beside the bare training step.
+"""Cost of each augmentation in milliseconds per batch of 128 images of 32 × 32, and of the bare training step.
 
     python tests/benchmarks/bench_augment.py [trainer.threads=2 model=resnet20 ...]
 
-The images are random uint8 RGB: no augmentation takes more or less time for what they show. The bare step is forward,
-backward and optimizer on one such batch. All take turns, ROUNDS times, and medians are printed.
+The images are random uint8 RGB: the time of an augmentation does not depend on their content. The bare step is forward,
+backward and optimizer on one such batch. All take turns, ROUNDS times; medians are printed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EVERYTHING += " augment.hue=0.05 augment.blur=1 augment.noise=0.05 augment.cutou
 
 
 def experiment(folder: str, *words: str) -> Any:
-    """What `dlrun train WORDS` builds on random images of ten classes."""
+    """Build what `dlrun train WORDS` does, on random images of ten classes."""
     from dlrun.config.compose import compose
     from dlrun.training.experiment import build
 
@@ -38,7 +38,7 @@ def experiment(folder: str, *words: str) -> Any:
 
 
 def main() -> None:
-    """Print a line an option."""
+    """Print one line per option."""
     with tempfile.TemporaryDirectory() as folder:
         made = {
             name.replace(" augment.", " "): experiment(folder, *f"augment={name}".split(), *sys.argv[1:])

@@ -1,22 +1,22 @@
-"""What keeping a run costs: the same epochs with all that they leave on the disk, and with nothing written.
+"""Cost of saving a run: the same epochs with all files of a run, and with nothing written.
 
     python tests/benchmarks/bench_checkpoint.py [trainer.threads=1 ...]
 
-One experiment trains short runs of three kinds, which take turns in an order that alternates: `nothing` (no snapshot,
-no file), `beside` (rows, checkpoint and result.json by a thread, as `dlrun train` does) and `between` (the same work in
+One experiment trains short runs of three kinds, which take turns in an alternating order: `nothing` (no snapshot, no
+file), `beside` (rows, checkpoint and result.json by a thread, as `dlrun train` does) and `between` (the same work in
 the training thread, between two epochs). An epoch lasts from the end of one to the end of the next. Printed are the
-median epoch with nothing written; of the others the share that a run's mean epoch takes longer than that of the run of
-`nothing` beside it, median and quartiles; how long a save holds the training thread, which in `beside` is the
-snapshot and what is left of the write before; and the processor time of the write itself. The last two together bound
-what saving can take, whatever else the machine does: whole runs differ by up to 15 % among themselves.
+median epoch with nothing written; for the other kinds how much longer the mean epoch of a run is than that of the
+neighbouring run of `nothing`, as median and quartiles; how long a save blocks the training thread, which in `beside`
+is the snapshot and the rest of the previous write; and the processor time of the write itself. The last two together
+bound the cost of saving, whatever else the machine does: whole runs differ by up to 15 % among themselves.
 
-Measured, two cores that both train, torch 2.14: a save holds the training thread for 0.8 to 1.0 ms (cnn) and 2.4 ms
-(resnet20), in place of 7.0 to 7.6 and 20.8 to 22.8; held and written come to at most 0.56 % of an epoch of 3,000 images
-of 32 × 32 with resnet20 and 0.86 % with the cnn, a fifteenth of that where there are CIFAR's 45,000, and to 3.1 to
-3.7 % of an epoch of digits, which lasts 0.15 s. Of the 4 ms of the thread torch.save of 55 tensors takes 1.7 (pickling
-them 1.0, CRC 0.3, Python's random state 0.15), writing and flushing 1.1 MB 0.8, two rows of CSV 0.2, a result.json 0.4
-twice a second; the snapshot takes 0.35 in the training thread. Whole runs: cnn on digits with trainer.threads=1, which
-leaves a core to the thread, +0.3 % (between +2.3 %); with both cores +3.7 to +8.9 % (between +5.4 to +7.8 %).
+Measured, two cores that both train, torch 2.14: a save blocks the training thread for 0.8 to 1.0 ms (cnn) and 2.4 ms
+(resnet20), instead of 7.0 to 7.6 and 20.8 to 22.8; blocked time and write come to at most 0.56 % of an epoch of 3,000
+images of 32 × 32 with resnet20 and 0.86 % with the cnn, a fifteenth of that with CIFAR's 45,000, and to 3.1 to 3.7 % of
+an epoch of digits, which takes 0.15 s. Of the 4 ms of the thread, torch.save of 55 tensors takes 1.7 (pickling them
+1.0, CRC 0.3, Python's random state 0.15), writing and flushing 1.1 MB 0.8, two rows of CSV 0.2, a result.json 0.4 twice
+per second; the snapshot takes 0.35 in the training thread. Whole runs: cnn on digits with trainer.threads=1, which
+leaves one core to the thread, +0.3 % (between +2.3 %); with both cores +3.7 to +8.9 % (between +5.4 to +7.8 %).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ KINDS = ("nothing", "beside", "between")
 
 
 class Kept:
-    """Trains runs of an experiment, each in a folder of its own, and times them."""
+    """Trains runs of an experiment, each in its own folder, and times them."""
 
     def __init__(self, folder: Path, *words: str) -> None:
         from dlrun.config.compose import compose
@@ -51,7 +51,7 @@ class Kept:
         self.real = (loop._writing, Writer.wait, Writer.begin)
 
     def epochs(self, kind: str) -> list[float]:
-        """Train a run of this kind and return the seconds of its epochs but the first."""
+        """Train a run of this kind and return the seconds of its epochs except the first."""
         from dlrun.console import Screen
         from dlrun.folders.run import Run, claim
         from dlrun.training import loop

@@ -1,6 +1,6 @@
-"""What the default checks cost, and where the time goes: `python tests/benchmarks/bench_checks.py`.
+"""Cost of the default checks, and which of them take the time: `python tests/benchmarks/bench_checks.py`.
 
-Whole suites without receipts: the default CNN on digits, and resnet18 on 32x32 colour images made here.
+Complete suites without receipts: the default CNN on digits, and resnet18 on generated 32x32 colour images.
 """
 
 from __future__ import annotations

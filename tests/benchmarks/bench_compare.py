@@ -1,7 +1,7 @@
-"""How long 10,000 runs take to lie side by side: `python tests/benchmarks/bench_compare.py [RUNS]` (S10).
+"""Time to compare 10,000 runs: `python tests/benchmarks/bench_compare.py [RUNS]` (S10).
 
-Writes 1,000 sweeps of ten runs with result.json as a real run leaves it, a tenth of them pruned or diverged, into a
-temporary folder, and prints the wall time of whole processes, the median of three. Wanted: at most 6 s.
+Writes 1,000 sweeps of ten runs with the result.json of a real run, a tenth of them pruned or diverged, into a
+temporary folder, and prints the wall time of complete processes, the median of three. Target: at most 6 s.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What watching costs: the same training with and without diagnostics, taking turns (issue 4: at most 3 %).
+"""Cost of diagnostics: the same training with and without them, in turns (issue 4: at most 3 %).
 
     python tests/benchmarks/bench_diagnostics.py                 the default network on digits
     python tests/benchmarks/bench_diagnostics.py data/cifar10    and resnet20 on 4,000 images of this folder
 
-One experiment trains every epoch twice, watched and not, in an order that alternates: two experiments would
-differ in where their memory lies. An epoch includes its validation. Two costs are printed: the processor time
-spent inside the watch over that of the epochs around it, which holds on a busy machine as well, and the ratio
-of the watched epochs to the others on the clock, which needs a quiet one. The first epoch is left out.
+One experiment trains every epoch twice, with and without diagnostics, in an alternating order: two experiments would
+differ in their memory layout. An epoch includes its validation. Two costs are printed: the processor time of the
+diagnostics divided by that of the surrounding epochs, which is valid on a busy machine too, and the wall-time ratio
+of epochs with and without them, which needs an idle one. The first epoch is omitted.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""What an ensemble, its distillation and averaged weights are worth.
+"""Value of an ensemble, its distillation and averaged weights.
 
     python tests/benchmarks/bench_ensemble.py data/cifar10
     python tests/benchmarks/bench_ensemble.py data/scenes model.depth=6 dataset.limit=2000      with other settings
 
-The folder holds train/<class>/ and test/<class>/ images. Five seeds of the cnn, the
-ensemble of the five by mean probability against their mean, raw against averaged weights of the same epoch (three
-seeds), and three students distilled from the ensemble, which train three times as long, since a student gains by
-patience (Beyer et al., "Knowledge distillation: a good teacher is patient and consistent", 2022). What that time alone
-is worth is measured too: as many models trained as long on the labels. Everything is printed as mean ± std over seeds.
-About forty minutes on two quiet cores.
+The folder has train/<class>/ and test/<class>/ images. Compared are five seeds of the cnn, the ensemble of the five by
+mean probability with their mean, raw with averaged weights of the same epoch (three seeds), and three students
+distilled from the ensemble, which train three times as long, since students profit from long training (Beyer et al.,
+"Knowledge distillation: a good teacher is patient and consistent", 2022). To separate the effect of the longer
+training, as many models train as long on the labels. All results are mean ± std over seeds. About forty minutes on two
+idle cores.
 """
 
 from __future__ import annotations

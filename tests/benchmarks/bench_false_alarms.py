@@ -1,24 +1,24 @@
-"""How often the default checks cry wolf over healthy setups (issue: 0 failures, warnings under 5 %).
+"""False alarms of the default checks on healthy setups (issue: 0 failures, warnings under 5 %).
 
     python tests/benchmarks/bench_false_alarms.py --log alarms.jsonl --minutes 30
     python tests/benchmarks/bench_false_alarms.py --log alarms.jsonl --part 1/2 &     and 2/2: two processes
-    python tests/benchmarks/bench_false_alarms.py --log alarms.jsonl --minutes 0      the table alone
+    python tests/benchmarks/bench_false_alarms.py --log alarms.jsonl --minutes 0      only the table
 
 Every model × activation × norm × loss that conf/ can compose on digits, and eight torchvision architectures on
-images of 32 or 64 pixels, five seeds each; without receipts. Suites come in an order drawn once, those of setups
-with the fewest in the log first, so that what a log holds is a fair sample however far it got; one that stands in
-the log is not run again. Processes may share the log.
+images of 32 or 64 pixels, five seeds each; without receipts. Suites run in an order drawn once, setups with the
+fewest suites in the log first, so that a log is a fair sample at any time; a suite in the log is not repeated.
+Processes may share the log.
 
-On digits the last maps of a resnet have one or four pixels, for which convolutions are slow: there the campaign
-computes them as the matrix products that they are. A step of resnet34 or resnet50 on one thread takes half the
-time; gradients differ by rounding, as between two builds of torch.
+On digits the last maps of a resnet have one or four pixels, for which convolutions are slow: the campaign computes
+them as the equivalent matrix products. A step of resnet34 or resnet50 on one thread takes half the time; gradients
+differ by rounding, as between two builds of torch.
 
-Healthy is what learns. A setup that raised an alarm is trained as `dlrun train` would with conf's defaults; where
-no epoch of it gets half of the validation images right, which are digits or ten plain patterns, the alarm was true
-and the setup does not count; its other seeds are not run. Of the 39 setups that do not count in false_alarms.jsonl,
-19 were trained for five epochs only: residual networks of sigmoid without batch norm, whose outputs do not depend on
-their inputs. Nor does the lint that names sigmoid and tanh count where they were asked for by name (M4): it states
-what is.
+Healthy means that the setup learns. A setup that raised an alarm is trained as `dlrun train` would with conf's
+defaults; if no epoch classifies half of the validation images correctly, which are digits or ten plain patterns, the
+alarm was true and the setup does not count; its other seeds are not run. Of the 39 setups that do not count in
+false_alarms.jsonl, 19 were trained for only five epochs: residual networks of sigmoid without batch norm, whose outputs
+do not depend on their inputs. The lint for sigmoid and tanh does not count either if they were requested by name (M4):
+it states a fact.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def paint(folder: Path) -> None:
 
 
 def suite(words: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """Run the default checks on a setup; what they say, and whether the setup learns where they say much."""
+    """Run the default checks on a setup; return the alarms and, if there are any, whether the setup learns."""
     from dlrun import checks
     from dlrun.config.compose import compose
     from dlrun.training.experiment import build
@@ -121,14 +121,14 @@ def convolved(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None, 
 
 @functools.cache
 def commit() -> str:
-    """The short name of the commit that runs."""
+    """The abbreviated hash of the current commit."""
     asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @functools.cache
 def learns(words: tuple[str, ...]) -> bool:
-    """Whether an epoch of a training as configured, with conf's seed, gets half of the validation images right."""
+    """Whether an epoch of a normal training, with conf's seed, classifies half of the validation images correctly."""
     from dlrun.config.compose import compose
     from dlrun.training import loop
     from dlrun.training.experiment import build
@@ -213,7 +213,7 @@ def main() -> None:
 
 
 def _due(planned: list[tuple[tuple[str, ...], int]], rows: list[dict[str, Any]]) -> list[tuple[tuple[str, ...], int]]:
-    """What is not settled, those of setups with the fewest suites first."""
+    """The suites that are not settled, setups with the fewest suites first."""
     seen = Counter(r["setup"] for r in rows)
     level: dict[tuple[tuple[str, ...], int], int] = {}
     for words, seed in planned:
@@ -224,7 +224,7 @@ def _due(planned: list[tuple[tuple[str, ...], int]], rows: list[dict[str, Any]])
 
 
 def _settled(rows: list[dict[str, Any]], setup: str, seed: int) -> bool:
-    """Whether a suite stands in the log, or one that says that its setup does not learn."""
+    """Whether the log has this suite, or one that found that its setup does not learn."""
     return any(r["setup"] == setup and (r["seed"] == seed or not r["learns"]) for r in rows)
 
 

@@ -1,7 +1,7 @@
-"""The first training a user sees, whole processes from a cold start: `python tests/benchmarks/bench_first_run.py`.
+"""A user's first training, complete processes from a cold start: `python tests/benchmarks/bench_first_run.py`.
 
-Prints test accuracy and wall seconds (imports, checks and files included) for seeds 0 to 4, each in a fresh folder, so
-that no receipt of an earlier run spares the checks.
+Prints test accuracy and wall seconds (imports, checks and files included) for seeds 0 to 4, each in a new folder, so
+that no receipt of an earlier run skips the checks.
 """
 
 from __future__ import annotations

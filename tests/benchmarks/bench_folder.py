@@ -1,9 +1,9 @@
-"""An epoch of image files from the cache against ImageFolder with a DataLoader, and the memory of four workers.
+"""One epoch of image files from the cache against ImageFolder with a DataLoader, and the memory of four workers.
 
     python tests/benchmarks/bench_folder.py FOLDER   # FOLDER/<class>/*.jpg, or FOLDER/train/<class>/*.jpg
 
-Both sides resize to 64 x 64, crop and flip, normalise, in batches of 128. Memory is proportional set size (PSS), in
-which a page that four processes share counts a quarter in each. Memory is kept and comes in large pages, as in
+Both sides resize to 64 x 64, crop and flip, normalise, in batches of 128. Memory is proportional set size (PSS): a page
+shared by four processes counts a quarter in each. Freed memory is reused and allocated in large pages, as in
 `dlrun train`.
 """
 
@@ -47,7 +47,7 @@ def ours(root: Path, cache: str) -> Any:
 
 
 def theirs(root: Path) -> Any:
-    """The usual pipeline of torchvision, two worker processes that stay between epochs."""
+    """The usual pipeline of torchvision, two persistent worker processes."""
     from torch.utils.data import DataLoader
     from torchvision import datasets
     from torchvision import transforms as t
@@ -60,7 +60,7 @@ def theirs(root: Path) -> Any:
 
 
 def rate(batches: Iterable[Any]) -> float:
-    """Images a second over one pass."""
+    """Images per second over one pass."""
     start, count = time.perf_counter(), 0
     for batch in batches:
         count += len(batch[0])
@@ -68,13 +68,13 @@ def rate(batches: Iterable[Any]) -> float:
 
 
 def pss() -> float:
-    """Megabytes of this process, shared pages divided by those who share them."""
+    """Megabytes of this process, shared pages divided by the number of processes."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("Pss:")).split()[1]) / 1024
 
 
 def grown(root: Path, cache: str, count: int) -> float:
-    """Megabytes that all of `count` workers together grew by when they had read every image."""
+    """Total growth in megabytes of `count` workers after they have read every image."""
     words = [sys.executable, "-c", CHILD, str(root), cache]
     pipe = subprocess.PIPE
     here = Path(__file__).parent

@@ -1,15 +1,17 @@
-"""On one card, in one call: `dlrun train`'s epochs against the bare step, the speedrun, peers, and where time goes.
+"""On one GPU, in one call: epochs of `dlrun train` against the bare step, the speedrun, peers, and a profile.
 
     python tests/benchmarks/bench_gpu.py [--seconds 240] [--out table.md]
-    python tests/benchmarks/bench_gpu.py --device cpu --tiny          every line of this file, on a processor
+    python tests/benchmarks/bench_gpu.py --device cpu --tiny          every line of this file, on a CPU
 
-Needs nothing but dlrun: the images are made here, in the form of CIFAR and at 224 pixels; the real CIFAR-10 is trained
-as well where its files are there (--root). What there is no time for is named. Rows go to --out as they are measured.
+Needs only dlrun: the images are generated, in the shape of CIFAR and at 224 pixels; the real CIFAR-10 is trained too
+if its files exist (--root). Parts for which there is no time are listed. Rows are written to --out as they are
+measured.
 
-The bare step is bench_throughput's: forward, backward and optimizer on one batch that lies on the card, in the same
+The bare step is that of bench_throughput: forward, backward and optimizer on one batch in GPU memory, in the same
 precision, memory layout and compiled form. An epoch of dlrun draws, augments (crop and flip) and normalises its
-batches, clips nothing, sums its scores and looks at the layers afterwards. The two take turns, after one of each to
-warm up; medians are shown, in images a second. Targets: 0.95 of the bare step, 3 times Lightning on the small networks.
+batches, clips nothing, sums its scores and runs the layer diagnostics afterwards. The two take turns, after one of each
+to warm up; medians are shown, in images per second. Targets: 0.95 of the bare step, 3 times Lightning on the small
+networks.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ TARGET = 0.95
 
 
 def against_bare(bench: Bench, setup: Setup, precision: str, compiled: bool, title: str = "") -> None:
-    """A row: images a second of an epoch of `dlrun train` and of the bare step, and their ratio."""
+    """One row: images per second of an epoch of `dlrun train` and of the bare step, and their ratio."""
     words = (f"trainer.precision={precision}", f"trainer.compile={str(compiled).lower()}")
     exp = bench.built(setup, *words, *(("trainer.deterministic=true",) if title else ()))
     watch, state, screen = bench.dlrun.Watch(exp), bench.dlrun.State(), bench.dlrun.Screen(quiet=True)
@@ -60,7 +62,7 @@ def against_bare(bench: Bench, setup: Setup, precision: str, compiled: bool, tit
 
 
 def bare_steps(bench: Bench, compiled: bool) -> None:
-    """The table of epochs against the bare step, not compiled or compiled, the most wanted rows first."""
+    """The table of epochs against the bare step, not compiled or compiled, the most important rows first."""
     bench.table.head(
         f"Epochs of dlrun train against the bare step{', compiled' if compiled else ''}",
         *("network", "precision", "compiled", "batch", "dlrun images/s", "bare images/s", "ratio", f"≥ {TARGET}"),
@@ -80,7 +82,7 @@ def bare_steps(bench: Bench, compiled: bool) -> None:
 
 
 def header(bench: Bench) -> None:
-    """The card, the driver and the versions."""
+    """The GPU, the driver and the versions."""
     import torch
 
     name, driver = "processor", ""
@@ -98,7 +100,7 @@ def header(bench: Bench) -> None:
 
 
 def measured(bench: Bench) -> None:
-    """All parts, those first that are wanted most."""
+    """All parts, the most important first."""
     header(bench)
     bare_steps(bench, compiled=False)
     bench.part("peers", 30, partial(peers, bench))
@@ -117,7 +119,7 @@ def measured(bench: Bench) -> None:
 
 
 def main() -> None:
-    """Measure, and exit with 1 where a part failed."""
+    """Measure, and exit with 1 if a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="a few small images and networks: does it run at all")

@@ -1,13 +1,13 @@
-"""Whether the rate that `dlrun lr_range` suggests is a good one (O5: within 1 % accuracy of the best of a grid).
+"""Quality of the learning rate that `dlrun lr_range` suggests (O5: within 1 % accuracy of the best of a grid).
 
     python tests/benchmarks/bench_lr_range.py                 the default network on digits, adam and sgd
     python tests/benchmarks/bench_lr_range.py data/cifar10    and on 4,000 images of this folder
     RESNET=1 python tests/benchmarks/bench_lr_range.py …      and resnet20 on those, which takes twice as long again
 
-The grid is ten rates from 1e-4 to 1, geometric; every rate and the suggestion are trained with three seeds, and
-means of the best validation accuracy are compared. Of the folder 2,000 more images are the validation split: on the
-usual tenth, 400, chance alone makes one of ten rates look 2 % better. EPOCHS sets the length of a training
-(default 10 on digits, 5 on images). As many trainings run at once as there are cores, a thread each.
+The grid is ten rates from 1e-4 to 1, geometric; every rate and the suggestion are trained with three seeds, and the
+means of the best validation accuracy are compared. 2,000 more images of the folder are the validation split: with the
+usual tenth, 400, one of ten rates looks 2 % better by chance. EPOCHS sets the length of a training (default 10 on
+digits, 5 on images). One training per core runs at a time, with one thread each.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Quiet:
 
 
 def accuracy(*overrides: str) -> float:
-    """The best validation accuracy of a run; 0 where it diverges."""
+    """The best validation accuracy of a run; 0 if it diverges."""
     with tempfile.TemporaryDirectory() as folder:
         run, state = claim(str(Path(folder) / "run"), "bench", Path(folder)), State()
         try:

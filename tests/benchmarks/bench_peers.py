@@ -1,16 +1,16 @@
-"""Training against what people use instead (issue 7: at least three times Lightning, as accurate within noise).
+"""Training compared with common alternatives (issue 7: at least three times Lightning, as accurate within noise).
 
     pip install lightning timm
-    python tests/benchmarks/bench_peers.py data/cifar10 [SEEDS]     FOLDER holds train/<class>/ and test/<class>/ images
+    python tests/benchmarks/bench_peers.py data/cifar10 [SEEDS]     FOLDER has train/<class>/ and test/<class>/ images
 
 The same network, batches of 128, crop with padding and flip, optimizer, schedule and epochs, on 10,000 training and
-2,000 test images that every side holds decoded in memory: PyTorch Lightning and a hand-written loop with
-torchvision's transforms in a DataLoader, the same loop with timm's loader, and `dlrun train` with its defaults,
-files, diagnostics and all. Each runs in a process of its own, the sides in turn; the DataLoaders with 0 and with 2
-workers for the first seed, where the faster counts, and as many for the others. Printed: images per second of the
-training epochs after the first (median), test accuracy over seeds, and the ratio to Lightning. The peers train in
-fp32, as they do unless told otherwise; `bf16` repeats Lightning with its bf16-mixed precision and channels-last
-weights. Sides whose package is missing are named. For cards there is bench_gpu.py.
+2,000 test images that every side has decoded in memory: PyTorch Lightning and a hand-written loop with torchvision's
+transforms in a DataLoader, the same loop with timm's loader, and `dlrun train` with its defaults, files and
+diagnostics. Each runs in its own process, in turns; the DataLoaders with 0 and 2 workers for the first seed, of which
+the faster counts and is used for the other seeds. Printed: images per second of the training epochs after the first
+(median), test accuracy over seeds, and the ratio to Lightning. The peers train in fp32, their default; `bf16` repeats
+Lightning with its bf16-mixed precision and channels-last weights. Sides whose package is missing are listed. For GPUs
+see bench_gpu.py.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def pack(folder: Path, out: Path) -> None:
 
 
 def dataset(arrays: Any, transform: Any) -> Any:
-    """What torchvision.datasets.CIFAR10 is: an array, each image of it made a PIL one, then transformed."""
+    """Like torchvision.datasets.CIFAR10: an array whose images become PIL images and are transformed."""
     from PIL import Image
     from torch.utils.data import Dataset
 
@@ -77,7 +77,7 @@ def network(channels_last: bool = False) -> Any:
 
 
 def finished() -> None:
-    """Wait for the card, so that the clock is stopped after the work."""
+    """Wait for the GPU, so that the time includes its work."""
     if DEVICE != "cpu":
         import torch
 
@@ -150,7 +150,7 @@ def hand_written(arrays: Any, workers: int, *, timm: bool) -> tuple[list[float],
 
 
 def lightning(arrays: Any, workers: int, folder: str, *, bf16: bool) -> tuple[list[float], float]:
-    """The same from a Trainer with its defaults: a bar, a log and a checkpoint each epoch, as dlrun has them."""
+    """The same with a default Trainer: progress bar, log and a checkpoint per epoch, as in dlrun."""
     from torch.nn import functional
 
     try:
@@ -201,7 +201,7 @@ def lightning(arrays: Any, workers: int, folder: str, *, bf16: bool) -> tuple[li
 
 
 def peer(side: str, workers: int, seed: int, file: str) -> None:
-    """In a process of its own: print images per second and accuracy as JSON."""
+    """In its own process: print images per second and accuracy as JSON."""
     import torch
 
     torch.manual_seed(seed)
@@ -215,7 +215,7 @@ def peer(side: str, workers: int, seed: int, file: str) -> None:
 
 
 def dlrun(seed: int, file: Path, out: Path) -> tuple[float, float]:
-    """`dlrun train` on the same arrays; the validation split, which peers do not have, is made of the test images."""
+    """`dlrun train` on the same arrays; the validation split, which peers do not have, is the test images."""
     words = [f"dataset.path={file}", "model=cnn", "optimizer=nesterov", f"optimizer.lr={RATE}", "scheduler=cosine"]
     words += ["check.skip=[data_duplicates]"]  # which rightly says that validation images come again in the test split
     words += [f"trainer.epochs={EPOCHS}", f"trainer.batch_size={BATCH}", "augment=crop_flip", "trainer.keep=last"]

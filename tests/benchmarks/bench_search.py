@@ -1,9 +1,9 @@
 """A sweep against a bare pool: 32 trials of ten epochs of a small CNN on digits, two workers (issue 5.1, S6).
 
-`python tests/benchmarks/bench_search.py [TRIALS [REPEATS]]`, five times by default, in turn. Left: a joblib pool of
-two over a training function written out below: same network, batch, optimizer, data, epochs; no files, no checks, no
-table. Right: `dlrun train -m` with the same. Wall time of both, whole processes. Target: at most 1.15, for the
-medians: single runs of either vary by a third.
+`python tests/benchmarks/bench_search.py [TRIALS [REPEATS]]`, five times by default, in turns. Left: a joblib pool of
+two over the training function below: same network, batch, optimizer, data, epochs; no files, no checks, no table.
+Right: the same by `dlrun train -m`. Wall time of complete processes. Target: at most 1.15 for the medians: single runs
+of either vary by a third.
 """
 
 from __future__ import annotations

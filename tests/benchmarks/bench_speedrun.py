@@ -4,15 +4,15 @@
     python tests/benchmarks/bench_speedrun.py dataset=image_folder dataset.root=data/cifar10   an image folder of it
     SEEDS=3 python tests/benchmarks/bench_speedrun.py …                                        seeds 1 to 3 in turn
 
-Everything printed was written by the run itself, into result.json and metrics.csv; the clock of the whole process, with
-imports, checks and report, is this script's. Before and after it the steps of the reference recipe are timed: eight
-epochs of all images at full size, weights and images in bfloat16, one batch in memory again and again, and nothing but
-forward, backward and optimizer. What they would take is what machines can be compared by.
+All results are read from the run's result.json and metrics.csv; only the wall time of the process, with imports, checks
+and report, is measured here. Before and after it the steps of the reference recipe are timed: eight epochs of all
+images at full size, weights and images in bfloat16, the same batch in memory for every step, and only forward, backward
+and optimizer. Their total makes machines comparable.
 Where the time goes (two cores with avx512_bf16, batches of 512, one thread, processor time while others worked):
 convolutions 84 to 88 % of a step, at 227 to 303 GFLOP/s forward, 159 to 303 to their inputs and 148 to 219 to their
-weights; GELU 5 %, max pools 4 %, batch norms 2.5 %. Weights in bf16 in place of autocast took 1.02 of its time,
-torch.compile 1.25. A batch of 2,000 costs an image as much as one of 256 does once freed memory is kept
-(dlrun/training/memory.py), before that 1.36 times as much.
+weights; GELU 5 %, max pools 4 %, batch norms 2.5 %. Weights in bf16 instead of autocast took 1.02 of its time,
+torch.compile 1.25. An image in a batch of 2,000 costs as much as in one of 256 if freed memory is reused
+(dlrun/training/memory.py), without that 1.36 times as much.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ STEPS = 8
 
 
 def speedrun(folder: Path, seed: int, words: list[str]) -> tuple[float, float]:
-    """Train in a process of its own; print what it took, and return both accuracies."""
+    """Train in its own process; print the time, and return both accuracies."""
     own = ["experiment=cifar10_speedrun", f"seed={seed}", f"run.dir={folder}", *words]
     started = time.perf_counter()
     subprocess.run([sys.executable, "-m", "dlrun", "train", *own], check=True, stdout=subprocess.DEVNULL)
@@ -59,7 +59,7 @@ def reference(words: list[str]) -> float:
 
 
 def bare(words: list[str]) -> float:
-    """In a process of its own: what `reference` asks for."""
+    """In its own process: the steps that `reference` times."""
     import torch
     from torch.nn import functional
 
@@ -88,7 +88,7 @@ def bare(words: list[str]) -> float:
 
 
 def main() -> None:
-    """Print a line a seed, mean and deviation of several, and the time beside that of the bare reference."""
+    """Print one line per seed, mean and deviation of several, and the time with that of the bare reference."""
     seeds = range(1, int(os.environ.get("SEEDS", "1")) + 1)
     root = Path(tempfile.mkdtemp())
     bares = [reference(sys.argv[1:])]

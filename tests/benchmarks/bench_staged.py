@@ -1,12 +1,12 @@
-"""Whether a staged search finds in half the epochs what a random search finds (S4): bench_staged.py FOLDER.
+"""Whether a staged search finds as good a result as a random one in half the epochs (S4): bench_staged.py FOLDER.
 
-    python tests/benchmarks/bench_staged.py data/cifar10      FOLDER holds train/<class>/ and test/<class>/ images
+    python tests/benchmarks/bench_staged.py data/cifar10      FOLDER has train/<class>/ and test/<class>/ images
 
-On 4,000 training images (and 2,000 for validation: on few, chance alone makes one of many trials look best) the
-default cnn, rate and dropout from the same wide ranges, three seeds of the search, each with its own defaults: random
-trains 20 trials to their end; staged draws 30 and gives most of them one epoch. Printed are the best validation
-accuracies of an epoch's raw weights, not of the averaged ones that staged ranks by and random has not, and the epochs
-that each search trained in all, as its table counts them. Target: as good or better in at most half of the epochs.
+On 4,000 training images (and 2,000 for validation: with few, one of many trials looks best by chance) the default cnn,
+rate and dropout from the same wide ranges, three seeds of the search, each with its own defaults: random trains 20
+trials to the end; staged draws 30 and gives most of them one epoch. Printed are the best validation accuracies of an
+epoch's raw weights, not of the averaged ones that staged ranks by and random lacks, and the total number of epochs of
+each search, as counted in its table. Target: as good or better in at most half of the epochs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How long dlrun takes to answer: `python tests/benchmarks/bench_startup.py` on an idle machine.
+"""Startup time of dlrun: `python tests/benchmarks/bench_startup.py` on an idle machine.
 
-Prints medians in milliseconds, and what comes on top of the start of the interpreter itself. Wanted: --help
-under 60 ms on top, a config error under 500 ms in all. Then the time of `dlrun train` on digits to the end of its first
-training step, with the checks and without, against importing torch and torchvision alone: wanted at most 1.5 times.
+Prints medians in milliseconds, and the time beyond the start of the interpreter itself. Targets: --help under 60 ms
+beyond it, a config error under 500 ms in total. Then the time of `dlrun train` on digits to the end of its first
+training step, with and without checks, against importing torch and torchvision alone: at most 1.5 times.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""Training with crop, flip and diagnostics against the bare step, evaluation against the bare forward.
+"""Training with crop, flip and diagnostics against the bare step, evaluation against the bare forward pass.
 
     python tests/benchmarks/bench_throughput.py dataset=cifar10 [trainer.precision=bf16 trainer.threads=1 ...]
 
-The bare step is forward, backward and optimizer on one fixed batch in memory, the bare forward one over the same batch
-sizes as validation has, of the same dtype and memory layout. The sides take turns epoch by epoch, first one, then the
-other in front, so that whatever else a machine does hits both; medians of the ratios are printed, by the clock and by
-processor time, which with trainer.threads=1 a busy machine hardly changes. An epoch here is 36 steps, a tenth of
-CIFAR-10's, and the look at the layers after it weighs ten times what it does there.
+The bare step is forward, backward and optimizer on one fixed batch in memory, the bare forward pass one over the same
+batch sizes as validation, of the same dtype and memory layout. The sides take turns epoch by epoch in an alternating
+order, so that other load on the machine affects both; medians of the ratios are printed, by wall time and by processor
+time, which with trainer.threads=1 hardly depends on other load. An epoch here is 36 steps, a tenth of CIFAR-10's, so
+the layer diagnostics after it weigh ten times as much.
 
 Where the time goes (batches of 128, one thread, processor time, share of the bare step of the cnn in fp32, 78 to
 140 ms by load): a batch 1.0 % (crop and flip 0.5, normalising 0.2, taking the images 0.1, order and labels the rest),
-norms of a measured step (3 an epoch) 0.2 %, gradient norm 0.1 %, sums and their finiteness under 0.1 %, schedule
-0.01 %; the look after an epoch a tenth of one step. What cost more was in both
-sides: pages given back to the system and fetched again (see dlrun/training/memory.py), and evaluation in batches of
-1024, too large for the cache (twice the time an image).
+norms of a measured step (3 per epoch) 0.2 %, gradient norm 0.1 %, sums and their finiteness under 0.1 %, schedule
+0.01 %; the diagnostics after an epoch a tenth of one step. Larger costs were in both sides: pages returned to the
+system and allocated again (see dlrun/training/memory.py), and evaluation in batches of 1024, too large for the cache
+(twice the time per image).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DATA = "dataset.limit=5632 dataset.val_fraction=0.1819 augment=crop_flip optimiz
 
 
 def experiment(*words: str) -> Any:
-    """What `dlrun train WORDS` builds."""
+    """Build what `dlrun train WORDS` does."""
     from dlrun.config.compose import compose
     from dlrun.training.experiment import build
 
@@ -42,7 +42,7 @@ def experiment(*words: str) -> Any:
 
 
 def seconds(call: Callable[[], Any]) -> tuple[float, float]:
-    """How long a call takes, by the clock and in processor time of all threads."""
+    """Wall time of a call, and processor time of all threads."""
     wall, processor = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - wall, time.process_time() - processor
@@ -62,7 +62,7 @@ def turns(bare: Callable[[], Any], ours: Callable[[], Any]) -> list[tuple[tuple[
 
 
 def bare(exp: Any) -> tuple[Callable[[], None], Callable[[], None]]:
-    """As many steps, and forward passes over as many images in as large batches, as an epoch has, and nothing else."""
+    """Only the steps of an epoch, and forward passes over as many images in batches of the same size."""
     x, y, _ = next(exp.train.epoch(1))
     held = [x for x, _, _ in exp.val.epoch(0)]
 

@@ -1,4 +1,4 @@
-"""Parts of bench_gpu.py beside the bare step: peers, the speedrun, augmentation's share, the profile of a step."""
+"""Parts of bench_gpu.py besides the bare step: peers, the speedrun, cost of augmentation, the profile of a step."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUGMENTS = ("none", "crop_flip", "affine", "colour", "blur", "noise", "cutout", 
 
 
 def augmentation(bench: Bench) -> None:
-    """What a batch costs with each augmentation, as a share of the bare step of resnet18 in bfloat16."""
+    """Cost of a batch with each augmentation, as a share of the bare step of resnet18 in bfloat16."""
     from bench_throughput import bare
 
     setup = SETUPS[3]
@@ -49,7 +49,7 @@ def augmentation(bench: Bench) -> None:
 
 
 def speedrun(bench: Bench, words: list[str], name: str) -> None:
-    """`experiment=cifar10_speedrun` as a process of its own, beside the bare steps of the recipe."""
+    """`experiment=cifar10_speedrun` in its own process, compared with the bare steps of the recipe."""
     from bench_speedrun import reference
     from bench_speedrun import speedrun as run
 
@@ -76,7 +76,7 @@ def speedrun(bench: Bench, words: list[str], name: str) -> None:
 
 
 def peers(bench: Bench) -> None:
-    """The cnn beside Lightning, timm's loader and a loop by hand, where they are installed."""
+    """The cnn compared with Lightning, timm's loader and a hand-written loop, if they are installed."""
     os.environ["BENCH_DEVICE"] = bench.device
     import bench_peers
 
@@ -108,7 +108,7 @@ def peers(bench: Bench) -> None:
 
 
 def profile(bench: Bench, setup: Setup) -> None:
-    """Where a step's time goes: what Python takes to launch it, what the device works, and the dearest kernels."""
+    """Where a step's time goes: launching it from Python, work of the device, and the most expensive kernels."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 

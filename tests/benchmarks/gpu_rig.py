@@ -1,4 +1,4 @@
-"""The rig of bench_gpu.py: setups, made images, the clock, and the table that grows row by row."""
+"""Shared parts of bench_gpu.py: setups, generated images, timing, and the table that grows row by row."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAST = ("trainer.deterministic=false", "optimizer=sgd", "scheduler=constant", "a
 
 @dataclass(frozen=True)
 class Setup:
-    """A network, the images it is fed, and how many a step and an epoch."""
+    """A network, its images, and how many per step and per epoch."""
 
     name: str
     words: tuple[str, ...]
@@ -46,7 +46,7 @@ SETUPS = (
 
 
 class Table:
-    """Rows that are printed, and appended to a file, as soon as they are there."""
+    """Rows that are printed, and appended to a file, as soon as they are measured."""
 
     def __init__(self, out: Path | None, device: str) -> None:
         self.out, self.device = out, device
@@ -66,7 +66,7 @@ class Table:
             self.say("|" + " --- |" * len(columns))
 
     def row(self, *cells: str) -> None:
-        """A row of it."""
+        """Add a row."""
         self.say(f"| {' | '.join(cells)} |")
 
 
@@ -86,7 +86,7 @@ def inside() -> SimpleNamespace:
 
 
 def synchronize(device: str) -> None:
-    """Wait until all that was launched is done."""
+    """Wait until all launched work is done."""
     if device != "cpu":
         import torch
 
@@ -94,7 +94,7 @@ def synchronize(device: str) -> None:
 
 
 def timed(device: str, call: Callable[[], Any]) -> float:
-    """Seconds of a call and of all that it launched."""
+    """Seconds of a call and of all work that it launched."""
     synchronize(device)
     started = time.perf_counter()
     call()
@@ -103,7 +103,7 @@ def timed(device: str, call: Callable[[], Any]) -> float:
 
 
 def made(folder: Path, name: str, side: int, train: int, val: int, test: int) -> Path:
-    """Images of ten classes, as noise about a pattern each, as an .npz."""
+    """Images of ten classes, noise around one pattern per class, as an .npz."""
     file, rng = folder / f"{name}.npz", np.random.default_rng(0)
     patterns = rng.integers(0, 192, (10, side, side, 3), dtype=np.uint8)
     found: dict[str, Any] = {}
@@ -116,7 +116,7 @@ def made(folder: Path, name: str, side: int, train: int, val: int, test: int) ->
 
 
 class Bench:
-    """What all parts share: the device, how small, the time that is left, and the table."""
+    """What all parts share: the device, the size, the remaining time, and the table."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.device, self.tiny, self.folder, self.root = options.device, options.tiny, folder, options.root
@@ -129,7 +129,7 @@ class Bench:
         self.files = {s: made(folder, f"side{s}", 32 if self.tiny else s, n, 40, 40) for s, n in most.items()}
 
     def left(self) -> float:
-        """Seconds that are left."""
+        """Remaining seconds."""
         return self.end - time.monotonic()
 
     def built(self, setup: Setup, *words: str) -> Any:
@@ -141,7 +141,7 @@ class Bench:
         return self.dlrun.build(self.dlrun.compose(*asked))
 
     def part(self, name: str, least: float, measure: Callable[[], None]) -> None:
-        """Measure a part if there is time for it; what fails is a line, and the next part is measured."""
+        """Measure a part if there is time for it; a failure becomes one line, and the next part is measured."""
         if self.left() < least:
             self.table.say(f"\n{name}: not measured, {self.left():.0f} s were left")
             return

@@ -1,4 +1,4 @@
-"""Samples that cannot be used are refused by name, or left out and listed, and nothing else moves (D1)."""
+"""Unusable samples are refused by name, or omitted and listed, and no other sample moves (D1)."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_drop_leaves_out_what_is_bad_and_moves_nothing_else(tmp_path, memory_gb)
             assert torch.equal(split.images.take(torch.tensor([number]))[0], pixels[one])
     assert [item.id for item in data.dropped if item.split == "test"] == broken["test"]
     kept = torch.stack([pixels[one] for one in data.train.ids]).double()
-    assert data.mean == pytest.approx(kept.mean((0, 1, 2)).tolist(), rel=1e-12)  # nothing of what was dropped
+    assert data.mean == pytest.approx(kept.mean((0, 1, 2)).tolist(), rel=1e-12)  # without the dropped images
     record = data.record()
     assert (record["train"], record["dropped"]) == (len(before["train"]) - 2, {"train": 2, "val": 1})
     assert data.record(final=True)["dropped"] == {"train": 2, "val": 1, "test": 2}
@@ -161,7 +161,7 @@ def test_values_that_are_not_finite_and_labels_out_of_range_are_listed_together(
 def test_bad_values_and_labels_of_test(tmp_path):
     path = stored(tmp_path / "a.npz", y_test=(4, 3))
     with pytest.raises(BadData, match=r"^test/4: has label 3, expected 0 to 2; .*dataset\.on_bad=drop"):
-        arrays(path)  # now, not after a night of training
+        arrays(path)  # now, not after training
     path = stored(tmp_path / "b.npz", x_test=((5, 0, 0, 0), np.inf), y_test=(4, 3))
     data = prepare(arrays(path, on_bad="drop"), **KEYS, on_bad="drop")
     assert data.dropped == []

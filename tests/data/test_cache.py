@@ -1,4 +1,4 @@
-"""Decoded images are kept between runs, shared between processes, and never trusted."""
+"""Decoded images are reused between runs, shared between processes, and never trusted."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_second_run_decodes_nothing_and_gets_the_same(photos, tmp_path, decode
     plain = ready(photos, "none")
     first = ready(photos, tmp_path / "cache")
     decodes.clear()
-    second = ready(photos, tmp_path / "cache", memory_gb=0.0)  # mapped, whatever memory there is
+    second = ready(photos, tmp_path / "cache", memory_gb=0.0)  # mapped, whatever the memory limit
     assert not decodes
     for data in (first, second):
         assert isinstance(data.train.images, InMemory)
@@ -162,7 +162,7 @@ def test_of_processes_that_start_together_one_decodes(photos, tmp_path):
 
 
 def mapped_at(pixels: torch.Tensor) -> str:
-    """The file whose mapping holds the memory of a tensor; empty or [heap] for memory of this process alone."""
+    """The file whose mapping holds the memory of a tensor; empty or [heap] for private memory."""
     for line in Path("/proc/self/maps").read_text().splitlines():
         low, high = (int(end, 16) for end in line.split()[0].split("-"))
         if low <= pixels.data_ptr() < high:
@@ -185,7 +185,7 @@ def test_pixels_in_memory_are_mapped_where_they_are_to_be_shared(tmp_path, kind)
     places = [mapped_at(split.images.pixels) for split in (first.train, first.val, first.test())]
     assert places[0] == places[1] != places[2]
     assert all(place.startswith(str(tmp_path / "c")) and place.endswith(".pixels") for place in places)
-    # what somebody else put there is written anew
+    # an entry with other content is rewritten
     entry(tmp_path / "c", "pixels").write_bytes(bytes(entry(tmp_path / "c", "pixels").stat().st_size))
     assert ready(cache=str(tmp_path / "c"), share=True).record(final=True) == plain.record(final=True)
     assert mapped_at(ready(cache=str(tmp_path / "c"), cache_gb=1e-6, share=True).train.images.pixels) in ("", "[heap]")

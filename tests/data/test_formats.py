@@ -1,4 +1,4 @@
-"""Every dataset reads small files in its real on-disk format, and says plainly what is wrong with one."""
+"""Every dataset reads small files in its real on-disk format, and reports errors in one line."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def write_cifar(folder: Path, kind, labels_key: str, meta_key: str, classes: int
     made = {}
 
     def dump(name, content):
-        # the published files carry 0 and 1 where NumPy writes False and True by now
+        # the published files have 0 and 1, but NumPy now writes False and True
         data = pickle.dumps(content, protocol=2).replace(b"\x89\x88\x87", b"K\x00K\x01\x87")
         assert b"K\x00K\x01\x87" in data or name == kind.meta["filename"]
         (folder / name).write_bytes(data)
@@ -175,7 +175,7 @@ def test_svhn(tmp_path, monkeypatch):
     assert len(raw.test()) == 20
 
     (tmp_path / "test_32x32.mat").write_bytes(b"not a mat file")
-    data = ready(datasets.svhn(root=str(tmp_path)))  # the test split is not looked at yet
+    data = ready(datasets.svhn(root=str(tmp_path)))  # the test split is not read yet
     with pytest.raises(UserError, match="dataset svhn"):
         data.test()
     (tmp_path / "test_32x32.mat").unlink()
@@ -189,7 +189,7 @@ def test_stl10(tmp_path, monkeypatch):
     (folder / "class_names.txt").write_text("\n".join(f"c{number}" for number in range(10)) + "\n")
     made = {}
     for split in ("train", "test"):
-        made[split] = pixels(20, 3, 96, 96)  # columns before rows, as the format has it
+        made[split] = pixels(20, 3, 96, 96)  # columns before rows, as in the format
         made[split].tofile(folder / f"{split}_X.bin")
         (np.arange(20) % 10 + 1).astype(np.uint8).tofile(folder / f"{split}_y.bin")
     pixels(2, 3, 96, 96).tofile(folder / "unlabeled_X.bin")
@@ -228,7 +228,7 @@ def test_digits():
 
 
 def write_folder(root: Path, layout: dict[str, int], size=(12, 10), suffix="png"):
-    """Classes with so many images each, red rising by 1 from image to image."""
+    """Classes with the given numbers of images; red increases by 1 from image to image."""
     value = 0
     for folder, count in layout.items():
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -262,7 +262,7 @@ def test_folder_with_val_uses_it(tmp_path):
     data = ready(image_folder(str(tmp_path)))
     assert data.val.ids == ["val/a/000.png", "val/a/001.png", "val/b/000.png"]
     assert data.record()["val_fraction"] is None
-    # and test is carved from train, one image a class
+    # and test is carved from train, one image per class
     assert (len(data.train), len(data.test())) == (4, 2)
 
 
@@ -401,7 +401,7 @@ def test_arrays_test_pixels_are_not_read_before_test(tmp_path):
     np.savez(path, x=pixels(8, 8, 8, 1), y=np.arange(8) % 2, x_test=x_test, y_test=np.arange(400) % 2)
     content = path.read_bytes()
     at = content.index(x_test.tobytes())
-    path.write_bytes(content[:at] + bytes(25600) + content[at + 25600 :])  # the checksum no longer fits
+    path.write_bytes(content[:at] + bytes(25600) + content[at + 25600 :])  # the checksum is now wrong
     data = ready(arrays(str(path)))
     with pytest.raises(UserError, match="'x_test' cannot be read"):
         data.test()

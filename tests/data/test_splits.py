@@ -78,7 +78,7 @@ def test_limit_is_stratified_and_leaves_test_alone():
     assert counts(half.val) == [6, 3, 1]
     more = ready(raw(split), limit=200)
     small, large = ({*data.train.ids, *data.val.ids} for data in (half, more))
-    assert small < large  # a larger slice holds the smaller one
+    assert small < large  # a larger slice contains the smaller one
     assert counts(ready(raw(split), limit=5000).train) == counts(whole.train)
     with pytest.raises(UserError, match=r"dataset.limit=5: 3 classes .* dataset.limit=6 or more"):
         ready(raw(split), limit=5)
@@ -186,7 +186,7 @@ def test_values_that_are_not_finite_are_named(value):
 def test_batches_are_normalised_and_channels_last(dtype):
     data = ready(raw(made([40, 40], dtype=dtype)))
     batches = list(Batches(data.train, 20, mean=data.mean, std=data.std).epoch(1))
-    assert [len(y) for _, y, _ in batches] == [20, 20, 18]  # the short one is there
+    assert [len(y) for _, y, _ in batches] == [20, 20, 18]  # the short one is included
     x = torch.cat([x for x, _, _ in batches])
     assert x.dtype == torch.float32
     assert batches[0][0].shape == (20, 3, 4, 5)

@@ -73,7 +73,7 @@ def test_selection_never_sees_the_test_split(how: tuple[str, ...], five: Path, d
         np.savez(path / "predictions.npz", **arrays)
     assert dlrun("ensemble", "sweep", *how, "--temperature", "--out", "after").code == 0
     before, after = (yaml.safe_load(Path(f"{name}/ensemble.yaml").read_text()) for name in ("before", "after"))
-    assert before == after  # members, how often each counts, temperature
+    assert before == after  # members, weights, temperature
     assert [r["val_acc"] for r in table(Path("before"))] == [r["val_acc"] for r in table(Path("after"))]
     assert [r["test_acc"] for r in table(Path("before"))] != [r["test_acc"] for r in table(Path("after"))]
 
@@ -92,7 +92,7 @@ def test_accuracy_by_number_of_members(five: Path, dlrun: Callable[..., Outcome]
     votes = table(Path("e"))
     assert float(rows[0]["test_acc_best_first"]) == float(votes[0]["test_acc"])
     assert float(rows[-1]["test_acc_best_first"]) == float(votes[4]["test_acc"])
-    assert float(rows[-1]["test_acc_std"]) < 0.02  # all members, whatever the order (but for rounded ties)
+    assert float(rows[-1]["test_acc_std"]) < 0.02  # all members, in any order (except for rounded ties)
     assert Path("e/plots/members.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -105,7 +105,7 @@ def test_temperature_lowers_the_validation_loss_and_moves_no_class(five: Path, d
     assert yaml.safe_load(Path("warm/ensemble.yaml").read_text())["temperature"] != 1.0
 
 
-def test_a_temperature_at_the_end_of_the_search_says_so() -> None:
+def test_a_temperature_at_the_edge_of_its_range_warns() -> None:
     from dlrun.commands.ensemble import _heat
 
     assert _heat("majority", 1.234) == "majority 1.23"
@@ -115,7 +115,7 @@ def test_a_temperature_at_the_end_of_the_search_says_so() -> None:
         assert warning
 
 
-def test_runs_that_did_not_end_are_left_out_by_name(five: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_runs_that_did_not_complete_are_omitted_by_name(five: Path, dlrun: Callable[..., Outcome]) -> None:
     write_run(five / "0005", status="diverged")
     member(five / "0006", seed=1)
     (five / "0006" / "predictions.npz").unlink()
@@ -135,7 +135,7 @@ def test_compare_lists_ensembles_by_their_vote(five: Path, dlrun: Callable[..., 
     assert len(json.loads(dlrun("compare", "sweep", "all", "--group-seeds", "--json").out)) == 1
 
 
-def test_a_taken_folder_is_told_before_anything_is_evaluated(
+def test_a_folder_in_use_is_refused_before_anything_is_evaluated(
     five: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dlrun.ensembles.members.completed", lambda _: pytest.fail("looked for members"))
@@ -146,7 +146,7 @@ def test_a_taken_folder_is_told_before_anything_is_evaluated(
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "flipped", "text"])
-def test_damaged_predictions_are_left_out_by_name(damage: str, five: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_damaged_predictions_are_omitted_by_name(damage: str, five: Path, dlrun: Callable[..., Outcome]) -> None:
     file = five / "0000" / "predictions.npz"
     whole = file.read_bytes()
     middle = len(whole) // 2
@@ -187,13 +187,13 @@ def test_of_two_lists_the_first_values_that_differ_are_shown() -> None:
 
 
 class Boom:
-    """Leaves a file behind when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return (Path.touch, (Path("boom"),))
 
 
-def test_a_strangers_pickle_is_not_opened(five: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_a_pickle_is_not_opened(five: Path, dlrun: Callable[..., Outcome]) -> None:
     with np.load(five / "0000" / "predictions.npz") as file:
         arrays = dict(file)
     np.savez(five / "0000" / "predictions.npz", **(arrays | {"val_ids": np.array([Boom()], dtype=object)}))

@@ -43,7 +43,7 @@ def test_shares_of_votes_carry_one_vote_spread_evenly() -> None:
 def test_a_tie_goes_to_the_surer_voters() -> None:
     z = logits([[0.6, 0.3, 0.1]], [[0.1, 0.2, 0.7]])
     assert vote("majority", z).classes.tolist() == [2]
-    assert vote("majority", z[::-1]).classes.tolist() == [2]  # whatever the order
+    assert vote("majority", z[::-1]).classes.tolist() == [2]  # in any order
 
 
 def test_a_weight_is_a_member_that_counts_so_often() -> None:
@@ -103,7 +103,7 @@ def test_the_best_comes_first_by_accuracy_then_loss() -> None:
 
 def test_greed_picks_with_replacement_what_lowers_the_loss() -> None:
     labels = np.zeros(2, dtype=int)
-    # right-class probabilities: a (0.9, 0.3) and b (0.3, 0.9) mend each other, c is a bad copy of a
+    # right-class probabilities: a (0.9, 0.3) and b (0.3, 0.9) complement each other, c is a bad copy of a
     p = lambda *right: np.log(np.array([[r, 1 - r] for r in right]))  # noqa: E731
     assert greedy([p(0.9, 0.3), p(0.3, 0.9), p(0.6, 0.2)], labels) == [1, 1, 0]
     assert greedy([p(0.9, 0.5), p(0.1, 0.1)], labels) == [1, 0]

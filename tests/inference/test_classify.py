@@ -1,4 +1,4 @@
-"""`dlrun predict` with real runs and real files: the run's own preprocessing, whatever cannot be read is named."""
+"""`dlrun predict` with real runs and real files: the run's preprocessing, and unreadable files by name."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def stored(run: Path, split: str = "test") -> dict[str, Any]:
         return dict(zip(found[f"{split}_ids"].tolist(), p / p.sum(1, keepdims=True), strict=True))
 
 
-@pytest.mark.parametrize("run", ["0000", "0001"])  # the first with averaged weights or not, whichever were better
+@pytest.mark.parametrize("run", ["0000", "0001"])  # the first with averaged weights, if they were better
 def test_a_folder_gets_the_probabilities_that_the_run_stored(
     run: str, there: Path, dlrun: Callable[..., Outcome]
 ) -> None:
@@ -91,7 +91,7 @@ def test_an_ensemble_predicts_what_its_vote_stored(there: Path, dlrun: Callable[
         np.testing.assert_allclose(p, expected[row["file"].removeprefix("photos/")], atol=2e-5)
 
 
-def test_an_ensemble_without_its_members_says_what_to_copy(there: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_an_ensemble_without_its_members_names_what_to_copy(there: Path, dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("ensemble", "sweep", "--out", "e").code == 0
     Path("elsewhere").mkdir()
     shutil.copytree("e", "elsewhere/e")
@@ -118,7 +118,7 @@ def test_arrays_and_files_of_other_sizes(there: Path, dlrun: Callable[..., Outco
     assert "large.png" in by_file
 
 
-def test_what_cannot_be_read_is_named_and_the_rest_goes_on(there: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_unreadable_images_are_named_and_the_others_predicted(there: Path, dlrun: Callable[..., Outcome]) -> None:
     Path("bad.png").write_bytes(b"no image")
     Path("empty.jpg").touch()
     np.save("odd.npy", np.zeros((2, 5, 5, 3), np.uint8))
@@ -147,13 +147,13 @@ def test_a_file_that_is_there_is_not_overwritten_without_force(there: Path, dlru
     assert (done.code, Path("predictions.csv").read_text()) == (2, "mine")
     assert re.search(r"predictions\.csv .*--force", done.err)
     for words in (("sweep/0001", "nowhere"), ("nowhere", "photos/test")):
-        assert "dlrun: nowhere: " in dlrun("predict", *words).err  # it would overwrite nothing
+        assert "dlrun: nowhere: " in dlrun("predict", *words).err  # nothing to overwrite
     assert dlrun("predict", "sweep/0001", "photos/test/ant", "--force").code == 0
     assert len(table()) == 6
 
 
 class Boom:
-    """Leaves a folder behind when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return os.mkdir, ("boom",)
@@ -165,7 +165,7 @@ def copied(run: Path, to: Path) -> Path:
     return Path(shutil.copytree(run, to))
 
 
-def test_a_strangers_run_executes_nothing(there: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_an_untrusted_run_executes_nothing(there: Path, dlrun: Callable[..., Outcome]) -> None:
     evil = copied(there / "sweep" / "0001", there / "evil")
     config = yaml.safe_load((evil / "config.yaml").read_text())
     config["model"] = {"_target_": "evilpackage.Net"}

@@ -26,7 +26,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about its own insides when it reads
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about its own internals
 def test_a_file_of_torch_maps_raw_pixels_to_the_stored_logits(run: Path, dlrun: Callable[..., Outcome]) -> None:
     done = dlrun("export", str(run), "--to", "torch_export", "--out", "m.pt2")
     assert done.code == 0, done.err

@@ -35,7 +35,7 @@ def arrays(folder: str) -> dict[str, np.ndarray]:
         return dict(found)
 
 
-def test_fresh_members_say_what_was_stored(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_fresh_members_equal_the_stored_ones(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("ensemble", str(sweep), "--out", "stored").code == 0
     (Path(sweep) / "0001" / "predictions.npz").rename(sweep / "aside.npz")
     try:
@@ -63,7 +63,7 @@ def test_snapshots_are_the_ends_of_cycles(sweep: Path, dlrun: Callable[..., Outc
     assert re.search(r"--members\b.*\b3\b", done.err)
 
 
-def test_checkpoints_that_end_no_cycle_all_vote_and_that_is_said(here: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_checkpoints_that_end_no_cycle_all_vote_with_a_note(here: Path, dlrun: Callable[..., Outcome]) -> None:
     more = ("scheduler=warm_restarts", "scheduler.period=3", "trainer.keep=all", "trainer.epochs=4", "run.dir=r")
     assert dlrun("train", *TINY, *more, "scheduler.mult=2").code == 0
     for file in Path("r/checkpoints").glob("epoch_0003_*"):
@@ -75,7 +75,7 @@ def test_checkpoints_that_end_no_cycle_all_vote_and_that_is_said(here: Path, dlr
     assert headline.startswith("3 members")
 
 
-def test_the_average_of_weights_is_a_run_of_its_own(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_the_average_of_weights_is_a_new_run(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
     done = dlrun("ensemble", str(sweep), "--average", "weights", "--out", "soup")
     assert done.code == 0, done.err
     states = [torch.load(reading.tested(sweep / f"{k:04d}"), weights_only=True)["model"] for k in range(3)]
@@ -83,14 +83,14 @@ def test_the_average_of_weights_is_a_run_of_its_own(sweep: Path, dlrun: Callable
     for name, tensor in found.items():
         if "running" not in name and "num_batches" not in name:
             assert torch.allclose(tensor, sum(s[name] for s in states) / 3, atol=1e-6), name  # type: ignore[arg-type]
-    # batch statistics are those of the average itself, no mean of theirs
+    # batch statistics are measured for the average, not averaged
     means = "stage1.conv1.norm.running_mean"
     assert not torch.allclose(found[means], sum(s[means] for s in states) / 3)  # type: ignore[arg-type]
     np.save("x.npy", np.zeros((3, 8, 8, 1), np.uint8))
     assert dlrun("predict", "soup", "x.npy").code == 0
     assert dlrun("resume", "soup").out.strip().endswith("nothing to do")
     assert re.search(r"\baverage\b.*\b0000\b", reading.stored(Path("soup"))["reason"])
-    assert "epochs in" not in done.out  # it was made, not trained
+    assert "epochs in" not in done.out  # nothing was trained
 
 
 def test_an_average_is_no_seed_and_no_member_beside_its_parts(sweep: Path, dlrun: Callable[..., Outcome]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _seed_and_one_thread() -> Iterator[None]:
-    """Many tiny operations: threads that wait for each other on a busy machine take longer than one."""
+    """Operations are tiny: on a busy machine, several threads that wait for each other are slower than one."""
     torch.manual_seed(0)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

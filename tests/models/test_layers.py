@@ -37,7 +37,7 @@ def test_the_global_average_is_that_of_torch_and_its_gradient_keeps_the_layout(
     weight = torch.randn(4, 8, 1, 1, dtype=torch.float64)
     (pooled * weight).sum().backward()
     torch.testing.assert_close(x.grad, (2 * weight / 15).expand_as(x))
-    assert layouts == [True]  # a mix of layouts takes the layer before several times as long
+    assert layouts == [True]  # with mixed layouts the layer before takes several times as long
 
 
 def test_maxout_takes_the_largest_of_neighbouring_channels() -> None:

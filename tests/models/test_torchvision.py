@@ -18,7 +18,7 @@ from support.networks import every
 
 @pytest.fixture
 def pretrained(tmp_path: Path) -> tuple[Path, dict[str, Tensor]]:
-    """Weights of a thousand classes and three channels, as torchvision's own files hold them."""
+    """Weights of a thousand classes and three channels, as in torchvision's own files."""
     import torchvision
 
     state = torchvision.models.get_model("resnet18").state_dict()

@@ -17,7 +17,7 @@ from support.composed import composed
 
 def test_whitened_patches_have_identity_covariance_and_both_signs() -> None:
     generator = torch.Generator().manual_seed(0)
-    # neighbouring pixels alike, channels too, as in photographs
+    # neighbouring pixels and channels are correlated, as in photographs
     images = torch.nn.functional.interpolate(torch.randn(64, 3, 8, 8, generator=generator), 16, mode="bilinear")
     images = images + images.flip(1) * 0.5 + 0.3 * torch.randn(64, 3, 16, 16, generator=generator)
     layer = Whitening(3)

@@ -85,7 +85,7 @@ def test_a_group_with_epochs_is_frozen_when_they_are_over() -> None:
     groups = parameter_groups(model, 0.0, {r"^0\.": {"epochs": 1.5}}, known=("lr",))
     optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     scheduler = Scheduler(optimizer, schedulers.constant)
-    for t, learns in ((0.0, True), (1.4, True), (1.5, False), (3.0, False), (1.0, True)):  # a restored run may go back
+    for t, learns in ((0.0, True), (1.4, True), (1.5, False), (3.0, False), (1.0, True)):  # a resume may go back
         scheduler.set(t)
         assert [p.requires_grad for p in model.parameters()] == [learns] * 2 + [True] * 4
     for wrong in (0, -1, "three", True):

@@ -51,7 +51,7 @@ def test_optimizer_option_trains_a_line(option: str) -> None:
 def test_orthogonalised_has_singular_values_near_one_and_the_same_singular_vectors(shape: tuple[int, int]) -> None:
     matrix = torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    # each value goes through the polynomial on its own; the vectors stay
+    # the polynomial maps each singular value; the vectors stay
     values = s / matrix.norm()
     for _ in range(5):
         values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5

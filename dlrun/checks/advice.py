@@ -1,4 +1,4 @@
-"""What to type: only keys that the config has, and values that it does not have yet (`dlrun check`)."""
+"""Overrides that a message suggests: only keys that the config has, with another value (`dlrun check`)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["advice", "limited", "raised_at"]
 
 
 def advice(exp: Experiment, *words: str) -> str:
-    """Return "; try …" with the overrides that would change something, the first of each key; "" if none would.
+    """Return "; try …" with the overrides that would change something, the first one per key; "" if none would.
 
-    A model of the user's own has no model.activation, say, and model.init=default changes nothing by default.
+    For example, a custom model has no model.activation, and model.init=default changes nothing if it is set already.
     """
     plain = exp.cfg.plain
     chosen: dict[str, str] = {}
@@ -28,7 +28,7 @@ def advice(exp: Experiment, *words: str) -> str:
 
 
 def limited(exp: Experiment) -> str:
-    """Return " or raise dataset.limit=N" where a limit keeps samples back; "" where all are there."""
+    """Return " or raise dataset.limit=N" if a limit leaves samples out, else ""."""
     limit = exp.cfg.dataset.get("limit")
     return f" or raise dataset.limit={limit}" if limit else ""
 
@@ -41,7 +41,7 @@ def _same(now: Any, value: str) -> bool:
 
 
 def raised_at(error: BaseException) -> str:
-    """Return " at FILE:LINE", the last line of the error's way that is neither a library's nor ours, or ""."""
+    """Return " at FILE:LINE", the innermost frame of a traceback outside of libraries and dlrun, or ""."""
     ours = Path(__file__).resolve().parents[1]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)

@@ -1,4 +1,4 @@
-"""What a check is: one function that says of itself when it runs and what its receipt depends on (C1-C10).
+"""A check: one function with attributes, such as when it runs and what its receipt depends on (C1-C10).
 
 To add a check, write one file in this folder with one decorated function; nothing else is touched:
 
@@ -32,10 +32,10 @@ class Check:
     """A check and its attributes.
 
     name: that of the function; it stands in checks.csv, check.only and check.skip
-    order: checks run in ascending order, those that are cheap and tell most first, so that a budget buys as many as
-        it can; a literal number, since it is read from the source as well
-    needs_outputs: skip it if the check `outputs` failed, since it would only repeat that failure
-    timed: the function takes the seconds that are left as its second argument, and ends when they are over
+    order: checks run in ascending order, cheap and informative ones first, so that as many as possible fit into
+        check.budget; a literal number, since the config reads it from the source
+    needs_outputs: it is skipped if the check `outputs` failed, since it would only repeat that failure
+    timed: the function takes the remaining seconds as its second argument, and ends in time
     depends_on: the parts of the config that its receipt depends on
     keeps_receipt: whether a pass or a warning may be reused for the same setup
     """
@@ -54,7 +54,7 @@ class Check:
         return self.function.__module__
 
     def __call__(self, exp: Experiment, seconds: float = math.inf) -> Verdict:
-        """Return its verdict on an experiment; `seconds` is passed on only if it is timed."""
+        """Return the verdict on an experiment; `seconds` is passed to the function if it is timed."""
         return self.function(exp, seconds) if self.timed else self.function(exp)
 
 

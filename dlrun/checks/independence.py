@@ -1,9 +1,9 @@
-"""C8: an output depends on its own input, on nothing else, and is the same twice.
+"""C8: an output depends on its own input, on nothing else, and is the same in two evaluations.
 
-Sees: a view or permute that mixes samples, batch norm that never leaves training mode, dropout left on in
+Detects: a view or permute that mixes samples, batch norm that stays in training mode, dropout left on in
 evaluation, a squeeze that breaks a batch of one, a network whose outputs ignore the input. It changes the
-other samples of a batch, reorders them, takes them away, and evaluates twice; differences are held against
-the spread of the logits between samples. Cannot see: pixels or channels mixed inside one sample, which is a
+other samples of a batch, reorders them, removes them, and evaluates twice; differences are compared with
+the spread of the logits between samples. Cannot detect: pixels or channels mixed inside one sample, which is a
 fixed reordering and can be learned.
 """
 
@@ -29,7 +29,7 @@ COUNT = 16
 SAME = 1e-2  # share of the spread: mixing moves logits by about the spread, rounding by 1e-5 of it
 ROUNDING = {"cpu": 1e-5}  # relative to the largest logit; TF32 and atomics elsewhere leave three digits
 CONSTANT = 1e-6  # relative to the largest logit: the last digit of a float
-BURN_IN, EVERY = 150, 10  # steps, and after how many one looks
+BURN_IN, EVERY = 150, 10  # steps at most, and between two evaluations
 
 
 @check(order=110, needs_outputs=True, timed=True)
@@ -39,14 +39,14 @@ def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     x, y = samples(exp, COUNT)
     expected = f"difference < {SAME:g} of the spread"
     if len(x) < 4:
-        return Verdict("skip", f"{len(x)} samples", expected, f"too few samples to mix; add some{limited(exp)}")
-    model = copy.deepcopy(exp.model)  # not a replica: dropout that stays on must show
+        return Verdict("skip", f"{len(x)} samples", expected, f"too few samples to mix; add samples{limited(exp)}")
+    model = copy.deepcopy(exp.model)  # not a replica: dropout that stays on must be detected
     settle(model, x)
     model.eval()
     if _constant(model, x):
         _burn_in(exp, model, x, y, deadline)
         if _constant(model, x) and perf_counter() > deadline:
-            message = "every sample gets the same output so far, and the time was up: raise check.budget"
+            message = "all samples have the same output so far, and the time is used up: raise check.budget"
             return Verdict("skip", "", expected, message)
     base = _logits(model, x)
     spread, floor = float(base.std(0).max()), ROUNDING.get(exp.device.type, 2e-3) * float(base.abs().max())
@@ -60,8 +60,8 @@ def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     shown = f"{worst}: {mixed[worst] / (spread + 1e-12):.2g} of the spread"
     if not mixed[worst] <= allowed:
         message = (
-            "the output of a sample depends on others in its batch: a view or permute that mixes samples, "
-            "or batch norm that stays in training mode; keep the batch axis first in every view, "
+            "the output of a sample depends on others in its batch: a view or permute mixes samples, "
+            "or batch norm stays in training mode; keep the batch axis first in every view, "
             "and pass training=self.training or call super().train(mode)"
         )
         return Verdict("fail", shown, expected, message)
@@ -70,12 +70,12 @@ def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
         message = f"a batch of one {alone}: name the axis in squeeze(), or use flatten(1)"
         return Verdict("fail", "batch of one", expected, message)
     if not float((alone - base[:1]).abs().max()) <= allowed + 1e-4 * float(base.abs().max()):
-        message = "a sample alone gets another output than in its batch: take no mean over the batch axis"
+        message = "a sample alone has another output than in its batch: do not average over the batch axis"
         return Verdict("fail", "batch of one differs", expected, message)
     if _constant(model, x) or _constant(model.train(), x):
         message = (
-            "every sample gets the same output, whatever the input: dead or saturated units, weights that "
-            "are all zero, or a forward() that drops x" + advice(exp, "model.init=he_normal", "model.activation=relu")
+            "all samples have the same output, whatever the input: dead or saturated units, weights that "
+            "are all zero, or a forward() that ignores x" + advice(exp, "model.init=he_normal", "model.activation=relu")
         )
         return Verdict("fail", f"spread {spread:.2g}", "logits that differ between samples", message)
     return Verdict("pass", shown, expected, "each output depends on its own input alone")
@@ -89,13 +89,13 @@ def _why_not_twice(model: nn.Module, x: Tensor, allowed: float) -> str:
         seeded.append(_logits(model, before.clone()))
     _logits(model, x)
     if not torch.equal(x, before):
-        return "forward() changes its input in place; work on a copy, as in x = x * 2 in place of x.mul_(2)"
+        return "forward() changes its input in place; work on a copy: x = x * 2 instead of x.mul_(2)"
     if float((seeded[0] - seeded[1]).abs().max()) <= allowed:
         return (
-            "dropout or noise is left on, or weights are drawn anew in forward(); "
-            "F.dropout needs training=self.training, and layers belong into __init__()"
+            "dropout or noise is left on, or forward() creates new weights; "
+            "pass training=self.training to F.dropout, and create layers in __init__()"
         )
-    return "forward() keeps something from one batch to the next; let it start anew with every batch"
+    return "forward() keeps state between batches; reset it at the start of every batch"
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -139,4 +139,4 @@ def _alone(model: nn.Module, x: Tensor) -> Tensor | str:
         logits = _logits(model, x[:1])
     except Exception as error:  # the user's own forward
         return f"raises an error ({first_line(error)})"
-    return logits if logits.ndim == 2 else f"comes out with the shape {tuple(logits.shape)}"
+    return logits if logits.ndim == 2 else f"has outputs of shape {tuple(logits.shape)}"

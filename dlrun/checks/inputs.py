@@ -1,11 +1,11 @@
-"""D3 and the shapes around the model: what goes in, what the labels are, what comes out.
+"""D3, and the shapes around the model: its inputs, the labels, and its outputs.
 
-`inputs` (D3) looks at what training and validation are really fed, without augmentation: it sees values that are
-not finite, images that are all the same, pixels nobody scaled, a split normalised by other numbers. Beyond the
-bands shown three standard errors are allowed, since a few thousand images are a sample; validation has wider ones,
-since the training split's numbers normalise it. `labels` (D1) sees labels out of range and classes that a split
-lacks. `outputs` (C1: without logits there is no loss) sees a wrong number of logits
-and a forward pass that raises. None of them sees images or labels that are well formed and wrong: C7 does.
+`inputs` (D3) looks at what training and validation are really fed, without augmentation: it detects values that
+are not finite, images that are all equal, raw pixels, a split normalised with other statistics. Beyond the bands
+shown three standard errors are allowed, since a few thousand images are a sample; validation has wider bands,
+since it is normalised with the statistics of the training split. `labels` (D1) detects labels out of range and
+classes that a split lacks. `outputs` (C1: without logits there is no loss) detects a wrong number of logits
+and a forward pass that raises. None of them detects images or labels that are well formed and wrong: C7 does.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from dlrun.training.experiment import Experiment
 __all__ = ["inputs", "labels", "outputs"]
 
 OFF = 0.1  # D3, of mean and std
-OFF_VAL = 0.5  # validation is normalised by the numbers of the training split, and may differ from it
-RAW_MEAN, RAW_STD = 3.0, 4.0  # beyond: another scale altogether
-IMAGES, VALUES = 2000, 20_000_000  # looked at most
+OFF_VAL = 0.5  # validation is normalised with the statistics of the training split, and may differ from it
+RAW_MEAN, RAW_STD = 3.0, 4.0  # beyond: a raw scale
+IMAGES, VALUES = 2000, 20_000_000  # measured at most
 
 
 @check(order=50)
@@ -49,20 +49,20 @@ def inputs(exp: Experiment) -> Verdict:
         if bad.any():
             ids = [split.ids[i] for i in index[bad].tolist()]
             message = (
-                f"values that are not finite in {len(ids)} of the {name} images, {named(ids)}: they were finite when "
-                "read; look at what changes them afterwards, or for values that float32 cannot hold"
+                f"{len(ids)} {name} images have values that are not finite: {named(ids)}; they were finite when "
+                "read, so look at what changes them afterwards, or for values that float32 cannot represent"
             )
             return Verdict("fail", "nan or inf", expected, message)
         if len(x) > 1 and bool((x == x[:1]).all()):
             message = (
-                f"all {len(x)} images of {name} are the same, so there is nothing to learn; look at how they are read"
+                f"all {len(x)} {name} images are identical, so there is nothing to learn; look at how they are read"
             )
             return Verdict("fail", f"{name} constant", expected, message)
         mean, std, slack = _moments(x)
         shown.append(f"{name} mean {_widest(mean):+.2f}, std {_widest(std - 1) + 1:.2f}")
         off = torch.maximum(mean.abs(), (std - 1).abs())
         found.append(_judge(name, mean, std, bool((off - slack > allowed).any())))
-    # the training split's own trouble explains that of validation, which its numbers normalise
+    # a problem of the training split explains one of validation, which its statistics normalise
     status, message = min(found, key=lambda one: ("fail", "warn", "pass").index(one[0]))
     return Verdict(status, "; ".join(shown), expected, message)
 
@@ -71,21 +71,21 @@ def _judge(name: str, mean: Tensor, std: Tensor, off: bool) -> tuple[str, str]:
     flat = [str(c) for c in (std == 0).nonzero().flatten().tolist()]
     if float(mean.abs().max()) > RAW_MEAN or float(std.max()) > RAW_STD:
         return "fail", (
-            f"the {name} images are fed on a raw scale (0 to 255?): "
-            "normalise them with the training split's mean and std, as exp.batches(split) does"
+            f"the {name} images have a raw scale (0 to 255?): "
+            "normalise them with mean and std of the training split, as exp.batches(split) does"
         )
     if flat:
-        return "warn", f"channel {named(flat)} of {name} is constant and carries nothing; drop it"
+        return "warn", f"channel {named(flat)} of the {name} images is constant and carries no information; remove it"
     if off:
         return "warn", (
             f"the {name} images are not normalised to mean 0 and std 1: "
-            "use the training split's own numbers for all splits, as exp.batches(split) does"
+            "use mean and std of the training split for all splits, as exp.batches(split) does"
         )
     return "pass", "inputs are normalised"
 
 
 def _fed(batches: Batches) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) as the model is fed them, a random choice, and their numbers in the split (N,)."""
+    """A random choice of the images (N, C, H, W) as the model is fed them, and their indices in the split (N,)."""
     plain = copy.copy(batches)
     plain.augment, plain.shuffle, plain.batch_size, plain.drop_last = None, True, 64, False
     plain.balance = False
@@ -101,7 +101,7 @@ def _fed(batches: Batches) -> tuple[Tensor, Tensor]:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and std a channel (C,), and three standard errors of the worse: N images are a sample."""
+    """Mean and std per channel (C,), and three standard errors of the less certain one: N images are a sample."""
     flat = x.double().flatten(2)
     means, squares = flat.mean(2), flat.square().mean(2)
     mean = means.mean(0)
@@ -126,29 +126,29 @@ def labels(exp: Experiment) -> Verdict:
         out = [split.ids[i] for i in ((found < 0) | (found >= classes)).nonzero().flatten().tolist()]
         if out:
             message = (
-                f"{len(out)} labels of {name} are out of range: {named(out)}; count classes from 0 to {classes - 1}"
+                f"{len(out)} labels of {name} are out of range: {named(out)}; number classes from 0 to {classes - 1}"
             )
             return Verdict("fail", f"{int(found.min())} to {int(found.max())}", expected, message)
     missing = _missing(exp, data.train)
     if missing:
         message = (
-            f"no training sample of class {named(missing)}, so nothing learns to predict it; "
+            f"no training sample of class {named(missing)}, so the model cannot learn it; "
             f"look at how labels are read{limited(exp)}"
         )
         return Verdict("fail", f"{classes - len(missing)} classes", expected, message)
     missing = _missing(exp, data.val)
     if missing:
-        # a fold of ours is stratified; a fold of the user's own may lack a class for a reason
-        status, where = "fail", "the fold was stratified, so look at what changed exp.data.val since"
+        # dlrun's own fold is stratified; a validation split of the dataset may lack a class for a reason
+        status, where = "fail", "the fold was stratified, so look for code that changes exp.data.val"
         if data.val_fraction is None:
-            status, where = "warn", "add some to the dataset's own validation split"
-        message = f"no validation sample of class {named(missing)}: its errors go unseen; {where}"
+            status, where = "warn", "add some to the validation split of the dataset"
+        message = f"no validation sample of class {named(missing)}: its errors are not measured; {where}"
         return Verdict(status, f"{classes - len(missing)} classes in val", expected, message)
-    return Verdict("pass", f"{classes} classes in train and val", expected, "every class is there")
+    return Verdict("pass", f"{classes} classes in train and val", expected, "every class is present")
 
 
 def _missing(exp: Experiment, split: Split) -> list[str]:
-    """Classes that the split lacks, though by their share three samples or more were to be expected."""
+    """Classes that the split lacks, although three samples or more are expected from their share."""
     share = torch.bincount(exp.data.train.labels, minlength=exp.num_classes).double() / len(exp.data.train)
     there = torch.bincount(split.labels, minlength=exp.num_classes)
     lacking = there == 0
@@ -170,31 +170,29 @@ def outputs(exp: Experiment) -> Verdict:
             with torch.no_grad():
                 logits = model(x)
         except Exception as error:
-            message = (
-                f"the model raises in {mode} mode on images {tuple(x.shape)}{raised_at(error)}: {first_line(error)}; "
-            )
-            message += "check the sizes of its layers"
+            message = f"the model raises an error in {mode} mode on images {tuple(x.shape)}{raised_at(error)}: "
+            message += f"{first_line(error)}; check the sizes of its layers"
             return Verdict("fail", type(error).__name__, expected, message)
         if not isinstance(logits, Tensor):
-            message = f"the model returns a {type(logits).__name__} in {mode} mode: return the logits alone"
+            message = f"the model returns a {type(logits).__name__} in {mode} mode: return only the logits"
             return Verdict("fail", type(logits).__name__, expected, message)
         if tuple(logits.shape) != (len(x), classes):
             message = (
-                f"the model must give one logit for each of {classes} classes: "
+                f"the model must return one logit for each of {classes} classes: "
                 f"set its last layer to num_classes={classes}"
             )
             return Verdict("fail", str(tuple(logits.shape)), expected, message)
         if not bool(logits.isfinite().all()):
-            message = f"the untrained model gives no finite values in {mode} mode: {_first_bad(exp, model, x)}"
+            message = f"outputs of the untrained model are not finite in {mode} mode: {_first_bad(exp, model, x)}"
             return Verdict("fail", "nan or inf", expected, message)
-    return Verdict("pass", str(tuple(logits.shape)), expected, "one logit a class")
+    return Verdict("pass", str(tuple(logits.shape)), expected, "one logit per class")
 
 
 def _first_bad(exp: Experiment, model: nn.Module, x: Tensor) -> str:
-    """Where a forward pass (of a model that gives such values) first leaves the finite numbers, and what to try."""
+    """Where in a forward pass values first are not finite, and what to try."""
     for name, p in model.named_parameters():
         if not bool(p.isfinite().all()):
-            return f"{name} holds some; look at how it is initialised{advice(exp, 'model.init=default')}"
+            return f"{name} has such values; look at how it is initialised{advice(exp, 'model.init=default')}"
     places: list[str] = []
 
     def look(module: nn.Module, args: Any, output: Any, name: str) -> None:
@@ -202,13 +200,13 @@ def _first_bad(exp: Experiment, model: nn.Module, x: Tensor) -> str:
             return
         came = any(isinstance(a, Tensor) and not bool(a.isfinite().all()) for a in args)
         where = f"{name} ({type(module).__name__})" if name else "its forward()"
-        places.append(f"they begin {'before' if came else 'in'} {where}")
+        places.append(f"they appear {'before' if came else 'in'} {where}")
 
     hooks = [m.register_forward_hook(partial(look, name=n)) for n, m in model.named_modules()]
     with torch.no_grad():
         model(x)
     for hook in hooks:
         hook.remove()
-    where = places[0] if places else "not every time"
-    what = "; look for the root or logarithm of 0, or a division by it"
+    where = places[0] if places else "they do not appear every time"
+    what = "; look for a root or logarithm of 0, or a division by 0"
     return f"{where}{what}{advice(exp, 'model.init=default', 'model.norm=batch')}"

@@ -1,10 +1,10 @@
-"""M4, M5, M9: habits that cost a little, told and never failed.
+"""M4, M5, M9: habits that cost a little; they are warnings or information, never failures.
 
-`lint_bias` sees a linear or convolution layer whose bias the batch (or instance) norm right behind it takes
-out again. `lint_activation` sees sigmoid and tanh in hidden layers, in modules and in functional code, and
-spares those that gate: whose output is multiplied with something, as in squeeze-and-excitation.
-`lint_width` sees widths off powers of two, for information only. Each watches one forward pass, so none
-sees layers that this pass does not use, nor functional norms.
+`lint_bias` detects a linear or convolution layer whose bias the batch (or instance) norm right after it
+cancels. `lint_activation` detects sigmoid and tanh in hidden layers, in modules and in functional code, except
+gates: outputs that are multiplied with something, as in squeeze-and-excitation. `lint_width` lists widths that
+are not powers of two, for information only. Each watches one forward pass, so none detects layers that this pass
+does not use, or functional norms.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["lint_activation", "lint_bias", "lint_width"]
 
 @check(order=140, needs_outputs=True)
 def lint_bias(exp: Experiment) -> Verdict:
-    """Find biases that the norm right behind their layer takes out again (M5)."""
+    """Find biases that the norm right after their layer cancels (M5)."""
     model = copy.deepcopy(exp.model).train()
     makers: dict[int, str] = {}
-    alive: list[Any] = []  # an id is worth something while its tensor lives
+    alive: list[Any] = []  # an id is valid only while its tensor exists
     redundant: list[str] = []
 
     def made(name: str) -> Callable[..., None]:
@@ -56,9 +56,9 @@ def lint_bias(exp: Experiment) -> Verdict:
     with torch.no_grad():
         model(samples(exp, 4)[0])
     if redundant:
-        message = f"the norm behind {named(redundant)} takes the bias out again: build it with bias=False"
+        message = f"the norm after {named(redundant)} cancels its bias: build the layer with bias=False"
         return Verdict("warn", f"{len(redundant)} redundant", "none", message)
-    return Verdict("pass", "none redundant", "none", "no bias stands before a norm that cancels it")
+    return Verdict("pass", "none redundant", "none", "no bias is cancelled by a norm")
 
 
 SATURATING = {"sigmoid": "sigmoid", "sigmoid_": "sigmoid", "tanh": "tanh", "tanh_": "tanh"}
@@ -66,7 +66,7 @@ GATING = {"mul", "mul_", "__mul__", "__rmul__", "__imul__", "multiply"}
 
 
 class _Saturating(TorchFunctionMode):
-    """Counts sigmoids and tanhs by what happens to their outputs."""
+    """Collects the outputs of sigmoid and tanh, without those that are multiplied with something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,32 +89,32 @@ class _Saturating(TorchFunctionMode):
 
 @check(order=150, needs_outputs=True)
 def lint_activation(exp: Experiment) -> Verdict:
-    """Find sigmoid and tanh in hidden layers, where they saturate (M4)."""
+    """Find sigmoid and tanh in hidden layers, which saturate there (M4)."""
     model = copy.deepcopy(exp.model).train()
     x, _ = samples(exp, 4)
     with torch.no_grad(), _Saturating() as watch:
         output = model(x)
-    watch.found.pop(id(output), None)  # on the logits it is another mistake (C10)
+    watch.found.pop(id(output), None)  # on the logits it is a different mistake (C10)
     if watch.found:
         kinds = " and ".join(sorted(set(watch.found.values())))
-        message = f"gradients fade where {kinds} saturates in hidden layers: ReLU does not"
+        message = f"{kinds} saturates in hidden layers, so gradients vanish; ReLU does not"
         message += advice(exp, "model.activation=relu")
         return Verdict("warn", f"{len(watch.found)} hidden {kinds}", "none", message)
-    return Verdict("pass", "none saturating", "none", "no hidden layer saturates by design")
+    return Verdict("pass", "none saturating", "none", "no hidden layer has a saturating activation")
 
 
 @check(order=160)
 def lint_width(exp: Experiment) -> Verdict:
-    """Tell which layers have a width that is no power of two (M9); information only."""
+    """List layers with a width that is not a power of two (M9); information only."""
     widths = {
         name: int(getattr(m, "out_features", 0) or getattr(m, "out_channels", 0))
         for name, m in exp.model.named_modules()
         if isinstance(m, (nn.Linear, _ConvNd))
     }
-    hidden = dict(list(widths.items())[:-1])  # the last one gives the logits
+    hidden = dict(list(widths.items())[:-1])  # the last one returns the logits
     off = [f"{name} {width}" for name, width in hidden.items() if width & (width - 1)]
     shown = f"{len(off)} of {len(hidden)} off"
     if off:
-        message = f"widths off powers of two (information only): {named(off)}; hardware likes 32, 64, 128"
+        message = f"widths that are not powers of two (information only): {named(off)}; 32, 64 or 128 suit the hardware"
         return Verdict("pass", shown, "powers of two", message)
     return Verdict("pass", shown, "powers of two", "all widths are powers of two")

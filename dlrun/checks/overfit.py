@@ -1,12 +1,12 @@
-"""C3: the network can learn twenty examples by heart.
+"""C3: the network can memorise twenty examples.
 
-Sees: anything that keeps a gradient from doing its work: a detached or frozen trunk, a wrong sign, dead
-units, too many saturating layers, a loss on the wrong output. Adam tries three rates of its own, so that a
-rate which a sweep draws badly does not make a sound network fail. Cannot see: garbage inputs or labels,
-which can be learned by heart as well (C7 does), nor a layer whose absence the others make up for (C9 does).
+Detects: anything that keeps gradients from training the network: a detached or frozen layer, a wrong sign, dead
+units, too many saturating layers, a loss on the wrong output. Adam tries three fixed learning rates, so that a poor
+rate drawn by a sweep does not make a sound network fail. Cannot detect: corrupted inputs or labels, which can be
+memorised as well (C7 does), or a missing layer that the others compensate for (C9 does).
 
-Near zero is a twentieth of chance here, which most sound networks pass in 3 to 100 steps. Right on all twenty
-and above it, or near zero with one wrong, is a warning: it learns, only slowly, as networks of sigmoid do. Near zero
+Near zero is a twentieth of chance here, which most sound networks reach in 3 to 100 steps. All twenty correct with a
+loss above it, or near zero with one wrong, is a warning: it learns, but slowly, as networks of sigmoid do. Near zero
 with more of them wrong is a failure: the loss is not one of these labels.
 """
 
@@ -27,14 +27,14 @@ __all__ = ["overfit"]
 
 EXAMPLES = 20
 RATES = (1e-3, 1e-2, 1e-4)
-# steps before a plateau counts, over how many it is seen, and steps at most; most sound networks need 3 to 100 steps,
-# deep ones of sigmoid or without norms may leave chance after 400: they have them where there is time
+# steps before a plateau counts, over which it is measured, and at most; most sound networks need 3 to 100 steps,
+# deep ones of sigmoid or without norms may stay at chance for 400: they get more if there is time
 HASTY, PATIENT = (150, 50, 450), (450, 400, 1500)
 
 
 @check(order=170, needs_outputs=True, timed=True)
 def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
-    """Train a copy on 20 examples until all are right and the loss is under a twentieth of chance."""
+    """Train a copy on 20 examples until all are correct and the loss is below a twentieth of chance."""
     started = perf_counter()
     deadline = started + seconds
     x, y = samples(exp, EXAMPLES)
@@ -46,19 +46,19 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
         accuracy, now, steps = _learn(exp, x, y, rate, goal, hurry, deadline)
         if accuracy == 1.0 and now < goal:
             shown = f"accuracy 1.00, loss {now:.2g}"
-            return Verdict("pass", shown, expected, f"learned by heart in {steps} steps")
+            return Verdict("pass", shown, expected, f"memorised in {steps} steps")
         if perf_counter() > deadline:
             shown = f"accuracy {accuracy:.2f}, loss {now:.2g}"
-            return Verdict("skip", shown, expected, f"the time was up after {steps} steps: raise check.budget")
+            return Verdict("skip", shown, expected, f"the time is used up after {steps} steps: raise check.budget")
         reached.append((accuracy, now))
     accuracy, now = max(reached, key=lambda r: (r[0], -r[1]))
     wrong = round((1 - accuracy) * len(y))
     status = "warn" if wrong == 0 or (wrong == 1 and now < goal) else "fail"
     if status == "warn":
-        why = f"{len(y)} examples are learned by heart slowly at any of three rates: saturated units, weak gradients"
+        why = f"{len(y)} examples are memorised slowly at each of three learning rates: saturated units, weak gradients"
     else:
         why = (
-            f"{len(y)} examples are not learned by heart at any of three rates: a frozen or detached layer, "
+            f"{len(y)} examples cannot be memorised at any of three learning rates: a frozen or detached layer, "
             "dead or saturated units, a wrong gradient or sign"
         )
     message = why + advice(exp, "model.activation=relu", "model.norm=batch")
@@ -68,16 +68,16 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
 def _learn(
     exp: Experiment, x: torch.Tensor, y: torch.Tensor, rate: float, goal: float, hurry: float, deadline: float
 ) -> tuple[float, float, int]:
-    """Return accuracy, loss and steps at the goal, where the loss no longer falls, or when the time is up."""
+    """Return accuracy, loss and steps at the goal, when the loss no longer falls, or when the time is used up."""
     accuracy, losses = 0.0, [float("inf")]
     for value, logits in training(exp, replica(exp), repeat((x, y)), rate):
         losses.append(now := float(value.detach()))
         accuracy = float((logits.argmax(1) == y).float().mean())
-        # a spike is no plateau: deep networks without norms rise now and then, and reach a new best afterwards
+        # a spike is no plateau: the loss of deep networks without norms rises at times, and then reaches a new best
         first, window, most = HASTY if perf_counter() > hurry else PATIENT
         flat = len(losses) > first and now > 0.9 * losses[-window]
         stuck = flat and min(losses[-window:]) > 0.9 * min(losses[:-window])
-        right = accuracy == 1.0 and (now < goal or len(losses) > HASTY[2])  # all right, if slowly
+        right = accuracy == 1.0 and (now < goal or len(losses) > HASTY[2])  # all correct, but slowly
         if right or now != now or stuck or len(losses) > most or perf_counter() > deadline:
             break
     return accuracy, losses[-1], len(losses) - 1

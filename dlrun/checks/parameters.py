@@ -1,13 +1,12 @@
-"""C9: every parameter learns, and the optimizer moves it at a sane rate.
+"""C9: every parameter learns, and the optimizer updates it at a reasonable rate.
 
-`parameters` sees: tensors that get no gradient (detached, never used, behind dead units), layers kept in
-a plain list, which the model does not know and the optimizer never gets, frozen weights, batch norms
-whose running statistics never move. A tensor whose gradient starts at exactly zero, as behind a residual
-branch that starts at zero, has a few steps to show one; that of a bias before a norm may be zero
-throughout, but there is one. `optimizer` takes a few real training steps of a copy with the configured
-optimizer: it sees tensors it lacks or should not have, a rate of zero, a rate that explodes at once,
-impossible momentum or weight decay. Cannot see: a rate that is merely poor (O5 does), nor a gradient
-that is there and wrong (C4 does).
+`parameters` detects: tensors that get no gradient (detached, never used, behind dead units), layers kept in
+a plain list, which neither the model nor the optimizer knows, frozen weights, batch norms whose running
+statistics never change. A tensor whose gradient starts at exactly zero, as behind a residual branch that starts
+at zero, has a few steps to get one; that of a bias before a norm may stay zero, but must exist. `optimizer`
+takes a few real training steps on a copy with the configured optimizer: it detects tensors that it lacks or
+should not have, a rate of zero, a rate that explodes at once, impossible momentum or weight decay. Cannot
+detect: a rate that is merely poor (O5 does), or a gradient that exists and is wrong (C4 does).
 """
 
 from __future__ import annotations
@@ -34,20 +33,20 @@ __all__ = ["optimizer", "parameters"]
 
 COUNT, TRIES = 16, 5
 STEPS = 4
-ROSE, EXPLODED = 10.0, 100.0  # times the larger of first loss and chance, after a few steps
+ROSE, EXPLODED = 10.0, 100.0  # times the larger of the first loss and chance, after a few steps
 MOMENTUM = 0.999  # averages over a thousand steps
-SANE = 0.01  # a rate that few optimizers explode at
+SANE = 0.01  # a rate at which few optimizers explode
 
 
 @check(order=120, needs_outputs=True)
 def parameters(exp: Experiment) -> Verdict:
-    """Look for parameters without a gradient and for tensors that learn but are not parameters."""
+    """Look for parameters without a gradient and for tensors that get one but are not parameters."""
     model = replica(exp)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     frozen = sum(1 for p in model.parameters() if not p.requires_grad)
     expected = f"a gradient for each of {len(trainable)} tensors"
     if not trainable:
-        message = "every parameter is frozen, so nothing can learn: unfreeze some with requires_grad_(True)"
+        message = "every parameter is frozen, so nothing can be learned: unfreeze some with requires_grad_(True)"
         return Verdict("fail", f"{frozen} frozen", "some that train", message)
     before = _statistics(model)
     reached, strangers, finite = _gradients(exp, model, trainable)
@@ -59,8 +58,8 @@ def parameters(exp: Experiment) -> Verdict:
         return Verdict("fail", "nan or inf", expected, message)
     if strangers:
         message = (
-            f"{len(strangers)} tensors learn but are no parameters of the model "
-            f"({named(_places(model, strangers))}), so the optimizer never moves them: "
+            f"{len(strangers)} tensors get a gradient but are not parameters of the model "
+            f"({named(_places(model, strangers))}), so the optimizer never updates them: "
             "put layers into nn.ModuleList, tensors into nn.Parameter"
         )
         return Verdict("fail", f"{len(strangers)} unregistered", expected, message)
@@ -72,25 +71,25 @@ def parameters(exp: Experiment) -> Verdict:
         return Verdict("fail", shown, expected, message)
     if stuck:
         message = (
-            f"the running statistics of {named(stuck)} never move in training, so evaluation normalises by their "
-            "first values, 0 and 1: build the norm with momentum=0.1, and let no code put them back"
+            f"the running statistics of {named(stuck)} never change in training, so evaluation normalises with their "
+            "initial values, 0 and 1: build the norm with momentum=0.1, and remove code that resets them"
         )
-        return Verdict("fail", f"{len(stuck)} norms stand still", "statistics that move", message)
+        return Verdict("fail", f"{len(stuck)} norms do not change", "statistics that change", message)
     fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     if 2 * fixed > sum(p.numel() for p in model.parameters()):
         message = (
-            f"{frozen} tensors, most of the weights, are frozen: right if they are pretrained, "
-            "else model.requires_grad_(True)"
+            f"{frozen} tensors, most of the weights, are frozen: expected if they are pretrained, "
+            "else call model.requires_grad_(True)"
         )
         return Verdict("warn", shown, expected, message)
-    message = f"every trainable tensor learns{f'; {frozen} are frozen' if frozen else ''}"
+    message = f"every trainable tensor gets a gradient{f'; {frozen} are frozen' if frozen else ''}"
     return Verdict("pass", shown, expected, message)
 
 
 def _gradients(
     exp: Experiment, model: nn.Module, trainable: Mapping[str, Tensor]
 ) -> tuple[set[str], list[Tensor], bool]:
-    """Names that got a gradient, leaves of the graph that are no parameters, and whether all was finite."""
+    """Names that got a gradient, leaves of the graph that are not parameters, and whether all was finite."""
     x, y = samples(exp, COUNT)
     loss = data_loss(exp)
     known = {id(p) for p in model.parameters()} | {id(p) for p in loss.parameters()}
@@ -133,12 +132,12 @@ def _leaves(value: Tensor) -> Iterator[Tensor]:
 
 
 def _excused(name: str, reached: set[str]) -> bool:
-    """A bias that what follows takes out (a norm, a softmax) has a gradient of zero; M5's lint names it."""
+    """Whether it is a bias that the next operation cancels, so its gradient is zero; lint_bias reports it."""
     return name.endswith("bias") and name[: -len("bias")] + "weight" in reached
 
 
 def _places(model: nn.Module, strangers: list[Tensor]) -> list[str]:
-    """The attributes that hold the strangers, as far as they can be found."""
+    """The attributes that hold these tensors, if they are found."""
     wanted = {id(t) for t in strangers}
     found = []
     for name, module in model.named_modules():
@@ -177,7 +176,9 @@ def optimizer(exp: Experiment) -> Verdict:
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise
-            return Verdict("skip", "not run", "", "no gradient comes back: mend what `parameters` says first")
+            return Verdict(
+                "skip", "not run", "", "skipped: no gradient; fix the problem reported by `parameters` first"
+            )
         idle -= {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
         if not losses[-1] < float("inf"):
             break
@@ -189,52 +190,52 @@ def optimizer(exp: Experiment) -> Verdict:
         message = "the loss is not finite before the first step" + advice(exp, "model.init=default")
         return Verdict("fail", *shown, message)
     if not losses[-1] <= EXPLODED * start:
-        message = f"the loss explodes at once at lr {rate:g}" + advice(exp, f"optimizer.lr={min(rate / 100, SANE):.2g}")
+        message = f"the loss explodes at lr {rate:g}" + advice(exp, f"optimizer.lr={min(rate / 100, SANE):.2g}")
         return Verdict("fail", *shown, message)
     after = dict(model.named_parameters())
     moved = {n for n in before if not torch.equal(after[n], before[n])}
     still = [n for n in before if n not in moved | idle and not _excused(n, moved)]
     if still:
         message = (
-            f"{named(still)} did not move in {steps} steps at lr {rate:g}: "
+            f"{named(still)} did not change in {steps} steps at lr {rate:g}: "
             "the rate or the gradient is too small" + (advice(exp, "optimizer.lr=1e-3") if rate < 1e-3 else "")
         )
-        return Verdict("fail", f"{len(still)} of {len(before)} did not move", "all move", message)
+        return Verdict("fail", f"{len(still)} of {len(before)} did not change", "all change", message)
     if losses[-1] > ROSE * start:
         message = f"the loss rises steeply at lr {rate:g}" + advice(exp, f"optimizer.lr={rate / 10:.2g}")
         return Verdict("warn", *shown, message)
-    return Verdict("pass", *shown, "every tensor is in the optimizer, and moves")
+    return Verdict("pass", *shown, "the optimizer has every trainable tensor, and changes it")
 
 
 def _membership(exp: Experiment) -> Verdict | None:
-    """A verdict where the optimizer's tensors are not those of the model that train, each once."""
+    """A verdict if the optimizer does not hold each trainable tensor of the model exactly once, else None."""
     held = [id(p) for group in exp.optimizer.param_groups for p in group["params"]]
     trainable = {n: id(p) for n, p in exp.model.named_parameters() if p.requires_grad}
     foreign = set(held) - {id(p) for p in exp.model.parameters()} - {id(p) for p in exp.loss.parameters()}
     missing = [n for n, p in trainable.items() if p not in held]
-    shown = f"{len(held)} tensors", f"{len(trainable)}, the model's own"
+    shown = f"{len(held)} tensors", f"{len(trainable)}, those of the model"
     if foreign:
         message = (
-            f"{len(foreign)} tensors of the optimizer are not the model's: it was built before the model was "
-            "replaced or changed; build it last, from model.parameters()"
+            f"{len(foreign)} tensors of the optimizer do not belong to the model: the model was replaced or changed "
+            "afterwards; build the optimizer last, from model.parameters()"
         )
         return Verdict("fail", *shown, message)
     if missing:
-        message = f"the optimizer lacks {named(missing)}, which never change: pass it all model.parameters()"
+        message = f"the optimizer lacks {named(missing)}, so they never change: pass it all of model.parameters()"
         return Verdict("fail", *shown, message)
     if len(set(held)) < len(held):
-        message = "the optimizer holds a tensor twice and would step it twice: pass each in one group"
+        message = "the optimizer holds a tensor twice and would update it twice: pass each in one group"
         return Verdict("fail", *shown, message)
     return None
 
 
 def _settings(exp: Experiment) -> Verdict | None:
-    """A verdict on numbers that no training survives."""
+    """A verdict on settings with which no training works, else None."""
     for group, lr in zip(exp.optimizer.param_groups, _rates(exp), strict=True):
         momentum = float(group.get("momentum") or 0.0)
         decay = lr * float(group.get("weight_decay") or 0.0)
         if momentum >= 1 or momentum < 0:
-            message = f"momentum {momentum:g} adds up without end, it must lie under 1"
+            message = f"momentum {momentum:g} accumulates without bound: expected 0 or more and less than 1"
             message += advice(exp, "optimizer.momentum=0.9")
             return Verdict("fail", f"momentum {momentum:g}", "0 to 0.99", message)
         if momentum > MOMENTUM:
@@ -242,7 +243,9 @@ def _settings(exp: Experiment) -> Verdict | None:
             message = f"momentum {momentum:g} averages over {steps:.0f} steps" + advice(exp, "optimizer.momentum=0.9")
             return Verdict("warn", f"momentum {momentum:g}", "0 to 0.99", message)
         if decay >= 1:
-            message = "lr × weight_decay takes all of a weight in one step" + advice(exp, "optimizer.weight_decay=1e-4")
+            message = "lr × weight_decay of 1 or more removes a weight in one step" + advice(
+                exp, "optimizer.weight_decay=1e-4"
+            )
             return Verdict("fail", f"lr × weight_decay {decay:.3g}", "under 1", message)
     if not any(rate > 0 for rate in _rates(exp)):
         message = "a learning rate of 0 changes nothing"
@@ -252,10 +255,10 @@ def _settings(exp: Experiment) -> Verdict | None:
 
 
 def _rates(exp: Experiment) -> list[float]:
-    """The rate of each group at the peak of its schedule; what stands in it now may begin a warm-up."""
+    """The learning rate of each group at the peak of its schedule; the present one may be the start of a warm-up."""
     present = [float(group["lr"]) for group in exp.optimizer.param_groups]
     base = exp.scheduler.state_dict()["base_lrs"]
-    if len(base) != len(present):  # another optimizer than the schedule's
+    if len(base) != len(present):  # not the optimizer of the schedule
         return present
     return [max(p, b) if p else 0.0 for p, b in zip(present, base, strict=True)]
 

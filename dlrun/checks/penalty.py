@@ -1,9 +1,9 @@
 """C2: more regularisation, more loss.
 
-Sees: a penalty with the wrong sign, one that does not grow with its strength, one without a gradient, and
-one that misses weights. Compares strengths 0, λ and 10 λ on the same weights, then asks for the gradient: a
-step against it must shrink the weights. The data loss of a batch would add the same to all three. Cannot
-see: whether its strength is wise, or weight decay inside the optimizer.
+Detects: a penalty with the wrong sign, one that does not grow with its strength, one without a gradient, and
+one that misses weights. Compares strengths 0, λ and 10 λ on the same weights, then checks the gradient: a step
+against it must shrink the weights. The data loss is left out, since it adds the same to all three. Cannot
+detect: a poor choice of the strength, or weight decay inside the optimizer.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ __all__ = ["penalty"]
 def penalty(exp: Experiment) -> Verdict:
     """Compare the penalty at strengths 0, λ and 10 λ, and the direction of its gradient with the weights."""
     if not exp.penalty.active:
-        return Verdict("skip", "off", "", "no penalty is on (R5); regularizer=l2 adds one")
+        return Verdict("skip", "off", "", "no penalty is configured (R5); regularizer=l2 adds one")
     model = replica(exp)
     with torch.no_grad():
         for p in model.parameters():
             if not p.any():
-                p.fill_(0.1)  # a penalty on weights that start at zero is zero, and says nothing
+                p.fill_(0.1)  # the penalty of weights that start at zero is zero, whatever its strength
         values = [float(exp.penalty.scaled(f).penalty(model)) for f in (0.0, 1.0, 10.0)]
     shown = " < ".join(f"{v:.4g}" for v in values), "0 < λ < 10 λ"
     if not 0 <= values[0] < values[1] < values[2]:
-        message = "the penalty does not grow with its strength: multiply it by λ, and let it take the weights"
+        message = "the penalty does not grow with its strength: multiply it by λ, and compute it from the weights"
         if values[2] < values[1] < values[0] <= 0:
-            message = "the penalty is below zero and rewards weights: its sign is wrong; add it, do not subtract it"
+            message = "the penalty is negative and rewards large weights: the sign is wrong; add it, do not subtract it"
         elif values[0] == values[1] == values[2]:
             message = "the penalty is the same at every strength: multiply it by λ"
         return Verdict("fail", *shown, message + advice(exp, "regularizer=l2"))
     cost: Any = exp.penalty.penalty(model)
     if not cost.requires_grad:
         message = (
-            "the penalty has no gradient, so it shrinks nothing: use the parameters themselves, not .data or detach()"
+            "the penalty has no gradient, so it shrinks no weight: use the parameters themselves, not .data or detach()"
         )
         return Verdict("fail", *shown, message)
     cost.backward()
@@ -52,12 +52,14 @@ def penalty(exp: Experiment) -> Verdict:
     grows = [n for n, p in reached.items() if p.grad is not None and float((p.grad * p.detach()).sum()) < 0]
     missed = [n for n in weights if n not in reached]
     if not reached or grows:
-        message = "the penalty reaches no weight of the model: sum over the parameters of the model that it is given"
+        message = (
+            "the penalty reaches no weight of the model: sum over the parameters of the model that is passed to it"
+        )
         message += advice(exp, "regularizer=l2")
         if grows:
-            message = f"the penalty makes {named(grows)} grow: its sign is wrong; add it, do not subtract it"
+            message = f"the penalty makes {named(grows)} grow: the sign is wrong; add it, do not subtract it"
         return Verdict("fail", *shown, message)
     if missed:
-        message = f"the penalty misses {named(missed)}; it must take every weight" + advice(exp, "regularizer=l2")
+        message = f"the penalty misses {named(missed)}: it must include every weight" + advice(exp, "regularizer=l2")
         return Verdict("warn", *shown, message)
-    return Verdict("pass", *shown, "a stronger penalty costs more, and shrinks every weight")
+    return Verdict("pass", *shown, "a stronger penalty is higher, and shrinks every weight")

@@ -1,9 +1,9 @@
 """C10: the loss gets logits, not probabilities.
 
-Sees: softmax, log-softmax, sigmoid, tanh or ReLU on the outputs. Logits are free to take any value, so a
-copy is pushed for a few steps towards large and towards small outputs; what cannot go below 0, above 1 or
-beyond ±1 is no logit. Cannot see: a softmax inside the loss (the check `loss` does), or a bound far from
-the origin, such as scaled cosines, which is legitimate.
+Detects: softmax, log-softmax, sigmoid, tanh or ReLU on the outputs. Logits may take any value, so a copy is
+trained for a few steps towards large and towards small outputs; outputs that cannot go below 0, above 1 or
+beyond ±1 are not logits. Cannot detect: a softmax inside the loss (the check `loss` does), or a bound far from
+zero, such as that of scaled cosines, which is legitimate.
 """
 
 from __future__ import annotations
@@ -21,30 +21,26 @@ from dlrun.training.experiment import Experiment
 
 __all__ = ["probabilities"]
 
-COUNT, STEPS = 8, 15  # so that a bias alone, behind dead units, gets beyond 1
-RATES = (0.1, 0.01, 0.001)  # the next where a deep network without norms overflows
+COUNT, STEPS = 8, 15  # so that a bias alone, after dead units, gets beyond 1
+RATES = (0.1, 0.01, 0.001)  # the next one if a deep network without norms overflows
 ALMOST = 1e-4
 
 WRONG = {
-    "softmax": "rows are positive and sum to 1: a softmax too many, the loss has its own; return the logits",
-    "log_softmax": "rows are log-probabilities, which cross-entropy makes itself; return the logits",
-    "sigmoid": "outputs cannot leave 0 to 1: a sigmoid stands on the logits; return what goes into it",
-    "tanh": "outputs cannot leave -1 to 1: a tanh, clamp or tiny factor stands on the logits; return what goes into it",
-    "relu": "outputs cannot go below 0: a ReLU or softplus stands on the logits; end with a plain nn.Linear",
-    "negative": "outputs cannot go above 0: a log or -ReLU stands on the logits; end with a plain nn.Linear",
+    "softmax": "outputs look like probabilities, but the loss applies softmax itself: return raw logits",
+    "log_softmax": "outputs look like log-probabilities, but the loss applies log-softmax itself: return raw logits",
+    "sigmoid": "outputs stay between 0 and 1: a sigmoid is applied to the logits; return its input",
+    "tanh": "outputs stay between -1 and 1: a tanh, clamp or tiny factor is applied to the logits; return its input",
+    "relu": "outputs never go below 0: a ReLU or softplus is applied to the logits; end with a plain nn.Linear",
+    "negative": "outputs never go above 0: a log or -ReLU is applied to the logits; end with a plain nn.Linear",
 }
 
 
 @check(order=100, needs_outputs=True)
 def probabilities(exp: Experiment) -> Verdict:
-    """Look at rows of outputs, then push them up and down and see where they cannot go."""
+    """Look at rows of outputs, then train them up and down to find bounds."""
     if not any(p.requires_grad for p in exp.model.parameters()):
-        return Verdict(
-            "skip",
-            "frozen",
-            "any value",
-            "a frozen network cannot be pushed; unfreeze it with requires_grad_(True)",
-        )
+        message = "every parameter is frozen, so there is nothing to train: unfreeze some with requires_grad_(True)"
+        return Verdict("skip", "frozen", "any value", message)
     x, y = samples(exp, COUNT)
     with torch.no_grad():
         logits = replica(exp)(x).float()
@@ -75,7 +71,7 @@ def _range(low: float, high: float) -> str | None:
 
 
 def _pushed(exp: Experiment, x: Tensor, y: Tensor, sign: float) -> float:
-    """The largest (sign 1) or smallest (sign -1) output met while a copy is trained towards it."""
+    """The largest (sign 1) or smallest (sign -1) output seen while a copy is trained towards it."""
     extreme = float("-inf")
 
     def pushed(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

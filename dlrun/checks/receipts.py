@@ -1,13 +1,13 @@
-"""Receipts: a check that passed for a setup need not run again for the same setup (sweeps, repeated runs).
+"""Receipts: a check that passed for a setup is not run again for the same setup (sweeps, repeated runs).
 
-A receipt is kept under a hash of all that a check depends on: the config of model, loss, data, regularizer, objective
-and augmentation, what the data measured to, the versions of dlrun and torch, and the code: the files that define the
-classes of model, loss, penalty and objective with all their bases, what was imported from beside them, and the packages
-of `trust`. For files that lie elsewhere, check.fresh=true. The seed is not in the hash. Optimizer, schedule and trainer
-are in that of `optimizer` alone, which steps with the configured rate: so it is what a sweep over rates runs for each
-rate (four steps of 16 images); `parameters` and all others step with a rate of their own, once a setup. The audit,
-whose receipt would depend on the test split, is instead remembered by the process that holds the data
-(dlrun.data.audit): a sweep does it once a worker. Failures are never kept.
+A receipt is stored under a hash of everything that a check depends on: the parts of the config that the check names
+(dlrun.checks.check), the measured statistics of the data, the versions of dlrun and torch, and the code: the files
+that define the classes of model, loss, penalty and objective with all their bases, modules imported from the same
+folders, and the packages of `trust`. For other files there is check.fresh=true. The seed is not in the hash.
+Optimizer, schedule and trainer are only in that of `optimizer`, which steps with the configured rate. So a sweep over
+rates runs this check for each rate (four steps of 16 images); `parameters` and all others use fixed rates and run once
+per setup. The audit has no receipt, since its hash would depend on the test split; the process that holds the data
+remembers it (dlrun.data.audit), so a sweep runs it once per worker. Failures are never stored.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from dlrun.training.experiment import Experiment
 
 __all__ = ["find", "keep", "key", "setup"]
 
-# what a version stands for: dlrun, torch, Python's own
+# covered by a version in the hash: dlrun, torch, the standard library
 OURS = frozenset(("dlrun", "torch", "torchvision", *sys.stdlib_module_names))
 
 
 def setup(exp: Experiment) -> dict[str, Any]:
-    """Return all that checks depend on; read once for a suite, for it reads files."""
+    """Return everything that checks depend on; called once per suite, since it reads files."""
     return {
         "config": exp.cfg.plain,
         "data": exp.data.record(),
@@ -48,13 +48,13 @@ def setup(exp: Experiment) -> dict[str, Any]:
 
 
 def key(check: Check, setup: Mapping[str, Any]) -> str:
-    """Return the hash that stands for a check and everything it depends on."""
+    """Return the hash of a check and everything that it depends on."""
     about = {**setup, "check": check.name, "config": {part: setup["config"][part] for part in check.depends_on}}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _sources(exp: Experiment) -> list[str]:
-    """Hashes of the files that define the classes of model, loss and penalty, and dlrun's own checks."""
+    """Hashes of the files that define the classes of model, loss, penalty and objective, and the checks of dlrun."""
     classes = [type(m) for m in [*exp.model.modules(), *exp.loss.modules()]] + [
         type(exp.penalty),
         type(exp.objective),
@@ -63,16 +63,16 @@ def _sources(exp: Experiment) -> list[str]:
     modules = (
         {c.__module__ for c in classes} | own | _beside(own) | {m for m in sys.modules if m.startswith("dlrun.checks.")}
     )
-    # a user's class may lean on any file of its package
+    # a user's class may depend on any file of its package
     modules |= {m for m in sys.modules for t in exp.cfg.trust if m == t or m.startswith(f"{t}.")}
     files = set()
     for name in modules:
         if name.split(".")[0] in ("torch", "torchvision"):
-            continue  # their versions stand for them
+            continue  # their versions are in the hash
         try:
             files.add(inspect.getsourcefile(sys.modules[name]) or "")
         except (TypeError, KeyError):
-            continue  # defined at a prompt: no file to read
+            continue  # defined interactively: there is no file
     return sorted(hashlib.sha256(Path(f).read_bytes()).hexdigest() for f in files if f and Path(f).is_file())
 
 
@@ -81,14 +81,14 @@ def _ours(module: str) -> bool:
 
 
 def _beside(modules: Collection[str]) -> set[str]:
-    """The modules imported from the folders of these files: a user's class may lean on any file beside its own."""
+    """Modules imported from the folders of these modules: a user's class may depend on any file in its folder."""
     files = {name: getattr(module, "__file__", None) for name, module in list(sys.modules.items())}
     folders = {os.path.dirname(file) for name in modules if (file := files.get(name))}
     return {name for name, file in files.items() if file and os.path.dirname(file) in folders}
 
 
 def find(receipt: str) -> Verdict | None:
-    """Return the verdict that was kept under `receipt`, worded with its age."""
+    """Return the verdict stored under `receipt`, with its age in the message; None if there is none."""
     found = read_receipt(receipt)
     if found is None:
         return None
@@ -98,7 +98,7 @@ def find(receipt: str) -> Verdict | None:
 
 
 def keep(receipt: str, verdict: Verdict) -> None:
-    """Remember the verdict of a check, unless it is a failure or nothing was checked."""
+    """Store the verdict of a check, unless it is a failure or the check was skipped."""
     if verdict.status in ("pass", "warn"):
         write_receipt(receipt, {**verdict.__dict__, "time": time.time()})
 

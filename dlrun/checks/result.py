@@ -1,4 +1,4 @@
-"""The verdict of a check: pass, warn, fail or skip, and the numbers it rests on."""
+"""The verdict of a check: pass, warn, fail or skip, and the numbers behind it (`dlrun check`, C1-C10)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["STYLES", "Result", "Verdict", "lines", "table", "worst"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was measured, what was expected, and one sentence with what to try."""
+    """What was measured, what was expected, and one sentence on what to try."""
 
     status: str  # pass | warn | fail | skip
     value: str
@@ -23,7 +23,7 @@ STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
 
 @dataclass(frozen=True)
 class Result(Verdict):
-    """A verdict with the name of its check and the seconds it took: a row of checks.csv."""
+    """A verdict with the name of its check and the seconds that it took: one row of checks.csv."""
 
     check: str = ""
     seconds: float = 0.0
@@ -35,13 +35,13 @@ class Result(Verdict):
 
 
 def worst(results: list[Result]) -> str:
-    """Return what the checks say together: fail, warn or pass."""
+    """Return the worst status of all results: fail, warn or pass."""
     found = {r.status for r in results}
     return next((status for status in ("fail", "warn") if status in found), "pass")
 
 
 def lines(results: list[Result]) -> list[str]:
-    """Return a plain line a check, for logs and pipes."""
+    """Return one plain line per check, for logs and pipes."""
     width = max(len(r.check) for r in results)
     return [
         f"check {r.check:<{width}}  {r.status}  {r.value}"

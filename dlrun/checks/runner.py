@@ -1,9 +1,8 @@
-"""Runs the checks in order of their price, remembers what passed, and words the results (`dlrun check`, `dlrun train`).
+"""Runs the checks, cheap ones first, and reuses receipts of earlier passes (`dlrun check`, `dlrun train`, C1-C10).
 
-`check.only=[gradient,overfit]`, `check.skip=[…]`, `check.budget=60` (seconds), `check.fresh=true`. What did not
-fit the budget is `skip`, never `pass`; the last one that fits may take longer where it asks the model only a few
-times. A check that passed is remembered under a hash of all it depends on (dlrun.checks.receipts), so a sweep
-proves a setup once.
+`check.only=[gradient,overfit]`, `check.skip=[…]`, `check.budget=60` (seconds), `check.fresh=true`. Checks that do not
+fit into the budget are `skip`, never `pass`; the last one that starts may take longer if it cannot stop early. A pass
+is stored under a hash of everything that the check depends on (dlrun.checks.receipts), so a sweep checks a setup once.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ CHECKS = find_checks()
 
 
 def run(exp: Experiment) -> list[Result]:
-    """Run the chosen checks on copies; the experiment and the random state are as before."""
+    """Run the chosen checks on copies; the experiment and the random state are the same afterwards."""
     options = exp.cfg.check
     chosen = [c for n, c in CHECKS.items() if (not options.only or n in options.only) and n not in options.skip]
     began = time.perf_counter()
     setup = receipts.setup(exp)
     results = []
-    usable = True  # the outputs, as far as they were checked
+    usable = True  # the outputs of the model, unless their check fails
     with no_trace():
         for check in chosen:
             started = time.perf_counter()
@@ -54,7 +53,7 @@ def _one(check: Check, exp: Experiment, receipt: str, seconds_left: float) -> Ve
         verdict = check(exp, seconds_left)
     except UserError:
         raise
-    except Exception as error:  # the user's own model is code we have not seen: its error is a finding of this check
+    except Exception as error:  # the model is user code: its error is the result of this check
         message = f"the setup raised an error in this check{raised_at(error)}: {first_line(error)}"
         verdict = Verdict("fail", type(error).__name__, "no error", message)
     if check.keeps_receipt:

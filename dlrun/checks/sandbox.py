@@ -1,6 +1,7 @@
-"""What the checks work on: copies, so that a run is as if they had never run.
+"""Copies that the checks work on, so that a run is the same with and without checks (`dlrun check`, C1-C10).
 
-A check sees a copy of the model without dropout, the data loss without smoothing, and plain samples.
+A check gets a copy of the model without dropout, the data loss without label smoothing, and samples without
+augmentation.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["data_loss", "in_turn", "named", "no_trace", "replica", "samples", "s
 
 @contextmanager
 def no_trace() -> Iterator[None]:
-    """Put the random state back, whatever happens inside."""
+    """Restore the random state at the end, also after an error."""
     before = rng_state()
     try:
         yield
@@ -49,9 +50,9 @@ def data_loss(exp: Experiment) -> nn.Module:
 
 
 def in_turn(labels: Tensor, classes: int) -> Tensor:
-    """Return an order of the samples (N,) in which the classes take turns.
+    """Return an order of the samples (N,) in which the classes alternate.
 
-    Since a folder's samples are sorted by class, and twenty of one class prove nothing.
+    The samples of a folder are sorted by class, and twenty samples of one class are not enough for a check.
     """
     rank = torch.zeros_like(labels)
     for c in range(classes):
@@ -63,9 +64,9 @@ def in_turn(labels: Tensor, classes: int) -> Tensor:
 def samples(
     exp: Experiment, count: int, split: Split | None = None, index: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Return up to `count` normalised samples of a split (of train), classes in turn, without augmentation.
+    """Return up to `count` normalised samples (B, C, H, W) of a split (default: train) and their labels (B,).
 
-    `index` names the samples instead, and may be shorter than `count`.
+    The classes alternate, and nothing is augmented. `index` selects the samples instead; it may be shorter.
     """
     split = exp.data.train if split is None else split
     index = in_turn(split.labels, exp.num_classes) if index is None else index
@@ -83,12 +84,12 @@ def training(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Take a step of Adam on each batch; yield the loss, with its graph, and the logits (B, K) before the step.
 
-    Ends where nothing trains: at once in a frozen model, after the first batch where no gradient comes back.
+    Ends if nothing can be trained: at once if the model is frozen, after the first batch if the loss has no gradient.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         return
-    # one kernel for all that a step changes in a tensor: a fifth of the time
+    # one kernel for everything that a step changes in a tensor: a fifth of the time
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trainable)
     optimizer = torch.optim.Adam(trainable, lr=rate, fused=fused)
     loss = data_loss(exp) if loss is None else loss
@@ -106,7 +107,7 @@ def training(
 
 
 def settle(model: nn.Module, x: Tensor) -> None:
-    """Set the running statistics of batch norms to those of one batch: a few steps leave them far behind."""
+    """Set the running statistics of batch norms to those of one batch: after a few steps they lag far behind."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return

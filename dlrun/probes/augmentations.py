@@ -1,4 +1,4 @@
-"""Training images beside what augmentation makes of them, as one picture (`dlrun show augment`, D7)."""
+"""Training images next to augmented versions of them, as one picture (`dlrun show augment`, D7)."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from dlrun.training.experiment import Experiment
 __all__ = ["draw"]
 
 ROWS, DRAWS = 6, 7
-SIDE, NAME, HEAD = 1.15, 1.1, 0.75  # inches: an image, the names of classes, the titles
+SIDE, NAME, HEAD = 1.15, 1.1, 0.75  # inches: one image, the class names, the titles
 
 
 def draw(exp: Experiment, title: str) -> bytes:
-    """Return as PNG a row an image of classes in turn: the image, and DRAWS that augmentation makes of it.
+    """Return a PNG with one row per image: the original and DRAWS augmented versions; the classes alternate.
 
-    Drawn with the seed of the run. Raises UserError where augmentation is off.
+    Uses the seed of the run. Raises UserError if augmentation is off.
     """
     chosen = _classes_in_turn(exp.data.train.labels)
     originals = exp.data.train.images.take(chosen)
@@ -29,23 +29,23 @@ def draw(exp: Experiment, title: str) -> bytes:
     generator = torch.Generator(exp.device).manual_seed(exp.cfg.seed)
     changed = repeated if exp.train.augment is None else exp.train.augment(repeated, generator)
     if torch.equal(changed, repeated):
-        raise UserError("augmentation is off: choose augment=crop_flip, or set a key such as augment.rotate=15")
+        raise UserError("augmentation is off: choose augment=crop_flip or set, for example, augment.rotate=15")
     shown = _displayable(torch.cat([originals[:, None], changed.cpu().view(-1, DRAWS, *originals.shape[1:])], 1))
     names = [exp.data.classes[int(label)] for label in exp.data.train.labels[chosen]]
     return picture(_figure(shown, names, f"{title}: {_settings(exp.cfg.augment)}"))
 
 
 def _classes_in_turn(labels: Tensor) -> Tensor:
-    """The numbers of up to ROWS samples: the first of each class, then the second, and so on."""
+    """The indices of up to ROWS samples: the first of each class, then the second, and so on."""
     firsts = [np.flatnonzero(labels.numpy() == label)[:ROWS] for label in np.unique(labels.numpy())]
     turns = sorted((turn, label, number) for label, mine in enumerate(firsts) for turn, number in enumerate(mine))
     return torch.tensor([int(number) for _, _, number in turns[:ROWS]])
 
 
 def _displayable(images: Tensor) -> Any:
-    """Images (N, K, H, W, C) as an array from 0 to 1; floats between their least and their largest value.
+    """Images (N, K, H, W, C) scaled to 0 to 1: bytes by 255, floats by their smallest and largest value.
 
-    Images of neither one nor three channels show the mean of all.
+    If there are not three channels, returns their mean (N, K, H, W).
     """
     values = images.double().numpy()
     low, high = (0.0, 255.0) if images.dtype == torch.uint8 else (values.min(), values.max())
@@ -54,7 +54,7 @@ def _displayable(images: Tensor) -> Any:
 
 
 def _settings(augment: Any) -> str:
-    """What is on, as one types it."""
+    """The augmentations that are on, as overrides without `augment.`."""
     hidden = {"_target_"} if augment.get("randaugment") else {"_target_", "magnitude"}
     on = {k: v for k, v in augment.items() if v and k not in hidden and (k, v) != ("padding", "zero")}
     return "  ".join(f"{k}={str(v).lower()}" for k, v in on.items())
@@ -71,7 +71,7 @@ def _figure(shown: Any, names: list[str], title: str) -> Any:
     for row, name in enumerate(names):
         axes[row, 0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
         for column in range(columns):
-            # nearest: one sees the pixels that the network sees
+            # nearest: shows the pixels that the network sees
             axes[row, column].imshow(shown[row, column], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes[row, column].set(xticks=[], yticks=[])
     for column in range(columns):

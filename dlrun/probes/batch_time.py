@@ -1,6 +1,6 @@
-"""Seconds a step against the batch size, in powers of two, up to where memory ends (`dlrun batch_time`, O6).
+"""Seconds per step against the batch size, in powers of two, until memory runs out (`dlrun batch_time`, O6).
 
-A step is what training pays for one: drawing and augmenting the batch, forward, backward, update.
+A step includes all that it costs in training: sampling and augmenting the batch, forward, backward, update.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from dlrun.training.memory import out_of_memory
 __all__ = ["Timing", "draw", "knee", "measure", "table"]
 
 NEAR = 1.25  # the knee: the smallest batch whose time per sample is at most this times the lowest
-WARM, MOST, LONG = 2, 20, 0.3  # steps that are not counted; most steps timed a size; seconds after which 3 are enough
+WARM, MOST, LONG = 2, 20, 0.3  # steps not counted; most steps timed per size; seconds after which 3 are enough
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Lowest seconds of a step and of a sample in it; peak_mb is the most MiB held, 0 where nothing tells."""
+    """Lowest seconds per step and per sample; peak_mb is the peak memory in MiB, 0 if it cannot be measured."""
 
     batch_size: int
     step_seconds: float
@@ -36,22 +36,22 @@ class Timing:
 
 
 def measure(exp: Experiment, seconds: float, say: Callable[[Timing], None]) -> tuple[list[Timing], str]:
-    """Time 1, 2, 4 … samples a step and say each; return the timings and why the series ended.
+    """Time 1, 2, 4 … samples per step and pass each timing to `say`; return the timings and why they ended.
 
-    It ends with the training split, when memory runs out, or once `seconds` are spent.
+    They end with the size of the training split, when memory runs out, or after `seconds`.
     """
     timings: list[Timing] = []
     started, size = time.perf_counter(), 1
     while size <= len(exp.data.train.labels):
         spent = time.perf_counter() - started
         if timings and spent + (WARM + 3) * 2 * timings[-1].step_seconds > seconds:
-            return timings, f"{seconds:g} seconds are spent; --seconds={4 * seconds:g} goes on"
+            return timings, f"{seconds:g} seconds are used up; --seconds={4 * seconds:g} continues"
         try:
             with untouched(exp):
                 timings.append(_time(exp, size))
         except Exception as error:
             if size == 1 and "more than 1 value per channel" in str(error):
-                size = 2  # batch norm over a single value
+                size = 2  # batch norm cannot normalise a single value
                 continue
             if not out_of_memory(error):
                 raise
@@ -71,12 +71,12 @@ def _time(exp: Experiment, size: int) -> Timing:
     fresh = exp.batches(exp.data.train, batch_size=size, shuffle=True, drop_last=True, **options)
     taken = list(_steps(exp, fresh))
     peak = memory.peak_mb(exp.device) or 0.0
-    best = min(taken)  # what else runs on a machine only ever adds
+    best = min(taken)  # other processes only ever add time
     return Timing(size, best, best / size, peak)
 
 
 def _steps(exp: Experiment, batches: Batches) -> Iterator[float]:
-    """Seconds of each step that counts."""
+    """Seconds of each counted step."""
     steps, total = endless(batches), 0.0
     for i in range(WARM + MOST):
         started = time.perf_counter()
@@ -105,12 +105,12 @@ def knee(timings: Iterable[Timing]) -> int:
 
 
 def table(timings: Iterable[Timing]) -> list[dict[str, Any]]:
-    """The rows of batch_time.csv, a batch size each."""
+    """The rows of batch_time.csv, one per batch size."""
     return [asdict(t) for t in timings]
 
 
 def draw(timings: list[Timing], chosen: int, ending: str, title: str) -> bytes:
-    """Return the timings as PNG: milliseconds a sample and a step against the batch size, the knee marked."""
+    """Return a PNG of milliseconds per sample and per step against the batch size, with the knee marked."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
@@ -118,10 +118,10 @@ def draw(timings: list[Timing], chosen: int, ending: str, title: str) -> bytes:
     above, below = figure.subplots(2, 1, sharex=True)
     sizes = [t.batch_size for t in timings]
     above.plot(sizes, [1e3 * t.sample_seconds for t in timings], "o-", color="#0072B2")
-    above.set(yscale="log", ylabel="milliseconds a sample")
+    above.set(yscale="log", ylabel="milliseconds per sample")
     above.set_title(f"Time against batch size: {title}", loc="left")
     below.plot(sizes, [1e3 * t.step_seconds for t in timings], "o-", color="#0072B2")
-    below.set(xscale="log", yscale="log", ylabel="milliseconds a step")
+    below.set(xscale="log", yscale="log", ylabel="milliseconds per step")
     below.set_xlabel(f"batch size ({ending.split(';')[0]})")
     below.set_xticks(sizes, [str(s) for s in sizes])
     below.xaxis.set_minor_locator(NullLocator())

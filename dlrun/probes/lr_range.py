@@ -1,6 +1,6 @@
-"""The learning-rate range test: one step a batch while the rate rises geometrically (`dlrun lr_range`, O5).
+"""The learning-rate range test: one step per batch while the rate rises geometrically (`dlrun lr_range`, O5).
 
-After L. N. Smith, "Cyclical Learning Rates for Training Neural Networks" (2017). The experiment is left as it was.
+After L. N. Smith, "Cyclical Learning Rates for Training Neural Networks" (2017). The experiment is left unchanged.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from dlrun.training.memory import out_of_memory
 
 __all__ = ["Point", "Verdict", "adaptive", "draw", "judge", "lines", "measure", "normalised", "table"]
 
-LOOKS, HELD = 50, 256  # times the loss is looked at in a test, and the images that it is looked at on
+LOOKS, HELD = 50, 256  # evaluations of the loss per test, and the images that they use
 WIDTH = 0.25  # decades: the standard deviation of the smoothing, over the rate on its log axis
-STOP = 4.0  # times the first loss: beyond it nothing is to be learnt
-CAP = 2.0  # times the first loss: an explosion counts for no more when it is smoothed
+STOP = 4.0  # times the first loss: beyond it the test ends
+CAP = 2.0  # times the first loss: larger losses are capped before smoothing
 FALL = 0.05  # of the first loss: a smaller fall is flat
-LOST = 0.25  # of the fall: where so much of it is lost again, a rate is too high for weights that cannot grow
+LOST = 0.25  # of the fall: a rate that loses so much of it again is too high for weights that cannot grow
 
 
 @dataclass(frozen=True)
 class Point:
-    """A step of the test: its rate, the loss of its batch before it, and the smoothed loss of the fixed images."""
+    """A step of the test: its rate, the loss of its batch before the step, the smoothed loss of the fixed images."""
 
     lr: float
     loss: float
@@ -43,7 +43,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`state` is fine, flat, high or open; `lr` is None where the curve suggests none."""
+    """`state` is fine, flat, high or open; `lr` is None if the curve gives no suggestion."""
 
     state: str
     lr: float | None
@@ -51,15 +51,15 @@ class Verdict:
 
 
 def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]:
-    """Train `steps` batches at rates from `low` to `high`; ends early where the loss explodes.
+    """Train `steps` batches at rates from `low` to `high`; ends early if the loss explodes.
 
-    The groups of optimizer.per_layer keep their ratios. Raises UserError when the optimizer has no rate to
-    move, or when memory runs out.
+    The groups of optimizer.per_layer keep their ratios. Raises UserError if the optimizer has no learning rate,
+    or if memory runs out.
     """
     base = float(exp.cfg.optimizer["lr"])
     first = exp.scheduler.state_dict()["base_lrs"]
     if base <= 0 or any("lr" not in group for group in exp.optimizer.param_groups):
-        raise UserError(f"optimizer.lr={base:g}: the range test needs a rate above 0 to scale")
+        raise UserError(f"optimizer.lr={base:g}: expected more than 0, since the range test scales it")
     steps_done: list[tuple[float, float]] = []  # the rate and the loss of the batch
     looks: list[tuple[float, float]] = []  # the rate and the loss of the fixed images
     with untouched(exp):
@@ -72,13 +72,13 @@ def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]
                     group["lr"] = lr * own / base
                 loss = float(loop.step(exp, x, y, index)[0]) / len(y)
                 steps_done.append((lr, loss))
-                if not loss < STOP * steps_done[0][1]:  # not a number either
+                if not loss < STOP * steps_done[0][1]:  # also true of NaN
                     break
                 if i % max(1, steps // LOOKS) == 0 or i == steps - 1:
                     looks.append((lr, _loss(exp, held)))
         except Exception as error:
             if out_of_memory(error):
-                raise UserError("out of memory: try trainer.accumulate=2 or a smaller batch") from error
+                raise UserError("out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size") from error
             raise
     if looks and len(steps_done) < steps:
         looks.append((steps_done[-1][0], math.inf))
@@ -87,7 +87,7 @@ def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]
 
 
 def _held(exp: Experiment) -> list[tuple[Tensor, Tensor]]:
-    """Up to HELD training images: on each step's own batch the noise between batches hides a fall of a tenth."""
+    """Up to HELD fixed training images: on the batch of each step, noise between batches hides a fall of a tenth."""
     size = exp.cfg.trainer.batch_size
     batches = islice(exp.train.epoch(1), max(1, HELD // size))
     return [(x[:HELD], y[:HELD]) for x, y, _ in batches]
@@ -100,14 +100,14 @@ def _loss(exp: Experiment, held: list[tuple[Tensor, Tensor]]) -> float:
 
 
 def _smoothed(rates: list[float], looks: list[tuple[float, float]]) -> list[float]:
-    """The looks' mean at each rate, weighted by a Gaussian of their distance in decades; nan without a first loss."""
+    """The mean loss at each rate, weighted by a Gaussian of the distance in decades; NaN without a first loss."""
     if not looks or not math.isfinite(looks[0][1]):
         return [math.nan] * len(rates)
     top = CAP * looks[0][1]
     found = []
     for lr in rates:
         weights = [math.exp(-((math.log10(lr / other) / WIDTH) ** 2) / 2) for other, _ in looks]
-        # a loss that is not a number counts as the highest
+        # NaN counts as the highest
         values = [value if value < top else top for _, value in looks]
         total = sum(weights)
         found.append(sum(w * v for w, v in zip(weights, values, strict=True)) / total if total else math.nan)
@@ -126,45 +126,48 @@ def adaptive(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def judge(points: list[Point], low: float, high: float, *, normalised: bool, adaptive: bool) -> Verdict:
-    """Read a suggestion off the curve: with norms from the rate that loses a quarter of the fall, else from the lowest.
+    """Suggest a rate: with norm layers from the rate that loses a quarter of the fall, else from the lowest point.
 
-    A norm makes a layer blind to the scale of its weights, which large steps let grow until the steps are small enough
-    (Arora, Li and Lyu, "Theoretical analysis of auto rate-tuning by batch normalization", 2019), so that a run with a
-    warm-up and a schedule that lowers the rate can begin far above the lowest point. Without norms it diverges there.
-    Gradients get smaller with larger weights, and so do the steps of SGD, but not those of an adaptive optimizer: twice
-    the rate leaves half of the units dead, and a tenth of the lowest point's is too low where there is much to learn.
-    The factors are measured: tests/benchmarks/bench_lr_range.py holds the suggestion against a grid of rates.
+    A norm makes a layer independent of the scale of its weights, which grow under large steps until the relative steps
+    are small enough (Arora, Li and Lyu, "Theoretical analysis of auto rate-tuning by batch normalization", 2019), so a
+    run with a warm-up and a decaying schedule can start far above the lowest point. Without norms it diverges there.
+    Gradients shrink as weights grow, and so do the steps of SGD, but not those of an adaptive optimizer: twice the
+    rate leaves half of the units dead, and a tenth of the rate of the lowest point is too low for hard tasks.
+    The factors are measured: tests/benchmarks/bench_lr_range.py compares the suggestion with a grid of rates.
     """
     finite = [p for p in points if math.isfinite(p.smoothed)]
     if not finite:
-        return Verdict("high", None, f"not finite from the start: the range is too high, try --low={low / 1e3:g}")
+        return Verdict(
+            "high", None, f"the loss is not finite from the start: the range is too high, try --low={low / 1e3:g}"
+        )
     start, best = finite[0].smoothed, min(finite, key=lambda p: p.smoothed)
     end = finite[-1].smoothed
     if best.smoothed > (1 - FALL) * start:
         if len(finite) < len(points) or end > 1.5 * start:
-            text = f"rising without a fall before it: the range is too high, try --low={low / 1e3:g}"
+            text = f"the loss rises without falling first: the range is too high, try --low={low / 1e3:g}"
             return Verdict("high", None, text)
-        text = f"flat: the loss stays near {start:.3g}, the range is too low, try --high={high * 1e3:g}"
+        text = f"the loss stays near {start:.3g}: the range is too low, try --high={high * 1e3:g}"
         return Verdict("flat", None, text)
     level = best.smoothed + LOST * (start - best.smoothed)
     lost = next((p for p in finite if p.lr > best.lr and p.smoothed >= level), None)
     text = f"the loss is lowest ({best.smoothed:.3g}) at lr {best.lr:.2g}"
     if not normalised:
-        lr, text = best.lr / 2, f"{text}; half of that, as no layer normalises"
+        lr, text = best.lr / 2, f"{text}; half of that is suggested, since the model has no norm layers"
     elif lost:
         lr = lost.lr if adaptive else min(2 * lost.lr, finite[-1].lr)
-        much = "that, as layers normalise and steps do not shrink" if adaptive else "twice that, as layers normalise"
-        text += f" and has lost a quarter of its fall at {lost.lr:.2g}; {much}"
+        much = "that rate is suggested" if adaptive else "twice that rate is suggested"
+        text += f" and has lost a quarter of its fall at {lost.lr:.2g}; {much}, since the model has norm layers"
+        text += " and the optimizer is adaptive" if adaptive else ""
     else:
-        lr, text = math.sqrt(best.lr * finite[-1].lr), f"{text}; midway from there to the end, where it is as low still"
+        lr, text = math.sqrt(best.lr * finite[-1].lr), f"{text}; the midpoint between it and the end is suggested"
     lr = float(f"{lr:.2g}")
     if best is points[-1]:
-        return Verdict("open", lr, f"still falling at the end of the range: try --high={high * 10:g}; {text}")
+        return Verdict("open", lr, f"the loss still falls at the end of the range: try --high={high * 10:g}; {text}")
     return Verdict("fine", lr, text)
 
 
 def lines(points: Iterable[Point]) -> list[str]:
-    """The curve in words: the last smoothed loss of every half decade, as a number and a bar."""
+    """The curve as text: the last smoothed loss of every half decade, as a number and a bar."""
     rows = {math.floor(2 * math.log10(p.lr) + 1e-9): p for p in points}
     shown = [p.smoothed for p in rows.values() if math.isfinite(p.smoothed)]
     top = min(max(shown), 2 * shown[0]) if shown else 1.0
@@ -176,21 +179,21 @@ def lines(points: Iterable[Point]) -> list[str]:
 
 
 def draw(points: list[Point], verdict: Verdict, title: str) -> bytes:
-    """Return the curve as PNG: loss against the rate on a log axis, the suggestion marked."""
+    """Return a PNG of the loss against the rate on a log axis, with the suggestion marked."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     finite = [p for p in points if math.isfinite(p.smoothed)]
     rates = [p.lr for p in finite]
-    axes.plot(rates, [p.loss for p in finite], color="0.75", lw=1, label="each step's batch")
+    axes.plot(rates, [p.loss for p in finite], color="0.75", lw=1, label="batch of the step")
     axes.plot(rates, [p.smoothed for p in finite], color="#0072B2", lw=2, label=f"the same {HELD} images, smoothed")
-    if finite:  # the explosion at the end would flatten all that matters
+    if finite:  # the explosion at the end would flatten the rest of the curve
         top = 2 * max(finite[0].smoothed, finite[0].loss)
         axes.set_ylim(0, min(top, 1.05 * max(p.loss for p in finite)))
     if verdict.lr is not None:
         axes.axvline(verdict.lr, color="#D55E00", ls="--", lw=2, label=f"suggestion: optimizer.lr={verdict.lr:g}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (one batch a step)")
+    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss (one batch per step)")
     axes.set_title(f"Learning-rate range test: {title}", loc="left")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -198,5 +201,5 @@ def draw(points: list[Point], verdict: Verdict, title: str) -> bytes:
 
 
 def table(points: list[Point]) -> list[dict[str, Any]]:
-    """The rows of lr_range.csv, a step each."""
+    """The rows of lr_range.csv, one per step."""
     return [{"step": i, "lr": p.lr, "loss": p.loss, "smoothed": p.smoothed} for i, p in enumerate(points, 1)]

@@ -1,6 +1,6 @@
-"""Training steps that leave no trace, for verbs that measure before a run (`dlrun lr_range`, `dlrun batch_time`).
+"""Training steps that leave no trace, for commands that measure before a run (`dlrun lr_range`, `dlrun batch_time`).
 
-Practices O5, O6: weights, optimizer and random state are afterwards what they were, bit for bit.
+Practices O5, O6: afterwards weights, optimizer and random state are bit for bit what they were before.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["endless", "untouched"]
 
 @contextmanager
 def untouched(exp: Experiment) -> Iterator[None]:
-    """Put weights, buffers, modes, optimizer and random state back, whatever happens inside."""
+    """Restore weights, buffers, modes, optimizer and random state at the end, also after an error."""
     random = rng_state()
     parts = (exp.model, exp.loss)
     tensors = [(t, t.detach().clone()) for part in parts for t in chain(part.parameters(), part.buffers())]
@@ -42,5 +42,5 @@ def untouched(exp: Experiment) -> Iterator[None]:
 
 
 def endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Return the batches of epoch 1, 2, … one after the other."""
+    """Return the batches of epochs 1, 2, … without end."""
     return chain.from_iterable(batches.epoch(number) for number in count(1))

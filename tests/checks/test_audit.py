@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gc
 import json
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,11 @@ __all__ = ["root"]  # a fixture
 def checked(check, data, **dataset):
     cfg = Settings.of({"dataset": {"limit": 0, "balance": data.balance, **dataset}})
     return check(SimpleNamespace(data=data, num_classes=len(data.classes), cfg=cfg))
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers in a text, in their order."""
+    return [int(number) for number in re.findall(r"\d+", text)]
 
 
 def copy(root: Path, source: str, target: str) -> None:
@@ -149,11 +155,11 @@ def test_many_leaks_fail_and_few_warn(root):
         copy(root, f"train/cat/{number:02}.png", f"val/cat/{number:02}.png")
     verdict = checked(data_duplicates, ready(root))
     assert verdict.status == "warn"
-    assert verdict.value.startswith("3 of train in val, ")
+    assert (numbers(verdict.value)[0], "in val," in verdict.value) == (3, True)
     copy(root, "train/dog/04.png", "val/dog/04.png")
     verdict = checked(data_duplicates, ready(root))
     assert verdict.status == "fail"
-    assert verdict.value.startswith("4 of train in val, ")
+    assert (numbers(verdict.value)[0], "in val," in verdict.value) == (4, True)
     assert "val/cat/00.bmp = train/cat/00.png" in verdict.message
 
 
@@ -187,7 +193,7 @@ def test_few_copies_of_one_label_in_a_large_split_are_mentioned_only():
     assert verdict.status == "warn"  # 4 = 1 has two labels
     verdict = checked(data_duplicates, replace(apart, train=replace(split, labels=torch.zeros(300, dtype=torch.int64))))
     assert verdict.status == "pass"
-    assert "2 copies within a split" in verdict.value
+    assert "2 copies" in verdict.value
     assert "2 = 0" in verdict.message
 
 
@@ -208,7 +214,7 @@ def test_blank_images_are_told_as_blank_and_are_nobodys_copy(root, memory_gb):
         ("constant", name) for name in ("train/cat/01.png", "train/dog/01.png", "val/cat/03.png", "test/dog/03.png")
     ]
     verdict = checked(data_audit, data)
-    assert (verdict.status, verdict.value) == ("warn", "0 dropped, 4 blank, 20 to 20 a class")
+    assert (verdict.status, numbers(verdict.value)) == ("warn", [0, 4, 20, 20])
     assert "train/cat/01.png" in verdict.message
     assert checked(data_duplicates, data).status == "pass"
 
@@ -224,12 +230,12 @@ def test_dropped_samples_and_small_classes_are_told(root):
     for number in range(3, 20):
         (root / "train" / "dog" / f"{number:02}.png").unlink()
     verdict = checked(data_audit, ready(root, on_bad="drop"))
-    assert (verdict.status, verdict.value) == ("warn", "1 dropped, 0 blank, 3 to 19 a class")
-    assert "dropped as bad: train/cat/03.png" in verdict.message
-    assert "too few training samples of dog (3): add some, merge classes" in verdict.message
+    assert (verdict.status, numbers(verdict.value)) == ("warn", [1, 0, 3, 19])
+    assert "bad: train/cat/03.png" in verdict.message
+    assert " dog (3): " in verdict.message
     assert "dataset.limit" not in verdict.message  # all are there
     few = checked(data_audit, ready(root, on_bad="drop"), limit=22)
-    assert "merge classes or raise dataset.limit=22" in few.message
+    assert "raise dataset.limit=22" in few.message
 
 
 def test_uneven_classes_are_told_until_they_are_balanced(root):
@@ -381,7 +387,7 @@ def test_a_run_lists_what_it_dropped_and_found(root, tmp_path, capsys, monkeypat
     assert execute(cfg, run) == 0
     found = rows(run.path / "dropped.csv")
     assert [(row["id"], row["split"]) for row in found] == [(name, name.split("/")[0]) for name in names]
-    assert all(row["reason"] == "cannot be read as an image (the file is empty)" for row in found)
+    assert all("file is empty" in row["reason"] for row in found)
     result = json.loads((run.path / "result.json").read_text())
     assert result["data"]["dropped"] == {"train": 1, "val": 1, "test": 1}
     assert (result["data"]["train"], result["data"]["val"], result["test_samples"]) == (39, 15, 15)
@@ -402,9 +408,9 @@ def test_a_run_lists_what_it_dropped_and_found(root, tmp_path, capsys, monkeypat
     checked = rows(run.path / "checks.csv")
     assert [row["status"] for row in json.loads(printed.out)] == [row["status"] for row in checked]
     assert [row["status"] for row in checked] == ["warn", "warn"]
-    assert "1 under two labels (1 of the leaks, 0 of the copies)" in checked[1]["value"]
-    assert "more than 3 of a split" in checked[1]["expected"]
-    assert f"all 5 findings about the data are listed in {run.path / 'audit.csv'}" in said
+    assert numbers(checked[1]["value"]) == [1, 1, 1, 0, 0]
+    assert "more than 3" in checked[1]["expected"]
+    assert re.search(rf"\b5\b.*{re.escape(str(run.path / 'audit.csv'))}", said)
 
 
 def test_a_refused_run_lists_all_that_is_bad(root, tmp_path):
@@ -421,7 +427,7 @@ def test_a_refused_run_lists_all_that_is_bad(root, tmp_path):
         )
     )
     run = claim(str(tmp_path / "run"), "x")
-    with pytest.raises(UserError, match=r"12 of 40 samples .* all are listed in .*audit\.csv$") as caught:
+    with pytest.raises(UserError, match=r"12 of 40 .*audit\.csv$") as caught:
         execute(cfg, run)
     assert caught.value.code == 2
     found = rows(run.path / "audit.csv")

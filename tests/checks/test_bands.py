@@ -160,12 +160,12 @@ def test_a_spike_is_no_plateau_and_a_plateau_ends_after_450_steps(monkeypatch: p
     falls = [math.log(10) * 0.995**step for step in range(900)]  # under a twentieth after 598
     spiked = [math.log(10) if step in (501, 502, 510) else value for step, value in enumerate(falls)]
     assert scripted(monkeypatch, falls, wrong=598) == []
-    assert c3.overfit(experiment()).message == "learned by heart in 599 steps"
+    assert "599 steps" in c3.overfit(experiment()).message
     taken = scripted(monkeypatch, spiked, wrong=598)
-    assert c3.overfit(experiment()).message == "learned by heart in 599 steps"
+    assert "599 steps" in c3.overfit(experiment()).message
     assert taken == [599]
     taken = scripted(monkeypatch, [math.log(10)] * 400 + falls[::2], wrong=699)  # deep networks of sigmoid start so
-    assert c3.overfit(experiment()).message == "learned by heart in 700 steps"
+    assert "700 steps" in c3.overfit(experiment()).message
     assert taken == [700]
     taken = scripted(monkeypatch, [math.log(10)] * 450)
     assert c3.overfit(experiment()).status == "warn"  # all right and no lower
@@ -187,7 +187,7 @@ def test_a_loss_that_falls_slowly_has_1500_steps_to_get_all_right(
 ) -> None:
     taken = scripted(monkeypatch, [math.log(10) * fall**step for step in range(2000)], wrong, answers)
     found = c3.overfit(experiment())
-    assert (found.status, "learned by heart slowly" in found.message) == (status, status == "warn")
+    assert (found.status, "slowly" in found.message) == (status, status == "warn")
     assert taken == [steps] * 3
 
 
@@ -202,7 +202,7 @@ def test_where_time_is_short_a_plateau_ends_early_and_every_rate_has_its_turn(mo
     assert c3.overfit(experiment(), seconds=400.0).status == "skip"
     falls = [math.log(10) * 0.985**step for step in range(450)]  # under a twentieth after 199
     taken = scripted(monkeypatch, [math.log(10) if step in (151, 152, 160) else v for step, v in enumerate(falls)])
-    assert c3.overfit(experiment(), seconds=420.0).message == "learned by heart in 200 steps"  # a spike is no plateau
+    assert "200 steps" in c3.overfit(experiment(), seconds=420.0).message  # a spike is no plateau
     assert taken == [200]
 
 
@@ -228,7 +228,7 @@ def test_a_penalty_that_misses_a_layer_is_warned_about_by_name() -> None:
     alter(exp, penalty=Misses(1e-3, name))
     found = penalty(exp)
     assert found.status == "warn"
-    assert f"misses {name};" in found.message
+    assert f"misses {name}:" in found.message
     alter(exp, penalty=Misses(1e-3, "none such"))
     assert penalty(exp).status == "pass"
 
@@ -241,22 +241,22 @@ def asked(p: float, slice_learned: bool = True) -> garbage._Found:
 def test_beating_chance_is_sure_under_a_ten_thousandth_and_possible_under_two_thousandths(
     monkeypatch: pytest.MonkeyPatch, p: float, status: str
 ) -> None:
-    monkeypatch.setattr(garbage._Trial, "ask", lambda self, model: asked(p))
+    monkeypatch.setattr(garbage._Trial, "evaluate", lambda self, model: asked(p))
     found = garbage.garbage(experiment())
     assert found.status == status
-    assert ("barely holds elsewhere" in found.message) == (status == "warn")
+    assert ("barely" in found.message) == (status == "warn")
 
 
-@pytest.mark.parametrize(("seconds", "why"), [(1e-9, "raise check.budget"), (1e9, "too slow here for this model")])
+@pytest.mark.parametrize(("seconds", "short"), [(1e-9, True), (1e9, False)])
 def test_fewer_steps_than_say_something_leave_it_undecided(
-    monkeypatch: pytest.MonkeyPatch, seconds: float, why: str
+    monkeypatch: pytest.MonkeyPatch, seconds: float, short: bool
 ) -> None:
-    monkeypatch.setattr(garbage._Trial, "ask", lambda self, model: asked(0.5))
+    monkeypatch.setattr(garbage._Trial, "evaluate", lambda self, model: asked(0.5))
     monkeypatch.setattr(garbage, "SECONDS", min(seconds, 1e-9) if seconds > 1 else 20.0)
     found = garbage.garbage(experiment(), seconds)
     assert found.status == "skip"
-    assert found.message.startswith("undecided after 1 steps")
-    assert found.message.endswith(why)
+    assert "1 steps" in found.message
+    assert ("check.budget" in found.message) == short
 
 
 SLOW = ("model=mlp", "model.depth=20", "model.width=16", "model.activation=sigmoid", "model.norm=none")
@@ -270,12 +270,12 @@ def test_a_network_that_learns_nothing_of_the_slice_proves_nothing_unless_its_in
     monkeypatch.setattr(garbage, "samples", lambda *a, **k: ((z := true(*a, **k))[0] * (not same), z[1]))
     found = garbage.garbage(build(composed("trainer.threads=1", *SLOW)))
     assert found.status == ("fail" if same else "skip"), found
-    assert ("learned nothing of the slice itself" in found.message) == (not same)
+    assert ("undecided" in found.message) == (not same)
 
 
 def test_one_look_at_which_the_slice_was_learned_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([False, True, *[False] * 99])
-    monkeypatch.setattr(garbage._Trial, "ask", lambda self, model: asked(0.5, next(looks)))
+    monkeypatch.setattr(garbage._Trial, "evaluate", lambda self, model: asked(0.5, next(looks)))
     assert garbage.garbage(experiment()).status == "fail"
 
 

@@ -87,7 +87,7 @@ def test_guessing_one_class_of_a_skewed_set_is_not_above_chance() -> None:
 
 def test_a_shift_of_the_classes_is_recognised() -> None:
     y = torch.arange(10).repeat(5)
-    assert "class 3 stands for class 0" in garbage._shift(y, (y + 3) % 10, 10)
+    assert "labelled 3" in garbage._shift(y, (y + 3) % 10, 10)
     assert garbage._shift(y, y[torch.randperm(50, generator=torch.Generator().manual_seed(0))], 10) == ""
 
 
@@ -136,8 +136,7 @@ def test_with_an_output_bias_the_initial_loss_is_that_of_guessing_by_frequency(t
     words = ("dataset=arrays", f"dataset.path={tmp_path}/uneven.npz", f"loss={loss}", "model.output_bias=frequency")
     found = chance.initial_loss(experiment(*words))
     assert found.status == "pass", found
-    name = {"cross_entropy": "entropy of the labels", "hinge": "guesses by frequency"}[loss]
-    assert found.expected.endswith(f"({name})")
+    assert ("entropy" in found.expected) == (loss == "cross_entropy")
     # of 64 samples 58 are of class 0; the margin of 1 is met by ln 9 there, and missed by 1 + ln 9 in the other
     exact = {"cross_entropy": -(58 * math.log(0.9) + 6 * math.log(0.1)) / 64, "hinge": 6 / 64 * (1 + math.log(9))}
     assert float(found.expected.split()[0]) == pytest.approx(exact[loss], abs=2e-3)
@@ -207,7 +206,7 @@ def test_a_head_that_starts_at_zero_is_sound() -> None:
 def test_a_bias_without_a_gradient_before_a_norm_is_left_to_the_lint() -> None:
     model = Odd(nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16)))
     assert c9.parameters(wearing(model)).status == "pass"
-    assert lints.lint_bias(wearing(model)).message.startswith("the norm behind between.0 ")
+    assert " between.0 " in lints.lint_bias(wearing(model)).message
 
 
 def test_a_sigmoid_that_gates_is_no_saturating_layer() -> None:
@@ -227,7 +226,7 @@ def test_a_few_frozen_weights_pass_and_most_of_them_warn() -> None:
     for p in head:
         p.requires_grad_(False)
     found = c9.parameters(exp)
-    assert (found.status, found.message) == ("pass", "every trainable tensor learns; 2 are frozen")
+    assert (found.status, "2 are frozen" in found.message) == ("pass", True)
     for p in exp.model.parameters():
         p.requires_grad_(p is head[0] or p is head[1])
     assert c9.parameters(exp).status == "warn"
@@ -280,7 +279,7 @@ def test_a_validation_split_of_ones_own_may_lack_a_class() -> None:
         other = replace(exp.data, val=exp.data.val.subset(few.nonzero().flatten()), val_fraction=fraction)
         found = inputs.labels(replace(exp, data=other))
         assert found.status == status
-        assert ("the fold was stratified" in found.message) == (fraction is not None)
+        assert ("stratified" in found.message) == (fraction is not None)
 
 
 def test_without_a_penalty_its_check_is_skipped() -> None:
@@ -395,4 +394,4 @@ def test_logits_that_are_not_finite_for_some_samples_are_told_as_such() -> None:
 
     found = chance.initial_loss(wearing(Rare(nn.Identity())))
     assert found.status == "fail"
-    assert found.message.startswith("the logits of 1 of 64 samples are not finite")
+    assert "1 of 64 samples" in found.message

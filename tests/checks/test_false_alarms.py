@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def test_setups_that_do_not_learn_do_not_count() -> None:
     ]
     text = campaign.table(rows, 10)
     assert "5 of 10 suites run, 2 of them" in text
-    assert "of 3: failures 1, suites with a warning 1 (33.3%); 1 of 57 checks warn (1.75%)" in text
+    assert re.search(r"of 3: failures 1, .* 1 \(33\.3%\); 1 of 57 checks warn \(1\.75%\)", text)
     assert "do not learn: ['model=resnet20 loss=hinge']" in text
     assert "resnet18 " in text
     assert campaign._settled(rows, "model=resnet20 loss=hinge", 5)

@@ -424,7 +424,8 @@ def test_a_failed_check_is_exit_3_of_check_alone_as_well(dlrun: Any, more: tuple
     words = ("check.only=[optimizer]", "optimizer.lr=0.0", "dataset.limit=120", "trainer.threads=1")
     found = dlrun("check", *words, *more)
     assert found.code == code, found
-    assert "a learning rate of 0 changes nothing" in found.out
+    assert "lr 0" in found.out
+    assert "optimizer.lr=1e-3" in found.out
 
 
 def test_the_table_says_of_each_check_what_it_found_and_what_to_try() -> None:
@@ -434,7 +435,7 @@ def test_the_table_says_of_each_check_what_it_found_and_what_to_try() -> None:
     console = Console(width=160, record=True, file=io.StringIO())
     console.print(checks.table(results))
     head, *rows = console.export_text().splitlines()
-    assert head.split() == ["check", "measured", "expected", "what", "it", "means"]
+    assert head.split()[:3] == ["check", "measured", "expected"]
     assert [row.split()[:2] for row in rows if not row.startswith(" ")] == [["loss", "pass"], ["optimizer", "fail"]]
     assert "try optimizer.lr=1e-3" in rows[-1]
 
@@ -454,5 +455,5 @@ def test_an_error_names_the_line_of_the_users_code(folder: Path, monkeypatch: py
 def test_checks_that_are_switched_off_are_refused_and_not_run(dlrun: Any) -> None:
     found = dlrun("check", *CHEAP, "check=none")
     assert found.code == 2
-    assert "check=none leaves nothing to check" in found.err
+    assert "check=none" in found.err
     assert len(found.err.strip().splitlines()) == 1

@@ -1,14 +1,14 @@
 """C4-C6: backward computes the derivative of what forward computes; `dlrun check check.only=[gradient]`.
 
-A float64 copy of the model, three or four samples, dropout on under one seed: derivatives from autograd
-against centred differences, along a random direction through every parameter tensor, its largest and a few
-random entries; at the start, after a short burn-in, and for the penalty alone. A crossed kink (C5) is taken
-away, or excuses the error that it can explain.
+A float64 copy of the model, three or four samples, dropout on with one seed: derivatives from autograd
+against centred differences, along a random direction through every parameter tensor, its largest entry and a few
+random ones; at the start, after a short burn-in, and for the penalty alone. A crossed kink (C5) is removed from the
+comparison, or excuses an error that it can explain.
 
-Sees: a backward of one's own with a wrong sign, factor or term, down to that of one bias; a detached branch,
-item(), rounding; gradients that are NaN or too small to compare (C6). Cannot see: a forward that computes
-something else than was meant, a backward that is wrong for a few entries of a big tensor only, code that does
-not run on these samples, what goes wrong in float32 or bfloat16 alone. A gradient made up on purpose, such as
+Detects: a custom backward with a wrong sign, factor or term, down to that of one bias; a detached branch,
+item(), rounding; gradients that are NaN or too small to compare (C6). Cannot detect: a forward that computes
+something other than intended, a backward that is wrong for a few entries of a big tensor only, code that does
+not run on these samples, errors that appear only in float32 or bfloat16. An intentional surrogate gradient, such as
 straight-through rounding, is reported as wrong: check.skip=[gradient].
 """
 
@@ -40,7 +40,7 @@ TINY = 1e-10  # C6
 
 @dataclass
 class _Findings:
-    """What the comparisons of all phases came to."""
+    """The comparisons of all phases."""
 
     names: list[str]
     samples: int
@@ -48,7 +48,7 @@ class _Findings:
     done: list[Comparison] = field(default_factory=list)
     tiny: list[str] = field(default_factory=list)
     advice: str = ""
-    unreached: str = ""  # the phase in which the time was up
+    unreached: str = ""  # the phase in which the time ran out
 
     def tensors(self, *states: str, whole: bool = False) -> set[str]:
         """Names of those with a comparison in one of the states; along a direction if `whole`."""
@@ -101,7 +101,7 @@ def _phases(
 
 
 def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
-    """Compare directions of all tensors, then entries: a verdict at the first wrong one, or a suspicious one."""
+    """Compare directions of all tensors, then entries; return a verdict if one is wrong or suspicious, else None."""
     seed = {"start": 0, "burn-in": 1, "penalty": 2}[phase]
     generator = torch.Generator().manual_seed(seed)
     entries = [slopes.entry(n, int(g.abs().argmax())) for n, g in slopes.gradients.items()]
@@ -116,15 +116,15 @@ def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
             if comparison.state == "wrong":
                 return _traced(slopes, comparison, phase, seed, found.samples)
             if comparison.state == "suspicious":
-                suspicious.append(comparison)  # what is small along a direction may be plain in an entry
+                suspicious.append(comparison)  # an error that is small along a direction may be clear in an entry
     if suspicious:
         return _traced(slopes, max(suspicious, key=lambda c: c.error), phase, seed, found.samples)
     return None
 
 
 def _traced(slopes: Slopes, worst: Comparison, phase: str, seed: int, samples: int) -> Verdict:
-    """The verdict on a wrong comparison, after a search for the last tensor in forward order that has one."""
-    right: list[str] = []  # used after the last wrong tensor
+    """The verdict on a wrong comparison; first finds the last tensor in forward order that has one."""
+    right: list[str] = []  # tensors used after the last wrong one
     bad: list[str] = []
     for name in reversed(slopes.forward_order):
         comparison = next(slopes.compare([slopes.direction(name, seed)]), None)
@@ -135,15 +135,17 @@ def _traced(slopes: Slopes, worst: Comparison, phase: str, seed: int, samples: i
             continue
         if not bad:
             largest = slopes.entry(name, int(slopes.gradients[name].abs().argmax()))
-            more = [slopes.direction(name, seed + other) for other in (3, 4, 5)]  # one may show little of it
+            more = [
+                slopes.direction(name, seed + other) for other in (3, 4, 5)
+            ]  # a single one may show little of the error
             nearest = [comparison, *(c for move in (*more, largest) for c in slopes.compare([move]))]
             worst = next((c for c in reversed(nearest) if c.state == worst.state), worst)
         bad.append(name)
     where = ""
     if len(bad) > 1:
-        where = f"; {right[-1]}, used next, is right: look between" if right else "; look at the loss, too"
+        where = f"; {right[-1]}, used next, is correct: look between these" if right else "; look at the loss as well"
     elif bad and len(slopes.parameters) > 1:
-        where = "; its neighbours are right: look at the backward of this tensor alone"
+        where = "; its neighbours are correct: look at the backward of this tensor only"
     return _worded(slopes, worst, phase, samples, where)
 
 
@@ -155,44 +157,44 @@ def _worded(slopes: Slopes, c: Comparison, phase: str, samples: int, where: str)
     if slopes.seen.cuts and phase != "penalty":
         message += f"; {', '.join(slopes.seen.cuts)} is called on tensors that carry a gradient"
     if phase == "burn-in":
-        message += "; only after a burn-in, at the start all were right"
+        message += "; only after the burn-in: at the start all were correct"
     status = "fail" if c.state == "wrong" else "warn"
     return Verdict(status, f"{c.error:.2g} in {move.name}", _expected(slopes.layers), message)
 
 
 def _cause(c: Comparison, samples: int) -> str:
-    """The likely mistake, from the ratio of the analytic to the numeric derivative on so many samples."""
+    """The likely mistake, from the ratio of the analytic to the numeric derivative."""
     if c.state != "wrong":
-        return "more than rounding: a small term of the backward is missing, or a constant is not exact"
+        return "too large for rounding: the backward lacks a small term, or has an inexact constant"
     if abs(c.numeric) <= c.floor:
-        return "the loss does not move: a gradient made up on purpose (straight-through), or lost"
+        return "the loss does not change: an intentional surrogate gradient (straight-through), or a mistake"
     ratio = c.analytic / c.numeric
     known = {
         -1.0: "the sign is flipped",
-        2.0: "a factor 2 too much",
-        0.5: "a factor 2 is missing",
-        0.0: "no gradient comes back: detach(), .data, item(), no_grad() or a way through numpy",
-        float(samples): "a sum over the batch where the loss has the mean",
+        2.0: "too large by a factor of 2",
+        0.5: "too small by a factor of 2",
+        0.0: "the gradient is lost: detach(), .data, item(), no_grad() or a conversion to numpy",
+        float(samples): "a sum over the batch instead of the mean",
         1.0 / samples: "divided by the batch size once too often",
     }
     for value, cause in known.items():
         if abs(ratio - value) <= 0.01 * max(abs(value), 0.1):
             return cause
-    return f"{ratio:.3g} times what it should be: a term or factor of the backward is missing"
+    return f"{ratio:.3g} times the correct value: the backward lacks a term or factor"
 
 
 def _vanished(slopes: Slopes, found: _Findings) -> Verdict | None:
-    """Look into gradients that are zero within rounding: no influence at all, or one that is lost (C6)."""
+    """Examine gradients that are zero within rounding: either no influence on the loss, or a lost gradient (C6)."""
     zero = found.tensors("zero", whole=True)
     lost = [n for n in slopes.parameters if n in zero and slopes.reaches(n)]
     without = [n for n in lost if not slopes.gradients[n].any()]
     steps = [s for s in slopes.seen.cuts if s in STEPS]
     if without and steps:
-        message = f"the loss depends on {without[0]}, and its gradient is 0: {', '.join(steps)} lets none through"
+        message = f"the loss depends on {without[0]}, but its gradient is 0: it is lost in {', '.join(steps)}"
         return Verdict("fail", f"0 in {len(without)} tensors", "a gradient", message)
     largest = {n: float(g.abs().max()) for n, g in slopes.gradients.items()}
     tiny = [n for n in slopes.parameters if 0 < largest[n] < TINY]
-    # of vectors only those that matter: the gradient of a bias before a norm is rounding of 0
+    # vectors only if the loss depends on them: the gradient of a bias before a norm is 0 up to rounding
     found.tiny = [n for n in tiny if slopes.parameters[n].ndim > 1 or n in lost]
     return None
 
@@ -203,7 +205,7 @@ def _not_finite(slopes: Slopes, phase: str, advice: str) -> Verdict | None:
     for name in reversed(slopes.forward_order):
         if not bool(slopes.gradients[name].isfinite().all()):
             message = f"the gradient of {name} is not finite and the loss is {slopes.value:.4g}: "
-            message += f"the root, norm or logarithm of 0, or a division by it; add a small number first{advice}"
+            message += f"a root, norm or logarithm of 0, or a division by 0; add a small number first{advice}"
             return Verdict("fail", f"nan or inf in {name}", "finite", message)
     return None
 
@@ -216,15 +218,18 @@ def _summary(found: _Findings) -> Verdict:
     status, message = "pass", "backward agrees with centred differences"
     if len(covered) < len(found.names):
         value = f"{len(covered)} of {len(found.names)} tensors"
-        status, message = "skip", "the time was up; the tensors that were compared are right"
+        status, message = "skip", "the time is used up; the tensors compared so far are correct: raise check.budget"
     elif found.unreached:
-        status, message = "skip", f"right so far; the time was up at the {found.unreached}: raise check.budget"
+        status, message = "skip", f"correct so far; the time is used up at the {found.unreached}: raise check.budget"
     elif found.tiny:
-        status, message = "warn", f"gradients too small to compare (C6): {named(found.tiny)}; saturated units? "
+        status, message = "warn", f"gradients too small to compare (C6): {named(found.tiny)}; units may be saturated: "
         message += "scale the loss, the inputs or the initialisation, or add a norm" + found.advice
     elif rough:
-        status, message = "warn", f"too rough for a difference quotient: {named(rough)}; jumps, rounding or noise? "
-        message += "if they are meant, check.skip=[gradient]"
+        status, message = (
+            "warn",
+            f"not smooth enough for a difference quotient: {named(rough)}; jumps, rounding or noise: ",
+        )
+        message += "if intended, use check.skip=[gradient]"
     else:
         crossed = sum(c.crossed > 0 for c in found.done)
         message += f"; {crossed} of {len(found.done)} comparisons crossed a kink" if crossed else ""

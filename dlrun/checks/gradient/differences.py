@@ -1,18 +1,18 @@
-"""C4: derivatives from centred differences, compared with those of autograd, move by move.
+"""C4: derivatives from centred differences, compared with those of autograd (`dlrun check check.only=[gradient]`).
 
 A move changes one entry of a parameter tensor by h, or the whole tensor by h along a random direction. Moves
-with derivatives of like size are compared together, (f(x+h·Σv) − f(x−h·Σv)) / 2h against the sum of their
-derivatives. Where the difference is small beside the weakest of them they all stand; otherwise halves are
-compared. So a sound backward costs few forward passes, and a wrong one is traced to its tensor and entry.
-Kinks that x±h crosses are counted (C5) and taken away: functions are held to the piece in force at x, the one
-that autograd differentiates. Only those that cannot be held ask for smaller steps, and excuse an error.
+with derivatives of similar size are compared together, (f(x+h·Σv) − f(x−h·Σv)) / 2h against the sum of their
+derivatives. If the difference is small relative to the weakest of them, all are correct; otherwise halves are
+compared. So a correct backward costs few forward passes, and a wrong one is traced to its tensor and entry.
+Kinks that x±h crosses are counted (C5) and removed: functions are held to the piece in force at x, the one
+that autograd differentiates. Only kinks that cannot be held require smaller steps, and excuse an error.
 
 Bands (cs231n notes, "Gradient checks"): a relative error above 1e-2 is wrong; below 1e-4 it is fine across
-kinks, and below 1e-7 without. The notes allow deeper networks more, as errors build up on the way: here 1e-7
-for each layer. In between is suspicious. Either needs quotients of two steps h that agree with each other.
-Of a derivative so small that rounding takes up to a hundredth of it, only an error above that hundredth shows.
-Steps beside the usual 1e-4 to 1e-6 are taken where these settle nothing: 1e-7 and 1e-8 against kinks and
-curvature, 1e-3 and 1e-2 against rounding.
+kinks, and below 1e-7 without. The notes allow deeper networks more, as errors accumulate: here 1e-7 per layer. In
+between is suspicious. Both need quotients of two steps h that agree with each other. If a derivative is so small
+that rounding takes up to a hundredth of it, only an error above that hundredth is detected. Other steps than the
+usual 1e-4 to 1e-6 are used if these are inconclusive: 1e-7 and 1e-8 against kinks and curvature, 1e-3 and 1e-2
+against rounding.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ __all__ = ["KINKED", "SMOOTH", "Comparison", "Move", "NotComparable", "Slopes", 
 WRONG, KINKED, SMOOTH = 1e-2, 1e-4, 1e-7
 STEPS, FINER, COARSER = (1e-5, 1e-6, 1e-4), (1e-7, 1e-8), (1e-3, 1e-2)
 LADDER = sorted((*STEPS, *FINER, *COARSER), reverse=True)
-GROUP = 64  # more would cost a wrong one more passes to trace
+GROUP = 64  # with more, tracing a wrong one takes more passes
 FLOOR = 4.0  # the rounding of a quotient has the deviation of the loss over 2^½·h: this is over five of them
-POWER = 1e-2  # a comparison tells when rounding is no more than this share of the derivative: what WRONG asks for
+POWER = 1e-2  # a comparison is conclusive if rounding is at most this share of the derivative: WRONG needs it
 
 
 class NotComparable(Exception):
-    """The loss has no difference quotient, and why."""
+    """The loss has no difference quotient; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ class Move:
     entry: tuple[int, ...] | None
     seed: int = 0
     slope: float = 0.0  # of the loss along the move, from autograd
-    sign: float = 1.0  # makes slope positive, so that those of a group do not cancel
+    sign: float = 1.0  # makes the slope positive, so that slopes of a group do not cancel
 
     def direction(self, like: Tensor) -> Tensor:
-        """The direction as a tensor; a number for one entry."""
+        """The direction as a tensor; a scalar for one entry."""
         if self.entry is not None:
             return torch.full((), self.sign, dtype=like.dtype, device=like.device)
         # drawn on the CPU, since generators of devices differ, and in float32, which takes a quarter of the time
@@ -72,7 +72,7 @@ class Move:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Derivatives along some moves, from autograd and from differences, and what may part them."""
+    """Derivatives along some moves, from autograd and from differences, and reasons for a difference."""
 
     moves: tuple[Move, ...]
     analytic: float
@@ -90,16 +90,16 @@ class Comparison:
 
     @property
     def error(self) -> float:
-        """|fa − fn| / max(|fa|, |fn|), 0 where both are."""
+        """|fa − fn| / max(|fa|, |fn|), 0 if both are 0."""
         return abs(self.analytic - self.numeric) / self.size if self.size else 0.0
 
     @property
     def excess(self) -> float:
-        """The difference that rounding does not explain, in units of the derivative."""
+        """The absolute difference that rounding does not explain."""
         return max(0.0, abs(self.analytic - self.numeric) - self.floor)
 
     @property
-    def tells(self) -> bool:
+    def conclusive(self) -> bool:
         return self.floor <= POWER * self.size
 
     @property
@@ -109,7 +109,7 @@ class Comparison:
 
 
 def gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the derivatives of value by the parameters, 0 where there are none; no `grad` is touched."""
+    """Return the derivatives of value by the parameters, 0 for unused ones; no `grad` is changed."""
     found: Sequence[Tensor | None] = [None] * len(parameters)
     if value.requires_grad:
         found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
@@ -143,26 +143,26 @@ class Slopes:
             )
         self._repeatable()
         self.noise = self._rounding()
-        # in the order of their use, those that are used unseen last
+        # in the order of their use; last those whose use was not seen
         place = {key: i for i, key in enumerate(self.seen.order)}
         self.forward_order = sorted(self.parameters, key=lambda n: place.get(id(self.parameters[n]), len(place)))
 
     def _repeatable(self) -> None:
-        for self._graph in (False, True):  # a model may behave otherwise where no graph is made
+        for self._graph in (False, True):  # a model may behave differently without a graph
             again, *_ = self._evaluate()
-            if not abs(again - self.value) > 1e-10 * abs(self.value):  # NaN is the caller's to tell
+            if not abs(again - self.value) > 1e-10 * abs(self.value):  # NaN is reported by the caller
                 return
         raise NotComparable(
             f"two passes with the same weights, samples and seed give {self.value:.10g} and {again:.10g}: "
-            "something keeps a count, or draws random numbers that torch, numpy and random do not seed"
+            "the model keeps a counter, or draws random numbers that torch, numpy and random do not seed"
         )
 
     @torch.no_grad()
     def _rounding(self) -> float:
         """Standard deviation of the loss from rounding, by differences of high order over tiny steps.
 
-        Moré & Wild 2011, "Estimating computational noise": what is smooth drops out of a difference of order
-        k, and independent errors of deviation σ leave one of σ·((2k)!/(k!)²)^½.
+        Moré & Wild 2011, "Estimating computational noise": a difference of order k removes what is smooth, and
+        independent errors of deviation σ leave one of σ·((2k)!/(k!)²)^½.
         """
         saved = {n: p.clone() for n, p in self.parameters.items()}
         values = [self.value]
@@ -200,7 +200,7 @@ class Slopes:
         return Move(move.name, move.entry, move.seed, abs(slope), -1.0 if slope < 0 else 1.0)
 
     def compare(self, moves: Sequence[Move]) -> Iterator[Comparison]:
-        """Compare all moves, those with slopes of like size together; stops early at the deadline."""
+        """Compare all moves, those with slopes of similar size together; stops early at the deadline."""
         ordered = sorted(moves, key=lambda m: -m.slope)
         zero = [m for m in ordered if m.slope <= self.rounding(COARSER[-1]) / POWER]
         rest = ordered[: len(ordered) - len(zero)]
@@ -227,7 +227,7 @@ class Slopes:
         yield from self._group(moves[half:])
 
     def _closer(self, moves: Sequence[Move]) -> Comparison:
-        """Compare a group by smaller and smaller steps, as long as each comes much closer."""
+        """Compare a group with smaller and smaller steps, as long as each one reduces the difference by much."""
         steps = [h for h in LADDER if self._clear(h, moves[-1].slope)]
         begin = next((h for h in reversed(steps) if h >= self.step), STEPS[0])
         found = self._judged(self.measure(moves, begin))
@@ -235,44 +235,44 @@ class Slopes:
             finer = self._judged(self.measure(moves, h))
             bent = finer if finer.state else self._judged(_straightened(found, finer))
             if bent.state:
-                self.step = h if finer.state else found.h  # what follows is of the same depth
+                self.step = h if finer.state else found.h  # later moves need similar steps
                 return bent
             if finer.excess > found.excess / 10:
-                break  # what parts them is not the curvature
+                break  # the difference is not due to curvature
             found = finer
         return found
 
     def _clear(self, h: float, weakest: float) -> bool:
-        """Whether the rounding of steps of h leaves enough to compare; below the usual ones it must hide nothing."""
+        """Whether rounding at step h is small enough to compare; steps below the usual ones must be exact."""
         return self.rounding(h) <= (POWER if h >= min(STEPS) else KINKED) * weakest
 
     def _alone(self, move: Move) -> Comparison:
         tried: list[Comparison] = []
         first = max(self.step, min(STEPS))
         for h in dict.fromkeys((first, *STEPS[:2], *FINER, STEPS[2], *COARSER)):
-            blunt = not any(c.tells for c in tried)
-            if tried and ((blunt and h < tried[0].h) or (h in COARSER and not blunt)):
-                continue  # smaller steps are against kinks and curvature, larger ones against rounding
+            inconclusive = not any(c.conclusive for c in tried)
+            if tried and ((inconclusive and h < tried[0].h) or (h in COARSER and not inconclusive)):
+                continue  # smaller steps help against kinks and curvature, larger ones against rounding
             tried.append(self._judged(self.measure([move], h)))
             if tried[-1].state:
                 return tried[-1]
             bad = _settled(tried) if min(c.h for c in tried) <= 1e-6 else None
             if bad is not None and not bad.loose and not self._bends(move, bad):
                 return bad
-        telling = [c for c in tried if c.tells]
-        if not telling:
+        conclusive = [c for c in tried if c.conclusive]
+        if not conclusive:
             best = min(tried, key=lambda c: c.excess)
             return replace(best, state="zero" if best.excess == 0 else "rough")
-        best = min(telling, key=lambda c: c.excess / c.size)
+        best = min(conclusive, key=lambda c: c.excess / c.size)
         return replace(best, state="kink") if best.excused else _settled(tried) or replace(best, state="rough")
 
     def _bends(self, move: Move, bad: Comparison) -> bool:
-        """Whether finer steps come closer to autograd: a batch norm of three values is a step seen from afar."""
+        """Whether finer steps are closer to autograd: to large steps a batch norm of three values looks like a jump."""
         finer = (self.measure([move], h) for h in FINER)
         return any(abs(c.analytic - c.numeric) + c.floor < abs(bad.analytic - bad.numeric) / 2 for c in finer)
 
     def _judged(self, c: Comparison) -> Comparison:
-        """State fine or zero where every move of the comparison stands."""
+        """Set the state to fine or zero if that holds for every move of the comparison."""
         weakest = min(m.slope for m in c.moves)
         limit = KINKED if c.loose else min(KINKED, SMOOTH * self.layers)
         if c.excess == 0 and c.analytic <= self.rounding(COARSER[-1]) / POWER * len(c.moves):
@@ -284,7 +284,7 @@ class Slopes:
     def reaches(self, name: str, h: float = 0.1) -> bool:
         """Whether the loss changes at all when the tensor takes a large step."""
         c = self.measure([self.direction(name)], h, hold=False)
-        return max(abs(c.numeric), c.jump) * h > 1e3 * self.noise  # as where a norm divides by little
+        return max(abs(c.numeric), c.jump) * h > 1e3 * self.noise  # a norm may divide by a small number
 
     @torch.no_grad()
     def measure(self, moves: Sequence[Move], h: float, hold: bool = True) -> Comparison:
@@ -317,7 +317,7 @@ class Slopes:
 
 
 def _straightened(coarse: Comparison, fine: Comparison) -> Comparison:
-    """Take the curvature out of two quotients (Richardson): where no kink is loose, their error grows with h²."""
+    """Remove the curvature from two quotients (Richardson): if no kink is loose, their error grows with h²."""
     if coarse.loose or fine.loose:
         return fine
     square = (coarse.h / fine.h) ** 2
@@ -330,15 +330,15 @@ def _straightened(coarse: Comparison, fine: Comparison) -> Comparison:
 
 
 def _settled(tried: Sequence[Comparison]) -> Comparison | None:
-    """Wrong or suspicious if the two smallest steps that tell agree with each other, and not with autograd.
+    """Wrong or suspicious if the two smallest conclusive steps agree with each other but not with autograd.
 
-    Larger steps may agree by chance, or in what they skip: a batch norm of few values bends within 1e-5.
+    Larger steps may agree by chance, or skip the same feature: a batch norm of few values bends within 1e-5.
     """
-    finest = sorted((c for c in tried if c.tells), key=lambda c: c.h)[:2]
+    finest = sorted((c for c in tried if c.conclusive), key=lambda c: c.h)[:2]
     if len(finest) < 2 or finest[0].excess == 0:
         return None
     first, second = finest
     if abs(first.numeric - second.numeric) > abs(first.analytic - first.numeric) / 10:
         return None
-    told = replace(second, crossed=max(first.crossed, second.crossed), loose=max(first.loose, second.loose))
-    return replace(told, state="wrong" if second.excess > WRONG * second.size else "suspicious")
+    found = replace(second, crossed=max(first.crossed, second.crossed), loose=max(first.loose, second.loose))
+    return replace(found, state="wrong" if second.excess > WRONG * second.size else "suspicious")

@@ -1,4 +1,7 @@
-"""What the gradient check differentiates: a float64 copy of the model and a loss that repeats (C4)."""
+"""What the gradient check differentiates: a float64 copy of the model and a loss that is reproducible (C4).
+
+Reached by `dlrun check check.only=[gradient]`.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from dlrun.training.random_state import seed_everything
 __all__ = ["burn_in", "doubled", "float64", "off_zero"]
 
 SAMPLES = 4
-LARGE, SMALL = 5_000_000, 16  # one sample less for more parameters, unless a side has no more pixels
+LARGE, SMALL = 5_000_000, 16  # one sample less above so many parameters, unless images have so few pixels a side
 BURN_IN, RATE = 10, 3e-4
 
 
 @contextmanager
 def float64() -> Iterator[None]:
-    """Make tensors that a forward pass creates float64 as well."""
+    """Let a forward pass create tensors as float64 as well."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -36,7 +39,7 @@ def float64() -> Iterator[None]:
 def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
     """Return a float64 copy of the model in training mode, its loss on a few samples, and their number.
 
-    The loss is the same each time: it puts buffers back and seeds all generators. Raises NotComparable.
+    The loss is the same each time: it restores buffers and seeds all generators. Raises NotComparable.
     """
     device = torch.device("cpu") if exp.device.type == "mps" else exp.device  # which has no float64
     try:
@@ -45,8 +48,8 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
         raise NotComparable(f"the model cannot be copied ({error})") from error
     for module in model.modules():
         if type(module).__name__ == "_SpectralNorm":
-            module.eval()  # its power iteration lets no gradient through
-    # of small images the last maps have one pixel, and batch norm needs every sample
+            module.eval()  # its power iteration blocks gradients
+    # the last maps of small images have one pixel, and batch norm needs every sample
     large = sum(p.numel() for p in model.parameters()) > LARGE and max(exp.data.shape[:2]) > SMALL
     x, y = (t.to(device) for t in samples(exp, SAMPLES - large))
     x, loss, objective = x.double(), copy.deepcopy(exp.loss).to(device).double(), copy.deepcopy(exp.objective)
@@ -69,7 +72,7 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
 
 @torch.no_grad()
 def off_zero(parameters: Mapping[str, Tensor]) -> None:
-    """Move every weight by about a thousandth: over empty regions a bias of 0 puts a ReLU on its kink."""
+    """Change every weight by about a thousandth: on constant regions a bias of 0 puts a ReLU on its kink."""
     generator = torch.Generator().manual_seed(0)
     for p in parameters.values():
         r = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
@@ -77,7 +80,7 @@ def off_zero(parameters: Mapping[str, Tensor]) -> None:
 
 
 def burn_in(loss: Callable[[], Tensor], parameters: Mapping[str, Tensor]) -> None:
-    """Take a few steps, until the loss has halved: the loss of samples known by heart is mostly rounding."""
+    """Take a few steps, until the loss has halved: the loss of memorised samples is mostly rounding."""
     start = float("inf")
     for step in range(BURN_IN):
         with Winners():
@@ -87,6 +90,6 @@ def burn_in(loss: Callable[[], Tensor], parameters: Mapping[str, Tensor]) -> Non
         if now < start / 2:
             return
         with torch.no_grad():
-            # the sign, as Adam's first steps: of like size in every layer
+            # the sign, as in the first steps of Adam: of similar size in every layer
             for name, gradient in gradients(value, parameters).items():
                 parameters[name].sub_(gradient.sign(), alpha=RATE)

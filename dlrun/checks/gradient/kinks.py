@@ -1,11 +1,11 @@
-"""C5: which side of every kink a forward pass took, seen by a torch-function mode in modules and functions.
+"""C5: which side of every kink a forward pass took, recorded by a torch-function mode in modules and functions.
 
-A kink is where a derivative jumps: ReLU and its kin, max pooling, maxout, hinge, |x|, comparisons. Each has a
-winner, the piece in force; winners that differ between x and x±h say that the difference quotient straddles a
-kink. Most functions can be held to the piece in force at x, which takes the kink away. The mode also keeps the
-pass in float64, where `x.float()` gives doubles, and notes what cuts gradients, such as `item()`. Cannot see:
-the inside of compiled code (TorchScript, kernels of one's own), nor that of the rarer functions
-of torch.nn.functional that are written in Python and not in `WINNERS`.
+Reached by `dlrun check check.only=[gradient]`. A kink is a point where a derivative jumps: ReLU and similar
+functions, max pooling, maxout, hinge, |x|, comparisons. Each has a winner, the piece in force; if winners differ
+between x and x±h, the difference quotient straddles a kink. Most functions can be held to the piece in force at x,
+which removes the kink. The mode also keeps the pass in float64 (`x.float()` returns doubles), and records what cuts
+gradients, such as `item()`. Cannot detect: the inside of compiled code (TorchScript, custom kernels), or of the
+rarer functions of torch.nn.functional that are written in Python and not in `WINNERS`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LOW = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _side(x: Tensor, edges: Sequence[float]) -> Tensor:
-    """Which piece every entry is on: even between edges, odd on one."""
+    """Which piece every entry is on: even between edges, odd on an edge."""
     return torch.stack([(x > e).to(torch.int8) + (x >= e) for e in edges]).sum(0, dtype=torch.int8)
 
 
@@ -124,7 +124,7 @@ STEPS = (
     "int",
     "bool",
 )
-# where the winner is in what comes out: booleans, integers, indices
+# functions whose result contains the winner: booleans, integers, indices
 _OUTCOMES = {
     "gt",
     "lt",
@@ -145,13 +145,13 @@ _CUTS = {"detach", "detach_", "item", "tolist", "numpy", "__float__", "__array__
 
 
 class Winners(TorchFunctionMode):
-    """Notes the winners of one forward pass, or, given those of another, counts in `moved` how many differ.
+    """Records the winners of one forward pass, or, given those of another pass, counts in `moved` how many differ.
 
-    With `hold`, functions go on along the piece that was in force in the other pass, as if it had no end, and
-    `held` counts the winners that this took the kink from. Not so: ties, sorting, norms, functions with jumps.
+    With `hold`, functions continue along the piece that was in force in the other pass, as if it had no end, and
+    `held` counts the winners whose kink this removes. Excepted: ties, sorting, norms, functions with jumps.
 
-    Beside them, without `others`: `cuts`, names of functions that let no gradient through; `lossy`, the first
-    function that fell below float64; `order`, ids of `parameters` as they are first used.
+    Without `others` it also records `cuts`, names of functions that block gradients; `lossy`, the first function
+    that computes in less than float64; and `order`, the ids of `parameters` in the order of their first use.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Winners(TorchFunctionMode):
             self._note(name, func, args, named)
         plain = name[:-1] if name.endswith("_") and not name.endswith("__") else name
         real = bool(args) and isinstance(args[0], Tensor) and args[0].is_floating_point()
-        piece = self._piece(plain, func, args, named) if real else None  # a function in place destroys its input
+        piece = self._piece(plain, func, args, named) if real else None  # an in-place function overwrites its input
         result = func(*args, **named)
         if piece is not None and isinstance(result, Tensor):
             where, value, count = piece
@@ -183,7 +183,7 @@ class Winners(TorchFunctionMode):
             with torch.no_grad():
                 result.copy_(torch.where(where, value, result))
         if real and plain in _OUTCOMES:
-            before, moved = self._keep(result.detach().clone())  # masks may be changed in place
+            before, moved = self._keep(result.detach().clone())  # a mask may be changed in place later
             if moved is not None and self.hold and name in _SIDES:
                 self.held += int(moved.sum())
                 return before.clone()
@@ -195,7 +195,7 @@ class Winners(TorchFunctionMode):
 
     @staticmethod
     def _doubles(name: str, args: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Ask for float64 where the code asks for less."""
+        """Replace a smaller dtype in the arguments by float64."""
         if any(isinstance(a, torch.dtype) and a in _LOW for a in args):
             args = tuple(torch.float64 if isinstance(a, torch.dtype) and a in _LOW else a for a in args)
         if isinstance(named.get("dtype"), torch.dtype) and named["dtype"] in _LOW:
@@ -215,7 +215,7 @@ class Winners(TorchFunctionMode):
 
     @torch.no_grad()
     def _piece(self, name: str, func: Any, args: Any, named: dict[str, Any]) -> _Piece | None:
-        """Note the winner; return the piece that was in force where it moved and can be held."""
+        """Record the winner; return the piece that was in force if it changed and can be held."""
         plain = {k: v for k, v in named.items() if k not in ("inplace", "out")}
         edges = EDGES[name](*args, **plain) if name in EDGES else ()
         if edges and not any(isinstance(e, Tensor) for e in edges):
@@ -227,13 +227,13 @@ class Winners(TorchFunctionMode):
         return _followed(name, args, plain, before, moved) if moved is not None and self.hold else None
 
     def _keep(self, winner: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Note a winner; return that of the other pass, and where they differ if they do and are of one shape."""
+        """Record a winner; return that of the other pass, and a mask of differences if there are any, else None."""
         self.count += 1
         if self.others is None:
             self.winners.append(winner)
             return winner, None
         if self.count > len(self.others) or self.others[self.count - 1].shape != winner.shape:
-            self.moved += 1  # another path through the code
+            self.moved += 1  # the code took another path
             return winner, None
         before = self.others[self.count - 1]
         moved = before != winner
@@ -242,14 +242,14 @@ class Winners(TorchFunctionMode):
         return before, moved if count else None
 
 
-# a mask of outputs, these as they would be had the piece of the other pass no end, how many winners that holds
+# a mask of outputs, their values if the piece of the other pass had no end, how many winners are held
 _Piece = tuple[Tensor, Tensor, int]
 
 
 def _mirrored(func: Any, args: Any, named: dict[str, Any], edges: Sequence[float], before: Tensor) -> _Piece:
-    """A function of one entry past its edge, 2·f(edge) − f(2·edge − x): exact where the piece is a line.
+    """A function of one entry past its edge, 2·f(edge) − f(2·edge − x): exact if the piece is linear.
 
-    An entry that lay on an edge has no piece of its own, and is not held; nor is one that crossed two.
+    An entry that was on an edge has no piece and is not held; neither is one that crossed two.
     """
     x = args[0]
     if len(edges) == 1:
@@ -263,7 +263,7 @@ def _mirrored(func: Any, args: Any, named: dict[str, Any], edges: Sequence[float
 
 
 def _followed(name: str, args: Any, named: dict[str, Any], before: Tensor, moved: Tensor) -> _Piece | None:
-    """A maximum whose winner stays though another entry is larger now; None for those that are not followed."""
+    """A maximum that keeps its winner though another entry is larger now; None for other functions."""
     x = args[0]
     if "max_pool" in name:
         d = int(name[name.index("pool") + 4])

@@ -123,9 +123,7 @@ def test_a_sound_large_model_passes_on_three_samples(large):
     assert (found.status, asked) == ("pass", [3]), found.message
 
 
-@pytest.mark.parametrize(
-    ("factor", "cause"), [(3.0, "a sum over the batch where the loss has the mean"), (-1.0, "the sign is flipped")]
-)
+@pytest.mark.parametrize(("factor", "cause"), [(3.0, "a sum over"), (-1.0, "sign is flipped")])
 def test_a_wrong_backward_of_a_large_model_is_told(large, monkeypatch, factor, cause):
     exp, asked = large
     exp.model.head.__class__ = WrongHead
@@ -378,27 +376,27 @@ def planted(name: str) -> nn.Module:
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
-        ("sign", "stage2.conv1.norm.", "sign is flipped; stage3.conv1.conv.weight, used next, is right"),
-        ("two", "stage2.conv1.norm.", "a factor 2 too much"),
-        ("half", "stage2.conv1.norm.", "a factor 2 is missing"),
-        ("below zero", "stage2.conv1.norm.", "times what it should be"),
-        ("detach", "stage2.conv1.norm.", "no gradient comes back"),
-        ("numpy", "stage2.conv1.norm.", "detach is called on tensors that carry a gradient"),
-        ("no_grad", "stage2.conv1.norm.", "no_grad()"),
-        ("product rule", "stage2.conv1.norm.", "detach is called on tensors that carry a gradient"),
-        ("straight-through", "stage2.conv1.norm.", "made up on purpose"),
-        ("round", "stage1.conv1.conv.weight", "round lets none through"),
-        ("sign function", "stage1.conv1.conv.weight", "sign lets none through"),
-        ("bias sign", "head.bias[", "sign is flipped; its neighbours are right"),
-        ("bias mean", "head.bias[", "divided by the batch size once too often"),
-        ("weight", "head.weight[", "1.05 times what it should be"),
+        ("sign", "stage2.conv1.norm.", r"sign is flipped.*; stage3\.conv1\.conv\.weight,"),
+        ("two", "stage2.conv1.norm.", "too large by"),
+        ("half", "stage2.conv1.norm.", "too small by"),
+        ("below zero", "stage2.conv1.norm.", r"[\d.]+ times"),
+        ("detach", "stage2.conv1.norm.", "is lost"),
+        ("numpy", "stage2.conv1.norm.", "detach is called"),
+        ("no_grad", "stage2.conv1.norm.", r"no_grad\(\)"),
+        ("product rule", "stage2.conv1.norm.", "detach is called"),
+        ("straight-through", "stage2.conv1.norm.", "straight-through"),
+        ("round", "stage1.conv1.conv.weight", r"\bround\b"),
+        ("sign function", "stage1.conv1.conv.weight", r"\bsign\b"),
+        ("bias sign", "head.bias[", "sign is flipped.* neighbours"),
+        ("bias mean", "head.bias[", "batch size once"),
+        ("weight", "head.weight[", r"1\.05 times"),
     ],
 )
 def test_planted_bugs_are_caught_and_named(name, tensor, words):
     found = gradient(planted(name))
     assert found.status == "fail"
     assert tensor in found.message
-    assert words in found.message
+    assert re.search(words, found.message)
 
 
 def test_the_message_has_the_numbers():
@@ -415,7 +413,7 @@ def test_a_wrong_penalty_is_told_apart():
     found = gradient(exp)
     assert found.status == "fail"
     assert found.message.startswith("penalty: ")
-    assert "a factor 2 is missing" in found.message
+    assert "too small by" in found.message
 
 
 def wrong_penalty(_: object, model: nn.Module) -> Tensor:
@@ -427,7 +425,7 @@ def test_tiny_gradients_are_warned_about():
     exp.model.flatten = Through(lambda x: x.flatten(1) * 1e-13)
     found = gradient(exp)
     assert found.status == "warn"
-    assert "too small to compare (C6): layer1.linear.weight" in found.message
+    assert "(C6): layer1.linear.weight" in found.message
     assert "scale the loss" in found.message
 
 
@@ -436,7 +434,7 @@ def test_gradients_that_are_nan_fail():
     exp.model.layer1.activation = Through(lambda x: x + (x - x).square().sum(1, keepdim=True).sqrt())
     found = gradient(exp)
     assert found.status == "fail"
-    assert "is not finite and the loss is" in found.message
+    assert "not finite" in found.message
 
 
 def test_losses_that_are_nan_fail():
@@ -533,8 +531,8 @@ def test_what_goes_wrong_after_some_steps_alone_is_caught_after_the_burn_in():
     exp.model.head = head
     found = gradient(exp)
     assert found.status == "fail"
-    assert "a factor 2 too much" in found.message
-    assert "only after a burn-in, at the start all were right" in found.message
+    assert "too large by" in found.message
+    assert "after the burn-in" in found.message
 
 
 def test_deeper_networks_are_allowed_more():
@@ -575,7 +573,7 @@ def test_crossed_kinks_are_told_where_everything_is_right():
         exp.model.layer1.linear.bias.zero_()
     found = gradient(exp)
     assert found.status == "pass", found
-    assert re.search(r"; \d+ of \d+ comparisons crossed a kink$", found.message)
+    assert re.search(r"; \d+ of \d+ .*kink$", found.message)
 
 
 # no false alarms
@@ -663,7 +661,7 @@ def test_what_cannot_be_compared_is_skipped_in_words():
     exp = experiment("model.width=8")
     exp.model.stage2.conv1.activation = Through(lambda x: x * (1 + random.SystemRandom().random()))
     found = gradient(exp)
-    assert (found.status, "two passes with the same weights" in found.message) == ("skip", True)
+    assert (found.status, "two passes" in found.message) == ("skip", True)
 
     exp.model.stage2.conv1.activation = Through(lambda x: torch.from_numpy(x.detach().numpy().astype("float32")))
     found = gradient(exp)
@@ -672,7 +670,7 @@ def test_what_cannot_be_compared_is_skipped_in_words():
     exp.model.stage2.conv1.activation = Through(lambda x: x @ torch.ones(x.shape[-1], 1, dtype=torch.int32))
     assert "does not run (" in gradient(exp).message
     exp.model.requires_grad_(False)
-    assert gradient(exp).message == "no parameter is trainable"
+    assert "no parameter" in gradient(exp).message
 
 
 def test_low_precision_is_not_compared():

@@ -361,12 +361,12 @@ def test_what_a_check_draws_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("error", [RuntimeError, AssertionError, KeyError, ZeroDivisionError, NameError])
 def test_an_error_inside_a_check_is_its_finding(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     def broken(exp: Experiment) -> Verdict:
-        raise error("shapes do not fit\nmore")
+        raise error("shapes differ here\nmore")
 
     replaced(monkeypatch, "loss", broken)
     result = checks.run(built("check.only=[loss]"))[0]
     assert result.status == "fail"
-    assert "shapes do not fit" in result.message
+    assert "shapes differ here" in result.message
     assert "\n" not in result.message
 
 

@@ -195,7 +195,6 @@ def test_no_room_without_a_name() -> None:
 
 # folders of tests that still compare sentences; only ever shortened
 PENDING = ("analysis", "config", "folders", "reports", "run", "search", "test_cli.py", "training")
-PENDING += ("gpu", "test_card_lines.py")
 SENTENCE = "the sky is " + "blue"
 COMPARES = [
     'def test_a() -> None:\n    assert "{}" in err',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from support.stored import write
 
 NOTED = """
 import os
+import re
 from pathlib import Path
 import torch
 from torch import nn
@@ -119,13 +121,13 @@ def test_a_trial_that_runs_out_of_memory_is_advised_and_the_others_go_on(
     assert process.returncode == 5, said  # some failed
     rows = {row["model.most"]: row for row in table(here / "s")}
     assert (rows["16"]["status"], rows["64"]["status"]) == ("failed", "completed")
-    assert "out of memory: try trainer.accumulate=2 or a smaller trainer.batch_size" in rows["16"]["reason"]
+    assert re.search(r"\bmemory\b.*\btrainer\.accumulate=2\b.*\btrainer\.batch_size\b", rows["16"]["reason"])
 
 
 def test_the_advice_when_memory_runs_out_helps(train: Callable[..., Any], noted: Path) -> None:
     words = (*OWN[:3], *QUICK, "+model.most=16")
     failed = train(*words, folder="failed", code=1)
-    assert "out of memory: try trainer.accumulate=2" in failed.result["reason"]
+    assert re.search(r"\bmemory\b.*\btrainer\.accumulate=2\b", failed.result["reason"])
     assert train(*words, "trainer.accumulate=2", folder="parts").result["status"] == "completed"
 
 
@@ -133,7 +135,7 @@ def test_batch_time_ends_where_memory_does(dlrun: Callable[..., Outcome], noted:
     words = (*OWN[:4], "dataset.limit=400", "trainer.threads=1", f"trainer.device={device}")
     outcome = dlrun("batch_time", *words, "+model.most=64")
     assert outcome.code == 0, outcome.err
-    assert "memory ran out at batch size 128; the largest that fits is 64" in outcome.out
+    assert re.search(r"\bmemory\b.*\b128\b.*\b64\b", outcome.out)
     assert "trainer.batch_size=" in outcome.out
 
 

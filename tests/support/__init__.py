@@ -1,1 +1,1 @@
-"""What tests share: commands in a process, folders as runs leave them, sweeps with moods, pictures."""
+"""Code shared by tests: commands in a process, folders of finished runs, sweeps that fail on purpose, images."""

@@ -1,4 +1,4 @@
-"""What tests of a card share: where they run, the folder of a run, processes, and the count of waits for the device."""
+"""Shared by GPU tests: the device, the folder of a run, processes, and the number of waits for the device."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from support.commands import Outcome
 
 ROOT = Path(__file__).parents[2]
 DEVICE = os.environ.get("DLRUN_GPU_TESTS_DEVICE", "cuda")
-# files that a run leaves are looked at one by one; no test here is about checks unless it says so
+# tests read single files of a run; none tests checks unless it turns them on
 QUIET = ("check=none", "trainer.report=false", "trainer.threads=1")
 
 
 @dataclass
 class Run:
-    """A run's folder as it is after training."""
+    """The folder of a finished run."""
 
     path: Path
     outcome: Outcome
@@ -53,12 +53,12 @@ class Run:
 
 
 def located(words: tuple[str, ...], arrays: Path) -> tuple[str, ...]:
-    """The words, with the path of the arrays where they ask for them."""
+    """Return the words, with the path of the arrays if they use them."""
     return (*words, f"dataset.path={arrays}") if "dataset=arrays" in words else words
 
 
 def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
-    """Start dlrun in a process of its own, from a folder."""
+    """Start dlrun in a new process, from a folder."""
     found = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)]), **env}
     command = [sys.executable, "-m", "dlrun", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
@@ -66,7 +66,7 @@ def start(folder: Path, *words: str, **env: str) -> subprocess.Popen[str]:
 
 
 class _Asked(TorchDispatchMode):
-    """Counts the operations that read a tensor's values from Python, which on CUDA would wait for the card."""
+    """Counts the operations that read a tensor's values from Python, which on CUDA would wait for the GPU."""
 
     WAIT = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2", "unique_dim")
 
@@ -87,7 +87,7 @@ def _mask(index: Any) -> bool:
 
 @contextmanager
 def waits() -> Iterator[Counter[str]]:
-    """Count what makes Python wait for the device, by its name: on CUDA torch's own sync debug mode does."""
+    """Count the operations that make Python wait for the device, by name; on CUDA with torch's sync debug mode."""
     found: Counter[str] = Counter()
     if DEVICE != "cuda":
         with _Asked() as mode:

@@ -1,4 +1,4 @@
-"""Commands as a person types them, in this process or in one without torch."""
+"""Commands as typed on the command line, in this process or in one without torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY = (
 
 @dataclass
 class Outcome:
-    """What a command came to."""
+    """Exit code and output of a command."""
 
     code: int
     out: str
@@ -48,7 +48,7 @@ print(json.dumps(found))
 
 
 def without_torch(commands: list[tuple[str, ...]], folder: Path, **env: str) -> list[Outcome]:
-    """Run commands one after the other in a fresh process; fails where one of them imported torch."""
+    """Run commands one after the other in a new process; fails if one of them imported torch."""
     clean = {k: v for k, v in os.environ.items() if k != "DLRUN_CONF"}
     done = subprocess.run(
         [sys.executable, "-c", APART],

@@ -1,4 +1,4 @@
-"""What the house is held against: its packages, their imports and the names they share, read from the source.
+"""The structure of the code: its packages, their imports and the names they share, read from the source.
 
 Everything here takes the folder of the package `dlrun`, so that a test can plant a violation in a copy.
 """
@@ -27,7 +27,7 @@ def package(module: str) -> str:
 
 
 def imports(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, str | None]]:
-    """Yield what a file imports of dlrun, at its top, in functions and for types: the module, and a name from it.
+    """Yield what a file imports from dlrun, at its top, in functions and for types: the module, and a name from it.
 
     Raises AssertionError for a relative import.
     """
@@ -56,10 +56,10 @@ def edges(root: Path) -> dict[str, dict[str, str]]:
 
 
 def violations(root: Path, law: Law) -> list[str]:
-    """Every way in which the imports below `root` differ from the law; empty if there is none."""
+    """Every difference between the imports below `root` and the law."""
     found, seen = [], edges(root)
     found += [f"{name}: no entry in the law" for name in sorted(set(seen) - set(law))]
-    found += [f"{name}: in the law, but not there" for name in sorted(set(law) - set(seen))]
+    found += [f"{name}: in the law, but missing" for name in sorted(set(law) - set(seen))]
     for here, there in seen.items():
         for name, file in there.items():
             if name not in law.get(here, frozenset()):
@@ -68,7 +68,7 @@ def violations(root: Path, law: Law) -> list[str]:
 
 
 def cycles(graph: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """The first cycle met from each package, as a path; empty if there is none."""
+    """The first cycle found from each package, as a path."""
     found: list[str] = []
     done: set[str] = set()
 
@@ -86,7 +86,7 @@ def cycles(graph: Mapping[str, Mapping[str, str]]) -> list[str]:
 
 
 def unlisted(root: Path) -> list[str]:
-    """Names that one module takes from another which does not list them in its `__all__`."""
+    """Names that one module uses from another that does not list them in its `__all__`."""
     known = modules(root)
     listed = {name: _listed(file) for name, file in known.items()}
     found = set()
@@ -99,7 +99,7 @@ def unlisted(root: Path) -> list[str]:
 
 
 def _listed(file: Path) -> set[str]:
-    """The words of a module's `__all__`, wherever it grows; for a package its modules as well."""
+    """The names in a module's `__all__`, also those added later; for a package its modules as well."""
     found = {below.stem for below in file.parent.iterdir()} if file.name == "__init__.py" else set()
     for node in ast.parse(file.read_text()).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
@@ -109,7 +109,7 @@ def _listed(file: Path) -> set[str]:
 
 
 def _attributes(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
-    """Yield what a file reads from modules of dlrun that it imported whole: `loop.fit` after `import loop`."""
+    """Yield the attributes that a file reads from imported modules of dlrun: `loop.fit` after `import loop`."""
     tree = ast.parse(file.read_text())
     held = {}
     for node in ast.walk(tree):

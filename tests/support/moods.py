@@ -1,4 +1,4 @@
-"""Sweeps in a process of their own, over a model whose trials end as they are asked to."""
+"""Sweeps in a separate process, over a model whose trials end as its option `mood` says."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def rows(folder: Path) -> dict[str, dict[str, str]]:
 
 
 def starts(folder: Path) -> int:
-    """How often runs were begun in a sweep."""
+    """The number of started runs of a sweep."""
     return sum(log.read_text().count("made with") for log in folder.glob("*/log.txt"))
 
 
 def workers(folder: Path) -> list[str]:
-    """Processes of trials of a sweep that are alive, found by the folder that they are in."""
+    """Running trial processes of a sweep, found by their working directory."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -73,7 +73,7 @@ def workers(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def moody(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
-    """A sweep over four tempers of a model, run to its end in a process of its own."""
+    """A sweep over four moods of a model, run to its end in a separate process."""
     folder = tmp_path_factory.mktemp("moody")
     (folder / "moody.py").write_text(MOODY)
     words = ("+model.mood=ok,raise,die,explode", *QUICK, "sweep.dir=s")

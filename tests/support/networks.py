@@ -1,4 +1,4 @@
-"""Networks that tests of models share, and how to look into one."""
+"""Networks shared by tests of models, and functions that inspect one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders of small images with damage done to them on purpose, for the tests of data and audit."""
+"""Folders of small images and ways to damage them, for the tests of data and audit."""
 
 from __future__ import annotations
 

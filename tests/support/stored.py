@@ -1,4 +1,4 @@
-"""Run folders as finished runs leave them, without training one."""
+"""Run folders like those of finished runs, without training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def write(path: Path, text: str) -> Path:
 
 
 def write_run(path: Path, config: dict[str, Any] | None = None, **result: Any) -> Path:
-    """Write a run folder as a finished run leaves it, without training one."""
+    """Write a run folder like that of a finished run, without training."""
     write(path / "config.yaml", "seed: 1\n")
     if config is not None:
         result["config"] = config

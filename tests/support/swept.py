@@ -1,4 +1,4 @@
-"""Sweeps as finished runs leave them, without training: for the tests of their tables, pictures and page."""
+"""Sweep folders like those of finished sweeps, without training: for the tests of tables, plots and reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from support.stored import config, result, write, write_run
 
 
 def trial(folder: Path, acc: float | None, status: str = "completed", reason: str = "", **changes: Any) -> Path:
-    """Add a run to a sweep, with three epochs of metrics where it has an accuracy; the runs end a minute apart."""
+    """Add a run to a sweep, with three epochs of metrics if it has an accuracy; the runs end a minute apart."""
     number = len(list(folder.glob("*"))) if folder.is_dir() else 0
     clock = [time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime(1.7e9 + 60 * (number + k))) for k in (0, 1)]
     more = {"started": clock[0], "ended": clock[1], "reason": reason, "data": {"val": 100}, "seconds": 60.0}
@@ -24,7 +24,7 @@ def trial(folder: Path, acc: float | None, status: str = "completed", reason: st
 
 
 def rate(folder: Path, count: int, **changes: Any) -> None:
-    """A sweep in which the rate decides, a penalty does nothing, and rates above 0.3 diverge."""
+    """A sweep whose score depends on the learning rate, not on the penalty; rates above 0.3 diverge."""
     rng = random.Random(0)
     for _ in range(count):
         lr, l2 = 10 ** rng.uniform(-5, 0), 10 ** rng.uniform(-6, -2)

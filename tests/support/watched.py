@@ -1,4 +1,4 @@
-"""Train for a moment with a Watch, as the engine does, and return what verdicts are drawn from."""
+"""Train briefly with a Watch, as the loop does, and return the input of verdicts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Watched:
 
 
 def watched(*overrides: str, change: Callable[[Experiment], None] = lambda exp: None, watch: bool = True) -> Watched:
-    """Train to the end or to a loss that is not finite; `change` may alter the experiment before."""
+    """Train to the end or to a loss that is not finite; `change` may alter the experiment first."""
     exp = build(composed("check=none", "trainer.threads=1", *overrides))
     change(exp)
     found, eye = Watched(exp), Watch(exp) if watch else None

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from enum import Enum, IntEnum
+from typing import Literal, NamedTuple
 
-__all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "NOT_RANKED", "NUMBERS", "SCORES", "Exit", "Status"]
-__all__ += ["lower_is_better", "minimised"]
+__all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "NOT_RANKED", "NUMBERS", "RESULTS", "SCORES"]
+__all__ += ["Exit", "Number", "Status", "is_accuracy", "is_loss", "lower_is_better", "minimised"]
 
 
-FORMAT = 1  # of everything stored in a run, a sweep or an ensemble; what says nothing is of before, and reads the same
+FORMAT = 1  # `version` of result.json, sweep.yaml and ensemble.yaml; files without one are older and read the same
 
 
 class Status(str, Enum):
-    """How a run stands, as result.json and every table write it."""
+    """The status of a run in result.json and in every table."""
 
     RUNNING = "running"
     COMPLETED = "completed"
@@ -22,6 +23,7 @@ class Status(str, Enum):
     INTERRUPTED = "interrupted"
     PAUSED = "paused"
     CHECK_FAILED = "check_failed"
+    UNREADABLE = "unreadable"  # in tables alone: a newer dlrun wrote the folder
 
     def __str__(self) -> str:
         return self.value
@@ -42,28 +44,62 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
-# a trial of these has ended and has something to show; of those there is nothing
+# trials that ended with something to show, and those without
 DONE = (Status.COMPLETED, Status.DIVERGED, Status.PRUNED)
 FAILED = (Status.FAILED, Status.CHECK_FAILED)
-# whatever these scored, they stand below the rest
+# sorted below all others, whatever they scored
 NOT_RANKED = (Status.FAILED, Status.DIVERGED, Status.PRUNED, Status.CHECK_FAILED)
 
-SCORES = ("val_acc", "val_loss", "test_acc", "test_loss")
-NUMBERS = ("epochs", "best_epoch", *SCORES, "seconds")
+
+class Number(NamedTuple):
+    """A number of result.json that every table shows.
+
+    One way of a `score` is better (`lower_is_better`), so its best value is marked. `over_seeds` is what
+    `dlrun compare --group-seeds` shows of it: mean ± std, the mean alone, or nothing. `digits` follow the point.
+    """
+
+    name: str
+    score: bool = False
+    over_seeds: Literal["spread", "mean", "nothing"] = "spread"
+    digits: int = 4
+
+
+# a column of `dlrun compare`, of its CSV, JSON and LaTeX, and of a sweep's page is added here and nowhere else
+RESULTS = (
+    Number("epochs", over_seeds="nothing"),
+    Number("best_epoch", over_seeds="nothing"),
+    Number("val_acc", score=True),
+    Number("val_loss", score=True),
+    Number("test_acc", score=True),
+    Number("test_loss", score=True),
+    Number("seconds", over_seeds="mean", digits=1),
+)
+NUMBERS = tuple(number.name for number in RESULTS)
+SCORES = tuple(number.name for number in RESULTS if number.score)
 # of metrics.csv
 COLUMNS = (
     *("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "penalty", "grad_norm"),
     *("update_ratio", "dead_fraction"),
     *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
 )
-AVERAGED = ("ema_val_loss", "ema_val_acc")  # with trainer.ema: the same of the averaged weights
+AVERAGED = ("ema_val_loss", "ema_val_acc")  # with trainer.ema: the scores of the averaged weights
+
+
+def is_loss(column: str) -> bool:
+    """Whether a column holds a loss."""
+    return column.endswith("loss")
+
+
+def is_accuracy(column: str) -> bool:
+    """Whether a column holds a share of images classified correctly, 0 to 1."""
+    return column.endswith("_acc")
 
 
 def lower_is_better(column: str) -> bool:
-    """Say which way a column of metrics.csv should go: up for accuracies and speed, down for anything else."""
-    return not column.endswith(("_acc", "_per_second"))
+    """Whether a lower value of a column is better: not of accuracies and speeds, but of everything else."""
+    return not (is_accuracy(column) or column.endswith("_per_second"))
 
 
 def minimised(column: str, direction: str) -> bool:
-    """Say whether the lowest value of a column is the best: `auto` looks at the column, `min` and `max` say it."""
+    """Whether the lowest value of a column is the best: `auto` follows the column, `min` and `max` decide."""
     return lower_is_better(column) if direction == "auto" else direction == "min"

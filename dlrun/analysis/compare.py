@@ -17,7 +17,7 @@ from dlrun.analysis import verdicts
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
-from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES, Status
+from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower_is_better
 
 __all__ = ["IGNORED", "Entry", "ensembles", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
 
@@ -91,13 +91,13 @@ def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) 
             row.setdefault(by, result.get(by, ""))
         made.append(row)
     column = by or metric(entries)
-    down = column.endswith("loss") if lower is None else lower
+    down = lower_is_better(column) if lower is None else lower
     return sorted(made, key=lambda row: _rank(row, column, down))
 
 
 def metric(entries: Sequence[Entry]) -> str:
     """Return the column that says which run is best: val_loss where every run watched a loss, else val_acc."""
-    by_loss = bool(entries) and all(str(e.result.get("monitor", "")).endswith("loss") for e in entries)
+    by_loss = bool(entries) and all(is_loss(str(e.result.get("monitor", ""))) for e in entries)
     return "val_loss" if by_loss else "val_acc"
 
 
@@ -118,7 +118,7 @@ def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any
         near = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
         raise UserError(f"--sort={column}: no such column; {hint}")
-    best_first = name in SCORES and not name.endswith("loss")
+    best_first = name in SCORES and not lower_is_better(name)
     there: list[dict[str, Any]] = []
     empty: list[dict[str, Any]] = []
     for row in rows:

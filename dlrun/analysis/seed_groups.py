@@ -17,7 +17,7 @@ from typing import Any
 from dlrun.analysis import compare
 from dlrun.analysis.compare import Entry
 from dlrun.folders import reading
-from dlrun.vocabulary import SCORES, Status
+from dlrun.vocabulary import RESULTS, Status, lower_is_better
 
 __all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
 
@@ -45,7 +45,7 @@ def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None
     differing = compare.varying([{k: v for k, v in g[0].config.items() if k not in follow} for g in groups.values()])
     column = by or compare.metric(entries)
     found = [(_row(group, differing, column), _by_seed(group, column)) for group in groups.values()]
-    sign = 1 if (column.endswith("loss") if lower is None else lower) else -1
+    sign = 1 if (lower_is_better(column) if lower is None else lower) else -1
     found.sort(key=lambda one: (not one[1], sign * one[0][f"{column}_mean"] if one[1] else 0.0))
     _judge(found)
     return [row for row, _ in found]
@@ -72,13 +72,14 @@ def _row(group: Sequence[Entry], differing: Sequence[str], metric: str) -> dict[
     row: dict[str, Any] = {key.removeprefix("choices."): config.get(key, "") for key in differing}
     seeds = sorted(_by_seed(group, metric), key=_number)
     row |= {"n": len(seeds), "seeds": f"[{', '.join(seeds)}]"}
-    for column in dict.fromkeys((*SCORES, metric)):
+    for column in dict.fromkeys((*(n.name for n in RESULTS if n.over_seeds == "spread"), metric)):
         values = list(_by_seed(group, column).values())
         row[f"{column}_mean"] = fmean(values) if values else ""
         row[f"{column}_std"] = stdev(values) if len(values) > 1 else ""
-    done = [e.result.get("seconds") for e in group if e.result.get("status") == Status.COMPLETED]
-    times = [t for t in done if isinstance(t, (int, float))]
-    row["seconds"] = fmean(times) if times else ""
+    for column in (n.name for n in RESULTS if n.over_seeds == "mean"):
+        done = [e.result.get(column) for e in group if e.result.get("status") == Status.COMPLETED]
+        numbers = [value for value in done if isinstance(value, (int, float))]
+        row[column] = fmean(numbers) if numbers else ""
     rest = Counter(
         str(e.result.get("status", "")) or "empty" for e in group if e.result.get("status") != Status.COMPLETED
     )

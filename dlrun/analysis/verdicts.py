@@ -13,7 +13,7 @@ from itertools import accumulate, pairwise
 from typing import Any
 
 from dlrun.analysis.evidence import WANTED_RATIO, Evidence, digit, end, span
-from dlrun.vocabulary import Status, lower_is_better
+from dlrun.vocabulary import Status, is_accuracy, is_loss, lower_is_better
 
 __all__ = ["Finding", "judge", "summary", "urgent"]
 
@@ -308,7 +308,7 @@ def _larger(run: Evidence) -> str:
 def _unfinished(run: Evidence) -> Finding | None:
     """O9: the best epoch is the last, and not only because the schedule ended; or the gap still shrinks."""
     planned = run.key("trainer.epochs")
-    if len(run.monitored) < 2 or run.epochs[-1] != planned or not run.monitor.endswith(("_acc", "_loss")):
+    if len(run.monitored) < 2 or run.epochs[-1] != planned or not (is_accuracy(run.monitor) or is_loss(run.monitor)):
         return None
     lower = lower_is_better(run.monitor)
     scores = [-v if lower else v for v in run.monitored]

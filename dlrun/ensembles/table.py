@@ -12,7 +12,7 @@ import numpy as np
 from dlrun.ensembles.members import SPLITS, Member
 from dlrun.ensembles.votes import VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
 from dlrun.folders import reading
-from dlrun.vocabulary import Status
+from dlrun.vocabulary import Status, is_accuracy
 
 __all__ = ["ORDERS", "Table", "as_text", "draw", "each", "judge", "sizes", "store"]
 
@@ -135,7 +135,7 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(column: str, value: Any) -> str:
     if value is None:
         return "-"
-    if column.endswith(("_acc", "disagreement")):
+    if is_accuracy(column) or column.endswith("disagreement"):
         return f"{100 * value:.2f} %"
     if column == "parameters":
         return f"{round(value):,}"

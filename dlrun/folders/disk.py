@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["OWNER", "append", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
 
@@ -56,7 +57,7 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
         if not isinstance(error, OSError):
             raise
         why = f"{path}: cannot write: {error.strerror}; what was there before is intact"
-        raise UserError(why, 1) from error
+        raise UserError(why, Exit.FAILED) from error
 
 
 def _linked(source: Path, path: Path) -> None:
@@ -95,7 +96,9 @@ def append(path: Path, line: bytes) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror}; `dlrun resume` goes on from here", 1) from error
+        raise UserError(
+            f"{path}: cannot write: {error.strerror}; `dlrun resume` goes on from here", Exit.FAILED
+        ) from error
 
 
 def make_folder(path: Path, *, new: bool = False) -> None:

@@ -16,13 +16,21 @@ import numpy as np
 from dlrun.analysis.edges import position
 from dlrun.analysis.sweeps import Axis, Trials, judged
 from dlrun.reports.figures import BLUE, GREEN, GREY, ORANGE, canvas, headline
-from dlrun.vocabulary import FAILED, NOT_RANKED, Status
+from dlrun.vocabulary import FAILED, Status
 
 __all__ = ["against_axes", "called", "legend", "parallel", "span", "strip", "two_axes", "wanted"]
 
 ACROSS = 3  # panels side by side
 MOST_PANELS = 9
 COLOURED = 12  # lines of a parallel plot that stand out
+UNSCORED = "no score yet"
+# trials without a score: what a legend calls them, marker, colour, statuses
+LOST: tuple[tuple[str, str, str, tuple[Status, ...]], ...] = (
+    (str(Status.PRUNED), "v", GREY, (Status.PRUNED,)),
+    (str(Status.DIVERGED), "x", ORANGE, (Status.DIVERGED,)),
+    (str(Status.FAILED), "x", "#000000", FAILED),
+    (UNSCORED, ".", GREY, ()),
+)
 FENCE = 3.0  # times the middle half's height: farther below it a score leaves the picture (Tukey's far out)
 
 
@@ -49,21 +57,15 @@ def span(trials: Trials) -> tuple[float, float]:
 
 def lost_trials(trials: Trials) -> dict[str, tuple[str, str, list[int]]]:
     """The trials without a score that counts, by what they came to: marker, colour and which."""
-    states = [str(entry.result.get("status", "")) for entry in trials.entries]
     found: dict[str, tuple[str, str, list[int]]] = {}
-    for name, (marker, colour) in {
-        "pruned": ("v", GREY), "diverged": ("x", ORANGE), "failed": ("x", "#000000"), "no score yet": (".", GREY),
-    }.items():  # fmt: skip
-        known = {str(Status.FAILED): FAILED}.get(name, (name,))
-        others = NOT_RANKED
-        which = [
-            k
-            for k, (state, score) in enumerate(zip(states, trials.scores, strict=True))
-            if math.isnan(score) and (state in known if name != "no score yet" else state not in others)
-        ]
-        if which:
-            found[name] = (marker, colour, which)
-    return found
+    for name, marker, colour, _ in LOST:
+        found[name] = (marker, colour, [])
+    for k, score in enumerate(trials.scores):
+        if math.isnan(score):
+            status = trials.entries[k].result.get("status")
+            name = next((name for name, _, _, statuses in LOST if status in statuses), UNSCORED)
+            found[name][2].append(k)
+    return {name: look for name, look in found.items() if look[2]}
 
 
 def strip(panel: Any, trials: Trials, where: Any) -> None:
@@ -117,7 +119,7 @@ def _panel(panel: Any, trials: Trials, axis: Axis) -> None:
     scores = np.array(trials.scores)
     small = 26 if len(done) <= 60 else 12
     shown = np.clip(scores[done], low, high)
-    panel.scatter(where[done], shown, s=small, color=BLUE, alpha=0.65, lw=0, label="completed")
+    panel.scatter(where[done], shown, s=small, color=BLUE, alpha=0.65, lw=0, label=str(Status.COMPLETED))
     panel.scatter(
         where[best], scores[best], s=70, marker="D", color=GREEN, edgecolor="white", lw=0.8, label="best", zorder=4
     )
@@ -192,7 +194,7 @@ def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
     dots = panel.scatter(
         *zip(*order, strict=True), c=[there[point] for point in order], s=46 if len(order) <= 100 else 30,
         cmap=_shades(trials.lower), edgecolor="white", lw=0.4, vmin=span(trials)[0],
-        vmax=span(trials)[1], label="completed",
+        vmax=span(trials)[1], label=str(Status.COMPLETED),
     )  # fmt: skip
     best = trials.best[0]
     at = [axis.numbers[best] for axis in numeric]  # type: ignore[index]

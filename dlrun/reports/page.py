@@ -16,11 +16,15 @@ from typing import Any
 
 from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
+from dlrun.vocabulary import Status
 
-__all__ = ["is_number", "picture", "section", "table", "text", "write_page"]
+__all__ = ["is_number", "picture", "section", "table", "text", "tone", "write_page"]
 
 # in their own colours in the dark as well
 NATURAL = ("filters", "confusion")
+# the colour of a status; without one it is plain text
+TONES = {Status.COMPLETED: "pass", Status.RUNNING: "warn", Status.INTERRUPTED: "warn"}
+TONES |= dict.fromkeys((Status.FAILED, Status.DIVERGED, Status.CHECK_FAILED, Status.UNREADABLE), "fail")
 WHAT = {
     "loss": "Train and validation loss by epoch, on a linear and a logarithmic scale",
     "accuracy": "Train and validation accuracy by epoch",
@@ -94,7 +98,7 @@ def table(
                 continue
             if links and c == "run" and value in links:
                 shown = f"<a href='{escape(links[value])}'>{shown}</a>"
-            kind = "long" if c in long else str(value) if c == "status" and str(value).isidentifier() else ""
+            kind = "long" if c in long else tone(value) if c == "status" else ""
             cells.append(f"<td class='{kind}'>{shown}</td>" if kind else f"<td>{shown}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")
     frame = "scroll tall" if tall else "scroll"
@@ -104,6 +108,12 @@ def table(
 def _mean(value: Any) -> Any:
     """A mean without its deviation; everything else as it is."""
     return value.split("\u00a0±")[0] if isinstance(value, str) and "\u00a0±" in value else value
+
+
+def tone(status: Any) -> str:
+    """Return the class of a status on the page: `pass`, `warn`, `fail` or none; a check's status is its own class."""
+    known = {str(word): name for word, name in TONES.items()} | {word: word for word in ("pass", "warn", "fail")}
+    return known.get(status, "") if isinstance(status, str) else ""
 
 
 def is_number(value: Any) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -19,7 +18,7 @@ from dlrun.analysis import verdicts
 from dlrun.config.defaults import leaves
 from dlrun.folders import reading
 from dlrun.reports import run_plots
-from dlrun.reports.page import picture, section, table, text, write_page
+from dlrun.reports.page import picture, section, table, text, tone, write_page
 
 __all__ = ["write"]
 
@@ -58,11 +57,10 @@ def _head(title: str, folder: Path, result: Mapping[str, Any]) -> str:
         "parameters": f"{result['parameters']:,}" if isinstance(result.get("parameters"), int) else "",
     }
     boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in scores.items() if value)
-    word = re.sub(r"\W", "", status)
     reason = f": {text(result['reason'])}" if result.get("reason") else ""
     origin = f"{folder.resolve().name}, started {result.get('started', 'at an unknown time')}"
     return (
-        f"<header><h1>{escape(title)}</h1><p><span class='badge {word}'>{escape(status)}</span>{reason}</p>"
+        f"<header><h1>{escape(title)}</h1><p><span class='badge {tone(status)}'>{escape(status)}</span>{reason}</p>"
         f"<p class=soft>{escape(origin)}</p></header><div class=numbers>{boxes}</div>"
     )
 

@@ -24,7 +24,7 @@ from dlrun.folders import reading
 from dlrun.reports import axis_plots
 from dlrun.reports.axis_plots import called, legend, span, strip, wanted
 from dlrun.reports.figures import BLUE, GREEN, OKABE_ITO, STYLE, canvas, columns, epochs_axis, headline, positive, save
-from dlrun.vocabulary import lower_is_better
+from dlrun.vocabulary import Status, is_loss, lower_is_better
 
 __all__ = ["draw"]
 
@@ -96,7 +96,7 @@ def _time(trials: Trials) -> Any:
     hours = np.array([(ends[k] - begin) / unit for k in done])
     scores = np.array([trials.scores[k] for k in done])
     so_far = (np.minimum if trials.lower else np.maximum).accumulate(scores)
-    panel.scatter(hours, np.clip(scores, low, high), s=18, color=BLUE, alpha=0.6, lw=0, label="completed")
+    panel.scatter(hours, np.clip(scores, low, high), s=18, color=BLUE, alpha=0.6, lw=0, label=str(Status.COMPLETED))
     last = (max(ends.values()) - begin) / unit
     panel.step([*hours, last], [*so_far, so_far[-1]], where="post", color=GREEN, label="best so far")
     strip(panel, trials, np.array([(ends.get(k, math.nan) - begin) / unit for k in range(len(trials.entries))]))
@@ -135,7 +135,7 @@ def _curves(folder: Path, trials: Trials) -> Any:
             look = {"color": OKABE_ITO[k] if named else "#BBBBBB", "linewidth": 1.8 if named else 0.8}
             axes.plot(table["epoch"], table[column], label=label[-24:] if named else None, **look)
         epochs_axis(axes, "lower is better" if lower else "higher is better", called(column))
-        if column.endswith("loss"):
+        if is_loss(column):
             # one that diverged leaves the picture, and does not flatten the others
             seen = np.concatenate([tables[label][column] for label in kept])
             if positive(seen := seen[np.isfinite(seen)]):

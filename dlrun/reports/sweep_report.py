@@ -20,7 +20,7 @@ from dlrun.folders import reading
 from dlrun.reports import sweep_plots, tables
 from dlrun.reports.axis_plots import called, wanted
 from dlrun.reports.page import picture, section, table, text, write_page
-from dlrun.vocabulary import SCORES, Status
+from dlrun.vocabulary import NUMBERS, SCORES, Status
 
 __all__ = ["write"]
 
@@ -73,7 +73,8 @@ def _best(folder: Path, found: Trials) -> str:
     chosen = found.best[:BEST]
     if not chosen:
         return "<p>No trial has completed.</p>"
-    scores = [c for c in (*SCORES, "epochs", "seconds") if any(found.rows[k][c] != "" for k in chosen)]
+    others = (c for c in NUMBERS if c not in (*SCORES, "best_epoch"))
+    scores = [c for c in (*SCORES, *others) if any(found.rows[k][c] != "" for k in chosen)]
     columns = [found.metric, *(c for c in scores if c != found.metric)]
     columns += ["checks"] * any(found.rows[k]["checks"] == "fail" for k in chosen)  # check.warn_only went on
     shown = [{"place": place, **_named(folder, found, k, columns)} for place, k in enumerate(chosen, 1)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlrun.analysis import compare
-from dlrun.vocabulary import NUMBERS, SCORES, Status
+from dlrun.folders import formats
+from dlrun.vocabulary import NUMBERS, RESULTS, SCORES, Status, lower_is_better
 
 __all__ = ["as_csv", "as_json", "as_latex", "as_text", "telling"]
 
@@ -20,7 +19,10 @@ Rows = Sequence[Mapping[str, Any]]
 QUIET = {"checks": "pass", "verdicts": "none"}
 WORDS = ("run", "status", "checks", "verdicts", "verdict", "rest", "test")  # never numbers, whatever they look like
 SHORT = 7  # letters up to which a number stands as it was typed
-DISPENSABLE = ("best_epoch", "epochs", "test_loss", "seconds", "val_loss", "checks", "verdicts", "test_acc")
+# dropped from a narrow terminal in this order; val_acc stays
+LAST = ("best_epoch", "epochs", "test_loss", "seconds", "val_loss", "checks", "verdicts", "test_acc")
+DISPENSABLE = (*(name for name in NUMBERS if name not in (*LAST, "val_acc")), *LAST)
+DIGITS = {number.name: number.digits for number in RESULTS}
 FILES_ONLY = ("runs", "seeds", "test")  # for programs that read the CSV
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 LATEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
@@ -38,11 +40,7 @@ class Column(NamedTuple):
 
 def as_csv(rows: Rows) -> str:
     """Return the rows as CSV text, numbers in full."""
-    written = io.StringIO()
-    writer = csv.DictWriter(written, list(rows[0]) if rows else ["run"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return written.getvalue()
+    return formats.as_csv(list(rows)) if rows else "run\n"
 
 
 def as_json(rows: Rows) -> str:
@@ -159,7 +157,7 @@ def _columns(rows: Rows, metric: str = "val_acc", lower: bool = False) -> list[C
         score = name.removesuffix("_mean")
         cells = [_with_spread(row, name, score) if score != name else _cell(name, row[name]) for row in rows]
         numeric = score in NUMBERS or name in ("n", "p") or all(map(_is_number, cells))
-        down = lower if score == metric else score.endswith("loss")
+        down = lower if score == metric else lower_is_better(score)
         best = _best(rows, name, lower=down) if score in (*SCORES, metric) else set()
         found.append(Column(score, cells, best, numeric))
     return found
@@ -185,7 +183,7 @@ def _cell(column: str, value: Any) -> str:
         parts = Path(value).parts
         return "/".join(parts[-2:] if parts[-1:] and parts[-1].isdigit() else parts[-1:]) or value
     if isinstance(value, float):
-        return f"{value:.1f}" if column == "seconds" else f"{value:.2g}" if column == "p" else f"{value:.4f}"
+        return f"{value:.2g}" if column == "p" else f"{value:.{DIGITS.get(column, 4)}f}"
     # what a search drew has sixteen digits, which the CSV keeps
     return f"{float(value):.4g}" if len(str(value)) > SHORT and _is_number(value) else str(value)
 

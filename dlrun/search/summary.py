@@ -14,7 +14,7 @@ from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search.plan import Round
 from dlrun.search.space import Axis
-from dlrun.vocabulary import FAILED, Status
+from dlrun.vocabulary import FAILED, SCORES, Status, is_loss
 
 if TYPE_CHECKING:
     from dlrun.search.study import Trial
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bar", "ending", "line", "ranked", "rows"]
 
-SCORES = ("val_loss", "val_acc", "test_loss", "test_acc")
+# of table.csv: validation before test, and of each the loss first
+COLUMNS = tuple(sorted(SCORES, key=lambda column: (not column.startswith("val_"), not is_loss(column))))
 
 
 def ranked(sweep: Sweep, numbers: Sequence[int] | None = None) -> list[Trial]:
@@ -35,14 +36,14 @@ def ranked(sweep: Sweep, numbers: Sequence[int] | None = None) -> list[Trial]:
 def rows(sweep: Sweep) -> list[dict[str, Any]]:
     """Return the rows of table.csv, a trial each, by number (S10)."""
     stages = {n: r.stage for r in sweep.plan.rounds for n in r.numbers}
-    scores = SCORES if sweep.metric in SCORES else (*SCORES, sweep.metric)
+    scores = COLUMNS if sweep.metric in COLUMNS else (*COLUMNS, sweep.metric)
     made = []
     for number, trial in sorted(sweep.trials.items()):
         result, status = sweep.result(number), sweep.status(number)
         row: dict[str, Any] = {"trial": number, "stage": stages.get(number, 1), "status": status}
         row |= {a.name: trial.values.get(a.key, "") for a in sweep.plan.axes}
         row |= {c: result.get(c, "") for c in scores}
-        if sweep.metric not in SCORES:
+        if sweep.metric not in COLUMNS:
             row[sweep.metric] = _blank(sweep.score(number))
         row |= {"epochs": result.get("epochs", 0), "seconds": result.get("seconds", "")}
         row["checks"] = result.get("checks", "")

@@ -170,7 +170,7 @@ class Sweep:
             self.results.pop(number, None)
             if not self._over(number, now):
                 return number
-            self._ended(Ended(number, 0), now)  # it ended elsewhere meanwhile
+            self._ended(Ended(number, Exit.FINE), now)  # it ended elsewhere meanwhile
         return None
 
     def _start(self, number: int, now: Round) -> None:
@@ -265,7 +265,7 @@ class Sweep:
             if limit and began != before and time.time() - began > limit:
                 self.pool.kill(number)
                 why = f"no end after {limit:g} seconds (search.timeout)"
-                again += self._ended(Ended(number, 1, why, lost=True), now)
+                again += self._ended(Ended(number, Exit.FAILED, why, lost=True), now)
         summary.bar(self, now)
         return again
 

@@ -20,7 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from dlrun.vocabulary import Exit
+from dlrun.vocabulary import Exit, Status
 
 __all__ = ["Job", "Place", "Remote", "away", "main", "work"]
 
@@ -64,7 +64,7 @@ def work(job: Job) -> tuple[int, str]:
     except UserError as error:
         return error.code, str(error)
     except KeyboardInterrupt:
-        return Exit.INTERRUPTED, "interrupted"
+        return Exit.INTERRUPTED, str(Status.INTERRUPTED)
     except SystemExit:  # how a queue takes a job back, or a user's code ends the process: lost, not failed
         raise
     except BaseException as error:  # a user's code may raise anything; the worker lives on

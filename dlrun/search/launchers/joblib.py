@@ -11,6 +11,7 @@ from typing import Any
 
 from dlrun.search.launchers.job import Job, away
 from dlrun.search.launchers.protocol import Ended, cores, deaf, gpus, here, why
+from dlrun.vocabulary import Exit
 
 __all__ = ["Joblib"]
 
@@ -55,7 +56,7 @@ class Joblib:
             number, one = self._busy.pop(future)
             if error := future.exception():
                 self._drop(one)
-                found.append(Ended(number, 1, why(error), lost=True))
+                found.append(Ended(number, Exit.FAILED, why(error), lost=True))
             else:
                 self._idle.append(one)
                 found.append(Ended(number, *future.result()))

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 
 from dlrun.search.launchers.job import Job
 from dlrun.search.launchers.protocol import Ended, cores, gpus
+from dlrun.vocabulary import Exit
 
 __all__ = ["Pool"]
 
@@ -93,7 +94,7 @@ class Pool:
                 with suppress(subprocess.TimeoutExpired):
                     worker.process.wait(2)  # it is about to be gone: its own end is the reason, not our kill
                 self._drop(worker)
-                found.append(Ended(number, 1, _how(worker.process.returncode), lost=True))
+                found.append(Ended(number, Exit.FAILED, _how(worker.process.returncode), lost=True))
         return found
 
     def kill(self, number: int) -> None:

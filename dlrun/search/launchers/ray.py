@@ -10,6 +10,7 @@ from typing import Any
 from dlrun.errors import UserError
 from dlrun.search.launchers.job import Job, away
 from dlrun.search.launchers.protocol import GONE, Ended, deaf, here, why
+from dlrun.vocabulary import Exit
 
 __all__ = ["Ray"]
 
@@ -66,7 +67,7 @@ class Ray:
             try:
                 found.append(Ended(number, *self._ray.get(one)))
             except self._ray.exceptions.RayError as error:
-                found.append(Ended(number, 1, why(error), lost=True))
+                found.append(Ended(number, Exit.FAILED, why(error), lost=True))
         return found
 
     def kill(self, number: int) -> None:

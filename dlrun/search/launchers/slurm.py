@@ -18,6 +18,7 @@ from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.outputs import new_folder
 from dlrun.search.launchers.job import Job, Remote
 from dlrun.search.launchers.protocol import GONE, Ended, cores, deaf, here, why
+from dlrun.vocabulary import Exit
 
 __all__ = ["ASK", "POLL", "Submitit", "cancel_waiting", "job_name"]
 
@@ -95,9 +96,9 @@ class Submitit:
             try:
                 return Ended(number, *job.result())
             except Exception as error:  # what the job raised, or a result that cannot be read
-                return Ended(number, 1, why(error), lost=True)
+                return Ended(number, Exit.FAILED, why(error), lost=True)
         reason = f"its job {job.job_id} ended without a result ({job.state.lower()}): killed? see {job.paths.stderr}"
-        return Ended(number, 1, reason, lost=True)
+        return Ended(number, Exit.FAILED, reason, lost=True)
 
     def kill(self, number: int) -> None:
         """Kill the job of a trial; nothing more is heard of it."""

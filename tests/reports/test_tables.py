@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +19,11 @@ from dlrun.search import summary
 from dlrun.search.study import Trial
 from support.commands import Outcome, without_torch
 from support.members import member
+from support.pages import section
 from support.stored import config, result, write, write_run
+
+
+PACKAGE = Path(compare.__file__).parents[1]
 
 
 def two() -> None:
@@ -198,3 +203,33 @@ def test_a_run_that_went_on_after_a_failed_check_is_marked_in_every_table(
     assert "<th" in best
     assert ">checks<" in best
     assert ">fail<" in best
+
+
+def test_a_column_is_added_in_one_place(tmp_path: Path) -> None:
+    """In a copy of the package; `val_top5_acc` stands for any new number of result.json."""
+    copy = Path(shutil.copytree(PACKAGE, tmp_path / "dlrun", ignore=shutil.ignore_patterns("__pycache__")))
+    words, added = (copy / "vocabulary.py"), '    Number("val_top5_acc", score=True),\n'
+    text = words.read_text()
+    words.write_text(text.replace(before := '    Number("test_acc", score=True),\n', added + before))
+    assert words.read_text() != text
+    for seed, (lr, top5) in enumerate(((0.1, 0.9), (0.1, 0.8), (0.2, 0.7), (0.2, 0.6))):
+        scores = {"val_top5_acc": top5, "seconds": 1.0}
+        write_run(tmp_path / f"s/{seed:04d}", **result(config(seed=seed, optimizer__lr=lr), 0.5, **scores))
+    kinds = [(), ("--json",), ("--latex",), ("--group-seeds", "--csv", "grouped.csv")]
+    commands = [("compare", "s", *kind) for kind in kinds] + [("compare", "s", "--sort=val_top5_acc"), ("report", "s")]
+    shown = without_torch([*commands], tmp_path, PYTHONPATH=str(tmp_path))
+    assert [outcome.code for outcome in shown] == [0] * 6, shown
+    text, as_json, latex, grouped, ordered = (outcome.out for outcome in shown[:5])
+    assert "val_top5_acc" in text.splitlines()[0].split()
+    with open(tmp_path / "outputs/compare.csv", newline="") as file:
+        assert sorted(row["val_top5_acc"] for row in csv.DictReader(file)) == ["0.6", "0.7", "0.8", "0.9"]
+    assert sorted(row["val_top5_acc"] for row in json.loads(as_json)) == [0.6, 0.7, 0.8, 0.9]
+    assert r"\textbf{0.9000}" in latex  # the highest is the best
+    assert "0.8500 ± 0.0707" in grouped
+    with open(tmp_path / "grouped.csv", newline="") as file:
+        means = {row["optimizer.lr"]: float(row["val_top5_acc_mean"]) for row in csv.DictReader(file)}
+    assert means == pytest.approx({"0.1": 0.85, "0.2": 0.65})
+    assert [line.split()[0] for line in ordered.splitlines()[1:5]] == [f"s/{k:04d}" for k in range(4)]
+    page = (tmp_path / "s/report.html").read_text()
+    assert "data-value='0.9'" in section(page, "Every trial")
+    assert "0.8500\u00a0±\u00a00.0707" in section(page, "Seeds together")

@@ -9,7 +9,7 @@ import difflib
 import gc
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,8 +161,11 @@ def _rank(row: Mapping[str, Any], column: str, lower: bool) -> tuple[bool, float
     return (row["status"] in NOT_RANKED, score, row["run"])
 
 
-def varying(configs: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the keys with more than one value among the runs that have them, options before the rest."""
+def varying(configs: Sequence[Mapping[str, str]], asked: Collection[str] = ()) -> list[str]:
+    """Return the keys with more than one value among the runs that have them, options before the rest.
+
+    Of keys that repeat each other the first is kept: one of those `asked` for, else the first of the config.
+    """
     several: dict[str, list[str | None]] = {}
     for key in {key: None for config in configs for key in config}:
         if not key.startswith(IGNORED):
@@ -170,7 +173,7 @@ def varying(configs: Sequence[Mapping[str, str]]) -> list[str]:
             if len(set(values) - {None}) > 1:
                 several[key] = values
     kept: list[str] = []
-    for key in sorted(several, key=lambda key: not key.startswith("choices.")):
+    for key in sorted(several, key=lambda key: (not key.startswith("choices."), key not in asked)):
         # an option that differs brings its own _target_ along
         told = key.endswith("._target_") and f"choices.{key.split('.')[0]}" in several
         if not told and not any(_follows(several[key], several[k]) for k in kept if _last(k) == _last(key)):

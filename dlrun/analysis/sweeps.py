@@ -1,4 +1,4 @@
-"""A sweep as numbers: its axes, the score of each trial, what the best share, what to warn of (S3, S7, S9).
+"""A sweep as numbers: its axes, the score of each trial, what the best trials share (S3, S7, S9).
 
 Behind `dlrun report SWEEP` and its pictures. Read from the run folders, best trial first. Nothing imports torch.
 """
@@ -9,34 +9,35 @@ import csv
 import math
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
-from dlrun import vocabulary
 from dlrun.analysis import compare, edges
 from dlrun.analysis.compare import Entry
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
-from dlrun.vocabulary import NOT_RANKED, Status, lower_is_better, minimised
+from dlrun.vocabulary import SCORES, Status, lower_is_better, minimised
 
-__all__ = ["Axis", "Trials", "expect_model", "judged", "read", "score", "searched", "shared", "warnings"]
+__all__ = ["Axis", "Trials", "expect_model", "judged", "read", "score", "searched", "shared"]
 
 # learning rate, momentum, batch size, penalties, then the rest (S7)
 FIRST = (r"optimizer\.lr$", r"momentum|betas", r"batch_size", r"regularizer\.|weight_decay|dropout", r"")
-SHARES = ("dropout", "momentum", "label_smoothing", "alpha")  # keys whose values stay below one
 NARROW = 1 / 3  # of a searched range: within it the best are said to agree
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A key that was swept: each trial's value as text, and as a number where all are (nan where a trial lacks it)."""
+    """A key that was swept: each trial's value as text, and as a number if all are (nan if a trial lacks it).
+
+    `words` are the values of the list that was asked for; a range has none.
+    """
 
     name: str
     texts: list[str]
@@ -44,6 +45,8 @@ class Axis:
     log: bool
     low: float
     high: float
+    whole: bool = False
+    words: tuple[str, ...] = ()
 
     @cached_property
     def choices(self) -> list[str]:
@@ -102,7 +105,8 @@ def read(folder: Path) -> Trials:
     rows, by_path = compare.table(entries, metric, lower=lower), {str(entry.path): entry for entry in entries}
     entries = [by_path[row["run"]] for row in rows]
     scores = [float(row[metric]) if compare.scored(row, metric) else math.nan for row in rows]
-    axes = [_asked(axis, ranges) for axis in _axes(entries)] if (ranges := _ranges(folder)) else _axes(entries)
+    asked = _asked(folder)
+    axes = [_over(axis, asked.get(axis.name)) for axis in _axes(entries, asked)]
     return Trials(entries, rows, axes, metric, lower, scores, _said(folder))
 
 
@@ -131,7 +135,7 @@ def searched(folders: Sequence[Path], entries: list[Entry]) -> tuple[list[Entry]
         if len(folders) == 1 and sweep_folder.is_sweep(folders[0]):
             asked = sweep_folder.plan(folders[0])["search"]
             metric, direction = str(asked["metric"]), str(asked.get("direction", "auto"))
-    if metric and metric not in vocabulary.SCORES:
+    if metric and metric not in SCORES:
         values = [_logged(entry, metric) for entry in entries]
         if all(value is None for value in values):
             metric = ""
@@ -166,17 +170,32 @@ def score(folder: Path, result: Mapping[str, Any], metric: str) -> float | None:
     return float(value) if value not in (None, "") and math.isfinite(float(value)) else None
 
 
-def _ranges(folder: Path) -> dict[str, tuple[float, float, bool]]:
-    """The ranges that a sweep searched, as wide as they grew, and whether by logarithms; none where it does not say."""
-    found: dict[str, tuple[float, float, bool]] = {}
+class Asked(NamedTuple):
+    """An axis as the sweep searched it: a range as wide as it grew, or the words of a list."""
+
+    low: float
+    high: float
+    log: bool
+    whole: bool
+    words: tuple[str, ...]
+
+
+def _asked(folder: Path) -> dict[str, Asked]:
+    """The numeric axes that a sweep searched, by name; none if the folder is no sweep or cannot be read."""
+    found: dict[str, Asked] = {}
     if not sweep_folder.is_sweep(folder):
         return found
-    with suppress(UserError, KeyError, TypeError, ValueError, AttributeError):  # a stranger's or a damaged file
+    with suppress(UserError, KeyError, TypeError, ValueError, AttributeError):  # a damaged or foreign file
         plan = sweep_folder.plan(folder)
-        for axis in (a for one in (plan, *plan["rounds"]) for a in one["axes"] if not a["words"]):
-            name, low, high = str(axis["key"]).lstrip("+"), float(axis["low"]), float(axis["high"])
-            before = found.get(name, (low, high))
-            found[name] = (min(low, before[0]), max(high, before[1]), bool(axis["log"]))
+        for axis in (a for one in (plan, *plan["rounds"]) for a in one["axes"]):
+            name, words = str(axis["key"]).lstrip("+"), tuple(map(str, axis["words"]))
+            values = _numbers(words) if words else [float(axis["low"]), float(axis["high"])]
+            if values:
+                log = edges.spans_decades(sorted(values)) if words else bool(axis["log"])
+                before = found.get(name)
+                low, high = min(values), max(values)
+                ends = (low, high) if before is None else (min(low, before.low), max(high, before.high))
+                found[name] = Asked(*ends, log, bool(axis.get("whole")), words)
     return found
 
 
@@ -189,17 +208,17 @@ def _said(folder: Path) -> list[str] | None:
     return None
 
 
-def _asked(axis: Axis, ranges: Mapping[str, tuple[float, float, bool]]) -> Axis:
-    """The axis over the range that was searched, not only what was drawn from it; as it is where values lie outside."""
-    low, high, log = ranges.get(axis.name, (math.nan, math.nan, False))
-    if axis.numbers is None or not low <= axis.low <= axis.high <= high < math.inf or (log and low <= 0):
+def _over(axis: Axis, asked: Asked | None) -> Axis:
+    """The axis over all that was searched, not only what was drawn from it; unchanged if values lie outside."""
+    if asked is None or axis.numbers is None or not asked.low <= axis.low <= axis.high <= asked.high < math.inf:
         return axis
-    return replace(axis, low=low, high=high, log=log)
+    return axis if asked.log and asked.low <= 0 else replace(axis, **asked._asdict())
 
 
-def _axes(entries: Sequence[Entry]) -> list[Axis]:
+def _axes(entries: Sequence[Entry], asked: Collection[str]) -> list[Axis]:
     """The keys that differ but for seeds, the most important by experience first (S7)."""
-    keys = [k for k in compare.varying([e.config for e in entries]) if k.rpartition(".")[2] not in ("seed", "threads")]
+    found = compare.varying([e.config for e in entries], asked)
+    keys = [key for key in found if key.rpartition(".")[2] not in ("seed", "threads")]
     made = []
     for key in keys:
         texts = [entry.config.get(key, "") for entry in entries]
@@ -255,103 +274,8 @@ def shared(trials: Trials, count: int = 3) -> list[str]:
     return said
 
 
-def warnings(trials: Trials) -> list[str]:
-    """Return what a reader should know before trusting the best trial, and what to try next where there is such."""
-    return [*_at_borders(trials), *_noisy(trials), *_failures(trials)]
-
-
 def judged(axis: Axis, trial: int) -> Any:
     """Return the edge of what was tried that a trial's value is near, `low` or `high`, or None (S3)."""
     if axis.numbers is None or math.isnan(axis.numbers[trial]):
         return None
     return edges.edge(axis.numbers[trial], axis.low, axis.high, log=axis.log)
-
-
-def _at_borders(trials: Trials) -> list[str]:
-    if trials.said is not None:
-        return trials.said
-    said = []
-    for axis in trials.axes if trials.done else ():
-        best = trials.best[0]
-        side = judged(axis, best)
-        if axis.numbers is None or side is None:
-            continue
-        most = 1.0 if axis.name.rpartition(".")[2] in SHARES else math.inf
-        grown = edges.beyond(axis.low, axis.high, side, log=axis.log, most=most)
-        if grown is None:
-            continue
-        scale = "log" if axis.log else "linear"
-        said.append(
-            f"border: the best {axis.name}, {axis.numbers[best]:.3g}, is within a tenth of the {side} edge of what was "
-            f"tried ({axis.low:.3g} to {axis.high:.3g}, {scale} scale): better ones may lie beyond it; "
-            f"try {_searched(axis, grown)}"
-        )
-    return said
-
-
-def _searched(axis: Axis, grown: tuple[float, float]) -> str:
-    """The words that search a grown range: a list for whole numbers, else an interval."""
-    if axis.numbers is not None and all(v.is_integer() for v in axis.numbers if not math.isnan(v)):
-        more = (
-            [axis.high * 2, axis.high * 4] if grown[1] > axis.high else [max(axis.low // 4, 1), max(axis.low // 2, 1)]
-        )
-        return f"{axis.name}={','.join(dict.fromkeys(f'{v:.0f}' for v in more))}"
-    word = f"interval({grown[0]:.3g},{grown[1]:.3g})"
-    return f"'{axis.name}={f'tag(log,{word})' if axis.log else word}'"
-
-
-def _noisy(trials: Trials) -> list[str]:
-    """Whether the best settings, one seed each, differ by less than the error of an accuracy on so few images (S9)."""
-    best, numbers = trials.best[:3], trials.settings
-    repeated = any(numbers.count(numbers[k]) > 1 for k in best)
-    if len(best) < 2 or trials.metric != "val_acc" or repeated:
-        return []
-    data = trials.entries[best[0]].result.get("data")
-    images = data.get("val") if isinstance(data, dict) else None
-    if not isinstance(images, int) or images < 1:
-        return []
-    top, last = (trials.scores[k] for k in (best[0], best[-1]))
-    error = math.sqrt(max(top * (1 - top), 0.0) / images)
-    if top - last >= error:
-        return []
-    return [
-        f"noise: the best {len(best)} differ by {top - last:.4f} in val_acc, less than the standard error of an "
-        f"accuracy of {top:.4f} on {images} images, {error:.4f}: repeat them with other seeds before you choose; "
-        "try 'seed=range(1,6)', then dlrun compare --group-seeds"
-    ]
-
-
-def _failures(trials: Trials) -> list[str]:
-    """The trials that came to nothing, by status and reason, with the range in which only they lie."""
-    groups: dict[tuple[str, str], list[int]] = {}
-    for k, entry in enumerate(trials.entries):
-        if entry.result.get("status") in NOT_RANKED:
-            groups.setdefault(_reason(entry.result), []).append(k)
-    said, total = [], len(trials.entries)
-    for (status, reason), which in sorted(groups.items(), key=lambda group: -len(group[1])):
-        apart = [word for axis in trials.axes if (word := _apart(axis, which, trials.done))]
-        parts = [f"{status}: {len(which)} of {total} trials", *([reason] if reason else []), *apart]
-        said.append("; ".join(parts))
-    for status in (Status.RUNNING, Status.INTERRUPTED):
-        if count := sum(entry.result.get("status") == status for entry in trials.entries):
-            said.append(f"{status}: {count} of {total} trials have no final score")
-    return said
-
-
-def _apart(axis: Axis, lost: Sequence[int], done: Sequence[int]) -> str:
-    """Say where several failed trials lie beyond all that completed: that end of the axis is the cause."""
-    if axis.numbers is None or len(lost) < 2:
-        return ""
-    bad, good = ([v for k in which if not math.isnan(v := axis.numbers[k])] for which in (lost, done))
-    if not good or len(bad) < len(lost):
-        return ""
-    if min(bad) > max(good):
-        return f"all have {axis.name} above {max(good):.3g}, and none above that completed"
-    return f"all have {axis.name} below {min(good):.3g}, and none below that completed" if max(bad) < min(good) else ""
-
-
-def _reason(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Status and reason without the numbers in which equal failures differ."""
-    reason = str(result.get("reason") or "").split("\n")[0]
-    reason = re.sub(r"(?<![\w.])\d[\d.]*(?:e[-+]?\d+)?(?![\w])", "…", reason.split(": try ")[0])
-    return str(result.get("status")), reason[:160]

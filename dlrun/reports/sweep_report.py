@@ -15,6 +15,7 @@ from typing import Any
 
 from dlrun.analysis import importance, seed_groups, sweeps
 from dlrun.analysis.sweeps import Trials
+from dlrun.analysis.warnings import warnings
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.reports import sweep_plots, tables
@@ -38,7 +39,7 @@ def write(folder: Path) -> Path:
     shares = importance.measure(found)
     pictures = sweep_plots.draw(folder, found, shares)
     why = f"<p class=soft>{text(shares[:1].upper() + shares[1:])}.</p>" if isinstance(shares, str) and shares else ""
-    cards = "".join(f"<div class='card warn'>{_coded(sentence)}</div>" for sentence in sweeps.warnings(found))
+    cards = "".join(f"<div class='card warn'>{_coded(sentence)}</div>" for sentence in warnings(found))
     parts = [
         _head(folder, found),
         section(f"The best {min(BEST, len(found.best))}" if len(found.best) > 1 else "The best", _best(folder, found)),

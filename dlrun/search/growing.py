@@ -1,51 +1,48 @@
-"""Beyond the edge of a range: whether the best value lies near one, and the wider range (S3)."""
+"""Beyond the edge of a range: whether the best value of a round lies near one, and the wider range (S3)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from dlrun.analysis.edges import near_edge
 from dlrun.errors import UserError
-from dlrun.search.plan import Round
+from dlrun.search.plan import Plan, Round
 from dlrun.search.space import Axis
+from dlrun.search.study import Trial
+
+if TYPE_CHECKING:
+    from dlrun.config.compose import Composer
 
 __all__ = ["beyond"]
-if TYPE_CHECKING:
-    from dlrun.search.study import Trial
-    from dlrun.search.sweeper import Sweep
 
 
-def beyond(sweep: Sweep, now: Round, best: Sequence[Trial]) -> Round | None:
-    """Say where the best value of a stage is near an edge; with search.extend return the round beyond it (S3).
+def beyond(composer: Composer, plan: Plan, now: Round, best: Sequence[Trial]) -> Round | None:
+    """Warn in `now.said` of each edge near the best value; with search.extend return the round beyond it (S3).
 
-    Of the stage's range or of all that was searched: what a stage narrows away from an edge does not end there. The
-    page says the last words again.
+    The edge may be that of the stage's range or of all that was searched: a range that a stage narrowed does not end
+    where the stage does.
     """
-    search, said = sweep.plan.search, []
+    said: list[str] = []
     grown = list(now.axes)
     for place, axis in enumerate(now.axes if best else ()):
         value = best[0].values.get(axis.key)
         if axis.words and not axis.holds(value):
             continue
-        axis = axis if axis.words else axis.reaching(value)  # one that went on may lie beyond what a stage drew from
-        near = axis if axis.edge(value) else sweep.plan.searched(axis)
+        axis = axis if axis.words else axis.reaching(value)  # a trial of an earlier stage may lie outside this one's
+        near = axis if axis.edge(value) else plan.searched(axis)
         if (side := near.edge(value)) is None:
             continue
         wider = axis.grown(side)
-        if wider is None or not _composes(sweep, best[0], wider, side):
+        if value is None or wider is None or not _composes(composer, plan, best[0], wider, side):
             continue  # nothing lies beyond
-        low, high = near.numbers[0], near.numbers[-1]
-        said.append(
-            f"border: the best {axis.name}, {value:.4g}, is within a tenth of the {side} edge of "
-            f"{low:.4g} to {high:.4g}: better ones may lie beyond it; {_advice(search, now, wider)}"
-        )
+        ends = near.numbers[0], near.numbers[-1]
+        said.append(near_edge(axis.name, value, *ends, side, _advice(plan.search, now, wider)))
         grown[place] = wider
     now.said = said
-    for words in said:
-        sweep.screen.say(words, style="yellow")
-    if grown == now.axes or not _may_grow(search, now):
+    if grown == now.axes or not _may_grow(plan.search, now):
         return None
-    return sweep.plan.wider(grown)
+    return plan.wider(grown)
 
 
 def _may_grow(search: Mapping[str, Any], now: Round) -> bool:
@@ -56,17 +53,17 @@ def _advice(search: Mapping[str, Any], now: Round, wider: Axis) -> str:
     if _may_grow(search, now):
         return f"searching {wider.typed()}"
     if search["extend"]:
-        return f"it grew search.max_extend={search['max_extend']} times; try {wider.typed()}"
+        return f"the range grew search.max_extend={search['max_extend']} times already; try {wider.typed()}"
     return f"search.extend=true searches there; try {wider.typed()}"
 
 
-def _composes(sweep: Sweep, trial: Trial, axis: Axis, side: str) -> bool:
-    """Say whether the far end of a grown range is a value that the key takes."""
+def _composes(composer: Composer, plan: Plan, trial: Trial, axis: Axis, side: str) -> bool:
+    """Whether the key takes the far end of a grown range."""
     value = (min if side == "low" else max)(axis.numbers)
     number = int(value) if axis.whole or all(isinstance(c, int) for c in axis.choices or [0.5]) else value
-    others = [a.word(trial.values[a.key]) for a in sweep.plan.rounds[-1].axes if a.key != axis.key]
+    others = [a.word(trial.values[a.key]) for a in plan.rounds[-1].axes if a.key != axis.key]
     try:
-        sweep.composer.config(sweep.composer.parse([*sweep.plan.fixed, *others, f"{axis.key}={number!r}"]))
+        composer.config(composer.parse([*plan.fixed, *others, f"{axis.key}={number!r}"]))
     except UserError:
         return False
     return True

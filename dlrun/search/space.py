@@ -13,9 +13,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from dlrun.analysis.edges import edge, position, spans_decades
+from dlrun.analysis.edges import beyond, edge, listed_beyond, position, spans_decades, typed
 from dlrun.config.schema import lookup
 from dlrun.errors import UserError
 
@@ -96,8 +96,8 @@ class Axis:
         """Whether the axis is read by logarithms: as tagged, or as its list looks."""
         return spans_decades(self.numbers) if self.words else self.log
 
-    def edge(self, value: Any) -> str | None:
-        """Return the edge that the best value is within a tenth of the range from, `low` or `high`, or None (S3)."""
+    def edge(self, value: Any) -> Literal["low", "high"] | None:
+        """Return the edge that a value is near, within a tenth of the range, or None (S3)."""
         found = self.numbers
         return edge(float(value), found[0], found[-1], log=self.scale) if found else None
 
@@ -105,23 +105,13 @@ class Axis:
         """Return the range, widened to a value outside it."""
         return self if self.holds(value) else replace(self, low=min(self.low, value), high=max(self.high, value))
 
-    def grown(self, side: str) -> Axis | None:
-        """Return the axis with as much again beyond an edge, in its scale; None where that is no range."""
-        low, high = self.numbers[0], self.numbers[-1]
+    def grown(self, side: Literal["low", "high"]) -> Axis | None:
+        """Return the axis with as much again beyond an edge, in its scale; None if nothing lies beyond."""
         if self.words:
-            pivot, log = (low if side == "low" else high), self.scale
-            more = [pivot * pivot / v if log else 2 * pivot - v for v in self.numbers if v != pivot]
-            if all(isinstance(v, int) for v in self.choices):
-                more = [round(v) for v in more]
+            more = listed_beyond(self.choices, side, log=self.scale)
             return replace(self, words=tuple(dict.fromkeys([*self.words, *(f"{v:.6g}" for v in more)])))
-        step = high / low if self.log else high - low
-        if side == "low":
-            low = low / step if self.log else max(low - step, 0.0) if low >= 0 else low - step
-        else:
-            high = high * step if self.log else high + step
-        if self.whole:
-            low, high = max(math.ceil(low), 1) if self.low >= 1 else math.ceil(low), math.floor(high)
-        return None if (low, high) == (self.low, self.high) else replace(self, low=low, high=high)
+        wider = beyond(float(self.low), float(self.high), side, log=self.log, whole=self.whole)
+        return None if wider is None else replace(self, low=wider[0], high=wider[1])
 
     def narrowed(self, values: Sequence[Any], best: Any, factor: float) -> Axis:
         """Return the range around the values that did best, at most a factor (10, then 3) from the very best (S4).
@@ -153,8 +143,7 @@ class Axis:
         """Return the override as one types it, quoted for a shell where it must be."""
         if self.words:
             return f"{self.key}={','.join(self.words)}"
-        short = {(True, True): "logint", (True, False): "loguniform", (False, True): "int", (False, False): "uniform"}
-        return f"{self.key}={short[self.log, self.whole]}:{self.low:.4g}:{self.high:.4g}"
+        return typed(self.key, self.low, self.high, log=self.log, whole=self.whole)
 
     def record(self) -> dict[str, Any]:
         """Return plain values for sweep.yaml."""

@@ -14,8 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun import vocabulary
-from dlrun.analysis import sweeps
 from dlrun.config import extras
 from dlrun.errors import UserError
 from dlrun.folders import reading
@@ -27,10 +25,11 @@ from dlrun.search.launchers import choose
 from dlrun.search.launchers.job import Job
 from dlrun.search.launchers.protocol import Ended
 from dlrun.search.plan import Plan, Round
+from dlrun.search.results import Results
 from dlrun.search.sampling import draw, unseen
 from dlrun.search.space import check, grid, plain_words, read, size
 from dlrun.search.study import Study, Trial
-from dlrun.vocabulary import DONE, Exit, Status, minimised
+from dlrun.vocabulary import DONE, FAILED, Exit, Status, minimised
 
 if TYPE_CHECKING:
     from dlrun.config.compose import Composer
@@ -94,10 +93,8 @@ class Sweep:
         self.pool = choose.launcher(launcher, folder, soon)
         sweep_folder.write_plan(folder, plan.record())
         self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
-        self.trials = {t.number: t for t in self.study.trials()}
-        self.running: dict[int, float] = {}  # when their folders were last taken before
-        self.results: dict[int, dict[str, Any]] = {}  # of trials that do not run
-        self._scores: dict[int, tuple[dict[str, Any], float | None]] = {}  # with the results they are from
+        self.results = Results(folder, self.metric, self.minimise, self.study.trials())
+        self.trials, self.running = self.results.trials, self.results.running
 
     def run(self) -> int:
         """Run all rounds; returns the exit code."""
@@ -109,10 +106,11 @@ class Sweep:
             return Exit.INTERRUPTED
         finally:
             self.pool.close()
-        for line in summary.ending(self):
+        table = sweep_folder.write_table(self.folder, summary.rows(self.results, self.plan))
+        for line in summary.ending(self.results, self.plan, self.study.importance(), table):
             self.screen.say(line)
         self._page()
-        return Exit.SOME_FAILED if any(self._status(n) in vocabulary.FAILED for n in self.trials) else Exit.FINE
+        return Exit.SOME_FAILED if any(self.results.status(n) in FAILED for n in self.trials) else Exit.FINE
 
     def _rounds(self) -> None:
         while True:
@@ -125,8 +123,10 @@ class Sweep:
             done = f" ({len(numbers) - len(todo)} done)" if len(todo) < len(numbers) else ""
             self.screen.say(f"{stage}{len(numbers)} trials{done} in {self.folder}{until}: {axes}")
             self._run_round(now, todo)
-            best = summary.ranked(self, numbers)
-            following = growing.beyond(self, now, best) or self.plan.next_stage(best)
+            best = self.results.ranked(numbers)
+            following = growing.beyond(self.composer, self.plan, now, best) or self.plan.next_stage(best)
+            for words in now.said or ():
+                self.screen.say(words, style="yellow")
             if following is not None:
                 self._settle(now, following)
                 self.plan.rounds.append(following)
@@ -142,10 +142,10 @@ class Sweep:
         if following.stage == now.stage:
             return
         for number in sorted(self.trials):
-            if number not in following.kept and self._status(number) == Status.PAUSED:
+            if number not in following.kept and self.results.status(number) == Status.PAUSED:
                 why = f"not among the best of stage {now.stage}"
-                settle(sweep_folder.run_folder(self.folder, number), status=Status.PRUNED, reason=why)
-                self.results.pop(number)
+                settle(self.results.path(number), status=Status.PRUNED, reason=why)
+                self.results.forget(number)
                 self._close(self.trials[number])
 
     def _run_round(self, now: Round, todo: list[int]) -> None:
@@ -164,10 +164,10 @@ class Sweep:
     def _next(self, waiting: list[int], now: Round) -> int | None:
         """Take the next trial that is to be started, leaving those that still run for a process that is gone."""
         for number in waiting[::-1]:
-            if owned(sweep_folder.run_folder(self.folder, number)):
+            if owned(self.results.path(number)):
                 continue
             waiting.remove(number)
-            self.results.pop(number, None)
+            self.results.forget(number)
             if not self._over(number, now):
                 return number
             self._ended(Ended(number, Exit.FINE), now)  # it ended elsewhere meanwhile
@@ -194,8 +194,8 @@ class Sweep:
             config["trainer"]["report"] = False
         record = composed.record()  # before what changes from stage to stage
         config["trainer"]["stop_after"] = now.epochs if now.epochs < self.epochs else 0
-        self.results.pop(number, None)
-        folder = sweep_folder.run_folder(self.folder, number)
+        self.results.forget(number)
+        folder = self.results.path(number)
         self.running[number] = taken(folder)
         self.pool.submit(Job(number, config, str(folder), record, beside=self.pool.slots > 1))
 
@@ -222,7 +222,7 @@ class Sweep:
         number, trial = ended.number, self.trials[ended.number]
         self.running.pop(number, None)
         self._report(trial)
-        folder = sweep_folder.run_folder(self.folder, number)
+        folder = self.results.path(number)
         if ended.lost:
             with suppress(UserError):  # a node that only seems to be gone may hold it still
                 settle(folder, status=Status.FAILED, reason=ended.why)
@@ -236,10 +236,10 @@ class Sweep:
             self.study.failed(trial, why or f"ended with code {ended.code}", failures)
             if failures <= self.plan.search["retries"]:
                 again = [number]
-        self.results[number] = result
+        self.results.keep(number, result)
         if not again and (status != Status.PAUSED):
             self._close(trial)
-        self.screen.say(summary.line(self, number, again=bool(again)))
+        self.screen.say(summary.line(self.results, self.plan, number, again=bool(again)))
         self._table()
         return again
 
@@ -247,7 +247,7 @@ class Sweep:
         """Tell Optuna what came of a trial."""
         if trial.closed:
             return
-        status, value = self._status(trial.number), self.score(trial.number)
+        status, value = self.results.status(trial.number), self.results.score(trial.number)
         if status in (Status.COMPLETED, Status.PAUSED) and value is not None:
             self.study.close(trial, value, "complete")
         else:
@@ -257,7 +257,7 @@ class Sweep:
         """Follow running trials: report their epochs, stop those that are bad or hang; returns those to try again."""
         again: list[int] = []
         for number, before in list(self.running.items()):
-            folder = sweep_folder.run_folder(self.folder, number)
+            folder = self.results.path(number)
             if self._report(self.trials[number]):
                 ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
             limit = self.plan.search["timeout"]
@@ -266,7 +266,7 @@ class Sweep:
                 self.pool.kill(number)
                 why = f"no end after {limit:g} seconds (search.timeout)"
                 again += self._ended(Ended(number, Exit.FAILED, why, lost=True), now)
-        summary.bar(self, now)
+        summary.bar(self.screen, self.results, self.plan, self.epochs)
         return again
 
     def _report(self, trial: Trial) -> bool:
@@ -274,53 +274,27 @@ class Sweep:
         prune = False
         if trial.closed:
             return False
-        for row in reading.metrics(sweep_folder.run_folder(self.folder, trial.number)):
+        for row in reading.metrics(self.results.path(trial.number)):
             epoch = int(row.get("epoch") or 0)
             value = row.get(self.metric)
             if epoch > trial.seen and value and math.isfinite(float(value)):
                 prune = self.study.report(trial, epoch, float(value)) or prune
         return prune
 
-    def result(self, number: int) -> dict[str, Any]:
-        """Return result.json of a trial."""
-        if number not in self.results or number in self.running:
-            found = reading.result(sweep_folder.run_folder(self.folder, number))
-            if number in self.running:
-                return found
-            self.results[number] = found
-        return self.results[number]
-
-    def _status(self, number: int) -> str:
-        status = str(self.result(number).get("status", ""))
-        trial = self.trials.get(number)
-        if trial is not None and trial.failures and status not in (*DONE, Status.PAUSED, Status.CHECK_FAILED):
-            return Status.FAILED
-        return status
-
-    status = _status
-
-    def score(self, number: int) -> float | None:
-        """Return the metric of a trial at the epoch whose weights count; None where there is none."""
-        result = self.result(number)
-        known = self._scores.get(number)
-        if known is None or known[0] is not result:  # files are read once a trial, not once a trial and row
-            value = sweeps.score(sweep_folder.run_folder(self.folder, number), result, self.metric)
-            known = self._scores[number] = (result, value)
-        return known[1]
-
     def _over(self, number: int, now: Round) -> bool:
         """Say whether nothing is left to do for a trial in a round."""
         if number not in self.trials:
             return False
-        status = self._status(number)
+        status = self.results.status(number)
         if status in (Status.FAILED, Status.CHECK_FAILED):
             return self.trials[number].failures > int(self.plan.search["retries"])
         if status == Status.PAUSED:
-            return bool(now.epochs) and int(self.result(number).get("epochs", 0)) >= min(now.epochs, self.epochs)
+            reached = int(self.results.result(number).get("epochs", 0))
+            return bool(now.epochs) and reached >= min(now.epochs, self.epochs)
         return status in DONE
 
     def _table(self) -> None:
-        if rows := summary.rows(self):
+        if rows := summary.rows(self.results, self.plan):
             sweep_folder.write_table(self.folder, rows)
 
     def _interrupted(self) -> None:
@@ -334,9 +308,9 @@ class Sweep:
         except KeyboardInterrupt:
             pass
         self.running.clear()
-        self.results.clear()
+        self.results.forget()
         self._table()
-        done = sum(self._status(n) in DONE for n in self.trials)
+        done = sum(self.results.status(n) in DONE for n in self.trials)
         missing = f"`dlrun resume {shlex.quote(str(self.folder))}` runs what is missing"
         self.screen.say(f"\ninterrupted after {done} trials; {missing}")
 

@@ -1,8 +1,9 @@
-"""The border of a range, in its own scale, and the scale where nothing says (S3)."""
+"""The edges of a range in its own scale, how it grows beyond them, and the scale of unknown values (S3)."""
 
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -60,12 +61,30 @@ def test_the_scale_of_drawn_values() -> None:
         assert not edges.spans_decades([rng.uniform(0, 0.5) for _ in range(12)])
 
 
-def test_beyond_an_edge() -> None:
-    assert edges.beyond(1e-3, 1e-1, "high", log=True) == (1e-3, 1.0)
-    assert edges.beyond(1e-3, 1e-1, "low", log=True) == (1e-4, 1e-1)
-    assert edges.beyond(2.0, 4.0, "high") == (2.0, 5.0)
-    assert edges.beyond(0.5, 4.5, "low") == (0.0, 4.5)
-    assert edges.beyond(-1.0, 1.0, "low") == (-2.0, 1.0)
-    assert edges.beyond(0.0, 0.5, "low") is None  # a share of nothing is its natural end
-    assert edges.beyond(0.5, 0.9, "high", most=1.0) == (0.5, 1.0)
-    assert edges.beyond(0.5, 1.0, "high", most=1.0) is None
+@pytest.mark.parametrize(
+    ("before", "side", "log", "whole", "after"),
+    [
+        ((1e-3, 1e-1), "high", True, False, (1e-3, 10)),
+        ((1e-3, 1e-1), "low", True, False, (1e-5, 1e-1)),
+        ((2.0, 4.0), "high", False, False, (2.0, 6.0)),
+        ((0.5, 4.5), "low", False, False, (0.0, 4.5)),
+        ((-1.0, 1.0), "low", False, False, (-3.0, 1.0)),
+        ((0.0, 0.5), "low", False, False, None),  # a share of nothing is its natural end
+        ((16, 64), "high", True, True, (16, 256)),
+        ((4, 64), "low", True, True, (1, 64)),
+        ((2, 9), "low", False, True, (1, 9)),
+        ((1, 9), "low", True, True, None),
+    ],
+)
+def test_a_range_grows_by_as_much_again(
+    before: tuple[float, float], side: Any, log: bool, whole: bool, after: tuple[float, float] | None
+) -> None:
+    found = edges.beyond(*before, side, log=log, whole=whole)
+    assert found == (after if after is None else pytest.approx(after))
+
+
+def test_a_list_grows_by_its_mirror_image() -> None:
+    assert edges.listed_beyond([0.1, 0.01, 0.001], "low", log=True) == pytest.approx([1e-4, 1e-5])
+    assert edges.listed_beyond([8, 16, 64], "high", log=True) == [512, 256]
+    assert edges.listed_beyond([1, 2, 3], "high") == [5, 4]
+    assert [type(v) for v in edges.listed_beyond([1, 2.5], "high")] == [float]

@@ -10,6 +10,7 @@ import pytest
 
 from dlrun.analysis import importance, sweeps
 from dlrun.analysis.sweeps import Trials
+from dlrun.analysis.warnings import warnings
 from support.swept import rate, trial
 
 
@@ -82,21 +83,26 @@ def test_what_the_best_share(here: Path) -> None:
     assert len(said) in (2, 3)
 
 
-def test_border_in_the_axis_scale_and_what_to_type(here: Path) -> None:
+def edge_warnings(found: Trials) -> list[str]:
+    return [line for line in warnings(found) if line.startswith("edge: ")]
+
+
+def test_an_edge_in_the_scale_of_the_axis_and_what_to_type(here: Path) -> None:
     for k, lr in enumerate((1e-4, 1e-3, 1e-2, 1e-1)):
         trial(here / "sweep", 0.5 + 0.1 * k, optimizer__lr=lr, regularizer__dropout=(0.5, 0.3, 0.1, 0.2)[k])
-    (said,) = (line for line in sweeps.warnings(read()) if line.startswith("border"))
-    assert "the best optimizer.lr, 0.1, is within a tenth of the high edge" in said
-    assert "(0.0001 to 0.1, log scale)" in said
-    assert said.endswith("try 'optimizer.lr=tag(log,interval(0.0001,1))'")
+    (said,) = edge_warnings(read())
+    assert "optimizer.lr, 0.1," in said
+    assert "0.0001 to 0.1" in said
+    assert said.endswith("try optimizer.lr=loguniform:0.0001:100")
 
 
-def test_border_of_whole_numbers_and_of_zero(here: Path) -> None:
-    for width, dropout, acc in ((8, 0.0, 0.9), (16, 0.2, 0.8), (32, 0.4, 0.7)):
+def test_nothing_lies_below_whole_numbers_from_one_nor_beyond_a_share(here: Path) -> None:
+    for width, dropout, acc in ((8, 0.0, 0.9), (16, 0.2, 0.8), (32, 0.4, 0.7), (64, 0.6, 0.6)):
         trial(here / "sweep", acc, model__width=width, regularizer__dropout=dropout)
-    said = [line for line in sweeps.warnings(read()) if line.startswith("border")]
-    # nothing lies below a dropout of zero
-    assert [line.partition("; try ")[2] for line in said] == ["model.width=2,4"]
+    assert [line.partition("; try ")[2] for line in edge_warnings(read())] == ["model.width=8,16,32,64,4,2,1"]
+    for dropout in (0.8, 0.9):
+        trial(here / "sweep", 0.99, model__width=16, regularizer__dropout=dropout)
+    assert edge_warnings(read()) == []  # 1.8 is no dropout
 
 
 def test_failures_by_reason_and_where_they_lie(here: Path) -> None:
@@ -107,7 +113,7 @@ def test_failures_by_reason_and_where_they_lie(here: Path) -> None:
     found = read()
     lost = [e for e in found.entries if e.result["status"] == "diverged"]
     highest = max(float(e.config["optimizer.lr"]) for e in found.entries if e.result["status"] == "completed")
-    said = sweeps.warnings(found)
+    said = warnings(found)
     assert (
         f"diverged: {len(lost)} of 43 trials; the loss is nan at epoch …, with lr …; "
         f"all have optimizer.lr above {highest:.3g}, and none above that completed" in said
@@ -119,7 +125,7 @@ def test_failures_by_reason_and_where_they_lie(here: Path) -> None:
 def test_differences_smaller_than_the_error_of_so_few_images(here: Path) -> None:
     for lr, acc in ((1e-3, 0.80), (1e-2, 0.79), (1e-1, 0.78), (1e-4, 0.3)):
         trial(here / "sweep", acc, optimizer__lr=lr)
-    (said,) = (line for line in sweeps.warnings(read()) if line.startswith("noise"))
+    (said,) = (line for line in warnings(read()) if line.startswith("noise: "))
     # √(0.8 · 0.2 / 100) = 0.04
     assert (
         "the best 3 differ by 0.0200 in val_acc, less than the standard error of an accuracy of 0.8000 on 100" in said
@@ -130,7 +136,7 @@ def test_differences_smaller_than_the_error_of_so_few_images(here: Path) -> None
 def test_clear_differences_are_not_called_noise(here: Path) -> None:
     for lr, acc in ((1e-3, 0.8), (1e-2, 0.9), (1e-1, 0.7)):
         trial(here / "sweep", acc, optimizer__lr=lr)
-    assert sweeps.warnings(read()) == []
+    assert warnings(read()) == []
 
 
 def test_importance_finds_what_decides(here: Path) -> None:
@@ -180,8 +186,8 @@ def test_ranges_and_scales_are_those_that_were_asked_for(here: Path) -> None:
     (here / "sweep/sweep.yaml").write_text(json.dumps(asked))
     found = read()
     assert [(a.low, a.high, a.log) for a in found.axes] == [(1e-3, 10.0, True), (0.0, 1.0, False)]
-    assert any("border" in line for line in sweeps.warnings(before))
-    assert not any("border" in line for line in sweeps.warnings(found))
+    assert len(edge_warnings(before)) == 2
+    assert edge_warnings(found) == []
     for damaged in ("[", "rounds: 3", "axes: [{key: optimizer.lr}]\nrounds: []", "x"):
         (here / "sweep/sweep.yaml").write_text(damaged)
         assert [a.high for a in read().axes] == [0.013, 0.3]

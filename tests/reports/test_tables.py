@@ -8,20 +8,19 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from dlrun.analysis import compare
 from dlrun.reports import sweep_report, tables
 from dlrun.search import summary
+from dlrun.search.plan import Plan
+from dlrun.search.results import Results
 from dlrun.search.study import Trial
 from support.commands import Outcome, without_torch
 from support.members import member
 from support.pages import section
 from support.stored import config, result, write, write_run
-
 
 PACKAGE = Path(compare.__file__).parents[1]
 
@@ -192,12 +191,9 @@ def test_a_run_that_went_on_after_a_failed_check_is_marked_in_every_table(
     assert "checks" not in narrow.partition("no room for")[2]
     assert dlrun("compare", "outputs/s", "--group-seeds").code == 0
     assert marks("outputs/compare.csv") == ["fail"]
-    results = {k: json.loads((here / f"outputs/s/{k:04d}/result.json").read_text()) for k in range(3)}
-    sweep: Any = SimpleNamespace(
-        plan=SimpleNamespace(rounds=[], axes=[]), metric="val_acc", trials=dict.fromkeys(results, Trial(0, {})),
-        result=results.__getitem__, status=lambda n: "completed", score=lambda n: 0.5, folder=here / "outputs/s",
-    )  # fmt: skip
-    assert [row["checks"] for row in summary.rows(sweep)] == ["fail", "pass", "warn"]
+    plan = Plan([], [], {}, {}, [])
+    found = Results(here / "outputs/s", "val_acc", False, [Trial(k, {}) for k in range(3)])
+    assert [row["checks"] for row in summary.rows(found, plan)] == ["fail", "pass", "warn"]
     page = sweep_report.write(here / "outputs/s").read_text()
     best = page.partition("<h2>Every trial")[0].partition("<h2>The best")[2]
     assert "<th" in best

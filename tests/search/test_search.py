@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dlrun.analysis import sweeps
+from dlrun.analysis.warnings import warnings
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search.launchers import choose
 from dlrun.search.launchers.job import Job
@@ -24,22 +25,22 @@ Score = Callable[[float, int], float]
 
 
 class Instant:
-    """A launcher whose trials end at once, with a score that follows from their rate and epoch."""
+    """A launcher whose trials end at once, with a score that follows from one of their keys and the epoch."""
 
     slots, threads = 2, 1
 
-    def __init__(self, score: Score) -> None:
-        self.score, self.ended, self.epochs = score, list[Ended](), dict[int, list[int]]()
+    def __init__(self, score: Score, key: str) -> None:
+        self.score, self.key, self.ended, self.epochs = score, key.split("."), list[Ended](), dict[int, list[int]]()
 
     def submit(self, job: Job) -> None:
-        lr, asked = float(job.config["optimizer"]["lr"]), job.config["trainer"]
+        value, asked = float(job.config[self.key[0]][self.key[1]]), job.config["trainer"]
         last = asked["stop_after"] or asked["epochs"]
         self.epochs.setdefault(job.number, []).append(last)
-        table = [f"{e},{self.score(lr, e)!r}" for e in range(1, last + 1)]
+        table = [f"{e},{self.score(value, e)!r}" for e in range(1, last + 1)]
         write(Path(job.folder) / "config.yaml", "seed: 1\n")
         write(Path(job.folder) / "metrics.csv", "\n".join(["epoch,val_acc", *table]) + "\n")
         status = "paused" if asked["stop_after"] else "completed"
-        result = {"status": status, "epochs": last, "val_acc": self.score(lr, last)}
+        result = {"status": status, "epochs": last, "val_acc": self.score(value, last), "config": job.config}
         write(Path(job.folder) / "result.json", json.dumps(result))
         self.ended.append(Ended(job.number, 0))
 
@@ -55,8 +56,10 @@ class Instant:
 def search(here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Search with scores that are known; returns what was said, the rounds, the table's rows, and the launcher."""
 
-    def run(score: Score, *words: str) -> tuple[str, list[dict[str, Any]], list[dict[str, str]], Instant]:
-        instant = Instant(score)
+    def run(
+        score: Score, *words: str, key: str = "optimizer.lr"
+    ) -> tuple[str, list[dict[str, Any]], list[dict[str, str]], Instant]:
+        instant = Instant(score, key)
         monkeypatch.setattr(choose, "launcher", lambda *_: instant)
         outcome = dlrun("train", "-m", *words, *TINY, "trainer.epochs=3", "sweep.dir=s")
         assert outcome.code == 0, outcome.out + outcome.err
@@ -74,13 +77,15 @@ def steps(rounds: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(r["stage"], r["grown"], r["new"], len(r["kept"]), len(r["said"])) for r in rounds]
 
 
-def test_the_border_is_said_after_each_stage(search: Callable[..., Any]) -> None:
+def test_an_edge_is_warned_of_after_each_stage(search: Callable[..., Any]) -> None:
     words = (RANGE, STAGES, "search.trials=30", "search.fresh=0")
     said, rounds, _, _ = search(lambda lr, epoch: math.log10(lr), *words)
     assert steps(rounds) == [(1, 0, 30, 0, 1), (2, 0, 0, 15, 1)]
     # of all that was searched: the second stage drew from less, and the best is still at the end of it
-    assert said.count("is within a tenth of the high edge of 0.0001 to 0.01") == 2
-    assert said.count("search.extend=true searches there; try optimizer.lr=loguniform:0.0001:1") == 1
+    lines = [line for line in said.splitlines() if line.startswith("edge: ")]
+    assert len([line for line in lines if " high edge " in line and "0.0001 to 0.01" in line]) == 2
+    assert len([line for line in lines if line.endswith("try optimizer.lr=loguniform:0.0001:1")]) == 1
+    assert all("search.extend=true" in line for line in lines)
     assert [line in said for r in rounds for line in r["said"]] == [True, True]
 
 
@@ -93,11 +98,11 @@ def test_the_page_says_of_edges_what_the_terminal_said(
     words = ("optimizer.lr=loguniform:1e-5:1", STAGES, "search.trials=20", "search.fresh=3")
     said, rounds, _, _ = search(score, *words)
     assert steps(rounds) == [(1, 0, 20, 0, 0), (2, 0, 30, 10, 1)]
-    (border,) = rounds[-1]["said"]  # of the last stage's range, amid all that was searched
-    assert border in said
-    assert "1e-05 to 1:" not in border
+    (edge,) = rounds[-1]["said"]  # of the last stage's range, amid all that was searched
+    assert edge in said
+    assert "1e-05 to 1:" not in edge
     assert dlrun("report", "s").code == 0
-    told, _, typed = border.partition("; try ")
+    told, _, typed = edge.partition("; try ")
     page = unescape(Path("s/report.html").read_text())
     assert f"{told}<p>To try next: <code>{typed}</code></p>" in page
     asked = sweep_folder.plan(Path("s"))
@@ -106,13 +111,49 @@ def test_the_page_says_of_edges_what_the_terminal_said(
     assert sweeps.read(Path("s")).said == []
 
 
+@pytest.mark.parametrize("best", [min, max])
+@pytest.mark.parametrize(
+    ("words", "sampler"),
+    [
+        ("optimizer.lr=loguniform:1e-3:1e-1", "random"),
+        ("optimizer.lr=uniform:0.2:0.4", "random"),
+        ("trainer.batch_size=int:16:24", "random"),
+        ("trainer.batch_size=logint:8:64", "random"),
+        ("optimizer.lr=0.1,0.01,0.001", "grid"),
+        ("optimizer.lr=0.2,0.3,0.4", "grid"),
+        ("trainer.batch_size=8,16,32,64", "grid"),
+        ("regularizer.dropout=0,0.3,0.6,0.9", "grid"),
+        ("regularizer.dropout=uniform:0:0.5", "random"),
+    ],
+)
+def test_terminal_and_page_advise_the_same_range(
+    search: Callable[..., Any], words: str, sampler: str, best: Callable[..., float]
+) -> None:
+    name = words.partition("=")[0]
+    sign = 1 if best is max else -1
+    more = (f"search={sampler}", "search.trials=20")
+    said, *_ = search(lambda value, epoch: sign * value, words, *more, key=name)
+    terminal = [line.partition("; try ")[2] for line in said.splitlines() if line.startswith("edge: ")]
+    plan = sweep_folder.plan(Path("s"))
+    for one in plan["rounds"]:
+        one["said"] = None  # as the sweeps of an older version, whose page finds the edges itself
+    sweep_folder.write_plan(Path("s"), plan)
+    found = sweeps.read(Path("s"))
+    page = [line.partition("; try ")[2] for line in warnings(found) if line.startswith("edge: ")]
+    assert page == terminal
+    assert all(line.startswith(f"{name}=") for line in terminal)
+    assert bool(terminal) == (name != "regularizer.dropout")  # a dropout is neither below 0 nor 1
+
+
 def test_stages_share_the_growths_that_are_allowed(search: Callable[..., Any]) -> None:
     words = (RANGE, STAGES, "search.trials=20", "search.fresh=0", "search.extend=true", "search.max_extend=2")
     said, rounds, table, _ = search(lambda lr, epoch: math.log10(lr), *words)
     assert steps(rounds) == [(1, 0, 20, 0, 1), (1, 1, 20, 0, 1), (1, 2, 20, 0, 1), (2, 2, 0, 30, 1)]
     assert [r["axes"][0]["high"] for r in rounds[:3]] == pytest.approx([1e-2, 1.0, 1e4])
-    assert "border: the best optimizer.lr" in said
-    assert "it grew search.max_extend=2 times; try optimizer.lr=" in said
+    (last,) = rounds[-1]["said"]
+    assert last in said
+    assert "search.max_extend=2" in last
+    assert "try optimizer.lr=" in last
     best = sorted(table, key=lambda r: -float(r["optimizer.lr"]))[:30]  # of all rounds of the stage
     assert sorted(rounds[3]["kept"]) == sorted(int(r["trial"]) for r in best)
 
@@ -153,11 +194,11 @@ def test_lists_grow_by_points_that_are_new(search: Callable[..., Any], sampler: 
     assert sorted({float(lr) for lr, _ in beyond}) == pytest.approx([1e-2, 1e-1, 1, 10, 100, 1000])
 
 
-def test_a_best_in_the_middle_of_a_list_that_grew_is_no_border(search: Callable[..., Any]) -> None:
+def test_a_best_in_the_middle_of_a_list_that_grew_is_near_no_edge(search: Callable[..., Any]) -> None:
     words = ("optimizer.lr=1e-5,1e-4,1e-3", "search.extend=true")
     said, rounds, table, _ = search(lambda lr, epoch: -abs(math.log10(lr) + 2), *words)
     assert sorted(float(r["optimizer.lr"]) for r in table) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 1e-1])
-    assert said.count("border:") == 1
+    assert said.count("edge: ") == 1
     assert [len(r["said"]) for r in rounds] == [1, 0]
 
 

@@ -1,0 +1,118 @@
+"""Warnings about a sweep: a best value near an edge, differences within the noise, failures (S3, S9).
+
+Shown on the page of `dlrun report SWEEP`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from dlrun.analysis import edges
+from dlrun.analysis.sweeps import Axis, Trials, judged
+from dlrun.vocabulary import NOT_RANKED, Status
+
+__all__ = ["warnings"]
+
+SHARES = r"dropout|momentum|smoothing|\balpha"  # keys whose values stay below one
+
+
+def warnings(trials: Trials) -> list[str]:
+    """Return what to know before trusting the best trial, each with what to try next if anything would help."""
+    return [*_at_edges(trials), *_noisy(trials), *_failures(trials)]
+
+
+def _at_edges(trials: Trials) -> list[str]:
+    """The words of the sweep itself; of other folders, and before the first round is over, they follow its rules."""
+    if trials.said is not None:
+        return trials.said
+    said = []
+    for axis in trials.axes if trials.done else ():
+        best = trials.best[0]
+        side = judged(axis, best)
+        if axis.numbers is not None and side is not None and (wider := _wider(axis, side)):
+            said.append(edges.near_edge(axis.name, axis.numbers[best], axis.low, axis.high, side, f"try {wider}"))
+    return said
+
+
+def _wider(axis: Axis, side: Literal["low", "high"]) -> str:
+    """The override that searches beyond an edge; empty if the key takes no value there."""
+    whole = all(map(_is_whole, axis.choices))
+    if words := axis.words or (tuple(axis.choices) if whole and not axis.whole else ()):
+        more = edges.listed_beyond([int(w) if _is_whole(w) else float(w) for w in words], side, log=axis.log)
+        wanted = ",".join(dict.fromkeys([*words, *(f"{v:.6g}" for v in more)]))
+        return f"{axis.name}={wanted}" if all(_taken(axis, v, whole) for v in more) else ""
+    grown = edges.beyond(axis.low, axis.high, side, log=axis.log, whole=axis.whole)
+    if grown is None or not all(_taken(axis, v, whole) for v in grown):
+        return ""
+    return edges.typed(axis.name, *grown, log=axis.log, whole=axis.whole)
+
+
+def _is_whole(word: str) -> bool:
+    return word.lstrip("-").isdigit()
+
+
+def _taken(axis: Axis, value: float, whole: bool) -> bool:
+    """Whether a key would take a value, judged by its name and its other values: a report cannot compose."""
+    if value >= 1 and re.search(SHARES, axis.name):
+        return False
+    return value > 0 or axis.low < 0 or (value == 0 and (axis.low == 0 or not whole))
+
+
+def _noisy(trials: Trials) -> list[str]:
+    """Whether the best settings, one seed each, differ by less than the error of an accuracy on so few images (S9)."""
+    best, numbers = trials.best[:3], trials.settings
+    repeated = any(numbers.count(numbers[k]) > 1 for k in best)
+    if len(best) < 2 or trials.metric != "val_acc" or repeated:
+        return []
+    data = trials.entries[best[0]].result.get("data")
+    images = data.get("val") if isinstance(data, dict) else None
+    if not isinstance(images, int) or images < 1:
+        return []
+    top, last = (trials.scores[k] for k in (best[0], best[-1]))
+    error = math.sqrt(max(top * (1 - top), 0.0) / images)
+    if top - last >= error:
+        return []
+    return [
+        f"noise: the best {len(best)} differ by {top - last:.4f} in val_acc, less than the standard error of an "
+        f"accuracy of {top:.4f} on {images} images, {error:.4f}: repeat them with other seeds before you choose; "
+        "try 'seed=range(1,6)', then dlrun compare --group-seeds"
+    ]
+
+
+def _failures(trials: Trials) -> list[str]:
+    """The trials that came to nothing, by status and reason, with the range in which only they lie."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for k, entry in enumerate(trials.entries):
+        if entry.result.get("status") in NOT_RANKED:
+            groups.setdefault(_reason(entry.result), []).append(k)
+    said, total = [], len(trials.entries)
+    for (status, reason), which in sorted(groups.items(), key=lambda group: -len(group[1])):
+        apart = [word for axis in trials.axes if (word := _apart(axis, which, trials.done))]
+        parts = [f"{status}: {len(which)} of {total} trials", *([reason] if reason else []), *apart]
+        said.append("; ".join(parts))
+    for status in (Status.RUNNING, Status.INTERRUPTED):
+        if count := sum(entry.result.get("status") == status for entry in trials.entries):
+            said.append(f"{status}: {count} of {total} trials have no final score")
+    return said
+
+
+def _apart(axis: Axis, lost: Sequence[int], done: Sequence[int]) -> str:
+    """Say where several failed trials lie beyond all that completed: that end of the axis is the cause."""
+    if axis.numbers is None or len(lost) < 2:
+        return ""
+    bad, good = ([v for k in which if not math.isnan(v := axis.numbers[k])] for which in (lost, done))
+    if not good or len(bad) < len(lost):
+        return ""
+    if min(bad) > max(good):
+        return f"all have {axis.name} above {max(good):.3g}, and none above that completed"
+    return f"all have {axis.name} below {min(good):.3g}, and none below that completed" if max(bad) < min(good) else ""
+
+
+def _reason(result: Mapping[str, Any]) -> tuple[str, str]:
+    """Status and reason without the numbers in which equal failures differ."""
+    reason = str(result.get("reason") or "").split("\n")[0]
+    reason = re.sub(r"(?<![\w.])\d[\d.]*(?:e[-+]?\d+)?(?![\w])", "…", reason.split(": try ")[0])
+    return str(result.get("status")), reason[:160]

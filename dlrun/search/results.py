@@ -1,0 +1,77 @@
+"""What the trials of a sweep came to, read from their run folders (`dlrun train -m`).
+
+A trial that runs is read anew each time, one that has ended once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dlrun.analysis import sweeps
+from dlrun.folders import reading
+from dlrun.folders import sweep as sweep_folder
+from dlrun.search.study import Trial
+from dlrun.vocabulary import DONE, FAILED, Status
+
+__all__ = ["Results"]
+
+
+class Results:
+    """Status, score and result.json of each trial of a sweep, by its number.
+
+    `running` holds the trials that run, each with the time at which its folder had been taken before.
+    """
+
+    def __init__(self, folder: Path, metric: str, minimise: bool, trials: Sequence[Trial]) -> None:
+        self.folder, self.metric, self.minimise = folder, metric, minimise
+        self.trials = {trial.number: trial for trial in trials}
+        self.running: dict[int, float] = {}
+        self._ended: dict[int, dict[str, Any]] = {}
+        self._scores: dict[int, tuple[dict[str, Any], float | None]] = {}  # with the results they are from
+
+    def path(self, number: int) -> Path:
+        """Return the run folder of a trial."""
+        return sweep_folder.run_folder(self.folder, number)
+
+    def result(self, number: int) -> dict[str, Any]:
+        """Return result.json of a trial."""
+        if number in self.running:
+            return reading.result(self.path(number))
+        if number not in self._ended:
+            self._ended[number] = reading.result(self.path(number))
+        return self._ended[number]
+
+    def keep(self, number: int, result: dict[str, Any]) -> None:
+        """Keep the result of a trial that has just ended."""
+        self._ended[number] = result
+
+    def forget(self, *numbers: int) -> None:
+        """Read the results of these trials again, or those of all."""
+        for number in numbers or list(self._ended):
+            self._ended.pop(number, None)
+
+    def status(self, number: int) -> str:
+        """Return the status of a trial; `failed` if its last attempt ended without saying how."""
+        status = str(self.result(number).get("status", ""))
+        trial = self.trials.get(number)
+        if trial is not None and trial.failures and status not in (*DONE, Status.PAUSED, Status.CHECK_FAILED):
+            return Status.FAILED
+        return status
+
+    def score(self, number: int) -> float | None:
+        """Return the metric of a trial at the epoch whose weights count; None if it has none."""
+        result = self.result(number)
+        known = self._scores.get(number)
+        if known is None or known[0] is not result:  # files are read once per trial, not once per trial and row
+            value = sweeps.score(self.path(number), result, self.metric)
+            known = self._scores[number] = (result, value)
+        return known[1]
+
+    def ranked(self, numbers: Sequence[int] | None = None) -> list[Trial]:
+        """Return the trials that have a score, of `numbers` or all, best first."""
+        found = [(self.score(n), n) for n in (self.trials if numbers is None else numbers) if n in self.trials]
+        good = [(s, n) for s, n in found if s is not None and self.status(n) not in FAILED]
+        best = sorted(good, key=lambda one: (one[0] * (1 if self.minimise else -1), one[1]))
+        return [self.trials[n] for _, n in best]

@@ -17,6 +17,7 @@ from dlrun.analysis import verdicts
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
+from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower_is_better
 
 __all__ = ["IGNORED", "Entry", "ensembles", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
@@ -53,15 +54,26 @@ def ensembles(paths: Sequence[str]) -> list[Entry]:
     """Return the ensembles at or below `paths`, with the scores of the vote that each has stored as its model."""
     found = []
     for path in ensemble_folder.find(paths):
-        result = reading.stored(path)
+        try:
+            result = reading.stored(path)
+        except NewerFormat as error:
+            found.append(_unreadable(path, error))
+            continue
         named = f"{result.get('vote')} of {result.get('members')}"
         # which column tells the best is for the runs to say
         found.append(Entry(path, {**result, "monitor": "val_loss"}, {"choices.model": named}))
     return found
 
 
+def _unreadable(path: Path, error: NewerFormat) -> Entry:
+    return Entry(path, {"status": Status.UNREADABLE, "reason": str(error)}, {})
+
+
 def _entry(path: Path) -> Entry:
-    result = reading.result(path)
+    try:
+        result = reading.result(path)
+    except NewerFormat as error:
+        return _unreadable(path, error)
     config = result.get("config")
     return Entry(path, result, _flat(config if isinstance(config, dict) else _config(path)))
 
@@ -77,6 +89,7 @@ def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) 
     `by` may be any number of their results; whether the `lower` is the better follows from its name where not said.
     """
     differing = varying([entry.config for entry in entries])
+    unreadable = any(entry.result.get("status") == Status.UNREADABLE for entry in entries)
     made = []
     for path, result, config in entries:
         row: dict[str, Any] = {
@@ -89,6 +102,8 @@ def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) 
         row.update({key: result.get(key, "") for key in NUMBERS})
         if by:
             row.setdefault(by, result.get(by, ""))
+        if unreadable:
+            row["reason"] = result["reason"] if result.get("status") == Status.UNREADABLE else ""
         made.append(row)
     column = by or metric(entries)
     down = lower_is_better(column) if lower is None else lower

@@ -23,6 +23,7 @@ from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
+from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import SCORES, Status, lower_is_better, minimised
 
 __all__ = ["Axis", "Trials", "expect_model", "judged", "read", "score", "searched", "shared"]
@@ -100,7 +101,17 @@ class Trials:
 
 
 def read(folder: Path) -> Trials:
-    """Return the trials at or below a folder. Raises UserError when it is not there."""
+    """Return the trials at or below a folder.
+
+    Raises UserError when it is not there, NewerFormat when it is a sweep of a newer dlrun.
+    """
+    if sweep_folder.is_sweep(folder):
+        try:
+            sweep_folder.plan(folder)
+        except NewerFormat:
+            raise
+        except UserError:
+            pass  # damaged: the runs are there
     entries, metric, lower = searched([folder], compare.read([str(folder)]))
     rows, by_path = compare.table(entries, metric, lower=lower), {str(entry.path): entry for entry in entries}
     entries = [by_path[row["run"]] for row in rows]

@@ -15,6 +15,7 @@ import numpy as np
 from dlrun.ensembles.votes import greedy, ranking
 from dlrun.errors import UserError
 from dlrun.folders import reading
+from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import Status
 
 __all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select"]
@@ -50,7 +51,11 @@ def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
     named = {Path(name).expanduser().resolve() for name in paths}
     found, left_out = [], []
     for path in reading.find(list(paths)):
-        result = reading.result(path)
+        try:
+            result = reading.result(path)
+        except NewerFormat as error:
+            left_out.append(str(error))
+            continue
         if result.get("status") != Status.COMPLETED:
             left_out.append(f"{path} is {result.get('status', 'no run')}, not completed")
         elif result.get("average_of") and path.resolve() not in named:

@@ -17,6 +17,7 @@ from dlrun.folders.disk import make_folder, write_atomic
 from dlrun.folders.formats import as_csv, write_arrays
 from dlrun.folders.outputs import OUTPUTS, new_folder
 from dlrun.folders.reading import is_run
+from dlrun.folders.version import refuse_newer, stamped
 
 __all__ = ["claim", "find", "free", "is_ensemble", "read", "write"]
 
@@ -67,8 +68,8 @@ def write(
     for name, rows in tables.items():
         write_atomic(path / f"{name}.csv", as_csv(rows).encode())
     write_arrays(path / "predictions.npz", arrays)
-    write_atomic(path / "result.json", (json.dumps(scores, indent=1) + "\n").encode())
-    text = yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True)
+    write_atomic(path / "result.json", (json.dumps(stamped(scores), indent=1) + "\n").encode())
+    text = yaml.safe_dump(stamped(asked), sort_keys=False, allow_unicode=True)
     write_atomic(path / "ensemble.yaml", text.encode())
 
 
@@ -78,7 +79,10 @@ def is_ensemble(path: Path) -> bool:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what ensemble.yaml says. Raises UserError when it is not plain YAML with a list of members."""
+    """Return ensemble.yaml.
+
+    Raises UserError when it is not plain YAML with a list of members, NewerFormat when a newer dlrun wrote it.
+    """
     import yaml
 
     file = path / "ensemble.yaml"
@@ -86,6 +90,8 @@ def read(path: Path) -> dict[str, Any]:
         found = yaml.safe_load(file.read_bytes())
     except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{file}: not a readable ensemble: {' '.join(str(error).split())}") from error
+    if isinstance(found, dict):
+        refuse_newer(file, found)
     members = found.get("members") if isinstance(found, dict) else None
     if not isinstance(members, list) or not members or not all(isinstance(m, dict) and "run" in m for m in members):
         raise UserError(f"{file}: expected a list of members, each with its run")

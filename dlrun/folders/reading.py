@@ -12,6 +12,7 @@ from typing import Any
 from dlrun.errors import UserError
 from dlrun.folders.disk import make_folder, owned
 from dlrun.folders.formats import read_arrays, read_rows
+from dlrun.folders.version import refuse_newer
 from dlrun.vocabulary import Status
 
 __all__ = [
@@ -44,7 +45,10 @@ def epoch_checkpoints(path: Path) -> list[Path]:
 
 
 def result(path: Path) -> dict[str, Any]:
-    """Return what result.json says, with status `interrupted` where a run's owner died without a word."""
+    """Return result.json, with status `interrupted` if the process of a running run is gone.
+
+    Raises NewerFormat for one of a newer dlrun.
+    """
     found = stored(path)
     if found.get("status") == Status.RUNNING and not owned(path):
         found["status"] = Status.INTERRUPTED
@@ -52,10 +56,12 @@ def result(path: Path) -> dict[str, Any]:
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """Return what result.json says, as it stands."""
+    """Return result.json as it stands. Raises NewerFormat for one of a newer dlrun."""
+    file = path / "result.json"
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads((path / "result.json").read_bytes())
+        found = json.loads(file.read_bytes())
         if isinstance(found, dict):
+            refuse_newer(file, found)
             return found
     return {"status": Status.RUNNING} if (path / "config.yaml").exists() else {}
 

@@ -19,21 +19,27 @@ from dlrun.folders.disk import OWNER, append, lock, make_folder, unlock, write_a
 from dlrun.folders.formats import as_csv, read_arrays, write_arrays
 from dlrun.folders.outputs import OUTPUTS, new_folder, point_latest
 from dlrun.folders.reading import epoch_checkpoints, metrics, stored, tested
+from dlrun.folders.version import NewerFormat, stamped
 from dlrun.vocabulary import Status
 
 __all__ = ["Run", "ask_to_stop", "claim", "reopen", "settle", "take", "taken"]
 
 
 class Run:
-    """One run folder, held by this process until `release`; made by `claim` or `reopen`."""
+    """One run folder, held by this process until `release`; made by `claim` or `reopen`.
+
+    Raises NewerFormat if a newer dlrun wrote it.
+    """
 
     def __init__(self, path: Path, otherwise: str) -> None:
         self.path = path
         self._lock: int | None = lock(path, otherwise)
-        self._result: dict[str, Any] = {}
         self._told = 0.0  # when `progress` wrote result.json
-        with contextlib.suppress(OSError, ValueError):
-            self._result = json.loads((path / "result.json").read_bytes())
+        try:
+            self._result = stored(path)
+        except NewerFormat:
+            self.release()
+            raise
 
     @property
     def checkpoints(self) -> Path:
@@ -142,7 +148,7 @@ class Run:
     def update_result(self, **more: Any) -> None:
         """Add to result.json, which other programs read while the run goes on."""
         self._result.update(more)
-        write_atomic(self.path / "result.json", (json.dumps(self._result, indent=1) + "\n").encode())
+        write_atomic(self.path / "result.json", (json.dumps(stamped(self._result), indent=1) + "\n").encode())
 
     def progress(self, **more: Any) -> None:
         """Add how far the run is to result.json, at most twice a second: an epoch may take less than flushing a file.

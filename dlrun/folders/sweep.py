@@ -16,6 +16,7 @@ from dlrun.errors import UserError
 from dlrun.folders.disk import lock, make_folder, unlock, write_atomic
 from dlrun.folders.formats import as_csv
 from dlrun.folders.outputs import OUTPUTS, new_folder
+from dlrun.folders.version import refuse_newer, stamped
 
 __all__ = [
     "is_sweep",
@@ -88,7 +89,10 @@ def run_folder(path: Path, number: int) -> Path:
 
 
 def plan(path: Path) -> dict[str, Any]:
-    """Return what was asked of a sweep. Raises UserError when sweep.yaml cannot be read."""
+    """Return what was asked of a sweep.
+
+    Raises UserError when sweep.yaml cannot be read, NewerFormat when a newer dlrun wrote it.
+    """
     import yaml
 
     file = path / "sweep.yaml"
@@ -98,6 +102,7 @@ def plan(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not a readable sweep: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise UserError(f"{file}: expected keys and values")
+    refuse_newer(file, found)
     return found
 
 
@@ -105,7 +110,7 @@ def write_plan(path: Path, content: dict[str, Any]) -> None:
     """Write what was asked, and the rounds so far, as plain YAML."""
     import yaml
 
-    write_atomic(path / "sweep.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+    write_atomic(path / "sweep.yaml", yaml.safe_dump(stamped(content), sort_keys=False, allow_unicode=True).encode())
 
 
 def table(path: Path) -> list[dict[str, str]]:

@@ -17,7 +17,8 @@ __all__ = ["as_csv", "as_json", "as_latex", "as_text", "telling"]
 Rows = Sequence[Mapping[str, Any]]
 # what a column says of a run that nothing is to be said of: not worth a column on screen
 QUIET = {"checks": "pass", "verdicts": "none"}
-WORDS = ("run", "status", "checks", "verdicts", "verdict", "rest", "test")  # never numbers, whatever they look like
+# never numbers, whatever they look like
+WORDS = ("run", "status", "checks", "verdicts", "verdict", "rest", "test", "reason")
 SHORT = 7  # letters up to which a number stands as it was typed
 # dropped from a narrow terminal in this order; val_acc stays
 LAST = ("best_epoch", "epochs", "test_loss", "seconds", "val_loss", "checks", "verdicts", "test_acc")

@@ -78,7 +78,7 @@ class Plan:
         """Return plain values for sweep.yaml."""
         rounds = [{**asdict(r), "axes": [a.record() for a in r.axes]} for r in self.rounds]
         shared = {"fixed": self.fixed, "search": self.search, "flags": self.flags}
-        return {"version": 1, **shared, "axes": [a.record() for a in self.axes], "rounds": rounds}
+        return {**shared, "axes": [a.record() for a in self.axes], "rounds": rounds}
 
     @classmethod
     def recorded(cls, found: dict[str, Any]) -> Plan:

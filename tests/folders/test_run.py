@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from dlrun.errors import UserError
+from dlrun.vocabulary import FORMAT
 from dlrun.folders import disk, reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.run import claim, reopen, settle
@@ -352,7 +353,7 @@ def test_config_and_result_come_back_as_written(here: Path) -> None:
     assert reading.config(run.path) == config
     run.update_result(status="running", val_acc=0.5)
     run.update_result(val_acc=0.75)
-    assert reading.result(run.path) == {"status": "running", "val_acc": 0.75}
+    assert reading.result(run.path) == {"version": FORMAT, "status": "running", "val_acc": 0.75}
     run.release()
     assert reading.result(run.path)["status"] == "interrupted"
     assert reading.stored(run.path)["status"] == "running"

@@ -20,10 +20,10 @@ from typing import Any
 import pytest
 
 from dlrun.errors import UserError
-from dlrun.vocabulary import FORMAT
 from dlrun.folders import disk, reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.run import claim, reopen, settle
+from dlrun.vocabulary import FORMAT
 from support.commands import Outcome
 from support.stored import write, write_run
 

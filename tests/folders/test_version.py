@@ -104,7 +104,8 @@ def test_a_sweep_of_a_newer_version_is_refused_and_its_runs_are_rows(here: Path,
     trial(here / "s", 0.5, optimizer__lr=0.1)
     write(here / "s/sweep.yaml", "{}")
     age(here / "s/sweep.yaml", NEWER)
-    for words in (("resume", "s"), ("report", "s"), ("train", "-m", "seed=1,2", "sweep.dir=s"), ("predict", "s", "x.npy")):
+    again = ("train", "-m", "seed=1,2", "sweep.dir=s")
+    for words in (("resume", "s"), ("report", "s"), again, ("predict", "s", "x.npy")):
         refused(dlrun(*words), "s/sweep.yaml")
     assert dlrun("compare", "s").code == 0
 

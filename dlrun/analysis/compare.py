@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlrun.analysis import verdicts
+from dlrun.analysis.finding import summary
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
@@ -160,7 +160,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 def _told(found: Any) -> str:
     try:
-        return verdicts.summary(found) if found is not None else ""
+        return summary(found) if found is not None else ""
     except (TypeError, KeyError, AttributeError):
         return ""  # a stranger's file
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun.analysis import verdicts
+from dlrun.analysis import finding
 from dlrun.folders import reading
 from dlrun.search.plan import Plan
 from dlrun.search.results import Results
@@ -41,7 +41,7 @@ def rows(results: Results, plan: Plan) -> list[dict[str, Any]]:
             row[results.metric] = _blank(results.score(number))
         row |= {"epochs": result.get("epochs", 0), "seconds": result.get("seconds", "")}
         row["checks"] = result.get("checks", "")
-        row["verdicts"] = verdicts.summary(result["verdicts"]) if "verdicts" in result else ""
+        row["verdicts"] = finding.summary(result["verdicts"]) if "verdicts" in result else ""
         row["reason"] = trial.reason if status in FAILED else result.get("reason", "")
         row["attempts"] = trial.failures + (status not in FAILED)
         row["folder"] = results.path(number).name

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from dlrun.analysis import verdicts
+from dlrun.analysis.finding import summary
 from dlrun.config.settings import Settings
 from dlrun.errors import first_line
 from dlrun.folders import reading
@@ -135,7 +135,7 @@ class _MLflow:
         if scores := _scores(result):
             self.write(self.epoch, scores)
         if "verdicts" in result:
-            self._client.set_tag(self._id, "verdicts", verdicts.summary(result["verdicts"]))
+            self._client.set_tag(self._id, "verdicts", summary(result["verdicts"]))
             self._client.set_tag(self._id, "mlflow.note.content", "\n\n".join(_sentences(result)))
         self._client.set_terminated(self._id, ENDINGS.get(str(result.get("status")), "FAILED"))
 

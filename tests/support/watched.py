@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dlrun.analysis import verdicts
+from dlrun.analysis.finding import Finding
 from dlrun.training import loop
 from dlrun.training.diagnostics import Watch
 from dlrun.training.experiment import Experiment, build
@@ -30,7 +31,7 @@ class Watched:
     def config(self) -> Any:
         return self.exp.cfg.plain
 
-    def findings(self) -> list[verdicts.Finding]:
+    def findings(self) -> list[Finding]:
         return verdicts.judge(self.metrics, self.layers, self.config, self.exp.data.record(), self.status)
 
 

@@ -1,0 +1,156 @@
+"""Verdicts on how the network learns: its train loss, the length of its steps, its units (B1, B3, B4)."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+
+from dlrun.analysis.evidence import WANTED_RATIO, Evidence, end, span
+from dlrun.analysis.finding import Finding
+from dlrun.analysis.remedies import BAND, larger, revive, too_fast
+from dlrun.vocabulary import Status
+
+__all__ = ["TINY", "dead", "exploding", "flat", "noisy", "offset", "saturated", "slow", "update_ratio"]
+
+DEAD = 0.10  # share of a layer's units (B4)
+# the essays give no number for these; each separates healthy runs on digits and CIFAR images from broken ones
+TINY = 1e-9  # in place of a loss of zero, which a confident network has in float32
+ROSE = 2.0  # train loss over its lowest: exploding (B1)
+LEARNT = 0.05  # of the way from always naming the largest class to no error: less is flat (B1)
+LINEAR = 0.5  # slope of the train loss in the second half over that in the first: too low a rate (B1)
+JITTER = 0.08  # sum of all rises of the train loss over its whole descent: noisy (B1)
+LEFT = 0.3  # of the first train loss: below this there is little left to learn (B1, B3)
+SATURATED = 0.25  # share of a layer's activations (B4)
+OFFSET = 3.0  # |mean| over standard deviation before the activation: |mean| ≫ 0 (B4)
+SEVERE = 0.5  # share of dead units at which a layer is lost
+
+
+def exploding(run: Evidence) -> Finding | None:
+    """B1, B8: the loss is not finite, or rose far above its lowest value."""
+    if run.status == Status.DIVERGED or not all(map(math.isfinite, run.loss)):
+        epoch = run.epochs[-1] + 1 if run.epochs else 1
+        sentence = f"exploding: the loss is not finite in epoch {epoch} with lr {run.peak:.2g}"
+        return Finding("exploding", "stop", sentence, run.peak, run.rate(0.1))
+    if len(run.loss) < 3:
+        return None
+    low, last = min(run.loss), end(run.loss, 2)
+    # a loss near zero may double without harm, and a pretrained model starts there
+    harmless = 0.1 * run.chance if math.isfinite(run.chance) else 0.0
+    if last <= max(ROSE * low, 0.5 * run.loss[0], harmless):
+        return None
+    times = last / max(low, TINY)
+    sentence = f"exploding: the train loss rose to {last:.3g}, {times:.1f} times its lowest value"
+    return Finding("exploding", "stop", sentence, times, run.rate(0.1))
+
+
+def flat(run: Evidence) -> Finding | None:
+    """B1: the network does no better than always predicting the largest class."""
+    if not run.loss or not run.counts:
+        return None
+    share, accuracy = max(run.counts) / sum(run.counts), end(run.acc, 2)
+    if accuracy - share > LEARNT * (1 - share) or end(run.loss, 2) < 0.9 * min(run.loss[0], run.chance):
+        return None
+    if max(run.loss) > ROSE * run.chance:  # it exploded and settled: large weights make the ratio small
+        fix = run.rate(0.1)
+    elif max(run.now("dead_fraction").values(), default=0.0) > SEVERE:
+        fix = revive(run)
+    elif not WANTED_RATIO / BAND < run.ratio < WANTED_RATIO * BAND:
+        fix = run.rate(run.towards_ratio())
+    else:
+        fix = "model.norm=batch" if run.key("model.norm") == "none" else larger(run)
+    sentence = (
+        f"flat: train accuracy {accuracy:.3f} after {len(run.loss)} epochs, "
+        f"always predicting the largest class gives {share:.3f}"
+    )
+    return Finding("flat", "stop", sentence, accuracy, fix)
+
+
+def dead(run: Evidence) -> Finding | None:
+    """B4: units that are above zero for none of the images."""
+    shares = run.now("dead_fraction")
+    bad = [layer for layer, share in shares.items() if share > DEAD]
+    if not bad:
+        return None
+    worst = max(shares.values())
+    sentence = f"dead: up to {worst:.0%} of the units in {span(bad, len(shares))} are zero for every image"
+    return Finding("dead", "stop" if worst > SEVERE else "warn", sentence, worst, revive(run))
+
+
+def slow(run: Evidence) -> Finding | None:
+    """B1: a loss that falls in a straight line over the sum of the rates needs a higher rate."""
+    if len(run.loss) < 5 or run.loss[-1] < LEFT * run.loss[0] or run.ratio > WANTED_RATIO:
+        return None
+    spent = list(accumulate(run.lr))
+    middle = next(k for k, s in enumerate(spent) if s >= (spent[0] + spent[-1]) / 2)
+    if not 0 < middle < len(spent) - 1:
+        return None
+    early = (run.loss[0] - run.loss[middle]) / max(spent[middle] - spent[0], 1e-30)
+    late = (run.loss[middle] - run.loss[-1]) / max(spent[-1] - spent[middle], 1e-30)
+    if early <= 0 or late < LINEAR * early:
+        return None
+    sentence = (
+        f"slow: the train loss fell from {run.loss[0]:.3g} to {run.loss[-1]:.3g} in {len(run.loss)} epochs, "
+        f"the slope of the second half is {late / early:.0%} of that of the first"
+    )
+    factor = max(3.0, run.towards_ratio()) if run.ratio > 0 else 3.0
+    return Finding("slow", "warn", sentence, late / early, run.rate(factor))
+
+
+def update_ratio(run: Evidence) -> Finding | None:
+    """B3: steps more than three times too long or too short for the weights."""
+    ratio = run.ratio
+    high = too_fast(run)
+    # after a run has learnt the data, small gradients and steps are normal
+    low = ratio < WANTED_RATIO / BAND and bool(run.loss) and run.loss[-1] > LEFT * run.loss[0]
+    if not (high or low):
+        return None
+    off = [n for n, r in run.ratios.items() if (r > WANTED_RATIO * BAND if high else r < WANTED_RATIO / BAND)]
+    shown = f"{ratio:.0e}".replace("e-0", "e-")
+    sentence = f"update_ratio {shown} in {span(off, len(run.ratios))}, expected about 1e-3"
+    return Finding("update_ratio", "warn", sentence, ratio, run.rate(run.towards_ratio(), off))
+
+
+def saturated(run: Evidence) -> Finding | None:
+    """B4, M4: tanh and similar activations pass no gradient on at their limits."""
+    shares = run.now("saturated_fraction")
+    bad = [layer for layer, share in shares.items() if share > SATURATED]
+    if not bad:
+        return None
+    if str(run.key("model.init")).startswith(("normal", "glorot_sigmoid")):
+        fix = "model.init=glorot_uniform"
+    elif run.key("model.norm") == "none":
+        fix = "model.norm=batch"
+    else:
+        fix = "model.activation=relu" if run.key("model.activation") else run.rate(1 / 3)
+    worst = max(shares.values())
+    sentence = f"saturated: up to {worst:.0%} of the values in {span(bad, len(shares))} are at their limits"
+    return Finding("saturated", "warn", sentence, worst, fix)
+
+
+def offset(run: Evidence) -> Finding | None:
+    """B4: a mean far from zero before the activation makes a layer nearly linear, or dead."""
+    means, stds = run.now("act_mean"), run.now("act_std")
+    hidden = list(means)[:-1]  # logits may have any mean
+    shifts = {n: abs(means[n]) / stds[n] for n in hidden if stds.get(n, 0.0) > 1e-6}
+    bad = [layer for layer, shift in shifts.items() if shift > OFFSET]
+    if not bad:
+        return None
+    worst = max(shifts.values())
+    sentence = (
+        f"offset: the mean before the activation of {span(bad, len(shifts))} is up to {worst:.1f} "
+        "standard deviations from zero"
+    )
+    fix = "model.norm=batch" if run.key("model.norm") == "none" else run.rate(1 / 3)
+    return Finding("offset", "warn", sentence, worst, fix)
+
+
+def noisy(run: Evidence) -> Finding | None:
+    """B1: a train loss that goes up and down from epoch to epoch."""
+    descent = run.loss[0] - min(run.loss) if run.loss else 0.0
+    share = sum(max(0.0, later - earlier) for earlier, later in pairwise(run.loss)) / max(descent, 1e-30)
+    if len(run.loss) < 5 or share <= JITTER:
+        return None
+    batch = int(run.key("trainer.batch_size", 32))
+    sentence = f"noisy: with batches of {batch}, the rises of the train loss add up to {share:.0%} of its descent"
+    fix = f"trainer.batch_size={4 * batch}" if batch <= 16 else run.rate(1 / 3)
+    return Finding("noisy", "warn", sentence, share, fix)

@@ -15,6 +15,7 @@ import pytest
 from dlrun.checks import runner
 from dlrun.config.compose import builtin_conf
 from support.house import edges, modules, package, unlisted, violations
+from support.limits import FUNCTION, MODULE, TWICE, oversized, repeated
 from support.prose import compared
 
 ROOT = builtin_conf().parent
@@ -144,6 +145,33 @@ def test_a_planted_import_of_torch_is_found(planted: Path, name: str) -> None:
     file = planted / f"{name}.py" if (planted / f"{name}.py").exists() else planted / name / "planted.py"
     plant(file, "import torch")
     assert "ImportError: torch " in needing_torch(planted)
+
+
+def test_modules_and_functions_are_short() -> None:
+    assert oversized(PACKAGE) == []
+
+
+def test_no_code_stands_twice() -> None:
+    assert repeated(PACKAGE) == []
+
+
+def test_a_planted_long_module_or_function_is_found(planted: Path) -> None:
+    plant(planted / "losses.py", "\n" * MODULE)
+    plant(planted / "regularizers.py", "@property\ndef long():" + "\n    x = 1" * (FUNCTION - 2))
+    assert [line.partition(":")[0] for line in oversized(planted)] == ["losses.py"]
+    plant(planted / "regularizers.py", "    x = 1")
+    assert oversized(planted)[1:] == [f"regularizers.py: long: {FUNCTION + 2} lines"]  # and a blank one
+
+
+def test_planted_code_that_stands_twice_is_found(planted: Path) -> None:
+    lines = [f"    total{k} = {k} + len('planted')" for k in range(TWICE)]
+    plant(planted / "losses.py", "\n".join(["def one():", *lines]))
+    plant(planted / "regularizers.py", "\n".join(["def other():", "    # why", *lines[:-1]]))
+    assert repeated(planted) == []
+    plant(planted / "regularizers.py", f"\n{lines[-1]}")
+    (found,) = repeated(planted)
+    assert found.startswith("regularizers.py:")
+    assert " losses.py:" in found
 
 
 OPTIONS = sorted(builtin_conf().rglob("*.yaml"))

@@ -15,6 +15,7 @@ VERBS = {
     "lr_range": "find a learning rate before training",
     "batch_time": "find the batch size beyond which a sample costs no less time",
     "show": "draw what the network is fed: `dlrun show augment`",
+    "explain": "print what a key or group means, what it allows and what sets it",
     "resume": "go on where a killed or interrupted run stopped",
     "ensemble": "let trained models vote, and say what it is worth",
     "predict": "classify images with a run or an ensemble, into a CSV",
@@ -49,16 +50,32 @@ def _completion(argv: list[str]) -> int:
     if len(words) < 2 or (len(words) == 2 and not line[-1].isspace()):
         print(" ".join(VERBS))
         return 0
-    if words[1] not in COMPOSED:
+    if words[1] not in (*COMPOSED, "explain"):
         return 0
-    from dlrun.config.hydra_quirks import completing
-
     try:
+        if words[1] == "explain":
+            return _complete_explain(line)
+        from dlrun.config.hydra_quirks import completing
+
         # Hydra strips the program's name only, so the verb is taken out of the line here
         with completing("dlrun " + (words[2] if len(words) > 2 else "")):
             return _call(words[1], argv)
     except Exception:
         return 1  # an error would be printed into the line that is being typed
+
+
+def _complete_explain(line: str) -> int:
+    """Answer `dlrun explain opt<TAB>` with groups and keys, later words with what `dlrun train` takes."""
+    names = line.split()[2:] + [""] * line[-1].isspace()
+    if len(names) == 1:
+        from dlrun.commands.explain import complete
+
+        print(" ".join(complete(names[0])))
+        return 0
+    from dlrun.config.hydra_quirks import completing
+
+    with completing(" ".join(["dlrun", *names[1:]])):
+        return _call("train", ["-sc", "query=bash"])
 
 
 def _share_cores() -> None:

@@ -7,7 +7,6 @@ build the callbacks and log handlers that a config names before anybody could lo
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 from dlrun.config.defaults import changed
 from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_quirks import answer, in_one_line, opened
-from dlrun.config.options import Options, builtin_conf, user_conf
+from dlrun.config.options import Options, builtin_conf, no_such_option, user_conf
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
 from dlrun.errors import UserError
@@ -185,9 +184,7 @@ class Composer:
         options = self._options(group)
         if not options or option in options or isinstance(option, dict) or (option, group) == (None, "experiment"):
             return
-        near = difflib.get_close_matches("" if option is None else str(option), options, 3, 0.5)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"{override.input_line}: no such option; {hint}options: {', '.join(sorted(options))}")
+        raise no_such_option(override.input_line, option, options)
 
     def _read(self, root: str, chosen: tuple[str, ...]) -> dict[str, Any]:
         """A config as it stands in the files, interpolations open; of Hydra's part what one may want."""

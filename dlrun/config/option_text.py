@@ -52,6 +52,7 @@ class Option:
     title: str = ""
     package: str = ""
     bases: list[str] = field(default_factory=list)  # names in its `defaults`, `_self_` among them
+    first: bool = False  # `_self_` precedes the options that it chooses, which therefore override its keys
     chosen: dict[str, Key] = field(default_factory=dict)  # group -> option, as its `defaults` choose
     keys: dict[str, Key] = field(default_factory=dict)  # by dotted names; sections as well
 
@@ -144,6 +145,7 @@ class _Reader:
             self.option.bases.append(entry[1].strip())
         elif found and found[2]:
             group = found[3].split()[-1].lstrip("/").split("@")[0]
+            self.option.first |= not self.option.chosen and "_self_" in self.option.bases
             self._keep(self.option.chosen, group, (found[4] or "").strip(), trailing, number, code)
 
     def _keep(self, keys: dict[str, Key], name: str, value: str, trailing: str, number: int, line: str) -> None:

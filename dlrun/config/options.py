@@ -7,6 +7,7 @@ inherit those of that group's section in train.yaml.
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from dlrun.config.option_text import Key, Option, read
 from dlrun.config.rules import Rule
 from dlrun.errors import UserError
 
-__all__ = ["PRESETS", "Options", "builtin_conf", "prefix", "user_conf"]
+__all__ = ["PRESETS", "Options", "builtin_conf", "no_such_option", "prefix", "user_conf"]
 
 PRESETS = "experiment"  # options of this group set keys of the others
 
@@ -41,6 +42,13 @@ def user_conf() -> list[Path]:
 def prefix(group: str) -> str:
     """Return where the keys of a group stand: hydra.launcher for hydra/launcher; nothing for the root and presets."""
     return "" if group in ("", PRESETS) else group.replace("/", ".") + "."
+
+
+def no_such_option(word: str, option: object, options: Sequence[str]) -> UserError:
+    """Return the error for an option that is none of a group's, with the nearest."""
+    near = difflib.get_close_matches("" if option is None else str(option), options, 3, 0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return UserError(f"{word}: no such option; {hint}options: {', '.join(sorted(options))}")
 
 
 class Options:

@@ -17,10 +17,10 @@ from dlrun.config.options import Options, prefix
 from dlrun.config.rules import Rule
 from dlrun.errors import UserError
 
-__all__ = ["check_rules", "flatten", "lookup", "unknown", "validate"]
+__all__ = ["NAMES", "check_rules", "check_value", "flatten", "lookup", "unknown", "validate"]
 
 
-_NAMES = {
+NAMES = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -118,11 +118,15 @@ def _apply(cfg: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
         if not isinstance(cfg.get(section), Mapping):
             raise UserError(f"{section} is missing; a config of dlrun has {', '.join(_SECTIONS)}")
     for key, rule in rules.items():
-        value = lookup(cfg, key)
-        if value is not None and not rule.holds(value):
-            raise UserError(f"{key}={_shown(value)}: expected {rule.expected}{_near(key, value, rule)}")
+        check_value(key, lookup(cfg, key), rule)
     _paths(cfg)
     _reaches(cfg)
+
+
+def check_value(key: str, value: Any, rule: Rule) -> None:
+    """Raise UserError if the rule of a key does not allow a value; null passes."""
+    if value is not None and not rule.holds(value):
+        raise UserError(f"{key}={_shown(value)}: expected {rule.expected}{_near(key, value, rule)}")
 
 
 def _near(key: str, value: Any, rule: Rule) -> str:
@@ -173,7 +177,7 @@ def _type(name: str, value: Any, default: Any, context: _Context) -> None:
     if default is None or default == "???":
         return
     kind = type(default)
-    expected = _NAMES.get(kind, kind.__name__)
+    expected = NAMES.get(kind, kind.__name__)
     rule = context.rules.get(name)
     if rule is not None and rule.mixed:
         if value is None and None not in rule.words:
@@ -218,7 +222,7 @@ def _shown(value: Any) -> str:
 def _found(value: Any) -> str:
     if isinstance(value, str):
         return f"the word {value!r}" if value else "nothing"
-    return _NAMES.get(type(value), type(value).__name__)
+    return NAMES.get(type(value), type(value).__name__)
 
 
 def _paths(cfg: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`dlrun explain KEY|GROUP [key=value ...]`: what it means, what it allows, what sets it now, the practice behind it."""
+"""`dlrun explain KEY|GROUP [key=value ...]`: what it means and allows, what sets it now, the practice behind it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _overview(sources: Sources) -> Iterator[str]:
     yield from _row("dlrun explain optimizer", "the options of a group, and the keys of the chosen one", 30)
     yield from _row("dlrun explain optimizer.lr", "what a key means, what it allows, what sets it", 30)
     yield from _row("dlrun explain optimizer.lr optimizer=sgd experiment=quick", "", 30)
-    yield from _row("", "the same, if these words follow dlrun train", 30)
+    yield from _row("", "the same with these words", 30)
     yield ""
     yield "groups:"
     for group in sources.options.groups():
@@ -119,7 +119,7 @@ def _group(sources: Sources, group: str) -> Iterator[str]:
     choice = sources.choices.get(group) or Choice(None, "")
     about = sources.about(group)
     yield from _wrapped(f"{group}: {about}" if about else group)
-    yield f"choose with {group}=OPTION; now: {choice.option or 'none'}, {_by(choice.by)}"
+    yield from _wrapped(f"choose with {group}=OPTION; now: {choice.option or 'none'}, {_by(choice.by)}")
     yield ""
     names = sources.options.names(group)
     width = max(map(len, names)) + 2
@@ -176,7 +176,7 @@ def _key(sources: Sources, one: Setting, note: str = "") -> Iterator[str]:
     if kind:
         yield from _fact("type", kind)
     if rule is not None:
-        yield from _fact("allowed", f"{rule.expected}{', or null' * null}")
+        yield from _fact("allowed", f"{'null, or ' * null}{rule.expected}")
     changed = one.word is not None or one.now != one.default
     yield from _fact("default", f"{one.default.value or 'nothing'}{f' ({_place(one.default)})' * changed}")
     if not note:
@@ -205,7 +205,7 @@ def _type(sources: Sources, text: str) -> str:
     value = scalar(text)
     if value is None or text == "???":
         return ""
-    kinds = {"[": list, "-": list, "{": dict}
+    kinds = {"[": list, "{": dict}
     return NAMES[kinds.get(text[0], str) if isinstance(value, str) else type(value)]
 
 
@@ -250,19 +250,15 @@ def _fact(name: str, text: str) -> Iterator[str]:
 def _row(name: str, text: str, width: int) -> Iterator[str]:
     """A name and its text beside it, or below if the name is too long."""
     left = f"  {name}"
-    if len(left) > width:
-        yield left
+    if len(left) > width or not text:
+        yield from _wrapped(left, "", "    ")
         left = ""
-    if text:
-        yield from textwrap.wrap(
-            text, WIDTH, initial_indent=left.ljust(width + 2), subsequent_indent=" " * (width + 2), break_on_hyphens=False
-        )
-    elif left:
-        yield left
+    yield from _wrapped(text, left.ljust(width + 2), " " * (width + 2))
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+def _wrapped(text: str, indent: str = "", further: str | None = None) -> list[str]:
+    further = indent if further is None else further
+    return textwrap.wrap(text, WIDTH, initial_indent=indent, subsequent_indent=further, break_on_hyphens=False)
 
 
 def _sentence(text: str) -> str:

@@ -125,8 +125,8 @@ class _Reader:
         if inside == "defaults" or code.startswith("defaults:"):
             self._defaults(code, trailing, number, found, entry)
         elif listing and inside in self.option.keys:
-            key = self.option.keys[inside]
-            self.option.keys[inside] = replace(key, value=f"{key.value} {code.strip()}".strip())
+            key, item = self.option.keys[inside], code.lstrip()[2:].strip()
+            self.option.keys[inside] = replace(key, value=f"{key.value[:-1]}, {item}]" if key.value else f"[{item}]")
         elif found and not listing:
             name = ".".join(filter(None, (inside, found[3].strip("'\""))))
             self._keep(self.option.keys, name, (found[4] or "").strip(), trailing, number, line)

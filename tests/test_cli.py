@@ -168,13 +168,13 @@ def test_own_folders_add_and_override(here: Path, monkeypatch: pytest.MonkeyPatc
     write(here / "conf/optimizer/adam.yaml", adam.format(0.5))
     write(here / "elsewhere/optimizer/adam.yaml", adam.format(0.25))
     write(here / "elsewhere/optimizer/mine.yaml", adam.format(0.125))
-    assert compose().optimizer.lr == 0.5
+    assert compose().optimizer["lr"] == 0.5
     monkeypatch.setenv("DLRUN_CONF", str(here / "elsewhere"))
-    assert compose().optimizer.lr == 0.5  # ./conf wins over $DLRUN_CONF …
-    assert compose("optimizer=mine").optimizer.lr == 0.125
+    assert compose().optimizer["lr"] == 0.5  # ./conf wins over $DLRUN_CONF …
+    assert compose("optimizer=mine").optimizer["lr"] == 0.125
     (here / "conf/optimizer/adam.yaml").unlink()
-    assert compose().optimizer.lr == 0.25  # … which wins over the built-in one
-    assert compose("optimizer=sgd").optimizer.lr == 0.1
+    assert compose().optimizer["lr"] == 0.25  # … which wins over the built-in one
+    assert compose("optimizer=sgd").optimizer["lr"] == 0.1
 
 
 def test_config_dir_and_searchpath_add(here: Path, dlrun: Callable[..., Outcome]) -> None:

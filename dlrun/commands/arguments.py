@@ -1,4 +1,4 @@
-"""What the verbs share in reading their words: a parser of one-line errors, `trust=`, flags that are numbers."""
+"""Arguments that several verbs share: a parser with one-line errors, `trust=`, flags that take a number."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ __all__ = ["Parser", "next_command", "numbers", "trusted"]
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of verbs that compose no config: a mistake is one line."""
+    """The parser of verbs that compose no config; an error is one line."""
 
     def error(self, message: str) -> NoReturn:
-        usage = " ".join(self.format_usage().split())  # argparse folds it at the width of the terminal
+        """Raise UserError with the message and the usage."""
+        usage = " ".join(self.format_usage().split())  # argparse wraps it at the width of the terminal
         raise UserError(f"{message}; {usage}")
 
 
 def trusted(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Take `trust=[package]` out of the words; return the others, and the names of the packages."""
+    """Separate `trust=[package]` from the other arguments; return the others, and the names of the packages."""
     words = [w for w in argv if not w.startswith("trust=")]
     found = ",".join(w.removeprefix("trust=").strip("[]") for w in argv if w.startswith("trust="))
     return words, [name.strip() for name in found.split(",") if name.strip()]
 
 
 def numbers(argv: list[str], flags: dict[str, float]) -> tuple[dict[str, float], list[str]]:
-    """Take the flags that are numbers out of the words; return them with their defaults, and the other words.
+    """Separate flags that take a number from the other arguments; return their values or defaults, and the others.
 
-    Raises UserError for a value that is no number above 0.
+    Raises UserError for a value that is not a finite number above 0.
     """
     found, rest, words = dict(flags), [], list(argv)
     while words:
@@ -48,10 +49,10 @@ def numbers(argv: list[str], flags: dict[str, float]) -> tuple[dict[str, float],
 
 
 def next_command(verb: str, words: list[str], *settings: str) -> str:
-    """Return the command that uses a suggestion: the words as typed, those settings last."""
+    """Return the command that applies a suggestion: the arguments as typed, then the suggested settings."""
     import shlex
 
     keys = {setting.partition("=")[0] for setting in settings}
-    # run.dir named the folder of the measurement
+    # run.dir was the folder of the measurement
     kept = [w for w in words if w.lstrip("+").partition("=")[0] not in {*keys, "run.dir"}]
     return shlex.join(["dlrun", verb, *kept, *settings])

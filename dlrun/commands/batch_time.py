@@ -1,4 +1,4 @@
-"""`dlrun batch_time [--seconds=60]`: time a step against the batch size, and find the knee (O6)."""
+"""`dlrun batch_time [--seconds=60]`: measure the time per step by batch size, and suggest a batch size (O6)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Compose, time powers of two, print and store the table; returns 0, or 3 when not even one sample fits."""
+    """Time powers of two, print and store the table; returns 0, or 3 if not even a batch of one fits."""
     from dlrun.config.compose import run
 
     if {"-h", "--help"} & set(argv):
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         from dlrun.run.execute import label
         from dlrun.training.experiment import build
 
-        print("batch size   ms a step   ms a sample   samples/s   peak MB")
+        print("batch size   ms / step   ms / sample   samples/s   peak MB")
 
         def say(t: batch_time.Timing) -> None:
             memory = f"{t.peak_mb:,.0f}" if t.peak_mb else "-"
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
             print(row, flush=True)
 
         timings, ending = batch_time.measure(build(cfg), found["--seconds"], say)
-        print(f"ended: {ending}")
+        print(f"stopped: {ending}")
         if not timings:
             return Exit.CHECK_FAILED
         size = batch_time.knee(timings)
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         print(f"table: {files[0]}, picture: {files[1]}")
         setting = f"trainer.batch_size={size}"
         print(f"next: {next_command('train', rest, setting)}")
-        print(f"the learning rate belongs to the batch size: {next_command('lr_range', rest, setting)}")
+        print(f"the best learning rate depends on the batch size: {next_command('lr_range', rest, setting)}")
         return Exit.FINE
 
     return run("batch_time", rest, task)

@@ -1,4 +1,4 @@
-"""`dlrun check [--json]`: run the checks that come before training, and nothing else."""
+"""`dlrun check [--json]`: run the checks that precede training, and nothing else (C1-C10)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Compose and check; returns 0, or 3 when a check failed. `--json` prints the results as JSON alone."""
+    """Run the checks; returns 0, or 3 if one failed. `--json` prints the results as JSON and nothing else."""
     from dlrun.config.compose import run
 
     as_json = "--json" in argv

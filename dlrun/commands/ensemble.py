@@ -1,27 +1,30 @@
-"""`dlrun ensemble PATH…`: what trained models predict together, and what it is worth (E1, E2, E5, E7)."""
+"""`dlrun ensemble PATH…`: combine trained models by voting, and measure the gain (E1, E2, E5, E7)."""
 
 from __future__ import annotations
 
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dlrun.commands.arguments import Parser, trusted
-from dlrun.ensembles.table import store
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
+
+if TYPE_CHECKING:
+    from dlrun.ensembles.members import Member
 
 __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Pick members on validation, print and store the table; returns 0."""
+    """Choose members by their validation scores, print and store the table; returns 0."""
     argv, trust = trusted(argv)
     args = _parser().parse_args(argv)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
     from dlrun.ensembles.members import agree, select
-    from dlrun.ensembles.table import as_text, judge
+    from dlrun.ensembles.table import as_text, judge, store
     from dlrun.folders import ensemble as ensemble_folder
 
     if args.out is not None:
@@ -39,9 +42,8 @@ def main(argv: list[str]) -> int:
     print(as_text(table.rows))
     if args.temperature:
         print("temperatures, fitted on validation:", ", ".join(_heat(v, t) for v, t in table.temperatures.items()))
-    print(
-        f"{args.vote} is stored for `dlrun predict {shlex.quote(str(path))}` and as a teacher; everything is in {path}"
-    )
+    name = shlex.quote(str(path))
+    print(f"{args.vote} is stored in {path}; use it with `dlrun predict {name} IMAGES` or objective.teacher={name}")
     return Exit.FINE
 
 
@@ -49,31 +51,31 @@ def _heat(vote: str, temperature: float) -> str:
     from dlrun.ensembles.votes import COLDEST, HOTTEST
 
     edge = not 1.01 * COLDEST < temperature < 0.99 * HOTTEST
-    return f"{vote} {temperature:.2f}" + " (the end of what is looked at: too few errors on validation?)" * edge
+    return f"{vote} {temperature:.2f}" + " (at the edge of the range searched; too few errors on validation?)" * edge
 
 
-def _found(args: Any, trust: list[str]) -> list[Any]:
-    """The members to choose from: stored predictions, or with --fresh and --members checkpoints new ones."""
+def _found(args: Namespace, trust: list[str]) -> list[Member]:
+    """The members to choose from, with stored predictions; with --fresh or --members checkpoints with new ones."""
     from dlrun.ensembles.members import completed, read
 
     if args.members == "runs" and not args.fresh:
-        found, left_out = read(args.paths)
-        for line in left_out:
-            print(f"left out: {line}")
+        found, skipped = read(args.paths)
+        _print_skipped(skipped)
         return found
-    paths, left_out = completed(args.paths)
-    for line in left_out:
-        print(f"left out: {line}")
+    paths, skipped = completed(args.paths)
+    _print_skipped(skipped)
     if not paths:
-        raise UserError(f"no completed runs in {' '.join(args.paths)}; `dlrun train -m 'seed=range(0,5)'` makes five")
+        raise UserError(
+            f"no completed runs in {' '.join(args.paths)}; train five with `dlrun train -m 'seed=range(0,5)'`"
+        )
     from dlrun.inference import reevaluate
 
     if args.members == "checkpoints":
         if len(paths) > 1:
-            raise UserError(f"--members checkpoints takes one run, found {len(paths)}, such as {paths[0]}")
-        found, said = reevaluate.checkpoints(paths[0], trust)
-        if said:
-            print(said)
+            raise UserError(f"--members checkpoints: expected one run, found {len(paths)}, such as {paths[0]}")
+        found, note = reevaluate.checkpoints(paths[0], trust)
+        if note:
+            print(note)
         return found
     from dlrun.console import Screen
 
@@ -82,7 +84,12 @@ def _found(args: Any, trust: list[str]) -> list[Any]:
         return [reevaluate.evaluated(path, trust) for path in steps]
 
 
-def _average(args: Any, members: Sequence[Any], trust: list[str], mean: float) -> int:
+def _print_skipped(lines: list[str]) -> None:
+    for line in lines:
+        print(f"skipped: {line}")
+
+
+def _average(args: Namespace, members: Sequence[Member], trust: list[str], mean: float) -> int:
     from dlrun.folders import outputs
     from dlrun.folders.run import claim
     from dlrun.inference import weight_average
@@ -94,10 +101,11 @@ def _average(args: Any, members: Sequence[Any], trust: list[str], mean: float) -
         ending = store_run(exp, run, [m.name for m in members])
     finally:
         run.release()
-    said = f"validation accuracy {ending['val_acc']:.4f}, test accuracy {ending['test_acc']:.4f}"
-    print(f"average of the weights: {said}; it is a run like others: {run.path}")
+    scores = f"validation accuracy {ending['val_acc']:.4f}, test accuracy {ending['test_acc']:.4f}"
+    print(f"average of the weights: {scores}; stored as a run: {run.path}")
     if ending["val_acc"] < mean:
-        print("below its mean member: weights average where training shared its start (--members checkpoints)")
+        why = "averaging weights works only for models that share early training"
+        print(f"worse than the average member: {why}; try --members checkpoints")
     return Exit.FINE
 
 
@@ -107,21 +115,25 @@ def _parser() -> Parser:
     parser = Parser(prog="dlrun ensemble", description=__doc__)
     parser.add_argument("paths", nargs="+", metavar="PATH", help="runs, sweeps or folders of them")
     pick = parser.add_mutually_exclusive_group()
-    pick.add_argument("--top", type=int, metavar="K", help="the K members with the best validation accuracy")
-    word = "pick with replacement what lowers the validation log loss most"
+    pick.add_argument("--top", type=int, metavar="K", help="use the K runs with the best validation accuracy")
+    word = "add members one by one, with replacement, each the one that lowers the validation log loss most"
     pick.add_argument("--greedy", action="store_true", help=word)
-    parser.add_argument("--vote", choices=list(VOTES), default="mean_probability", help="the one that is stored")
-    parser.add_argument("--temperature", action="store_true", help="rescale probabilities, fitted on validation")
-    word = "runs (default), or the epoch checkpoints of one run (trainer.keep=all), snapshots after warm restarts"
+    parser.add_argument("--vote", choices=list(VOTES), default="mean_probability", help="the vote to store")
+    parser.add_argument(
+        "--temperature", action="store_true", help="rescale probabilities by a temperature fitted on validation"
+    )
+    word = "runs (default), or the epoch checkpoints of one run (trainer.keep=all; after warm restarts, snapshots)"
     parser.add_argument("--members", choices=("runs", "checkpoints"), default="runs", help=word)
-    word = "one model instead of a vote: the mean of the weights, batch statistics measured again"
+    word = "build one model with the mean weights instead of a vote; batch-norm statistics are recomputed"
     parser.add_argument("--average", choices=("weights",), help=word)
-    parser.add_argument("--fresh", action="store_true", help="evaluate again, instead of stored predictions")
-    parser.add_argument("--out", metavar="DIR", help="a new folder (default: outputs/ensembles/<date>-…)")
+    parser.add_argument(
+        "--fresh", action="store_true", help="evaluate the models again instead of using stored predictions"
+    )
+    parser.add_argument("--out", metavar="DIR", help="the folder to create (default: outputs/ensembles/<date>-…)")
     return parser
 
 
-def _headline(args: Any, found: int, members: Sequence[Any]) -> str:
+def _headline(args: Namespace, found: int, members: Sequence[Member]) -> str:
     how = (
         f"the {len(members)} best of {found} on validation accuracy"
         if args.top
@@ -129,5 +141,5 @@ def _headline(args: Any, found: int, members: Sequence[Any]) -> str:
     )
     if args.greedy:
         picks = ", ".join(f"{m.path.name} × {m.weight}" for m in members)
-        how = f"{len(members)} of {found}, picked greedily on validation log loss: {picks}"
+        how = f"{len(members)} of {found}, chosen greedily on validation log loss: {picks}"
     return f"{how}; {len(members[0].data['classes'])} classes, {len(members[0].arrays['val_labels']):,} val images"

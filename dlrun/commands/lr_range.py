@@ -1,4 +1,4 @@
-"""`dlrun lr_range [--low=1e-7] [--high=1] [--steps=100]`: find a learning rate before training (O5)."""
+"""`dlrun lr_range [--low=1e-7] [--high=1] [--steps=100]`: suggest a learning rate to start with (O5)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLAGS = {"--low": 1e-7, "--high": 1.0, "--steps": 100.0}
 
 
 def main(argv: list[str]) -> int:
-    """Compose, sweep the rate over a few batches, print and store the curve; returns 0, or 3 without a suggestion."""
+    """Raise the rate batch by batch, print and store the curve of the loss; returns 0, or 3 without a suggestion."""
     from dlrun.config.compose import run
 
     if {"-h", "--help"} & set(argv):
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
         if verdict.lr is None:
             return Exit.CHECK_FAILED
         rates = [f"optimizer.lr={verdict.lr:g}"]
-        if "sgd_lr" in cfg.optimizer:  # Muon's other rate has moved in proportion
+        if "sgd_lr" in cfg.optimizer:  # the rate of the parameters that Muon does not train keeps its ratio
             rates.append(f"optimizer.sgd_lr={cfg.optimizer['sgd_lr'] * verdict.lr / cfg.optimizer['lr']:.3g}")
         print(f"next: {next_command('train', rest, *rates)}")
         return Exit.FINE

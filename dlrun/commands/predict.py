@@ -1,4 +1,4 @@
-"""`dlrun predict RUN|ENSEMBLE PATH… --out predictions.csv`: classify images, with the run's own preprocessing."""
+"""`dlrun predict RUN|ENSEMBLE PATH… --out predictions.csv`: classify images, preprocessed as in training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Predict and write the CSV; returns 0 when at least one image was predicted, else 1."""
+    """Predict and write the CSV; returns 0. Raises UserError if not a single image can be read."""
     argv, trust = trusted(argv)
-    parser = Parser(prog="dlrun predict", description=__doc__, epilog="trust=[PACKAGE]: code of your own in the run")
+    parser = Parser(
+        prog="dlrun predict", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"
+    )
     parser.add_argument("model", help="a run or an ensemble, such as outputs/latest")
-    word = "image files, folders of them (with all below), .npy, or .npz with x (read whole), in the units of training"
+    word = "image files, folders (searched recursively), .npy, or .npz with x; pixels scaled as in the training data"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=word)
     parser.add_argument("--out", default="predictions.csv", metavar="FILE", help="default: predictions.csv")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
@@ -30,9 +32,9 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{name}: no such file or folder; expected images, folders of them, .npy or .npz")
     out = Path(args.out).expanduser()
     if out.exists() and not args.force:
-        raise UserError(f"{out} exists; --force overwrites it, --out names another file")
+        raise UserError(f"{out} already exists; add --force to overwrite it, or choose another --out")
     if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"--out={out}: expected a file in a folder that is there")
+        raise UserError(f"--out={out}: expected a file name in an existing folder")
     from dlrun.console import Screen
     from dlrun.inference import classify
     from dlrun.inference.predictor import load
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> int:
     with Screen() as screen:
         done = classify.predict(predictor, sources, out, screen)
     for name, why in done.unreadable.items():
-        print(f"left out: {name}: {why}")
-    left = f", {len(done.unreadable)} left out" if done.unreadable else ""
+        print(f"skipped: {name}: {why}")
+    left = f", {len(done.unreadable)} skipped" if done.unreadable else ""
     print(f"{done.predicted:,} images predicted{left}: {out}")
     return Exit.FINE

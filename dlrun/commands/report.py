@@ -1,4 +1,4 @@
-"""`dlrun report PATH`: the pictures and the page of a run or a sweep, written again from its files alone."""
+"""`dlrun report PATH`: redraw the pictures and the page of a run or a sweep from its stored files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Write the report and print where it is; returns 0."""
+    """Write the report and print its path; returns 0."""
     parser = Parser(prog="dlrun report", description=__doc__)
     parser.add_argument("path", help="a run, a sweep or a folder of them, such as outputs/latest")
     args = parser.parse_args(argv)

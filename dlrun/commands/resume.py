@@ -1,26 +1,31 @@
-"""`dlrun resume RUN`: go on where a killed or interrupted run stopped, bit for bit."""
+"""`dlrun resume RUN`: continue a killed or interrupted run or sweep; a run gives the same weights, bit for bit."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlrun.commands.arguments import Parser, trusted
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit, Status
 
+if TYPE_CHECKING:
+    from dlrun.folders.run import Run
+
 __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Take the run folder over and train to the end; returns the exit code."""
+    """Take over the folder of a run or a sweep and run it to the end; returns the exit code."""
     argv, trust = trusted(argv)
-    parser = Parser(prog="dlrun resume", description=__doc__, epilog="trust=[PACKAGE]: code of your own in the run")
-    parser.add_argument("run", help="the run's folder, such as outputs/latest")
+    parser = Parser(
+        prog="dlrun resume", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"
+    )
+    parser.add_argument("run", help="the folder of a run or a sweep, such as outputs/latest")
     args, more = parser.parse_known_args(argv)
     if settings := [word for word in more if "=" in word]:
-        why = "a run goes on with its own config, its schedule to the epochs that it began with"
-        anew = f"`dlrun train … {' '.join(settings)}` with the words it was started by trains a new one"
-        raise UserError(f"{settings[0]}: {why}; {anew}")
+        why = "a resumed run keeps the config it was started with, its number of epochs included"
+        raise UserError(f"{settings[0]}: {why}; for a new run type `dlrun train … {' '.join(settings)}`")
     if more:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     from dlrun.folders import sweep as sweep_folder
@@ -30,13 +35,13 @@ def main(argv: list[str]) -> int:
         return _sweep(folder, trust)
     run = reopen(args.run)
     try:
-        return _go_on(run, trust)
+        return _continue(run, trust)
     finally:
         run.release()
 
 
 def _sweep(folder: Path, trust: list[str]) -> int:
-    """Run what a sweep lacks."""
+    """Run the trials that a sweep has not finished."""
     from dlrun.config.compose import composer
     from dlrun.folders import sweep as sweep_folder
     from dlrun.search.sweeper import again
@@ -47,15 +52,13 @@ def _sweep(folder: Path, trust: list[str]) -> int:
         return again(made, folder, trust)
 
 
-def _go_on(run: object, trust: list[str]) -> int:
+def _continue(run: Run, trust: list[str]) -> int:
     from dlrun.config.extras import require_logger
     from dlrun.config.schema import check_rules
     from dlrun.config.settings import Settings
     from dlrun.config.targets import check_targets
     from dlrun.folders import reading
-    from dlrun.folders.run import Run
 
-    assert isinstance(run, Run)
     if reading.stored(run.path).get("status") == Status.COMPLETED:
         print(f"{run.path} is complete; nothing to do")
         return Exit.FINE

@@ -1,4 +1,4 @@
-"""`dlrun show augment [key=value ...]`: a picture of training images, raw and as augmentation leaves them (D7)."""
+"""`dlrun show augment [key=value ...]`: draw training images, raw and augmented (D7)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Compose, draw some training images and what augmentation makes of them, print where; returns 0."""
+    """Draw some training images, raw and augmented, and print where the picture is; returns 0."""
     from dlrun.config.compose import run
 
     helping = bool({"-h", "--help"} & set(argv))
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         print(__doc__)
     words = [word for word in argv if word != "augment"]
     if len(words) == len(argv) and not helping:
-        raise UserError("expected dlrun show augment, then settings such as augment=crop_flip augment.rotate=15")
+        raise UserError("expected `dlrun show augment`, then settings such as augment=crop_flip augment.rotate=15")
 
     def task(cfg: Settings, _: dict[str, Any]) -> int:
         from dlrun.folders import outputs

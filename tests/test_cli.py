@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -181,7 +182,7 @@ def test_config_dir_and_searchpath_add(here: Path, dlrun: Callable[..., Outcome]
     write(here / "more/optimizer/mine.yaml", "_target_: torch.optim.Adam\nlr: abc\n")
     for words in (("--config-dir", "more"), ("hydra.searchpath=[file://more]",)):
         outcome = dlrun("train", *words, "optimizer=mine", "seed=x")  # gets as far as the seed
-        assert "seed=x: expected a whole number" in outcome.err, outcome.err
+        assert outcome.err.startswith("dlrun: seed=x: expected"), outcome.err
         assert "lr: abc" in dlrun("train", *words, "optimizer=mine", "--cfg", "job").out
     assert "no such option" in dlrun("train", "optimizer=mine").err  # not remembered
 
@@ -192,9 +193,9 @@ def test_a_root_config_of_ones_own(here: Path, dlrun: Callable[..., Outcome]) ->
         "defaults:\n  - train\n  - override model: mlp\n  - _self_\nseed: 7\nmodel: {dpth: 1}\n",
     )
     outcome = dlrun("train", "--config-name", "mine")
-    assert outcome.err.startswith("dlrun: model.dpth: no such key; did you mean model.depth")
+    assert re.match(r"dlrun: model\.dpth: .*\bmodel\.depth\b", outcome.err)
     write(here / "conf/mine.yaml", "defaults:\n  - train\n  - _self_\nseed: seven\n")
-    assert "seed=seven: expected a whole number" in dlrun("train", "--config-name=mine").err
+    assert dlrun("train", "--config-name=mine").err.startswith("dlrun: seed=seven: expected")
 
 
 def complete(
@@ -280,11 +281,13 @@ def test_train_then_resume_then_compare(here: Path, dlrun: Callable[..., Outcome
     assert dlrun("train", "run.dir=outputs/runs/mine", "seed=2", *TINY).code == 0
     again = dlrun("train", "run.dir=outputs/runs/mine", *TINY)
     assert again.code == 2
-    assert "already holds a run (completed)" in again.err
-    assert "is complete; nothing to do" in dlrun("resume", "outputs/latest").out
+    assert re.search(r"outputs/runs/mine\b.*\bcompleted\b.*`dlrun resume outputs/runs/mine`", again.err)
+    resumed = dlrun("resume", "outputs/latest")
+    assert (resumed.code, len(resumed.out.splitlines())) == (0, 1)
+    assert resumed.out.startswith("outputs/latest is complete")
     table = dlrun("compare").out.splitlines()
     assert {"run", "status", "verdicts", "seed"} <= set(table[0].split())
-    assert table[-1] == "2 runs; the same as CSV: outputs/compare.csv"
+    assert re.fullmatch(r"2 runs; .* outputs/compare\.csv", table[-1])
 
 
 @pytest.mark.slow

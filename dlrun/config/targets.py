@@ -1,7 +1,8 @@
-"""The only door from a config to code: a `_target_` on the allowlist, or in `trust=[package]`, is built.
+"""The only way from a config to code: a `_target_` is built if it is on the allowlist or in `trust=[package]`.
 
-Configs and run folders of other people are untrusted. A name is looked at before anything is imported, and
-what it leads to once more by the module that made it: an alias (`torch.nn.modules.os.system`) leads nowhere.
+Configs and run folders of other people are untrusted. A name is checked before anything is imported. The object that
+it resolves to is checked again, by the module that defines it, so that an alias (`torch.nn.modules.os.system`) is
+refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dlrun.errors import UserError, first_line
 
 __all__ = ["check_targets", "instantiate"]
 
-# what these modules of ours define themselves and do not hide
+# modules of dlrun whose own public classes and functions are allowed
 OURS: tuple[str, ...] = (
     "dlrun.data.datasets",
     "dlrun.data.files",
@@ -30,7 +31,7 @@ OURS: tuple[str, ...] = (
     "dlrun.regularizers",
 )
 OURS += ("dlrun.objectives", "dlrun.optim.muon", "dlrun.optim.schedulers")
-FAMILIES = ("dlrun.models",)  # every module in these: a new model is a new file
+FAMILIES = ("dlrun.models",)  # packages of which every module is allowed: a new model is a new file
 
 _OPTIMIZERS = "SGD Adagrad Adadelta RMSprop Adam AdamW Adamax NAdam RAdam ASGD Rprop LBFGS Adafactor Muon"
 _SCHEDULERS = "ReduceLROnPlateau StepLR MultiStepLR ConstantLR LinearLR ExponentialLR CosineAnnealingLR"
@@ -44,26 +45,26 @@ THEIRS = {
 
 
 def check_targets(cfg: Any, trust: list[str]) -> None:
-    """Refuse a config that names, at any depth, code that is neither ours nor trusted; imports nothing.
+    """Refuse a config with a target, at any depth, that is neither on the allowlist nor trusted; imports nothing.
 
-    Raises UserError with the key, the name, and what to type for a package of one's own.
+    Raises UserError with the key, the name, and what to type for a package of your own.
     """
     for key, name in _targets(cfg, ""):
         _check_name(key, name, trust)
 
 
 def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any, **given: Any) -> Any:
-    """Build what `node` describes: `_target_` called with its keys, nested ones first; `_partial_` binds.
+    """Call the `_target_` of `node` with the other keys, nested ones built first; bind only, with `_partial_`.
 
-    `given` are passed where the signature takes them. Raises UserError naming `key` for an unknown target, an
-    argument that the target does not take, and a value that it refuses.
+    Each of `given` is passed if the signature accepts it. Raises UserError naming `key` for an unknown target, an
+    argument that the target does not accept, and a value that it rejects.
     """
     if "_target_" not in node:
         raise UserError(f"{key}._target_ is missing; expected the dotted name of a class, such as torch.optim.SGD")
     name = str(node["_target_"])
     target = _locate(f"{key}._target_", name, trust)
     own = {k: _build(v, trust, f"{key}.{k}") for k, v in node.items() if not k.startswith("_")}
-    own.update({k: v for k, v in given.items() if k not in own and _takes(target, k)})
+    own.update({k: v for k, v in given.items() if k not in own and _accepts(target, k)})
     _check_arguments(target, name, key, own)
     if node.get("_partial_"):
         return functools.partial(target, *args, **own)
@@ -72,11 +73,11 @@ def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any,
     except UserError:
         raise
     except (TypeError, ValueError, ImportError) as error:
-        said = first_line(error)
-        if "unexpected keyword argument" in said and "." not in key:
-            # the keys of the option that was chosen stay when another _target_ is typed
-            said += f"; write an option for it, conf/{key}/NAME.yaml with _target_: {name} and the keys that it takes"
-        raise UserError(f"{key}: {name} refused its arguments: {said}") from error
+        why = first_line(error)
+        if "unexpected keyword argument" in why and "." not in key:
+            # typing another _target_ keeps the keys of the chosen option
+            why += f"; create an option for it, conf/{key}/NAME.yaml with _target_: {name} and the keys that it accepts"
+        raise UserError(f"{key}: {name} rejected its arguments: {why}") from error
 
 
 def _build(value: Any, trust: list[str], key: str) -> Any:
@@ -110,16 +111,16 @@ def _check_name(key: str, name: Any, trust: list[str]) -> None:
     package = parts[0]
     if package not in ("dlrun", "torch", "torchvision"):
         known = package in sys.stdlib_module_names
-        hint = "a config may name no such thing" if known else f"if {package} is your own code, type trust=[{package}]"
-        raise UserError(f"{key}={name}: refused: not one of dlrun's; {hint}")
+        hint = "the standard library is not allowed" if known else f"if it is your own code, type trust=[{package}]"
+        raise UserError(f"{key}={name}: refused: not a class of dlrun; {hint}")
     near = difflib.get_close_matches(name, [*THEIRS, *(f"{module}.{n}" for n in _defined(module))], 1, 0.8)
-    hint = f"did you mean {near[0]}?" if near else "it is not on dlrun's list of what a config may name"
+    hint = f"did you mean {near[0]}?" if near else "not on the list of classes that a config may use"
     raise UserError(f"{key}={name}: refused; {hint}")
 
 
 @functools.cache
 def _defined(module: str) -> tuple[str, ...]:
-    """Public names that a module of ours defines, read from its source: importing it would import torch."""
+    """Public names that a module of dlrun defines, read from its source, since importing it would import torch."""
     if module not in OURS and module.rpartition(".")[0] not in FAMILIES:
         return ()
     file = Path(__file__).resolve().parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
@@ -136,7 +137,7 @@ def _trusted(name: str, trust: list[str]) -> bool:
 def _locate(key: str, name: str, trust: list[str]) -> Any:
     _check_name(key, name, trust)
     if _trusted(name, trust) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a file there must not stand in for an installed module
+        sys.path.append(os.getcwd())  # last: a file there must not shadow an installed module
     parts = name.split(".")
     found: Any = None
     for i in range(len(parts) - 1, 0, -1):
@@ -153,14 +154,14 @@ def _locate(key: str, name: str, trust: list[str]) -> Any:
         break
     if found is None or not callable(found):
         raise UserError(f"{key}={name}: no such class{_near(parts)}")
-    # an alias leads elsewhere: what counts is where the object was made
+    # for an alias the module that defines the object counts
     home, qualified = getattr(found, "__module__", "") or "", getattr(found, "__qualname__", "")
     if name in THEIRS:
         real = home.startswith("torch.") and qualified == THEIRS[name]
     else:
         real = qualified in _defined(home) or _trusted(home, trust)
     if not real:
-        raise UserError(f"{key}={name}: refused: it leads to {home}.{qualified}, not dlrun's and not trusted")
+        raise UserError(f"{key}={name}: refused: it resolves to {home}.{qualified}, neither allowed nor trusted")
     return found
 
 
@@ -168,7 +169,7 @@ def _near(parts: list[str]) -> str:
     try:
         names = dir(sys.modules[".".join(parts[:-1])])
     except KeyError:
-        return f"; is the package {parts[0]} installed, or in the folder that dlrun is started from?"
+        return f"; expected the package {parts[0]} to be installed, or in the folder where you start dlrun"
     near = difflib.get_close_matches(parts[-1], names, 1)
     return f"; did you mean {'.'.join([*parts[:-1], near[0]])}?" if near else ""
 
@@ -180,7 +181,7 @@ def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
         return {}
 
 
-def _takes(target: Any, name: str) -> bool:
+def _accepts(target: Any, name: str) -> bool:
     parameter = _parameters(target).get(name)
     return parameter is not None and parameter.kind is not inspect.Parameter.VAR_KEYWORD
 
@@ -192,5 +193,5 @@ def _check_arguments(target: Any, name: str, key: str, own: Mapping[str, Any]) -
     for argument in own:
         if argument not in parameters:
             near = difflib.get_close_matches(argument, parameters, 1)
-            hint = f"did you mean {key}.{near[0]}?" if near else f"it takes {', '.join(parameters)}"
-            raise UserError(f"{key}.{argument}: {name} takes no such argument; {hint}")
+            hint = f"did you mean {key}.{near[0]}?" if near else f"it accepts {', '.join(parameters)}"
+            raise UserError(f"{key}.{argument}: {name} has no such argument; {hint}")

@@ -74,7 +74,7 @@ def test_foreign_names_are_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ODD, ids=repr)
 def test_odd_names_are_refused(name: Any) -> None:
-    with pytest.raises(UserError, match="expected the dotted name"):
+    with pytest.raises(UserError, match=r"expected .*torch\.optim\.SGD"):
         check_targets({"model": {"_target_": name}}, [])
 
 
@@ -209,7 +209,7 @@ def test_trust_admits_a_package_and_nothing_else(here: Path) -> None:
     bound = instantiate({"_target_": "mine_a.Net", "_partial_": True}, ["mine_a"], "model")
     assert isinstance(bound, functools.partial)
     for name in ("mine_a.os.system", "mine_a.Linear", "mine_a.net.mine_a.os.system"):
-        with pytest.raises(UserError, match=r"refused: it leads to|no such class"):
+        with pytest.raises(UserError, match=r"refused|no such class"):
             instantiate({"_target_": name}, ["mine_a"], "model")
     for trust in ([], ["mine"], ["mine_a.other"]):
         with pytest.raises(UserError, match=r"type trust=\[mine_a\]"):
@@ -227,29 +227,25 @@ def test_the_folder_of_the_user_comes_last_on_the_path(here: Path) -> None:
 @pytest.mark.parametrize(
     ("node", "says"),
     [
-        ({"_target_": "mine_c.Gone"}, "mine_c.Gone: no such class"),
-        ({"_target_": "mine_c.Nett"}, "did you mean mine_c.Net?"),
-        ({"_target_": "mine_d.Net"}, "is the package mine_d installed, or in the folder"),
-        ({"_target_": "mine_c.Net", "widht": 3}, "takes no such argument; did you mean model.width?"),
-        ({"_target_": "mine_c.Net", "width": -1}, "refused its arguments: width must be positive"),
-        (
-            {"_target_": "mine_c.Plain", "widht": 3},
-            "write an option for it, conf/model/NAME.yaml with _target_: mine_c.Plain",
-        ),
-        ({"_target_": "mine_broken.Net"}, "importing it failed: No module named 'not_installed_at_all'"),
-        ({"_target_": "mine_syntax.Net"}, "importing it failed: SyntaxError"),
+        ({"_target_": "mine_c.Gone"}, r"model\._target_=mine_c\.Gone: no such class$"),
+        ({"_target_": "mine_c.Nett"}, r"mine_c\.Nett: .*\bmine_c\.Net\?"),
+        ({"_target_": "mine_d.Net"}, r"mine_d\.Net: .*\bpackage mine_d\b"),
+        ({"_target_": "mine_c.Net", "widht": 3}, r"model\.widht: mine_c\.Net .*\bmodel\.width\?"),
+        ({"_target_": "mine_c.Net", "width": -1}, r"model: mine_c\.Net .*: width below zero"),
+        ({"_target_": "mine_c.Plain", "widht": 3}, r"conf/model/NAME\.yaml with _target_: mine_c\.Plain"),
+        ({"_target_": "mine_broken.Net"}, r"mine_broken\.Net: .*'not_installed_at_all'"),
+        ({"_target_": "mine_syntax.Net"}, r"mine_syntax\.Net: .*SyntaxError"),
     ],
 )
 def test_mistakes_around_ones_own_class(here: Path, node: dict[str, Any], says: str) -> None:
-    body = "        if width < 0: raise ValueError('width must be positive')\n"
+    body = "        if width < 0: raise ValueError('width below zero')\n"
     write(here / "mine_c.py", "class Net:\n    def __init__(self, width=1):\n" + body)
     with open(here / "mine_c.py", "a") as file:
         file.write("from torch import nn\nclass Plain(nn.Module):\n    pass\n")
     write(here / "mine_broken.py", "import not_installed_at_all\n")
     write(here / "mine_syntax.py", "def\n")
-    with pytest.raises(UserError) as told:
+    with pytest.raises(UserError, match=says) as told:
         instantiate(node, ["mine_c", "mine_d", "mine_broken", "mine_syntax"], "model")
-    assert says in str(told.value)
     assert "\n" not in str(told.value)
 
 

@@ -33,7 +33,7 @@ DOWNLOADED = (
     "cifar100",
     "svhn",
     "stl10",
-)  # in data/test_formats.py
+)  # in data/test_files.py
 
 
 def options() -> Iterator[str]:

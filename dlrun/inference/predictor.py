@@ -122,7 +122,7 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
 
 
 def _here(device: str) -> str:
-    """The device of a run, or another where it was trained on one that is not here."""
+    """The device of a run, or auto if this machine does not have it."""
     try:
         return pick_device(device).type
     except UserError:

@@ -8,7 +8,7 @@ import torch
 from dlrun.data import Raw, Split, prepare
 from dlrun.data.images import InMemory
 
-__all__ = ["counts", "everything", "made", "raw", "ready"]
+__all__ = ["counts", "everything", "made", "raw", "ready", "smooth"]
 
 RNG = np.random.default_rng(1)
 
@@ -34,3 +34,9 @@ def counts(split: Split) -> list[int]:
 
 def everything(split: Split) -> torch.Tensor:
     return split.images.take(torch.arange(len(split)))
+
+
+def smooth(*shape: int, count: int = 6, seed: int = 0) -> torch.Tensor:
+    """Smooth random float images (count, C, H, W) from 0 to 1: a resampling of noise would hide its errors."""
+    small = torch.rand(count, shape[0], 5, 5, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.interpolate(small, shape[1:], mode="bicubic").clamp(0, 1)

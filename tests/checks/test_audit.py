@@ -1,4 +1,4 @@
-"""Copies, leaks, contradictions, blanks and uneven classes, planted in real files and told (D1, D2, D6)."""
+"""Copies, leaks, contradictions, blanks and unbalanced classes, planted in real files (D1, D2, D6)."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_few_copies_of_one_label_in_a_large_split_are_mentioned_only():
 
 
 @pytest.mark.parametrize("memory_gb", MEMORY)
-def test_blank_images_are_told_as_blank_and_are_nobodys_copy(root, memory_gb):
+def test_blank_images_are_reported_as_blank_and_not_as_copies(root, memory_gb):
     blank = Image.new("RGB", (9, 8), (10, 20, 30))
     for name in ("train/cat/01.png", "train/dog/01.png", "val/cat/03.png", "test/dog/03.png"):
         blank.save(root / name)
@@ -225,7 +225,7 @@ def test_a_split_of_blanks_fails(root):
     assert checked(data_audit, ready(root)).status == "fail"
 
 
-def test_dropped_samples_and_small_classes_are_told(root):
+def test_dropped_samples_and_small_classes_are_reported(root):
     truncate(root / "train/cat/03.png")
     for number in range(3, 20):
         (root / "train" / "dog" / f"{number:02}.png").unlink()
@@ -238,7 +238,7 @@ def test_dropped_samples_and_small_classes_are_told(root):
     assert "raise dataset.limit=22" in few.message
 
 
-def test_uneven_classes_are_told_until_they_are_balanced(root):
+def test_uneven_classes_are_reported_until_they_are_balanced(root):
     for number in range(13, 20):
         (root / "train" / "dog" / f"{number:02}.png").unlink()
     verdict = checked(class_balance, ready(root))

@@ -260,7 +260,7 @@ class Squares(nn.Module):
 
 
 @pytest.mark.parametrize("own", [Smoothed, Squares])
-def test_a_loss_of_ones_own_passes_without_a_chance_method(own: type[nn.Module]) -> None:
+def test_a_loss_of_the_user_passes_without_a_chance_method(own: type[nn.Module]) -> None:
     exp = experiment()
     alter(exp, loss=own())
     assert chance.loss(exp).status == "pass"
@@ -272,7 +272,7 @@ def test_a_loss_with_class_weights_passes() -> None:
     assert chance.loss(exp).status == "pass"
 
 
-def test_a_validation_split_of_ones_own_may_lack_a_class() -> None:
+def test_a_validation_split_of_the_user_may_lack_a_class() -> None:
     exp = experiment("dataset.limit=600")
     few = exp.data.val.labels != 3
     for fraction, status in ((0.1, "fail"), (None, "warn")):
@@ -329,7 +329,7 @@ def test_sound_setups_raise_no_alarm(overrides: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("overrides", [(), ("model.norm=none", "model.activation=relu"), ("model.skip=false",)])
-def test_a_deep_residual_network_that_is_sure_of_itself_is_told_what_calms_it(overrides: tuple[str, ...]) -> None:
+def test_a_deep_residual_network_that_is_sure_of_itself_is_advised_what_calms_it(overrides: tuple[str, ...]) -> None:
     words = ("dataset.limit=300", "trainer.threads=1", "model=resnet20", "model.activation=maxout", *overrides)
     exp = build(composed(*words))
     with torch.no_grad():
@@ -377,7 +377,7 @@ def test_advice_names_keys_of_the_config_with_other_values() -> None:
     assert advice(exp, "optimizer.lr=1e-3") == ""
 
 
-def test_a_model_of_ones_own_is_told_no_key_that_it_lacks() -> None:
+def test_a_model_of_the_user_is_advised_no_key_that_it_lacks() -> None:
     exp = experiment("model.norm=none", "model.activation=tanh")
     for p in exp.model.parameters():
         p.data.zero_()
@@ -387,7 +387,7 @@ def test_a_model_of_ones_own_is_told_no_key_that_it_lacks() -> None:
     assert "try" not in overfit.overfit(exp).message
 
 
-def test_logits_that_are_not_finite_for_some_samples_are_told_as_such() -> None:
+def test_logits_that_are_not_finite_for_some_samples_are_reported_as_such() -> None:
     class Rare(Odd):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + torch.where(torch.arange(len(x)) == 20, math.nan, 0.0).unsqueeze(1)

@@ -606,7 +606,7 @@ def verdict(name: str, exp: Experiment) -> Verdict:
 
 
 @pytest.mark.parametrize("bug", [bug for family in ZOO.values() for bug in family], ids=lambda bug: bug.name)
-def test_a_planted_bug_is_told(bug: Bug) -> None:
+def test_a_planted_bug_is_reported(bug: Bug) -> None:
     exp = build(config(*bug.overrides))
     torch.manual_seed(0)
     bug.breaks(exp)

@@ -6,7 +6,6 @@ import copy
 import random
 import re
 import time
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,87 +17,11 @@ from torch.nn.utils import parametrizations
 from dlrun.checks import sandbox
 from dlrun.checks.gradient import doubles
 from dlrun.checks.gradient.check import gradient
-from dlrun.checks.gradient.differences import Comparison, NotComparable, Slopes
-from dlrun.checks.gradient.kinks import Winners
+from dlrun.checks.gradient.differences import NotComparable, Slopes
 from dlrun.models.layers import ACTIVATIONS, NORMS
-from dlrun.training.experiment import Experiment, build
+from dlrun.training.experiment import build
 from support.composed import alter, composed
-
-SMALL = ("trainer.threads=1", "check=none", "dataset.limit=120")
-
-
-def experiment(*overrides: str) -> Experiment:
-    return build(composed(*SMALL, *overrides))
-
-
-def leaf(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, requires_grad=True)
-
-
-def states(loss: Callable[[], Tensor], **tensors: Tensor) -> dict[str, str]:
-    """The state of every entry."""
-    slopes = Slopes(loss, tensors)
-    moves = [slopes.entry(n, i) for n, t in tensors.items() for i in range(t.numel())]
-    return {str(m): c.state for c in slopes.compare(moves) for m in c.moves}
-
-
-class Scaled(torch.autograd.Function):
-    """The identity, whose gradient is off by a factor."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, g):
-        return g * ctx.factor, None
-
-
-class LeakyWrongBelowZero(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return torch.where(x > 0, x, 0.1 * x)
-
-    @staticmethod
-    def backward(ctx, g):
-        (x,) = ctx.saved_tensors
-        return torch.where(x > 0, g, 0.01 * g)
-
-
-class WrongLinear(torch.autograd.Function):
-    """x·wᵀ + b, with the gradient of weight and bias off by factors."""
-
-    @staticmethod
-    def forward(ctx, x, w, b, weight_factor, bias_factor):
-        ctx.save_for_backward(x, w)
-        ctx.factors = weight_factor, bias_factor
-        return x @ w.T + b
-
-    @staticmethod
-    def backward(ctx, g):
-        x, w = ctx.saved_tensors
-        return g @ w, g.T @ x * ctx.factors[0], g.sum(0) * ctx.factors[1], None, None
-
-
-class Through(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-class WrongHead(nn.Linear):
-    factors = 1.0, 1.0
-
-    def forward(self, x):
-        return WrongLinear.apply(x, self.weight, self.bias, *self.factors)
-
+from support.derivatives import LeakyWrongBelowZero, Scaled, Through, WrongHead, experiment, leaf, states
 
 # large models
 
@@ -124,7 +47,7 @@ def test_a_sound_large_model_passes_on_three_samples(large):
 
 
 @pytest.mark.parametrize(("factor", "cause"), [(3.0, "a sum over"), (-1.0, "sign is flipped")])
-def test_a_wrong_backward_of_a_large_model_is_told(large, monkeypatch, factor, cause):
+def test_a_wrong_backward_of_a_large_model_is_reported(large, monkeypatch, factor, cause):
     exp, asked = large
     exp.model.head.__class__ = WrongHead
     monkeypatch.setattr(WrongHead, "factors", (factor, 1.0))
@@ -132,217 +55,6 @@ def test_a_wrong_backward_of_a_large_model_is_told(large, monkeypatch, factor, c
     assert (found.status, asked) == ("fail", [3])
     assert "head.weight" in found.message
     assert cause in found.message
-
-
-# exact: derivatives that are known
-
-
-def test_difference_of_a_cubic_is_exact():
-    w = leaf(2.0, -1.0)
-    slopes = Slopes(lambda: (w**3).sum(), {"w": w})
-    found = slopes.measure([slopes.entry("w", 0)], 1e-3)
-    assert found.analytic == 12.0
-    # (w+h)³ − (w−h)³ = 2h·(3w² + h²)
-    assert found.numeric == pytest.approx(12.0 + 1e-6, abs=1e-10)
-    assert found.jump == pytest.approx(12e-3, rel=1e-6)  # 6w·h
-    assert found.crossed == 0
-    assert w.tolist() == [2.0, -1.0]
-
-
-def test_a_group_adds_up_without_cancelling():
-    w = leaf(2.0, -1.0, 0.5)
-    slopes = Slopes(lambda: (w**2 * torch.tensor([1.0, 1.0, -1.0])).sum(), {"w": w})
-    found = slopes.measure([slopes.entry("w", i) for i in range(3)], 1e-4)
-    assert found.analytic == pytest.approx(4.0 + 2.0 + 1.0)
-    assert found.numeric == pytest.approx(7.0, rel=1e-9)
-
-
-def test_relative_error_is_the_one_of_the_practice():
-    c = Comparison((), analytic=1.0, numeric=-4.0, h=1e-5, floor=0.0, crossed=0, loose=0, jump=0.0)
-    assert c.error == 1.25
-    assert Comparison((), 0.0, 0.0, 1e-5, 0.0, 0, 0, 0.0).error == 0.0
-
-
-def test_rounding_is_measured():
-    w = leaf(*torch.linspace(0.1, 1.3, 50).tolist())
-    exact = Slopes(lambda: w.square().sum(), {"w": w})
-    rounded = Slopes(lambda: w.square().sum() + 1e6 - 1e6, {"w": w})
-    ulp = 2.0**-33  # the spacing of doubles at 1e6
-    assert exact.noise < 1e-14
-    assert ulp / 10 < rounded.noise < 2 * ulp
-
-
-def test_kinks_are_told_and_do_not_fail():
-    zero, near = leaf(0.0), leaf(3e-6)
-    assert states(lambda: (zero.abs() + zero).sum(), w=zero) == {"w[0]": "fine"}  # slopes 0 and 2, 1 in both
-    assert states(lambda: F.relu(zero).sum(), w=zero) == {"w[0]": "kink"}
-    assert states(lambda: near.abs().sum(), w=near) == {"w[0]": "fine"}  # by a smaller step
-    tied = leaf(1.0, 1.0)
-    assert states(lambda: tied.max(0)[0] * 3.0, w=tied) == {"w[0]": "kink", "w[1]": "kink"}
-
-
-def test_a_kink_does_not_excuse_more_than_it_explains():
-    w, small = leaf(1.0), leaf(1e-9)
-
-    def loss() -> Tensor:
-        return Scaled.apply(w, -1.0).sum() + 1e-3 * F.relu(small + w - w.detach()).sum()
-
-    assert states(loss, w=w) == {"w[0]": "wrong"}
-
-
-def test_both_zero_passes_and_one_zero_does_not():
-    w, unused = leaf(1.0, 2.0), leaf(1.0)
-    found = states(lambda: w[0] ** 2 + w[1].detach() ** 2, w=w, unused=unused)
-    assert found == {"w[0]": "fine", "w[1]": "wrong", "unused[0]": "zero"}
-
-
-def test_one_wrong_tensor_among_many_is_found():
-    tensors = {f"t{i}": leaf(*torch.randn(3, generator=torch.Generator().manual_seed(i)).tolist()) for i in range(40)}
-
-    def loss() -> Tensor:
-        return sum((Scaled.apply(t, 1.05 if n == "t17" else 1.0) ** 2).sum() for n, t in tensors.items())
-
-    slopes = Slopes(loss, tensors)
-    found = list(slopes.compare([slopes.direction(n) for n in tensors]))
-    assert [m.name for c in found if c.state == "wrong" for m in c.moves] == ["t17"]
-    assert {m.name for c in found for m in c.moves} == set(tensors)
-    assert len(found) < 15  # groups, not each
-
-
-def test_larger_steps_that_agree_over_a_narrow_bend_prove_nothing():
-    w = leaf(0.0)  # slope 1.033 at 0, and 1.001 and 1.0001 as seen by steps of 1e-5 and 1e-4
-    assert states(lambda: (w + 1.0 + 1e-8 * torch.tanh(w / 3e-7)).sum(), w=w) == {"w[0]": "rough"}
-
-
-def test_bands():
-    w = leaf(0.7)
-    for factor, state in (
-        (1.02, "wrong"),
-        (1.002, "suspicious"),
-        (1 + 1e-6, "suspicious"),
-        (1 + 1e-9, "fine"),
-    ):
-        assert states(lambda factor=factor: (Scaled.apply(w, factor) ** 2).sum(), w=w) == {"w[0]": state}
-
-
-def test_small_and_large_derivatives_are_compared():
-    w, big = leaf(0.5), leaf(0.5)
-    for scale in (1e-7, 1.0, 1e7):
-        assert states(lambda s=scale: (s * torch.sin(w) + 1.0).sum(), w=w) == {"w[0]": "fine"}
-        wrong = states(lambda s=scale: (s * torch.sin(Scaled.apply(big, -1.0)) + 1.0).sum(), w=big)
-        assert wrong == {"w[0]": "wrong"}
-
-
-# the mode
-
-
-MODULES = (
-    *(nn.ReLU(), nn.ReLU(inplace=True), nn.LeakyReLU(), nn.PReLU(), nn.ELU(), nn.SELU(), nn.CELU(), nn.RReLU()),
-    *(nn.ReLU6(), nn.Hardswish(), nn.Hardsigmoid(), nn.Hardtanh(), nn.Softsign(), nn.Threshold(0.0, 0.0)),
-    *(nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(2), nn.MaxPool2d(2, return_indices=True), nn.Hardshrink()),
-)
-FUNCTIONS = (
-    *(torch.relu, F.relu, Tensor.relu, Tensor.relu_, F.leaky_relu, F.relu6, abs, torch.max, torch.min),
-    *(Tensor.amax, Tensor.argmax, torch.round),
-    *(lambda x: torch.max(x, 1), lambda x: x.max(dim=1), lambda x: x.amax(dim=1), lambda x: x.topk(2, 1)),
-    *(lambda x: torch.max(x, -x), lambda x: torch.maximum(x, -x), lambda x: x.sort(1), lambda x: x.norm(p=1)),
-    *(lambda x: x.clamp(min=0), lambda x: x.clamp_min(0), lambda x: x.clamp(-1, 1), lambda x: x * (x > 0)),
-    *(lambda x: torch.where(x <= 0, 0, x), lambda x: F.max_pool2d(x, 2)),
-    lambda x: F.l1_loss(x, torch.zeros_like(x)),
-    lambda x: F.multi_margin_loss(x[:, :, 0, 0], torch.tensor([0, 1])),
-)
-
-
-@pytest.mark.parametrize("module", MODULES, ids=repr)
-def test_modules_have_winners(module):
-    assert kept(module) == 1
-
-
-def kept(function: Callable[[Tensor], object]) -> int:
-    torch.manual_seed(0)
-    x = 4 * torch.randn(2, 4, 4, 4)
-    with Winners() as seen:
-        function(x.clone())
-    with Winners(seen.winners) as again:
-        function(x.clone())
-    with Winners(seen.winners) as other:
-        function(-x)
-    assert again.moved == 0
-    assert other.moved > 0
-    return seen.count
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-def test_functions_have_winners(function):
-    assert kept(function) == 1
-
-
-def test_a_changed_path_counts_as_crossed():
-    def walk(times: int) -> None:
-        for _ in range(times):
-            torch.relu(torch.ones(1))
-
-    with Winners() as seen:
-        walk(2)
-    with Winners(seen.winners) as other:
-        walk(3)
-    assert other.moved == 1
-
-
-HELD = {
-    "relu": F.relu,
-    "relu in place": lambda x: F.relu_(x.clone()),
-    "leaky relu": lambda x: F.leaky_relu(x, 0.2),
-    "prelu": lambda x: F.prelu(x, torch.tensor([0.3, 0.7], dtype=x.dtype)),
-    "relu6": lambda x: F.relu6(x * 100),
-    "hardtanh": lambda x: F.hardtanh(x, -0.05, 0.06),
-    "clamp": lambda x: x.clamp(min=-0.05, max=0.06),
-    "clamp_min": lambda x: x.clamp_min(0.01),
-    "abs": torch.abs,
-    "max pool": lambda x: F.max_pool2d(x, 2),
-    "max pool in one dimension": lambda x: F.max_pool1d(x.flatten(2), 2),
-    "adaptive max pool": lambda x: F.adaptive_max_pool2d(x, 1),
-    "maxout": lambda x: x.amax(dim=1),
-    "amax of two": lambda x: x.amax((2, 3), keepdim=True),
-    "maximum": lambda x: torch.maximum(x, 0.1 * x),
-    "minimum": lambda x: torch.minimum(x, x.flip(-1)),
-    "max of two": lambda x: torch.max(x, x.flip(1)),
-    "comparison": lambda x: x * (x > 0),
-    "where": lambda x: torch.where(x <= 0.01, 0, x),
-}
-
-
-@pytest.mark.parametrize("name", HELD)
-def test_a_crossed_kink_is_held_to_the_piece_in_force(name):
-    # pieces are lines here: with each held, f(x + d) is f(x) + f'(x)·d however many kinks are crossed
-    generator = torch.Generator().manual_seed(0)
-    x, d = 0.05 * torch.randn(2, 2, 2, 4, 4, dtype=torch.float64, generator=generator)
-    if name in ("relu6", "hardtanh", "clamp"):
-        d *= 0.3  # an entry that crosses both edges is not held
-
-    def summed(x: Tensor) -> Tensor:
-        y = HELD[name](x)
-        return (y.flatten() * torch.arange(1.0, y.numel() + 1, dtype=y.dtype)).sum()
-
-    with Winners() as seen:
-        before = summed(x.requires_grad_())
-    (gradient,) = torch.autograd.grad(before, x)
-    expected = before.item() + (gradient * d).sum().item()
-    with torch.no_grad(), Winners(seen.winners, hold=True) as held:
-        assert summed(x + d).item() == pytest.approx(expected, abs=1e-10)
-    assert held.moved == held.held > 0
-    with torch.no_grad(), Winners(seen.winners) as free:
-        assert summed(x + d).item() != pytest.approx(expected, abs=1e-3)
-    assert (free.moved, free.held) == (held.moved, 0)
-
-
-def test_what_lay_on_an_edge_or_crossed_two_is_not_held():
-    for before, after in ((0.0, 0.1), (0.0, -0.1), (-1.0, 7.0)):
-        with Winners() as seen:
-            F.relu6(torch.tensor([before]))
-        with Winners(seen.winners, hold=True) as held:
-            assert F.relu6(torch.tensor([after])).tolist() == pytest.approx([min(max(after, 0.0), 6.0)])
-        assert (held.moved, held.held) == (1, 0)
 
 
 # planted bugs: each is caught, and the message names the place and the likely cause
@@ -407,7 +119,7 @@ def test_the_message_has_the_numbers():
     assert found.value == "2 in head.bias"
 
 
-def test_a_wrong_penalty_is_told_apart():
+def test_a_wrong_penalty_is_reported_as_one():
     exp = experiment("model=mlp", "model.depth=1", "model.width=8", "regularizer=l2")
     alter(exp, penalty=type("Wrong", (), {"active": True, "penalty": wrong_penalty})())
     found = gradient(exp)
@@ -566,7 +278,7 @@ def test_steps_of_the_practice_are_tried_in_turn(monkeypatch):
         assert tried[: len(steps)] == steps, (scale, factor, tried)
 
 
-def test_crossed_kinks_are_told_where_everything_is_right():
+def test_crossed_kinks_are_reported_where_everything_is_right():
     exp = experiment("model=mlp", "model.depth=1", "model.width=8", "model.norm=none")
     with torch.no_grad():
         exp.model.layer1.linear.weight.mul_(1e-4)  # what goes into the ReLU lies within h of its kink
@@ -647,7 +359,7 @@ def zeroed(layer: nn.Linear) -> nn.Linear:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_sound_models_of_ones_own_pass(name):
+def test_sound_models_of_the_user_pass(name):
     exp = experiment()
     alter(exp, model=ARCHITECTURES[name]())
     found = gradient(exp)

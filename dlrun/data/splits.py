@@ -1,6 +1,6 @@
-"""From what a dataset holds to what a run trains on: splits carved, bad samples found, channels measured.
+"""From a dataset to the data of a run: splits carved, bad samples found, channels measured.
 
-Every verb that reads data comes through `prepare`; its keys stand in `dataset:` of `conf/train.yaml`, as in
+Every verb that reads data calls `prepare`; its keys are in `dataset:` of `conf/train.yaml`, as in
 `dlrun train dataset=cifar10 dataset.val_fraction=0.1 dataset.limit=2000 dataset.on_bad=drop` (D1, D3, D4,
 D10).
 """
@@ -28,7 +28,7 @@ __all__ = ["Bad", "BadData", "Data", "Raw", "Split", "bad_labels", "prepare"]
 
 @dataclass(frozen=True)
 class Split:
-    """Images, their int64 labels (N,), and a name for every sample that outlives reordering."""
+    """Images, their int64 labels (N,), and an id per sample that survives reordering."""
 
     images: Images
     labels: Tensor
@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a dataset holds: `test` is read when called, and None where the dataset has no test split."""
+    """The splits of a dataset: `test` is read when called, and None if the dataset has no test split."""
 
     train: Split
     test: Callable[[], Split] | None
@@ -63,9 +63,7 @@ class Bad:
 
 
 class BadData(UserError):
-    """Samples that cannot be used while dataset.on_bad=error; `bad` lists all of them, the message the first
-    ten.
-    """
+    """Unusable samples with dataset.on_bad=error; `bad` lists all of them, the message the first ten."""
 
     def __init__(self, bad: list[Bad], total: int) -> None:
         first, others = bad[0], ", ".join(item.id for item in bad[1:10])
@@ -73,17 +71,16 @@ class BadData(UserError):
         if others:
             more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
             shown += f"; so are {others}{more}: {len(bad)} of {total} samples cannot be used"
-        super().__init__(f"{shown}; repair or remove, or leave out with dataset.on_bad=drop")
+        super().__init__(f"{shown}; repair or remove, or omit with dataset.on_bad=drop")
         self.bad = bad
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run works on; mean and std a channel over `train`, in raw units; `test()` reads that split,
-    once.
+    """The data of a run; mean and std per channel of `train`, in raw units; `test()` reads that split once.
 
-    `dropped` lists what dataset.on_bad=drop left out, and once test is read, that of test too. `balance`:
-    batches of training draw all classes alike (D6).
+    `dropped` lists the samples omitted by dataset.on_bad=drop, those of test once it is read. `balance`: training
+    batches draw all classes equally often (D6).
     """
 
     train: Split
@@ -99,9 +96,9 @@ class Data:
     balance: bool = False
 
     def record(self, *, final: bool = False) -> dict[str, Any]:
-        """What a run writes down about its data (D4), as JSON types; a fold on disk has no `val_fraction`.
+        """Return a run's record of its data (D4), as JSON types; a fold on disk has no `val_fraction`.
 
-        Without `final` it says nothing of the test split, whether that was read or not.
+        Without `final` it has nothing about the test split, even if that was read.
         """
         counts = np.bincount(self.train.labels.numpy(), minlength=len(self.classes))
         splits = {"train": self.train, "val": self.val, **({"test": self.test()} if final else {})}
@@ -122,9 +119,7 @@ class Data:
 
 
 def _content(*splits: Split) -> str | None:
-    """A hash of the pixels and labels of all samples in their order; None for files that nothing has decoded
-    yet.
-    """
+    """A hash of the pixels and labels of all samples in their order; None for files not decoded yet."""
     total = hashlib.sha256()
     for split in splits:
         if split.images.marks is None:
@@ -149,15 +144,15 @@ def prepare(
     cache_gb: float = 20.0,
     share: bool = False,
 ) -> Data:
-    """Carve test (where there is none), then `limit`, then val (where there is none), and measure train.
+    """Carve test (if there is none), then `limit`, then val (if there is none), and measure train.
 
-    All carving is stratified and follows labels and `split_seed` alone, so that the seeds of an ensemble
-    share a fold. Bad samples are found afterwards (those with a bad label before, they belong to no class):
-    with `on_bad` error all are told, with drop left out of the fold that they are in, and nothing else moves.
-    Test is scanned when it is read. Image files come from a `cache` (auto, none or a folder) of at most
-    `cache_gb` (1e9 bytes); without one those that fit into `memory_gb` are held in memory, others stream.
-    With `share` what a dataset has in memory goes through the cache too, so that processes hold it once.
-    Raises UserError for a fraction outside (0, 1), too small a limit, and a class without training samples.
+    All carving is stratified and depends only on labels and `split_seed`, so that the seeds of an ensemble
+    share a fold. Bad samples are found afterwards (bad labels before, since they belong to no class): with
+    `on_bad` error all are reported, with drop each is omitted from its fold, and no other sample moves. Test
+    is scanned when it is read. Image files come from a `cache` (auto, none or a folder) of at most `cache_gb`
+    (1e9 bytes); without a cache, splits that fit into `memory_gb` are held in memory, others are streamed.
+    With `share` datasets in memory go through the cache too, so that processes share one copy. Raises
+    UserError for a fraction outside (0, 1), too small a limit, and a class without training samples.
     """
     if split_seed < 0:
         raise UserError(f"dataset.split_seed={split_seed}: must be 0 or more")
@@ -169,7 +164,7 @@ def prepare(
     classes, bad = len(raw.classes), list[Bad]()
     train, read_test, total = _labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
     val = None if raw.val is None else _labelled("val", raw.val, classes, bad)
-    if not bad:  # else what is bad must be told first
+    if not bad:  # otherwise bad samples are reported first
         _require_samples(train, raw.classes)
     if read_test is None:
         rest, chosen = carve(train.labels, test_fraction, split_seed, "test")
@@ -196,7 +191,7 @@ def prepare(
 
 
 def _shared(raw: Raw, store: Cache) -> Raw:
-    """The same, with what is in memory mapped from the cache; before anything is carved, which holds all pixels."""
+    """The same, with splits in memory mapped from the cache; before carving, while each split has all its pixels."""
 
     def mapped(split: Split) -> Split:
         if not isinstance(split.images, InMemory):
@@ -222,7 +217,7 @@ def _reader(
     dropped: list[Bad],
     store: Cache | None,
 ) -> Callable[[], Split]:
-    """What reads the test split when it is first called, and treats its bad samples like those of train."""
+    """A function that reads the test split once, and treats its bad samples like those of train."""
 
     @cache
     def test() -> Split:
@@ -241,7 +236,7 @@ def _reader(
 
 
 def bad_labels(split: Split, name: str, classes: int) -> list[Bad]:
-    """The samples of a split called `name` whose label is not one of 0 to classes - 1."""
+    """Return the samples of a split called `name` whose label is not in 0 to classes - 1."""
     labels, wrong = split.labels, (split.labels < 0) | (split.labels >= classes)
     numbers = wrong.nonzero().flatten().tolist()
     return [Bad(split.ids[n], name, f"has label {int(labels[n])}, expected 0 to {classes - 1}") for n in numbers]
@@ -259,9 +254,7 @@ def _labelled(name: str, split: Split, classes: int, bad: list[Bad]) -> Split:
 def _scanned(
     name: str, split: Split, keep: bool, workers: int, bad: list[Bad], store: Cache | None
 ) -> tuple[Split, list[float], list[float]]:
-    """The samples whose pixels can be used, with mean and std of their channels; the others are added to
-    `bad`.
-    """
+    """The samples with usable pixels, mean and std of their channels; the others are added to `bad`."""
     if store is not None and isinstance(split.images, Streamed):
         held = store.decoded(split.images, workers)
         if held is not None:
@@ -271,7 +264,7 @@ def _scanned(
 
 
 def _without(name: str, split: Split, reasons: dict[int, str], bad: list[Bad]) -> Split:
-    """The split without the samples that have a reason against them, which are added to `bad`."""
+    """The split without the samples in `reasons`, which are added to `bad`."""
     if not reasons:
         return split
     bad += [Bad(split.ids[number], name, reason) for number, reason in reasons.items()]
@@ -285,20 +278,20 @@ def _fits(memory_gb: float, *splits: Split) -> bool:
 def _require_samples(train: Split, classes: list[str]) -> None:
     counts = np.bincount(train.labels.numpy(), minlength=len(classes))
     if len(classes) < 2:
-        raise UserError(f"the training split has one class ({classes[0]!r}); a classifier needs two or more")
+        raise UserError(f"the training split has one class ({classes[0]!r}); expected two or more")
     if not counts.all():
         empty = ", ".join(repr(classes[label]) for label in np.flatnonzero(counts == 0)[:10])
-        raise UserError(f"the training split has no usable sample of class {empty}; classes count from 0 without gaps")
+        raise UserError(f"the training split has no usable sample of class {empty}; add some to each")
 
 
 def _require_any(name: str, split: Split) -> None:
     if not len(split):
-        raise UserError(f"no sample of the {name} split can be used; repair or add some")
+        raise UserError(f"the {name} split has no usable sample; repair or add some")
 
 
 def _require_shape(name: str, split: Split, shape: tuple[int, int, int]) -> None:
     if split.images.shape != shape:
         raise UserError(
             f"{name} images have (height, width, channels) {split.images.shape}, training images {shape}; "
-            "image folders get one size with dataset.image_size=64"
+            "resize image folders with dataset.image_size=64"
         )

@@ -118,7 +118,7 @@ class _Reader:
         code, trailing = _apart(line)
         found, entry = _KEY.match(code), _ENTRY.match(code)
         listing = code.lstrip().startswith("- ")
-        column = len(code) - len(code.lstrip()) + listing  # a list may stand as far left as its key
+        column = len(code) - len(code.lstrip()) + listing  # list items may have the indentation of their key
         while self.sections and self.sections[-1][0] >= column:
             self.sections.pop()
         inside = ".".join(name for _, name in self.sections)

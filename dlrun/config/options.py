@@ -40,7 +40,7 @@ def user_conf() -> list[Path]:
 
 
 def prefix(group: str) -> str:
-    """Return where the keys of a group stand: hydra.launcher for hydra/launcher; nothing for the root and presets."""
+    """Return how the full names of a group's keys begin, such as `hydra.launcher.`; empty for the root and presets."""
     return "" if group in ("", PRESETS) else group.replace("/", ".") + "."
 
 

@@ -52,7 +52,7 @@ class Rule:
 
     @property
     def mixed(self) -> bool:
-        """Whether values of several types are allowed, so that the type of the default says nothing."""
+        """Whether values of several types are allowed, so that the type of the default does not matter."""
         return not self.listed and len({type(word) for word in self.words}) > 1
 
 

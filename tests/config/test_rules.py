@@ -47,19 +47,23 @@ def test_a_bracket_allows(bracket: str, default: str, inside: list[Any], outside
 
 
 @pytest.mark.parametrize(
-    ("bracket", "default", "says"),
+    ("bracket", "default", "words"),
     [
-        ("[0..1]", "0.5", "between 0 and 1"),
-        ("[1..]", "30", "a whole number, 1 or more"),
-        ("[0..30]", "9", "a whole number between 0 and 30"),
-        ("(0..0.5]", "0.1", "more than 0 and at most 0.5"),
-        ("[1|3]", "3", "one of 1, 3"),
-        ("[false|true|alternating]", "false", "one of false, true, alternating"),
-        ("[list of a|b]", "[]", "a list of a, b"),
+        ("[0..1]", "0.5", ["between", "0", "1"]),
+        ("[1..]", "30", ["whole", "1", "more"]),
+        ("[0..30]", "9", ["whole", "between", "0", "30"]),
+        ("(0..0.5]", "0.1", ["more", "0", "most", "0.5"]),
+        ("[0..1)", "0.1", ["0", "more", "less", "1"]),
+        ("[1|3]", "3", ["one", "1", "3"]),
+        ("[false|true|alternating]", "false", ["one", "false", "true", "alternating"]),
+        ("[list of x|y]", "[]", ["list", "x", "y"]),
+        ("[list of 1..]", "[2]", ["list", "each", "whole", "1", "more"]),
+        ("[pair of 0..1)", "[0.9, 0.9]", ["two", "0", "more", "less", "1"]),
     ],
 )
-def test_a_rule_in_words(bracket: str, default: str, says: str) -> None:
-    assert parse(bracket, default).expected == says
+def test_a_rule_in_words(bracket: str, default: str, words: list[str]) -> None:
+    said = parse(bracket, default).expected.replace(",", "").split()
+    assert [word for word in said if word in words] == words
 
 
 @pytest.mark.parametrize(

@@ -17,86 +17,90 @@ from dlrun.errors import UserError
 from support.commands import TINY, Outcome, without_torch
 from support.stored import write
 
-# command -> what its one line says
+# command -> what its one line contains: keys, values, and single words
 MISTAKES = {
-    "optimizer.lrr=1": "optimizer.lrr: no such key; did you mean optimizer.lr?",
-    "lr=0.1": "lr: no such key; did you mean optimizer.lr?",
-    "batch_size=3": "batch_size: no such key; did you mean trainer.batch_size?",
-    "optimiser=adam": "optimiser: no such key; did you mean optimizer=?",
-    "optimizer.nesterov=true": "optimizer has per_layer, lr, betas, eps, amsgrad, weight_decay",
-    "model=resnt18": "model=resnt18: no such option; did you mean resnet18",
-    "optimizer=null": "optimizer=null: no such option; options: adadelta, adagrad, adam",
-    "optimizer=[adam,sgd]": "no such option",
-    "+optimizer=sgd": "optimizer is chosen already",
-    "experiment=foo": "no such option; options: cifar10_speedrun, quick",
-    "check.only=[gradeint]": "did you mean gradient?",
-    "check.only=[loss] check.skip=[loss,overfit]": "check.skip leaves nothing of check.only=[loss]",
-    "optimizer.lr=abc": "optimizer.lr=abc: expected a number such as 0.001, found the word 'abc'",
-    "++optimizer.lr=abc": "optimizer.lr=abc: expected a number",
-    "optimizer.lr=": "optimizer.lr=: expected a number such as 0.001, found nothing",
-    "optimizer.lr=null": "optimizer.lr=null: expected a number such as 0.001",
-    "optimizer.lr=nan": "optimizer.lr=nan: expected a finite number",
-    "optimizer.lr=inf": "expected a finite number",
-    "optimizer.lr=-1": "optimizer.lr=-1: expected 0 or more",
-    "optimizer.lr=true": "optimizer.lr=true: expected a number such as 0.001, found true or false",
-    "optimizer.lr=[": "cannot read 'optimizer.lr=[': expected key=value",
-    "optimizer.lr==1": "cannot read 'optimizer.lr==1'",
-    "optimizer.lr=${nope}": "optimizer.lr: Interpolation key 'nope' not found",
-    "optimizer.lr=${oc.env:NOT_SET}": "NOT_SET",
-    "optimizer.lr=0.1,0.2": "optimizer.lr=0.1,0.2: several values; -m runs them all",
-    "optimizer=sgd,adam": "several values; -m runs them all",
-    "optimizer={lrr:3}": "optimizer.lrr: no such key; did you mean optimizer.lr?",
-    "optimizer.betas=[0.9]": "optimizer.betas=[0.9]: expected two numbers",
-    "optimizer.betas=[a,b]": "optimizer.betas[0]=a: expected a number",
-    "optimizer.betas=0.9": "expected a list such as [0.9, 0.999], found a number",
-    "seed=1.5": "seed=1.5: expected a whole number such as 1, found a number",
-    "seed=-1": "seed=-1: expected a whole number, 0 or more",
-    "seed=99999999999999999999": "less than 2**63",
-    "trainer.epochs=0": "trainer.epochs=0: expected a whole number, 1 or more",
-    "trainer.epochs=1e9": "found a number; type trainer.epochs=1000000000",
-    "trainer.epochs=true": "expected a whole number such as 30, found true or false",
-    "trainer.deterministic=1": "expected true or false such as true, found a whole number",
-    "trainer.deterministic=null": "trainer.deterministic=null: expected true or false",
-    "trainer.monitor=val_accuracy": "did you mean trainer.monitor=val_acc?",
-    "trainer.precision=fp16": "trainer.precision=fp16: expected one of auto, fp32, bf16",
-    "trainer=3": "trainer=3: no such option; options: default",
-    "model.activation=relux": "did you mean model.activation=relu?",
-    "model.widths=[32,1.5]": "model.widths=[32, 1.5]: expected a list, each a whole number, 1 or more",
-    "model.kernel_size=4": "model.kernel_size=4: expected an odd number",
-    "regularizer.dropout=2": "regularizer.dropout=2: expected 0 or more and less than 1",
-    "dataset=image_folder": "dataset.root is missing; type dataset.root=FOLDER",
-    "dataset=arrays": "dataset.path is missing; type dataset.path=FILE.npz",
-    "dataset=image_folder dataset.root=nowhere": "dataset.root=nowhere: no such folder",
-    "dataset=arrays dataset.path=nowhere.npz": "dataset.path=nowhere.npz: no such file",
-    "dataset=cifar10 dataset.download=false dataset.root=nowhere": "dataset.download=true",
-    "model=custom": "model._target_ is missing; type model._target_=PACKAGE.CLASS trust=[PACKAGE]",
-    "model=custom model._target_=a.B trust=[a] model.depth=3": "type +model.depth=3",
-    "trust=mynet": "trust=mynet: expected a list, found the word 'mynet'; type trust=[mynet]",
-    "check.only=gradient": "found the word 'gradient'; type check.only=[gradient]",
-    "run.dir=": "run.dir=: expected the name of a folder",
-    "run.dir.x=3": "run.dir.x: no such key",
-    "~optimizer.lr": "~optimizer.lr: every group and key is needed",
-    "~check": "~check: every group and key is needed",
-    "+lr=3": "+lr: nothing reads this key",
-    "+trainer.foo=3": "+trainer.foo: nothing reads this key; keys are added to what has a _target_",
-    "+choices.model=4": "+choices: nothing reads this key",
-    "=3": "=3: expected key=value or group=option",
-    "foo": "cannot read 'foo': expected key=value",
-    "model@other=cnn": "expected key=value or group=option",
-    "hydra.run.dir=foo": "dlrun has its own folders",
-    "hydra/launcher=joblib": "hydra/launcher=joblib: belongs to a sweep; type it with -m",
-    "hydra.launcher.workers=2": "belongs to a sweep",
-    "--foo": "--foo: no such flag; settings are typed without dashes",
-    "--multi": "did you mean --multirun?",
-    "--cfg": "--cfg: expected --cfg job|hydra|all",
-    "--cfg jobs": "--cfg jobs: expected",
-    "--config-dir nowhere": "--config-dir nowhere: no such folder",
-    "--config-name mine": "mine: no such config",
-    "-m seed=1,2 optimizer.lr=0.1,0.2,abc": "point 3 of the sweep (seed=1 optimizer.lr=abc): optimizer.lr",
-    "-m model=resnet18,resnt20": "point 2 of the sweep (model=resnt20): model=resnt20: no such option",
-    "-m optimizer=sgd,adam optimizer.momentum=0.5": "point 2 of the sweep (optimizer=adam): optimizer.mom",
-    "-m optimizer.lr=interval(1,0)": "expected two numbers, the smaller first",
-    "-m seed=1,2 run.dir=foo": "type sweep.dir=FOLDER with -m",
+    "optimizer.lrr=1": "optimizer.lrr: optimizer.lr?",
+    "lr=0.1": "lr: optimizer.lr?",
+    "batch_size=3": "batch_size: trainer.batch_size?",
+    "optimiser=adam": "optimiser: optimizer=?",
+    "optimizer.nesterov=true": "optimizer.nesterov: per_layer, lr, betas, eps, amsgrad, weight_decay",
+    "model=resnt18": "model=resnt18: resnet18",
+    "optimizer=null": "optimizer=null: adadelta, adagrad, adam,",
+    "optimizer=[adam,sgd]": "option; adadelta, adagrad,",
+    "+optimizer=sgd": "optimizer already",
+    "experiment=foo": "experiment=foo: cifar10_speedrun, quick",
+    "check.only=[gradeint]": "check.only=[gradeint]: gradient?",
+    "check.only=[loss] check.skip=[loss,overfit]": "check.skip check.only=[loss]",
+    "optimizer.lr=abc": "optimizer.lr=abc: number 0.001 'abc'",
+    "++optimizer.lr=abc": "optimizer.lr=abc: number",
+    "optimizer.lr=": "optimizer.lr=: number 0.001 nothing",
+    "optimizer.lr=null": "optimizer.lr=null: number 0.001",
+    "optimizer.lr=nan": "optimizer.lr=nan: finite",
+    "optimizer.lr=inf": "optimizer.lr=inf: finite",
+    "optimizer.lr=-1": "optimizer.lr=-1: 0 more",
+    "optimizer.lr=true": "optimizer.lr=true: number 0.001 true",
+    "optimizer.lr=[": "'optimizer.lr=[': key=value",
+    "optimizer.lr==1": "'optimizer.lr==1' key=value",
+    "optimizer.lr=${nope}": "optimizer.lr: 'nope'",
+    "optimizer.lr=${oc.env:NOT_SET}": "optimizer.lr: NOT_SET",
+    "optimizer.lr=0.1,0.2": "optimizer.lr=0.1,0.2: several -m",
+    "optimizer=sgd,adam": "optimizer=sgd,adam: several -m",
+    "optimizer={lrr:3}": "optimizer.lrr: optimizer.lr?",
+    "optimizer.betas=[0.9]": "optimizer.betas=[0.9]: two",
+    "optimizer.betas=[a,b]": "optimizer.betas[0]=a: number",
+    "optimizer.betas=0.9": "optimizer.betas=0.9: list [0.9, 0.999], number",
+    "seed=1.5": "seed=1.5: whole 1, number",
+    "seed=-1": "seed=-1: whole 0 more",
+    "seed=99999999999999999999": "less 2**63",
+    "trainer.epochs=0": "trainer.epochs=0: whole 1 more",
+    "trainer.epochs=1e9": "number; trainer.epochs=1000000000",
+    "trainer.epochs=true": "trainer.epochs=true: whole 30, true",
+    "trainer.deterministic=1": "trainer.deterministic=1: true false whole",
+    "trainer.deterministic=null": "trainer.deterministic=null: true false",
+    "trainer.monitor=val_accuracy": "trainer.monitor=val_accuracy: trainer.monitor=val_acc?",
+    "trainer.precision=fp16": "trainer.precision=fp16: auto, fp32, bf16",
+    "trainer=3": "trainer=3: default",
+    "model.activation=relux": "model.activation=relux: model.activation=relu?",
+    "augment.flip=alternate": "augment.flip=alternate: false, true, augment.flip=alternating?",
+    "augment.flip=null": "augment.flip=null: alternating",
+    "augment.flip=1": "augment.flip=1: alternating",
+    "model.widths=[32,1.5]": "model.widths=[32, 1.5]: list, whole 1 more",
+    "model.kernel_size=4": "model.kernel_size=4: odd",
+    "regularizer.dropout=2": "regularizer.dropout=2: 0 more less 1",
+    "dataset=image_folder": "dataset.root dataset.root=FOLDER",
+    "dataset=arrays": "dataset.path dataset.path=FILE.npz",
+    "dataset=image_folder dataset.root=nowhere": "dataset.root=nowhere: folder;",
+    "dataset=arrays dataset.path=nowhere.npz": "dataset.path=nowhere.npz: file;",
+    "dataset=cifar10 dataset.download=false dataset.root=nowhere": "dataset.root=nowhere: dataset.download=true",
+    "model=custom": "model._target_ model._target_=PACKAGE.CLASS trust=[PACKAGE]",
+    "model=custom model._target_=a.B trust=[a] model.depth=3": "model.depth: +model.depth=3",
+    "trust=mynet": "trust=mynet: list, 'mynet'; trust=[mynet]",
+    "check.only=gradient": "'gradient'; check.only=[gradient]",
+    "run.dir=": "run.dir=: folder",
+    "run.dir.x=3": "run.dir.x: key",
+    "~optimizer.lr": "~optimizer.lr: optimizer.lr=",
+    "~check": "~check: check=",
+    "+lr=3": "+lr: +model.lr",
+    "+trainer.foo=3": "+trainer.foo: _target_, +model.foo",
+    "+choices.model=4": "+choices:",
+    "=3": "=3: key=value group=option",
+    "foo": "'foo': key=value",
+    "model@other=cnn": "model@other=cnn: key=value group=option",
+    "hydra.run.dir=foo": "hydra.run.dir=foo: run.dir= sweep.dir= -m",
+    "hydra/launcher=joblib": "hydra/launcher=joblib: sweep; -m",
+    "hydra.launcher.workers=2": "hydra.launcher.workers=2: sweep; -m",
+    "--foo": "--foo: flag; key=value",
+    "--multi": "--multi: --multirun?",
+    "--cfg": "--cfg: job|hydra|all",
+    "--cfg jobs": "--cfg jobs: job|hydra|all",
+    "--config-dir nowhere": "--config-dir nowhere: folder",
+    "--config-name mine": "mine: conf/mine.yaml",
+    "-m seed=1,2 optimizer.lr=0.1,0.2,abc": "3 (seed=1 optimizer.lr=abc): optimizer.lr",
+    "-m model=resnet18,resnt20": "2 (model=resnt20): model=resnt20: resnet20",
+    "-m optimizer=sgd,adam optimizer.momentum=0.5": "2 (optimizer=adam): optimizer.momentum",
+    "-m optimizer.lr=interval(1,0)": "optimizer.lr=interval(1,0) two smaller",
+    "-m seed=1,2 run.dir=foo": "sweep.dir=FOLDER -m",
+    "-m seed=1,2 hydra.launcher.workers=-1": "hydra.launcher.workers=-1: whole 0 more",
 }
 
 
@@ -115,31 +119,31 @@ def test_mistake_is_one_line(line: str, told: dict[str, Outcome]) -> None:
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.startswith("dlrun: ")
     assert outcome.err.count("\n") == 1
-    assert MISTAKES[line] in outcome.err
+    assert [part for part in MISTAKES[line].split() if part not in outcome.err] == [], outcome.err
 
 
 def test_verbs_refuse_in_one_line(tmp_path: Path) -> None:
     commands = {
-        ("trian",): "did you mean `dlrun train`?",
-        ("check", "-m", "seed=1,2"): "-m belongs to dlrun train",
+        ("trian",): "'trian' `dlrun train`?",
+        ("check", "-m", "seed=1,2"): "-m dlrun train",
         ("check", "optimizer.lrr=1"): "optimizer.lrr",
-        ("resume",): "the following arguments are required: run",
-        ("resume", "nowhere"): "nowhere: no run here",
-        ("resume", ".", "trainer.epochs=9", "seed=2"): "`dlrun train … trainer.epochs=9 seed=2` with the words",
-        ("resume", ".", "trust=[a]", "--foo"): "unrecognized arguments: --foo",
-        ("compare", "nowhere"): "nowhere: no such folder",
-        ("compare", "--foo"): "unrecognized arguments: --foo",
+        ("resume",): "required: run",
+        ("resume", "nowhere"): "nowhere:",
+        ("resume", ".", "trainer.epochs=9", "seed=2"): "trainer.epochs=9: `dlrun train … trainer.epochs=9 seed=2`",
+        ("resume", ".", "trust=[a]", "--foo"): "arguments: --foo",
+        ("compare", "nowhere"): "nowhere:",
+        ("compare", "--foo"): "arguments: --foo",
     }
-    for (words, says), outcome in zip(commands.items(), without_torch(list(commands), tmp_path), strict=True):
+    for (words, parts), outcome in zip(commands.items(), without_torch(list(commands), tmp_path), strict=True):
         assert (outcome.code, outcome.err.count("\n")) == (2, 1), words
-        assert says in outcome.err
+        assert [part for part in parts.split() if part not in outcome.err] == [], outcome.err
 
 
 USERS = {
-    "experiment/typo.yaml": ("# @package _global_\noptimizer: {lrr: 0.1}\n", "optimizer.lrr: no such key"),
-    "experiment/type.yaml": ("# @package _global_\ntrainer: {epochs: many}\n", "found the word 'many'"),
+    "experiment/typo.yaml": ("# @package _global_\noptimizer: {lrr: 0.1}\n", "optimizer.lrr:"),
+    "experiment/type.yaml": ("# @package _global_\ntrainer: {epochs: many}\n", "'many'"),
     "experiment/range.yaml": ("# @package _global_\ntrainer: {epochs: 0}\n", "trainer.epochs=0: expected"),
-    "experiment/section.yaml": ("# @package _global_\noptimizer: 3\n", "optimizer=3: expected keys below it"),
+    "experiment/section.yaml": ("# @package _global_\noptimizer: 3\n", "optimizer=3: expected keys"),
     "experiment/evil.yaml": ("# @package _global_\nloss: {_target_: os.system}\n", "loss._target_=os.system"),
     "experiment/tag.yaml": (
         "# @package _global_\nseed: !!python/name:os.system\n",
@@ -148,7 +152,7 @@ USERS = {
     "experiment/broken.yaml": ("# @package _global_\nseed: [1\n", "broken.yaml, line 3"),
     "experiment/lost.yaml": (
         "# @package _global_\ndefaults:\n  - override /model: resnt18\n",
-        "model=resnt18: no such option",
+        "model=resnt18:",
     ),
 }
 
@@ -201,7 +205,7 @@ def test_interpolations_follow(here: Path) -> None:
 
 
 def test_a_regularizer_without_effect_is_an_error(here: Path) -> None:
-    with pytest.raises(UserError, match=r"regularizer.label_smoothing has no effect: this loss has no"):
+    with pytest.raises(UserError, match=r"^regularizer\.label_smoothing .*loss="):
         compose("loss=hinge", "regularizer=label_smoothing")
 
 
@@ -309,7 +313,8 @@ def test_console_script_says_it_too(here: Path) -> None:
     script = Path(sys.executable).with_name("dlrun")
     done = subprocess.run([script, "train", "optimizer.lrr=1"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "dlrun: optimizer.lrr: no such key; did you mean optimizer.lr?\n"
+    assert done.stderr.startswith("dlrun: optimizer.lrr: ")
+    assert done.stderr.endswith(" optimizer.lr?\n")
 
 
 def test_debug_shows_where(dlrun: Callable[..., Outcome]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from pathlib import Path
-from typing import Any
 
 from dlrun.config.schema import lookup
 from dlrun.training.experiment import Experiment
@@ -33,7 +32,7 @@ def limited(exp: Experiment) -> str:
     return f" or raise dataset.limit={limit}" if limit else ""
 
 
-def _same(now: Any, value: str) -> bool:
+def _same(now: float | str | bool, value: str) -> bool:
     try:
         return float(now) == float(value)
     except (TypeError, ValueError):

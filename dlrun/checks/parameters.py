@@ -147,7 +147,7 @@ def _places(model: nn.Module, strangers: list[Tensor]) -> list[str]:
     return found or [f"of shape {tuple(t.shape)}" for t in strangers]
 
 
-def _inside(value: Any) -> Iterator[Tensor]:
+def _inside(value: object) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, nn.Module):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["STYLES", "Result", "Verdict", "lines", "table", "worst"]
 
@@ -51,7 +54,7 @@ def lines(results: list[Result]) -> list[str]:
     ]
 
 
-def table(results: list[Result]) -> Any:
+def table(results: list[Result]) -> Table:
     """Return the rich table of the results."""
     from rich.markup import escape
     from rich.table import Table

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from dlrun.errors import UserError
 from dlrun.reports.figures import picture
 from dlrun.training.experiment import Experiment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["draw"]
 
@@ -42,7 +46,7 @@ def _classes_in_turn(labels: Tensor) -> Tensor:
     return torch.tensor([int(number) for _, _, number in turns[:ROWS]])
 
 
-def _displayable(images: Tensor) -> Any:
+def _displayable(images: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Images (N, K, H, W, C) scaled to 0 to 1: bytes by 255, floats by their smallest and largest value.
 
     If there are not three channels, returns their mean (N, K, H, W).
@@ -53,14 +57,14 @@ def _displayable(images: Tensor) -> Any:
     return values if values.shape[-1] == 3 else values.mean(-1)
 
 
-def _settings(augment: Any) -> str:
+def _settings(augment: Mapping[str, Any]) -> str:
     """The augmentations that are on, as overrides without `augment.`."""
     hidden = {"_target_"} if augment.get("randaugment") else {"_target_", "magnitude"}
     on = {k: v for k, v in augment.items() if v and k not in hidden and (k, v) != ("padding", "zero")}
     return "  ".join(f"{k}={str(v).lower()}" for k, v in on.items())
 
 
-def _figure(shown: Any, names: list[str], title: str) -> Any:
+def _figure(shown: np.ndarray[Any, np.dtype[np.float64]], names: list[str], title: str) -> Figure:
     from matplotlib.figure import Figure
 
     rows, columns = shown.shape[:2]

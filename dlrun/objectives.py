@@ -1,15 +1,20 @@
-"""Objectives: a batch to (loss, logits), so that there is one training loop whatever is learned from.
+"""Objectives: a batch to (loss, logits), so that one training loop serves every kind of learning.
 
-Reached by `objective=supervised` and `objective=distill objective.teacher=ENSEMBLE` (E6).
+Reached by `objective=supervised` and `objective=distill objective.teacher=ENSEMBLE` (E6). An objective of another
+package is called in the same way; `train_acc_valid = False` declares that accuracy on its batches means nothing, since
+it mixes images or changes labels, and verdicts then ignore train_acc.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
+
+if TYPE_CHECKING:
+    from dlrun.data.batches import Batch
 
 __all__ = ["Distill", "Supervised"]
 
@@ -17,26 +22,25 @@ __all__ = ["Distill", "Supervised"]
 class Supervised:
     """The loss of the model's logits against the labels of the batch."""
 
-    def __call__(
-        self, model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return the mean loss (scalar) and the logits (B, K).
+    train_acc_valid = True
 
-        `index` (B,) numbers the samples of the training split; checks that make up samples have none.
-        """
-        logits: Tensor = model(x)
-        return loss(logits, y), logits
+    def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean loss (scalar) and the logits (B, K)."""
+        logits: Tensor = model(batch.x)
+        return loss(logits, batch.y), logits
 
 
 class Distill:
     """Learn from the probabilities of a teacher, softened, and a little from the labels.
 
     alpha T² KL(teacher || student), both at temperature T, + (1 - alpha) loss: Hinton et al. 2015, Distilling the
-    Knowledge in a Neural Network; T² keeps the soft gradients at the size of the hard ones. The teacher's word is
-    asked once, on the images as they are, and cached on disk; the student may see them augmented. Samples without an
-    index have no such word, and labels alone count. `packages` may be named by the teacher's config.
-    Raises UserError when the teacher was trained on other data.
+    Knowledge in a Neural Network; T² keeps the soft gradients at the size of the hard ones. The teacher predicts every
+    training image once, without augmentation, and its predictions are cached on disk; the student may see augmented
+    images. A batch without `index` has no predictions, and its labels alone count. `packages` are those that the
+    teacher's config may name. Raises UserError if the teacher was trained on other data.
     """
+
+    train_acc_valid = True
 
     def __init__(
         self,
@@ -52,16 +56,14 @@ class Distill:
         self.temperature, self.alpha = temperature, alpha
         self.targets = log_probabilities(teacher, data, packages, device).to(device)  # where `index` is
 
-    def __call__(
-        self, model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor, index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss (scalar) and the logits (B, K)."""
-        logits: Tensor = model(x)
-        hard: Tensor = loss(logits, y)
-        if index is None:
+        logits: Tensor = model(batch.x)
+        hard: Tensor = loss(logits, batch.y)
+        if batch.index is None:
             return hard, logits
         heat = self.temperature
-        theirs = log_softmax(self.targets[index] / heat, 1)
+        theirs = log_softmax(self.targets[batch.index] / heat, 1)
         mine = log_softmax(logits.float() / heat, 1)
         soft = kl_div(mine, theirs, reduction="batchmean", log_target=True)
         return self.alpha * heat**2 * soft + (1 - self.alpha) * hard, logits

@@ -40,7 +40,7 @@ TABLE = {
     "inference": "analysis config data ensembles folders training",
     "losses": "",
     "models": "",
-    "objectives": "inference",
+    "objectives": "data inference",
     "optim": "",
     "probes": "data optim reports training",
     "regularizers": "",

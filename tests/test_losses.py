@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 from dlrun.losses import CrossEntropy, Hinge
 from dlrun.objectives import Supervised
@@ -79,7 +80,7 @@ def test_impossible_settings_are_user_errors(make: object) -> None:
 def test_supervised_returns_loss_and_logits_with_a_graph() -> None:
     model = nn.Linear(3, 2)
     x, y = torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
-    loss, logits = Supervised()(model, CrossEntropy(), x, y)
+    loss, logits = Supervised()(model, CrossEntropy(), Batch(x, y))
     assert torch.equal(logits, model(x))
     assert loss.item() == CrossEntropy()(model(x), y).item()
     loss.backward()

@@ -17,7 +17,10 @@ WANTED_RATIO = 1e-3  # update : weight (B3)
 
 
 class Evidence:
-    """What is known of a run; `status` is that of result.json, and `data` what it records of the splits."""
+    """What is known of a run: `status`, `data` and `train_acc_valid` as in result.json.
+
+    If train_acc is not valid, `acc` is empty, and `monitored` too if the run monitors it.
+    """
 
     def __init__(
         self,
@@ -26,6 +29,7 @@ class Evidence:
         config: Mapping[str, Any],
         data: Mapping[str, Any],
         status: str,
+        train_acc_valid: bool = True,
     ) -> None:
         rows = list(metrics)
         self.config, self.data, self.status = config, data, status
@@ -34,6 +38,9 @@ class Evidence:
             [_number(row.get(column)) for row in rows]
             for column in ("lr", "train_loss", "train_acc", "val_loss", "val_acc", self.monitor)
         )
+        if not train_acc_valid:
+            self.acc = []
+            self.monitored = [] if self.monitor == "train_acc" else self.monitored
         self.peak = max([*self.lr, float(self.key("optimizer.lr", 0.0))])
         self.layers = [(int(float(row["epoch"])), str(row["layer"]), row) for row in layers]
         self.ratios = self._ratios()

@@ -39,13 +39,14 @@ def judge(
     config: Mapping[str, Any],
     data: Mapping[str, Any] | None = None,
     status: str = Status.COMPLETED,
+    train_acc_valid: bool = True,
 ) -> list[Finding]:
     """Return the verdicts on a run, worst first.
 
     metrics and layers are rows of the CSV files, as text or numbers; config is the resolved one; data is what
-    result.json records of the splits, and status its status.
+    result.json records of the splits, status its status. Without a valid train_acc no verdict is given that needs it.
     """
-    run = Evidence(metrics, layers, config, data or {}, status)
+    run = Evidence(metrics, layers, config, data or {}, status, train_acc_valid)
     found = {f.name: f for rule in RULES if (f := rule(run)) is not None}
     for name, consequences in HIDES.items():
         if name in found:
@@ -58,9 +59,10 @@ def urgent(
     layers: Iterable[Mapping[str, Any]],
     config: Mapping[str, Any],
     data: Mapping[str, Any] | None = None,
+    train_acc_valid: bool = True,
 ) -> list[Finding]:
     """Return the findings after which training should stop; layers may be those of the last epoch alone."""
-    run = Evidence(metrics, layers, config, data or {}, Status.RUNNING)
+    run = Evidence(metrics, layers, config, data or {}, Status.RUNNING, train_acc_valid)
     warm = sum(lr >= 0.3 * run.peak for lr in run.lr) >= 3  # a warm-up may learn nothing
     rules = RULES[:3] if warm else RULES[:1]  # exploding, flat, dead
     found = [rule(run) for rule in rules]

@@ -26,6 +26,7 @@ from dlrun.checks.chance import expected_loss
 from dlrun.checks.check import SETUP, check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, named, replica, samples, training
+from dlrun.data.batches import Batch
 from dlrun.training import loop
 from dlrun.training.experiment import Experiment
 
@@ -172,7 +173,7 @@ def optimizer(exp: Experiment) -> Verdict:
     losses, idle = [], set(before)
     for _ in range(STEPS):
         try:
-            losses.append(float(loop.step(trial, x, y)[0]) / len(y))
+            losses.append(float(loop.step(trial, Batch(x, y)).loss) / len(y))
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise

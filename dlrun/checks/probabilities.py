@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import replica, samples, training
+from dlrun.data.batches import Batch
 from dlrun.training.experiment import Experiment
 
 __all__ = ["probabilities"]
@@ -74,8 +75,8 @@ def _pushed(exp: Experiment, x: Tensor, y: Tensor, sign: float) -> float:
     """The largest (sign 1) or smallest (sign -1) output seen while a copy is trained towards it."""
     extreme = float("-inf")
 
-    def pushed(model: nn.Module, loss: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        outputs = model(x).float()
+    def pushed(model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        outputs = model(batch.x).float()
         return -sign * outputs.mean(), outputs
 
     for rate in RATES:

@@ -7,7 +7,7 @@ augmentation.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from dlrun.data.batches import Batch
 from dlrun.data.splits import Split
-from dlrun.training.experiment import Experiment
+from dlrun.training.experiment import Experiment, Objective
 from dlrun.training.random_state import rng_state, set_rng_state
 
 __all__ = ["data_loss", "in_turn", "named", "no_trace", "replica", "samples", "settle", "training"]
@@ -80,7 +81,7 @@ def training(
     batches: Iterable[tuple[Tensor, Tensor]],
     rate: float,
     loss: nn.Module | None = None,
-    objective: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    objective: Objective | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Take a step of Adam on each batch; yield the loss, with its graph, and the logits (B, K) before the step.
 
@@ -97,9 +98,9 @@ def training(
     for x, y in batches:
         optimizer.zero_grad()
         with exp.autocast():
-            value, logits = objective(model, loss, x, y)
+            value, logits = objective(model, loss, Batch(x, y))
         if value.requires_grad:
-            value.backward()
+            torch.autograd.backward(value)
             optimizer.step()
         yield value, logits.detach()
         if not value.requires_grad:

@@ -1,6 +1,6 @@
-"""The data family: `dataset=` options return `Raw`, `prepare` carves and measures it, `Batches` feeds it."""
+"""The data family: `dataset=` options return `Raw`, `prepare` makes `Data` of it, `Batches` iterates over a split."""
 
-from dlrun.data.batches import Batches
+from dlrun.data.batches import Batch, Batches
 from dlrun.data.splits import Data, Raw, Split, prepare
 
-__all__ = ["Batches", "Data", "Raw", "Split", "prepare"]
+__all__ = ["Batch", "Batches", "Data", "Raw", "Split", "prepare"]

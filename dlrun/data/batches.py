@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +18,51 @@ from torch import Tensor
 from dlrun.data.images import Images, InMemory, read
 from dlrun.data.splits import Split
 
-__all__ = ["Augment", "Batches"]
+__all__ = ["Augment", "Batch", "Batches"]
 
 Augment = Callable[..., Tensor]  # what dlrun/data/augment.py says
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What an objective computes a loss from: x float32 (B, C, H, W) and labels y int64 (B,), on one device.
+
+    `index` int64 (B,) numbers the samples of the training split, None if a check or a probe made them up. Epochs count
+    from 1, steps of an epoch from 0. `other` holds samples from another source, such as unlabelled ones.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor | None = None
+    epoch: int = 0
+    step: int = 0
+    seed: int = 0
+    other: Batch | None = None
+    part: int = 0  # which part of a batch that is computed in parts (trainer.accumulate)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Random numbers on the batch's device, which follow from (seed, epoch, step, part) alone; made when used."""
+        return _generator(self.x.device, self.seed, f"objective {self.step} {self.part}", self.epoch)
+
+    def parts(self, count: int) -> list[Batch]:
+        """Split into `count` parts of nearly equal size. Each call starts their generators anew.
+
+        So an optimizer that evaluates a batch several times (L-BFGS) minimises one function.
+        """
+        if count == 1:
+            other = None if self.other is None else self.other.parts(1)[0]
+            return [Batch(self.x, self.y, self.index, self.epoch, self.step, self.seed, other)]
+        numbers = [None] * count if self.index is None else self.index.tensor_split(count)
+        others = [None] * count if self.other is None else self.other.parts(count)
+        pieces = zip(self.x.tensor_split(count), self.y.tensor_split(count), numbers, others, strict=True)
+        return [
+            Batch(x, y, index, self.epoch, self.step, self.seed, other, part)
+            for part, (x, y, index, other) in enumerate(pieces)
+        ]
 
 
 class Batches:

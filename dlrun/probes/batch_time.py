@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dlrun.data.batches import Batches
+from dlrun.data.batches import Batch, Batches
 from dlrun.probes.untouched import endless, untouched
 from dlrun.reports.figures import picture
 from dlrun.training import loop, memory
@@ -81,7 +81,7 @@ def _steps(exp: Experiment, batches: Batches) -> Iterator[float]:
     for i in range(WARM + MOST):
         started = time.perf_counter()
         x, y, _ = next(steps)
-        loop.step(exp, x, y)
+        loop.step(exp, Batch(x, y))
         if exp.device.type != "cpu":
             torch.accelerator.synchronize()
         seconds = time.perf_counter() - started

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 from dlrun.optim.muon import Muon
 from dlrun.probes.untouched import endless, untouched
@@ -67,10 +68,11 @@ def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]
         held = _held(exp)
         try:
             for i, (x, y, index) in zip(range(steps), endless(exp.train), strict=False):
+                batch = Batch(x, y, index, step=i, seed=exp.cfg.seed)
                 lr = low * (high / low) ** (i / (steps - 1))
                 for group, own in zip(exp.optimizer.param_groups, first, strict=True):
                     group["lr"] = lr * own / base
-                loss = float(loop.step(exp, x, y, index)[0]) / len(y)
+                loss = float(loop.step(exp, batch).loss) / len(batch)
                 steps_done.append((lr, loss))
                 if not loss < STOP * steps_done[0][1]:  # also true of NaN
                     break

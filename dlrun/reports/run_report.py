@@ -77,7 +77,14 @@ def _verdicts(
 ) -> str:
     found = result.get("verdicts")
     if found is None and metrics:
-        judged = verdicts.judge(metrics, layers, config, result.get("data", {}), str(result.get("status")))
+        judged = verdicts.judge(
+            metrics,
+            layers,
+            config,
+            result.get("data", {}),
+            str(result.get("status")),
+            bool(result.get("train_acc_valid", True)),
+        )
         found = [finding.record() for finding in judged]
     if found is None:
         return ""

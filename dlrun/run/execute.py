@@ -115,6 +115,7 @@ def _train(cfg: Settings, run: Run, screen: Screen, follower: Follower) -> tuple
         screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
     tell_dropped(exp, run, screen)
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
+    run.update_result(train_acc_valid=exp.train_acc_valid)
     fresh = not run.last.exists()
     if fresh and cfg.check.enabled and not passed(exp, run, screen):
         reason = "a check before training failed, see checks.csv"
@@ -154,7 +155,7 @@ def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[st
     from dlrun.folders import reading
 
     rows, layers = reading.metrics(run.path), reading.layers(run.path)
-    found = verdicts.judge(rows, layers, exp.cfg.plain, exp.data.record(), status)
+    found = verdicts.judge(rows, layers, exp.cfg.plain, exp.data.record(), status, exp.train_acc_valid)
     for finding in found:
         screen.say(finding.text, style="bold red" if finding.severity == "stop" else "yellow")
     return {"verdicts": [f.record() for f in found]}

@@ -10,7 +10,7 @@ import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dlrun.config.settings import Settings, Trainer
 from dlrun.config.targets import check_targets, instantiate
 from dlrun.data import Data, Split
-from dlrun.data.batches import Augment, Batches
+from dlrun.data.batches import Augment, Batch, Batches
 from dlrun.data.images import InMemory
 from dlrun.errors import UserError, first_line
 from dlrun.models.init import head, initialise, output_bias
@@ -32,11 +32,18 @@ from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import read_data
 from dlrun.vocabulary import lower_is_better
 
-__all__ = ["Experiment", "build", "build_model"]
+__all__ = ["Experiment", "Objective", "build", "build_model"]
 
 WHITENING = 2000  # images whose patches make the filters of a whitening layer
 # one kernel for all weights: a trial of a small network took 0.94 s in place of 1.0 on a processor
 FUSED = ("Adam", "AdamW", "SGD")
+
+
+class Objective(Protocol):
+    """What a training step minimises; see dlrun/objectives.py, also for its attribute `train_acc_valid`."""
+
+    def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean loss (scalar) and the logits (B, K)."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Experiment:
     model: nn.Module
     loss: nn.Module
     penalty: Penalty
-    objective: Any
+    objective: Objective
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
     device: torch.device
@@ -63,6 +70,11 @@ class Experiment:
         """What training steps call: the compiled model if there is one and it is this model's, no copy's original."""
         made = self.compiled
         return made if made is not None and made._orig_mod is self.model else self.model
+
+    @property
+    def train_acc_valid(self) -> bool:
+        """Whether train_acc means anything under the objective, which may mix images or change labels."""
+        return bool(getattr(self.objective, "train_acc_valid", True))
 
     @property
     def num_classes(self) -> int:

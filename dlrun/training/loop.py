@@ -1,33 +1,32 @@
-"""The one training loop: `fit`, with `train_epoch` and `predict` inside it (`dlrun train`, `dlrun resume`).
+"""The one training loop: `fit` with `train_epoch`, `step` and `predict` inside it (`dlrun train`, `dlrun resume`).
 
-Practices B1, B2, B7, B8. Every loss and accuracy is a mean over samples, so a short last batch skews nothing.
+Practices B1, B2, B7, B8. Every loss and accuracy is a mean over samples, so a short last batch counts by its samples.
+What an epoch leaves in the run's folder is in recording.py, which epoch is best and when to stop in choosing.py.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dlrun.analysis import verdicts
 from dlrun.console import Screen
-from dlrun.data.batches import Batches
-from dlrun.folders import reading
+from dlrun.data.batches import Batch, Batches
 from dlrun.folders.run import Run
-from dlrun.training import averaging, checkpoint, memory
+from dlrun.training import averaging, memory
 from dlrun.training.checkpoint import State
-from dlrun.training.choosing import advance, kept, stopped_early
-from dlrun.training.diagnostics import Look, Watch
+from dlrun.training.choosing import advance, stopped_early
+from dlrun.training.clipping import clip
+from dlrun.training.diagnostics import Watch
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
-from dlrun.vocabulary import AVERAGED, COLUMNS, Status
+from dlrun.training.recording import Recorder
+from dlrun.vocabulary import Status
 
-__all__ = ["Diverged", "Predictions", "Stopped", "fit", "predict", "scores", "step"]
+__all__ = ["Diverged", "Predictions", "Step", "Stopped", "fit", "predict", "scores", "step", "train_epoch"]
 
 
 class Diverged(Exception):
@@ -35,15 +34,27 @@ class Diverged(Exception):
 
 
 class Stopped(Exception):
-    """The run was asked to end before its last epoch: by trainer.stop_after, or from outside."""
+    """The run ends before its last epoch, by trainer.stop_after or on request; `status` says which."""
 
     def __init__(self, status: str, reason: str) -> None:
         super().__init__(reason)
         self.status = status
 
 
-@dataclass
-class Predictions:
+class Step(NamedTuple):
+    """Sums over the samples of a batch, as scalars on its device, so that reading them is left to the caller.
+
+    `loss` in the units of the loss, without the penalty; `correct` in samples; `penalty`, and `grad_norm` of the
+    whole gradient before clipping, each times the number of samples.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    penalty: Tensor
+    grad_norm: Tensor
+
+
+class Predictions(NamedTuple):
     """Logits (N, K) and labels (N,) of a split, on the processor."""
 
     logits: Tensor
@@ -51,172 +62,114 @@ class Predictions:
 
 
 def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follower | None = None) -> None:
-    """Train from `state` to the last epoch or out of patience; a row in metrics.csv and a checkpoint after each.
+    """Train from `state` to the last epoch, or until trainer.patience is used up; record every epoch.
 
-    They are written while the next epoch trains, and are there when this returns or raises.
-
-    Raises Diverged when the loss is not finite, the last checkpoint being finite still, and Stopped when it is
-    asked to end earlier.
+    Raises Diverged if the loss is not finite (the last checkpoint is still finite), and Stopped if the run is to end
+    earlier. In every case all files are written before it returns.
     """
-    trainer, watch, history = exp.cfg.trainer, Watch(exp), reading.metrics(run.path)
-    config, data, last = exp.cfg.plain, exp.data.record(), trainer.last_epoch
-    with checkpoint.Writer() as writer:
+    trainer, watch, last = exp.cfg.trainer, Watch(exp), exp.cfg.trainer.last_epoch
+    with Recorder(exp, run, state, screen, follower) as recorder:
         for epoch in range(state.epoch + 1, last + 1):
-            if stopped_early(state, trainer, history):
-                return  # asked before an epoch, so that a run killed after its last one stops there when resumed
+            if stopped_early(state, trainer, recorder.history):
+                return  # tested before an epoch, so that a run killed after its last one stops here when resumed
             started = time.perf_counter()
-            row, look = _epoch(exp, epoch, state, screen, watch)
+            memory.forget_peak(exp.device)
+
+            row = train_epoch(exp, epoch, state, screen, watch)
+            trained = time.perf_counter()
+            row |= scores(exp, predict(exp, exp.val), "val")
+            if exp.average is not None:
+                row |= scores(exp, predict(exp, exp.val, exp.average), "ema_val")
+            row["eval_seconds"] = time.perf_counter() - trained
+            _must_be_finite(row["val_loss"], f"validation after epoch {epoch}", row["lr"])
+            look = watch.look(epoch)
+            row |= {"update_ratio": look.update_ratio, "dead_fraction": look.dead_fraction}
+            row["memory_mb"] = memory.peak_mb(exp.device)
+            exp.scheduler.end_epoch(row[trainer.monitor])
             is_best = advance(state, row, trainer.monitor)
             state.seconds += time.perf_counter() - started
-            history.append(row)
-            writer.wait()  # before the snapshot: no two are held
-            writer.begin(_writing(run, exp, state, history, look, is_best=is_best))
-            screen.epoch(row, trainer.epochs, is_best)
-            screen.warn(verdicts.urgent(history, look.rows, config, data))
-            if follower is not None and follower.listens:
-                writer.wait()  # no kill may undo an epoch that a logger has heard of
-                follower.follow(history)
-            if epoch < last and (asked := run.asked_to_stop()) is not None:
-                raise Stopped(Status.PRUNED, asked)
+            recorder.record(row, look, is_best=is_best)
+
+            if epoch < last and (reason := run.asked_to_stop()) is not None:
+                raise Stopped(Status.PRUNED, reason)
     if last < trainer.epochs and state.epoch == last:
         raise Stopped(Status.PAUSED, f"paused after epoch {last} of {trainer.epochs} (trainer.stop_after={last})")
 
 
-def _epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> tuple[dict[str, Any], Look]:
-    """Train, validate and look at the layers; the row of metrics.csv. Raises Diverged."""
-    started = time.perf_counter()
-    memory.forget_peak(exp.device)
-    row = train_epoch(exp, epoch, state, screen, watch)
-    trained = time.perf_counter()
-    row.update(scores(exp, predict(exp, exp.val), "val"))
-    if exp.average is not None:
-        row.update(scores(exp, predict(exp, exp.val, exp.average), "ema_val"))
-    row.update(train_seconds=trained - started, eval_seconds=time.perf_counter() - trained)
-    row["samples_per_second"] = len(exp.data.train.labels) / row["train_seconds"]
-    _must_be_finite(row["val_loss"], f"validation after epoch {epoch}", row["lr"])
-    look = watch.look(epoch)
-    row.update(update_ratio=look.update_ratio, dead_fraction=look.dead_fraction)
-    row["memory_mb"] = memory.peak_mb(exp.device)
-    exp.scheduler.end_epoch(row[exp.cfg.trainer.monitor])
-    return row, look
-
-
-def _writing(
-    run: Run, exp: Experiment, state: State, history: list[Any], look: Look, *, is_best: bool
-) -> Callable[[], None]:
-    """Return what writes all that an epoch leaves in the run's folder, from copies of what the next one changes."""
-    trainer, row = exp.cfg.trainer, history[-1]
-    columns = {c: row[c] for c in (COLUMNS if exp.average is None else COLUMNS + AVERAGED)}
-    content = checkpoint.snapshot(exp, state)
-    name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep in ("top3", "all") else None
-    best = is_best and trainer.keep != "last"
-    keep, told = kept(run, history, trainer), progress(state, row)
-
-    def write() -> None:
-        # the checkpoint comes after the rows that it answers for, and before result.json says so
-        run.append_layers(look.rows)
-        run.add_histograms(row["epoch"], look.histograms)
-        run.append_metrics(columns)
-        checkpoint.write(run, content, is_best=best, name=name, keep=keep)
-        run.progress(**told)
-
-    return write
-
-
 def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> dict[str, Any]:
-    """One pass over the training split. Raises Diverged."""
+    """Train on every batch once; return the training columns of metrics.csv. Raises Diverged."""
     exp.model.train()
-    steps, device = len(exp.train), exp.device
-    # loss, correct, penalty, gradient norm: summed where they are computed, so that no step waits for the others
+    steps, device, trainer = len(exp.train), exp.device, exp.cfg.trainer
+    # the sums of Step stay on the device, so that no step waits for the one before
     sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     seen, started = 0, time.perf_counter()
 
-    def look() -> str:
+    def progress() -> str:
         loss, correct = (sums[:2] / max(seen, 1)).tolist()
         return f"loss {loss:.4f} acc {correct:.4f} {seen / (time.perf_counter() - started):,.0f}/s"
 
-    batches = screen.steps(exp.train.epoch(epoch), steps, epoch, exp.cfg.trainer.epochs, look)
-    for i, (x, y, index) in enumerate(batches):
+    for i, (x, y, index) in enumerate(screen.steps(exp.train.epoch(epoch), steps, epoch, trainer.epochs, progress)):
         exp.scheduler.set(epoch - 1 + i / steps)
+        batch = Batch(x, y, index, epoch=epoch, step=i, seed=exp.cfg.seed)
         with watch.step(i, steps):
-            sums += step(exp, x, y, index).to(sums)
-        seen += len(y)
+            sums += torch.stack(step(exp, batch)).to(sums)
+        seen += len(batch)
         state.step += 1
         if exp.average is not None:
-            averaging.follow(exp.average, exp.model, exp.cfg.trainer.ema, state.step)
+            averaging.follow(exp.average, exp.model, trainer.ema, state.step)
         if device.type == "cpu" or i == steps - 1 or i % 50 == 0:
             _must_be_finite(float(sums[0]), f"epoch {epoch}, step {i + 1} of {steps}", exp.scheduler.lr)
-    loss, correct, penalty, norm = sums.tolist()
-    return {
-        "epoch": epoch,
-        "lr": exp.scheduler.lr,
-        "train_loss": loss / seen,
-        "train_acc": correct / seen,
-        "penalty": penalty / seen,
-        "grad_norm": norm / seen,
-    }
+    loss, correct, penalty, norm = (total / seen for total in sums.tolist())
+    seconds = time.perf_counter() - started
+    row = {"epoch": epoch, "lr": exp.scheduler.lr, "train_loss": loss, "train_acc": correct, "penalty": penalty}
+    return row | {"grad_norm": norm, "train_seconds": seconds, "samples_per_second": len(exp.data.train) / seconds}
 
 
-def step(exp: Experiment, x: Tensor, y: Tensor, index: Tensor | None = None) -> Tensor:
-    """One optimizer step on a batch; returns the sums over its samples of loss, correct, penalty, gradient norm.
-
-    `index` numbers the samples of the training split, for objectives that know more of them than their labels.
-    """
-    trainer, n = exp.cfg.trainer, len(y)
-    parts = torch.zeros(4, device=x.device)
+def step(exp: Experiment, batch: Batch) -> Step:
+    """Take one optimizer step on a batch, in trainer.accumulate parts, without waiting for an accelerator."""
+    trainer, n, zero = exp.cfg.trainer, len(batch), batch.x.new_zeros(())
     split = max(1, min(trainer.accumulate, n // 2))  # batch norm needs two samples to tell them apart
     parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
+    measured = Step(zero, zero, zero, zero)
 
     def closure() -> Tensor:
-        # a closure, since L-BFGS evaluates the batch several times a step; the others call it once
+        # a closure, since L-BFGS evaluates the batch several times per step; the others call it once
+        nonlocal measured
         exp.optimizer.zero_grad(set_to_none=True)
-        parts.zero_()
-        total = x.new_zeros(())
-        numbers = [None] * split if index is None else index.tensor_split(split)
-        for xs, ys, part in zip(x.tensor_split(split), y.tensor_split(split), numbers, strict=True):
+        data_loss, correct, penalty = zero, zero, zero
+        for part in batch.parts(split):
             with exp.autocast():
-                loss, logits = exp.objective(exp.stepped, exp.loss, xs, ys, part)
-            share = loss if split == 1 else loss * (len(ys) / n)
+                loss, logits = exp.objective(exp.stepped, exp.loss, part)
+            share = loss if split == 1 else loss * (len(part) / n)
             torch.autograd.backward(share)
-            total = total + share.detach()
-            parts[1] += (logits.detach().argmax(1) == ys).sum()
-        parts[0] = total * n
+            data_loss = data_loss + share.detach()
+            correct = correct + (logits.detach().argmax(1) == part.y).sum(dtype=zero.dtype)
+        total = data_loss
         if exp.penalty.active:
-            penalty = exp.penalty.penalty(exp.model)
-            torch.autograd.backward(penalty)
-            parts[2] = penalty.detach() * n
-            total = total + penalty.detach()
-        parts[3] = _clip(parameters, trainer.clip_norm, trainer.clip_value) * n
-        if x.device.type == "cpu" and not math.isfinite(float(total)):
-            parts[0] = total * n
+            added = exp.penalty.penalty(exp.model)
+            torch.autograd.backward(added)
+            total, penalty = data_loss + added.detach(), added.detach() * n
+        norm = clip(parameters, trainer.clip_norm, trainer.clip_value)
+        measured = Step(data_loss * n, correct, penalty, norm * n)
+        if zero.device.type == "cpu" and not math.isfinite(float(total)):
+            measured = measured._replace(loss=total * n)
             raise _NotFinite
         return total
 
     try:
         exp.optimizer.step(closure)  # type: ignore[arg-type]
     except _NotFinite:
-        return parts
+        return measured
     exp.penalty.project(exp.model)
-    return parts
+    return measured
 
 
 class _NotFinite(Exception):
-    """Leaves the optimizer before it touches the weights."""
-
-
-def _clip(parameters: list[Tensor], norm: float, value: float) -> Tensor:
-    """Clip in place (O4) and return the norm of the whole gradient before it."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    total = torch.nn.utils.get_total_norm(gradients)
-    if norm:
-        torch.nn.utils.clip_grads_with_norm_(parameters, norm, total)
-    if value:
-        torch.nn.utils.clip_grad_value_(parameters, value)
-    return total
+    """Leaves the optimizer before it changes the weights."""
 
 
 def predict(exp: Experiment, batches: Batches, model: nn.Module | None = None) -> Predictions:
-    """Return the logits of a split in its own order, in evaluation mode."""
+    """Return the logits of a split in its order, in evaluation mode."""
     model = exp.model if model is None else model
     model.eval()
     logits, labels = [], []
@@ -228,23 +181,11 @@ def predict(exp: Experiment, batches: Batches, model: nn.Module | None = None) -
 
 
 def scores(exp: Experiment, predictions: Predictions, split: str) -> dict[str, float]:
-    """Return loss and accuracy of a split, named as the columns are: means over its samples."""
-    # a loss may hold weights of classes, which are on the device
+    """Return loss and accuracy of a split under the names of the columns: means over its samples."""
+    # a loss may hold class weights, which are on the device
     loss = exp.loss(predictions.logits.to(exp.device), predictions.labels.to(exp.device))
     accuracy = (predictions.logits.argmax(1) == predictions.labels).double().mean()
     return {f"{split}_loss": float(loss), f"{split}_acc": float(accuracy)}
-
-
-def progress(state: State, row: Mapping[str, Any]) -> dict[str, Any]:
-    """What result.json says while the run goes on."""
-    best = state.best or {}
-    return {
-        "epochs": state.epoch,
-        "best_epoch": int(best.get("epoch", 0)),
-        "val_loss": row["val_loss"],
-        "val_acc": row["val_acc"],
-        "seconds": round(state.seconds, 3),
-    }
 
 
 def _must_be_finite(value: float, where: str, lr: float) -> None:

@@ -40,15 +40,15 @@ class Kept:
 
     def __init__(self, folder: Path, *words: str) -> None:
         from dlrun.config.compose import compose
-        from dlrun.training import loop
         from dlrun.training.checkpoint import Writer
         from dlrun.training.experiment import build
+        from dlrun.training.recording import Recorder
 
         self.exp = build(compose("check=none", *words))
         self.folder, self.count = folder, 0
         self.held: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.wrote: list[float] = []
-        self.real = (loop._writing, Writer.wait, Writer.begin)
+        self.real = (Recorder._writing, Writer.wait, Writer.begin)
 
     def epochs(self, kind: str) -> list[float]:
         """Train a run of this kind and return the seconds of its epochs except the first."""
@@ -56,6 +56,7 @@ class Kept:
         from dlrun.folders.run import Run, claim
         from dlrun.training import loop
         from dlrun.training.checkpoint import State, Writer
+        from dlrun.training.recording import Recorder
 
         writing, wait, begin = self.real
         spent, ends = [0.0], list[float]()
@@ -79,9 +80,9 @@ class Kept:
             return write
 
         if kind == "nothing":
-            loop._writing, Writer.begin = (lambda *_, **__: None), lambda self, work: None  # type: ignore
+            Recorder._writing, Writer.begin = (lambda *_, **__: None), lambda self, work: None  # type: ignore
         else:
-            loop._writing = timed(writing)
+            Recorder._writing = timed(writing)  # type: ignore
             Writer.begin = timed(  # type: ignore
                 (lambda self, work: begin(self, counted(work))) if kind == "beside" else lambda self, work: work()
             )
@@ -98,10 +99,10 @@ class Kept:
 
     def restore(self) -> None:
         """Undo what `epochs` replaced, for the next experiment."""
-        from dlrun.training import loop
         from dlrun.training.checkpoint import Writer
+        from dlrun.training.recording import Recorder
 
-        loop._writing, Writer.wait, Writer.begin = self.real  # type: ignore
+        Recorder._writing, Writer.wait, Writer.begin = self.real  # type: ignore
 
 
 def measure(name: str, rounds: int, folder: Path, *words: str) -> None:

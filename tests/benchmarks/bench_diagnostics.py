@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from dlrun.data.batches import Batch
 from dlrun.training import loop
 from dlrun.training.diagnostics import Watch
 from dlrun.training.experiment import Experiment, build
@@ -48,7 +49,7 @@ def epoch(exp: Experiment, number: int, watch: Watch | None, inside: Stopwatch) 
             measured = watch.step(i, steps)
             with inside:
                 measured.__enter__()
-        total += loop.step(exp, x, y)
+        total += torch.stack(loop.step(exp, Batch(x, y)))
         if watch is not None:
             with inside:
                 measured.__exit__(None, None, None)

@@ -130,6 +130,7 @@ def commit() -> str:
 def learns(words: tuple[str, ...]) -> bool:
     """Whether an epoch of a normal training, with conf's seed, classifies half of the validation images correctly."""
     from dlrun.config.compose import compose
+    from dlrun.data.batches import Batch
     from dlrun.training import loop
     from dlrun.training.experiment import build
 
@@ -138,7 +139,7 @@ def learns(words: tuple[str, ...]) -> bool:
         exp.model.train()
         for i, (x, y, _) in enumerate(exp.train.epoch(epoch)):
             exp.scheduler.set(epoch + i / len(exp.train))
-            loop.step(exp, x, y)
+            loop.step(exp, Batch(x, y))
         if loop.scores(exp, loop.predict(exp, exp.val), "val")["val_acc"] >= RIGHT:
             return True
     return False

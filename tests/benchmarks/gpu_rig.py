@@ -74,6 +74,7 @@ def inside() -> SimpleNamespace:
     """The parts of dlrun that are measured: the one place that knows where they are."""
     from dlrun.config.compose import compose
     from dlrun.console import Screen
+    from dlrun.data.batches import Batch
     from dlrun.training import loop
     from dlrun.training.checkpoint import State
     from dlrun.training.diagnostics import Watch
@@ -82,7 +83,11 @@ def inside() -> SimpleNamespace:
 
     keep_data(share=False)  # setups of the same images read them once
     found = {"compose": compose, "build": build, "State": State, "Watch": Watch, "Screen": Screen}
-    return SimpleNamespace(**found, step=loop.step, train_epoch=loop.train_epoch)
+
+    def step(exp: Any, x: Any, y: Any, index: Any) -> Any:
+        return loop.step(exp, Batch(x, y, index))
+
+    return SimpleNamespace(**found, step=step, train_epoch=loop.train_epoch)
 
 
 def synchronize(device: str) -> None:

@@ -71,13 +71,14 @@ def inner() -> SimpleNamespace:
     from dlrun.checks.gradient import doubles
     from dlrun.config.compose import compose
     from dlrun.console import Screen
+    from dlrun.data.batches import Batch
     from dlrun.training import checkpoint, diagnostics, loop, memory
     from dlrun.training.experiment import build
 
     return SimpleNamespace(
         compose=compose,
         build=build,
-        step=loop.step,
+        step=lambda exp, x, y, index: loop.step(exp, Batch(x, y, index)),
         scores=loop.scores,
         predict=loop.predict,
         train_epoch=loop.train_epoch,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,7 +123,7 @@ def test_a_loss_with_weights_of_its_own_is_asked_on_the_device(
 ) -> None:
     exp = built(*SMALL, "model.width=8")
     weights = torch.linspace(1, 2, exp.num_classes)
-    exp.loss = torch.nn.CrossEntropyLoss(weight=weights).to(exp.device)
+    exp = replace(exp, loss=torch.nn.CrossEntropyLoss(weight=weights).to(exp.device))
     found = inner.predict(exp, exp.val)
     assert found.logits.device.type == "cpu"
     expected = torch.nn.functional.cross_entropy(found.logits, found.labels, weight=weights)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 from dlrun.models.airbench import Airbench
 from dlrun.models.whitening import Whitening
@@ -86,6 +87,6 @@ def test_whitening_filters_come_from_training_images_and_stay_as_they_are(option
     assert torch.equal(build(composed(*words, "seed=2")).model.get_parameter("whiten.conv.weight"), filters)
     before = filters.detach().clone()
     x, y, _ = next(exp.train.epoch(1))
-    loop.step(exp, x, y)
+    loop.step(exp, Batch(x, y))
     assert torch.equal(filters, before)
     assert any("whiten.conv.weight" in name for name in exp.model.state_dict())

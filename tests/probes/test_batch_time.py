@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from dlrun.data.batches import Batch
 from dlrun.probes import batch_time
 from dlrun.probes.batch_time import Timing
 from dlrun.training import loop
@@ -40,9 +41,9 @@ def test_the_knee_is_where_the_time_per_sample_stops_falling() -> None:
 def test_batch_time_survives_running_out_of_memory(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     real = loop.step
 
-    def step(exp: Experiment, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        done = real(exp, x, y)
-        if len(y) > 16:
+    def step(exp: Experiment, batch: Batch) -> loop.Step:
+        done = real(exp, batch)
+        if len(batch) > 16:
             raise error
         return done
 

@@ -14,6 +14,7 @@ import torch
 
 from dlrun.commands.arguments import next_command, numbers
 from dlrun.commands.lr_range import FLAGS
+from dlrun.data.batches import Batch
 from dlrun.probes import lr_range
 from dlrun.probes.lr_range import Point
 from dlrun.training import loop
@@ -25,9 +26,9 @@ def test_the_rate_rises_geometrically_and_groups_keep_their_ratio(monkeypatch: p
     exp = build(composed(*SMALL, "optimizer=sgd", "optimizer.lr=0.1", "+optimizer.per_layer={stage1: {lr: 0.01}}"))
     seen: list[list[float]] = []
 
-    def step(exp: Experiment, x: Any, y: Any, index: Any) -> torch.Tensor:
+    def step(exp: Experiment, batch: Batch) -> loop.Step:
         seen.append(sorted({float(g["lr"]) for g in exp.optimizer.param_groups}))
-        return torch.tensor([2.0 * len(y), 0.0, 0.0, 0.0])
+        return loop.Step(*torch.tensor([2.0 * len(batch), 0.0, 0.0, 0.0]))
 
     monkeypatch.setattr(loop, "step", step)
     points = lr_range.measure(exp, 1e-3, 1.0, 31)
@@ -44,7 +45,11 @@ def test_the_rate_rises_geometrically_and_groups_keep_their_ratio(monkeypatch: p
 @pytest.mark.parametrize("tail", [math.nan, 1e9])
 def test_the_test_ends_where_the_loss_explodes(monkeypatch: pytest.MonkeyPatch, tail: float) -> None:
     losses = iter([2.0, 1.5, 1.0, tail, 1.0, 1.0])
-    monkeypatch.setattr(loop, "step", lambda exp, x, y, index: torch.tensor([next(losses) * len(y), 0.0, 0.0, 0.0]))
+
+    def step(exp: Experiment, batch: Batch) -> loop.Step:
+        return loop.Step(*torch.tensor([next(losses) * len(batch), 0.0, 0.0, 0.0]))
+
+    monkeypatch.setattr(loop, "step", step)
     points = lr_range.measure(build(composed(*SMALL)), 1e-3, 1.0, 50)
     assert len(points) == 4
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dlrun.data.batches import Batch
 from dlrun.probes import batch_time, lr_range
 from dlrun.training import loop
 from dlrun.training.experiment import Experiment, build
@@ -17,7 +18,7 @@ def train(exp: Experiment) -> list[torch.Tensor]:
     exp.model.train()
     for i, (x, y, _) in enumerate(exp.train.epoch(1)):
         exp.scheduler.set(i / len(exp.train))
-        loop.step(exp, x, y)
+        loop.step(exp, Batch(x, y))
     return [t.detach().clone() for t in (*exp.model.parameters(), *exp.model.buffers())]
 
 

@@ -11,6 +11,7 @@ import torch
 
 from dlrun.analysis import verdicts
 from dlrun.analysis.finding import Finding
+from dlrun.data.batches import Batch
 from dlrun.training import loop
 from dlrun.training.diagnostics import Watch
 from dlrun.training.experiment import Experiment, build
@@ -46,10 +47,10 @@ def watched(*overrides: str, change: Callable[[Experiment], None] = lambda exp: 
         for i, (x, y, _) in enumerate(exp.train.epoch(epoch)):
             exp.scheduler.set(epoch - 1 + i / steps)
             if eye is None:
-                sums += loop.step(exp, x, y)
+                sums += torch.stack(loop.step(exp, Batch(x, y)))
             else:
                 with eye.step(i, steps):
-                    sums += loop.step(exp, x, y)
+                    sums += torch.stack(loop.step(exp, Batch(x, y)))
             seen += len(y)
             if not math.isfinite(float(sums[0])):
                 found.status = "diverged"

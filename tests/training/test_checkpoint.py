@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from dlrun.console import Screen
+from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
@@ -72,7 +73,7 @@ def tensors(node: Any) -> list[torch.Tensor]:
 def trained(exp: Experiment, steps: int) -> None:
     batches = exp.train.epoch(1)
     for _ in range(steps):
-        loop.step(exp, *next(batches))
+        loop.step(exp, Batch(*next(batches)))
 
 
 # --- the snapshot

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dlrun.data.batches import Batch
 from dlrun.training import experiment, loop
 from dlrun.training.experiment import build
 from support.commands import TINY, Outcome
@@ -74,7 +75,7 @@ def test_compiled_and_uncompiled_steps_agree(model: str) -> None:
         words = ("dataset.limit=150", "check=none", "trainer.threads=1", f"trainer.compile={compiled}")
         exp = build(composed(*words, *model.split(), "trainer.batch_size=60"))
         exp.model.train()
-        sums = [loop.step(exp, *batch) for batch in exp.train.epoch(1)]
-        found.append([torch.stack(sums), *exp.model.state_dict().values()])
+        sums = [loop.step(exp, Batch(*batch)) for batch in exp.train.epoch(1)]
+        found.append([torch.stack([torch.stack(one) for one in sums]), *exp.model.state_dict().values()])
     for plain, other in zip(*found, strict=True):
         assert torch.allclose(plain, other, rtol=1e-3, atol=1e-3)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dlrun.data.batches import Batch
 from dlrun.models.layers import ACTIVATIONS
 from dlrun.training import loop
 from dlrun.training.diagnostics import BINS, HISTOGRAM_VALUES, Watch, sparsity
@@ -77,7 +78,7 @@ def test_the_update_ratio_is_the_change_that_the_optimizer_made_over_the_weight_
     x, y, _ = next(exp.train.epoch(1))
     before = {n: p.detach().clone() for n, p in exp.model.named_parameters()}
     with watch.step(0, 1):
-        loop.step(exp, x, y)
+        loop.step(exp, Batch(x, y))
     look = watch.look(1)
     assert [r["layer"] for r in look.rows] == [
         "stage1.conv1.conv",

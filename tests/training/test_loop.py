@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dlrun.console import Screen
+from dlrun.data.batches import Batch
 from dlrun.folders import reading
 from dlrun.folders.run import Run, claim
 from dlrun.training import checkpoint, choosing, loop, random_state
@@ -55,8 +56,8 @@ def test_accumulating_a_batch_in_parts_gives_the_same_step(parts: int) -> None:
     whole = experiment("optimizer=sgd", "model.norm=none", "regularizer=l2")
     split = experiment("optimizer=sgd", "model.norm=none", "regularizer=l2", f"trainer.accumulate={parts}")
     x, y, _ = next(whole.train.epoch(1))
-    sums = [loop.step(e, x, y) for e in (whole, split)]
-    assert torch.allclose(sums[0], sums[1], rtol=1e-5)
+    sums = [loop.step(e, Batch(x, y)) for e in (whole, split)]
+    assert torch.allclose(*(torch.stack(one) for one in sums), rtol=1e-5)
     for a, b in zip(weights(whole), weights(split), strict=True):
         assert torch.allclose(a, b, atol=1e-7)
 
@@ -71,7 +72,7 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before_it() -> None:
     )
     before = weights(exp)
     x, y, _ = next(exp.train.epoch(1))
-    norm = float(loop.step(exp, x, y)[3]) / len(y)
+    norm = float(loop.step(exp, Batch(x, y)).grad_norm) / len(y)
     moved = math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(weights(exp), before, strict=True)))
     assert norm > 0.01
     assert moved == pytest.approx(0.01, rel=1e-3)
@@ -86,7 +87,7 @@ def test_clipping_by_value_bounds_every_entry() -> None:
         "trainer.clip_value=1e-4",
     )
     before = weights(exp)
-    loop.step(exp, *next(exp.train.epoch(1))[:2])
+    loop.step(exp, Batch(*next(exp.train.epoch(1))))
     steps = torch.cat([(a - b).flatten().abs() for a, b in zip(weights(exp), before, strict=True)])
     assert float(steps.max()) == pytest.approx(1e-4, rel=1e-2)
 
@@ -141,7 +142,7 @@ def test_best_pt_holds_the_weights_of_the_best_epoch(tmp_path: Path) -> None:
 def test_every_kind_of_optimizer_learns_through_the_same_step(optimizer: str) -> None:
     exp = experiment(f"optimizer={optimizer}", "scheduler=constant", "optimizer.lr=0.02", "trainer.batch_size=200")
     x, y, _ = next(exp.train.epoch(1))
-    losses = [float(loop.step(exp, x, y)[0]) / len(y) for _ in range(15)]
+    losses = [float(loop.step(exp, Batch(x, y)).loss) / len(y) for _ in range(15)]
     assert losses[-1] < losses[0] - 0.05
 
 
@@ -155,7 +156,7 @@ def test_bf16_trains_with_fp32_weights_and_finite_scores(tmp_path: Path) -> None
 def test_the_rate_follows_the_schedule_in_fractions_of_an_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     exp = experiment("scheduler=exponential", "scheduler.k=1.0", "optimizer.lr=0.1", "trainer.batch_size=27")
     seen: list[float] = []
-    monkeypatch.setattr(loop, "step", lambda e, *_batch: seen.append(e.scheduler.lr) or torch.zeros(4))
+    monkeypatch.setattr(loop, "step", lambda e, _: seen.append(e.scheduler.lr) or loop.Step(*torch.zeros(4)))
     loop.train_epoch(exp, 2, State(epoch=1), Screen(), Watch(exp))
     assert seen == pytest.approx([0.1 * math.exp(-(1 + i / 4)) for i in range(4)])
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dlrun.checks.gradient.differences import NotComparable, gradients
 from dlrun.checks.gradient.kinks import Winners
 from dlrun.checks.sandbox import samples
+from dlrun.data.batches import Batch
 from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import seed_everything
 
@@ -64,7 +65,7 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
             for (module, name, buffer), saved in zip(owned, before, strict=True):
                 module._buffers[name] = buffer.copy_(saved)
         seed_everything(0)
-        found: Tensor = objective(model, loss, x, y)[0]
+        found: Tensor = objective(model, loss, Batch(x, y))[0]
         return found
 
     return model, value, len(y)

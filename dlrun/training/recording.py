@@ -1,0 +1,88 @@
+"""What an epoch leaves behind: rows, layers, histograms, checkpoints, progress, warnings (`dlrun train`, B1, O8).
+
+Written while the next epoch trains, in an order that makes a kill at any moment repeat an epoch and lose nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+from dlrun.analysis import verdicts
+from dlrun.console import Screen
+from dlrun.folders import reading
+from dlrun.folders.run import Run
+from dlrun.training import checkpoint
+from dlrun.training.checkpoint import State
+from dlrun.training.choosing import kept
+from dlrun.training.diagnostics import Look
+from dlrun.training.experiment import Experiment
+from dlrun.training.loggers import Follower
+from dlrun.vocabulary import AVERAGED, COLUMNS
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Records the epochs of a run; leaving its `with` block waits until everything is written.
+
+    `history` holds the rows of metrics.csv, those of an earlier process as text.
+    """
+
+    def __init__(self, exp: Experiment, run: Run, state: State, screen: Screen, follower: Follower | None) -> None:
+        self.history: list[Mapping[str, Any]] = [*reading.metrics(run.path)]
+        self._exp, self._run, self._state, self._screen, self._follower = exp, run, state, screen, follower
+        self._config, self._data = exp.cfg.plain, exp.data.record()
+        self._writer = checkpoint.Writer()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.__exit__(kind, error, trace)
+
+    def record(self, row: Mapping[str, Any], look: Look, *, is_best: bool) -> None:
+        """Begin to write an epoch, and show it. Raises what went wrong while the epoch before was written."""
+        self.history.append(row)
+        self._writer.wait()  # before the snapshot, so that no two are in memory
+        self._writer.begin(self._writing(row, look, is_best))
+        self._screen.epoch(row, self._exp.cfg.trainer.epochs, is_best)
+        valid = self._exp.train_acc_valid
+        self._screen.warn(verdicts.urgent(self.history, look.rows, self._config, self._data, valid))
+        if self._follower is not None and self._follower.listens:
+            self._writer.wait()  # a logger gets only epochs that no kill can undo
+            self._follower.follow(self.history)
+
+    def _writing(self, row: Mapping[str, Any], look: Look, is_best: bool) -> Callable[[], None]:
+        """Return what writes the epoch, from copies of everything that the next one changes."""
+        run, trainer = self._run, self._exp.cfg.trainer
+        columns = {c: row[c] for c in (COLUMNS if self._exp.average is None else COLUMNS + AVERAGED)}
+        content = checkpoint.snapshot(self._exp, self._state)
+        name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep in ("top3", "all") else None
+        best = is_best and trainer.keep != "last"
+        keep, progress = kept(run, self.history, trainer), _progress(self._state, row)
+
+        def write() -> None:
+            # the checkpoint follows the rows that belong to it, and result.json names the epoch only after both
+            run.append_layers(look.rows)
+            run.add_histograms(row["epoch"], look.histograms)
+            run.append_metrics(columns)
+            checkpoint.write(run, content, is_best=best, name=name, keep=keep)
+            run.progress(**progress)
+
+        return write
+
+
+def _progress(state: State, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of result.json that change while the run trains."""
+    best = state.best or {}
+    return {
+        "epochs": state.epoch,
+        "best_epoch": int(best.get("epoch", 0)),
+        "val_loss": row["val_loss"],
+        "val_acc": row["val_acc"],
+        "seconds": round(state.seconds, 3),
+    }

@@ -1,4 +1,4 @@
-"""The `dlrun` command: finds the verb and hands over. Imports nothing heavy, so `dlrun --help` is instant."""
+"""The `dlrun` command: finds the verb and runs it. Imports nothing heavy, so that `dlrun --help` is instant."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import time
 __all__ = ["main"]
 
 VERBS = {
-    "train": "check a setup, train it, test it once; -m sweeps over values",
-    "check": "run only the checks that come before training",
-    "lr_range": "find a learning rate before training",
-    "batch_time": "find the batch size beyond which a sample costs no less time",
-    "show": "draw what the network is fed: `dlrun show augment`",
-    "explain": "print what a key or group means, what it allows and what sets it",
-    "resume": "go on where a killed or interrupted run stopped",
-    "ensemble": "let trained models vote, and say what it is worth",
-    "predict": "classify images with a run or an ensemble, into a CSV",
-    "export": "write a run as one file for other programs, checked against it",
-    "compare": "lay runs side by side in one table",
-    "report": "draw the pictures and the page of a run or a sweep again",
+    "train": "check a setup, train it, and test it once; -m runs a sweep",
+    "check": "run the checks that precede training, and nothing else",
+    "lr_range": "suggest a learning rate to start with",
+    "batch_time": "measure the time per step by batch size, and suggest a batch size",
+    "show": "draw training images, raw and augmented: `dlrun show augment`",
+    "explain": "print what a key or group means, which values it allows and what sets it",
+    "resume": "continue a killed or interrupted run or sweep",
+    "ensemble": "combine trained models by voting, and measure the gain",
+    "predict": "classify images with a run or an ensemble; writes a CSV",
+    "export": "export a run to one file (ONNX or torch.export), verified against the run",
+    "compare": "list runs, sweeps and ensembles in one table",
+    "report": "redraw the pictures and the page of a run or a sweep",
 }
-# verbs whose arguments Hydra composes into a config; the others parse their own
+# verbs whose arguments Hydra composes into a config; the others parse their arguments themselves
 COMPOSED = ("train", "check", "lr_range", "batch_time", "show")
 
 
@@ -33,14 +33,16 @@ def _usage() -> str:
         "usage: dlrun <verb> [flags] [key=value ...]\n\n"
         f"verbs:\n{rows}\n\n"
         "start with:  dlrun train dataset=digits model=cnn\n"
-        "`dlrun <verb> --help` shows the config groups and keys of a verb, --hydra-help the flags of Hydra,\n"
-        "--debug the traceback behind an error.\n"
+        "`dlrun <verb> --help` lists the arguments, or the config groups and keys, of a verb;\n"
+        "--hydra-help lists the flags of Hydra, --debug shows the traceback of an error.\n"
         'Completion in bash: eval "$(dlrun -sc install=bash)"'
     )
 
 
 def _completion(argv: list[str]) -> int:
-    """Answer `dlrun -sc install|uninstall|query=bash`; Hydra's shell script calls without the verb."""
+    """Answer `dlrun -sc install|uninstall|query=bash`; the shell script of Hydra calls it without a verb."""
+    from dlrun.vocabulary import Exit
+
     wanted = next((a for a in argv if "=" in a), "")
     if not wanted.startswith("query="):
         return _run("train", argv)
@@ -49,29 +51,31 @@ def _completion(argv: list[str]) -> int:
     words = line.split(None, 2)
     if len(words) < 2 or (len(words) == 2 and not line[-1].isspace()):
         print(" ".join(VERBS))
-        return 0
+        return Exit.FINE
     if words[1] not in (*COMPOSED, "explain"):
-        return 0
+        return Exit.FINE
     try:
         if words[1] == "explain":
             return _complete_explain(line)
         from dlrun.config.hydra_quirks import completing
 
-        # Hydra strips the program's name only, so the verb is taken out of the line here
+        # Hydra removes the name of the program only, so the verb is removed here
         with completing("dlrun " + (words[2] if len(words) > 2 else "")):
             return _call(words[1], argv)
     except Exception:
-        return 1  # an error would be printed into the line that is being typed
+        return Exit.FAILED  # an error message would be printed into the line that is being typed
 
 
 def _complete_explain(line: str) -> int:
-    """Answer `dlrun explain opt<TAB>` with groups and keys, later words with what `dlrun train` takes."""
+    """Complete the first argument of `dlrun explain` to a group or key, the others as those of `dlrun train`."""
+    from dlrun.vocabulary import Exit
+
     names = line.split()[2:] + [""] * line[-1].isspace()
     if len(names) == 1:
         from dlrun.commands.explain import complete
 
         print(" ".join(complete(names[0])))
-        return 0
+        return Exit.FINE
     from dlrun.config.hydra_quirks import completing
 
     with completing(" ".join(["dlrun", *names[1:]])):
@@ -79,38 +83,38 @@ def _complete_explain(line: str) -> int:
 
 
 def _share_cores() -> None:
-    """On a busy machine let waiting threads sleep: torch's spin, and two programs that spin wait for each other.
+    """On a busy machine let waiting threads sleep: those of torch spin, and two spinning programs slow each other down.
 
-    Thirty epochs on digits on two cores, other programs coming and going, three rounds in turn: 5, 87 and 189 s with
-    torch's default, 13, 12 and 24 s asleep. So where little else runs the default is left. OpenMP asks once, when
-    torch is imported.
+    Thirty epochs on digits on two cores while other programs come and go, three rounds: 5, 87 and 189 s with the
+    default of torch, 13, 12 and 24 s with sleeping threads. On an idle machine the default is faster and stays. OpenMP
+    reads the variable once, when torch is imported.
     """
     if _busy(0.75 * (os.cpu_count() or 1)):
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _busy(threads: float) -> bool:
-    """Whether more threads than these ran in the last minute, and do now: a training that has ended is no neighbour."""
+    """Whether more threads than these ran in the last minute and still run now; a finished training does not count."""
     if os.getloadavg()[0] <= threads:
         return False
     try:
         return sorted(_running() for _ in range(5))[2] > threads
     except OSError:
-        return True  # only Linux tells what runs now
+        return True  # only Linux has /proc/stat
 
 
 def _running() -> int:
-    """Threads on all cores a millisecond from now, without this one. Raises OSError where there is no /proc/stat."""
+    """Threads running on all cores a millisecond from now, without this one. Raises OSError without /proc/stat."""
     time.sleep(0.001)
     with open("/proc/stat") as file:
         return int(file.read().split("procs_running")[1].split()[0]) - 1
 
 
 def _large_pages() -> None:
-    """Let torch ask for large pages, which processors find faster; it looks when it is first asked for memory.
+    """Let torch allocate large pages, which have cheaper address lookups; it reads the variable once.
 
-    Epochs of the cnn on 10,000 CIFAR images, two cores, eight processes each in turn: 3,681 images a second without
-    and 3,751 with them (median); the bare step of five processes each 3,543 and 3,731.
+    Epochs of the cnn on 10,000 CIFAR images on two cores, medians of eight processes each, in turn: 3,681 images per
+    second without large pages, 3,751 with them; the bare training step, five processes each: 3,543 and 3,731.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -142,9 +146,15 @@ def _run(verb: str, argv: list[str]) -> int:
         print("dlrun: interrupted", file=sys.stderr)
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        # the reader of a pipe (`dlrun compare | head`) has left: nothing to say, and nobody to say it to
+        # the reader of a pipe (`dlrun compare | head`) has exited; Python would report it when it flushes stdout
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return Exit.FINE
+
+
+def _usage_error() -> int:
+    from dlrun.vocabulary import Exit  # not at the top: `dlrun --help` works without it
+
+    return Exit.USAGE
 
 
 def main() -> None:
@@ -152,12 +162,12 @@ def main() -> None:
     argv = sys.argv[1:]
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
-        sys.exit(0 if argv else 2)
+        sys.exit(None if argv else _usage_error())
     if argv[0] in ("-V", "--version"):
         from dlrun import __version__
 
         print(f"dlrun {__version__}")
-        sys.exit(0)
+        sys.exit()
     if argv[0] in ("-sc", "--shell-completion", "--shell_completion"):
         sys.exit(_completion(argv))
     if argv[0] not in VERBS:
@@ -166,5 +176,5 @@ def main() -> None:
         near = difflib.get_close_matches(argv[0], VERBS, 1)
         hint = f"did you mean `dlrun {near[0]}`?" if near else f"verbs: {' '.join(VERBS)}"
         print(f"dlrun: unknown verb {argv[0]!r}; {hint}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_usage_error())
     sys.exit(_run(argv[0], argv[1:]))

@@ -1,8 +1,8 @@
-"""Hydra at work: the search path, composing and checking a config, errors in one line each (`dlrun train …`).
+"""Composes a config with Hydra, validates it, and reports each error in one line (`dlrun train …`).
 
-The built-in conf/ is at the top of a checkout and inside a wheel; a user's ./conf and $DLRUN_CONF go first.
-Hydra composes and explains (`--help`, `--cfg`, `--info`, completion) but runs nothing: its own runner would
-build the callbacks and log handlers that a config names before anybody could look at them.
+The built-in conf/ is at the top of a checkout and inside a wheel; options in ./conf and $DLRUN_CONF take precedence.
+Hydra composes configs and answers `--help`, `--cfg`, `--info` and completion, but it runs nothing: its runner would
+build the callbacks and log handlers that a config names before they could be checked.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def run(
     task: Callable[[Settings, dict[str, Any]], int],
     sweep: Callable[[Composer, list[str], Flags], int] | None = None,
 ) -> int:
-    """Compose what `argv` asks for, call `task` with the config and its record, or `sweep` with -m; return its code.
+    """Compose a config from `argv` and call `task` with it and its record; with -m call `sweep`. Returns the exit code.
 
-    Raises UserError for everything that is wrong with the command or the config.
+    Raises UserError for every error in the command or the config.
     """
     flags, overrides = split(argv)
     if EXPLAINING & set(flags):
@@ -48,11 +48,11 @@ def run(
     with composer(flags) as made:
         if "--multirun" in flags:
             if sweep is None:
-                raise UserError(f"dlrun {verb} takes one setup at a time; -m belongs to dlrun train")
+                raise UserError(f"-m: dlrun {verb} runs one setup; for a sweep type dlrun train -m")
             return sweep(made, overrides, flags)
         parsed = made.parse(overrides)
         if wrong := [o for o in parsed if o.key_or_group.startswith(("hydra.launcher", "hydra/launcher"))]:
-            raise UserError(f"{wrong[0].input_line}: belongs to a sweep; type it with -m")
+            raise UserError(f"{wrong[0].input_line}: belongs to a sweep; add -m")
         composed = made.compose(parsed)
         record = composed.record()
     return task(Settings.of(composed.config), record)
@@ -66,7 +66,7 @@ def compose(*overrides: str) -> Settings:
 
 @contextmanager
 def composer(flags: Flags) -> Iterator[Composer]:
-    """Open Hydra's loader over the user's folders, the built-in one and `--config-dir`."""
+    """Open a Composer over the user's folders of options, the built-in one and `--config-dir`."""
     with in_one_line(), _hydra(flags) as hydra:
         yield Composer(hydra.config_loader, flags.get("--config-name") or ROOT)
 
@@ -83,20 +83,20 @@ def _hydra(flags: Flags) -> Iterator[Any]:
 
 @dataclass
 class Composed:
-    """A config, resolved and validated, and where it comes from; a sweep may adjust it before it takes the record."""
+    """A resolved and validated config and its origin; a sweep may adjust the config before it calls `record`."""
 
     config: dict[str, Any]
-    typed: list[str]  # the overrides, as typed
+    typed: list[str]  # the overrides
     launcher: dict[str, Any]  # hydra.launcher, with its option as `name`
-    _defaults: Callable[[], dict[str, Any]]  # called for a run alone: of a sweep's points only few are started
+    _defaults: Callable[[], dict[str, Any]]  # called only for runs that start, not for every point that a sweep checks
 
     def record(self) -> dict[str, Any]:
-        """Return what is stored with a run: the words typed, and of every changed key the default of its option."""
+        """Return what is stored with a run: the overrides, and for every changed key the default of its option."""
         return {"typed": self.typed, "changed": changed(self.config, self._defaults())}
 
 
 class Composer:
-    """Composes configs and holds them against their schema; every choice of options is read once."""
+    """Composes configs and validates them; each combination of options is read once."""
 
     def __init__(self, loader: Any, root: str) -> None:
         self._loader = loader
@@ -107,7 +107,7 @@ class Composer:
         self._options_of: dict[tuple[str, ...], Options] = {}  # the same files as text, for their rules
 
     def parse(self, overrides: Sequence[str]) -> list[Any]:
-        """Return the overrides as Hydra's objects. Raises UserError for one that it cannot read."""
+        """Return the overrides as objects of Hydra. Raises UserError for one that cannot be parsed."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         with in_one_line():
@@ -124,12 +124,12 @@ class Composer:
         if override.package is not None or not key:
             raise UserError(f"{line}: expected key=value or group=option")
         if override.is_delete():
-            raise UserError(f"{line}: every group and key is needed; choose another option or value with {key}=")
+            raise UserError(f"{line}: no group or key can be removed; choose another option or value with {key}=")
         if key.split(".")[0].split("/")[0] == "hydra" and not _known_to_dlrun(key):
-            raise UserError(f"{line}: dlrun has its own folders, sweeps and logs; see run.dir=, sweep.dir= and -m")
+            raise UserError(f"{line}: this setting of Hydra has no effect in dlrun; see run.dir=, sweep.dir= and -m")
 
     def chooses(self, override: Any) -> bool:
-        """Whether an override picks options, not values, so that files have to be read for it."""
+        """Whether an override chooses an option rather than a value, so that files have to be read for it."""
         group = override.key_or_group
         picks = bool(self._options(group)) and not isinstance(override.value(), dict)
         return picks or group in ("experiment", "hydra.searchpath")
@@ -137,7 +137,7 @@ class Composer:
     def _options(self, group: str) -> list[str]:
         if group not in self._listed:
             found = [] if "." in group else self._loader.get_group_options(group, None, self._root, self._folders)
-            # Hydra's own launcher knows nothing of trials
+            # the launcher of Hydra cannot run trials of dlrun
             self._listed[group] = [o for o in found if (group, o) != ("hydra/launcher", "basic")]
         return self._listed[group]
 
@@ -146,7 +146,7 @@ class Composer:
         return self.compose(overrides).config
 
     def compose(self, overrides: Sequence[Any]) -> Composed:
-        """Return the config of these overrides, and where it comes from. Raises UserError."""
+        """Return the config of these overrides and its origin. Raises UserError."""
         from omegaconf import OmegaConf
 
         with in_one_line():
@@ -177,17 +177,18 @@ class Composer:
         return Composed(plain, words, {"name": name, **launcher}, lambda: {**schema, "choices": self._usual_choices()})
 
     def _must_be_one(self, override: Any) -> None:
-        """One value, and one that is there, in the words of a user rather than Hydra's."""
+        """Raise UserError unless the override has one value, and an existing option if it chooses one."""
         group, option = override.key_or_group, override.value()
         if override.is_sweep_override():
-            raise UserError(f"{override.input_line}: several values; -m runs them all, '{group}=\"…\"' makes them one")
+            hint = f"add -m to sweep over them, or quote the value ('{group}=\"…\"') to pass one string"
+            raise UserError(f"{override.input_line}: got several values; {hint}")
         options = self._options(group)
         if not options or option in options or isinstance(option, dict) or (option, group) == (None, "experiment"):
             return
         raise no_such_option(override.input_line, option, options)
 
     def _read(self, root: str, chosen: tuple[str, ...]) -> dict[str, Any]:
-        """A config as it stands in the files, interpolations open; of Hydra's part what one may want."""
+        """The config of some options before interpolation, with the few parts of `hydra` that dlrun uses."""
         from hydra.types import RunMode
         from omegaconf import OmegaConf
 
@@ -202,10 +203,9 @@ class Composer:
         return self._read_already[(root, *chosen)]
 
     def _schema(self, chosen: tuple[str, ...], base: dict[str, Any]) -> dict[str, Any]:
-        """The defaults of the chosen options: what values are held against.
+        """The defaults of the chosen options, which are the schema of all values.
 
-        An experiment preset, or a root config of the user's own, sets values: it is left out, so that its
-        keys and types are checked as well.
+        Presets and root configs of users set values. They are left out, so that their keys and types are checked too.
         """
         choices = _choices(base)
         if self._root != ROOT or choices.get("experiment") is not None:
@@ -218,7 +218,7 @@ class Composer:
         """The option of every group if none is chosen."""
         from hydra.core.default_element import GroupDefault
 
-        # composing takes ten times as long as reading this one file, so only a root made of other configs is composed
+        # reading this one file takes a tenth of the time of composing, which only a root made of other configs needs
         listed = self._loader.repository.load_config(ROOT).defaults_list
         if all(isinstance(one, GroupDefault) or one.path == "_self_" for one in listed):
             return {str(one.group): one.value for one in listed if isinstance(one, GroupDefault)}
@@ -230,7 +230,7 @@ class Composer:
 
         key, adds = override.key_or_group, override.is_add() or override.is_force_add()
         try:
-            # an empty mapping is there to be filled with names of the user's own (optimizer.per_layer)
+            # an empty mapping accepts any keys (optimizer.per_layer)
             adds = adds or (lookup(schema, key) == {} and isinstance(override.value(), dict))
             OmegaConf.update(cfg, key, override.value(), force_add=adds)
         except (ConfigAttributeError, ConfigKeyError) as error:
@@ -238,7 +238,7 @@ class Composer:
             section = key.split(".")[0]
             if (schema.get(section) or {}).get("_target_") == "???":
                 raise UserError(
-                    f"{key}: no such key yet; type +{override.input_line} for an argument of your own class"
+                    f"{key}: no such key; type +{override.input_line} to pass it as an argument to your own class"
                 ) from None
             groups = [g for g in self._loader.get_group_options("", _groups()) if g != "hydra"]
             raise UserError(
@@ -247,7 +247,7 @@ class Composer:
 
 
 def _known_to_dlrun(key: str) -> bool:
-    """What of Hydra's own part dlrun reads: where options are, and what starts the trials of a sweep."""
+    """Whether dlrun reads a setting of Hydra: where options are, or what starts the trials of a sweep."""
     return key in ("hydra.searchpath", "hydra/launcher") or key.startswith("hydra.launcher.")
 
 

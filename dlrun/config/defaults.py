@@ -1,7 +1,6 @@
-"""Which keys of a config differ from the defaults of the chosen options (for the page of `dlrun report`).
+"""The keys of a config that differ from the defaults of the chosen options (for the page of `dlrun report`).
 
-The Composer supplies the defaults when a run is composed. Nobody works them out again later, when the files that
-they stand in may have changed.
+They are determined when a run is composed and stored with it. Later the option files may have changed.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ __all__ = ["changed", "leaves"]
 
 
 def changed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the default of every leaf of a resolved config that differs from it, by dotted key; None if it has none.
+    """Return the defaults of the leaves of a resolved config that differ from them, by dotted key; None for no default.
 
-    A default that follows another key, such as ${trainer.epochs}, is what that key comes to in this config.
+    A default that refers to another key, such as ${trainer.epochs}, is resolved in this config.
     """
     usual = dict(leaves(defaults))
     found = {}
@@ -38,7 +37,7 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
 
 
 def _followed(config: Mapping[str, Any], key: str, default: str) -> Any:
-    """What an interpolation at a key comes to in a config; itself if it leads nowhere."""
+    """The value of an interpolation at a key of a config, or the interpolation itself if it cannot be resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -1,4 +1,4 @@
-"""Optional packages that a config needs: found before anything starts, or named with the line that installs them."""
+"""Checks that the optional packages which a config needs are installed (`dlrun train logger=mlflow`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["PACKAGES", "require_launcher", "require_logger"]
 
 
 def require_logger(cfg: Mapping[str, Any]) -> None:
-    """Raise UserError when the package of the chosen logger is not installed; imports nothing."""
+    """Raise UserError if the package of the chosen logger is not installed; imports nothing."""
     kind = _kind(cfg)
     if kind != "none" and find_spec(kind) is None:
         raise UserError(f"logger={kind}: the package {kind} is not installed; type pip install 'dlrun[{kind}]'")
@@ -26,7 +26,7 @@ PACKAGES = {"joblib": "joblib", "ray": "ray", "submitit_slurm": "submitit"}
 
 
 def require_launcher(options: Mapping[str, Any]) -> None:
-    """Raise UserError when the package of the chosen launcher is not installed; imports nothing."""
+    """Raise UserError if the package of the chosen launcher is not installed; imports nothing."""
     name = str(options["name"])
     if (package := PACKAGES.get(name)) and find_spec(package) is None:
         raise UserError(

@@ -1,6 +1,6 @@
-"""The words after a verb, flags and overrides told apart (`dlrun train seed=1,2 -m optimizer=adam`).
+"""Splits the arguments of a verb into flags and overrides (`dlrun train seed=1,2 -m optimizer=adam`).
 
-Hydra's own parser loses overrides on both sides of a flag on Python 3.11, and prints ten lines for a mistake.
+The parser of Hydra drops overrides on both sides of a flag on Python 3.11, and prints ten lines for a mistake.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALIASES |= {
     "--shell_completion": "--shell-completion",
 }
 PLAIN = {"--help", "--hydra-help", "--resolve", "--multirun", "--run", "--shell-completion"}
-# what may follow a flag; nothing listed: anything
+# the values that a flag accepts; empty: any
 VALUED: dict[str, tuple[str, ...]] = {
     "--cfg": ("job", "hydra", "all"),
     "--info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
@@ -41,7 +41,7 @@ VALUED: dict[str, tuple[str, ...]] = {
 def split(argv: list[str]) -> tuple[Flags, list[str]]:
     """Return the flags by their long names, each with its value, and the overrides in their order.
 
-    Raises UserError for a flag that is not there or lacks its value.
+    Raises UserError for an unknown flag and for a flag without its value.
     """
     flags: Flags = {}
     overrides: list[str] = []

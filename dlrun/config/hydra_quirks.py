@@ -1,7 +1,7 @@
-"""Hydra's effects on the whole process, its private parts and its English, kept in one module (`dlrun train …`).
+"""All code that uses private parts of Hydra, reads its messages, or changes the process for it (`dlrun train …`).
 
-Nothing outside this module touches Hydra's singletons, its loggers, `sys.argv` or `os.environ` for Hydra's sake, and
-each function here puts back what it changed.
+No other module touches singletons or loggers of Hydra, or sets `sys.argv` or `os.environ` for it. Everything that is
+changed here is restored.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["answer", "completing", "in_one_line", "opened"]
 
 @contextmanager
 def opened(builtin: Path, own: Sequence[Path], further: Sequence[Path]) -> Iterator[Any]:
-    """Yield a Hydra over folders of options, the first winning: `own`, `builtin`, `further`.
+    """Yield a Hydra over folders of options; the first of `own`, `builtin`, `further` that has an option wins.
 
-    Made by hand. The public `initialize_config_dir` fills the one Hydra of the process, which another program may
-    hold, and takes further folders only from a plugin that stays registered until the process ends.
+    The public `initialize_config_dir` is not used: it sets the global Hydra, which another program in the process may
+    have set already, and accepts further folders only from a plugin, which stays registered until the process ends.
     """
     from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -47,10 +47,10 @@ def opened(builtin: Path, own: Sequence[Path], further: Sequence[Path]) -> Itera
 
 @contextmanager
 def _own_state() -> Iterator[None]:
-    """Replace what Hydra and OmegaConf keep for the whole process, and put it back.
+    """Give Hydra its own global state, and restore that of the process.
 
-    That is three singletons (the version whose behaviour counts, the name of the job, the config that ${hydra:…}
-    reads) and the table of resolvers, in which Hydra overwrites `now`, `hydra` and `python_version`.
+    The state is three singletons (the version to be compatible with, the name of the job, the config that ${hydra:…}
+    reads) and the resolvers of OmegaConf, of which Hydra replaces `now`, `hydra` and `python_version`.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.singleton import Singleton
@@ -74,8 +74,8 @@ def _own_state() -> Iterator[None]:
 def answer(hydra: Any, verb: str, root: str, flags: Flags, overrides: list[str]) -> str:
     """Return what Hydra prints for --help, --hydra-help, --cfg, --info or --shell-completion. Raises UserError.
 
-    Hydra's `main` would read `sys.argv`, exit on an error unless $HYDRA_FULL_ERROR is set, and for --help build the
-    log handlers that a config names: any class, with any argument. What it prints still contains a program's name.
+    `hydra.main` is not used: it reads `sys.argv`, exits on an error unless $HYDRA_FULL_ERROR is set, and for --help
+    builds the log handlers that a config names, which may be of any class.
     """
     asked = [flag for flag in ("--cfg", "--info", "--shell-completion", "--multirun", "--run") if flag in flags]
     text = io.StringIO()
@@ -83,11 +83,11 @@ def answer(hydra: Any, verb: str, root: str, flags: Flags, overrides: list[str])
         if "--help" in flags:
             print(_help(hydra, root, [*overrides, f"hydra.job.name={verb}"], "--resolve" in flags))
         elif "--resolve" in flags and "--cfg" not in flags:
-            raise UserError("--resolve belongs to --cfg or --help")
+            raise UserError("--resolve: expected --cfg or --help with it")
         elif "--hydra-help" in flags:
             print(_help(hydra, None, overrides, False))
         elif len(asked) > 1:
-            raise UserError(f"{' '.join(asked)}: expected one of these flags")
+            raise UserError(f"{' '.join(asked)}: expected only one of these flags")
         elif "--cfg" in flags:
             _show_config(hydra, root, flags, overrides)
         elif "--info" in flags:
@@ -129,7 +129,7 @@ def _complete(hydra: Any, root: str, words: list[str]) -> None:
 
 @contextmanager
 def _root_logger() -> Iterator[None]:
-    """Put the root logger back: for --info Hydra adds a handler to it and lets everything through."""
+    """Restore the root logger: for --info Hydra adds a handler and sets its level to DEBUG."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     try:
@@ -141,7 +141,7 @@ def _root_logger() -> Iterator[None]:
 
 @contextmanager
 def _called(program: str) -> Iterator[None]:
-    """Let this be the program that help texts and the completion script name: Hydra reads `sys.argv`."""
+    """Set the name of the program in help texts and the completion script, which Hydra takes from `sys.argv`."""
     kept, sys.argv = sys.argv, [program]
     try:
         yield
@@ -151,7 +151,7 @@ def _called(program: str) -> Iterator[None]:
 
 @contextmanager
 def completing(line: str) -> Iterator[None]:
-    """Let `line` be what completion is asked for: Hydra reads it from the environment."""
+    """Set the line to complete, which Hydra reads from $COMP_LINE."""
     kept = os.environ.get("COMP_LINE")
     os.environ["COMP_LINE"] = line
     try:
@@ -164,7 +164,7 @@ def completing(line: str) -> Iterator[None]:
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Raise UserError, one line that says what to type, in place of an error of Hydra, OmegaConf or YAML."""
+    """Turn an error of Hydra, OmegaConf or YAML into a UserError: one line with what to type."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -193,11 +193,11 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, OmegaConfBaseException):
         key = str(error.full_key or "")
         return first if not key or key in first else f"{key}: {first}"
-    # of these two Hydra's errors carry the key in their text alone; in other words than these it is passed on whole
+    # these two errors of Hydra have the key in their message only; if Hydra rewords them, the message is passed on
     if first.startswith("Could not override '"):
         return unknown(first.split("'")[1], ())
     if first.startswith("Multiple values for "):
-        return f"{first.split()[3].rstrip('.')} is chosen already; type it without the +"
+        return f"{first.split()[3].rstrip('.')} already has an option; remove the +"
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         problem = getattr(error, "problem", None) or first

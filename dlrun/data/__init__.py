@@ -1,4 +1,4 @@
-"""The data family: `dataset=` options return `Raw`, `prepare` makes `Data` of it, `Batches` iterates over a split."""
+"""The data family: `dataset=` options return `Raw`, `prepare` turns it into `Data`, `Batches` iterates over a split."""
 
 from dlrun.data.batches import Batch, Batches
 from dlrun.data.splits import Data, Raw, Split, prepare

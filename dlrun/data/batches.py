@@ -20,15 +20,15 @@ from dlrun.data.splits import Split
 
 __all__ = ["Augment", "Batch", "Batches"]
 
-Augment = Callable[..., Tensor]  # what dlrun/data/augment.py says
+Augment = Callable[..., Tensor]  # its contract is in dlrun/data/augment.py
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What an objective computes a loss from: x float32 (B, C, H, W) and labels y int64 (B,), on one device.
+    """The input of an objective: x float32 (B, C, H, W) and labels y int64 (B,), on one device.
 
-    `index` int64 (B,) numbers the samples of the training split, None if a check or a probe made them up. Epochs count
-    from 1, steps of an epoch from 0. `other` holds samples from another source, such as unlabelled ones.
+    `index` int64 (B,) numbers the samples of the training split, None if a check or a probe generated them. Epochs
+    count from 1, steps of an epoch from 0. `other` has samples from another source, such as unlabelled ones.
     """
 
     x: Tensor
@@ -45,13 +45,13 @@ class Batch:
 
     @cached_property
     def generator(self) -> torch.Generator:
-        """Random numbers on the batch's device, which follow from (seed, epoch, step, part) alone; made when used."""
+        """Random numbers on the batch's device, determined by (seed, epoch, step, part); created on first use."""
         return _generator(self.x.device, self.seed, f"objective {self.step} {self.part}", self.epoch)
 
     def parts(self, count: int) -> list[Batch]:
-        """Split into `count` parts of nearly equal size. Each call starts their generators anew.
+        """Split into `count` parts of nearly equal size, with new generators.
 
-        So an optimizer that evaluates a batch several times (L-BFGS) minimises one function.
+        An optimizer that evaluates a batch several times (L-BFGS) thus minimises one function.
         """
         if count == 1:
             other = None if self.other is None else self.other.parts(1)[0]
@@ -68,14 +68,13 @@ class Batch:
 class Batches:
     """The batches of a split: x float32 (B, C, H, W) with channels-last strides, y and index int64 (B,).
 
-    All three lie on `device`; `index` numbers the samples of the split. Order and augmentation of an epoch
-    follow from (seed, epoch) alone: nothing to save for a resume, and the global random state is not touched.
-    An augmentation that `alternates` is told to mirror half of the images in epoch 1, then each every other epoch; one
-    with `sides` has those of its first epochs made smaller, antialiased, the shorter side to as many pixels
-    (progressive resizing: Tan & Le 2021, EfficientNetV2, §4).
-    `mean` and `std` are those of the channels in raw units. The last batch is short unless `drop_last`.
-    With `balance` an epoch, as long as ever, draws every class as often as every other (D6): samples of rare
-    classes come several times, those of frequent ones take turns from epoch to epoch; it shuffles too.
+    All three are on `device`; `index` numbers the samples of the split. Order and augmentation of an epoch depend
+    only on (seed, epoch): a resume needs no saved state, and the global random state is not touched. If an
+    augmentation `alternates`, half of the images are mirrored in epoch 1, and each in every other epoch. If it has
+    `sides`, images of the first epochs are shrunk, antialiased, to that shorter side in pixels (progressive
+    resizing: Tan & Le 2021, EfficientNetV2, §4). `mean` and `std` are per channel, in raw units. The last batch is
+    short unless `drop_last`. With `balance` an epoch of the same length draws all classes equally often (D6):
+    samples of rare classes repeat, those of frequent ones alternate between epochs; it shuffles too.
     """
 
     def __init__(
@@ -98,19 +97,19 @@ class Batches:
         self.labels = split.labels.to(self.device)
         self.batch_size, self.drop_last, self.workers = batch_size, drop_last, workers
         self.augment, self.shuffle, self.balance, self.seed = augment, shuffle, balance, seed
-        # one value a pixel, not a channel: an operation along 3 values at a time is many times slower
+        # one value per pixel, not per channel: an operation along 3 values at a time is many times slower
         pixels = split.images.shape[0] * split.images.shape[1]
         self._mean = torch.tensor(mean, device=self.device).repeat(pixels)
         self._scale = torch.tensor(std, device=self.device).reciprocal().repeat(pixels)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch_size)
-        # a single sample left over joins the batch before it: batch norm cannot train on one
+        # a single remaining sample joins the batch before it: batch norm cannot train on one
         alone = rest == 1 and whole > 0
         return whole + (rest > 0 and not alone and not self.drop_last)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """One pass over the split; `number` decides order and draws. Closing it ends its decoding threads."""
+        """Yield one pass over the split; `number` determines order and draws. Closing it ends its decoding threads."""
         count = len(self.images)
         order = torch.arange(count)
         if self.balance:
@@ -129,19 +128,19 @@ class Batches:
             for index, raw in zip(chunks, batches, strict=True):
                 index, images = self._sent(index), self._sent(raw)
                 if self.augment is not None:
-                    told = {} if mirrored is None else {"mirrored": mirrored[index]}
-                    images = self.augment(images, generator, **told)
+                    more = {} if mirrored is None else {"mirrored": mirrored[index]}
+                    images = self.augment(images, generator, **more)
                 x = self._normalised(images)
                 yield x if side is None else _smaller(x, side), self.labels[index], index
 
     def _sent(self, held: Tensor) -> Tensor:
-        """Held in memory, now on the device; to CUDA by way of pinned memory, so that no step waits for the copy."""
+        """A tensor on the device; to CUDA through pinned memory, so that no step waits for the copy."""
         if self.device.type == "cuda" and held.device.type == "cpu":
             return held.pin_memory().to(self.device, non_blocking=True)
         return held.to(self.device)
 
     def _mirrored(self, number: int) -> Tensor:
-        """Which images of the split are mirrored in an epoch: in odd ones those drawn, in even ones the others."""
+        """Whether each image is mirrored in an epoch (N,): in odd epochs the drawn ones, in even ones the others."""
         drawn = torch.rand(len(self.images), generator=_generator("cpu", self.seed, "mirror", 0)) < 0.5
         return (drawn if number % 2 else ~drawn).to(self.device)
 
@@ -158,10 +157,10 @@ def _smaller(x: Tensor, side: int) -> Tensor:
 
 
 def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """As many indices as labels, of all classes alike up to one, no sample twice before each of its class."""
+    """As many indices as labels, equal per class up to one; no sample repeats before all others of its class."""
     there = torch.unique(labels)
     quota = torch.full((len(there),), len(labels) // len(there))
-    # which classes get one more is drawn, so that in the mean over epochs all get the same
+    # the classes with one more are drawn, so that all are equal in the mean over epochs
     quota[torch.randperm(len(there), generator=generator)[: len(labels) % len(there)]] += 1
     drawn = []
     for label, size in zip(there.tolist(), quota.tolist(), strict=True):
@@ -173,7 +172,7 @@ def _balanced(labels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _resident(images: Images, device: torch.device) -> Images:
-    """Images in memory moved to the accelerator for good, if they leave at least half of its free memory."""
+    """Images in memory moved to the accelerator for the whole run, if half of its free memory remains."""
     if device.type == "cpu" or not isinstance(images, InMemory):
         return images
     size = len(images) * images.pixels[0].numel() * images.pixels.element_size()
@@ -183,6 +182,6 @@ def _resident(images: Images, device: torch.device) -> Images:
 
 
 def _generator(device: torch.device | str, seed: int, purpose: str, epoch: int) -> torch.Generator:
-    # hashed, so that neighbouring seeds and epochs share nothing
+    # hashed, so that neighbouring seeds and epochs are unrelated
     digest = hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

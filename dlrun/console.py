@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar and a row an epoch on a terminal, plain lines without one.
+"""The screen during a run: on a terminal a live bar and one row per epoch, otherwise plain lines (`dlrun train`).
 
 Everything printed also goes to the run's log.txt.
 """
@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 __all__ = ["Screen"]
 
 T = TypeVar("T")
-REFRESH = 0.1  # seconds between two looks at the loss: a look may wait for the accelerator
-LINE = 10.0  # seconds between two plain lines of a long piece of work
+REFRESH = 0.1  # seconds between two updates of the bar: reading the loss may wait for the accelerator
+LINE = 10.0  # seconds between two plain lines of long work
 
 
 class Screen:
-    """The terminal, or the lines that stand for it; use as a context manager around training."""
+    """The terminal, or plain lines without one; use as a context manager around training."""
 
     def __init__(self, log: Path | None = None, *, quiet: bool = False) -> None:
         from rich.console import Console
@@ -30,7 +30,7 @@ class Screen:
         self.log = log
         self._bar: Any = None
         self._warned: set[str] = set()
-        self._deaf = quiet  # nobody reads: training goes on, the log has it all
+        self._deaf = quiet  # nobody reads: training continues and the log is complete
 
     def __enter__(self) -> Screen:
         return self
@@ -39,13 +39,13 @@ class Screen:
         self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
     def say(self, text: str, style: str | None = None) -> None:
-        """Print a line above the bar and into the log."""
+        """Print a line above the bar and write it to the log."""
         self.note(text)
         if self._deaf:
             return
@@ -58,20 +58,20 @@ class Screen:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def note(self, text: str) -> None:
-        """Write a line into the log alone."""
+        """Write a line to the log alone."""
         if self.log is not None:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
     def show(self, table: Callable[[], Any], lines: list[str]) -> None:
-        """Print a rich table on a terminal, and the lines that say the same without one; the log gets the lines."""
+        """Print a rich table on a terminal, otherwise the same as lines; the log gets the lines."""
         if self.live:
             self.console.print(table())
         for line in lines:
             self.note(line) if self.live else self.say(line)
 
     def steps(self, items: Iterable[T], total: int, epoch: int, epochs: int, look: Callable[[], str]) -> Iterator[T]:
-        """Pass the steps of an epoch on; `look` words the loss so far and is called only when the bar is drawn."""
+        """Yield the steps of an epoch; `look` returns the loss as text and is called only when the bar is drawn."""
         if not self.live:
             yield from items
             return
@@ -80,7 +80,7 @@ class Screen:
         yield from self._drawn(items, REFRESH, lambda n: self._draw((epoch - 1) * total + n, label, look()))
 
     def work(self, items: Iterable[T], total: int, label: str, look: Callable[[], str]) -> Iterator[T]:
-        """Pass the parts of a single piece of work on, under a bar; without a terminal a line now and then."""
+        """Yield the parts of a piece of work, under a bar; without a terminal a line every LINE seconds."""
         if self.live:
             self._progress(total)
             yield from self._drawn(items, REFRESH, lambda n: self._draw(n, label, look()))
@@ -88,7 +88,7 @@ class Screen:
             yield from self._drawn(items, LINE, lambda n: self.say(f"{label}: {n} of {total}, {look()}"))
 
     def _drawn(self, items: Iterable[T], every: float, draw: Callable[[int], None]) -> Iterator[T]:
-        """Pass items on, and have their number drawn every so many seconds and at the end."""
+        """Yield items, and draw their number `every` so many seconds and at the end."""
         done, last, drawn = 0, time.monotonic(), -1
         for item in items:
             yield item
@@ -96,14 +96,14 @@ class Screen:
             if (now := time.monotonic()) - last > every:
                 last, drawn = now, done
                 draw(done)
-        if drawn != done and (self.live or drawn >= 0):  # what took no time needs no line
+        if drawn != done and (self.live or drawn >= 0):  # quick work needs no line
             draw(done)
 
     def _draw(self, done: float, label: str, text: str) -> None:
         self._bar.update(self._task, completed=done, epoch=label, text=text)
 
     def count(self, done: float, total: int, label: str, text: str) -> None:
-        """Draw the bar of something that is not counted in steps; nothing without a terminal."""
+        """Draw the bar of work that is not counted in steps; nothing without a terminal."""
         if self.live:
             self._progress(total).update(self._task, completed=done, total=total, epoch=label, text=text)
 
@@ -125,7 +125,7 @@ class Screen:
         return self._bar
 
     def warn(self, findings: Iterable[Any]) -> None:
-        """Say what a run should be stopped for, each once."""
+        """Print the findings for which a run should be stopped, each once."""
         for finding in findings:
             if finding.name not in self._warned:
                 self._warned.add(finding.name)

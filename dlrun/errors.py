@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake, and the first line of any other."""
+"""The exception for a mistake of the user, and the first line of any other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["UserError", "first_line"]
 
 
 class UserError(Exception):
-    """A mistake of the user's: printed as one line, no traceback; `code` is the exit code."""
+    """A mistake of the user: printed as one line without a traceback; `code` is the exit code."""
 
     def __init__(self, message: str, code: int = Exit.USAGE) -> None:
         super().__init__(message)
@@ -16,5 +16,5 @@ class UserError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type where it has none."""
+    """The first line of an error's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Files and folders that survive a kill: atomic writes, and locks that end with the process that took them.
+"""Files and folders that survive a kill: atomic writes, and locks that end with the process that holds them.
 
 Behind every run folder (`dlrun train`, `dlrun resume`). Nothing here imports torch.
 """
@@ -28,8 +28,8 @@ _held: set[int] = set()  # locks of this process
 def write_atomic(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
     """Replace a file by `data` so that a kill at any moment leaves the old content or the new, never a part.
 
-    Before it, those in `also`, of the same folder, are replaced by the same data: written and flushed once, where the
-    disk knows hard links. Raises UserError naming the file when the disk is full or may not be written.
+    The files in `also`, of the same folder, are replaced first by the same data, which is written once if the file
+    system has hard links. Raises UserError naming the file when the disk is full or may not be written.
     """
     with replacing(path, also) as file:
         file.write(data)
@@ -37,7 +37,7 @@ def write_atomic(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when the block ends, and is gone when an exception ends it.
+    """Open a file that replaces `path` when the block ends and is removed if an exception ends it.
 
     Raises UserError naming the file when the disk is full or may not be written.
     """
@@ -56,12 +56,12 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        why = f"{path}: cannot write: {error.strerror}; what was there before is intact"
+        why = f"{path}: cannot write: {error.strerror}; the old file is intact"
         raise UserError(why, Exit.FAILED) from error
 
 
 def _linked(source: Path, path: Path) -> None:
-    """Replace a file by another name of `source`, or by a copy where the disk has one name a file."""
+    """Replace a file by a hard link to `source`, or by a copy if the file system has no hard links."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
         temporary.unlink()
@@ -74,7 +74,7 @@ def _linked(source: Path, path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # without this a rename may be lost with the power, though the file's content was synced
+    # without this a power failure may undo a rename, although the file's content was synced
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -83,11 +83,11 @@ def _sync_folder(folder: Path) -> None:
 
 
 def append(path: Path, line: bytes) -> None:
-    """Append a line that is safe on the disk when this returns; raises UserError and leaves the file."""
+    """Append a line and flush it to the disk; on failure raises UserError and leaves the file unchanged."""
     try:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            # one call: a reader never sees half a line, unless the disk fills up in the middle of one
+            # one call: a reader never sees half a line, unless the disk fills up while it is written
             before = os.fstat(handle).st_size
             if os.write(handle, line) < len(line):
                 os.ftruncate(handle, before)
@@ -97,7 +97,7 @@ def append(path: Path, line: bytes) -> None:
             os.close(handle)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot write: {error.strerror}; `dlrun resume` goes on from here", Exit.FAILED
+            f"{path}: cannot write: {error.strerror}; `dlrun resume` continues from here", Exit.FAILED
         ) from error
 
 
@@ -113,15 +113,15 @@ def make_folder(path: Path, *, new: bool = False) -> None:
             raise
         raise UserError(f"{path} is a file; expected a folder") from None
     except NotADirectoryError:
-        raise UserError(f"{path}: cannot make this folder: a file is in the way above it") from None
+        raise UserError(f"{path}: cannot make this folder: a parent of it is a file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot make this folder: {error.strerror}") from error
 
 
 def lock(folder: Path, otherwise: str) -> int:
-    """Take a folder for this process until `unlock` or its end, and write host and pid into it.
+    """Lock a folder for this process until `unlock` or the end of the process, and write host and pid into it.
 
-    Raises UserError that names the owner and says what to do `otherwise`.
+    Raises UserError that names the process that holds the lock and ends with what to do `otherwise`.
     """
     name = folder / OWNER
     try:
@@ -134,7 +134,7 @@ def lock(folder: Path, otherwise: str) -> int:
             break
         except OSError:
             if attempt < 2:
-                time.sleep(0.05)  # `owned` holds the lock for a moment when it looks
+                time.sleep(0.05)  # `owned` holds the lock for a moment
     else:
         os.close(handle)
         raise UserError(f"{folder} is in use by {_owner(name)}; {otherwise}")
@@ -145,13 +145,13 @@ def lock(folder: Path, otherwise: str) -> int:
 
 
 def unlock(handle: int) -> None:
-    """Give a folder up."""
+    """Release the lock of a folder."""
     _held.remove(handle)
     os.close(handle)
 
 
 def _unlock_child() -> None:
-    # a forked worker that outlives this process must not hold its folders
+    # a forked worker that outlives this process must not keep its folders locked
     while _held:
         os.close(_held.pop())
 
@@ -161,7 +161,7 @@ os.register_at_fork(after_in_child=_unlock_child)
 
 def _owner(name: Path) -> str:
     for _ in range(20):
-        # the owner writes its name just after it has taken the lock
+        # host and pid are written just after the lock was taken
         with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
             owner = json.loads(name.read_bytes())
             return f"process {owner['pid']} on {owner['host']}"
@@ -170,7 +170,7 @@ def _owner(name: Path) -> str:
 
 
 def owned(folder: Path) -> bool:
-    """Say whether a living process holds the folder."""
+    """Whether a living process holds the lock of a folder."""
     try:
         handle = os.open(folder / OWNER, os.O_RDONLY)
     except OSError:

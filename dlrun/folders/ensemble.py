@@ -1,6 +1,6 @@
-"""Ensemble folders: the only place that knows a file name in one (`dlrun ensemble`).
+"""Ensemble folders: the file names inside one are known here alone (`dlrun ensemble`).
 
-Their predictions.npz and result.json are named as a run's, so that what reads runs reads them. Nothing here imports
+predictions.npz and result.json are named as those of a run, so that the same code reads both. Nothing here imports
 torch.
 """
 
@@ -23,7 +23,7 @@ __all__ = ["claim", "find", "free", "is_ensemble", "read", "write"]
 
 
 def claim(folder: str | None, label: str) -> Path:
-    """Make the folder of an ensemble. Raises UserError when `folder` already holds something."""
+    """Make the folder of an ensemble. Raises UserError when `folder` is not empty."""
     if folder is None:
         return new_folder(OUTPUTS / "ensembles", label)
     path = Path(folder).expanduser()
@@ -33,13 +33,13 @@ def claim(folder: str | None, label: str) -> Path:
 
 
 def free(folder: str) -> None:
-    """Raise UserError when `folder` is there and holds something: to be known before minutes of evaluation."""
+    """Raise UserError when `folder` exists and is not empty: checked before minutes of evaluation."""
     path = Path(folder).expanduser()
     if path.exists() and not path.is_dir():
         raise UserError(f"--out={folder}: expected a new folder, found a file")
     names = sorted(n for n in os.listdir(path) if not n.startswith(".")) if path.is_dir() else []
     if names:
-        raise UserError(f"{path} already holds {names[0]}; choose another --out")
+        raise UserError(f"{path} already contains {names[0]}; choose another --out")
 
 
 def find(paths: Sequence[str]) -> list[Path]:
@@ -62,7 +62,7 @@ def write(
     arrays: Mapping[str, Any],
     tables: Mapping[str, list[dict[str, Any]]],
 ) -> None:
-    """Write result.json, predictions.npz and CSV tables by name; ensemble.yaml last, which makes it an ensemble."""
+    """Write result.json, predictions.npz and CSV tables by name; ensemble.yaml, which marks an ensemble, last."""
     import yaml
 
     for name, rows in tables.items():
@@ -74,7 +74,7 @@ def write(
 
 
 def is_ensemble(path: Path) -> bool:
-    """Say whether a folder is one that `dlrun ensemble` wrote."""
+    """Whether `dlrun ensemble` wrote a folder."""
     return (path / "ensemble.yaml").is_file()
 
 

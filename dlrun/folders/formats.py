@@ -1,4 +1,4 @@
-"""Tables and arrays as files: CSV text and .npz archives, whose pickles are never opened (every verb).
+"""Tables and arrays as files: CSV text and .npz archives without pickles (every verb).
 
 Nothing here imports torch.
 """
@@ -27,7 +27,7 @@ def as_csv(rows: list[Any], header: bool = True) -> str:
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file as text; none where there is no file."""
+    """Return the rows of a CSV file as text; none if there is no file."""
     try:
         with open(file, newline="") as opened:
             return list(csv.DictReader(opened))
@@ -36,18 +36,18 @@ def read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def read_arrays(file: Path) -> dict[str, Any]:
-    """Return the arrays of an .npz; none where it is missing, damaged or holds pickles."""
+    """Return the arrays of an .npz; none if it is missing, damaged or contains pickles."""
     import numpy as np
 
     try:
         with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as found:
             return dict(found)
-    except Exception:  # a damaged or a stranger's archive fails as OSError, BadZipFile, zlib.error, MemoryError …
+    except Exception:  # a damaged or foreign archive fails as OSError, BadZipFile, zlib.error, MemoryError …
         return {}
 
 
 def write_arrays(file: Path, arrays: Mapping[str, Any], *, small: bool = False) -> None:
-    """Replace an .npz; `small` trades time for size."""
+    """Replace an .npz; `small` compresses it, which takes longer."""
     import numpy as np
 
     buffer = io.BytesIO()

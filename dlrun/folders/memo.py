@@ -1,7 +1,7 @@
-"""What one run finds out and the next need not: receipts of checks, what a teacher said of every image.
+"""Results that a later run can reuse: receipts of passed checks, and the logits of a teacher for every image.
 
-Kept under hashes in hidden folders beside the runs, safe to delete at any time. Only a saving: a folder that cannot
-be written loses just that.
+Stored under hashes in hidden folders beside the runs, which may be deleted at any time. If a folder cannot be written,
+the next run computes them again.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ RECEIPTS, TEACHERS = OUTPUTS / ".receipts", OUTPUTS / ".teachers"
 
 
 def read_targets(key: str) -> Any:
-    """Return the array that was kept of a teacher under this key, or None."""
+    """Return the stored outputs of a teacher, or None."""
     return read_arrays(TEACHERS / f"{key}.npz").get("targets")
 
 
 def write_targets(key: str, targets: Any) -> None:
-    """Keep what a teacher said of the images."""
+    """Store the outputs of a teacher."""
     with contextlib.suppress(OSError, UserError):
         make_folder(TEACHERS)
         write_arrays(TEACHERS / f"{key}.npz", {"targets": targets})
 
 
 def read_receipt(name: str) -> dict[str, Any] | None:
-    """Return what was kept under the name of a receipt, or None."""
+    """Return the content of a receipt, or None."""
     try:
         found: dict[str, Any] = json.loads((RECEIPTS / f"{name}.json").read_bytes())
     except (OSError, ValueError):
@@ -43,7 +43,7 @@ def read_receipt(name: str) -> dict[str, Any] | None:
 
 
 def write_receipt(name: str, content: Mapping[str, Any]) -> None:
-    """Keep a receipt."""
+    """Store a receipt."""
     with contextlib.suppress(OSError, UserError):
         make_folder(RECEIPTS)
         write_atomic(RECEIPTS / f"{name}.json", json.dumps(content).encode())

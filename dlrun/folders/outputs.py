@@ -1,4 +1,4 @@
-"""Where new folders go: outputs/ and below, with outputs/latest leading to the newest run (`dlrun train`)."""
+"""Where new folders go: below outputs/, with outputs/latest as a link to the newest run (`dlrun train`)."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ OUTPUTS = Path("outputs")
 def write_study(
     verb: str, folder: str | None, label: str, rows: list[dict[str, Any]] | None, picture: bytes
 ) -> list[Path]:
-    """Write what a verb measured as CSV, where there are rows, and PNG; return the files.
+    """Write the measurements of a verb as CSV (if there are rows) and PNG; return the files.
 
-    To `folder`, or a new one below outputs/<verb>. Raises UserError when `folder` holds something else.
+    Into `folder`, or a new one below outputs/<verb>. Raises UserError when `folder` contains anything else.
     """
     path = new_folder(OUTPUTS / verb, label) if folder is None else Path(folder).expanduser()
     make_folder(path)
     table, drawn = path / f"{verb}.csv", path / f"{verb}.png"
     if foreign := sorted(set(os.listdir(path)) - {table.name, drawn.name}):
-        raise UserError(f"{path} already holds {foreign[0]}; choose another run.dir=")
+        raise UserError(f"{path} already contains {foreign[0]}; choose another run.dir=")
     if rows is not None:
         write_atomic(table, as_csv(rows).encode())
     write_atomic(drawn, picture)
@@ -38,19 +38,19 @@ def write_study(
 
 
 def new_folder(root: Path, label: str) -> Path:
-    """Make a folder below `root` that nobody else has, named by time and `label`."""
+    """Make a new folder below `root`, named by time and `label`."""
     while True:
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{label}-{secrets.token_hex(2)}"
         path = root / name.replace("/", "-")
         try:
             make_folder(path, new=True)
         except FileExistsError:
-            continue  # two runs that started in the same second drew the same digits
+            continue  # two runs that started in the same second drew the same suffix
         return path
 
 
 def point_latest(path: Path) -> None:
-    """Let outputs/latest lead to the newest run: a courtesy that a file system without links lacks."""
+    """Link outputs/latest to the newest run, if the file system has symbolic links."""
     latest = OUTPUTS / "latest"
     temporary = OUTPUTS / f".latest.{os.getpid()}"
     try:

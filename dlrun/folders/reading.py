@@ -1,4 +1,4 @@
-"""What run folders hold, read without taking them: no lock, no torch (`dlrun compare`, `dlrun report`)."""
+"""The files of a run folder, read without its lock and without torch (`dlrun compare`, `dlrun report`)."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ __all__ = [
 
 
 def tested(path: Path) -> Path:
-    """Return the checkpoint of a run whose weights count, without taking the run over."""
+    """Return the checkpoint whose weights a run is tested with: the best, or the last if no best is kept."""
     best = path / "checkpoints" / "best.pt"
     return best if best.exists() else path / "checkpoints" / "last.pt"
 
 
 def epoch_checkpoints(path: Path) -> list[Path]:
-    """Return the checkpoints of single epochs of a run, in their order."""
+    """Return the checkpoints of single epochs, oldest first."""
     return sorted((path / "checkpoints").glob("epoch_*.pt"))
 
 
@@ -67,44 +67,44 @@ def stored(path: Path) -> dict[str, Any]:
 
 
 def arrays(path: Path, name: str) -> dict[str, Any]:
-    """Return the arrays of `predictions`, `histograms` or `showcase`; empty where there are none."""
+    """Return the arrays of `predictions`, `histograms` or `showcase`; empty if there are none."""
     return read_arrays(path / f"{name}.npz")
 
 
 def layers(path: Path) -> list[dict[str, str]]:
-    """Return the rows of layers.csv as text, a layer and epoch each."""
+    """Return the rows of layers.csv as text, one per layer and epoch."""
     return read_rows(path / "layers.csv")
 
 
 def metrics(path: Path) -> list[dict[str, str]]:
-    """Return the rows of metrics.csv as text, an epoch each."""
+    """Return the rows of metrics.csv as text, one per epoch."""
     return read_rows(path / "metrics.csv")
 
 
 def worst_check(results: Iterable[Mapping[str, Any]]) -> str:
-    """Return the worst that the checks before some runs came to: fail (check.warn_only went on), warn, pass or ""."""
+    """Return the worst outcome of the checks of some runs: fail (with check.warn_only), warn, pass or ""."""
     found = {result.get("checks") for result in results}
     return next((word for word in ("fail", "warn", "pass") if word in found), "")
 
 
 def checks(path: Path) -> list[dict[str, str]]:
-    """Return the rows of checks.csv as text, a check each."""
+    """Return the rows of checks.csv as text, one per check."""
     return read_rows(path / "checks.csv")
 
 
 def report(path: Path) -> Path:
-    """Return where the report of a run or a sweep lies."""
+    """Return the report file of a run or a sweep."""
     return path / "report.html"
 
 
 def pictures(path: Path) -> Path:
-    """Return the folder of the pictures of a run or a sweep, which it makes."""
+    """Return the folder of the pictures of a run or a sweep; makes it if needed."""
     make_folder(path / "plots")
     return path / "plots"
 
 
 def config(path: Path) -> dict[str, Any]:
-    """Return the resolved config of a run. Raises UserError when the file is not plain YAML, values only."""
+    """Return the resolved config of a run. Raises UserError when the file is not plain YAML without interpolations."""
     import yaml
 
     file = path / "config.yaml"
@@ -117,7 +117,7 @@ def config(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: expected keys and values, found {type(found).__name__}")
     for key, value in _leaves(found, ""):
         if isinstance(value, str) and "${" in value:
-            raise UserError(f"{file}: {key}={value}: a stored config has values only, no interpolations")
+            raise UserError(f"{file}: {key}={value}: a stored config contains values, not interpolations")
     return found
 
 
@@ -129,7 +129,7 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def is_run(path: Path) -> bool:
-    """Say whether a folder is that of a run."""
+    """Whether a folder is that of a run."""
     return (path / "config.yaml").is_file()
 
 

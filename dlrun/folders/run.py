@@ -1,6 +1,6 @@
-"""Run folders: the only place that knows a file name in one (`dlrun train`, `dlrun resume`, `dlrun compare`).
+"""Writing a run folder: one process at a time, the one that holds its lock (`dlrun train`, `dlrun resume`).
 
-A folder has one owner at a time: the process that holds its lock. Nothing here imports torch.
+The file names inside one are known here and in reading.py alone. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["Run", "ask_to_stop", "claim", "reopen", "settle", "take", "taken"]
 
 
 class Run:
-    """One run folder, held by this process until `release`; made by `claim` or `reopen`.
+    """One run folder, locked by this process until `release`; made by `claim` or `reopen`.
 
     Raises NewerFormat if a newer dlrun wrote it.
     """
@@ -34,7 +34,7 @@ class Run:
     def __init__(self, path: Path, otherwise: str) -> None:
         self.path = path
         self._lock: int | None = lock(path, otherwise)
-        self._told = 0.0  # when `progress` wrote result.json
+        self._written = 0.0  # when `progress` wrote result.json
         try:
             self._result = stored(path)
         except NewerFormat:
@@ -48,7 +48,7 @@ class Run:
 
     @property
     def last(self) -> Path:
-        """The checkpoint that `dlrun resume` goes on from."""
+        """The checkpoint that `dlrun resume` continues from."""
         return self.checkpoints / "last.pt"
 
     @property
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def tested(self) -> Path:
-        """The checkpoint whose weights count: the best, or with trainer.keep=last, which keeps no best, the last."""
+        """The checkpoint that is tested: the best, or the last with trainer.keep=last, which keeps no best."""
         return tested(self.path)
 
     def epoch_checkpoint(self, row: Mapping[str, Any], monitor: str) -> str:
@@ -67,11 +67,11 @@ class Run:
         return f"epoch_{int(row['epoch']):04d}_{monitor}_{score}.pt"
 
     def epoch_checkpoints(self) -> list[Path]:
-        """Return the checkpoints of single epochs that are there, in their order."""
+        """Return the checkpoints of single epochs, oldest first."""
         return epoch_checkpoints(self.path)
 
     def fresh_events(self) -> Path:
-        """Return the folder of TensorBoard's events, without those of an earlier process."""
+        """Return the folder for TensorBoard's events, emptied of those of an earlier process."""
         folder = self.path / "tensorboard"
         for old in folder.glob("events.out.tfevents.*"):
             old.unlink()
@@ -79,7 +79,7 @@ class Run:
 
     @property
     def log(self) -> Path:
-        """What was printed."""
+        """The log: everything that was printed."""
         return self.path / "log.txt"
 
     def write_config(self, config: Mapping[str, Any]) -> None:
@@ -94,43 +94,43 @@ class Run:
         write_arrays(self.path / "predictions.npz", arrays)
 
     def write_showcase(self, arrays: Mapping[str, Any]) -> None:
-        """Write what pictures show of pixels and weights: the worst errors, the first layer's filters."""
+        """Write the pixels and weights that pictures show: the worst errors, the filters of the first layer."""
         write_arrays(self.path / "showcase.npz", arrays, small=True)
 
     def write_checks(self, rows: list[dict[str, Any]]) -> None:
-        """Write the results of the checks, one row a check."""
+        """Write the results of the checks, one row per check."""
         write_atomic(self.path / "checks.csv", as_csv(rows).encode())
 
     def write_dropped(self, rows: list[dict[str, Any]]) -> Path:
-        """Write which samples were left out, one row each, and return the file."""
+        """Write the samples that were left out, one row each, and return the file."""
         write_atomic(self.path / "dropped.csv", as_csv(rows).encode())
         return self.path / "dropped.csv"
 
     def write_audit(self, rows: list[dict[str, Any]]) -> Path:
-        """Write what the audit of the data found, one row a finding, and return the file."""
+        """Write the findings of the data audit, one row each, and return the file."""
         write_atomic(self.path / "audit.csv", as_csv(rows).encode())
         return self.path / "audit.csv"
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append the row of an epoch, readable at once by others."""
+        """Append the row of an epoch; other programs can read it at once."""
         path = self.path / "metrics.csv"
         text = as_csv([row], header=not path.exists())
         append(path, text.encode())
 
     def append_layers(self, rows: list[dict[str, Any]]) -> None:
-        """Append the rows of an epoch, a layer each."""
+        """Append the rows of an epoch, one per layer."""
         path = self.path / "layers.csv"
         if rows:
             append(path, as_csv(rows, header=not path.exists()).encode())
 
     def add_histograms(self, epoch: int, arrays: Mapping[str, Any] | None) -> None:
-        """Add the histograms of an epoch to histograms.npz, in place of those it may hold already."""
+        """Add the histograms of an epoch to histograms.npz; they replace older ones of the same epoch."""
         if arrays is not None:
             merged = read_arrays(self.path / "histograms.npz") | {f"{epoch:04d}/{k}": v for k, v in arrays.items()}
             write_arrays(self.path / "histograms.npz", merged, small=True)
 
     def trim_metrics(self, epoch: int) -> None:
-        """Drop rows after `epoch`, and a row that a kill cut short: the run is about to write them again."""
+        """Drop the rows after `epoch` and a row that a kill cut short: the run will write them again."""
         for name in ("metrics.csv", "layers.csv"):
             self._trim(self.path / name, epoch)
 
@@ -146,19 +146,19 @@ class Run:
             write_atomic(path, "".join([lines[0], *kept]).encode())
 
     def update_result(self, **more: Any) -> None:
-        """Add to result.json, which other programs read while the run goes on."""
+        """Add to result.json, which other programs may read during the run."""
         self._result.update(more)
         write_atomic(self.path / "result.json", (json.dumps(stamped(self._result), indent=1) + "\n").encode())
 
     def progress(self, **more: Any) -> None:
-        """Add how far the run is to result.json, at most twice a second: an epoch may take less than flushing a file.
+        """Add the progress of the run to result.json, at most twice a second: flushing may take longer than an epoch.
 
-        Nothing hangs on it, the checkpoint knows; what is written later, and the end, hold all of it.
+        A skipped write loses nothing: `dlrun resume` reads the checkpoint, and the next write contains everything.
         """
         self._result.update(more)
-        if time.monotonic() - self._told > 0.5:
+        if time.monotonic() - self._written > 0.5:
             self.update_result()
-            self._told = time.monotonic()
+            self._written = time.monotonic()
 
     def asked_to_stop(self) -> str | None:
         """Return why the run should end after this epoch, or None."""
@@ -168,16 +168,16 @@ class Run:
             return None
 
     def release(self) -> None:
-        """Give the folder up."""
+        """Unlock the folder."""
         if self._lock is not None:
             unlock(self._lock)
             self._lock = None
 
 
 def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
-    """Take a folder that nobody else has: `folder`, or a new one below `root` named by time and `label`.
+    """Lock `folder`, or a new one below `root` named by time and `label`, for a new run.
 
-    Raises UserError when `folder` is owned by a living process, which it names, or already holds a run.
+    Raises UserError when a living process, which it names, has locked `folder`, or when it already contains a run.
     """
     if folder is None:
         path = new_folder(root, label)
@@ -187,32 +187,32 @@ def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
     run = Run(path, "choose another run.dir= or wait for it")
     if found := _foreign(path):
         run.release()
-        raise UserError(f"{path} already holds {found}choose another run.dir=")
+        raise UserError(f"{path} already contains {found}choose another run.dir=")
     make_folder(run.checkpoints)
     point_latest(path)
     return run
 
 
 def _foreign(path: Path) -> str:
-    """Say what stands in the way of a new run; what one left that died before it had a config does not."""
+    """What prevents a new run in a folder, if anything; the files of a run that died before its config do not."""
     if (path / "config.yaml").exists():
         status = stored(path).get("status", Status.RUNNING)
-        status = Status.INTERRUPTED if status == Status.RUNNING else status  # its owner is gone: the lock is ours
-        return f"a run ({status}); `dlrun resume {shlex.quote(str(path))}` goes on with it, or "
+        status = Status.INTERRUPTED if status == Status.RUNNING else status  # its process is gone: the lock is ours
+        return f"a run ({status}); `dlrun resume {shlex.quote(str(path))}` continues it, or "
     names = sorted({n for n in os.listdir(path) if not n.startswith(".")} - {"checkpoints", "log.txt"})
-    return f"{names[0]}, which is no run of dlrun; " if names else ""
+    return f"{names[0]}, which is not part of a run; " if names else ""
 
 
 def reopen(folder: str) -> Run:
-    """Take over the folder of a run whose owner is gone.
+    """Lock the folder of a run whose process is gone.
 
-    Raises UserError when it is no run, or when its owner is alive.
+    Raises UserError when it is not a run, or when its process is alive.
     """
     path = Path(folder).expanduser()
     if not (path / "config.yaml").is_file():
         near = ", ".join(_beside(path))
         raise UserError(f"{folder}: no run here (config.yaml is missing); runs nearby: {near or 'none'}")
-    run = Run(path, "it cannot be resumed as long as it runs")
+    run = Run(path, "wait for it to end before resuming it")
     make_folder(run.checkpoints)
     for leftover in [*path.glob(".*.tmp"), *path.glob("*/.*.tmp")]:
         leftover.unlink()
@@ -220,7 +220,7 @@ def reopen(folder: str) -> Run:
 
 
 def take(folder: Path) -> tuple[Run, bool]:
-    """Take the folder of a trial: claimed where it is new, else reopened; the flag says that a config is there."""
+    """Lock the folder of a trial: claimed if it is new, else reopened; the flag is set if it has a config."""
     if not (folder / "config.yaml").is_file():
         return claim(str(folder), ""), False
     run = reopen(str(folder))
@@ -230,12 +230,12 @@ def take(folder: Path) -> tuple[Run, bool]:
 
 
 def ask_to_stop(folder: Path, reason: str) -> None:
-    """Ask a run, wherever it runs, to end as pruned after its present epoch."""
+    """Ask a run, on whatever machine, to end as pruned after the current epoch."""
     write_atomic(folder / "stop", reason.encode())
 
 
 def taken(folder: Path) -> float:
-    """Return when a run folder was last taken, in seconds since 1970; 0 if it never was."""
+    """Return when a run folder was last locked, in seconds since 1970; 0 if it never was."""
     try:
         return (folder / OWNER).stat().st_mtime
     except OSError:
@@ -243,18 +243,18 @@ def taken(folder: Path) -> float:
 
 
 def settle(folder: Path, **ending: Any) -> None:
-    """Write down how a run ended that cannot say so itself: killed, or not chosen to go on."""
+    """Write the result of a run that cannot do so itself: it was killed, or not selected for the next stage."""
     if (folder / "config.yaml").is_file():
         run = Run(folder, "it still runs")
-        told = [row.get("epoch") or "" for row in metrics(folder)]
-        if epochs := [int(epoch) for epoch in told if epoch.isdigit()]:
-            ending = {"epochs": epochs[-1], **ending}  # its `progress` may not have come that far
+        written = [row.get("epoch") or "" for row in metrics(folder)]
+        if epochs := [int(epoch) for epoch in written if epoch.isdigit()]:
+            ending = {"epochs": epochs[-1], **ending}  # its last `progress` may have been skipped
         run.update_result(**ending)
         run.release()
 
 
 def _beside(path: Path) -> list[str]:
-    """Up to three runs in the same folder, newest name first; none where it cannot be read."""
+    """Up to three runs in the same folder, newest name first; none if it cannot be read."""
     try:
         return [str(p.parent) for p in sorted(path.parent.glob("*/config.yaml"), reverse=True)[:3]]
     except OSError:

@@ -1,6 +1,6 @@
-"""Sweep folders: the only place that knows a file name in one, beside the run folders in it (`dlrun train -m`).
+"""Sweep folders: the file names inside one, beside those of its runs, are known here alone (`dlrun train -m`).
 
-A sweep has one owner at a time, like a run. Nothing here imports torch.
+One process at a time may hold a sweep, like a run. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = [
 
 @contextlib.contextmanager
 def open_sweep(folder: str | None) -> Iterator[Path]:
-    """Hold the folder of a sweep: a new one, or one that holds a sweep already.
+    """Lock the folder of a sweep: a new one, or one that already contains a sweep.
 
-    Raises UserError when a living process has it, or when it holds anything else.
+    Raises UserError when a living process has locked it, or when it contains anything else.
     """
     if folder is None:
         path = new_folder(OUTPUTS / "sweeps", "sweep")
@@ -46,7 +46,7 @@ def open_sweep(folder: str | None) -> Iterator[Path]:
     handle = lock(path, "choose another sweep.dir= or wait for it")
     if not is_sweep(path) and (names := sorted(n for n in os.listdir(path) if not n.startswith("."))):
         unlock(handle)
-        raise UserError(f"{path} already holds {names[0]}, which is no sweep; choose another sweep.dir=")
+        raise UserError(f"{path} already contains {names[0]}, which is not part of a sweep; choose another sweep.dir=")
     _mend(journal(path))
     try:
         yield path
@@ -55,7 +55,7 @@ def open_sweep(folder: str | None) -> Iterator[Path]:
 
 
 def _mend(file: Path) -> None:
-    """Cut a line off that a kill left half written, and the lock of a process that is gone: the sweep is ours."""
+    """Remove a half-written last line and the lock of a process that is gone: the sweep is ours."""
     with contextlib.suppress(OSError):
         Path(f"{file}.lock").unlink()
     with contextlib.suppress(OSError), open(file, "r+b") as opened:
@@ -64,22 +64,22 @@ def _mend(file: Path) -> None:
 
 
 def is_sweep(path: Path) -> bool:
-    """Say whether a folder holds a sweep."""
+    """Whether a folder is that of a sweep."""
     return (path / "sweep.yaml").is_file()
 
 
 def journal(path: Path) -> Path:
-    """Return Optuna's file, which optuna-dashboard opens."""
+    """Return the file of the Optuna study, which optuna-dashboard opens."""
     return path / "study.journal"
 
 
 def log(path: Path) -> Path:
-    """Return what the sweep printed."""
+    """Return the log of the sweep: everything that was printed."""
     return path / "log.txt"
 
 
 def jobs(path: Path) -> Path:
-    """Return the folder for what a launcher writes that queues jobs."""
+    """Return the folder for the job files of a launcher."""
     return path / "jobs"
 
 
@@ -89,7 +89,7 @@ def run_folder(path: Path, number: int) -> Path:
 
 
 def plan(path: Path) -> dict[str, Any]:
-    """Return what was asked of a sweep.
+    """Return the plan of a sweep, sweep.yaml.
 
     Raises UserError when sweep.yaml cannot be read, NewerFormat when a newer dlrun wrote it.
     """
@@ -107,14 +107,14 @@ def plan(path: Path) -> dict[str, Any]:
 
 
 def write_plan(path: Path, content: dict[str, Any]) -> None:
-    """Write what was asked, and the rounds so far, as plain YAML."""
+    """Write the plan of a sweep and its rounds so far as plain YAML."""
     import yaml
 
     write_atomic(path / "sweep.yaml", yaml.safe_dump(stamped(content), sort_keys=False, allow_unicode=True).encode())
 
 
 def table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of table.csv as text, a trial each; empty where there is none."""
+    """Return the rows of table.csv as text, one per trial; empty if there is none."""
     try:
         with open(path / "table.csv", newline="") as file:
             return list(csv.DictReader(file))
@@ -123,6 +123,6 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
-    """Write the table, a row a trial, and return the file."""
+    """Write table.csv, one row per trial, and return the file."""
     write_atomic(path / "table.csv", as_csv(rows).encode())
     return path / "table.csv"

@@ -179,8 +179,8 @@ def test_resume_refuses_a_strangers_run(marked: Path, stored: dict[str, Any]) ->
     changed = {
         "trusting": ({**stored, **evil}, "model._target_=marker.Net: refused"),
         "nested": ({**stored, **nested}, "loss.weight._target_=marker.Net: refused"),
-        "open": ({**stored, "seed": "${oc.env:HOME}"}, "a stored config has values only"),
-        "hidden": ({**stored, "model": "${oc.decode:'{_target_: marker.Net}'}"}, "values only"),
+        "open": ({**stored, "seed": "${oc.env:HOME}"}, "open/config.yaml: seed="),
+        "hidden": ({**stored, "model": "${oc.decode:'{_target_: marker.Net}'}"}, "hidden/config.yaml: model="),
         "range": ({**stored, "seed": -1}, "seed=-1: expected"),
         "type": ({**stored, "trainer": {**stored["trainer"], "epochs": "x"}}, "trainer.epochs=x: expected"),
     }

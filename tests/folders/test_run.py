@@ -102,7 +102,7 @@ def test_same_folder_starts_one_and_the_others_name_it(here: Path) -> None:
         assert len(owners) == 1
         for kind, text, _ in answers:
             if kind == "refused":
-                assert f"same is in use by process {owners[0][2]} on {socket.gethostname()}" in text
+                assert f"process {owners[0][2]} on {socket.gethostname()}" in text
                 assert "choose another run.dir=" in text
 
 
@@ -110,7 +110,7 @@ def test_a_dead_owners_folder_can_be_resumed(here: Path) -> None:
     with processes("run.claim('run', '')", 1) as made:
         [[_, _, pid]] = go(made)
         (here / "run/checkpoints/.last.pt.7.tmp").touch()
-        with pytest.raises(UserError, match=f"run is in use by process {pid} on .*cannot be resumed"):
+        with pytest.raises(UserError, match=f"^run .* process {pid} on "):
             reopen("run")
         assert disk.owned(here / "run")
         assert reading.result(here / "run")["status"] == "running"
@@ -163,17 +163,17 @@ def test_claim_refuses_what_is_there(here: Path, monkeypatch: pytest.MonkeyPatch
     write_run(here / "dead", status="running")
     write(here / "thesis" / "chapter.tex", "")
     write(here / "file", "")
-    for folder, says in {
-        "done": "done already holds a run (completed); `dlrun resume done`",
-        "dead": "dead already holds a run (interrupted); `dlrun resume dead`",
-        "thesis": "thesis already holds chapter.tex, which is no run of dlrun",
-        "file": "file is a file; expected a folder",
-        "file/run": "file/run: cannot make this folder: a file is in the way above it",
-        "x" * 300: "cannot make this folder: File name too long",
-    }.items():
-        with pytest.raises(UserError) as told:
+    for folder, *named in (
+        ("done", "(completed)", "`dlrun resume done`"),
+        ("dead", "(interrupted)", "`dlrun resume dead`"),
+        ("thesis", "thesis", "chapter.tex"),
+        ("file", "file ", "expected a folder"),
+        ("file/run", "file/run: "),
+        ("x" * 300, os.strerror(errno.ENAMETOOLONG)),
+    ):
+        with pytest.raises(UserError) as refusal:
             claim(folder, "")
-        assert says in str(told.value)
+        assert [word for word in named if word not in str(refusal.value)] == []
     assert not disk.owned(here / "done")
 
 
@@ -204,7 +204,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(here: Path, monkeypatch: py
     with pytest.raises(UserError, match="run: cannot write here: Read-only file system"):
         claim("run", "")
     refuse(monkeypatch, "mkdir", errno.EROFS)
-    with pytest.raises(UserError, match="cannot make this folder: Read-only file system"):
+    with pytest.raises(UserError, match=os.strerror(errno.EROFS)):
         claim("other", "")
 
 
@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(
     path = write(here / "result.json", "old")
     with monkeypatch.context() as patched:
         refuse(patched, call, errno.ENOSPC)
-        with pytest.raises(UserError, match=r"result.json: cannot write: No space left on device") as told:
+        with pytest.raises(UserError, match=rf"result.json: .*{os.strerror(errno.ENOSPC)}") as told:
             disk.write_atomic(path, b"new")
     assert told.value.code == 1
     assert path.read_text() == "old"
@@ -277,8 +277,8 @@ def test_a_full_disk_leaves_what_was_there(here: Path) -> None:
     done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     big, rows = done.stdout.splitlines()
-    assert big == "big: cannot write: File too large; what was there before is intact"
-    assert rows.startswith("rows: cannot write: No space left on device")
+    assert (big.startswith("big: "), os.strerror(errno.EFBIG) in big) == (True, True)
+    assert (rows.startswith("rows: "), os.strerror(errno.ENOSPC) in rows) == (True, True)
     assert (here / "big").read_text() == "old"
     assert (here / "rows").read_text() == "r" * 70
     assert sorted(p.name for p in here.iterdir()) == ["big", "rows"]
@@ -377,7 +377,7 @@ def test_resume_of_a_running_one_names_its_owner(here: Path, dlrun: Callable[...
     write_run(here / "run", status="running")
     outcome = dlrun("resume", "run")
     assert outcome.code == 2
-    assert f"run is in use by process {os.getpid()} on {socket.gethostname()}; it cannot be" in outcome.err
+    assert f"process {os.getpid()} on {socket.gethostname()}; " in outcome.err
     run.release()
 
 
@@ -394,7 +394,7 @@ def test_sweep_folders_belong_to_one(here: Path) -> None:
     with sweep_folder.open_sweep("mine"):
         assert named == Path("mine")
     write(here / "full" / "0000" / "config.yaml", "")
-    with pytest.raises(UserError, match=r"full already holds 0000"), sweep_folder.open_sweep("full"):
+    with pytest.raises(UserError, match=r"^full .* 0000"), sweep_folder.open_sweep("full"):
         pass
 
 

@@ -1,6 +1,6 @@
-"""Runs side by side: `dlrun compare [PATH…]` lays out what differs between them and what came of it (S10).
+"""Runs side by side: `dlrun compare [PATH…]` tabulates the settings in which they differ and their scores (S10).
 
-Reads result.json alone, a file a run, and never imports torch.
+Reads one file per run, result.json, and never imports torch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower
 
 __all__ = ["IGNORED", "Entry", "ensembles", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
 
-# where a run lies, how it was searched for, checked and drawn says nothing about what it learned
+# settings that do not affect what a run learns: its folder, search, checks and report
 IGNORED = (
     *("run.", "sweep.", "search.", "choices.search", "hydra", "choices.hydra", "trust", "choices.experiment"),
     *("check.", "choices.check", "trainer.report"),
@@ -31,7 +31,7 @@ PLAIN = {None: "null", True: "true", False: "false"}
 
 
 class Entry(NamedTuple):
-    """A run as compared: its folder, result.json, and its config by dotted key, values as text."""
+    """A run in a comparison: its folder, result.json, and its config by dotted key, values as text."""
 
     path: Path
     result: Mapping[str, Any]
@@ -39,11 +39,11 @@ class Entry(NamedTuple):
 
 
 def read(paths: Sequence[str]) -> list[Entry]:
-    """Return the runs at or below `paths`; a run without a readable result.json has its config alone.
+    """Return the runs at or below `paths`; one without a readable result.json has its config alone.
 
     Raises UserError for a path that is not there.
     """
-    gc.disable()  # looking for cycles in ten thousand configs, which have none, is a fifth of the time
+    gc.disable()  # searching ten thousand configs for cycles, of which they have none, takes a fifth of the time
     try:
         return [_entry(path) for path in reading.find(list(paths))]
     finally:
@@ -51,7 +51,7 @@ def read(paths: Sequence[str]) -> list[Entry]:
 
 
 def ensembles(paths: Sequence[str]) -> list[Entry]:
-    """Return the ensembles at or below `paths`, with the scores of the vote that each has stored as its model."""
+    """Return the ensembles at or below `paths`, with the scores of the vote that each has stored."""
     found = []
     for path in ensemble_folder.find(paths):
         try:
@@ -60,7 +60,7 @@ def ensembles(paths: Sequence[str]) -> list[Entry]:
             found.append(_unreadable(path, error))
             continue
         named = f"{result.get('vote')} of {result.get('members')}"
-        # which column tells the best is for the runs to say
+        # the runs decide which column is compared, so an ensemble must not prevent val_loss
         found.append(Entry(path, {**result, "monitor": "val_loss"}, {"choices.model": named}))
     return found
 
@@ -79,14 +79,14 @@ def _entry(path: Path) -> Entry:
 
 
 def rows(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row a run, best first: its folder, status, the config keys that differ, its scores."""
+    """Return one row per run, best first: its folder, status, the config keys that differ, its scores."""
     return table(read(paths))
 
 
 def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) -> list[dict[str, Any]]:
-    """Return a row an entry, best first `by` a score, failed ones last, their columns those of `rows`.
+    """Return one row per entry, best first `by` a score, failed ones last, with the columns of `rows`.
 
-    `by` may be any number of their results; whether the `lower` is the better follows from its name where not said.
+    `by` may be any number of the results; without `lower` its name decides whether a lower value is better.
     """
     differing = varying([entry.config for entry in entries])
     unreadable = any(entry.result.get("status") == Status.UNREADABLE for entry in entries)
@@ -96,7 +96,7 @@ def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) 
             "run": str(path),
             "status": result.get("status", ""),
             "checks": result.get("checks", ""),
-            "verdicts": _told(result.get("verdicts")),
+            "verdicts": _names(result.get("verdicts")),
         }
         row.update({key.removeprefix("choices."): config.get(key, "") for key in differing})
         row.update({key: result.get(key, "") for key in NUMBERS})
@@ -111,20 +111,20 @@ def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) 
 
 
 def metric(entries: Sequence[Entry]) -> str:
-    """Return the column that says which run is best: val_loss where every run watched a loss, else val_acc."""
+    """Return the column by which runs are compared: val_loss if every run monitored a loss, else val_acc."""
     by_loss = bool(entries) and all(is_loss(str(e.result.get("monitor", ""))) for e in entries)
     return "val_loss" if by_loss else "val_acc"
 
 
 def scored(row: Mapping[str, Any], column: str) -> bool:
-    """Whether a run or row is done and its score counts: not one of a run that goes on, was cut short or diverged."""
+    """Whether the score of a run or row counts: only of completed runs, and only if it is finite."""
     return row.get("status") == Status.COMPLETED and _finite(row.get(column))
 
 
 def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any]]:
-    """Return the rows by a column: scores best first, all else upwards; `-column` the other way round, empty last.
+    """Return the rows sorted by a column: scores best first, all else upwards; `-column` reverses, empty cells last.
 
-    Raises UserError for a column that is not there.
+    Raises UserError for a column that does not exist.
     """
     name = column.removeprefix("-")
     names = list(rows[0]) if rows else []
@@ -144,7 +144,7 @@ def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any
 
 
 def _order(value: Any) -> tuple[float, str]:
-    """Numbers by size, also those that are texts, before words."""
+    """Numbers by size, also those stored as text, before words."""
     try:
         return (float(value), "")
     except (TypeError, ValueError):
@@ -153,16 +153,16 @@ def _order(value: Any) -> tuple[float, str]:
 
 def _config(path: Path) -> dict[str, Any]:
     try:
-        return reading.config(path)  # a run that has just begun, or died at once, has nothing else
+        return reading.config(path)  # a run that has just started, or died at once, has nothing else
     except UserError:
         return {}
 
 
-def _told(found: Any) -> str:
+def _names(found: Any) -> str:
     try:
         return summary(found) if found is not None else ""
     except (TypeError, KeyError, AttributeError):
-        return ""  # a stranger's file
+        return ""  # a foreign file
 
 
 def _finite(value: Any) -> bool:
@@ -190,8 +190,8 @@ def varying(configs: Sequence[Mapping[str, str]], asked: Collection[str] = ()) -
     kept: list[str] = []
     for key in sorted(several, key=lambda key: (not key.startswith("choices."), key not in asked)):
         # an option that differs brings its own _target_ along
-        told = key.endswith("._target_") and f"choices.{key.split('.')[0]}" in several
-        if not told and not any(_follows(several[key], several[k]) for k in kept if _last(k) == _last(key)):
+        implied = key.endswith("._target_") and f"choices.{key.split('.')[0]}" in several
+        if not implied and not any(_follows(several[key], several[k]) for k in kept if _last(k) == _last(key)):
             kept.append(key)
     return kept
 
@@ -201,12 +201,12 @@ def _last(key: str) -> str:
 
 
 def _follows(values: list[str | None], leader: list[str | None]) -> bool:
-    """Whether a key such as scheduler.epochs only repeats another of the same name, here trainer.epochs."""
+    """Whether a key such as scheduler.epochs only repeats another of the same name, such as trainer.epochs."""
     return all(mine is None or mine == theirs for mine, theirs in zip(values, leader, strict=True))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "", found: dict[str, str] | None = None) -> dict[str, str]:
-    """Return the leaves by dotted key, as JSON writes them; ten thousand configs pass here."""
+    """Return the leaves by dotted key, as JSON writes them; runs for ten thousand configs, so it is not elegant."""
     found = {} if found is None else found
     for key, value in node.items():
         kind = type(value)

@@ -12,12 +12,12 @@ from typing import Any
 
 __all__ = ["WANTED_RATIO", "Evidence", "digit", "end", "span"]
 
-ANNEALED = 0.1  # of the highest rate: below this a schedule makes steps small on purpose
+ANNEALED = 0.1  # of the highest rate: below this the schedule makes steps small on purpose
 WANTED_RATIO = 1e-3  # update : weight (B3)
 
 
 class Evidence:
-    """What is known of a run: `status`, `data` and `train_acc_valid` as in result.json.
+    """The numbers of a run; `status`, `data` and `train_acc_valid` are those of result.json.
 
     If train_acc is not valid, `acc` is empty, and `monitored` too if the run monitors it.
     """
@@ -51,7 +51,7 @@ class Evidence:
         return str(self.key("trainer.monitor", "val_acc"))
 
     def key(self, name: str, default: Any = None) -> Any:
-        """Return the value of a dotted key; the default where the config lacks it or says null."""
+        """Return the value of a dotted key; the default if the config lacks it or sets it to null."""
         node: Any = self.config
         for part in name.split("."):
             if not isinstance(node, Mapping) or part not in node:
@@ -60,7 +60,7 @@ class Evidence:
         return default if node is None else node
 
     def now(self, column: str) -> dict[str, float]:
-        """Return a column of layers.csv at the last epoch, for the layers that have it."""
+        """Return a column of layers.csv at the last epoch, for the layers that have a value."""
         last = max((epoch for epoch, _, _ in self.layers), default=0)
         found = {layer: _number(row.get(column)) for epoch, layer, row in self.layers if epoch == last}
         return {layer: value for layer, value in found.items() if not math.isnan(value)}
@@ -77,20 +77,20 @@ class Evidence:
 
     @property
     def ratio(self) -> float:
-        """Median of the layers' ratios; nan when nothing was measured."""
+        """Median of the ratios of all layers; nan if nothing was measured."""
         return median(self.ratios.values()) if self.ratios else math.nan
 
     @property
     def annealed(self) -> bool:
-        """Whether the schedule has come to its end."""
+        """Whether the schedule has reached its end."""
         return bool(self.lr) and self.lr[-1] < ANNEALED * self.peak
 
     @property
     def gap_closed(self) -> tuple[float, float, float]:
-        """val_loss - train_loss in the third of the epochs before the last one, in the last one, and what it lost.
+        """val_loss - train_loss in the second third of the epochs, in the last third, and by how much it shrank.
 
-        The loss is a share of the first train loss, and no more than val_loss itself fell: a train loss that rises
-        closes a gap as well. Zeros for fewer than six epochs.
+        The latter is a share of the first train loss and at most the drop of val_loss: a rising train loss closes the
+        gap as well. Zeros for fewer than six epochs.
         """
         third = len(self.loss) // 3
         if third < 2:
@@ -103,7 +103,7 @@ class Evidence:
 
     @property
     def steps(self) -> float:
-        """Optimizer steps done; infinite when nothing says."""
+        """Optimizer steps done; infinite if unknown."""
         batch, samples = self.key("trainer.batch_size"), self.data.get("train")
         return len(self.epochs) * math.ceil(samples / batch) if batch and samples else math.inf
 
@@ -114,7 +114,7 @@ class Evidence:
 
     @property
     def chance(self) -> float:
-        """Loss of uniform logits where the loss is one of ours, else infinite (C1)."""
+        """Loss of uniform logits for the losses of dlrun, else infinite (C1)."""
         target, classes = str(self.key("loss._target_")), len(self.counts)
         if target == "dlrun.losses.CrossEntropy" and classes:
             return math.log(classes)
@@ -124,13 +124,13 @@ class Evidence:
 
     @property
     def val_error(self) -> float:
-        """Standard error of the validation accuracy: a difference on a small fold may be chance."""
+        """Standard error of the validation accuracy: on a small fold a difference may be chance."""
         accuracy = end(self.val_acc)
         return math.sqrt(max(accuracy * (1 - accuracy), 0.0) / int(self.data.get("val") or 1000))
 
     @property
     def augmented(self) -> bool:
-        """Whether any augmentation is on: a class of the user's own, or a key of the house's that is not off."""
+        """Whether any augmentation is on: a class of the user, or a key of ours that is not off."""
         keys = self.key("augment", {})
         if not str(keys.get("_target_") or "dlrun.").startswith("dlrun."):
             return True
@@ -138,14 +138,14 @@ class Evidence:
 
     @property
     def regularised(self) -> bool:
-        """Whether any regularizer of the house is on."""
+        """Whether any regularizer of dlrun is on."""
         keys = ("l1", "l2", "max_norm", "dropout", "label_smoothing")
         return any(self.key(f"regularizer.{key}") for key in keys)
 
     def rate(self, factor: float, layers: Collection[str] = ()) -> str:
-        """Return the override that multiplies the rate, of Muon's two both, or those that move the weights of `layers`.
+        """Return the override that multiplies the learning rate: of Muon's two both, or those that train `layers`.
 
-        Its sgd_lr moves the last layer, as biases and norms.
+        Muon's sgd_lr trains the last layer, biases and norms.
         """
         rates = {"optimizer.lr": float(self.key("optimizer.lr", self.peak))}
         if sgd := self.key("optimizer.sgd_lr"):
@@ -155,10 +155,10 @@ class Evidence:
         return " ".join(f"{key}={digit(lr * factor)}" for key, lr in rates.items())
 
     def towards_ratio(self) -> float:
-        """Return the factor on the rate that would bring the ratio to 1e-3, a tenth to a hundred."""
+        """Return the factor on the learning rate, 0.1 to 100, that would bring the update ratio to 1e-3."""
         if self.ratio > 0:
             return min(max(WANTED_RATIO / self.ratio, 0.1), 100.0)
-        # nothing was measured: a first epoch worse than chance tells of too high a rate
+        # nothing was measured: a first epoch worse than chance suggests too high a rate
         return 0.1 if self.loss and self.loss[0] > 1.2 * self.chance else 10.0
 
 
@@ -167,12 +167,12 @@ def _number(value: Any) -> float:
 
 
 def digit(value: float) -> str:
-    """Return one significant digit, as one types it."""
+    """Return a number with one significant digit."""
     return f"{float(f'{value:.0e}'):g}"
 
 
 def end(values: list[float], count: int = 3) -> float:
-    """Return the mean of the last few epochs, at most a third of them: one alone may be an accident."""
+    """Return the mean of the last few epochs, at most a third of all: a single one may be an outlier."""
     return fmean(values[-min(count, max(1, len(values) // 3)) :])
 
 

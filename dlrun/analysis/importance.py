@@ -1,9 +1,9 @@
-"""How much each hyperparameter of a sweep matters, or why that cannot be told yet (S7).
+"""How much each hyperparameter of a sweep matters, or why that is unknown (S7).
 
-A random forest learns the ranks of the completed trials' scores; what shuffling an axis costs its predictions of
-trials that it has not seen is the axis's importance (permutation importance: Breiman 2001, Machine Learning 45).
-Ranks, so that a few terrible trials do not decide; unseen trials, whole settings at a time, so that a forest that has
-only memorised says so.
+A random forest learns the ranks of the completed trials' scores. The importance of an axis is by how much the forest
+predicts unseen trials worse after the axis was shuffled (permutation importance: Breiman 2001, Machine Learning 45).
+Ranks, so that a few very bad trials do not dominate; unseen trials, whole settings at a time, so that memorising does
+not count.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from dlrun.analysis.sweeps import Axis, Trials
 
 __all__ = ["FEWEST", "Importance", "measure"]
 
-FEWEST = 20  # settings; a forest on fewer says more about chance than about axes
-LEAST = 0.1  # share of the ranks' variance explained on unseen trials below which the axes tell nothing
+FEWEST = 20  # settings; with fewer the result is mostly chance
+LEAST = 0.1  # share of the variance of the ranks of unseen trials: below it no importance is shown
 FOLDS, TREES, SHUFFLES = 5, 100, 10
 
 
 class Importance(NamedTuple):
-    """Shares by axis, the largest first, their standard errors over folds, and how far the forest is right at all."""
+    """Shares by axis, the largest first, their standard errors over folds, and the share of variance explained."""
 
     names: list[str]
     shares: list[float]
@@ -32,10 +32,10 @@ class Importance(NamedTuple):
 
 
 def measure(trials: Trials) -> Importance | str:
-    """Return the importance of every axis, or a sentence that says why it is not shown."""
+    """Return the importance of every axis, or the reason why it is not shown."""
     settings = {trials.settings[k] for k in trials.done}
     if len(trials.axes) < 2:
-        return "importance compares axes, and there is only one" if trials.axes else "nothing but the seed was varied"
+        return "importance needs two axes, and there is only one" if trials.axes else "only the seed was varied"
     needed = max(FEWEST, 5 * len(trials.axes))
     if len(settings) < needed:
         return (
@@ -44,8 +44,8 @@ def measure(trials: Trials) -> Importance | str:
     explained, drops = _drops(trials)
     if explained < LEAST:
         return (
-            f"importance is not shown: a forest explains {max(explained, 0):.0%} of the ranks of trials that it has "
-            "not seen; the axes made no difference that these trials can show"
+            f"importance is not shown: a forest explains {max(explained, 0):.0%} of the ranks of unseen trials; "
+            "these trials show no effect of the axes"
         )
     means = [max(sum(drop) / len(drop), 0.0) for drop in drops]
     total = sum(means) or 1.0
@@ -58,7 +58,7 @@ def measure(trials: Trials) -> Importance | str:
 
 
 def _drops(trials: Trials) -> tuple[float, list[list[float]]]:
-    """R² on unseen trials, and by axis what shuffling it takes from R² in each fold."""
+    """R² on unseen trials, and for each axis the drop of R² in each fold when it is shuffled."""
     import numpy as np
     from scipy.stats import rankdata
     from sklearn.ensemble import RandomForestRegressor
@@ -91,7 +91,7 @@ def _shuffled(inputs: Any, owner: slice, rng: Any) -> Any:
 
 
 def _column(axis: Axis, done: Sequence[int]) -> Any:
-    """Places of numbers, -1 where a trial lacks one; a column a choice otherwise."""
+    """Places of numbers, -1 if a trial lacks one; otherwise one column per choice."""
     import numpy as np
 
     if axis.numbers is not None:

@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, as one setting: mean ± std, and what is more than noise (S9).
+"""Runs that differ in their seed alone, as one setting: mean ± std, and which differences exceed the noise (S9).
 
 `dlrun compare --group-seeds`. The standard deviation is the sample's (n − 1). Against the best setting every other is
 tested by its scores, two-sided: a paired t-test by seed where both have the same seeds, else Welch's t-test (1947,
@@ -21,19 +21,18 @@ from dlrun.vocabulary import RESULTS, Status, lower_is_better
 
 __all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
 
-LEVEL = 0.05  # of a wrong "worse" among all comparisons of a table
-FEW = 5  # seeds below which a t-test sees large differences alone (Colas, Sigaud, Oudeyer 2018, arXiv:1806.08295)
-# do not change what is learned, only where and how it is computed and kept
+LEVEL = 0.05  # probability of any wrong "worse" in a table
+FEW = 5  # seeds below which a t-test detects only large differences (Colas, Sigaud, Oudeyer 2018, arXiv:1806.08295)
+# these do not change what is learned, only where and how it is computed and stored
 INDIFFERENT = ("seed", "trainer.threads", "trainer.keep", "trainer.diagnostics")
 
 
 def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) -> list[dict[str, Any]]:
-    """Return a row a setting, best mean first, with the keys that differ, mean and std of each score, n, and a verdict.
+    """Return one row per setting, best mean first: the keys that differ, mean and std of each score, n, a verdict.
 
-    The best is that `by` a number of the results, where not said by the one that the runs watched.
-
-    Only completed runs count; what the others came to is in the column `rest`. Runs of one setting with the same seed
-    are no independent evidence: their mean counts as one.
+    Sorted `by` a number of the results, by default the one that the runs monitored. Only completed runs count; the
+    statuses of the others are in the column `rest`. Runs of one setting with the same seed are not independent: their
+    mean counts as one.
     """
     groups: dict[tuple[Any, ...], list[Entry]] = {}
     follow = {k for k in {k for e in entries for k in e.config} if _repeats_seed(k, entries)}
@@ -52,14 +51,14 @@ def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None
 
 
 def _repeats_seed(key: str, entries: Sequence[Entry]) -> bool:
-    """Whether a key does not make another setting: the seed itself, one that follows it, or an indifferent one."""
+    """Whether a key does not make another setting: the seed, a key that equals it, or one that changes no result."""
     if key in INDIFFERENT:
         return True
     return key.endswith(".seed") and all(e.config.get(key) in (None, e.config.get("seed")) for e in entries)
 
 
 def _by_seed(group: Sequence[Entry], column: str) -> dict[str, float]:
-    """The score of each seed, over its completed runs."""
+    """The mean score of each seed over its completed runs."""
     scores: dict[str, list[float]] = {}
     for entry in group:
         if compare.scored(entry.result, column):
@@ -94,7 +93,7 @@ def _number(text: str) -> tuple[float, str]:
 
 
 def _judge(found: Sequence[tuple[dict[str, Any], Mapping[str, float]]]) -> None:
-    """Fill verdict, p and test of each row, the best first: it is the best among those with several seeds."""
+    """Fill verdict, p and test of each row; the rows, best first, are tested against the best with several seeds."""
     several = [k for k, (_, scores) in enumerate(found) if len(scores) > 1]
     tests: dict[int, tuple[float, str]] = {}
     for k, (row, scores) in enumerate(found):
@@ -121,7 +120,7 @@ def _judge(found: Sequence[tuple[dict[str, Any], Mapping[str, float]]]) -> None:
 def difference(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, str]:
     """Return the two-sided p of two settings' scores by seed, and the test: `paired` or `welch`.
 
-    Both need two seeds or more. nan where neither varies and they differ: nothing tells noise from effect.
+    Both need at least two seeds. nan if neither varies and they differ: the noise is unknown.
     """
     from scipy.special import stdtr
 
@@ -149,18 +148,18 @@ def holm(found: Sequence[float]) -> list[float]:
 
 
 def note(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
-    """Return what a reader must know of the table: what ± is, how it was tested, and what that cannot see."""
+    """Return the notes below the table: what ± is, how it was tested, and the limits of the test."""
     tested = [row for row in rows if row["test"]]
-    said = ["mean ± sample standard deviation over seeds"]
+    notes = ["mean ± sample standard deviation over seeds"]
     if tested:
         tests = {"paired": "paired t-tests by seed", "welch": "Welch's t-tests"}
         names = " and ".join(tests[name] for name in sorted({row["test"] for row in tested}))
         count = f"Holm's correction for {len(tested)} comparisons" if len(tested) > 1 else "one comparison"
-        said.append(f"worse than the best on {column}: {names}, two-sided, p < {LEVEL:g} after {count}")
-        said.append("the best was picked for its mean, which flatters it")
+        notes.append(f"worse than the best on {column}: {names}, two-sided, p < {LEVEL:g} after {count}")
+        notes.append("the best setting was selected by this mean, so the mean is optimistic")
         least = min(row["n"] for row in rows if row["n"] > 1)
         if least < FEW:
-            said.append(f"as few as {least} seeds show large differences alone: within noise does not mean equal")
+            notes.append(f"{least} seeds can detect only large differences: within noise does not mean equal")
     if any(row["n"] == 1 for row in rows):
-        said.append("one seed gives no noise estimate: add seeds, such as 'seed=range(1,6)'")
-    return said
+        notes.append("one seed gives no noise estimate: run more seeds, such as 'seed=range(1,6)'")
+    return notes

@@ -30,7 +30,7 @@ __all__ = ["Axis", "Trials", "expect_model", "judged", "read", "score", "searche
 
 # learning rate, momentum, batch size, penalties, then the rest (S7)
 FIRST = (r"optimizer\.lr$", r"momentum|betas", r"batch_size", r"regularizer\.|weight_decay|dropout", r"")
-NARROW = 1 / 3  # of a searched range: within it the best are said to agree
+NARROW = 1 / 3  # of a searched range: values within it count as alike
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Axis:
 
     @cached_property
     def choices(self) -> list[str]:
-        """The values that are there, numbers by size, in the order of their first best trial otherwise."""
+        """The values that occur: numbers by size, others in the order of their best trials."""
         found = list(dict.fromkeys(t for t in self.texts if t))
         return found if self.numbers is None else sorted(found, key=float)
 
     def place(self, trial: int) -> float:
-        """Return where the value of a trial lies on the axis, 0 to 1; nan where it has none."""
+        """Return where the value of a trial lies on the axis, 0 to 1; nan if it has none."""
         if self.numbers is None:
             found, text = self.choices, self.texts[trial]
             return found.index(text) / max(len(found) - 1, 1) if text else math.nan
@@ -74,7 +74,7 @@ class Trials:
     metric: str
     lower: bool  # whether a lower score is better
     scores: list[float]
-    said: list[str] | None = None  # of edges by the sweep itself, which knows its ranges and what was to follow
+    said: list[str] | None = None  # the edge warnings of the sweep itself
 
     @cached_property
     def done(self) -> list[int]:
@@ -83,7 +83,7 @@ class Trials:
 
     @cached_property
     def best(self) -> list[int]:
-        """A trial a setting, that of its best seed, by the mean over the setting's seeds: one lucky seed is no best."""
+        """One trial per setting, that of its best seed, sorted by the mean over the setting's seeds."""
         numbers, means = self.settings, {}
         for setting in {numbers[k] for k in self.done}:
             means[setting] = fmean(self.scores[k] for k in self.done if numbers[k] == setting)
@@ -92,7 +92,7 @@ class Trials:
 
     @cached_property
     def settings(self) -> list[int]:
-        """The number of each trial's setting: trials of equal values differ in their seed alone."""
+        """The number of the setting of each trial: trials with equal values differ only in their seeds."""
         numbers: dict[tuple[str, ...], int] = {}
         return [
             numbers.setdefault(tuple(axis.texts[k] for axis in self.axes), len(numbers))
@@ -111,7 +111,7 @@ def read(folder: Path) -> Trials:
         except NewerFormat:
             raise
         except UserError:
-            pass  # damaged: the runs are there
+            pass  # damaged, but the runs can be read
     entries, metric, lower = searched([folder], compare.read([str(folder)]))
     rows, by_path = compare.table(entries, metric, lower=lower), {str(entry.path): entry for entry in entries}
     entries = [by_path[row["run"]] for row in rows]
@@ -129,20 +129,20 @@ def expect_model(folder: Path) -> None:
         raise UserError(f"{folder}: no completed run; expected a run or an ensemble that dlrun has finished")
     found = read(folder)
     if not found.best:
-        again = f"`dlrun resume {shlex.quote(str(folder))}` goes on with it"
-        raise UserError(f"{folder} is a sweep, none of whose runs is completed; {again}")
+        again = f"`dlrun resume {shlex.quote(str(folder))}` continues it"
+        raise UserError(f"{folder} is a sweep without a completed run; {again}")
     best = found.entries[found.best[0]].path
-    raise UserError(f"{folder} is a sweep; name one of its runs: {best} is the best by {found.metric}")
+    raise UserError(f"{folder} is a sweep; expected one of its runs, such as {best}, the best by {found.metric}")
 
 
 def searched(folders: Sequence[Path], entries: list[Entry]) -> tuple[list[Entry], str, bool]:
-    """Return the runs of folders, the column that says which is best, and whether its lowest value does.
+    """Return the runs of folders, the column by which they are compared, and whether a lower value is better.
 
-    A sweep alone says both itself (search.metric, search.direction); a column that result.json lacks is then added to
-    the results. Of other folders, and where no run has the column, the runs say it.
+    A single sweep decides both (search.metric, search.direction); a column that result.json lacks is then added to the
+    results. For other folders, or if no run has the column, the monitors of the runs decide.
     """
     metric = ""
-    with suppress(UserError, KeyError, TypeError, AttributeError):  # a stranger's or a damaged file
+    with suppress(UserError, KeyError, TypeError, AttributeError):  # a damaged or foreign file
         if len(folders) == 1 and sweep_folder.is_sweep(folders[0]):
             asked = sweep_folder.plan(folders[0])["search"]
             metric, direction = str(asked["metric"]), str(asked.get("direction", "auto"))
@@ -163,10 +163,10 @@ def _logged(entry: Entry, metric: str) -> float | None:
 
 
 def score(folder: Path, result: Mapping[str, Any], metric: str) -> float | None:
-    """Return a metric of a run with the weights that count; None where it has none, diverged, or it is not finite.
+    """Return a metric of a run for the weights that are tested; None if it has none, diverged or is not finite.
 
-    What result.json says of a completed run comes first: with trainer.ema it is not what metrics.csv says. Before its
-    end the better of raw and averaged weights counts, as for its best epoch.
+    result.json of a completed run comes first: with trainer.ema it differs from metrics.csv. Before the end the better
+    of raw and averaged weights counts, as for the best epoch.
     """
     if result.get("status") == Status.DIVERGED:
         return None
@@ -211,8 +211,8 @@ def _asked(folder: Path) -> dict[str, Asked]:
 
 
 def _said(folder: Path) -> list[str] | None:
-    """What the sweep said of edges after its last round; None where it is no sweep, or none is over."""
-    with suppress(UserError, KeyError, TypeError, AttributeError):  # a stranger's or a damaged file
+    """The edge warnings of the sweep after its last round; None if it is not a sweep or no round is over."""
+    with suppress(UserError, KeyError, TypeError, AttributeError):  # a damaged or foreign file
         if sweep_folder.is_sweep(folder):
             over = [one["said"] for one in sweep_folder.plan(folder)["rounds"] if isinstance(one.get("said"), list)]
             return [str(words) for words in over[-1]] if over else None
@@ -227,7 +227,7 @@ def _over(axis: Axis, asked: Asked | None) -> Axis:
 
 
 def _axes(entries: Sequence[Entry], asked: Collection[str]) -> list[Axis]:
-    """The keys that differ but for seeds, the most important by experience first (S7)."""
+    """The keys that differ, without seeds, the most important by experience first (S7)."""
     found = compare.varying([e.config for e in entries], asked)
     keys = [key for key in found if key.rpartition(".")[2] not in ("seed", "threads")]
     made = []
@@ -240,7 +240,7 @@ def _axes(entries: Sequence[Entry], asked: Collection[str]) -> list[Axis]:
 
 
 def _brought(texts: Sequence[str], options: Sequence[str]) -> bool:
-    """Whether a key has one value an option: the option brought it, nobody searched it."""
+    """Whether a key has one value per option: the option set it, nobody searched it."""
     return len(set(zip(texts, options, strict=True))) == len(set(options))
 
 
@@ -265,7 +265,7 @@ def _numbers(texts: Sequence[str]) -> list[float] | None:
 
 
 def shared(trials: Trials, count: int = 3) -> list[str]:
-    """Return what distinguishes the best few from the rest, a sentence an axis: a value or a narrow range in common."""
+    """Return what the best few have in common unlike the rest, one sentence per axis: a value or a narrow range."""
     best = trials.best[:count]
     if len(best) < 2 or len(trials.best) <= len(best):
         return []
@@ -286,7 +286,7 @@ def shared(trials: Trials, count: int = 3) -> list[str]:
 
 
 def judged(axis: Axis, trial: int) -> Any:
-    """Return the edge of what was tried that a trial's value is near, `low` or `high`, or None (S3)."""
+    """Return the edge of the range that the value of a trial is near, `low` or `high`, or None (S3)."""
     if axis.numbers is None or math.isnan(axis.numbers[trial]):
         return None
     return edges.edge(axis.numbers[trial], axis.low, axis.high, log=axis.log)

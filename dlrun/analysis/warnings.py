@@ -25,7 +25,7 @@ def warnings(trials: Trials) -> list[str]:
 
 
 def _at_edges(trials: Trials) -> list[str]:
-    """The words of the sweep itself; of other folders, and before the first round is over, they follow its rules."""
+    """The warnings of the sweep itself; other folders, and sweeps in their first round, get them by the same rules."""
     if trials.said is not None:
         return trials.said
     said = []
@@ -62,7 +62,7 @@ def _taken(axis: Axis, value: float, whole: bool) -> bool:
 
 
 def _noisy(trials: Trials) -> list[str]:
-    """Whether the best settings, one seed each, differ by less than the error of an accuracy on so few images (S9)."""
+    """Whether the best settings, one seed each, differ by less than the standard error of their accuracy (S9)."""
     best, numbers = trials.best[:3], trials.settings
     repeated = any(numbers.count(numbers[k]) > 1 for k in best)
     if len(best) < 2 or trials.metric != "val_acc" or repeated:
@@ -76,14 +76,14 @@ def _noisy(trials: Trials) -> list[str]:
     if top - last >= error:
         return []
     return [
-        f"noise: the best {len(best)} differ by {top - last:.4f} in val_acc, less than the standard error of an "
-        f"accuracy of {top:.4f} on {images} images, {error:.4f}: repeat them with other seeds before you choose; "
+        f"noise: the best {len(best)} settings differ by {top - last:.4f} in val_acc, less than the standard error of "
+        f"an accuracy of {top:.4f} on {images} images, {error:.4f}: repeat them with several seeds before choosing; "
         "try 'seed=range(1,6)', then dlrun compare --group-seeds"
     ]
 
 
 def _failures(trials: Trials) -> list[str]:
-    """The trials that came to nothing, by status and reason, with the range in which only they lie."""
+    """The failed trials by status and reason, with the range in which no other trial lies."""
     groups: dict[tuple[str, str], list[int]] = {}
     for k, entry in enumerate(trials.entries):
         if entry.result.get("status") in NOT_RANKED:
@@ -100,19 +100,19 @@ def _failures(trials: Trials) -> list[str]:
 
 
 def _apart(axis: Axis, lost: Sequence[int], done: Sequence[int]) -> str:
-    """Say where several failed trials lie beyond all that completed: that end of the axis is the cause."""
+    """The end of an axis where several trials failed and none completed: it is the likely cause."""
     if axis.numbers is None or len(lost) < 2:
         return ""
     bad, good = ([v for k in which if not math.isnan(v := axis.numbers[k])] for which in (lost, done))
     if not good or len(bad) < len(lost):
         return ""
     if min(bad) > max(good):
-        return f"all have {axis.name} above {max(good):.3g}, and none above that completed"
-    return f"all have {axis.name} below {min(good):.3g}, and none below that completed" if max(bad) < min(good) else ""
+        return f"all have {axis.name} above {max(good):.3g}, where none completed"
+    return f"all have {axis.name} below {min(good):.3g}, where none completed" if max(bad) < min(good) else ""
 
 
 def _reason(result: Mapping[str, Any]) -> tuple[str, str]:
-    """Status and reason without the numbers in which equal failures differ."""
+    """Status and reason, without the numbers in which equal failures differ."""
     reason = str(result.get("reason") or "").split("\n")[0]
     reason = re.sub(r"(?<![\w.])\d[\d.]*(?:e[-+]?\d+)?(?![\w])", "…", reason.split(": try ")[0])
     return str(result.get("status")), reason[:160]

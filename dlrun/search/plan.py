@@ -1,8 +1,7 @@
-"""What a sweep was asked for and how far its rounds are: sweep.yaml, which `dlrun resume SWEEP` goes on from.
+"""The plan of a sweep and its rounds so far: sweep.yaml, from which `dlrun resume SWEEP` continues.
 
-A round is a set of new trials over some axes, and of trials that go on, up to an epoch. A plain search has one; a
-staged one has one a stage (S4), and each growth of a range adds one to
-its stage (S3).
+A round trains new trials over some axes, and trials of earlier rounds, up to an epoch. A plain search has one round, a
+staged search one per stage (S4), and each growth of a range adds one to its stage (S3).
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dlrun.search.space import Axis, size
 
 __all__ = ["Plan", "Round"]
 
-# what may differ between two calls of one sweep: how it is run, not what it looks for
+# may differ between two calls of one sweep: how it runs, not what it searches
 FREE: tuple[str, ...] = (
     "search.retries",
     "search.timeout",
@@ -42,7 +41,7 @@ class Round:
     axes: list[Axis]
     kept: list[int] = field(default_factory=list)
     grown: int = 0  # how often ranges were grown before it, in this stage and earlier ones
-    said: list[str] | None = None  # of edges near its best, once it is over; the page says them again
+    said: list[str] | None = None  # edge warnings, once the round is over; the page repeats them
 
     @property
     def numbers(self) -> list[int]:
@@ -62,7 +61,7 @@ class Plan:
 
     @classmethod
     def asked(cls, fixed: list[str], axes: list[Axis], search: dict[str, Any], flags: dict[str, Any]) -> Plan:
-        """Return a new plan with its first round. Raises UserError for a sampler or stages that do not fit."""
+        """Return a new plan with its first round. Raises UserError for an unsuitable sampler or malformed stages."""
         search = {**search, "sampler": pick(search["sampler"], axes)}
         ranges = [a.name for a in axes if not a.words]
         if search["sampler"] == "grid" and ranges:
@@ -91,11 +90,11 @@ class Plan:
             raise UserError(f"sweep.yaml: not a sweep of this dlrun: {error}") from error
 
     def renew(self, other: Plan, where: str) -> None:
-        """Take over what may change from a plan typed again. Raises UserError that names what may not."""
+        """Take over the settings that may change. Raises UserError that names one that may not."""
         for was, now in ((_words(self), _words(other)), (_settings(self), _settings(other))):
             if gone := [w for w in was if w not in now] or [w for w in now if w not in was]:
-                kind = "has" if gone[0] in was else "has not"
-                raise UserError(f"{where} holds a sweep that {kind} {gone[0]}; type the same, or another sweep.dir=")
+                kind = "has" if gone[0] in was else "lacks"
+                raise UserError(f"{where} contains a sweep that {kind} {gone[0]}; type the same words, or another sweep.dir=")
         for key in ("retries", "timeout", "extend", "max_extend", "prune", "trials"):
             self.search[key] = other.search[key]
         self.fixed, self.flags = other.fixed, other.flags
@@ -107,17 +106,17 @@ class Plan:
 
     @property
     def stage(self) -> list[int]:
-        """The trials of the present stage, those of rounds before a range grew included."""
+        """The trials of the current stage, of all its rounds."""
         return sorted({n for r in self.rounds if r.stage == self.rounds[-1].stage for n in r.numbers})
 
     def searched(self, axis: Axis) -> Axis:
-        """Return an axis over all that rounds have searched of it."""
+        """Return an axis over everything that all rounds searched."""
         ranges = [a for r in self.rounds for a in r.axes if a.key == axis.key]
         low, high = min(a.low for a in ranges), max(a.high for a in ranges)
         return axis if axis.words else replace(axis, low=low, high=high)
 
     def wider(self, axes: list[Axis]) -> Round:
-        """Return a further round of this stage, over ranges that grew: the new points of lists, else as many as now."""
+        """Return another round of this stage over wider ranges: all new points of lists, else as many trials as now."""
         now = self.rounds[-1]
         new = size(axes) - size(now.axes) if all(a.words for a in axes) else len(now.numbers)
         return Round(now.stage, now.epochs, now.first + now.new, new, axes, grown=now.grown + 1)
@@ -142,7 +141,7 @@ class Plan:
 
 def _words(plan: Plan) -> list[str]:
     free = [w for w in plan.fixed if w.lstrip("+").split("=")[0].startswith(FREE)]
-    # what stands under search= is compared in full
+    # the keys below search are compared in `_settings`
     fixed = [w for w in plan.fixed if w not in free and not w.startswith("search")]
     return [a.typed() for a in plan.axes] + fixed
 

@@ -1,6 +1,6 @@
-"""What the trials of a sweep came to, read from their run folders (`dlrun train -m`).
+"""The results of the trials of a sweep, read from their run folders (`dlrun train -m`).
 
-A trial that runs is read anew each time, one that has ended once.
+A running trial is read each time, one that has ended only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["Results"]
 class Results:
     """Status, score and result.json of each trial of a sweep, by its number.
 
-    `running` holds the trials that run, each with the time at which its folder had been taken before.
+    `running` holds the running trials, each with the time at which its folder had been locked before.
     """
 
     def __init__(self, folder: Path, metric: str, minimise: bool, trials: Sequence[Trial]) -> None:
@@ -29,7 +29,7 @@ class Results:
         self.trials = {trial.number: trial for trial in trials}
         self.running: dict[int, float] = {}
         self._ended: dict[int, dict[str, Any]] = {}
-        self._scores: dict[int, tuple[dict[str, Any], float | None]] = {}  # with the results they are from
+        self._scores: dict[int, tuple[dict[str, Any], float | None]] = {}  # each with the result that it was read from
 
     def path(self, number: int) -> Path:
         """Return the run folder of a trial."""
@@ -53,7 +53,7 @@ class Results:
             self._ended.pop(number, None)
 
     def status(self, number: int) -> str:
-        """Return the status of a trial; `failed` if its last attempt ended without saying how."""
+        """Return the status of a trial; `failed` if its last attempt ended without a result."""
         status = str(self.result(number).get("status", ""))
         trial = self.trials.get(number)
         if trial is not None and trial.failures and status not in (*DONE, Status.PAUSED, Status.CHECK_FAILED):
@@ -61,7 +61,7 @@ class Results:
         return status
 
     def score(self, number: int) -> float | None:
-        """Return the metric of a trial at the epoch whose weights count; None if it has none."""
+        """Return the metric of a trial for the weights that are tested; None if it has none."""
         result = self.result(number)
         known = self._scores.get(number)
         if known is None or known[0] is not result:  # files are read once per trial, not once per trial and row

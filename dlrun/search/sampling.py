@@ -1,6 +1,6 @@
-"""Where the trials of a search lie: `search=random|grid|grid_jitter|sobol`, each place a function of (seed, number).
+"""The values of each trial: `search=random|grid|grid_jitter|sobol`, a function of seed and number alone.
 
-So a resumed search draws what it would have drawn (S1, S2). `search=tpe` learns from results: dlrun/search/study.py.
+So a resumed search draws the same values (S1, S2). `search=tpe` learns from results: dlrun/search/study.py.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ __all__ = ["draw", "draws", "pick", "unseen"]
 
 
 def pick(sampler: str, axes: Sequence[Axis]) -> str:
-    """Return the sampler that `auto` stands for: a grid of lists, random where an axis is a range (S1)."""
+    """Return the sampler that `auto` stands for: a grid of lists, random if any axis is a range (S1)."""
     if sampler != "auto":
         return sampler
     return "grid" if all(a.words for a in axes) else "random"
 
 
 def draws(sampler: str, axes: Sequence[Axis], trials: int) -> int:
-    """Return how many trials a search has: as many as asked for, but no point of a grid of lists twice."""
+    """Return the number of trials of a search: as many as asked for, but no point of a grid of lists twice."""
     if sampler == "grid" or (sampler != "tpe" and all(a.words for a in axes)):
         return min(trials or size(axes), size(axes))
     return trials or 20
 
 
 def unseen(axes: Sequence[Axis], before: Sequence[Axis]) -> list[dict[str, Any]]:
-    """Return the points of a grid of lists that grew which were not in it before (S3)."""
+    """Return the new points of a grid of lists that grew (S3)."""
     points = (grid(axes, n) for n in range(size(axes)))
     return [p for p in points if not all(a.holds(p[a.key]) for a in before)]
 
 
 def draw(sampler: str, axes: Sequence[Axis], seed: int, number: int, total: int) -> dict[str, Any]:
-    """Return the values of a trial by key. Every draw meets all seeds of a list of seeds in turn (S9)."""
+    """Return the values of a trial by key. Every draw is repeated with each seed of a list of seeds (S9)."""
     if sampler == "grid" or all(a.words for a in axes):
         if sampler != "grid":
             order = list(range(size(axes)))
@@ -61,13 +61,13 @@ def _sobol(axes: Sequence[Axis], seed: int, number: int, total: int) -> list[flo
     from scipy.stats import qmc
 
     source = qmc.Sobol(len(axes), scramble=True, seed=seed)
-    if number:  # 0 is more than SciPy bears
+    if number:  # SciPy refuses 0
         source.fast_forward(number)
     return [min(float(share), 1 - 1e-12) for share in source.random(1)[0]]
 
 
 def _jitter(axes: Sequence[Axis], seed: int, number: int, total: int) -> list[float]:
-    """The crosses of a grid, each point shifted at random within its cell, cells in random order (S2)."""
+    """The cells of a grid in random order, with a random point within each (S2)."""
     ranges = [a for a in axes if not a.words]
     room = math.prod(len(a.words) for a in axes if a.words)
     side = 1

@@ -1,8 +1,8 @@
-"""What is searched: the words of `-m` as axes, lists and ranges, checked before the first trial (S1, S2).
+"""The search space: the words of `-m` as axes, lists and ranges, checked before the first trial (S1, S2).
 
 `optimizer.lr=0.1,0.01`, `seed=range(0,3)`, `model=cnn,resnet20`, `optimizer.lr=tag(log,interval(1e-5,1))`, and short
-forms that Hydra's grammar does not know: loguniform(a,b), uniform(a,b), logint(a,b), int(a,b). With colons, such as
-`seed=range:0:3`, a shell needs no quotes. Nothing imports torch.
+forms that Hydra's grammar lacks: loguniform(a,b), uniform(a,b), logint(a,b), int(a,b). With colons, such as
+`seed=range:0:3`, no quotes are needed in a shell. Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SHORT = {
     "int": "tag(int,interval({}))",
 }
 FORMS = (*SHORT, "range", "interval")
-CORNERS = 2000  # combinations of options whose ranges are all tried before the first trial
-NEVER = ("search", "hydra", "run", "sweep", "trust")  # what the whole sweep shares
+CORNERS = 2000  # combinations of options whose ranges are checked before the first trial
+NEVER = ("search", "hydra", "run", "sweep", "trust")  # shared by the whole sweep
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A key that is searched: `words` are the values of a list as typed; without them a range from low to high."""
+    """A key that is searched: `words` are the values of a list as typed; without them it is a range, low to high."""
 
     key: str
     words: tuple[str, ...] = ()
@@ -72,19 +72,19 @@ class Axis:
         )
 
     def word(self, value: Any) -> str:
-        """Return the override that sets the axis to a value, in the words of its list where it stands there."""
+        """Return the override that sets the axis to a value, spelled as in its list if it is one of its values."""
         if value in self.choices:
             value = self.words[self.choices.index(value)]
         return f"{self.key}={value!r}" if isinstance(value, float) else f"{self.key}={value}"
 
     def ends(self) -> list[str]:
-        """Return the overrides that are tried before the first trial: all of a list, both ends of a range."""
+        """Return the overrides that are checked before the first trial: all of a list, both ends of a range."""
         values = self.choices or [int(v) if self.whole else v for v in (self.low, self.high)]
         return [self.word(value) for value in values]
 
     @property
     def numbers(self) -> list[float]:
-        """The numbers between which values lie; empty where there is no order: words, options, seeds."""
+        """The numbers between which values lie; empty if there is no order: words, options, seeds."""
         if self.group or self.name.rpartition(".")[2] in ("seed", "split_seed"):
             return []
         found = self.choices or [self.low, self.high]
@@ -93,7 +93,7 @@ class Axis:
 
     @property
     def scale(self) -> bool:
-        """Whether the axis is read by logarithms: as tagged, or as its list looks."""
+        """Whether the axis has a log scale: as tagged, or inferred from the values of its list."""
         return spans_decades(self.numbers) if self.words else self.log
 
     def edge(self, value: Any) -> Literal["low", "high"] | None:
@@ -114,7 +114,7 @@ class Axis:
         return None if wider is None else replace(self, low=wider[0], high=wider[1])
 
     def narrowed(self, values: Sequence[Any], best: Any, factor: float) -> Axis:
-        """Return the range around the values that did best, at most a factor (10, then 3) from the very best (S4).
+        """Return the range around the best values, at most a factor (10, then 3) from the very best (S4).
 
         On a linear axis the factor is a share of the range: 10 a quarter to each side, 3 an eighth.
         """
@@ -132,7 +132,7 @@ class Axis:
         return replace(self, low=low, high=high) if low < high else self
 
     def holds(self, value: Any) -> bool:
-        """Say whether a value lies in the range or stands in the list."""
+        """Whether a value lies in the range or is in the list."""
         return value in self.choices if self.words else self.low <= value <= self.high
 
     def place(self, value: Any) -> float:
@@ -140,7 +140,7 @@ class Axis:
         return position(float(value), self.low, self.high, log=self.log)
 
     def typed(self) -> str:
-        """Return the override as one types it, quoted for a shell where it must be."""
+        """Return the override as `dlrun train -m` reads it."""
         if self.words:
             return f"{self.key}={','.join(self.words)}"
         return typed(self.key, self.low, self.high, log=self.log, whole=self.whole)
@@ -164,7 +164,7 @@ def _scalar(word: str) -> Any:
 
 
 def plain_words(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with short forms and colons put into Hydra's words."""
+    """Return the overrides with short forms and colons translated to Hydra's grammar."""
     return [_translated(word) for word in overrides]
 
 
@@ -180,23 +180,23 @@ def _translated(word: str) -> str:
 
 
 def read(composer: Composer, overrides: Sequence[str]) -> tuple[list[Axis], list[str]]:
-    """Return the axes and the overrides that all trials share. Raises UserError for a range that is none."""
+    """Return the axes and the overrides that all trials share. Raises UserError for a malformed range."""
     parsed = composer.parse(plain_words(overrides))
     axes, fixed = [], []
     for override in parsed:
         key = override.key_or_group
         if key == "run.dir":
-            raise UserError("run.dir= names the folder of one run; type sweep.dir=FOLDER with -m")
+            raise UserError("run.dir= names the folder of a single run; with -m type sweep.dir=FOLDER")
         if not override.is_sweep_override():
             fixed.append(override.input_line)
             continue
         if key.split(".")[0].split("/")[0] in NEVER:
-            raise UserError(f"{override.input_line}: the whole sweep shares {key}; expected one value")
+            raise UserError(f"{override.input_line}: {key} is shared by the whole sweep; expected one value")
         axes.append(_axis(composer, override))
     first = {a.name for a in axes}
     if len(first) < len(axes):
         raise UserError(f"{next(a.name for a in axes if [b.name for b in axes].count(a.name) > 1)} is searched twice")
-    # an integer by its default, so that ends of 0 and 1 do not make a share one
+    # the default decides whether an axis is whole: with the ends 0 and 1 a fraction looks whole
     plain = composer.config(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
     return [a if a.words or a.whole else _typed(a, lookup(plain, a.name)) for a in axes], fixed
 
@@ -214,20 +214,20 @@ def _axis(composer: Composer, override: Any) -> Axis:
     if override.is_discrete_sweep():
         words = tuple(str(w) for w in override.sweep_iterator(transformer=Transformer.encode))
         if len(set(words)) < len(words):
-            raise UserError(f"{override.input_line}: a value stands there twice")
+            raise UserError(f"{override.input_line}: a value is listed twice")
         return Axis(key, words, group=group)
     low, high, tags = value.start, value.end, value.tags
     if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and low < high):
         raise UserError(f"{override.input_line}: expected two numbers, the smaller first")
     if "log" in tags and low <= 0:
-        raise UserError(f"{override.input_line}: a log scale starts above 0, found {low:g}")
+        raise UserError(f"{override.input_line}: a log scale must start above 0, found {low:g}")
     if group:
         raise UserError(f"{override.input_line}: {key} is a group; expected a list of its options")
     if whole := "int" in tags:
         if low != int(low) or high != int(high):
             raise UserError(f"{override.input_line}: expected whole numbers")
         low, high = int(low), int(high)
-    # where an int stands for a number, the default of the key says which; `read` looks
+    # whether ints mean whole numbers follows from the default of the key, in `read`
     return Axis(key, (), low, high, "log" in tags, whole)
 
 
@@ -237,7 +237,7 @@ def size(axes: Sequence[Axis]) -> int:
 
 
 def grid(axes: Sequence[Axis], number: int) -> dict[str, Any]:
-    """Return point `number` of the grid, the last list turning fastest, as Hydra does."""
+    """Return point `number` of the grid; the last list varies fastest, as in Hydra."""
     point = {}
     for axis in reversed(axes):
         number, digit = divmod(number, len(axis.words))
@@ -246,9 +246,9 @@ def grid(axes: Sequence[Axis], number: int) -> dict[str, Any]:
 
 
 def check(composer: Composer, axes: Sequence[Axis], fixed: Sequence[str], whole: bool) -> None:
-    """Compose the whole grid, or both ends and all choices of every axis, and raise UserError for the first wrong one.
+    """Compose the whole grid, or the ends and choices of every axis. Raises UserError for the first invalid point.
 
-    Choices of options are tried in all combinations, since the keys of one option may be missing in another.
+    Options are tried in all combinations, since the keys of one option may be missing in another.
     """
     for number, words in enumerate(_grid(axes) if whole else _corners(axes), start=1):
         try:

@@ -1,7 +1,7 @@
-"""The trials of a sweep as an Optuna study in study.journal: what was drawn, what came of it (S5, S6).
+"""The trials of a sweep as an Optuna study in study.journal: their values and their results (S5, S6).
 
-`optuna-dashboard SWEEP/study.journal` opens it. A trial is written down whole before it starts, so that a kill
-leaves none that nobody remembers. Nothing imports torch.
+`optuna-dashboard SWEEP/study.journal` opens it. A trial is recorded before it starts, so that a kill loses none.
+Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TRIAL, FAILURES, REASON, DROPPED = "trial", "failures", "reason", "dropped"
 
 @dataclass
 class Trial:
-    """A trial: its number names its folder, `values` its axes; `closed` once its result stands in the study."""
+    """A trial: its number names its folder, `values` its axes; `closed` once its result is in the study."""
 
     number: int
     values: dict[str, Any]
@@ -32,7 +32,7 @@ class Trial:
 
 
 class Study:
-    """Optuna's study of a sweep."""
+    """The Optuna study of a sweep."""
 
     def __init__(self, file: Path, metric: str, minimise: bool, seed: int, prune: str, epochs: int) -> None:
         import optuna
@@ -56,11 +56,11 @@ class Study:
                 load_if_exists=True,
             )
             if self._study.metric_names != [metric]:
-                self._study.set_metric_names([metric])  # how optuna-dashboard labels its axes
+                self._study.set_metric_names([metric])  # optuna-dashboard labels its axes with it
         self._ids: dict[int, int] = {}
 
     def trials(self) -> list[Trial]:
-        """Return the trials that are written down, by their numbers; one that was never finished asking is let go."""
+        """Return the recorded trials by number; one that a kill left without a number is closed as failed."""
         found: dict[int, Trial] = {}
         states = self._optuna.trial.TrialState
         for one in self._study.get_trials(deepcopy=False):
@@ -82,7 +82,7 @@ class Study:
         return [found[number] for number in sorted(found)]
 
     def add(self, number: int, values: dict[str, Any], axes: Sequence[Axis], failures: int = 0) -> Trial:
-        """Write a trial down."""
+        """Record a trial."""
         made = self._optuna.trial.create_trial(
             state=self._optuna.trial.TrialState.RUNNING,
             params=values,
@@ -94,7 +94,7 @@ class Study:
         return Trial(number, values, failures)
 
     def ask(self, number: int, axes: Sequence[Axis]) -> Trial:
-        """Let Optuna's TPE choose the values of a trial from what is known, and write it down (S5)."""
+        """Let Optuna's TPE choose the values of a trial from the results so far, and record it (S5)."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._study.sampler = self._optuna.samplers.TPESampler(
@@ -120,7 +120,7 @@ class Study:
         one.set_user_attr(REASON, reason)
 
     def report(self, trial: Trial, epoch: int, value: float) -> bool:
-        """Note the value of an epoch; returns whether the pruner would stop the trial here."""
+        """Record the value of an epoch; returns whether the pruner would stop the trial."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             one = self._trial(trial)
@@ -129,7 +129,7 @@ class Study:
             return bool(one.should_prune())
 
     def close(self, trial: Trial, value: float | None, state: str) -> None:
-        """Write the end of a trial: `complete` with its value, `pruned` or `fail`."""
+        """Record the end of a trial: `complete` with its value, `pruned` or `fail`."""
         states = self._optuna.trial.TrialState
         kinds = {"complete": states.COMPLETE, "pruned": states.PRUNED, "fail": states.FAIL}
         with warnings.catch_warnings():
@@ -138,7 +138,7 @@ class Study:
         trial.closed = True
 
     def importance(self) -> dict[str, float]:
-        """Return the share of each axis in the differences between trials; empty for fewer than ten trials."""
+        """Return the importance of each axis, which add up to 1; empty for fewer than ten trials."""
         import optuna
 
         done = self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])

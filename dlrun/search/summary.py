@@ -60,7 +60,7 @@ def line(results: Results, plan: Plan, number: int, *, again: bool) -> str:
     if score is not None and status not in FAILED:
         text += f"  {results.metric} {score:.4f}"
     if status in FAILED:
-        text += f"  {trial.reason}" + ("; trying again" if again else "")
+        text += f"  {trial.reason}" + ("; retrying" if again else "")
     elif status in (Status.DIVERGED, Status.PRUNED):
         text += f"  {results.result(number).get('reason', '')}"
     best = results.ranked()
@@ -90,13 +90,13 @@ def bar(screen: Screen, results: Results, plan: Plan, epochs: int) -> None:
 
 
 def ending(results: Results, plan: Plan, shares: Mapping[str, float], table: Path) -> list[str]:
-    """Return the last lines: the three best, the `shares` of the axes in their differences, failures, next commands."""
-    best = results.ranked(plan.stage) or results.ranked()  # of a staged search those that were trained to the end
+    """Return the last lines: the three best, the importance `shares` of the axes, failures, next commands."""
+    best = results.ranked(plan.stage) or results.ranked()  # in a staged search those trained to the end
     status = {n: results.status(n) for n in results.trials}
     kinds = (Status.COMPLETED, Status.PAUSED, Status.PRUNED, Status.DIVERGED, *FAILED)
     counts = {kind: list(status.values()).count(kind) for kind in kinds}
-    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
-    lines = [f"\n{len(status)} trials: {told}; the table is {table}"]
+    counted = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    lines = [f"\n{len(status)} trials: {counted}; table: {table}"]
     for trial in best[:3]:
         test = results.result(trial.number).get("test_acc")
         tested = f", test_acc {test:.4f}" if isinstance(test, float) else ""
@@ -114,7 +114,7 @@ def ending(results: Results, plan: Plan, shares: Mapping[str, float], table: Pat
 def _next(folder: Path, plan: Plan, best: Sequence[Trial]) -> list[str]:
     plain = [w for w in plan.fixed if not w.startswith(("search", "sweep.dir", "hydra"))]
     if (average := plan.search.get("average")) and not any(w.startswith("trainer.ema=") for w in plain):
-        plain.append(f"trainer.ema={average:g}")  # as the trials had it
+        plain.append(f"trainer.ema={average:g}")  # as in the trials
     point = [a.word(best[0].values[a.key]) for a in plan.axes if a.name != "seed"]
     commands = []
     axes = plan.rounds[-1].axes

@@ -1,7 +1,7 @@
-"""`dlrun train -m …` and `dlrun resume SWEEP`: draws trials, keeps workers busy, survives whatever happens to them.
+"""`dlrun train -m …` and `dlrun resume SWEEP`: draws trials, keeps workers busy, survives failures of both.
 
-The parent alone decides; a trial is a run in SWEEP/0007, and all that the two say to each other stands in files
-there, so that trials may run anywhere. A sweep that is started again runs what is missing, and nothing twice.
+The parent process decides everything. A trial is a run in SWEEP/0007, and both communicate through files there, so
+that trials may run on any machine. A sweep that is started again runs the missing trials, and none twice.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Sweep", "again", "points", "sweep"]
 
-LOOK = 0.5  # seconds between two looks at what running trials wrote
-PATIENCE = 20  # seconds for interrupted trials to write down that they were
+LOOK = 0.5  # seconds between two reads of the files of running trials
+PATIENCE = 20  # seconds for interrupted trials to record their status
 
 
 def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | None = None) -> int:
@@ -56,7 +56,7 @@ def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | 
 
 
 def again(composer: Composer, folder: Path, trust: list[str]) -> int:
-    """Go on with a sweep as it was asked for; only packages that are named now are trusted."""
+    """Continue a sweep as it was planned; only packages that are named now are trusted."""
     plan = Plan.recorded(sweep_folder.plan(folder))
     plan.fixed = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
     if trust:
@@ -69,14 +69,14 @@ def again(composer: Composer, folder: Path, trust: list[str]) -> int:
 
 
 def points(composer: Composer, overrides: Sequence[str]) -> list[list[str]]:
-    """Return the swept words of every point of a grid, in order. Raises UserError for the first that is wrong."""
+    """Return the swept words of every point of a grid, in order. Raises UserError for the first invalid one."""
     axes, fixed = read(composer, plain_words(overrides))
     check(composer, axes, fixed, True)
     return [[a.word(grid(axes, n)[a.key]) for a in axes] for n in range(size(axes))]
 
 
 class Sweep:
-    """A sweep that this process owns."""
+    """A sweep whose lock this process holds."""
 
     def __init__(
         self, composer: Composer, plan: Plan, folder: Path, base: dict[str, Any], launcher: dict[str, Any]
@@ -89,7 +89,7 @@ class Sweep:
         self.epochs = int(base["trainer"]["epochs"])
         self.screen = Screen(sweep_folder.log(folder))
         search, journal = plan.search, sweep_folder.journal(folder)
-        soon = 0 if journal.exists() else len(plan.stage)  # of a sweep that goes on perhaps nothing is left to do
+        soon = 0 if journal.exists() else len(plan.stage)  # a resumed sweep may have nothing left to do
         self.pool = choose.launcher(launcher, folder, soon)
         sweep_folder.write_plan(folder, plan.record())
         self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
@@ -138,7 +138,7 @@ class Sweep:
         self._table()
 
     def _settle(self, now: Round, following: Round) -> None:
-        """Write down which trials of a stage do not go on to the next."""
+        """Record which trials of a stage do not continue in the next."""
         if following.stage == now.stage:
             return
         for number in sorted(self.trials):
@@ -162,7 +162,7 @@ class Sweep:
         self.screen.close()
 
     def _next(self, waiting: list[int], now: Round) -> int | None:
-        """Take the next trial that is to be started, leaving those that still run for a process that is gone."""
+        """Take the next trial to start; skip those that still run for a process that is gone."""
         for number in waiting[::-1]:
             if owned(self.results.path(number)):
                 continue
@@ -170,13 +170,13 @@ class Sweep:
             self.results.forget(number)
             if not self._over(number, now):
                 return number
-            self._ended(Ended(number, Exit.FINE), now)  # it ended elsewhere meanwhile
+            self._ended(Ended(number, Exit.FINE), now)  # it has ended elsewhere
         return None
 
     def _start(self, number: int, now: Round) -> None:
         """Draw a trial that is new and give it to a worker."""
         trial = self.trials.get(number) or self._draw(number, now)
-        if trial.closed:  # its result stands in the study, but it is to run again
+        if trial.closed:  # its result is in the study, but it must run again
             trial = self.study.add(number, trial.values, now.axes, trial.failures)
         self.trials[number] = trial
         words = [a.word(trial.values[a.key]) for a in self.plan.axes]
@@ -206,7 +206,7 @@ class Sweep:
         seeds = next((a for a in now.axes if a.name == "seed" and a.words), None)
         sampler = search["sampler"]
         if sampler == "tpe" and [a.words for a in now.axes] != [a.words for a in self.plan.axes]:
-            sampler = "random"  # Optuna's categories cannot grow, as a list did
+            sampler = "random"  # a list grew, and Optuna's categories cannot
         if sampler == "tpe":
             count = len(seeds.words) if seeds else 1
             if seeds and (turn := place % count):  # the same point with the next seed
@@ -218,20 +218,20 @@ class Sweep:
         return self.study.add(number, draw(sampler, now.axes, round_seed, place, now.new), now.axes)
 
     def _ended(self, ended: Ended, now: Round) -> list[int]:
-        """Take a trial back; returns its number if it is to be tried again."""
+        """Record the end of a trial; returns its number if it must be retried."""
         number, trial = ended.number, self.trials[ended.number]
         self.running.pop(number, None)
         self._report(trial)
         folder = self.results.path(number)
         if ended.lost:
-            with suppress(UserError):  # a node that only seems to be gone may hold it still
+            with suppress(UserError):  # a node that only seems to be gone may still hold its lock
                 settle(folder, status=Status.FAILED, reason=ended.why)
         result = reading.result(folder)
         status = str(result.get("status", ""))
         again = []
         if status not in (*DONE, Status.PAUSED):
             why = ended.why if ended.lost or not result.get("reason") else str(result["reason"])
-            # a check that failed fails again: only a further retry, asked for later, runs it once more
+            # a failed check would fail again: it counts as the last attempt
             failures = self.plan.search["retries"] + 1 if status == Status.CHECK_FAILED else trial.failures + 1
             self.study.failed(trial, why or f"ended with code {ended.code}", failures)
             if failures <= self.plan.search["retries"]:
@@ -244,7 +244,7 @@ class Sweep:
         return again
 
     def _close(self, trial: Trial) -> None:
-        """Tell Optuna what came of a trial."""
+        """Report the end of a trial to Optuna."""
         if trial.closed:
             return
         status, value = self.results.status(trial.number), self.results.score(trial.number)
@@ -254,14 +254,14 @@ class Sweep:
             self.study.close(trial, None, "pruned" if status in (Status.PRUNED, Status.DIVERGED) else "fail")
 
     def _look(self, now: Round) -> list[int]:
-        """Follow running trials: report their epochs, stop those that are bad or hang; returns those to try again."""
+        """Follow running trials: report epochs, stop bad or hanging ones; returns those that must be retried."""
         again: list[int] = []
         for number, before in list(self.running.items()):
             folder = self.results.path(number)
             if self._report(self.trials[number]):
                 ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
             limit = self.plan.search["timeout"]
-            began = taken(folder)  # the start of its process is not the trial's fault
+            began = taken(folder)  # the start of its process does not count
             if limit and began != before and time.time() - began > limit:
                 self.pool.kill(number)
                 why = f"no end after {limit:g} seconds (search.timeout)"
@@ -270,7 +270,7 @@ class Sweep:
         return again
 
     def _report(self, trial: Trial) -> bool:
-        """Report new epochs of a trial to Optuna; whether it should be pruned."""
+        """Report new epochs of a trial to Optuna; returns whether it should be pruned."""
         prune = False
         if trial.closed:
             return False
@@ -282,7 +282,7 @@ class Sweep:
         return prune
 
     def _over(self, number: int, now: Round) -> bool:
-        """Say whether nothing is left to do for a trial in a round."""
+        """Whether a trial has nothing left to do in a round."""
         if number not in self.trials:
             return False
         status = self.results.status(number)
@@ -311,7 +311,7 @@ class Sweep:
         self.results.forget()
         self._table()
         done = sum(self.results.status(n) in DONE for n in self.trials)
-        missing = f"`dlrun resume {shlex.quote(str(self.folder))}` runs what is missing"
+        missing = f"`dlrun resume {shlex.quote(str(self.folder))}` runs the missing ones"
         self.screen.say(f"\ninterrupted after {done} trials; {missing}")
 
     def _page(self) -> None:
@@ -320,7 +320,7 @@ class Sweep:
         from dlrun.reports import sweep_report
 
         try:
-            self.screen.say(f"pictures and numbers on one page: {sweep_report.write(self.folder)}")
-        except Exception as error:  # the search is done and written down: a picture must not undo that
+            self.screen.say(f"report: {sweep_report.write(self.folder)}")
+        except Exception as error:  # the search is done and stored: a picture must not undo that
             again = f"`dlrun report {shlex.quote(str(self.folder))}` tries again"
             self.screen.say(f"no report: {type(error).__name__}: {error}; {again}")

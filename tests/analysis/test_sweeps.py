@@ -114,12 +114,14 @@ def test_failures_by_reason_and_where_they_lie(here: Path) -> None:
     lost = [e for e in found.entries if e.result["status"] == "diverged"]
     highest = max(float(e.config["optimizer.lr"]) for e in found.entries if e.result["status"] == "completed")
     said = warnings(found)
-    assert (
-        f"diverged: {len(lost)} of 43 trials; the loss is nan at epoch …, with lr …; "
-        f"all have optimizer.lr above {highest:.3g}, and none above that completed" in said
+    diverged, failed, interrupted = (
+        next(line for line in said if line.startswith(f"{status}: {count} of 43 "))
+        for status, count in (("diverged", len(lost)), ("failed", 2), ("interrupted", 1))
     )
-    assert "failed: 2 of 43 trials; OutOfMemoryError: tried … MiB" in said
-    assert "interrupted: 1 of 43 trials have no final score" in said
+    assert diverged.count("…") == 2  # epoch and rate, in which they differ
+    assert f"optimizer.lr above {highest:.3g}" in diverged
+    assert "OutOfMemoryError" in failed
+    assert "optimizer.lr" not in failed + interrupted
 
 
 def test_differences_smaller_than_the_error_of_so_few_images(here: Path) -> None:
@@ -127,10 +129,7 @@ def test_differences_smaller_than_the_error_of_so_few_images(here: Path) -> None
         trial(here / "sweep", acc, optimizer__lr=lr)
     (said,) = (line for line in warnings(read()) if line.startswith("noise: "))
     # √(0.8 · 0.2 / 100) = 0.04
-    assert (
-        "the best 3 differ by 0.0200 in val_acc, less than the standard error of an accuracy of 0.8000 on 100" in said
-    )
-    assert "0.0400" in said
+    assert [number for number in ("3", "0.0200", "0.8000", "100", "0.0400") if f" {number}" not in said] == []
 
 
 def test_clear_differences_are_not_called_noise(here: Path) -> None:
@@ -157,20 +156,23 @@ def test_importance_is_silent_where_it_knows_nothing(here: Path) -> None:
     for _ in range(19):
         trial(here / "sweep", rng.random(), optimizer__lr=rng.random(), regularizer__l2=rng.random())
     few = importance.measure(read())
-    assert few == "importance needs about 20 completed settings for 2 axes; there are 19"
+    assert isinstance(few, str)
+    assert [number for number in ("20", "2", "19") if number not in few.split()] == []
     for _ in range(21):
         trial(here / "sweep", rng.random(), optimizer__lr=rng.random(), regularizer__l2=rng.random())
     noise = importance.measure(read())  # the scores are dice
     assert isinstance(noise, str)
-    assert noise.startswith("importance is not shown: a forest explains 0% of the ranks")
+    assert " 0% " in noise
 
 
 def test_importance_of_one_axis_or_none(here: Path) -> None:
     trial(here / "sweep", 0.5, seed=1)
     trial(here / "sweep", 0.6, seed=2)
-    assert importance.measure(read()) == "nothing but the seed was varied"
+    assert "seed" in str(importance.measure(read()))
     trial(here / "sweep", 0.6, seed=2, optimizer__lr=9.0)
-    assert importance.measure(read()) == "importance compares axes, and there is only one"
+    (axis,) = read().axes
+    assert axis.name == "optimizer.lr"
+    assert isinstance(importance.measure(read()), str)
 
 
 def test_ranges_and_scales_are_those_that_were_asked_for(here: Path) -> None:

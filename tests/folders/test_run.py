@@ -448,7 +448,7 @@ def test_progress_is_written_seldom_and_never_lost_at_the_end(here: Path) -> Non
     run.release()  # as a kill does
     settle(here / "r", status="failed", reason="killed")
     assert reading.result(here / "r")["epochs"] == 3
-    run._told = 0.0
+    run._written = 0.0
     run.progress(epochs=4)
     assert reading.result(here / "r")["epochs"] == 4
     run.progress(epochs=5)

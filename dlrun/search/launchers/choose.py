@@ -1,9 +1,8 @@
-"""Other ways to run the trials of a sweep than dlrun's own pool: joblib, a Ray cluster, Slurm's queue.
+"""The launcher that runs the trials of a sweep: dlrun's pool, joblib, a Ray cluster, or Slurm.
 
-`hydra/launcher=joblib|ray|submitit_slurm`; `pip install 'dlrun[ray]'`. All run the same function on the same job and
-have the methods of `Pool`; folders are the channel, so other machines must see the sweep's folder under the same path.
-A trial that loses its process, job or node comes back as `lost` with the reason; the sweep then tries it again. Nothing
-here imports torch.
+`hydra/launcher=pool|joblib|ray|submitit_slurm`; `pip install 'dlrun[ray]'`. All run the same function on the same job
+and communicate through folders, so other machines must see the sweep's folder under the same path. A trial that loses
+its process, job or node is returned as `lost` with the reason; the sweep then retries it. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ __all__ = ["launcher"]
 
 
 def launcher(options: Mapping[str, Any], sweep: Path, soon: int = 0) -> Launcher:
-    """Return the chosen launcher for a sweep's folder, ready for as many trials as come `soon`.
+    """Return the chosen launcher for a sweep's folder, ready for `soon` trials at once.
 
-    Raises UserError for one that is not there.
+    Raises UserError for one that cannot be reached.
     """
     if options["name"] == "joblib":
         return Joblib(int(options["workers"]), sweep)

@@ -1,7 +1,7 @@
-"""What runs a trial, in a warm process of this machine or wherever a launcher put it (`dlrun train -m`).
+"""Running one trial, in a persistent worker of this machine or wherever a launcher starts it (`dlrun train -m`).
 
-A trial is a run like any other; what it prints goes to its log.txt. Data that the trials share is prepared once a
-process, and its pixels are in memory once for all processes of a machine.
+A trial is a run like any other; its output goes to its log.txt. Each process prepares shared data once, and all
+processes of a machine share one copy of the pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Job", "Place", "Remote", "away", "main", "work"]
 
 @dataclass(frozen=True)
 class Job:
-    """A trial to be run: its number, config, run folder, the record of its config, and whether others run beside it."""
+    """A trial to run: its number, config, run folder, the record of its config, and whether others run beside it."""
 
     number: int
     config: dict[str, Any]

@@ -17,7 +17,7 @@ __all__ = ["Joblib"]
 
 
 class Joblib:
-    """Processes of joblib's loky on this machine, one to an executor: a death breaks an executor, not the sweep."""
+    """Processes of joblib's loky on this machine, one per executor: a death breaks an executor, not the sweep."""
 
     def __init__(self, workers: int, sweep: Path) -> None:
         self._place = here(sweep)
@@ -35,7 +35,7 @@ class Joblib:
             self._busy[one[0].submit(away, job, self._place)] = (job.number, one)
 
     def _start(self) -> tuple[Any, Any, str | None]:
-        """An executor, the future of its process's id, its card."""
+        """An executor, the future of its process id, its GPU."""
         from joblib.externals.loky import ProcessPoolExecutor
 
         env = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "PASSIVE"}
@@ -63,14 +63,14 @@ class Joblib:
         return found
 
     def kill(self, number: int) -> None:
-        """Kill the process of a trial; nothing more is heard of it."""
+        """Kill the process of a trial; `wait` does not return it."""
         for future in [f for f, (n, _) in self._busy.items() if n == number]:
             self._drop(self._busy.pop(future)[1])
 
     def interrupt(self) -> None:
-        """Ask all trials to end at once as interrupted, keeping their last checkpoint."""
+        """Ask all trials to end at once as interrupted; they keep their last checkpoint."""
         for _, (_, process, _) in self._busy.values():
-            with suppress(Exception):  # one that is gone or has not begun
+            with suppress(Exception):  # it is gone or has not started
                 os.kill(process.result(1), signal.SIGTERM)
 
     def close(self) -> None:

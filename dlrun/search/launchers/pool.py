@@ -98,12 +98,12 @@ class Pool:
         return found
 
     def kill(self, number: int) -> None:
-        """Kill the process of a trial; nothing more is heard of it."""
+        """Kill the process of a trial; `wait` does not return it."""
         for worker in [w for w in self._workers if w.job is not None and w.job.number == number]:
             self._drop(worker)
 
     def interrupt(self) -> None:
-        """Ask all trials to end at once as interrupted, keeping their last checkpoint."""
+        """Ask all trials to end at once as interrupted; they keep their last checkpoint."""
         for worker in self._workers:
             if worker.job is not None:
                 worker.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What every launcher answers to, and how the end of a trial is told."""
+"""The methods of every launcher, and the end of a trial as it reports it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dlrun.search.launchers.job import Job, Place
 __all__ = ["GONE", "Ended", "Launcher", "cores", "deaf", "gpus", "here", "why"]
 
 
-GONE = 10.0  # seconds for the process of a killed trial to be gone
+GONE = 10.0  # seconds to wait for the process of a killed trial to end
 
 
 class Launcher(Protocol):
-    """What runs up to `slots` trials at a time, each with `threads` threads."""
+    """Runs up to `slots` trials at a time, each with `threads` threads."""
 
     threads: int
 
@@ -41,14 +41,14 @@ def here(sweep: Path | None = None) -> Place:
 
 def why(error: BaseException) -> str:
     text = " ".join(str(error).split())
-    if (found := text.rpartition("exit codes of the workers are "))[0]:  # loky's guesses come before
+    if (found := text.rpartition("exit codes of the workers are "))[0]:  # after loky's guesses
         return f"its process died, {found[2]}: out of memory?"
     return f"{type(error).__name__}: {text[:200]}"
 
 
 @contextmanager
 def deaf() -> Iterator[None]:
-    """Let processes that start here not hear Ctrl-C, which is the parent's business; the parent hears it afterwards."""
+    """Block Ctrl-C for processes that start here; the parent receives it afterwards and decides."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -58,7 +58,7 @@ def deaf() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a trial came back: its exit code and, where its folder cannot say, why; `lost` if its process is gone."""
+    """The end of a trial: its exit code, the reason if its folder has none, and `lost` if its process is gone."""
 
     number: int
     code: int
@@ -67,7 +67,7 @@ class Ended:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

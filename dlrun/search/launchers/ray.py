@@ -25,10 +25,10 @@ class Ray:
         self._ray, self._workers = ray, int(options["workers"])
         address = options["address"]
         try:
-            with deaf():  # the processes of a cluster of its own
+            with deaf():  # for the processes of a local cluster
                 ray.init(address or "local", log_to_driver=False, logging_level="ERROR")
         except Exception as error:
-            raise UserError(f"hydra.launcher.address={address}: no Ray cluster there: {why(error)}") from error
+            raise UserError(f"hydra.launcher.address={address}: no Ray cluster found: {why(error)}") from error
         self._needs = {"CPU": float(options["num_cpus"]), "GPU": float(options["num_gpus"])}
         self.threads = max(1, int(self._needs["CPU"]))
         has = ray.cluster_resources()
@@ -37,7 +37,7 @@ class Ray:
                 ray.shutdown()
                 raise UserError(
                     f"hydra.launcher.num_{kind.lower()}s={need:g}: the Ray cluster has {has.get(kind, 0):g}; ask for "
-                    "less, or set hydra.launcher.workers= where it grows by itself"
+                    "less, or set hydra.launcher.workers= if the cluster grows by itself"
                 )
         self._task = ray.remote(away).options(
             num_cpus=self._needs["CPU"], num_gpus=self._needs["GPU"], max_retries=0, name="dlrun trial"
@@ -46,7 +46,7 @@ class Ray:
 
     @property
     def slots(self) -> int:
-        """As many as the nodes that are alive have room for."""
+        """As many trials as fit on the nodes that are alive."""
         if self._workers:
             return self._workers
         has = self._ray.cluster_resources()
@@ -71,19 +71,19 @@ class Ray:
         return found
 
     def kill(self, number: int) -> None:
-        """Kill the process of a trial; nothing more is heard of it."""
+        """Kill the process of a trial; `wait` does not return it."""
         for one in [o for o, n in self._busy.items() if n == number]:
             del self._busy[one]
             self._ray.cancel(one, force=True)
             self._ray.wait([one], timeout=GONE)
 
     def interrupt(self) -> None:
-        """Ask all trials to end at once as interrupted, keeping their last checkpoint."""
+        """Ask all trials to end at once as interrupted; they keep their last checkpoint."""
         for one in self._busy:
             self._ray.cancel(one, force=False)
 
     def close(self) -> None:
-        """End what runs, and the cluster where the sweep started it."""
+        """End all trials, and the cluster if the sweep started it."""
         for number in list(self._busy.values()):
             self.kill(number)
         self._ray.shutdown()

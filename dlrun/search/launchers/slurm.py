@@ -23,10 +23,10 @@ from dlrun.vocabulary import Exit
 __all__ = ["ASK", "POLL", "Submitit", "cancel_waiting", "job_name"]
 
 
-POLL = 0.1  # seconds between two looks at the result files of jobs
+POLL = 0.1  # seconds between two checks for the result files of jobs
 
 
-ASK = 30.0  # seconds between two questions to Slurm, whose accounting is shared by all
+ASK = 30.0  # seconds between two queries to Slurm, which all users share
 
 
 def job_name(folder: Path) -> str:
@@ -34,22 +34,22 @@ def job_name(folder: Path) -> str:
 
 
 def cancel_waiting(jobs: Path) -> None:
-    """Take jobs out of Slurm's queue that an earlier process of this sweep left there; those that run may end.
+    """Cancel waiting Slurm jobs that an earlier process of this sweep left in the queue; running ones may end.
 
-    Told by their owner and by a name that follows from where they were submitted: the numbers in a folder of somebody
-    else could be those of other jobs that wait.
+    They are found by user and by a name that is derived from their folder: job numbers in a folder copied from
+    elsewhere could be those of other jobs.
     """
     for folder in {file.parent for file in jobs.glob("*/*_submitted.pkl")}:
         mine = [f"--user={pwd.getpwuid(os.getuid()).pw_name}", "--state=PENDING", f"--name={job_name(folder)}"]
-        # where that fails they run: at worst what is done is looked at again
+        # if that fails they run, at worst a second time, which changes nothing
         with suppress(OSError, KeyError, subprocess.SubprocessError):
             subprocess.run(["scancel", *mine], capture_output=True, timeout=ASK, check=False)
 
 
 class Submitit:
-    """A Slurm job a trial, through submitit; `hydra.launcher.cluster=local` runs the same jobs on this machine.
+    """One Slurm job per trial, through submitit; `hydra.launcher.cluster=local` runs the same jobs on this machine.
 
-    A job that Slurm preempts or that nears its time limit is queued again and goes on from the trial's checkpoint.
+    A job that Slurm preempts or that nears its time limit is queued again and continues from the trial's checkpoint.
     """
 
     def __init__(self, options: Mapping[str, Any], sweep: Path) -> None:
@@ -64,7 +64,7 @@ class Submitit:
         slurm = {f"slurm_{k}": v for k, v in options.items() if k not in own and v not in (None, {}, [])}
         shared = {k: options[k] for k in own[3:] if options[k] is not None}
         try:
-            # a folder of its own: a local job is numbered by its process, and numbers come again
+            # a new folder: local jobs are numbered by process ids, which repeat
             self._executor: Any = submitit.AutoExecutor(folder, cluster=str(options["cluster"]))
             self._executor.update_parameters(name=job_name(folder), **shared, **slurm)
         except (RuntimeError, ValueError, NameError, AssertionError) as error:
@@ -101,7 +101,7 @@ class Submitit:
         return Ended(number, Exit.FAILED, reason, lost=True)
 
     def kill(self, number: int) -> None:
-        """Kill the job of a trial; nothing more is heard of it."""
+        """Kill the job of a trial; `wait` does not return it."""
         job = self._busy.pop(number)
         self._signal(job, signal.SIGKILL)
         until = time.monotonic() + GONE
@@ -109,7 +109,7 @@ class Submitit:
             time.sleep(POLL)
 
     def interrupt(self) -> None:
-        """Ask all trials to end at once as interrupted, keeping their last checkpoint."""
+        """Ask all trials to end at once as interrupted; they keep their last checkpoint."""
         for job in self._busy.values():
             self._signal(job, signal.SIGTERM)
 

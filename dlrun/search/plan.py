@@ -94,7 +94,9 @@ class Plan:
         for was, now in ((_words(self), _words(other)), (_settings(self), _settings(other))):
             if gone := [w for w in was if w not in now] or [w for w in now if w not in was]:
                 kind = "has" if gone[0] in was else "lacks"
-                raise UserError(f"{where} contains a sweep that {kind} {gone[0]}; type the same words, or another sweep.dir=")
+                raise UserError(
+                    f"{where} contains a sweep that {kind} {gone[0]}; type the same words, or another sweep.dir="
+                )
         for key in ("retries", "timeout", "extend", "max_extend", "prune", "trials"):
             self.search[key] = other.search[key]
         self.fixed, self.flags = other.fixed, other.flags

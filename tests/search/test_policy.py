@@ -91,7 +91,7 @@ def test_page_tables_and_last_words_rank_by_the_metric_and_direction_of_the_sear
     assert f"{{{losses[str(int(order[0]))]:.4f}}}" in latex[0]  # in bold
     assert dlrun("report", "s").code == 0
     page = (here / "s/report.html").read_text()
-    assert "best by train_loss, higher is better" in page
+    assert "by train_loss, higher is better" in page
     assert f"<b>{losses[str(int(order[0]))]:.4g}</b>best train_loss" in page
 
 
@@ -134,7 +134,7 @@ def test_a_timeout_begins_with_the_trial_not_with_its_process(
     assert outcome.code == 5, outcome.err
     # the second try finds a folder that was taken an hour ago, and is given the time to take it again
     assert slow.killed == [2, 2]
-    assert rows(here / "s")["0"]["reason"] == "no end after 60 seconds (search.timeout)"
+    assert rows(here / "s")["0"]["reason"].endswith("60 seconds (search.timeout)")
     assert rows(here / "s")["0"]["attempts"] == "2"
 
 

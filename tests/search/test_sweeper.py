@@ -47,19 +47,20 @@ def test_options_by_pattern(here: Path) -> None:
 def test_every_point_is_checked_before_the_first_starts(here: Path, dlrun: Callable[..., Outcome]) -> None:
     outcome = dlrun("train", "-m", "optimizer=sgd,adam", "optimizer.momentum=0.5,0.9", *TINY)
     assert (outcome.code, outcome.out) == (2, "")
-    assert "point 3 of the sweep (optimizer=adam optimizer.momentum=0.5): optimizer.momentum" in outcome.err
+    assert "(optimizer=adam optimizer.momentum=0.5): optimizer.momentum" in outcome.err
+    assert " 3 " in outcome.err
     assert list(here.iterdir()) == []
 
 
 def test_what_cannot_be_searched_is_one_line(here: Path, dlrun: Callable[..., Outcome]) -> None:
     wrong = {
-        "optimizer.lr=loguniform:0:1": "starts above 0",
-        "optimizer.lr=uniform:1:0": "the smaller first",
+        "optimizer.lr=loguniform:0:1": "above 0, found 0",
+        "optimizer.lr=uniform:1:0": "expected two numbers",
         "regularizer.dropout=uniform:0:1.5": "regularizer.dropout=1.5",
         "optimizer.lrr=loguniform:1e-5:1": "did you mean optimizer.lr",
         "model.width=logint:0.5:8": "expected whole numbers",
         "search.trials=1,2": "expected one value",
-        "seed=1,1": "stands there twice",
+        "seed=1,1": "twice",
     }
     for word, said in wrong.items():
         outcome = dlrun("train", "-m", word, *TINY)
@@ -122,7 +123,7 @@ def test_every_end_of_a_trial_is_a_row(moody: tuple[Path, int, str]) -> None:
     assert code == 5, said
     table = rows(folder / "s")
     assert [table[str(n)]["status"] for n in range(4)] == ["completed", "failed", "failed", "diverged"]
-    reasons = ("all epochs done", "this one raises", "signal 9", "the loss is nan")
+    reasons = ("all epochs done", "this one raises", "signal 9", "loss is nan")
     assert all(words in table[str(n)]["reason"] for n, words in enumerate(reasons)), table
     assert [table[str(n)]["attempts"] for n in range(4)] == ["1", "2", "2", "1"]  # search.retries=1
     assert [table[str(n)]["model.mood"] for n in range(4)] == ["ok", "raise", "die", "explode"]
@@ -141,7 +142,7 @@ def test_a_hanging_trial_is_killed(tmp_path: Path) -> None:
         ("failed", "1"),
         ("completed", "1"),
     ]
-    assert "no end after 30 seconds (search.timeout)" in rows(tmp_path / "s")["0"]["reason"]
+    assert "30 seconds (search.timeout)" in rows(tmp_path / "s")["0"]["reason"]
     assert workers(tmp_path) == []
 
 
@@ -218,7 +219,7 @@ def test_a_killed_sweep_finishes_what_is_missing(tmp_path: Path) -> None:
     process = start(tmp_path, *MOODS, *words)
     wait_for(lambda: (tmp_path / "s/0000/metrics.csv").exists(), process)
     second = start(tmp_path, "resume", "s", "trust=[moody]")
-    assert "in use by process" in second.communicate(timeout=60)[1]
+    assert f" process {process.pid} on " in second.communicate(timeout=60)[1]
     assert second.returncode == 2
     process.kill()
     process.communicate()
@@ -252,7 +253,7 @@ def test_a_killed_sweep_finishes_what_is_missing(tmp_path: Path) -> None:
 def test_another_search_does_not_enter(moody: tuple[Path, int, str]) -> None:
     folder, _, _ = moody
     process = start(folder, *MOODS, "+model.mood=ok,raise", *QUICK, "sweep.dir=s")
-    assert "holds a sweep that has +model.mood=ok,raise,die,explode" in process.communicate(timeout=60)[1]
+    assert " has +model.mood=ok,raise,die,explode; " in process.communicate(timeout=60)[1]
     assert process.returncode == 2
 
 

@@ -37,12 +37,12 @@ class Job:
 
 
 def work(job: Job) -> tuple[int, str]:
-    """Run a trial to its end; returns the exit code, and what went wrong where no folder says so.
+    """Run a trial to its end; returns the exit code, and the reason if its folder has none.
 
     A trial that has a checkpoint goes on with the config that it began with; only its last epoch may be new.
     """
     import dlrun.checks
-    import dlrun.training.loop  # noqa: F401  before the folder is taken: from then on search.timeout counts
+    import dlrun.training.loop  # noqa: F401  before the folder is locked, which starts search.timeout
     from dlrun.config.settings import Settings
     from dlrun.errors import UserError
     from dlrun.folders import reading
@@ -58,23 +58,23 @@ def work(job: Job) -> tuple[int, str]:
         if known and run.last.exists():
             plain = reading.config(run.path) | {"trust": job.config["trust"]}
             plain["trainer"] = {**plain["trainer"], "stop_after": job.config["trainer"]["stop_after"]}
-            record = {}  # that of the config that it began with is stored already
+            record = {}  # the record of the first config is stored already
         with _into(run.log):
             return execute(Settings.of(plain), run, record=record, quiet=True), ""
     except UserError as error:
         return error.code, str(error)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED, str(Status.INTERRUPTED)
-    except SystemExit:  # how a queue takes a job back, or a user's code ends the process: lost, not failed
+    except SystemExit:  # a queue takes the job back, or a user's code ends the process: lost, not failed
         raise
-    except BaseException as error:  # a user's code may raise anything; the worker lives on
+    except BaseException as error:  # a user's code may raise anything; the worker must survive
         return Exit.FAILED, f"{type(error).__name__}: {str(error).strip()[:200]}"
     finally:
         _give_back()
 
 
 def _give_back() -> None:
-    """Free what torch keeps of a card after a trial: a worker beside this one may need it for its own."""
+    """Free the GPU memory that torch caches after a trial: another worker may need it."""
     import torch
 
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -84,7 +84,7 @@ def _give_back() -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep was typed and where it finds modules; the sweep's folder, if no trial may outlive it."""
+    """The working folder and module path of a sweep; also its folder, if no trial may outlive the sweep."""
 
     cwd: str
     path: tuple[str, ...]
@@ -92,7 +92,7 @@ class Place:
 
 
 def away(job: Job, place: Place) -> tuple[int, str]:
-    """Run a trial in a process that a launcher started, as `work` does, from the folder that the sweep was typed in."""
+    """Run a trial, as `work` does, in a process of a launcher, from the working folder of the sweep."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.chdir(place.cwd)
     sys.path += [folder for folder in place.path if folder not in sys.path]
@@ -102,24 +102,24 @@ def away(job: Job, place: Place) -> tuple[int, str]:
 
 
 class Remote:
-    """A trial as a job of Slurm, which submitit queues again, by `checkpoint`, when its time is over."""
+    """A trial as a Slurm job; submitit queues it again, by `checkpoint`, when its time limit is reached."""
 
     def __init__(self, job: Job, place: Place) -> None:
         self.job, self.place = job, place
 
     def __call__(self) -> tuple[int, str]:
-        """Run the trial, or go on with it."""
+        """Run the trial, or continue it."""
         return away(self.job, self.place)
 
     def checkpoint(self) -> Any:
-        """Return what is to be queued: the same, since the trial's folder knows how far it is."""
+        """Return the job to queue: the same, since the progress is in the folder of the trial."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _die_without(sweep: Path, leader: int) -> None:
-    """End this process soon after the one that owns the sweep, or the one that started this, is gone."""
+    """End this process soon after the one that holds the sweep, or the one that started this, is gone."""
     from dlrun.folders.disk import owned
 
     while owned(sweep) and os.getppid() == leader:
@@ -129,7 +129,7 @@ def _die_without(sweep: Path, leader: int) -> None:
 
 @contextmanager
 def _into(log: Path) -> Iterator[None]:
-    """Send what a trial prints, C code included, to its log."""
+    """Redirect the output of a trial, C code included, to its log."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
@@ -148,8 +148,8 @@ def _into(log: Path) -> Iterator[None]:
 
 
 def main(conversation: int, lifeline: int) -> None:
-    """Serve trials until the parent hangs up; dies with the parent, however that ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+    """Run trials until the parent closes the connection; ends with the parent, even if that is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = os.getppid()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: PR_SET_PDEATHSIG
@@ -158,7 +158,7 @@ def main(conversation: int, lifeline: int) -> None:
         os._exit(1)
     connection = Connection(conversation)
     import dlrun.checks
-    import dlrun.training.loop  # noqa: F401  torch and the loop, while the parent composes
+    import dlrun.training.loop  # noqa: F401  slow imports, while the parent composes
 
     with suppress(EOFError, OSError):
         while True:
@@ -167,7 +167,7 @@ def main(conversation: int, lifeline: int) -> None:
 
 
 def _die_with(lifeline: int) -> None:
-    """Wait for the end of a pipe whose other end only the parent holds."""
+    """Wait until the pipe closes, whose other end only the parent has open."""
     while os.read(lifeline, 1):
         pass
     os._exit(1)

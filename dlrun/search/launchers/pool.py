@@ -1,4 +1,4 @@
-"""Warm worker processes of this machine: a free one takes the next trial at once, one that dies is replaced (S6).
+"""Persistent worker processes of this machine: a free one takes the next trial, a dead one is replaced (S6).
 
 `hydra/launcher=pool`, the default; `hydra.launcher.workers=4`. Nothing here imports torch.
 """
@@ -34,7 +34,7 @@ class _Worker:
         if gpu is not None:
             env["CUDA_VISIBLE_DEVICES"] = gpu
         words = [sys.executable, "-c", CODE, str(theirs.fileno()), str(reading), json.dumps(sys.path)]
-        # a session of its own: Ctrl-C in the terminal reaches the parent alone
+        # a new session: Ctrl-C in the terminal reaches the parent alone
         self.process = subprocess.Popen(
             words, pass_fds=[theirs.fileno(), reading], env=env, start_new_session=True, stdin=subprocess.DEVNULL
         )
@@ -52,7 +52,7 @@ class _Worker:
 
 
 class Pool:
-    """Runs up to `slots` trials at a time; a worker starts when there is a trial for it, or before, to be `warm`."""
+    """Runs up to `slots` trials at a time; a worker starts with its first trial, or earlier by `warm`."""
 
     def __init__(self, workers: int) -> None:
         cards = gpus()
@@ -62,7 +62,7 @@ class Pool:
         self._workers: list[_Worker] = []
 
     def warm(self, trials: int) -> None:
-        """Start the workers of so many trials, which import torch while the parent gets ready."""
+        """Start workers for this many trials; they import torch while the parent composes."""
         while len(self._workers) < min(trials, self.slots):
             self._started()
 
@@ -71,12 +71,12 @@ class Pool:
         return self._workers[-1]
 
     def submit(self, job: Job) -> None:
-        """Start a trial on a worker that is free."""
+        """Start a trial on a free worker."""
         free = next((w for w in self._workers if w.job is None), None)
         if free is None:
             free = self._started()
         free.job = job
-        with suppress(OSError):  # it died while idle: `wait` finds out
+        with suppress(OSError):  # it died while idle: `wait` reports it
             free.connection.send(job)
 
     def wait(self, seconds: float) -> list[Ended]:
@@ -92,7 +92,7 @@ class Pool:
                 found.append(Ended(number, code, why))
             except (EOFError, OSError):
                 with suppress(subprocess.TimeoutExpired):
-                    worker.process.wait(2)  # it is about to be gone: its own end is the reason, not our kill
+                    worker.process.wait(2)  # it is ending: report its own exit code, not our kill
                 self._drop(worker)
                 found.append(Ended(number, Exit.FAILED, _how(worker.process.returncode), lost=True))
         return found

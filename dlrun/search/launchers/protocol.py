@@ -72,7 +72,7 @@ def cores() -> int:
 
 
 def gpus() -> list[str]:
-    """The cards of NVIDIA that this process may use, as CUDA_VISIBLE_DEVICES names them, found without torch."""
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, found without torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         # a worker is given one of these names, not its place among them: that would be another card

@@ -1,6 +1,6 @@
-"""Members of an ensemble, picked on validation, and the table that says what they are worth (`dlrun ensemble`, E1-E7).
+"""The members of an ensemble, selected on validation (`dlrun ensemble`, E1–E7).
 
-Reads the predictions that runs have stored, so nothing is trained, evaluated or imported that needs torch.
+Reads the stored predictions of runs: nothing is trained or evaluated, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -22,31 +22,31 @@ __all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select"]
 
 Array = Any  # of numpy
 SPLITS = ("val", "test")
-FEW = 4  # of a list's values, in a sentence
+FEW = 4  # values of a list shown in a message
 
 
 @dataclass
 class Member:
-    """A trained model and what it said: logits (N, K), labels (N,) and ids of `val` and `test` in `arrays`."""
+    """A trained model and its outputs: logits (N, K), labels (N,) and ids of `val` and `test` in `arrays`."""
 
     path: Path
     data: Mapping[str, Any]  # classes, shape, mean, std as the run recorded them
     arrays: Mapping[str, Array]
     parameters: int | None = None
-    ms: float | None = None  # milliseconds an image, without decoding
-    checkpoint: str = ""  # the file's name, where the member is one of several checkpoints of a run
+    ms: float | None = None  # milliseconds per image, without decoding
+    checkpoint: str = ""  # the file name, if the member is one of several checkpoints of a run
     weight: int = 1
 
     @property
     def name(self) -> str:
-        """The folder, and the checkpoint if there are several."""
+        """The folder, and the checkpoint if the run has several."""
         return str(self.path) + (f":{self.checkpoint}" if self.checkpoint else "")
 
 
 def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the completed runs at or below `paths`, and a line for each that is left out, with the reason.
+    """Return the completed runs at or below `paths`, and a line with the reason for each that is left out.
 
-    An average of other runs votes only where it is named itself: below outputs it would stand beside its own parts.
+    A weight-averaged model joins only if it is named explicitly: below outputs its own parts lie beside it.
     """
     named = {Path(name).expanduser().resolve() for name in paths}
     found, left_out = [], []
@@ -59,16 +59,16 @@ def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
         if result.get("status") != Status.COMPLETED:
             left_out.append(f"{path} is {result.get('status', 'no run')}, not completed")
         elif result.get("average_of") and path.resolve() not in named:
-            left_out.append(f"{path} is an average of other runs; named itself it takes part")
+            left_out.append(f"{path} is an average of other runs; name it explicitly to include it")
         else:
             found.append(path)
     return found, left_out
 
 
 def read(paths: Sequence[str]) -> tuple[list[Member], list[str]]:
-    """Return the completed runs at or below `paths`, and a line for each that is left out, with the reason.
+    """Return the completed runs at or below `paths`, and a line with the reason for each that is left out.
 
-    Raises UserError when none is left.
+    Raises UserError when none remains.
     """
     members: list[Member] = []
     found, left_out = completed(paths)
@@ -78,19 +78,19 @@ def read(paths: Sequence[str]) -> tuple[list[Member], list[str]]:
         except UserError as error:
             left_out.append(str(error))
     if not members:
-        why = f": {left_out[0]}" if left_out else "; `dlrun train -m 'seed=range(0,5)'` makes five"
+        why = f": {left_out[0]}" if left_out else "; `dlrun train -m 'seed=range(0,5)'` trains five"
         raise UserError(f"no completed runs in {' '.join(paths)}{why}")
     return members, left_out
 
 
 def member(path: Path) -> Member:
-    """Return a run as a member. Raises UserError that names what it lacks."""
+    """Return a run as a member. Raises UserError that names what is missing."""
     result, arrays = reading.result(path), reading.arrays(path, "predictions")
     if result.get("status") != Status.COMPLETED:
         raise UserError(f"{path} is {result.get('status', 'no run')}, not completed")
     data = result.get("data")
     if not isinstance(data, dict) or not {"classes", "shape", "mean", "std"} <= data.keys():
-        raise UserError(f"{path}: result.json does not describe its data")
+        raise UserError(f"{path}: result.json has no valid record of its data")
     if reason := _malformed(arrays, len(data["classes"])):
         raise UserError(f"{path}: predictions.npz: {reason}; `dlrun ensemble --fresh` evaluates again")
     count = result.get("parameters")
@@ -98,7 +98,7 @@ def member(path: Path) -> Member:
 
 
 def _malformed(arrays: Mapping[str, Array], classes: int) -> str:
-    """Say what is wrong with stored predictions, which may be a stranger's or damaged."""
+    """What is wrong with stored predictions, which may be damaged or foreign; empty if nothing is."""
     for split in SPLITS:
         if not {f"{split}_logits", f"{split}_labels", f"{split}_ids"} <= arrays.keys():
             return "missing, unreadable or incomplete"
@@ -106,14 +106,14 @@ def _malformed(arrays: Mapping[str, Array], classes: int) -> str:
         if logits.dtype.kind != "f" or logits.shape != (len(labels), classes) or ids.shape != labels.shape:
             return f"{split}_logits has shape {logits.shape}, expected ({len(labels)}, {classes})"
         if labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0 or labels.max() >= classes:
-            return f"{split}_labels are no class numbers from 0 to {classes - 1}"
+            return f"{split}_labels: expected class numbers from 0 to {classes - 1}"
         if not np.isfinite(logits).all():
             return f"{split}_logits are not finite"
     return ""
 
 
 def _milliseconds(path: Path, arrays: Mapping[str, Array]) -> float | None:
-    """The median over epochs of the time that validation took, an image."""
+    """The median over epochs of the validation time per image."""
     try:
         seconds = [float(row["eval_seconds"]) for row in reading.metrics(path)]
     except (KeyError, TypeError, ValueError):
@@ -122,7 +122,7 @@ def _milliseconds(path: Path, arrays: Mapping[str, Array]) -> float | None:
 
 
 def agree(members: Sequence[Member]) -> None:
-    """Hold all members against the first. Raises UserError that names the first that differs, in what and how."""
+    """Compare all members with the first. Raises UserError that names the first that differs, and how."""
     first = members[0]
     for other in members[1:]:
         for what in ("classes", "shape", "mean", "std"):
@@ -138,12 +138,12 @@ def agree(members: Sequence[Member]) -> None:
                 a, b = first.arrays[f"{split}_{what}"], other.arrays[f"{split}_{what}"]
                 if a.shape != b.shape or not (a == b).all():
                     how = f"{len(b)} and {len(a)} images" if len(a) != len(b) else _first_difference(b, a)
-                    hint = "; seeds share a fold when dataset.split_seed and dataset.limit are the same"
+                    hint = "; seeds share a fold if dataset.split_seed and dataset.limit are the same"
                     raise UserError(f"{other.name} and {first.name} differ in {split} {what}: {how}{hint}")
 
 
 def apart(a: Sequence[Any], b: Sequence[Any]) -> tuple[str, str]:
-    """Return each of two lists as their number and a few of them, among these the first that differs."""
+    """Return each of two lists as its length and a few values, among them the first that differs."""
     same = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), 0)
     start = same if same >= FEW else 0
     return _some(list(a), start), _some(list(b), start)
@@ -161,9 +161,9 @@ def _first_difference(a: Array, b: Array) -> str:
 
 
 def select(members: Sequence[Member], *, top: int = 0, by_greed: bool = False) -> list[Member]:
-    """Return the members that count, best first on validation: all, the best `top`, or those greed picks (E2).
+    """Return the selected members, best first on validation: all, the best `top`, or by greedy selection (E2).
 
-    Nothing here looks at the test split. Greed gives `weight`, how often it picked a member.
+    Never uses the test split. Greedy selection sets `weight` to how often it picked a member.
     """
     logits, labels = [m.arrays["val_logits"] for m in members], members[0].arrays["val_labels"]
     order = ranking(logits, labels)

@@ -22,7 +22,7 @@ ORDERS = 20  # random orders behind mean and std of the accuracy by number of me
 
 @dataclass
 class Table:
-    """One row for the best member, the mean member and each vote; temperatures by vote (1: as they are)."""
+    """One row for the best member, the mean member and each vote; temperatures by vote (1: unchanged)."""
 
     rows: list[dict[str, Any]]
     temperatures: dict[str, float]
@@ -32,8 +32,8 @@ class Table:
 def judge(members: Sequence[Member], temperature: bool = False) -> Table:
     """Score every vote of the members, beside the best member on validation and the mean member (E5).
 
-    Members come best first, as `select` gives them. With `temperature` each row is rescaled by one that is fitted
-    on validation.
+    Members are sorted best first, as by `select`. With `temperature` each row is rescaled by one fitted on
+    validation.
     """
     weights = np.array([m.weight for m in members], dtype=float)
     labels = {split: members[0].arrays[f"{split}_labels"] for split in SPLITS}
@@ -63,7 +63,7 @@ def judge(members: Sequence[Member], temperature: bool = False) -> Table:
 
 
 def _price(members: Sequence[Member]) -> dict[str, Any]:
-    """What an image costs at inference: every member once, however often it counts."""
+    """The cost of one image at inference: every member once, regardless of its weight."""
     ms, parameters = [m.ms for m in members], [m.parameters for m in members]
     return {
         "ms_per_image": sum(t for t in ms if t is not None) if None not in ms else None,
@@ -76,10 +76,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def sizes(members: Sequence[Member]) -> list[dict[str, float]]:
-    """Return accuracy by number of members, voting by mean probability (E7), a row a number.
+    """Return accuracy by number of members, voting by mean probability (E7), one row per number.
 
-    `*_mean` and `*_std` are over 20 random orders of the members; `*_best_first` takes them as they come. A member
-    that counts several times counts so in each.
+    `*_mean` and `*_std` are over 20 random orders of the members, `*_best_first` adds them best first. Each member
+    counts by its weight.
     """
     draw, weights = np.random.default_rng(0), np.array([m.weight for m in members], dtype=float)
     count = len(members)
@@ -104,7 +104,7 @@ def sizes(members: Sequence[Member]) -> list[dict[str, float]]:
 
 
 def each(members: Sequence[Member]) -> list[dict[str, Any]]:
-    """Return a row a member: where it is, how often it counts, its scores and its price."""
+    """Return one row per member: its folder, weight, scores and cost."""
     rows = []
     for m in members:
         row: dict[str, Any] = {"member": m.name, "weight": m.weight}
@@ -117,7 +117,7 @@ def each(members: Sequence[Member]) -> list[dict[str, Any]]:
 
 
 def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table for reading, a line a row, accuracies in per cent."""
+    """Return the table for reading, accuracies in per cent."""
     columns = {"vote": "", "members": "members"}
     for split in SPLITS:
         columns |= {f"{split}_acc": f"{split} acc", f"{split}_loss": "log loss", f"{split}_ece": "calib. error"}
@@ -168,7 +168,7 @@ def draw(folder: Path, rows: Sequence[Mapping[str, float]]) -> Path:
 
 
 def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
-    """Write the files of an ensemble: who is in it, its scores, its predictions, its tables and picture."""
+    """Write the files of an ensemble: its members, scores, predictions, tables and picture."""
     import os
 
     import numpy as np
@@ -188,7 +188,7 @@ def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
     scores = {"status": Status.COMPLETED, **chosen, "data": dict(members[0].data), "votes": table.rows}
     arrays = {}
     for split, vote in table.votes[args.vote].items():
-        # the logarithm of a probability is a logit: what reads runs reads this
+        # the logarithm of a probability is a logit, so the same code reads runs and ensembles
         arrays[f"{split}_logits"] = np.log(vote.probabilities + 1e-12).astype(np.float32)
         arrays |= {f"{split}_{what}": members[0].arrays[f"{split}_{what}"] for what in ("labels", "ids")}
     curve = sizes(members)

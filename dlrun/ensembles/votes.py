@@ -1,7 +1,7 @@
-"""What several classifiers say together, and how good it is: votes, scores, selection (`dlrun ensemble`, E2, E5).
+"""Combining the outputs of several classifiers: votes, scores, selection (`dlrun ensemble`, E2, E5).
 
-Arrays in, arrays out: logits (M, N, K) of M members for N images and K classes, labels (N,), weights (M,) that say
-how often a member counts. Numpy alone, so that fifty stored members are combined in about a second.
+Arrays in, arrays out: logits (M, N, K) of M members for N images and K classes, labels (N,), weights (M,) of the
+members. Numpy alone, so that fifty stored members are combined in about a second.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ += ["VOTES", "Vote", "disagreement", "fit_temperature", "greedy", "heate
 
 Array = Any  # of numpy
 BINS = 15  # of the calibration error (Guo et al. 2017)
-TINY = 1e-12  # keeps the logarithm finite where a class got no probability at all
-COLDEST, HOTTEST = 0.05, 20.0  # temperatures that are looked at
+TINY = 1e-12  # keeps the logarithm finite if a class has probability zero
+COLDEST, HOTTEST = 0.05, 20.0  # range of temperatures that is searched
 
 
 class Vote(NamedTuple):
-    """Probabilities (N, K) of a vote and the class (N,) that it chooses, which a tie may have decided."""
+    """Probabilities (N, K) of a vote and the chosen class (N,), after ties are broken."""
 
     probabilities: Array
     classes: Array
@@ -35,10 +35,10 @@ def softmax(logits: Array) -> Array:
 
 
 def _counted(probabilities: Array, weights: Array, by_confidence: bool) -> Vote:
-    """Each member gives its class one vote, or as much as its confidence.
+    """Each member gives its class one vote, or a vote of the size of its confidence.
 
-    What counts as probability is the share of votes, with one vote more spread evenly over the classes: without it
-    one image whose class got no vote would make the log loss infinite.
+    The probabilities are the shares of votes, with one extra vote spread evenly over the classes: without it a single
+    image whose class got no vote would make the log loss infinite.
     """
     members, _, classes = probabilities.shape
     chosen, confidence = probabilities.argmax(-1), probabilities.max(-1)
@@ -70,8 +70,8 @@ def _mean_logit(logits: Array, probabilities: Array, weights: Array) -> Vote:
     return Vote(mean, mean.argmax(1))
 
 
-# takes logits, their softmax and the weights. majority: one vote a member, a tie goes to the class whose voters are
-# surest together; confidence: each vote counts as much as its member is sure of it
+# each takes logits, their softmax and the weights. majority: one vote per member, ties go to the class with the highest
+# summed confidence of its voters; confidence: votes are weighted by the confidence of the member
 VOTES: dict[str, Callable[[Array, Array, Array], Vote]] = {
     "majority": _majority,
     "confidence": _confidence,
@@ -83,7 +83,7 @@ VOTES: dict[str, Callable[[Array, Array, Array], Vote]] = {
 def scores(vote: Vote, labels: Array) -> dict[str, float]:
     """Return accuracy `acc`, log loss `loss` and expected calibration error `ece`.
 
-    The last is the mean over images of |accuracy - confidence| of their bin, of 15 of one width: Guo et al. 2017,
+    The last is the mean over images of |accuracy - confidence| of their bin, of 15 equal bins: Guo et al. 2017,
     On Calibration of Modern Neural Networks, equation 3.
     """
     rows = np.arange(len(labels))
@@ -96,7 +96,7 @@ def scores(vote: Vote, labels: Array) -> dict[str, float]:
 
 
 def disagreement(logits: Array) -> float:
-    """Return the share of images on which two members differ in their class, the mean over pairs; 0 for one."""
+    """Return the share of images on which two members choose different classes, averaged over pairs."""
     chosen, members = np.asarray(logits).argmax(-1), len(logits)
     if members < 2:
         return 0.0
@@ -108,14 +108,14 @@ def disagreement(logits: Array) -> float:
 
 
 def heated(vote: Vote, temperature: float) -> Vote:
-    """Return the vote with probabilities ∝ p^(1/T): softer above T = 1, the classes as they were."""
+    """Return the vote with probabilities ∝ p^(1/T): softer for T > 1, with unchanged classes."""
     return vote if temperature == 1 else Vote(softmax(np.log(vote.probabilities + TINY) / temperature), vote.classes)
 
 
 def fit_temperature(vote: Vote, labels: Array) -> float:
     """Return the temperature (COLDEST to HOTTEST) with the lowest log loss on these labels.
 
-    Fitted to what the members say together, not to each: an average of calibrated members is too unsure (Rahaman
+    Fitted to the combined vote, not to each member: an average of calibrated members is underconfident (Rahaman
     and Thiery 2021, Uncertainty Quantification and Deep Ensembles). The loss is convex in 1/T, so a golden section
     finds its minimum.
     """
@@ -130,7 +130,7 @@ def fit_temperature(vote: Vote, labels: Array) -> float:
 
 
 def ranking(logits: Sequence[Array], labels: Array) -> list[int]:
-    """Return the members best first: by accuracy, among equals by log loss, then in their order."""
+    """Return the members best first: by accuracy, then by log loss, then in their order."""
 
     def key(m: int) -> tuple[float, float]:
         p = softmax(logits[m])
@@ -141,13 +141,13 @@ def ranking(logits: Sequence[Array], labels: Array) -> list[int]:
 
 
 def greedy(logits: Sequence[Array], labels: Array, rounds: int = 50) -> list[int]:
-    """Return how often each member counts: selection with replacement on the log loss of the mean probability.
+    """Return the weight of each member: greedy selection with replacement on the log loss of the mean probability.
 
-    Caruana et al. 2004, Ensemble Selection from Libraries of Models: from the best single one on, the member is
-    added that leaves the lowest loss, `rounds` times; what counts is the best state on the way. Adding one again
-    shifts the weights, so a loss that stands still for a while is no reason to stop.
+    Caruana et al. 2004, Ensemble Selection from Libraries of Models: starting with the best one, the member
+    that gives the lowest loss is added, `rounds` times; the best state on the way is returned. Adding a member again
+    shifts the weights, so selection does not stop when the loss stays level for a while.
     """
-    right = np.stack([softmax(one)[np.arange(len(labels)), labels] for one in logits])  # (M, N): all the loss needs
+    right = np.stack([softmax(one)[np.arange(len(labels)), labels] for one in logits])  # (M, N)
     picks: list[int] = []
     total, best, length = np.zeros(len(labels)), np.inf, 0
     for taken in range(1, rounds + 1):

@@ -1,7 +1,7 @@
 """Pictures of what a sweep searched: scores against each axis, two axes as a map, all of them in parallel (S3, S7).
 
-Part of `dlrun report SWEEP`. Trials that came to nothing are marked where they were tried, outside the scale of the
-scores, which they would distort. Nothing here imports torch.
+Part of `dlrun report SWEEP`. Trials without a score are marked at their values, outside the scale of the scores, which
+they would distort. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOST: tuple[tuple[str, str, str, tuple[Status, ...]], ...] = (
     (str(Status.FAILED), "x", "#000000", FAILED),
     (UNSCORED, ".", GREY, ()),
 )
-FENCE = 3.0  # times the middle half's height: farther below it a score leaves the picture (Tukey's far out)
+FENCE = 3.0  # interquartile ranges beyond a quartile: worse scores are clipped (Tukey's far out)
 
 
 def called(metric: str) -> str:
@@ -43,7 +43,7 @@ def wanted(trials: Trials) -> str:
 
 
 def span(trials: Trials) -> tuple[float, float]:
-    """The scores that a picture has room for: all of them but for those far out on the bad side."""
+    """The range of scores that a picture shows: all but far outliers on the bad side."""
     scores = np.array([trials.scores[k] for k in trials.done])
     low, high = float(scores.min()), float(scores.max())
     first, third = np.quantile(scores, (0.25, 0.75))
@@ -56,7 +56,7 @@ def span(trials: Trials) -> tuple[float, float]:
 
 
 def lost_trials(trials: Trials) -> dict[str, tuple[str, str, list[int]]]:
-    """The trials without a score that counts, by what they came to: marker, colour and which."""
+    """The trials without a score, by their name in LOST: marker, colour and numbers."""
     found: dict[str, tuple[str, str, list[int]]] = {}
     for name, marker, colour, _ in LOST:
         found[name] = (marker, colour, [])
@@ -69,7 +69,7 @@ def lost_trials(trials: Trials) -> dict[str, tuple[str, str, list[int]]]:
 
 
 def strip(panel: Any, trials: Trials, where: Any) -> None:
-    """Set the limits of the scores, and mark trials without one in a strip of their own on the bad side."""
+    """Set the limits of the scores, and mark trials without one in a separate strip on the bad side."""
     low, high = span(trials)
     height = 0.1 * (high - low)
     lost = lost_trials(trials)
@@ -96,8 +96,8 @@ def against_axes(trials: Trials, axes: Sequence[Axis]) -> Any:
     figure = canvas(1.35 + 2.45 * down if across > 1 else 4.1, top=0.68, bottom=0.85)
     figure.subplots_adjust(wspace=0.16, hspace=0.42)
     name = called(trials.metric)
-    name = name if name == trials.metric else name[:1].upper() + name[1:]  # a column is called as it is
-    headline(figure, f"{name} against what was varied: {wanted(trials)}")
+    name = name if name == trials.metric else name[:1].upper() + name[1:]  # a column keeps its name
+    headline(figure, f"{name} against each hyperparameter: {wanted(trials)}")
     for k, axis in enumerate(shown):
         panel = figure.add_subplot(down, across, k + 1)
         _panel(panel, trials, axis)
@@ -109,7 +109,7 @@ def against_axes(trials: Trials, axes: Sequence[Axis]) -> Any:
 
 
 def _panel(panel: Any, trials: Trials, axis: Axis) -> None:
-    """One axis: scores as dots, the best as a diamond, and below them a strip of what came to nothing."""
+    """One axis: scores as dots, the best as a diamond, and below them a strip of trials without a score."""
     low, high = span(trials)
     where = _positions(axis, len(trials.entries))
     done, best = trials.done, trials.best[0]
@@ -130,10 +130,10 @@ def _panel(panel: Any, trials: Trials, axis: Axis) -> None:
 
 
 def _positions(axis: Axis, count: int) -> Any:
-    """Where the trials stand on the axis's own scale; options side by side, spread a little so that none is hidden."""
+    """The positions of the trials on the scale of the axis; options side by side, spread so that none is hidden."""
     if axis.numbers is not None:
         return np.array(axis.numbers)
-    spread = ((np.arange(count) * 0.618) % 1 - 0.5) * 0.4  # the golden ratio spreads any number of them evenly
+    spread = ((np.arange(count) * 0.618) % 1 - 0.5) * 0.4  # multiples of the golden ratio spread evenly
     places = [axis.choices.index(text) if text else math.nan for text in axis.texts]
     return np.array(places, float) + spread
 
@@ -146,7 +146,7 @@ def _value(axis: Axis, place: float) -> float:
 
 
 def _scale(ruler: Any, axis: Axis, panel: Any) -> None:
-    """Label a ruler of a panel as the axis needs it: options by name, whole numbers as typed, decades as powers."""
+    """Label one side of a panel: options by name, few numbers as typed, decades as powers."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
     across = ruler is panel.xaxis
@@ -172,7 +172,7 @@ def _scale(ruler: Any, axis: Axis, panel: Any) -> None:
 
 
 def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
-    """The two most important numeric axes, a dot a setting, its colour the mean score."""
+    """The two most important numeric axes, one dot per setting, coloured by its mean score."""
     numeric = [axis for axis in axes if axis.numbers is not None]
     count, numeric = len(numeric), numeric[:2]
     if len(numeric) < 2 or len(trials.done) < 3:
@@ -203,14 +203,14 @@ def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
         _scale(ruler, axis, panel)
     panel.set(xlabel=across.name, ylabel=up.name)
     figure.colorbar(dots, ax=panel, pad=0.02, fraction=0.12).set_label(f"{called(trials.metric)}, {wanted(trials)}")
-    known = "" if count == 2 else " that matter most" if measured else " that matter most by experience"
-    headline(figure, f"The two numeric axes{known}: where good ones lie, and whether at an edge")
+    known = "" if count == 2 else " that matter most" if measured else " that usually matter most"
+    headline(figure, f"The two numeric hyperparameters{known}: where good values lie, and whether near an edge")
     legend(figure, *panel.get_legend_handles_labels())
     return figure
 
 
 def _shades(lower: bool) -> Any:
-    """Cividis without its palest yellows, the good end dark: that stands out on paper, and inverted at night."""
+    """Cividis without its palest yellows, the good end dark: it stands out on white and, inverted, on black."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -219,10 +219,10 @@ def _shades(lower: bool) -> Any:
 
 
 def parallel(trials: Trials, axes: Sequence[Axis]) -> Any:
-    """A line a trial over all axes, ending in its rank; the best in colour over all the others in grey."""
+    """One line per trial over all axes, ending at its score; the best in colour, all others in grey."""
     if len(axes) < 2 or len(trials.done) < 2:
         return None
-    shown = list(reversed(axes[:MOST_PANELS]))  # the most important beside the score
+    shown = list(reversed(axes[:MOST_PANELS]))  # the most important next to the score
     figure = canvas(4.4, left=0.55, right=0.75, top=0.62, bottom=0.9)
     panel = figure.add_subplot()
     low, high = span(trials)
@@ -257,12 +257,12 @@ def parallel(trials: Trials, axes: Sequence[Axis]) -> Any:
     panel.grid(visible=False)
     panel.spines[["left", "bottom"]].set_visible(False)
     lost = "; dotted: no score" if lost_trials(trials) else ""
-    headline(figure, f"Every trial as a line: the best {len(best)} stand out, good ends at the top right{lost}")
+    headline(figure, f"One line per trial: the best {len(best)} in colour, good scores end at the top right{lost}")
     return figure
 
 
 def _words(axis: Axis) -> list[tuple[float, str]]:
-    """What to write on an axis of the parallel plot, and where."""
+    """The labels on an axis of the parallel plot, and their places."""
     if axis.numbers is None:
         found = axis.choices
         return [(k / max(len(found) - 1, 1), text.rpartition(".")[2][:14]) for k, text in enumerate(found)]

@@ -1,4 +1,4 @@
-"""What the pictures share: colours, margins, the axis of epochs, and how a figure becomes a file in `plots/`.
+"""Shared by all pictures: colours, margins, the axis of epochs, and files in `plots/` (`dlrun report`).
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart. Nothing here imports torch.
 """
@@ -65,8 +65,8 @@ def canvas(
     bottom: float = 0.6,
     width: float = WIDTH,
 ) -> Any:
-    """A figure with margins in inches: an automatic layout draws everything twice, which is half of the time."""
-    # a figure without pyplot belongs to nobody's screen and needs no closing
+    """A figure with margins in inches: an automatic layout would draw everything twice and double the time."""
+    # a figure without pyplot has no window and needs no closing
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
@@ -76,7 +76,7 @@ def canvas(
 
 
 def headline(figure: Any, text: str) -> None:
-    """Title a whole figure from the left, as titles of single axes are: a narrow screen shows how it begins."""
+    """Title a whole figure, left-aligned like the titles of axes, so that a narrow screen shows the beginning."""
     figure.suptitle(text, x=min(figure.subplotpars.left, 0.8 / WIDTH), ha="left")
 
 
@@ -89,7 +89,7 @@ def save(folder: Path, name: str, figure: Any) -> Path:
 
 
 def columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Numbers of metrics.csv by column, nan where a cell is empty; cells beyond the header are left out."""
+    """Numbers of metrics.csv by column, nan if a cell is empty; cells beyond the header are ignored."""
     if not rows:
         return {}
     names = [name for name in rows[0] if isinstance(name, str)]
@@ -100,7 +100,7 @@ def columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
 
 
 def number(row: Mapping[str, str], column: str, file: str) -> float:
-    """Return a cell as a number. Raises UserError, with its place, for words: somebody may have edited the file."""
+    """Return a cell as a number. Raises UserError, with its place, for text: the file may have been edited."""
     try:
         return float(row[column])
     except ValueError:
@@ -113,7 +113,7 @@ def positive(values: Any) -> bool:
 
 
 def epochs_axis(axes: Any, title: str, what: str) -> None:
-    """Label an axis of epochs: they are whole and the first is 1."""
+    """Label an axis of epochs: whole numbers from 1."""
     from matplotlib.ticker import MaxNLocator
 
     class Epochs(MaxNLocator):
@@ -125,7 +125,7 @@ def epochs_axis(axes: Any, title: str, what: str) -> None:
 
 
 def picture(figure: Any) -> bytes:
-    """Return a figure of matplotlib as PNG."""
+    """Return a figure of matplotlib as the bytes of a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()

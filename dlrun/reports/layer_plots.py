@@ -1,6 +1,6 @@
-"""Pictures of what happened inside the layers: update ratios, dead units, histograms, filters (B3–B6).
+"""Pictures of the layers: update ratios, dead units, histograms, filters (B3–B6).
 
-Reached by dlrun/reports/run_plots.py. Many layers are coloured by depth, in cividis. Nothing imports torch.
+Part of `dlrun report RUN`, through run_plots. Many layers are coloured by depth, in cividis. Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ def ratios(folder: Path) -> Any:
     _layer_lines(figure, axes, lines)
     axes.set_yscale("log")
     epochs_axis(
-        axes, "Update ratio: good stays inside the green band around 0.001 until the rate falls", "‖step‖ / ‖weights‖"
+        axes,
+        "Update ratio: good stays in the green band around 0.001 until the learning rate falls",
+        "‖step‖ / ‖weights‖",
     )
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 1e-4), max(high, 1e-2))
@@ -42,8 +44,8 @@ def ratios(folder: Path) -> Any:
 @styled
 def dead(folder: Path) -> Any:
     kinds = {
-        "dead_fraction": ("Dead units: good stays under 10 % (dashed)", "units that never fire, %", 10),
-        "saturated_fraction": ("Saturated activations: good stays under 25 % (dashed)", "flat activations, %", 25),
+        "dead_fraction": ("Dead units: good stays below 10 % (dashed)", "units always zero, %", 10),
+        "saturated_fraction": ("Saturated activations: good stays below 25 % (dashed)", "saturated activations, %", 25),
     }
     there = {kind: lines for kind in kinds if (lines := _by_layer(folder, kind))}
     if not there:
@@ -56,9 +58,9 @@ def dead(folder: Path) -> Any:
         _layer_lines(figure, axes, {layer: (x, 100 * y) for layer, (x, y) in lines.items()})
         epochs_axis(axes, title, what)
         axes.set_ylim(bottom=0)
-        axes.set_ylim(-0.03 * axes.get_ylim()[1])  # a line at zero is seen whole
+        axes.set_ylim(-0.03 * axes.get_ylim()[1])  # so that a line at zero is not cut
         if not any(y.any() for _, y in lines.values()):
-            none = f"none in any of the {len(lines)} layers: every line lies at zero"
+            none = f"all {len(lines)} layers lie at zero"
             axes.text(0.5, 0.5, none, transform=axes.transAxes, ha="center", color="#444444")
     return figure
 
@@ -77,7 +79,7 @@ def histograms(folder: Path) -> Any:
     headline(
         figure,
         f"Values by layer, the first at the top: epoch {int(last)} filled, epoch {int(epochs[0])} as a grey line\n"
-        "Good: one broad hump a layer; its width σ, on the right, within a factor of 100 from layer to layer",
+        "Good: one broad hump per layer, whose width σ (on the right) varies by less than a factor of 100",
     )
     for k, kind in enumerate(("activations", "gradients", "weights")):
         axes = figure.add_subplot(1, 3, k + 1)
@@ -88,7 +90,7 @@ def histograms(folder: Path) -> Any:
                 axes.text(7.2, low + 0.1, f"{new[2]:.1g}", ha="right", fontsize=8, color="#444444")
             if last != epochs[0] and (old := _density(arrays, epochs[0], kind, layer)) is not None:
                 axes.step(old[0], low + old[1], where="mid", color="#444444", lw=0.8)
-        title = {"activations": "what enters the activation"}.get(kind, kind)
+        title = {"activations": "before the activation"}.get(kind, kind)
         axes.set(title=title, xlabel="value / σ", xlim=(-4.2, 7.4), ylim=(-len(shown) - 0.1, 0.1))
         axes.set_xticks((-4, -2, 0, 2, 4))
         axes.set_yticks(
@@ -117,13 +119,15 @@ def filters(folder: Path) -> Any:
     figure = canvas(0.6 + (WIDTH - 0.4) * sheet.shape[0] / sheet.shape[1], left=0.2, bottom=0.1)
     axes = figure.add_subplot()
     axes.imshow(sheet.squeeze(-1) if depth == 1 else sheet, cmap="gray", vmin=0, vmax=1)
-    axes.set_title("First layer's filters, each to its own scale: good is varied; blank or equal ones do nothing")
+    axes.set_title(
+        "Filters of the first layer, each on its own scale: good ones differ; blank or equal ones are useless"
+    )
     axes.axis("off")
     return figure
 
 
 def _by_layer(folder: Path, column: str) -> dict[str, tuple[Any, Any]]:
-    """Epochs and values of a column for every layer that has it, first layer first."""
+    """Epochs and values of a column for every layer that has it, the first layer first."""
     found: dict[str, list[tuple[float, ...]]] = {}
     for row in reading.layers(folder):
         if row.get(column):
@@ -132,19 +136,19 @@ def _by_layer(folder: Path, column: str) -> dict[str, tuple[Any, Any]]:
 
 
 def _beside(lines: Mapping[str, Any]) -> float:
-    """Inches beside a picture for the names of layers, or for a bar of colours."""
+    """Inches beside a picture for the names of layers, or for a colour bar."""
     return 2.1 if len(lines) <= len(OKABE_ITO) else 0.3
 
 
 def _layer_lines(figure: Any, axes: Any, lines: Mapping[str, tuple[Any, Any]]) -> None:
-    """A line a layer: named while colours last, else coloured by depth."""
+    """One line per layer: named if there are enough colours, else coloured by depth."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.ticker import MaxNLocator
 
     few = len(lines) <= len(OKABE_ITO)
-    depths = ListedColormap(colormaps["cividis"](np.linspace(0, 0.8, 256)))  # the last yellows are pale on paper
+    depths = ListedColormap(colormaps["cividis"](np.linspace(0, 0.8, 256)))  # the last yellows are too pale on white
     for k, (layer, (x, y)) in enumerate(lines.items()):
         color = OKABE_ITO[k] if few else depths(k / (len(lines) - 1))
         dots = "o" if len(x) < 15 else None
@@ -158,12 +162,12 @@ def _layer_lines(figure: Any, axes: Any, lines: Mapping[str, tuple[Any, Any]]) -
 
 
 def _density(arrays: Mapping[str, Any], epoch: str, kind: str, layer: int) -> Any:
-    """Middles of the bins in units of the standard deviation, heights up to 0.85, that deviation; None of nothing."""
+    """Bin centres in standard deviations, heights up to 0.85, that deviation; None if there are no values."""
     counts, edges = arrays[f"{epoch}/{kind}_counts"][layer], arrays[f"{epoch}/{kind}_edges"][layer].astype(float)
     if not counts.sum():
         return None
     middles = (edges[1:] + edges[:-1]) / 2
     mean = np.average(middles, weights=counts)
     scale = float(np.sqrt(np.average((middles - mean) ** 2, weights=counts))) or 1.0
-    near = abs(middles) <= 4 * scale  # a mean beyond four deviations leaves the picture
+    near = abs(middles) <= 4 * scale  # bins farther out are cut off
     return middles[near] / scale, 0.85 * counts[near] / counts.max(), scale

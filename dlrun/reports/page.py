@@ -1,7 +1,7 @@
-"""The parts of a page that stands alone: sections, tables that a click sorts, pictures inside the file.
+"""The parts of a self-contained page: sections, tables that a click sorts, pictures inside the file (`dlrun report`).
 
-Behind `dlrun report`. What files say is a stranger's word: every text is escaped, and the page forbids itself to
-load anything. The frame with its styles and its script is report.html beside this file. Nothing imports torch.
+The files of a run are untrusted: every text is escaped, and the page may not load anything. The frame with its styles
+and its script is report.html beside this file. Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dlrun.vocabulary import Status
 
 __all__ = ["is_number", "picture", "section", "table", "text", "tone", "write_page"]
 
-# in their own colours in the dark as well
+# not inverted in dark mode
 NATURAL = ("filters", "confusion")
 # the colour of a status; without one it is plain text
 TONES = {Status.COMPLETED: "pass", Status.RUNNING: "warn", Status.INTERRUPTED: "warn"}
@@ -29,7 +29,7 @@ WHAT = {
     "loss": "Train and validation loss by epoch, on a linear and a logarithmic scale",
     "accuracy": "Train and validation accuracy by epoch",
     "update_ratios": "Length of a step relative to the weights, by layer and epoch",
-    "dead": "Units that never fire or are saturated, by layer and epoch",
+    "dead": "Dead and saturated units, by layer and epoch",
     "histograms": "Histograms of activations, gradients and weights by layer",
     "confusion": "Confusion matrix on the validation split",
     "filters": "Filters of the first layer",
@@ -37,14 +37,14 @@ WHAT = {
     "curves": "Learning curves of all runs",
     "sweep_axes": "Score against each hyperparameter that was varied",
     "sweep_map": "Scores over the two numeric hyperparameters that matter most",
-    "sweep_parallel": "Every trial as a line across all hyperparameters",
+    "sweep_parallel": "One line per trial across all hyperparameters",
     "sweep_importance": "Importance of each hyperparameter",
     "sweep_time": "Best score so far by time",
 }
 
 
 def write_page(folder: Path, title: str, parts: Iterable[str]) -> Path:
-    """Write the report of a run or sweep folder from parts that are HTML already; return the file."""
+    """Write the report of a run or sweep folder from parts in HTML; return the file."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     text = template.substitute(title=escape(f"dlrun {title}"), body="\n".join(p for p in parts if p))
     write_atomic(reading.report(folder), text.encode("utf-8", "replace"))
@@ -52,17 +52,17 @@ def write_page(folder: Path, title: str, parts: Iterable[str]) -> Path:
 
 
 def section(title: str, content: str) -> str:
-    """Return a section under a title; nothing without content."""
+    """Return a section with a title; nothing without content."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
 
 
 def text(value: Any) -> str:
-    """Return a value escaped: texts as they are, all else as JSON."""
+    """Return a value escaped: texts as they are, anything else as JSON."""
     return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def picture(file: Path) -> str:
-    """Return a picture with its pixels inside the page."""
+    """Return a picture embedded in the page."""
     kind = "" if file.stem in NATURAL else " class=chart"
     data = base64.b64encode(file.read_bytes()).decode()
     what = WHAT.get(file.stem, file.stem)
@@ -76,7 +76,7 @@ def table(
     tall: bool = False,
     links: Mapping[str, str] | None = None,
 ) -> str:
-    """A table that a click sorts; numbers are shown short and sorted in full."""
+    """A table that a click sorts; numbers are rounded for display and sorted in full."""
     if not rows:
         return ""
     columns = [c for c in rows[0] if c is not None]
@@ -106,7 +106,7 @@ def table(
 
 
 def _mean(value: Any) -> Any:
-    """A mean without its deviation; everything else as it is."""
+    """A mean without its deviation; anything else as it is."""
     return value.split("\u00a0±")[0] if isinstance(value, str) and "\u00a0±" in value else value
 
 

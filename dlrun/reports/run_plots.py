@@ -1,6 +1,6 @@
 """Pictures of a run in `plots/`, from its files alone: `dlrun report RUN`, the end of `dlrun train` (B1, B2, B7, D11).
 
-Each is legible alone: its title says what good looks like. Nothing here imports torch.
+The title of each describes what good looks like. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NUMBERED = 20  # classes up to which a confusion matrix has room for its numbers
 
 
 def draw(run_folder: Path) -> list[Path]:
-    """Draw every picture whose numbers the run has, in the order in which one reads them; return the files."""
+    """Draw every picture for which the run has numbers, in reading order; return the files."""
     found = []
     for name, picture in PICTURES.items():
         figure = picture(run_folder)
@@ -44,7 +44,7 @@ def draw(run_folder: Path) -> list[Path]:
 
 
 def names(run_folder: Path, count: int) -> list[str]:
-    """Return the names of the classes, or their numbers where the run does not say."""
+    """Return the names of the classes, or their numbers if the run does not name them."""
     found = reading.stored(run_folder).get("data", {}).get("classes") or []
     return [str(name) for name in found] if len(found) == count else [str(k) for k in range(count)]
 
@@ -67,7 +67,7 @@ def _loss(folder: Path) -> Any:
         if scale == "log" and positive(np.append(table["train_loss"], table["val_loss"])):
             axes.set_yscale("log")
             low, high = axes.get_ylim()
-            if high < 10 * low:  # within a decade "2 × 10⁰" is no way to say 2
+            if high < 10 * low:  # within a decade 2 is easier to read than 2 × 10⁰
                 axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
                 axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         if k == 0:
@@ -88,7 +88,11 @@ def _accuracy(folder: Path) -> Any:
         value = float(table["val_acc"][at[0]])
         label = f"best epoch, {best}: validation {value:.4f}"
         axes.plot(best, value, "D", color=GREEN, markersize=8, label=label, zorder=5)
-    epochs_axis(axes, "Accuracy: good rises to a plateau with a narrow gap between the two", "share of images right")
+    epochs_axis(
+        axes,
+        "Accuracy: good rises to a plateau with a narrow gap between the two",
+        "share of images classified correctly",
+    )
     axes.legend(loc="lower right")
     return figure
 
@@ -114,7 +118,7 @@ def _confusion(folder: Path) -> Any:
     below = 0.6 + (0.055 * longest if turned else 0.0)
     figure = canvas(side + below - 0.6, left=1.6, top=0.6, bottom=below, width=side + 1.8)
     axes = figure.add_subplot()
-    # the square root lets a few errors stand out beside a full diagonal
+    # on a square-root scale a few errors stand out beside a full diagonal
     image = axes.imshow(share, cmap="cividis", norm=PowerNorm(0.5, 0, 100))
     figure.colorbar(image, ax=axes, shrink=0.8).set_label("% of the true class")
     if named:
@@ -124,7 +128,7 @@ def _confusion(folder: Path) -> Any:
         axes.set_xticks(range(count), short, rotation=45 if turned else 0, ha="right" if turned else "center")
         axes.set_yticks(range(count), short)
     wrong = int((labels != logits.argmax(1)).sum())
-    title = f"Confusion on validation: {wrong} of {len(labels)} images wrong\ngood has all on the diagonal"
+    title = f"Confusion on validation: {wrong} of {len(labels)} images wrong\ngood: all on the diagonal"
     axes.set(title=title, xlabel="predicted class", ylabel="true class")
     axes.grid(visible=False)
     return figure
@@ -140,12 +144,12 @@ def _errors(folder: Path) -> Any:
     across, rows = min(count, 8), math.ceil(count / 8)
     figure = canvas(0.8 + 1.75 * rows, left=0.1, right=0.1, top=0.9, bottom=0.05)
     figure.subplots_adjust(wspace=0.1, hspace=0.5)
-    headline(figure, "Worst validation errors, by loss: look for wrong labels and for what the classes share")
+    headline(figure, "Validation errors with the highest loss: look for wrong labels and for similar classes")
     for k, (row, image, loss) in enumerate(zip(shown["rows"], shown["images"], shown["losses"], strict=True)):
         axes = figure.add_subplot(rows, max(across, 4), k + 1)
         axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
         true, guess = found["val_labels"][row], found["val_logits"][row].argmax()
-        title = f"{classes[true][:14]}, taken for\n{classes[guess][:16]}\nloss {loss:.1f}"
+        title = f"{classes[true][:14]}, predicted\n{classes[guess][:16]}\nloss {loss:.1f}"
         axes.set_title(title, fontsize=7.5, loc="center")
         axes.axis("off")
     return figure
@@ -156,11 +160,11 @@ def _time(folder: Path) -> Any:
     table = columns(reading.metrics(folder))
     if not table:
         return None
-    memory = table.get("memory_mb")  # older runs have none
+    memory = table.get("memory_mb")  # older runs lack it
     shown = 3 if memory is not None and np.isfinite(memory).any() else 2
     figure = canvas(3.3, top=0.68)
     figure.subplots_adjust(wspace=0.4)
-    headline(figure, "Time and memory: good is level; a rise is another program, a full disk or a leak")
+    headline(figure, "Time and memory: good is level; a rise means another program, a full disk or a memory leak")
     axes = figure.add_subplot(1, shown, 1)
     axes.bar(table["epoch"], table["train_seconds"], color=BLUE, width=0.8, label="training")
     axes.bar(table["epoch"], table["eval_seconds"], bottom=table["train_seconds"], color="#E69F00", label="validation")
@@ -169,7 +173,7 @@ def _time(folder: Path) -> Any:
     axes.legend(loc="upper left", fontsize=8.5)
     for place, column, title, what in (
         (2, "samples_per_second", "speed of training", "images per second"),
-        (3, "memory_mb", "most memory held", "MiB"),
+        (3, "memory_mb", "peak memory", "MiB"),
     ):
         if place <= shown:
             axes = figure.add_subplot(1, shown, place)

@@ -1,7 +1,7 @@
-"""One page that tells a run, with nothing outside it: `dlrun report RUN`, the end of `dlrun train`.
+"""The report of a run, one self-contained page: `dlrun report RUN`, the end of `dlrun train`.
 
-Written from the files alone, pictures included, so it can be written again for a run of long ago. What files say
-is a stranger's word: every text is escaped, and the page forbids itself to load anything. Nothing imports torch.
+Written from the files alone, pictures included, so an old run gets a new report. The files are untrusted: every text is
+escaped, and the page may not load anything. Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _verdicts(
         kind = "stop" if one.get("severity") == "stop" else "warn"
         fix = f"<p>To try next: <code>{text(one['try'])}</code></p>" if one.get("try") else ""
         cards.append(f"<div class='card {kind}'>{text(one.get('sentence', ''))}{fix}</div>")
-    return section("Verdicts", "".join(cards) or "<div class='card fine'>Nothing stands out: a healthy run.</div>")
+    return section("Verdicts", "".join(cards) or "<div class='card fine'>No findings: a healthy run.</div>")
 
 
 def _gallery(folder: Path) -> str:
@@ -110,7 +110,7 @@ def _gallery(folder: Path) -> str:
         name = text(str(found["val_ids"][row]))
         cards.append(
             f"<figure><img alt='{name}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
-            f"<figcaption><b>{escape(true)}</b>, taken for <b>{escape(guess)}</b><br>loss {loss:.2f}<br>"
+            f"<figcaption><b>{escape(true)}</b>, predicted <b>{escape(guess)}</b><br>loss {loss:.2f}<br>"
             f"<span class=soft>{name}</span></figcaption></figure>"
         )
     return f"<div class=gallery>{''.join(cards)}</div>"

@@ -1,7 +1,7 @@
 """Pictures of a sweep in `plots/`, from the files of its runs alone: `dlrun report SWEEP` (S3, S7, S10).
 
-Trials that came to nothing are marked where they were tried, outside the scale of the scores, which they would distort.
-Each picture says in its title what it shows. Nothing here imports torch.
+Trials without a score are marked at their values, outside the scale of the scores, which they would distort. Nothing
+here imports torch.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ MOST_CURVES = 200
 
 
 def draw(folder: Path, trials: Trials, found: Importance | str) -> list[Path]:
-    """Draw every picture that the trials have numbers for, into the plots of `folder`; return the files."""
+    """Draw every picture for which the trials have numbers, into `folder`/plots; return the files."""
     from matplotlib import rc_context
 
     ranked = _by_importance(trials.axes, found)
     made = []
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a name in letters that the font lacks is drawn as boxes
+        warnings.filterwarnings("ignore", "Glyph")  # letters that the font lacks are drawn as boxes
         for name, figure in (
             ("sweep_axes", axis_plots.against_axes(trials, ranked)),
             ("sweep_map", axis_plots.two_axes(trials, ranked, isinstance(found, Importance))),
@@ -69,13 +69,13 @@ def _importance(found: Importance | str) -> Any:
     panel.errorbar(shares, rows, xerr=errors, fmt="none", ecolor="#222222", lw=1)
     panel.set_yticks(rows, found.names)
     panel.invert_yaxis()
-    panel.set(xlabel="share of what the axes explain, % ± standard error over five folds")
+    panel.set(xlabel="share of the explained variance, % ± standard error over five folds")
     panel.set_xlim(left=0)
     panel.grid(axis="y", visible=False)
     headline(
         figure,
-        f"Importance: what shuffling a value costs a forest, which explains {found.explained:.0%} of the ranks\n"
-        f"of unseen trials; {found.trials} completed trials, interactions count for each that takes part",
+        f"Importance: loss of accuracy of a random forest when a value is shuffled; it explains {found.explained:.0%}\n"
+        f"of the ranks of unseen trials; {found.trials} completed trials; interactions count for each axis involved",
     )
     return figure
 
@@ -102,13 +102,15 @@ def _time(trials: Trials) -> Any:
     strip(panel, trials, np.array([(ends.get(k, math.nan) - begin) / unit for k in range(len(trials.entries))]))
     panel.set_xlim(left=0)
     panel.set(xlabel=f"{name} since the start", ylabel=called(trials.metric))
-    panel.set_title(f"Best so far by time, {wanted(trials)}: after a long level end more trials would help little")
+    panel.set_title(
+        f"Best so far by time, {wanted(trials)}: if it has been level for long, more trials will hardly help"
+    )
     legend(figure, *panel.get_legend_handles_labels())
     return figure
 
 
 def _clock(text: Any) -> float | None:
-    """Seconds since the epoch of what result.json calls started or ended."""
+    """`started` or `ended` of result.json in seconds since 1970."""
     try:
         return datetime.strptime(str(text), "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except ValueError:
@@ -136,7 +138,7 @@ def _curves(folder: Path, trials: Trials) -> Any:
             axes.plot(table["epoch"], table[column], label=label[-24:] if named else None, **look)
         epochs_axis(axes, "lower is better" if lower else "higher is better", called(column))
         if is_loss(column):
-            # one that diverged leaves the picture, and does not flatten the others
+            # diverged runs are clipped, so that they do not flatten the others
             seen = np.concatenate([tables[label][column] for label in kept])
             if positive(seen := seen[np.isfinite(seen)]):
                 axes.set_yscale("log")
@@ -150,7 +152,7 @@ def _curves(folder: Path, trials: Trials) -> Any:
 
 
 def _by_epoch(run_folder: Path) -> dict[str, Any]:
-    """The columns of metrics.csv; nothing where it is missing or no such table, which must not cost the others."""
+    """The columns of metrics.csv; nothing if it is missing or damaged, which must not spoil the other curves."""
     try:
         table = columns(reading.metrics(run_folder))
     except (UserError, TypeError, csv.Error):

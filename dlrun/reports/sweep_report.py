@@ -1,6 +1,6 @@
-"""One page that tells a sweep, with nothing outside it: `dlrun report SWEEP` (S3, S7, S9, S10).
+"""The report of a sweep, one self-contained page: `dlrun report SWEEP` (S3, S7, S9, S10).
 
-The best trials and what they share, warnings, pictures, seeds together, and every trial in a table that a click sorts.
+The best trials and what they share, warnings, pictures, means over seeds, and all trials in a table that a click sorts.
 Written from the files of its runs alone. Nothing imports torch.
 """
 
@@ -43,9 +43,11 @@ def write(folder: Path) -> Path:
     parts = [
         _head(folder, found),
         section(f"The best {min(BEST, len(found.best))}" if len(found.best) > 1 else "The best", _best(folder, found)),
-        section("Warnings", cards or "<div class='card fine'>Nothing stands out: no edge, no failures.</div>"),
+        section(
+            "Warnings", cards or "<div class='card fine'>No warnings: no best value near an edge, no failures.</div>"
+        ),
         section("Pictures", "".join(map(picture, pictures)) + why),
-        section("Seeds together", _seeds(found)),
+        section("Means over seeds", _seeds(found)),
         section("Every trial", _every(folder, found)),
     ]
     return write_page(folder, folder.resolve().name, parts)
@@ -70,25 +72,27 @@ def _head(folder: Path, found: Trials) -> str:
 
 
 def _best(folder: Path, found: Trials) -> str:
-    """The best trials, one a setting, with the values of all axes, and what they share."""
+    """The best trials, one per setting, with the values of all axes, and what they share."""
     chosen = found.best[:BEST]
     if not chosen:
         return "<p>No trial has completed.</p>"
     others = (c for c in NUMBERS if c not in (*SCORES, "best_epoch"))
     scores = [c for c in (*SCORES, *others) if any(found.rows[k][c] != "" for k in chosen)]
     columns = [found.metric, *(c for c in scores if c != found.metric)]
-    columns += ["checks"] * any(found.rows[k]["checks"] == "fail" for k in chosen)  # check.warn_only went on
+    columns += ["checks"] * any(found.rows[k]["checks"] == "fail" for k in chosen)  # with check.warn_only
     shown = [{"place": place, **_named(folder, found, k, columns)} for place, k in enumerate(chosen, 1)]
     said = sweeps.shared(found, BEST)
     common = "".join(f"<li>{text(line)}</li>" for line in said) or "<li>no value and no narrow range</li>"
-    common = f"<p>What they share, of all that was varied:</p><ul>{common}</ul>" if len(found.best) > BEST else ""
+    common = f"<p>What they have in common:</p><ul>{common}</ul>" if len(found.best) > BEST else ""
     repeated = len(set(found.settings)) < len(found.settings)
-    how = "<p class=soft>By the mean over seeds; shown is each setting's best seed.</p>" if repeated else ""
+    how = (
+        "<p class=soft>Ranked by the mean over seeds; each setting is shown with its best seed.</p>" if repeated else ""
+    )
     return table(shown, links=_links(folder, found)) + common + how
 
 
 def _named(folder: Path, found: Trials, trial: int, columns: Sequence[str]) -> dict[str, Any]:
-    """A trial with its score first, then what was varied, then the other columns."""
+    """A trial with its score first, then the hyperparameters, then the other columns."""
     first, *others = columns
     values = {axis.name: axis.texts[trial] for axis in found.axes}
     row = found.rows[trial]
@@ -100,7 +104,7 @@ def _label(folder: Path, found: Trials, trial: int) -> str:
 
 
 def _links(folder: Path, found: Trials) -> dict[str, str]:
-    """The reports of the runs, by the label of the run, as links that work wherever the sweep's folder lies."""
+    """The reports of the runs by label, as links relative to the folder of the sweep."""
     there = {}
     for trial, entry in enumerate(found.entries):
         if (page := reading.report(entry.path)).exists():
@@ -122,7 +126,7 @@ def _every(folder: Path, found: Trials) -> str:
 
 
 def _seeds(found: Trials) -> str:
-    """Settings with several seeds as mean ± std, and which of them the noise cannot tell from the best (S9)."""
+    """Settings with several seeds as mean ± std, and whether they differ from the best by more than noise (S9)."""
     if len(set(found.settings)) == len(found.settings):
         return ""
     rows = seed_groups.grouped(found.entries, found.metric, lower=found.lower)
@@ -138,7 +142,7 @@ def _spread(row: Mapping[str, Any]) -> dict[str, Any]:
         score = key.removesuffix("_mean")
         if score != key and value != "":
             spread = row[f"{score}_std"]
-            # spaces that do not break: a mean keeps its deviation beside it
+            # spaces that do not break keep a mean and its deviation on one line
             shown[score] = f"{value:.4f}" + (f"\u00a0±\u00a0{spread:.4f}" if spread != "" else "")
         elif score != key:
             shown[score] = ""
@@ -148,6 +152,6 @@ def _spread(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _coded(sentence: str) -> str:
-    """A warning with what to try as code."""
+    """A warning, with the override to try as code."""
     said, tried, words = sentence.partition("; try ")
     return text(said) + (f"<p>To try next: <code>{text(words)}</code></p>" if tried else "")

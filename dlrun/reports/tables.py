@@ -15,11 +15,11 @@ from dlrun.vocabulary import NUMBERS, RESULTS, SCORES, Status, lower_is_better
 __all__ = ["as_csv", "as_json", "as_latex", "as_text", "telling"]
 
 Rows = Sequence[Mapping[str, Any]]
-# what a column says of a run that nothing is to be said of: not worth a column on screen
+# values of a healthy run: a column of them alone is not shown on screen
 QUIET = {"checks": "pass", "verdicts": "none"}
-# never numbers, whatever they look like
+# always text, even if it looks like a number
 WORDS = ("run", "status", "checks", "verdicts", "verdict", "rest", "test", "reason")
-SHORT = 7  # letters up to which a number stands as it was typed
+SHORT = 7  # characters up to which a number is shown as typed
 # dropped from a narrow terminal in this order; val_acc stays
 LAST = ("best_epoch", "epochs", "test_loss", "seconds", "val_loss", "checks", "verdicts", "test_acc")
 DISPENSABLE = (*(name for name in NUMBERS if name not in (*LAST, "val_acc")), *LAST)
@@ -31,7 +31,7 @@ LATEX |= {"|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "\n": " "
 
 
 class Column(NamedTuple):
-    """A column as shown: its name, the text of each cell, which of them are best, whether they are numbers."""
+    """A column as shown: its name, the text of each cell, the rows with the best, whether it holds numbers."""
 
     name: str
     cells: list[str]
@@ -45,7 +45,7 @@ def as_csv(rows: Rows) -> str:
 
 
 def as_json(rows: Rows) -> str:
-    """Return the rows as a JSON list of objects: values typed, null where there is none or no finite number."""
+    """Return the rows as a JSON list of objects: values typed, null for a missing or not finite value."""
     made = [{key: (value or None) if key in WORDS else _typed(value) for key, value in row.items()} for row in rows]
     return json.dumps(made, indent=1, allow_nan=False)
 
@@ -53,7 +53,7 @@ def as_json(rows: Rows) -> str:
 def _typed(value: Any) -> Any:
     if isinstance(value, str) and value:
         try:
-            value = json.loads(value)  # values of the config travel as text
+            value = json.loads(value)  # values of the config are stored as text
         except (ValueError, RecursionError):
             return value
     if isinstance(value, list):
@@ -80,10 +80,10 @@ def _latex(cell: str) -> str:
 
 
 def as_text(rows: Rows, most: int | None = None, metric: str = "val_acc", *, lower: bool = False) -> str:
-    """Return the rows for reading: folders and numbers shortened, empty columns left out, the best scores in green.
+    """Return the rows for reading: folders and numbers shortened, empty columns omitted.
 
-    Colours, `most` rows at most, and only as many columns as there is room for, on a terminal; `metric`, of which the
-    highest is the best unless the `lower` is, is kept to the last. A pipe gets a line a run and every column.
+    A terminal gets the best scores in green, at most `most` rows and as many columns as fit, of which `metric` is never
+    dropped; a pipe gets one line per run and every column. `lower` if a lower metric is better.
     """
     from rich.console import Console
 
@@ -95,7 +95,7 @@ def as_text(rows: Rows, most: int | None = None, metric: str = "val_acc", *, low
 
 
 def _fitting(columns: list[Column], width: int, metric: str) -> tuple[list[Column], list[str]]:
-    """The columns that a terminal has room for, long names in two lines, and the names of those left out."""
+    """The columns that fit a terminal, long names in two lines, and the names of the dropped columns."""
     dropped: list[str] = []
 
     def wide(column: Column) -> int:
@@ -107,11 +107,11 @@ def _fitting(columns: list[Column], width: int, metric: str) -> tuple[list[Colum
     if narrow():
         columns = [c._replace(name=".\n".join(c.name.rsplit(".", 1))) for c in columns]
     for name in DISPENSABLE:
-        marked = any(c.name == name == "checks" and "fail" in c.cells for c in columns)  # check.warn_only went on
+        marked = any(c.name == name == "checks" and "fail" in c.cells for c in columns)  # with check.warn_only
         if narrow() and name != metric and not marked and any(c.name == name for c in columns):
             columns = [c for c in columns if c.name != name]
             dropped.append(name)
-    if narrow():  # optimizer.lr is still known as lr
+    if narrow():  # lr alone is still clear
         columns = [c._replace(name=c.name.rpartition("\n")[2]) for c in columns]
     return columns, dropped
 
@@ -145,7 +145,7 @@ def _coloured(console: Any, columns: Sequence[Column], dropped: Sequence[str], c
 
 
 def telling(rows: Rows) -> list[str]:
-    """Return the columns that say something: not empty, not quiet in every row."""
+    """Return the columns with information: some cell is neither empty nor quiet."""
     return [c for c in rows[0] if any(row[c] not in ("", None, QUIET.get(c, "")) for row in rows)]
 
 
@@ -165,7 +165,7 @@ def _columns(rows: Rows, metric: str = "val_acc", lower: bool = False) -> list[C
 
 
 def _best(rows: Rows, name: str, *, lower: bool) -> set[int]:
-    """The rows with the best of a score, where more than one has any that counts."""
+    """The rows with the best of a score, if at least two have one."""
     counts = [compare.scored({"status": Status.COMPLETED} | dict(row), name) for row in rows]
     values = {k: float(row[name]) for k, row in enumerate(rows) if counts[k]}
     if len(values) < 2:
@@ -185,7 +185,7 @@ def _cell(column: str, value: Any) -> str:
         return "/".join(parts[-2:] if parts[-1:] and parts[-1].isdigit() else parts[-1:]) or value
     if isinstance(value, float):
         return f"{value:.2g}" if column == "p" else f"{value:.{DIGITS.get(column, 4)}f}"
-    # what a search drew has sixteen digits, which the CSV keeps
+    # a drawn value has sixteen digits; the CSV keeps them
     return f"{float(value):.4g}" if len(str(value)) > SHORT and _is_number(value) else str(value)
 
 

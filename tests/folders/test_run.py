@@ -1,4 +1,4 @@
-"""Run folders: one owner, atomic files, and sentences for everything that can be in the way."""
+"""Run folders: one process at a time holds one, and one line for everything that can be in the way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import secrets
 import signal
 import socket
-import stat
 import subprocess
 import sys
 import time
@@ -21,7 +20,6 @@ import pytest
 
 from dlrun.errors import UserError
 from dlrun.folders import disk, reading
-from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.run import claim, reopen, settle
 from dlrun.vocabulary import FORMAT
 from support.commands import Outcome
@@ -197,101 +195,10 @@ def test_a_mistyped_run_is_not_looked_for_all_over_the_disk(here: Path) -> None:
     assert "deep" not in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # as root every folder can be written, so the system is made to refuse
-    (here / "run").mkdir()
-    refuse(monkeypatch, "open", errno.EROFS)
-    with pytest.raises(UserError, match="run: cannot write here: Read-only file system"):
-        claim("run", "")
-    refuse(monkeypatch, "mkdir", errno.EROFS)
-    with pytest.raises(UserError, match=os.strerror(errno.EROFS)):
-        claim("other", "")
-
-
 def test_names_of_options_in_subfolders_make_no_subfolders(here: Path) -> None:
     run = claim(None, "digits-mine/net")
     assert run.path.parent == Path("outputs/runs")
     run.release()
-
-
-def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
-    def fail(*args: Any, **kwargs: Any) -> None:
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, name, fail)
-
-
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_failed_write_leaves_the_old_file_and_no_litter(
-    here: Path, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
-    path = write(here / "result.json", "old")
-    with monkeypatch.context() as patched:
-        refuse(patched, call, errno.ENOSPC)
-        with pytest.raises(UserError, match=rf"result.json: .*{os.strerror(errno.ENOSPC)}") as told:
-            disk.write_atomic(path, b"new")
-    assert told.value.code == 1
-    assert path.read_text() == "old"
-    assert [p.name for p in here.iterdir()] == ["result.json"]
-    disk.write_atomic(path, b"new")
-    assert path.read_text() == "new"
-
-
-def test_what_is_written_is_on_the_disk_before_it_counts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps: list[str] = []
-    fsync, replace = os.fsync, os.replace
-
-    def synced(handle: int) -> None:
-        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
-        fsync(handle)
-
-    def replaced(old: Path, new: Path) -> None:
-        steps.append("replace")
-        replace(old, new)
-
-    monkeypatch.setattr(os, "fsync", synced)
-    monkeypatch.setattr(os, "replace", replaced)
-    disk.write_atomic(here / "a", b"x")
-    disk.append(here / "b", b"x")
-    assert steps == ["file", "replace", "folder", "file"]
-
-
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-from dlrun.folders import disk
-from dlrun.errors import UserError
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
-for write, name, size in ((disk.write_atomic, "big", 1000), (disk.append, "rows", 60)):
-    try:
-        write(Path(name), b"x" * size)
-    except UserError as error:
-        print(error)
-"""
-
-
-def test_a_full_disk_leaves_what_was_there(here: Path) -> None:
-    write(here / "big", "old")
-    write(here / "rows", "r" * 70)  # 30 bytes of 60 fit
-    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=60)
-    assert done.stderr == ""
-    big, rows = done.stdout.splitlines()
-    assert (big.startswith("big: "), os.strerror(errno.EFBIG) in big) == (True, True)
-    assert (rows.startswith("rows: "), os.strerror(errno.ENOSPC) in rows) == (True, True)
-    assert (here / "big").read_text() == "old"
-    assert (here / "rows").read_text() == "r" * 70
-    assert sorted(p.name for p in here.iterdir()) == ["big", "rows"]
-
-
-def test_an_interrupt_in_a_write_leaves_no_litter(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        disk.write_atomic(here / "x", b"new")
-    assert list(here.iterdir()) == []
 
 
 def test_latest_points_at_the_newest_and_is_only_a_courtesy(here: Path) -> None:
@@ -303,24 +210,6 @@ def test_latest_points_at_the_newest_and_is_only_a_courtesy(here: Path) -> None:
     assert sorted(p.name for p in (here / "outputs").iterdir()) == ["latest", "runs"]
     for run in (first, second, third):
         run.release()
-
-
-def test_find_goes_through_mixed_trees(here: Path) -> None:
-    for name in ("runs/b", "runs/a", "sweeps/s/0001", "sweeps/s/0000"):
-        write_run(here / "outputs" / name)
-    write_run(here / "outputs/runs/a/checkpoints/not_a_run_of_its_own")
-    write_run(here / "outputs/.receipts/x")
-    write(here / "outputs/sweeps/s/table.csv", "")
-    (here / "outputs/latest").symlink_to("runs/b")
-    (here / "outputs/loop").symlink_to("..")
-    names = ["runs/a", "runs/b", "sweeps/s/0000", "sweeps/s/0001"]
-    assert reading.find(["outputs"]) == [Path("outputs") / n for n in names]
-    assert reading.find(["outputs/latest"]) == [Path("outputs/runs/b")]
-    assert reading.find(["outputs/latest", "outputs/runs", "outputs/runs/a"]) == [
-        Path("outputs/runs/b"), Path("outputs/runs/a")
-    ]  # fmt: skip
-    with pytest.raises(UserError, match="nowhere: no such folder"):
-        reading.find(["outputs", "nowhere"])
 
 
 def test_metrics_lose_only_what_will_be_written_again(here: Path) -> None:
@@ -379,62 +268,6 @@ def test_resume_of_a_running_one_names_its_owner(here: Path, dlrun: Callable[...
     assert outcome.code == 2
     assert f"process {os.getpid()} on {socket.gethostname()}; " in outcome.err
     run.release()
-
-
-def test_sweep_folders_belong_to_one(here: Path) -> None:
-    with sweep_folder.open_sweep(None) as first:
-        assert first.parent == Path("outputs/sweeps")
-    taken = r"mine is in use by process .*choose another sweep.dir="
-    with (
-        sweep_folder.open_sweep("mine") as named,
-        pytest.raises(UserError, match=taken),
-        sweep_folder.open_sweep("mine"),
-    ):
-        pass
-    with sweep_folder.open_sweep("mine"):
-        assert named == Path("mine")
-    write(here / "full" / "0000" / "config.yaml", "")
-    with pytest.raises(UserError, match=r"^full .* 0000"), sweep_folder.open_sweep("full"):
-        pass
-
-
-def test_a_half_written_journal_is_mended(here: Path) -> None:
-    write(here / "s/sweep.yaml", "version: 1\n")
-    file = write(sweep_folder.journal(here / "s"), '{"op_code":0}\n{"op_co')
-    with sweep_folder.open_sweep("s"):
-        assert file.read_text() == '{"op_code":0}\n'
-
-
-def test_predictions_hold_no_pickles(here: Path) -> None:
-    import numpy as np
-
-    run = claim("run", "")
-    run.write_predictions({"val_ids": np.array(["a", "b"]), "val_logits": np.eye(2)})
-    with np.load(run.path / "predictions.npz", allow_pickle=False) as found:
-        assert sorted(found) == ["val_ids", "val_logits"]
-    run.release()
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_other_names_get_the_same_data_before_the_file_itself(
-    here: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    last, best = here / "last.pt", here / "best.pt"
-    flushed = []
-    real = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: (flushed.append(stat.S_ISREG(os.fstat(handle).st_mode)), real(handle))
-    )
-    if not links:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
-    disk.write_atomic(last, b"one", also=[best])
-    assert (last.read_bytes(), best.read_bytes()) == (b"one", b"one")
-    assert sum(flushed) == (1 if links else 2)  # the data is flushed once where one file can have two names
-    disk.write_atomic(last, b"two")
-    assert (last.read_bytes(), best.read_bytes()) == (b"two", b"one")  # what is replaced is the name
-    disk.write_atomic(last, b"three", also=[best])
-    assert (last.read_bytes(), best.read_bytes()) == (b"three", b"three")
-    assert sorted(os.listdir(here)) == ["best.pt", "last.pt"]
 
 
 def test_progress_is_written_seldom_and_never_lost_at_the_end(here: Path) -> None:

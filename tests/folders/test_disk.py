@@ -1,0 +1,131 @@
+"""Atomic writes: a failure, an interrupt or a full disk leaves the old file and no temporary ones."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dlrun.errors import UserError
+from dlrun.folders import disk
+from dlrun.folders.run import claim
+from support.stored import write
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, name, fail)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # as root every folder can be written, so the system is made to refuse
+    (here / "run").mkdir()
+    refuse(monkeypatch, "open", errno.EROFS)
+    with pytest.raises(UserError, match=f"^run: .*{os.strerror(errno.EROFS)}"):
+        claim("run", "")
+    refuse(monkeypatch, "mkdir", errno.EROFS)
+    with pytest.raises(UserError, match=os.strerror(errno.EROFS)):
+        claim("other", "")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_file_and_no_litter(
+    here: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = write(here / "result.json", "old")
+    with monkeypatch.context() as patched:
+        refuse(patched, call, errno.ENOSPC)
+        with pytest.raises(UserError, match=rf"result.json: .*{os.strerror(errno.ENOSPC)}") as told:
+            disk.write_atomic(path, b"new")
+    assert told.value.code == 1
+    assert path.read_text() == "old"
+    assert [p.name for p in here.iterdir()] == ["result.json"]
+    disk.write_atomic(path, b"new")
+    assert path.read_text() == "new"
+
+
+def test_what_is_written_is_on_the_disk_before_it_counts(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(handle: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def replaced(old: Path, new: Path) -> None:
+        steps.append("replace")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    disk.write_atomic(here / "a", b"x")
+    disk.append(here / "b", b"x")
+    assert steps == ["file", "replace", "folder", "file"]
+
+
+LIMITED = """
+import resource, signal, sys
+from pathlib import Path
+from dlrun.folders import disk
+from dlrun.errors import UserError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+for write, name, size in ((disk.write_atomic, "big", 1000), (disk.append, "rows", 60)):
+    try:
+        write(Path(name), b"x" * size)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_full_disk_leaves_what_was_there(here: Path) -> None:
+    write(here / "big", "old")
+    write(here / "rows", "r" * 70)  # 30 bytes of 60 fit
+    done = subprocess.run([sys.executable, "-c", LIMITED], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""
+    big, rows = done.stdout.splitlines()
+    assert (big.startswith("big: "), os.strerror(errno.EFBIG) in big) == (True, True)
+    assert (rows.startswith("rows: "), os.strerror(errno.ENOSPC) in rows) == (True, True)
+    assert (here / "big").read_text() == "old"
+    assert (here / "rows").read_text() == "r" * 70
+    assert sorted(p.name for p in here.iterdir()) == ["big", "rows"]
+
+
+def test_an_interrupt_in_a_write_leaves_no_litter(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        disk.write_atomic(here / "x", b"new")
+    assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_other_names_get_the_same_data_before_the_file_itself(
+    here: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    last, best = here / "last.pt", here / "best.pt"
+    flushed = []
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (flushed.append(stat.S_ISREG(os.fstat(handle).st_mode)), real(handle))
+    )
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+    disk.write_atomic(last, b"one", also=[best])
+    assert (last.read_bytes(), best.read_bytes()) == (b"one", b"one")
+    assert sum(flushed) == (1 if links else 2)  # the data is flushed once where one file can have two names
+    disk.write_atomic(last, b"two")
+    assert (last.read_bytes(), best.read_bytes()) == (b"two", b"one")  # what is replaced is the name
+    disk.write_atomic(last, b"three", also=[best])
+    assert (last.read_bytes(), best.read_bytes()) == (b"three", b"three")
+    assert sorted(os.listdir(here)) == ["best.pt", "last.pt"]

@@ -30,7 +30,7 @@ class Screen:
         self.log = log
         self._bar: Any = None
         self._warned: set[str] = set()
-        self._deaf = quiet  # nobody reads: training continues and the log is complete
+        self._unread = quiet  # nobody reads: training continues and the log is complete
 
     def __enter__(self) -> Screen:
         return self
@@ -47,13 +47,13 @@ class Screen:
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the bar and write it to the log."""
         self.note(text)
-        if self._deaf:
+        if self._unread:
             return
         try:
             (self._bar.console if self._bar else self.console).print(text, style=style, markup=False)
             sys.stdout.flush()
         except (OSError, SystemExit):  # rich exits when nobody reads any more (`dlrun train | head`)
-            self._deaf = True
+            self._unread = True
             self.live = False
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

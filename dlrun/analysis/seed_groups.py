@@ -1,7 +1,7 @@
 """Runs that differ in their seed alone, as one setting: mean ± std, and which differences exceed the noise (S9).
 
 `dlrun compare --group-seeds`. The standard deviation is the sample's (n − 1). Against the best setting every other is
-tested by its scores, two-sided: a paired t-test by seed where both have the same seeds, else Welch's t-test (1947,
+tested by its scores, two-sided: a paired t-test by seed if both have the same seeds, else Welch's t-test (1947,
 Biometrika 34), and Holm's step-down correction (1979, Scand. J. Statist. 6) over all of these tests.
 """
 

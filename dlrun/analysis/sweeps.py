@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dlrun.analysis import compare, edges
 from dlrun.analysis.compare import Entry
@@ -26,7 +26,7 @@ from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import SCORES, Status, lower_is_better, minimised
 
-__all__ = ["Axis", "Trials", "expect_model", "judged", "read", "score", "searched", "shared"]
+__all__ = ["Axis", "Trials", "edge_near", "expect_model", "read", "score", "searched", "shared"]
 
 # learning rate, momentum, batch size, penalties, then the rest (S7)
 FIRST = (r"optimizer\.lr$", r"momentum|betas", r"batch_size", r"regularizer\.|weight_decay|dropout", r"")
@@ -285,7 +285,7 @@ def shared(trials: Trials, count: int = 3) -> list[str]:
     return said
 
 
-def judged(axis: Axis, trial: int) -> Any:
+def edge_near(axis: Axis, trial: int) -> Literal["low", "high"] | None:
     """Return the edge of the range that the value of a trial is near, `low` or `high`, or None (S3)."""
     if axis.numbers is None or math.isnan(axis.numbers[trial]):
         return None

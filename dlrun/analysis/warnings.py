@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from dlrun.analysis import edges
-from dlrun.analysis.sweeps import Axis, Trials, judged
+from dlrun.analysis.sweeps import Axis, Trials, edge_near
 from dlrun.vocabulary import NOT_RANKED, Status
 
 __all__ = ["warnings"]
@@ -31,7 +31,7 @@ def _at_edges(trials: Trials) -> list[str]:
     said = []
     for axis in trials.axes if trials.done else ():
         best = trials.best[0]
-        side = judged(axis, best)
+        side = edge_near(axis, best)
         if axis.numbers is not None and side is not None and (wider := _wider(axis, side)):
             said.append(edges.near_edge(axis.name, axis.numbers[best], axis.low, axis.high, side, f"try {wider}"))
     return said

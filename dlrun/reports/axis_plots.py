@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dlrun.analysis.edges import position
-from dlrun.analysis.sweeps import Axis, Trials, judged
+from dlrun.analysis.sweeps import Axis, Trials, edge_near
 from dlrun.reports.figures import BLUE, GREEN, GREY, ORANGE, canvas, headline
 from dlrun.vocabulary import FAILED, Status
 
@@ -113,7 +113,7 @@ def _panel(panel: Any, trials: Trials, axis: Axis) -> None:
     low, high = span(trials)
     where = _positions(axis, len(trials.entries))
     done, best = trials.done, trials.best[0]
-    if (side := judged(axis, best)) is not None:
+    if (side := edge_near(axis, best)) is not None:
         edges = {"low": (0.0, 0.1), "high": (0.9, 1.0)}[side]
         panel.axvspan(*(_value(axis, edge) for edge in edges), color="#E69F00", alpha=0.18, lw=0, zorder=0)
     scores = np.array(trials.scores)

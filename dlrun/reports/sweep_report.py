@@ -113,7 +113,7 @@ def _links(folder: Path, found: Trials) -> dict[str, str]:
 
 
 def _every(folder: Path, found: Trials) -> str:
-    shown = tables.telling(found.rows)
+    shown = tables.informative(found.rows)
     reasons = [str(entry.result.get("reason") or "") for entry in found.entries]
     failed = [row["status"] not in (Status.COMPLETED, Status.RUNNING) for row in found.rows]
     rows = [
@@ -132,8 +132,8 @@ def _seeds(found: Trials) -> str:
     rows = seed_groups.grouped(found.entries, found.metric, lower=found.lower)
     notes = "".join(f"<li>{text(line)}</li>" for line in seed_groups.note(rows, found.metric))
     shown = [_spread(row) for row in rows]
-    told = tables.telling(shown)
-    return table([{c: row[c] for c in told} for row in shown]) + f"<ul class=soft>{notes}</ul>"
+    columns = tables.informative(shown)
+    return table([{c: row[c] for c in columns} for row in shown]) + f"<ul class=soft>{notes}</ul>"
 
 
 def _spread(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dlrun.analysis import compare
 from dlrun.folders import formats
 from dlrun.vocabulary import NUMBERS, RESULTS, SCORES, Status, lower_is_better
 
-__all__ = ["as_csv", "as_json", "as_latex", "as_text", "telling"]
+__all__ = ["as_csv", "as_json", "as_latex", "as_text", "informative"]
 
 Rows = Sequence[Mapping[str, Any]]
 # values of a healthy run: a column of them alone is not shown on screen
@@ -144,7 +144,7 @@ def _coloured(console: Any, columns: Sequence[Column], dropped: Sequence[str], c
     return "\n".join([*lines, *([f"no room for {', '.join(dropped)}: see the CSV"] if dropped else [])])
 
 
-def telling(rows: Rows) -> list[str]:
+def informative(rows: Rows) -> list[str]:
     """Return the columns with information: some cell is neither empty nor quiet."""
     return [c for c in rows[0] if any(row[c] not in ("", None, QUIET.get(c, "")) for row in rows)]
 
@@ -152,7 +152,7 @@ def telling(rows: Rows) -> list[str]:
 def _columns(rows: Rows, metric: str = "val_acc", lower: bool = False) -> list[Column]:
     """The columns for reading: mean and std of a score in one."""
     found = []
-    for name in telling(rows):
+    for name in informative(rows):
         if name.endswith("_std") or name in FILES_ONLY:
             continue
         score = name.removesuffix("_mean")

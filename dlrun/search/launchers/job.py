@@ -39,7 +39,7 @@ class Job:
 def work(job: Job) -> tuple[int, str]:
     """Run a trial to its end; returns the exit code, and the reason if its folder has none.
 
-    A trial that has a checkpoint goes on with the config that it began with; only its last epoch may be new.
+    A trial that has a checkpoint continues with its first config; only its last epoch may change.
     """
     import dlrun.checks
     import dlrun.training.loop  # noqa: F401  before the folder is locked, which starts search.timeout

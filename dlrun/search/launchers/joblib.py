@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.search.launchers.job import Job, away
-from dlrun.search.launchers.protocol import Ended, cores, deaf, gpus, here, why
+from dlrun.search.launchers.protocol import Ended, cores, gpus, here, why, without_interrupts
 from dlrun.vocabulary import Exit
 
 __all__ = ["Joblib"]
@@ -30,7 +30,7 @@ class Joblib:
 
     def submit(self, job: Job) -> None:
         """Start a trial in a process that is free."""
-        with deaf():
+        with without_interrupts():
             one = self._idle.pop() if self._idle else self._start()
             self._busy[one[0].submit(away, job, self._place)] = (job.number, one)
 

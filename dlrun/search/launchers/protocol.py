@@ -15,7 +15,7 @@ from typing import Protocol
 
 from dlrun.search.launchers.job import Job, Place
 
-__all__ = ["GONE", "Ended", "Launcher", "cores", "deaf", "gpus", "here", "why"]
+__all__ = ["GONE", "Ended", "Launcher", "cores", "gpus", "here", "why", "without_interrupts"]
 
 
 GONE = 10.0  # seconds to wait for the process of a killed trial to end
@@ -47,7 +47,7 @@ def why(error: BaseException) -> str:
 
 
 @contextmanager
-def deaf() -> Iterator[None]:
+def without_interrupts() -> Iterator[None]:
     """Block Ctrl-C for processes that start here; the parent receives it afterwards and decides."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:

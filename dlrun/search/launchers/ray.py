@@ -9,7 +9,7 @@ from typing import Any
 
 from dlrun.errors import UserError
 from dlrun.search.launchers.job import Job, away
-from dlrun.search.launchers.protocol import GONE, Ended, deaf, here, why
+from dlrun.search.launchers.protocol import GONE, Ended, here, why, without_interrupts
 from dlrun.vocabulary import Exit
 
 __all__ = ["Ray"]
@@ -25,7 +25,7 @@ class Ray:
         self._ray, self._workers = ray, int(options["workers"])
         address = options["address"]
         try:
-            with deaf():  # for the processes of a local cluster
+            with without_interrupts():  # for the processes of a local cluster
                 ray.init(address or "local", log_to_driver=False, logging_level="ERROR")
         except Exception as error:
             raise UserError(f"hydra.launcher.address={address}: no Ray cluster found: {why(error)}") from error

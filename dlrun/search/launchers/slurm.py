@@ -17,7 +17,7 @@ from dlrun.errors import UserError
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.outputs import new_folder
 from dlrun.search.launchers.job import Job, Remote
-from dlrun.search.launchers.protocol import GONE, Ended, cores, deaf, here, why
+from dlrun.search.launchers.protocol import GONE, Ended, cores, here, why, without_interrupts
 from dlrun.vocabulary import Exit
 
 __all__ = ["ASK", "POLL", "Submitit", "cancel_waiting", "job_name"]
@@ -76,7 +76,7 @@ class Submitit:
 
     def submit(self, job: Job) -> None:
         """Hand a trial to the queue."""
-        with deaf():
+        with without_interrupts():
             self._busy[job.number] = self._executor.submit(Remote(job, self._place))
 
     def wait(self, seconds: float) -> list[Ended]:

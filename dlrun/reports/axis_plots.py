@@ -204,7 +204,7 @@ def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
     panel.set(xlabel=across.name, ylabel=up.name)
     figure.colorbar(dots, ax=panel, pad=0.02, fraction=0.12).set_label(f"{called(trials.metric)}, {wanted(trials)}")
     known = "" if count == 2 else " that matter most" if measured else " that usually matter most"
-    headline(figure, f"The two numeric hyperparameters{known}: where good values lie, and whether near an edge")
+    headline(figure, f"The two numeric axes{known}: where good values lie, and whether at an edge")
     legend(figure, *panel.get_legend_handles_labels())
     return figure
 

@@ -19,7 +19,7 @@ from dlrun.checks.advice import advice, limited
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named
-from dlrun.data.audit import Audit, Finding, audit
+from dlrun.data.audit import Audit, Finding
 from dlrun.training.experiment import Experiment
 
 __all__ = ["class_balance", "data_audit", "data_duplicates"]
@@ -37,7 +37,7 @@ UNEVEN = 1.5  # D6, largest / smallest class
 @check(order=10, keeps_receipt=False)
 def data_audit(exp: Experiment) -> Verdict:
     """Report dropped samples, blank images, and classes with very few samples."""
-    data, found = exp.data, audit(exp.data)
+    data, found = exp.data, exp.data.audit
     counts = torch.bincount(data.train.labels, minlength=exp.num_classes).tolist()
     bad, blank = found.of("bad"), found.of("constant")
     few = [f"{name} ({count})" for name, count in zip(data.classes, counts, strict=True) if count < FEW]
@@ -59,7 +59,7 @@ def data_audit(exp: Experiment) -> Verdict:
 @check(order=20, keeps_receipt=False)
 def data_duplicates(exp: Experiment) -> Verdict:
     """Report leaks between splits, one image under two labels, and copies within a split."""
-    found = audit(exp.data)
+    found = exp.data.audit
     leaks = {pair: len(found.of("leak", *pair)) for pair in (("val", "train"), ("test", "train"), ("test", "val"))}
     contradictions, duplicates = found.of("contradiction"), found.of("duplicate")
     value = (

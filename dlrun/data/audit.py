@@ -11,9 +11,8 @@ copies.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from weakref import ref
 
 from dlrun.data.images import Marks
 from dlrun.data.scan import scan
@@ -42,7 +41,7 @@ class Finding:
         return asdict(self)
 
 
-def listed(bad: list[Bad]) -> list[Finding]:
+def listed(bad: Iterable[Bad]) -> list[Finding]:
     """Return unusable samples as findings."""
     return [Finding("bad", item.split, item.id, detail=item.reason) for item in bad]
 
@@ -70,24 +69,14 @@ class _Place:
 def audit(data: Data) -> Audit:
     """Compare all samples with each other. Reads the test split, which `data` then keeps for the end of the run.
 
-    The latest result is cached: two checks, audit.csv and the next runs on the same `data` share it. Only this
+    `data.audit` is this, cached: two checks, audit.csv and the next runs on the same `data` share it. Only this
     report depends on test. A sample of val or test is a leak once per earlier split (train, val, test) that contains
     it; every sample after the first of its split is a duplicate; every sample whose label differs from that of the
     first identical one is a contradiction, whatever their splits.
     """
-    global _latest
-    if _latest is None or _latest[0]() is not data:
-        _latest = (ref(data), _compared(data))
-    return _latest[1]
-
-
-# one per process; the weak reference does not keep the data alive
-_latest: tuple[ref[Data], Audit] | None = None
-
-
-def _compared(data: Data) -> Audit:
-    splits = {"train": data.train, "val": data.val, "test": data.test()}
-    found = listed(data.dropped)
+    test, dropped = data.test()
+    splits = {"train": data.train, "val": data.val, "test": test}
+    found = listed([*data.dropped, *dropped])
     first: dict[bytes, tuple[str, int]] = {}
     alike: defaultdict[bytes, list[tuple[str, int]]] = defaultdict(list)  # all but the first
     for name, split in splits.items():

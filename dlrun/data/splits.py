@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cache
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,10 @@ from dlrun.data.images import Images, InMemory, Streamed
 from dlrun.data.scan import scan
 from dlrun.errors import UserError
 
-__all__ = ["Bad", "BadData", "Data", "Raw", "Split", "bad_labels", "prepare"]
+if TYPE_CHECKING:
+    from dlrun.data.audit import Audit
+
+__all__ = ["Bad", "BadData", "Data", "HeldOut", "Raw", "Split", "bad_labels", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -75,12 +78,19 @@ class BadData(UserError):
         self.bad = bad
 
 
+class HeldOut(NamedTuple):
+    """The test split as it was read, and the samples of it that dataset.on_bad=drop omitted."""
+
+    split: Split
+    dropped: tuple[Bad, ...] = ()
+
+
 @dataclass(frozen=True)
 class Data:
     """The data of a run; mean and std per channel of `train`, in raw units; `test()` reads that split once.
 
-    `dropped` lists the samples omitted by dataset.on_bad=drop, those of test once it is read. `balance`: training
-    batches draw all classes equally often (D6).
+    `dropped` lists the samples of train and val that dataset.on_bad=drop omitted. `balance`: training batches draw all
+    classes equally often (D6).
     """
 
     train: Split
@@ -89,11 +99,23 @@ class Data:
     shape: tuple[int, int, int]
     mean: list[float]
     std: list[float]
-    test: Callable[[], Split]
+    test: Callable[[], HeldOut]
     split_seed: int
     val_fraction: float | None
-    dropped: list[Bad] = field(default_factory=list)
+    dropped: tuple[Bad, ...] = ()
     balance: bool = False
+
+    @cached_property
+    def audit(self) -> Audit:
+        """The comparison of all samples; made at first use, which reads the test split, and kept with the data."""
+        from dlrun.data.audit import audit  # which imports this module
+
+        return audit(self)
+
+    @property
+    def audited(self) -> Audit | None:
+        """The audit if it was made; None if the test split may still be unread."""
+        return vars(self).get("audit")
 
     def record(self, *, final: bool = False) -> dict[str, Any]:
         """Return a run's record of its data (D4), as JSON types; a fold on disk has no `val_fraction`.
@@ -101,13 +123,16 @@ class Data:
         Without `final` it has nothing about the test split, even if that was read.
         """
         counts = np.bincount(self.train.labels.numpy(), minlength=len(self.classes))
-        splits = {"train": self.train, "val": self.val, **({"test": self.test()} if final else {})}
+        splits, dropped = {"train": self.train, "val": self.val}, self.dropped
+        if final:
+            splits["test"], more = self.test()
+            dropped += more
         return {
             **{name: len(split) for name, split in splits.items()},
             "shape": list(self.shape),
             "classes": self.classes,
             "train_counts": counts.tolist(),
-            "dropped": {name: sum(item.split == name for item in self.dropped) for name in splits},
+            "dropped": {name: sum(item.split == name for item in dropped) for name in splits},
             "balance": self.balance,
             "mean": self.mean,
             "std": self.std,
@@ -185,9 +210,9 @@ def prepare(
     _require_samples(train, raw.classes)
     _require_any("val", val)
 
-    test = _reader(read_test, classes, shape, memory_gb, workers, on_bad, bad, store)
+    test = _reader(read_test, classes, shape, memory_gb, workers, on_bad, store)
     fraction = val_fraction if raw.val is None else None
-    return Data(train, val, raw.classes, shape, mean, std, test, split_seed, fraction, bad, balance)
+    return Data(train, val, raw.classes, shape, mean, std, test, split_seed, fraction, tuple(bad), balance)
 
 
 def _shared(raw: Raw, store: Cache) -> Raw:
@@ -214,13 +239,12 @@ def _reader(
     memory_gb: float,
     workers: int,
     on_bad: str,
-    dropped: list[Bad],
     store: Cache | None,
-) -> Callable[[], Split]:
+) -> Callable[[], HeldOut]:
     """A function that reads the test split once, and treats its bad samples like those of train."""
 
     @cache
-    def test() -> Split:
+    def test() -> HeldOut:
         found: list[Bad] = []
         whole = read()
         split = _labelled("test", whole, classes, found)
@@ -229,8 +253,7 @@ def _reader(
         if found and on_bad == "error":
             raise BadData(found, len(whole))
         _require_any("test", split)
-        dropped.extend(found)
-        return split
+        return HeldOut(split, tuple(found))
 
     return test
 

@@ -60,7 +60,7 @@ def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
 def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, name: str = "") -> Member:
     checkpoint.load_weights(file, checkpoint.load(file), exp.model, averaged=averaged)
     arrays: dict[str, NDArray[Any]] = {}
-    test, seconds = exp.data.test(), 0.0
+    test, seconds = exp.data.test().split, 0.0
     for split, (samples, batches) in {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}.items():
         started = time.perf_counter()
         found = loop.predict(exp, batches, viewed(exp.model, exp.cfg.trainer.multi_crop))

@@ -21,7 +21,7 @@ from dlrun.config.settings import Settings, Trainer
 from dlrun.console import Screen
 from dlrun.errors import UserError, first_line
 from dlrun.folders.run import Run
-from dlrun.run.gate import headline, passed, tell_dropped
+from dlrun.run.gate import Omitted, headline, passed
 from dlrun.run.provenance import origin
 from dlrun.training.loggers import Follower
 from dlrun.vocabulary import Exit, Status
@@ -113,11 +113,12 @@ def _train(cfg: Settings, run: Run, screen: Screen, follower: Follower) -> tuple
     if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:
         # two programs that spin for the same cores wait for each other: fifty times slower was measured
         screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
-    tell_dropped(exp, run, screen)
+    omitted = Omitted(run, screen)
+    omitted.report(exp.data.dropped)
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     run.update_result(train_acc_valid=exp.train_acc_valid)
     fresh = not run.last.exists()
-    if fresh and cfg.check.enabled and not passed(exp, run, screen):
+    if fresh and cfg.check.enabled and not passed(exp, run, screen, omitted):
         reason = "a check before training failed, see checks.csv"
         return Exit.CHECK_FAILED, {"status": Status.CHECK_FAILED, "reason": reason}
     state = checkpoint.restore(run, exp)
@@ -145,7 +146,7 @@ def _train(cfg: Settings, run: Run, screen: Screen, follower: Follower) -> tuple
     screen.close()
     if (reason := _reason(cfg.trainer, state)) != "all epochs done":
         screen.say(reason)
-    ending = _finish(exp, run, screen, state)
+    ending = _finish(exp, run, state, omitted)
     _tell(exp, run, screen, state, ending)
     return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
 
@@ -161,7 +162,7 @@ def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[st
     return {"verdicts": [f.record() for f in found]}
 
 
-def _finish(exp: Experiment, run: Run, screen: Screen, state: State) -> dict[str, Any]:
+def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[str, Any]:
     """Read the test split once, with the best weights (trainer.keep), and store what ensembles and tables need."""
     from dlrun.run.final_test import predicted, showcase
     from dlrun.training import checkpoint, loop
@@ -169,9 +170,8 @@ def _finish(exp: Experiment, run: Run, screen: Screen, state: State) -> dict[str
     tested = checkpoint.load(run.tested)
     checkpoint.load_weights(run.tested, tested, exp.model)
     started = time.perf_counter()
-    told = len(exp.data.dropped)
-    test = exp.data.test()
-    tell_dropped(exp, run, screen, told)
+    test, dropped = exp.data.test()
+    omitted.report(dropped)
     ending: dict[str, Any] = {
         "status": Status.COMPLETED,
         "reason": _reason(exp.cfg.trainer, state),
@@ -256,7 +256,9 @@ def store(exp: Experiment, run: Run, members: list[str]) -> dict[str, Any]:
     run.update_result(status=Status.RUNNING, **origin(exp.cfg), average_of=members)
     run.update_result(parameters=sum(p.numel() for p in exp.model.parameters()))
     checkpoint.write(run, checkpoint.snapshot(exp, state), is_best=True)
-    ending = _finish(exp, run, screen, state) | {"reason": f"the average of the weights of {', '.join(members)}"}
+    ending = _finish(exp, run, state, Omitted(run, screen, exp.data.dropped)) | {
+        "reason": f"the average of the weights of {', '.join(members)}"
+    }
     _record(run, ending)
     return ending
 

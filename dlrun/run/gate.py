@@ -1,9 +1,10 @@
-"""The gate before training: the checks, told to people and written beside the run (`dlrun train`, `dlrun check`)."""
+"""The gate before training: the checks, shown and written beside the run (`dlrun train`, `dlrun check`; C1-C10)."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -14,43 +15,70 @@ from dlrun.folders.run import Run
 from dlrun.vocabulary import Exit
 
 if TYPE_CHECKING:
+    from dlrun.checks.result import Result
+    from dlrun.data.audit import Audit
+    from dlrun.data.splits import Bad
     from dlrun.training.experiment import Experiment
 
-__all__ = ["check_only", "headline", "passed", "tell_dropped"]
+__all__ = ["Omitted", "check_only", "headline", "passed"]
+
+AUDITS = {"data_audit", "data_duplicates"}  # the checks that read the test split, and only compare it (D4)
 
 
-def passed(exp: Experiment, run: Run | None, screen: Screen) -> bool:
-    """Run the checks, show and keep what they say, and say whether training may begin."""
+class Omitted:
+    """Reports each sample that dataset.on_bad=drop omits, on screen and in dropped.csv of the run, once (D1)."""
+
+    def __init__(self, run: Run | None, screen: Screen, known: Iterable[Bad] = ()) -> None:
+        self._run, self._screen, self._known = run, screen, [*known]
+
+    def report(self, dropped: Iterable[Bad]) -> None:
+        """Report the samples that were not reported before."""
+        known = set(self._known)
+        new = [item for item in dropped if item not in known]
+        if not new:
+            return
+        self._known += new
+        where, most = "", None
+        if self._run is not None:
+            file = self._run.write_dropped([asdict(item) for item in self._known])
+            where, most = f"; all are listed in {file}", 10
+        self._screen.say(_sentence(new, where, most), style="yellow")
+
+
+def _sentence(dropped: Sequence[Bad], where: str = "", most: int | None = None) -> str:
+    shown = ", ".join(item.id for item in dropped[:most]) + (" …" if most is not None and len(dropped) > most else "")
+    return f"{len(dropped)} bad samples omitted (dataset.on_bad=drop): {shown}{where}"
+
+
+def passed(exp: Experiment, run: Run | None, screen: Screen, omitted: Omitted) -> bool:
+    """Run the checks, show and store their results, and return whether training may begin."""
     from dlrun import checks
 
-    told = len(exp.data.dropped)
     results = checks.run(exp)
-    tell_dropped(exp, run, screen, told)  # the audit has read the test split
+    audit = _audit(exp, results)
+    if audit is not None:
+        omitted.report(exp.data.test().dropped)
     if run is not None:
         run.write_checks([r.row() for r in results])
-        _write_audit(exp, run, screen, {r.check for r in results if r.status != "skip"})
+        if audit is not None and audit.findings:
+            file = run.write_audit([one.row() for one in audit.findings])
+            screen.say(f"{len(audit.findings)} findings about the data are listed in {file}")
         run.update_result(checks=checks.worst(results))
     screen.show(lambda: checks.table(results), checks.lines(results))
     failed = [r.check for r in results if r.status == "fail"]
     if not failed:
         return True
     if exp.cfg.check.warn_only:
-        screen.say(f"failed: {', '.join(failed)}; going on, since check.warn_only=true", style="bold yellow")
+        screen.say(f"failed: {', '.join(failed)}; training anyway, since check.warn_only=true", style="bold yellow")
         return True
-    screen.say(
-        f"failed: {', '.join(failed)}; check.warn_only=true trains all the same, check=none without checks",
-        style="bold red",
-    )
+    hint = "check.warn_only=true trains anyway, check=none disables every check"
+    screen.say(f"failed: {', '.join(failed)}; {hint}", style="bold red")
     return False
 
 
-def _write_audit(exp: Experiment, run: Run, screen: Screen, checked: set[str]) -> None:
-    from dlrun.data.audit import audit
-
-    # after these the test split has been read and compared; nothing else may read it so early (D4)
-    if checked & {"data_audit", "data_duplicates"} and (found := audit(exp.data).findings):
-        file = run.write_audit([one.row() for one in found])
-        screen.say(f"all {len(found)} findings about the data are listed in {file}")
+def _audit(exp: Experiment, results: Iterable[Result]) -> Audit | None:
+    """The audit of the data, if one of these checks made it: nothing else may read the test split so early (D4)."""
+    return exp.data.audited if any(r.check in AUDITS and r.status != "skip" for r in results) else None
 
 
 def check_only(cfg: Settings, *, as_json: bool = False) -> int:
@@ -59,24 +87,24 @@ def check_only(cfg: Settings, *, as_json: bool = False) -> int:
     from dlrun.training.experiment import build
 
     if not cfg.check.enabled:
-        raise UserError(
-            "check=none leaves nothing to check; leave it away, or choose: check=default check.only=[gradient]"
-        )
+        raise UserError("check=none disables every check; omit it, or use check=default check.only=[gradient]")
     screen = Screen()
     exp = build(cfg)
     if as_json:
         results = checks.run(exp)
-        if exp.data.dropped:
-            print(_dropped([item.id for item in exp.data.dropped], "", most=None), file=sys.stderr)
+        dropped = [*exp.data.dropped, *(exp.data.test().dropped if _audit(exp, results) is not None else ())]
+        if dropped:
+            print(_sentence(dropped), file=sys.stderr)
         print(json.dumps([r.row() for r in results], indent=1))
         return Exit.CHECK_FAILED if checks.worst(results) == "fail" and not cfg.check.warn_only else Exit.FINE
     screen.say(headline(exp))
-    tell_dropped(exp, None, screen)
-    return Exit.FINE if passed(exp, None, screen) else Exit.CHECK_FAILED
+    omitted = Omitted(None, screen)
+    omitted.report(exp.data.dropped)
+    return Exit.FINE if passed(exp, None, screen, omitted) else Exit.CHECK_FAILED
 
 
 def headline(exp: Experiment) -> str:
-    """Say in one line what is about to be trained."""
+    """Return one line about what will be trained."""
     cfg, names = exp.cfg, exp.cfg.choices
     weights = sum(p.numel() for p in exp.model.parameters())
     parts = [
@@ -88,19 +116,3 @@ def headline(exp: Experiment) -> str:
         f"seed {cfg.seed}",
     ]
     return "; ".join(parts)
-
-
-def tell_dropped(exp: Experiment, run: Run | None, screen: Screen, told: int = 0) -> None:
-    """Say and list what dataset.on_bad=drop left out (D1), after the first `told`, which were said before."""
-    dropped = exp.data.dropped
-    new = [item.id for item in dropped[told:]]
-    if not new:
-        return
-    where = f"; all are listed in {run.write_dropped([asdict(item) for item in dropped])}" if run is not None else ""
-    screen.say(_dropped(new, where, most=None if run is None else 10), style="yellow")
-
-
-def _dropped(ids: list[str], where: str, most: int | None) -> str:
-    """One line; all of them where no folder lists them."""
-    shown = ", ".join(ids[:most]) + (" …" if most is not None and len(ids) > most else "")
-    return f"left out as bad (dataset.on_bad=drop), {len(ids)} in number: {shown}{where}"

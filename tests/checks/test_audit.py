@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from dlrun.data import Batches, prepare
 from dlrun.data.audit import audit
 from dlrun.data.files import image_folder
 from dlrun.data.images import InMemory, Streamed
-from dlrun.data.splits import Raw, Split
+from dlrun.data.splits import HeldOut, Raw, Split
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.run import claim
@@ -70,18 +71,19 @@ def test_a_clean_folder_has_no_findings(root, memory_gb):
 def test_the_same_data_is_compared_once(root, monkeypatch):
     from dlrun.data import audit as module
 
-    compared, real = [], module._compared
-    monkeypatch.setattr(module, "_compared", lambda data: compared.append(1) or real(data))
+    compared = []
+    monkeypatch.setattr(module, "audit", lambda data: compared.append(1) or audit(data))
     data, other = ready(root), ready(root)
+    assert data.audited is None
     checked(data_audit, data), checked(data_duplicates, data)
-    assert (audit(data) is audit(data), len(compared)) == (True, 1)
-    assert audit(other) == audit(data)  # other data, other comparison
-    assert len(compared) == 3
-    known = module._latest[0]
-    assert known() is data
+    assert (data.audit is data.audit is data.audited, len(compared)) == (True, 1)
+    assert other.audit == data.audit  # other data, other comparison
+    assert len(compared) == 2
+    assert replace(data, balance=True).audited is None
+    known = ref(data.audit)
     del data
     gc.collect()
-    assert known() is None  # a worker that goes on to other data holds one, not two
+    assert known() is None  # it goes with the data, so that a worker that continues with other data holds one
 
 
 @pytest.mark.parametrize("memory_gb", MEMORY)
@@ -188,7 +190,7 @@ def test_few_copies_of_one_label_in_a_large_split_are_mentioned_only():
         train=split,
         val=replace(split.subset(torch.arange(6, 20)), images=InMemory(255 - split.images.pixels[6:20])),
     )
-    apart = replace(apart, test=lambda: replace(apart.val, images=InMemory(apart.val.images.pixels // 2)))
+    apart = replace(apart, test=lambda: HeldOut(replace(apart.val, images=InMemory(apart.val.images.pixels // 2))))
     verdict = checked(data_duplicates, apart)
     assert verdict.status == "warn"  # 4 = 1 has two labels
     verdict = checked(data_duplicates, replace(apart, train=replace(split, labels=torch.zeros(300, dtype=torch.int64))))
@@ -294,7 +296,7 @@ def test_streamed_and_held_say_the_same(root):
     for name in ("train/dog/02.png", "test/cat/02.png"):
         truncate(root / name)
     held, streamed = (ready(root, on_bad="drop", memory_gb=memory) for memory in MEMORY)
-    assert isinstance(streamed.test().images, Streamed)
+    assert isinstance(streamed.test().split.images, Streamed)
     assert audit(held) == audit(streamed)
     assert held.dropped == streamed.dropped
     assert held.record(final=True) == streamed.record(final=True)

@@ -22,7 +22,7 @@ from dlrun.checks.result import Verdict
 from dlrun.checks.runner import CHECKS
 from dlrun.checks.sandbox import no_trace
 from dlrun.data.images import InMemory
-from dlrun.data.splits import Split
+from dlrun.data.splits import HeldOut, Split
 from dlrun.losses import CrossEntropy
 from dlrun.regularizers import Penalty
 from dlrun.training.experiment import Experiment, build
@@ -209,7 +209,7 @@ def leak(source: str, target: str) -> Break:
 
 def leak_into_test(exp: Experiment) -> None:
     seen = exp.data.train.subset(torch.arange(50))
-    alter(exp, data=replace(exp.data, test=lambda: seen))
+    alter(exp, data=replace(exp.data, test=lambda: HeldOut(seen)))
 
 
 # the bugs that need more than a line

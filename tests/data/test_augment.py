@@ -232,7 +232,7 @@ def test_nothing_but_training_images_is_augmented() -> None:
     on, off = build(composed(*plain, *words)), build(composed(*plain))
     for one, other in (
         (on.val, off.val),
-        (on.batches(on.data.test()), off.batches(off.data.test())),
+        (on.batches(on.data.test().split), off.batches(off.data.test().split)),
     ):
         assert all(torch.equal(a[0], b[0]) for a, b in zip(one.epoch(1), other.epoch(1), strict=True))
     assert not torch.equal(next(on.train.epoch(1))[0], next(off.train.epoch(1))[0])

@@ -65,10 +65,10 @@ def test_drop_leaves_out_what_is_bad_and_moves_nothing_else(tmp_path, memory_gb)
         for number in range(40):
             photo(number + 100 * (name == "b")).save(tmp_path / name / f"{number}.png")
     whole = ready(tmp_path)
-    before = {"train": whole.train.ids, "val": whole.val.ids, "test": whole.test().ids}
+    before = {"train": whole.train.ids, "val": whole.val.ids, "test": whole.test().split.ids}
     pixels = {
         name: pixel
-        for split in (whole.train, whole.val, whole.test())
+        for split in (whole.train, whole.val, whole.test().split)
         for name, pixel in zip(split.ids, split.images.take(torch.arange(len(split))), strict=True)
     }
     broken = {"train": before["train"][3:5], "val": before["val"][1:2], "test": before["test"][2:4]}
@@ -80,12 +80,13 @@ def test_drop_leaves_out_what_is_bad_and_moves_nothing_else(tmp_path, memory_gb)
     assert [(item.split, item.id) for item in data.dropped] == [
         (split, name) for split in ("train", "val") for name in broken[split]
     ]
-    for name, split in (("train", data.train), ("val", data.val), ("test", data.test())):
+    for name, split in (("train", data.train), ("val", data.val), ("test", data.test().split)):
         assert split.ids == [one for one in before[name] if one not in broken[name]]
         assert split.labels.tolist() == [int(one.startswith("b")) for one in split.ids]
         for number, one in enumerate(split.ids):
             assert torch.equal(split.images.take(torch.tensor([number]))[0], pixels[one])
-    assert [item.id for item in data.dropped if item.split == "test"] == broken["test"]
+    assert [(item.split, item.id) for item in data.test().dropped] == [("test", name) for name in broken["test"]]
+    assert "test" not in {item.split for item in data.dropped}  # which nothing has changed
     kept = torch.stack([pixels[one] for one in data.train.ids]).double()
     assert data.mean == pytest.approx(kept.mean((0, 1, 2)).tolist(), rel=1e-12)  # without the dropped images
     record = data.record()
@@ -97,7 +98,7 @@ def test_drop_leaves_out_what_is_bad_and_moves_nothing_else(tmp_path, memory_gb)
 def test_bad_test_images_are_an_error_too_and_only_when_test_is_read(root):
     truncate(root / "test" / "dog" / "05.png")
     data = ready(root)
-    assert data.dropped == []
+    assert data.dropped == ()
     with pytest.raises(BadData, match=r"^test/dog/05\.png: .*on_bad=drop") as caught:
         data.test()
     assert [item.split for item in caught.value.bad] == ["test"]
@@ -164,9 +165,10 @@ def test_bad_values_and_labels_of_test(tmp_path):
         arrays(path)  # now, not after training
     path = stored(tmp_path / "b.npz", x_test=((5, 0, 0, 0), np.inf), y_test=(4, 3))
     data = prepare(arrays(path, on_bad="drop"), **KEYS, on_bad="drop")
-    assert data.dropped == []
-    assert len(data.test()) == 10
-    assert [(item.id, item.split) for item in data.dropped] == [("test/4", "test"), ("test/5", "test")]
+    assert data.dropped == ()
+    assert len(data.test().split) == 10
+    assert [(item.id, item.split) for item in data.test().dropped] == [("test/4", "test"), ("test/5", "test")]
+    assert data.dropped == ()
 
 
 def test_num_classes_makes_a_bad_label_of_a_stray_one(tmp_path):
@@ -176,7 +178,7 @@ def test_num_classes_makes_a_bad_label_of_a_stray_one(tmp_path):
     raw = arrays(path, num_classes=3)
     with pytest.raises(BadData, match=r"^train/30: has label 255, expected 0 to 2"):
         prepare(raw, **KEYS)
-    assert prepare(raw, **KEYS, on_bad="drop").dropped == [Bad("train/30", "train", "has label 255, expected 0 to 2")]
+    assert prepare(raw, **KEYS, on_bad="drop").dropped == (Bad("train/30", "train", "has label 255, expected 0 to 2"),)
 
 
 def test_on_bad_is_checked():

@@ -87,7 +87,7 @@ def test_streaming_equals_memory_bit_for_bit(folder):
     assert isinstance(streamed.train.images, Streamed)
     assert held.record() == streamed.record()
     assert torch.equal(everything(held.val), everything(streamed.val))
-    assert torch.equal(everything(held.test()), everything(streamed.test()))
+    assert torch.equal(everything(held.test().split), everything(streamed.test().split))
     keys = {"mean": held.mean, "std": held.std, "shuffle": True, "seed": 5, "augment": CropFlip(2)}
     for workers in (1, 3):
         one = Batches(held.train, 16, **keys).epoch(2)

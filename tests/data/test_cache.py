@@ -182,7 +182,7 @@ def test_pixels_in_memory_are_mapped_where_they_are_to_be_shared(tmp_path, kind)
     plain, first, second = ready(), ready(cache=str(tmp_path / "c"), share=True), ready(cache=str(tmp_path / "c"))
     assert second.record(final=True) == plain.record(final=True) == first.record(final=True)
     assert str(tmp_path / "c") not in mapped_at(second.train.images.pixels)
-    places = [mapped_at(split.images.pixels) for split in (first.train, first.val, first.test())]
+    places = [mapped_at(split.images.pixels) for split in (first.train, first.val, first.test().split)]
     assert places[0] == places[1] != places[2]
     assert all(place.startswith(str(tmp_path / "c")) and place.endswith(".pixels") for place in places)
     # an entry with other content is rewritten

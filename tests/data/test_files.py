@@ -57,7 +57,7 @@ def test_folder_with_train_and_test(tmp_path):
     assert everything(raw.train)[:, 0, 0, 0].tolist() == [6, 7, 8, 9, 0, 1, 2, 3, 4, 5]
     data = ready(raw, val_fraction=0.5)
     assert (len(data.train), len(data.val)) == (5, 5)
-    test = data.test()
+    test = data.test().split
     assert test.ids == ["test/ant/000.png", "test/ant/001.png"]
     assert everything(test)[:, 0, 0, 0].tolist() == [10, 11]
 
@@ -68,13 +68,13 @@ def test_folder_with_val_uses_it(tmp_path):
     assert data.val.ids == ["val/a/000.png", "val/a/001.png", "val/b/000.png"]
     assert data.record()["val_fraction"] is None
     # and test is carved from train, one image per class
-    assert (len(data.train), len(data.test())) == (4, 2)
+    assert (len(data.train), len(data.test().split)) == (4, 2)
 
 
 def test_single_folder_is_divided(tmp_path):
     write_folder(tmp_path, {"train": 8, "plane": 8})  # a class may be called train
     data = ready(image_folder(str(tmp_path)))
-    test = data.test()
+    test = data.test().split
     assert (len(data.train), len(data.val), len(test)) == (9, 3, 4)
     assert len({*data.train.ids, *data.val.ids, *test.ids}) == 16
     assert "train/000.png" in {*data.train.ids, *data.val.ids, *test.ids}
@@ -84,7 +84,7 @@ def test_single_folder_is_divided(tmp_path):
 def test_folder_test_images_are_not_opened_before_test(tmp_path, layout):
     write_folder(tmp_path, layout)
     raw = image_folder(str(tmp_path))
-    sealed = set(ready(raw).test().ids)
+    sealed = set(ready(raw).test().split.ids)
     for name in sealed:
         (tmp_path / name).write_bytes(b"broken")
     data = ready(image_folder(str(tmp_path)))

@@ -23,7 +23,7 @@ RNG = np.random.default_rng(1)
 
 def test_counts_are_exact_and_splits_do_not_overlap():
     data = ready(raw(made([50, 30, 20])))
-    test = data.test()
+    test = data.test().split
     assert counts(test) == [10, 6, 4]
     assert counts(data.val) == [4, 2, 2]  # 8 of 40, 24, 16: 4.0, 2.4, 1.6
     assert counts(data.train) == [36, 22, 14]
@@ -52,9 +52,9 @@ def test_fold_follows_split_seed_alone():
     split = made([40, 40])
     first, again, other = (ready(raw(split), split_seed=seed) for seed in (3, 3, 4))
     assert first.val.ids == again.val.ids
-    assert first.test().ids == again.test().ids
+    assert first.test().split.ids == again.test().split.ids
     assert first.val.ids != other.val.ids
-    assert first.test().ids != other.test().ids
+    assert first.test().split.ids != other.test().split.ids
     # what a stored run was measured on: a change here breaks every fold that was ever recorded
     digest = "830a1b1db3e4cf3db87ce3ba0ac6d866ce326ec9face9353fcdab8068e06dedd"
     assert ready(datasets.digits()).record()["val_sha256"] == digest
@@ -63,7 +63,7 @@ def test_fold_follows_split_seed_alone():
 def test_pixels_labels_and_ids_stay_together():
     split = made([30, 20])
     data = ready(raw(split))
-    for part in (data.train, data.val, data.test()):
+    for part in (data.train, data.val, data.test().split):
         numbers = torch.tensor([int(name.split("/")[1]) for name in part.ids])
         assert torch.equal(everything(part), split.images.pixels[numbers])
         assert torch.equal(part.labels, split.labels[numbers])
@@ -73,7 +73,7 @@ def test_pixels_labels_and_ids_stay_together():
 def test_limit_is_stratified_and_leaves_test_alone():
     split = made([600, 300, 100])
     whole, half = ready(raw(split)), ready(raw(split), limit=100)
-    assert half.test().ids == whole.test().ids
+    assert half.test().split.ids == whole.test().split.ids
     assert counts(half.train) == [54, 27, 9]
     assert counts(half.val) == [6, 3, 1]
     more = ready(raw(split), limit=200)
@@ -134,7 +134,7 @@ def test_test_split_is_read_when_asked_for():
     data = ready(raw(made([20, 20]), test=read_test))
     Batches(data.train, 8, mean=data.mean, std=data.std)
     assert calls == []
-    assert counts(data.test()) == [2, 2]
+    assert counts(data.test().split) == [2, 2]
     assert calls == [1]
 
 
@@ -157,7 +157,7 @@ def test_mean_and_std_are_those_of_train_alone(dtype):
     split = made([400, 300], shape=(80, 60, 3), dtype=dtype)  # more than one chunk
     split.images.pixels[..., 2] = 7
     data = ready(raw(split))
-    split.images.pixels[[int(name[6:]) for name in data.val.ids + data.test().ids]] = 255
+    split.images.pixels[[int(name[6:]) for name in data.val.ids + data.test().split.ids]] = 255
     data = ready(raw(split))
     x = everything(data.train).numpy().astype(np.float64)
     np.testing.assert_allclose(data.mean, x.mean((0, 1, 2)), rtol=1e-13)

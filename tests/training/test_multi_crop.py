@@ -62,7 +62,7 @@ def test_a_run_is_tested_by_its_views_and_predicts_by_them(dlrun: Callable[..., 
 
     member = reevaluate.evaluated(Path("run"), [])
     assert np.allclose(member.arrays["test_logits"], logits, atol=1e-5)
-    images = build(Settings.of(config(Path("run")))).data.test().images.take(torch.arange(20))
+    images = build(Settings.of(config(Path("run")))).data.test().split.images.take(torch.arange(20))
     assert np.allclose(predictor.load(Path("run"), []).logits(images)[0], logits[:20], atol=1e-5)
 
 

@@ -27,6 +27,7 @@ IGNORED = (
     *("run.", "sweep.", "search.", "choices.search", "hydra", "choices.hydra", "trust", "choices.experiment"),
     *("check.", "choices.check", "trainer.report"),
 )
+ABOUT = ("name", "tags", "note")  # what a person says of a run
 PLAIN = {None: "null", True: "true", False: "false"}
 
 
@@ -89,6 +90,7 @@ def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) 
     `by` may be any number of the results; without `lower` its name decides whether a lower value is better.
     """
     differing = varying([entry.config for entry in entries])
+    named = [key for key in ABOUT if any(entry.result.get(key) for entry in entries)]
     unreadable = any(entry.result.get("status") == Status.UNREADABLE for entry in entries)
     made = []
     for path, result, config in entries:
@@ -98,6 +100,7 @@ def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) 
             "checks": result.get("checks", ""),
             "verdicts": _names(result.get("verdicts")),
         }
+        row.update({key: _about(result.get(key)) for key in named})
         row.update({key.removeprefix("choices."): config.get(key, "") for key in differing})
         row.update({key: result.get(key, "") for key in NUMBERS})
         if by:
@@ -163,6 +166,10 @@ def _names(found: Any) -> str:
         return summary(found) if found is not None else ""
     except (TypeError, KeyError, AttributeError):
         return ""  # a foreign file
+
+
+def _about(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, list) else "" if value is None else str(value)
 
 
 def _finite(value: Any) -> bool:

@@ -56,12 +56,18 @@ class Rule:
         return not self.listed and len({type(word) for word in self.words}) > 1
 
 
+_NAME = re.compile(r"\w[\w .+=-]{0,79}")  # it becomes part of the name of a folder
+_WORD = re.compile(r"[^\s,]{1,80}")
 # columns of metrics.csv that can decide which epoch or trial is best
 METRICS = tuple(column for column in COLUMNS if column not in ("epoch", "lr"))
 
 
 def _number(value: Any, whole: bool = False) -> bool:
     return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, (str, int, float))  # Hydra reads `run.name=7` as a number
 
 
 def _one_of(listing: Callable[[], tuple[Any, ...]]) -> Rule:
@@ -79,6 +85,15 @@ NAMED: Mapping[str, Callable[[], Rule]] = {
         lambda v: _number(v, True) and 0 <= v < 2**63, "a whole number, 0 or more and less than 2**63"
     ),
     "folder": lambda: Rule(lambda v: str(v).strip() != "", "the name of a folder"),
+    "name": lambda: Rule(
+        lambda v: bool(_NAME.fullmatch(str(v))) and _is_text(v),
+        "a name of at most 80 letters, digits, spaces and . _ + = -, the first a letter or digit",
+    ),
+    "word": lambda: Rule(
+        lambda v: _is_text(v) and bool(_WORD.fullmatch(str(v))),
+        "a word without spaces and commas, of at most 80 letters",
+    ),
+    "text": lambda: Rule(lambda v: _is_text(v) and str(v).strip() != "", "a text"),
     "metric": lambda: _one_of(lambda: METRICS),
     "check": lambda: _one_of(check_names),
 }

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 __all__ = ["Check", "Settings", "Trainer"]
 
 T = TypeVar("T")
+_NO_GROUP = {"seed", "trust", "run_dir", "name", "tags", "note", "trainer", "check", "_plain"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ class Settings:
     seed: int
     trust: tuple[str, ...]  # packages whose classes the config may name
     run_dir: str | None
+    name: str  # of the run; "" if it has none
+    tags: tuple[str, ...]
+    note: str
     choices: Mapping[str, Any]  # the chosen option of each group
     trainer: Trainer
     check: Check
@@ -89,11 +93,15 @@ class Settings:
     def of(cls, plain: Mapping[str, Any]) -> Settings:
         """Return the settings of a resolved config; unknown keys of `trainer` and `check` are only in `plain`."""
         own: dict[str, Any] = copy.deepcopy(dict(plain))
-        groups = {f.name for f in fields(cls)} - {"seed", "trust", "run_dir", "trainer", "check", "_plain"}
+        groups = {f.name for f in fields(cls)} - _NO_GROUP
+        about = own.get("run") or {}
         return cls(
             seed=own.get("seed", 1),
             trust=tuple(own.get("trust") or ()),
-            run_dir=(own.get("run") or {}).get("dir"),
+            run_dir=about.get("dir"),
+            name=_text(about.get("name")),
+            tags=tuple(map(str, about.get("tags") or ())),
+            note=_text(about.get("note")),
             trainer=_typed(Trainer, own.get("trainer") or {}),
             check=_typed(Check, own.get("check") or {}),
             _plain=own,
@@ -115,6 +123,10 @@ class Settings:
     def __reduce__(self) -> tuple[Callable[..., Settings], tuple[dict[str, Any]]]:
         # for pickle and copy, which refuse read-only mappings
         return Settings.of, (self.plain,)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _typed(kind: type[T], node: Mapping[str, Any]) -> T:

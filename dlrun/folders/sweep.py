@@ -33,13 +33,13 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def open_sweep(folder: str | None) -> Iterator[Path]:
-    """Lock the folder of a sweep: a new one, or one that already contains a sweep.
+def open_sweep(folder: str | None, label: str = "") -> Iterator[Path]:
+    """Lock the folder of a sweep: a new one named by time and `label`, or one that already contains a sweep.
 
     Raises UserError when a living process has locked it, or when it contains anything else.
     """
     if folder is None:
-        path = new_folder(OUTPUTS / "sweeps", "sweep")
+        path = new_folder(OUTPUTS / "sweeps", label or "sweep")
     else:
         path = Path(str(folder)).expanduser()
         make_folder(path)

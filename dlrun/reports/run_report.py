@@ -29,9 +29,10 @@ def write(run_folder: Path) -> Path:
     config = result.get("config") or reading.config(run_folder)
     choices = config.get("choices") or {}
     title = " ".join(str(choices.get(group) or "") for group in ("dataset", "model")).strip() or run_folder.name
+    kind, title = title, str(result.get("name") or title)
     pictures = [file for file in run_plots.draw(run_folder) if file.stem != "errors"]
     parts = [
-        _head(title, run_folder, result),
+        _head(title, "" if title == kind else f"{kind}; ", run_folder, result),
         _verdicts(result, metrics, reading.layers(run_folder), config),
         section("Pictures", "".join(map(picture, pictures))),
         section("Worst validation errors", _gallery(run_folder)),
@@ -43,7 +44,7 @@ def write(run_folder: Path) -> Path:
     return write_page(run_folder, f"{title}: {result.get('status', '')}", parts)
 
 
-def _head(title: str, folder: Path, result: Mapping[str, Any]) -> str:
+def _head(title: str, kind: str, folder: Path, result: Mapping[str, Any]) -> str:
     status = str(result.get("status", "unknown"))
     scores = {
         "test accuracy": _decimals(result.get("test_acc"), 4),
@@ -58,11 +59,18 @@ def _head(title: str, folder: Path, result: Mapping[str, Any]) -> str:
     }
     boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in scores.items() if value)
     reason = f": {text(result['reason'])}" if result.get("reason") else ""
-    origin = f"{folder.resolve().name}, started {result.get('started', 'at an unknown time')}"
+    origin = f"{kind}{folder.resolve().name}, started {result.get('started', 'at an unknown time')}"
     return (
         f"<header><h1>{escape(title)}</h1><p><span class='badge {tone(status)}'>{escape(status)}</span>{reason}</p>"
-        f"<p class=soft>{escape(origin)}</p></header><div class=numbers>{boxes}</div>"
+        f"<p class=soft>{escape(origin)}{_about(result)}</p></header><div class=numbers>{boxes}</div>"
     )
+
+
+def _about(result: Mapping[str, Any]) -> str:
+    """The tags and the note of a run."""
+    tags, note = result.get("tags"), result.get("note")
+    said = ", ".join(map(text, tags)) if isinstance(tags, list) else ""
+    return (f"; tags: {said}" if said else "") + (f"</p><p>{text(note)}" if note else "")
 
 
 def _decimals(value: Any, digits: int) -> str:
@@ -136,6 +144,6 @@ def _plain(value: Any) -> str:
 
 
 def _rest(result: Mapping[str, Any]) -> str:
-    known = {"config", "changed", "verdicts", "status", "reason"}
+    known = {"config", "changed", "verdicts", "status", "reason", "name", "tags", "note"}
     text = json.dumps({k: v for k, v in result.items() if k not in known}, indent=1, ensure_ascii=False)
     return f"<details><summary>Versions, data, origin</summary><pre>{escape(text)}</pre></details>"

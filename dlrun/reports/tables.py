@@ -18,13 +18,13 @@ Rows = Sequence[Mapping[str, Any]]
 # values of a healthy run: a column of them alone is not shown on screen
 QUIET = {"checks": "pass", "verdicts": "none"}
 # always text, even if it looks like a number
-WORDS = ("run", "status", "checks", "verdicts", "verdict", "rest", "test", "reason")
+WORDS = ("run", "status", "checks", "verdicts", "verdict", "rest", "test", "reason", "name", "note")
 SHORT = 7  # characters up to which a number is shown as typed
 # dropped from a narrow terminal in this order; val_acc stays
 LAST = ("best_epoch", "epochs", "test_loss", "seconds", "val_loss", "checks", "verdicts", "test_acc")
 DISPENSABLE = (*(name for name in NUMBERS if name not in (*LAST, "val_acc")), *LAST)
 DIGITS = {number.name: number.digits for number in RESULTS}
-FILES_ONLY = ("runs", "seeds", "test")  # for programs that read the CSV
+FILES_ONLY = ("runs", "seeds", "test", "name", "tags", "note")  # for programs that read the CSV
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
 LATEX |= {"^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 LATEX |= {"|": r"\textbar{}", '"': r"\textquotedbl{}", "±": r"$\pm$", "\n": " ", "\r": " "}

@@ -34,8 +34,8 @@ __all__ = ["execute", "label", "store"]
 
 
 def label(cfg: Settings) -> str:
-    """Return the dataset and the model by the names of their options."""
-    return "-".join(str(cfg.choices.get(group) or group) for group in ("dataset", "model"))
+    """Return run.name, or the dataset and the model by the names of their options."""
+    return cfg.name or "-".join(str(cfg.choices.get(group) or group) for group in ("dataset", "model"))
 
 
 def execute(

@@ -22,6 +22,9 @@ def origin(cfg: Settings) -> dict[str, Any]:
 
     return {
         "seed": cfg.seed,
+        "name": cfg.name,
+        "tags": list(cfg.tags),
+        "note": cfg.note,
         "monitor": cfg.trainer.monitor,
         "config": cfg.plain,
         "versions": {

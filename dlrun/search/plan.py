@@ -26,6 +26,7 @@ FREE: tuple[str, ...] = (
     "search.trials",
     "search.prune",
 )
+FREE += ("run.name", "run.tags", "run.note")  # say what the sweep is for
 FREE += ("sweep.dir", "trust", "hydra/launcher", "hydra.launcher", "trainer.report")
 FACTORS = (10.0, 3.0)  # width of the ranges of the second stage, and of those after it (S4)
 

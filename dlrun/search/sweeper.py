@@ -47,7 +47,7 @@ def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | 
     plan = Plan.asked(fixed, axes, first.config["search"], flags or {})
     extras.require_launcher(first.launcher)
     check(composer, axes, fixed, plan.search["sampler"] == "grid")
-    with sweep_folder.open_sweep(first.config["sweep"]["dir"]) as folder:
+    with sweep_folder.open_sweep(first.config["sweep"]["dir"], str(first.config["run"]["name"] or "")) as folder:
         if sweep_folder.is_sweep(folder):
             old = Plan.recorded(sweep_folder.plan(folder))
             old.renew(plan, str(folder))

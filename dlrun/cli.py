@@ -21,6 +21,7 @@ VERBS = {
     "predict": "classify images with a run or an ensemble; writes a CSV",
     "export": "export a run to one file (ONNX or torch.export), verified against the run",
     "compare": "list runs, sweeps and ensembles in one table",
+    "board": "write one page of all runs: a table, their curves, sweeps; --watch keeps it up to date",
     "report": "redraw the pictures and the page of a run or a sweep",
 }
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves

@@ -26,7 +26,7 @@ from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import SCORES, Status, lower_is_better, minimised
 
-__all__ = ["Axis", "Trials", "edge_near", "expect_model", "read", "score", "searched", "shared"]
+__all__ = ["Axis", "Trials", "edge_near", "expect_model", "of", "read", "score", "searched", "shared"]
 
 # learning rate, momentum, batch size, penalties, then the rest (S7)
 FIRST = (r"optimizer\.lr$", r"momentum|betas", r"batch_size", r"regularizer\.|weight_decay|dropout", r"")
@@ -112,7 +112,12 @@ def read(folder: Path) -> Trials:
             raise
         except UserError:
             pass  # damaged, but the runs can be read
-    entries, metric, lower = searched([folder], compare.read([str(folder)]))
+    return of(folder, compare.read([str(folder)]))
+
+
+def of(folder: Path, runs: list[Entry]) -> Trials:
+    """Return the trials of a folder from its runs, already read."""
+    entries, metric, lower = searched([folder], runs)
     rows, by_path = compare.table(entries, metric, lower=lower), {str(entry.path): entry for entry in entries}
     entries = [by_path[row["run"]] for row in rows]
     scores = [float(row[metric]) if compare.scored(row, metric) else math.nan for row in rows]

@@ -27,6 +27,7 @@ __all__ = [
     "pictures",
     "report",
     "result",
+    "stamp",
     "stored",
     "tested",
     "worst_check",
@@ -64,6 +65,21 @@ def stored(path: Path) -> dict[str, Any]:
             refuse_newer(file, found)
             return found
     return {"status": Status.RUNNING} if (path / "config.yaml").exists() else {}
+
+
+def stamp(path: Path) -> tuple[tuple[int, int], ...]:
+    """Return time (ns) and size (bytes) of the files behind tables, curves and links; (0, 0) for one that is missing.
+
+    They differ from those of an earlier call if a file has changed since.
+    """
+    found = []
+    for name in ("result.json", "config.yaml", "metrics.csv", "report.html"):
+        try:
+            stat = os.stat(path / name)
+            found.append((stat.st_mtime_ns, stat.st_size))
+        except OSError:
+            found.append((0, 0))
+    return tuple(found)
 
 
 def arrays(path: Path, name: str) -> dict[str, Any]:

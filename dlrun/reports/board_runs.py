@@ -20,7 +20,7 @@ from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.disk import owned
 from dlrun.reports import tables
-from dlrun.vocabulary import AVERAGED, NUMBERS, SCORES, Status
+from dlrun.vocabulary import AVERAGED, NUMBERS, SCORES, Status, is_loss
 
 __all__ = ["Runs", "content"]
 
@@ -183,7 +183,7 @@ def _columns(rows: Sequence[Mapping[str, Any]], metric: str, lower: bool) -> lis
     """The table by column: its name, its kind, whether it is shown at first, its cells."""
     if not rows:
         return []
-    telling, made = tables.telling(rows), []
+    informative, made = tables.informative(rows), []
     fixed = ["run", "status", metric, *(n for n in SCORES if n != metric)]
     last = [name for name in ("epochs", "best_epoch", "seconds", "checks", "verdicts") if name in rows[0]]
     settings = [name for name in rows[0] if name not in (*fixed, *last, *NUMBERS)]
@@ -198,8 +198,8 @@ def _columns(rows: Sequence[Mapping[str, Any]], metric: str, lower: bool) -> lis
                 "numeric": numeric,
                 "setting": name in settings,
                 "score": name in SCORES or name == metric,
-                "lower": lower if name == metric else name.endswith("loss"),
-                "shown": name in shown and (name in telling or name in ("run", "status", metric)),
+                "lower": lower if name == metric else is_loss(name),
+                "shown": name in shown and (name in informative or name in ("run", "status", metric)),
                 "cells": ["" if n is None else n for n in numbers] if numeric else cells,
             }
         )

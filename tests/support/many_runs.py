@@ -13,6 +13,22 @@ from support.stored import config, result, write, write_run
 
 __all__ = ["curves", "many", "one"]
 
+# sweep.yaml of each
+SWEEPS = {
+    "a-rates": """search: {metric: val_acc, direction: auto}
+axes:
+- {key: optimizer.lr, words: [], low: 0.0001, high: 1.0, log: true}
+- {key: model.width, words: ['16', '32', '64', '128'], low: 0.0, high: 0.0, log: false}
+rounds: []
+""",
+    "b-models": """search: {metric: val_acc, direction: auto}
+axes:
+- {key: model, words: [cnn, resnet20, resnet56, mlp], low: 0.0, high: 0.0, log: false, group: true}
+- {key: regularizer.l2, words: [], low: 0.000001, high: 0.01, log: true}
+rounds: []
+""",
+}
+
 
 def curves(path: Path, epochs: int, final: float, rng: random.Random) -> Path:
     """Write metrics.csv with accuracies that rise to `final` and losses that fall."""
@@ -43,10 +59,8 @@ def many(root: Path, count: int, *, epochs: int = 60, seed: int = 0) -> Path:
     One in ten diverges, one in twenty has a report.
     """
     rng, sweeps = random.Random(seed), root / "sweeps"
-    axes = "axes:\n- {key: %s, words: ['1'], low: 0.0, high: 0.0, log: false}\nrounds: []\n"
-    for name, key in (("a-rates", "optimizer.lr"), ("b-models", "model")):
-        search = "search: {metric: val_acc, direction: auto}\n"
-        write(sweeps / f"20260101-000000-{name}/sweep.yaml", search + axes % key)
+    for name, text in SWEEPS.items():
+        write(sweeps / f"20260101-000000-{name}/sweep.yaml", text)
     for number in range(count):
         lr, width = 10 ** rng.uniform(-4, 0), rng.choice((16, 32, 64, 128))
         model, l2 = rng.choice(("cnn", "resnet20", "resnet56", "mlp")), 10 ** rng.uniform(-6, -2)

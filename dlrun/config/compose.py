@@ -88,11 +88,11 @@ class Composed:
     config: dict[str, Any]
     typed: list[str]  # the overrides
     launcher: dict[str, Any]  # hydra.launcher, with its option as `name`
-    _defaults: Callable[[], dict[str, Any]]  # called only for runs that start, not for every point that a sweep checks
+    defaults: Callable[[], dict[str, Any]]  # called only for runs that start, not for every point that a sweep checks
 
     def record(self) -> dict[str, Any]:
         """Return what is stored with a run: the overrides, and for every changed key the default of its option."""
-        return {"typed": self.typed, "changed": changed(self.config, self._defaults())}
+        return {"typed": self.typed, "changed": changed(self.config, self.defaults())}
 
 
 class Composer:

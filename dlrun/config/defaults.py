@@ -17,14 +17,10 @@ def changed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     A default that refers to another key, such as ${trainer.epochs}, is resolved in this config.
     """
     usual = dict(leaves(defaults))
-    found = {}
-    for key, value in leaves(config):
-        default = usual.get(key)
-        if isinstance(default, str) and "${" in default:
-            default = _followed(config, key, default)
-        if key not in usual or default != value:
-            found[key] = None if default == "???" else default
-    return found
+    given = dict(leaves(config))
+    usual |= _resolved(config, {k: v for k, v in usual.items() if isinstance(v, str) and "${" in v and k in given})
+    differs = [key for key, value in given.items() if key not in usual or usual[key] != value]
+    return {key: None if usual.get(key) == "???" else usual.get(key) for key in differs}
 
 
 def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -36,14 +32,19 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
             yield f"{prefix}{key}", value
 
 
-def _followed(config: Mapping[str, Any], key: str, default: str) -> Any:
-    """The value of an interpolation at a key of a config, or the interpolation itself if it cannot be resolved."""
+def _resolved(config: Mapping[str, Any], references: Mapping[str, str]) -> dict[str, Any]:
+    """What each reference comes to at its key of a config; the reference itself if it cannot be resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    tree = OmegaConf.create(dict(config))
-    try:
-        OmegaConf.update(tree, key, default)
-        return OmegaConf.select(tree, key)
-    except OmegaConfBaseException:
-        return default
+    tree, found = OmegaConf.create(dict(config)), {}
+    for key, reference in references.items():
+        value = OmegaConf.select(tree, key)
+        try:
+            OmegaConf.update(tree, key, reference)
+            node = OmegaConf.select(tree, key)
+            found[key] = OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
+        except OmegaConfBaseException:
+            found[key] = reference
+        OmegaConf.update(tree, key, value)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,5 @@ def test_defaults_that_follow_other_keys() -> None:
         "e": 2,
     }
     assert changed({"root": "data"}, {"root": "???"}) == {"root": None}
+    follows = changed({"widths": [8, 16], "same": [8, 16], "other": [1]}, dict.fromkeys(("same", "other"), "${widths}"))
+    assert json.dumps(follows) == '{"widths": null, "other": [8, 16]}'

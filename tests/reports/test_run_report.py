@@ -182,6 +182,8 @@ def test_what_a_real_run_was_told_stands_in_its_result_and_in_every_table(
     told = " ".join(finding["name"] for finding in again)
     assert told == "flat"
     (row,) = json.loads(dlrun("compare", str(copy), "--json").out)
+    assert {"typed", "changed"} <= set(result)
+    assert not {"typed", "changed"} & set(row)
     assert row["verdicts"] == told
     shutil.copytree(copy, tmp_path / "sweep/0000")
     assert dlrun("report", str(tmp_path / "sweep")).code == 0

@@ -29,13 +29,13 @@ def main(argv: list[str]) -> int:
 
         print("batch size   ms / step   ms / sample   samples/s   peak MB")
 
-        def say(t: batch_time.Timing) -> None:
+        def show(t: batch_time.Timing) -> None:
             memory = f"{t.peak_mb:,.0f}" if t.peak_mb else "-"
             each = 1e3 * t.sample_seconds
             row = f"{t.batch_size:>10}  {1e3 * t.step_seconds:>10.2f}  {each:>12.4f}  {1e3 / each:>10,.0f}  {memory:>8}"
             print(row, flush=True)
 
-        timings, ending = batch_time.measure(build(cfg), found["--seconds"], say)
+        timings, ending = batch_time.measure(build(cfg), found["--seconds"], show)
         print(f"stopped: {ending}")
         if not timings:
             return Exit.CHECK_FAILED

@@ -96,7 +96,10 @@ def scores(vote: Vote, labels: Array) -> dict[str, float]:
 
 
 def disagreement(logits: Array) -> float:
-    """Return the share of images on which two members choose different classes, averaged over pairs."""
+    """Return the share of images on which two members choose different classes, averaged over pairs.
+
+    0 for a single member.
+    """
     chosen, members = np.asarray(logits).argmax(-1), len(logits)
     if members < 2:
         return 0.0

@@ -167,7 +167,7 @@ def test_a_run_of_another_process_is_shown_while_it_trains(here: Path, dlrun: Ca
 def test_nothing_to_compare(here: Path, dlrun: Callable[..., Outcome]) -> None:
     outcome = dlrun("compare")
     assert outcome.code == 0
-    assert re.fullmatch(r"no runs in outputs; .*`dlrun train`\n", outcome.out)
+    assert re.fullmatch(r"no runs .*outputs\b.*`dlrun train`\n", outcome.out)
     assert list(here.iterdir()) == []
 
 

@@ -103,18 +103,16 @@ def test_one_seed_has_no_noise_estimate(here: Path) -> None:
     runs((config(optimizer__lr=0.5), 0.99), *over_seeds(THREE), *over_seeds(OTHER, optimizer__lr=0.1))
     found = rows()
     assert [row["n"] for row in found] == [1, 3, 3]
-    assert [row["verdict"] for row in found] == [
-        "one seed: no noise estimate",
-        "best of several seeds",
-        "within noise",
-    ]
+    assert [row["verdict"].split()[:2] for row in found] == [["one", "seed:"], ["best", "of"], ["within", "noise"]]
     assert (found[0]["val_acc_std"], found[0]["p"]) == ("", "")
     assert "'seed=range(1,6)'" in seed_groups.note(found, "val_acc")[-1]
 
 
 def test_two_seeds_cannot_tell(here: Path) -> None:
     runs(*over_seeds({"1": 0.9, "2": 0.8}), *over_seeds({"1": 0.5, "2": 0.2}, optimizer__lr=0.1))
-    assert [row["verdict"] for row in rows()] == ["best", "two seeds: cannot tell"]
+    best, second = [row["verdict"] for row in rows()]
+    assert best == "best"
+    assert second.startswith("two seeds: ")
 
 
 def test_what_does_not_change_learning_makes_no_other_setting(here: Path) -> None:

@@ -14,7 +14,7 @@ from support.stored import write
 def test_sweep_folders_belong_to_one(here: Path) -> None:
     with sweep_folder.open_sweep(None) as first:
         assert first.parent == Path("outputs/sweeps")
-    taken = r"mine is in use by process .*choose another sweep.dir="
+    taken = r"mine\b.*\bprocess \d+.*\bsweep\.dir="
     with (
         sweep_folder.open_sweep("mine") as named,
         pytest.raises(UserError, match=taken),

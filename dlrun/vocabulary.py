@@ -9,7 +9,8 @@ __all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "NOT_RANKED", "NUM
 __all__ += ["Exit", "Number", "Status", "is_accuracy", "is_loss", "lower_is_better", "minimised"]
 
 
-FORMAT = 1  # `version` of result.json, sweep.yaml and ensemble.yaml; files without one are older and read the same
+# `version` of result.json, sweep.yaml, ensemble.yaml and checkpoints; files without one are older and read the same
+FORMAT = 1
 
 
 class Status(str, Enum):

@@ -1,6 +1,7 @@
 """The `version` of stored files: a file of a newer dlrun is refused, one without a version is older and reads the same.
 
-Of result.json, sweep.yaml and ensemble.yaml, by every command that reads a folder. Nothing here imports torch.
+Of result.json, sweep.yaml, ensemble.yaml and checkpoints, by every command that reads a folder. Nothing here imports
+torch.
 """
 
 from __future__ import annotations

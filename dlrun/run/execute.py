@@ -1,6 +1,6 @@
 """One run from its config to result.json: build, check, train, test once (`dlrun train`, `dlrun resume`, a sweep).
 
-Whatever happens, result.json ends with a status and a reason, and the exit code says which.
+However a run ends, result.json has a status and a reason, and the exit code stands for the status (B8).
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlrun.config.settings import Settings, Trainer
@@ -29,6 +30,7 @@ from dlrun.vocabulary import Exit, Status
 if TYPE_CHECKING:
     from dlrun.training.checkpoint import State
     from dlrun.training.experiment import Experiment
+    from dlrun.training.shared_data import SharedData
 
 __all__ = ["execute", "label", "store"]
 
@@ -39,37 +41,50 @@ def label(cfg: Settings) -> str:
 
 
 def execute(
-    cfg: Settings, run: Run, *, record: Mapping[str, Any] | None = None, resuming: bool = False, quiet: bool = False
+    cfg: Settings,
+    run: Run,
+    *,
+    record: Mapping[str, Any] | None = None,
+    shared: SharedData | None = None,
+    resuming: bool = False,
+    quiet: bool = False,
 ) -> int:
-    """Train in a claimed folder, give it up, and return the exit code; raises UserError after recording it.
+    """Train in a claimed folder, release it, and return the exit code. Raises UserError after recording it.
 
-    `record` says where the config comes from (`Composed.record`) and is stored beside it. A `quiet` run speaks to its
-    log alone.
+    `record` describes the source of the config (`Composed.record`) and is stored beside it. `shared` holds data that
+    several runs of this process use. A `quiet` run prints to its log only.
     """
     screen = Screen(run.log, quiet=quiet)
     follower = Follower(cfg, run, screen.say)
     try:
-        return _execute(cfg, run, screen, follower, resuming, record or {})
+        train = partial(_train, cfg, run, screen, follower, shared)
+        return _execute(cfg, run, screen, train, record or {}, resuming=resuming)
     finally:
         follower.close()
         run.release()
 
 
 def _execute(
-    cfg: Settings, run: Run, screen: Screen, follower: Follower, resuming: bool, record: Mapping[str, Any]
+    cfg: Settings,
+    run: Run,
+    screen: Screen,
+    train: Callable[[], tuple[int, dict[str, Any]]],
+    record: Mapping[str, Any],
+    *,
+    resuming: bool,
 ) -> int:
     try:
         with screen, _terminate_politely():
             if not resuming:
                 run.write_config(cfg.plain)
             run.update_result(status=Status.RUNNING, reason="", **origin(cfg), **record)
-            code, ending = _train(cfg, run, screen, follower)
+            code, ending = train()
     except KeyboardInterrupt:
         code, ending = Exit.INTERRUPTED, {"status": Status.INTERRUPTED, "reason": "interrupted from outside"}
-        screen.say(f"interrupted; `{_typed('resume', run)}` goes on after the last finished epoch")
+        screen.say(f"interrupted; `{_typed('resume', run)}` continues after the last finished epoch")
     except UserError as error:
         _record(run, {"status": Status.FAILED, "reason": str(error)})
-        if bad := getattr(error, "bad", None):  # a message has room for ten (D1)
+        if bad := getattr(error, "bad", None):  # the message names ten of them (D1)
             from dlrun.data.audit import listed
 
             file = run.write_audit([one.row() for one in listed(bad)])
@@ -91,9 +106,9 @@ def _report(run: Run, screen: Screen) -> None:
     from dlrun.reports import run_report
 
     try:
-        screen.say(f"pictures and numbers on one page: {run_report.write(run.path)}")
-    except Exception as error:  # the run is done and written down: a picture must not undo that
-        screen.say(f"no report: {type(error).__name__}: {first_line(error)}; `{_typed('report', run)}` tries again")
+        screen.say(f"report: {run_report.write(run.path)}")
+    except Exception as error:  # the run is complete and stored: a failed picture must not change that
+        screen.say(f"no report: {type(error).__name__}: {first_line(error)}; `{_typed('report', run)}` retries")
 
 
 def _record(run: Run, ending: dict[str, Any]) -> None:
@@ -103,15 +118,17 @@ def _record(run: Run, ending: dict[str, Any]) -> None:
         print(f"dlrun: {error}", file=sys.stderr)  # a full disk: the status stays `running` without an owner
 
 
-def _train(cfg: Settings, run: Run, screen: Screen, follower: Follower) -> tuple[int, dict[str, Any]]:
-    # imported here: torch takes seconds, and what can be refused without it has been
+def _train(
+    cfg: Settings, run: Run, screen: Screen, follower: Follower, shared: SharedData | None
+) -> tuple[int, dict[str, Any]]:
+    # imported here, since torch takes seconds and many errors are found without it
     from dlrun.training import checkpoint, loop
     from dlrun.training.experiment import build
 
-    exp = build(cfg)
+    exp = build(cfg, shared)
     screen.say(headline(exp))
     if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:
-        # two programs that spin for the same cores wait for each other: fifty times slower was measured
+        # threads of two programs that spin on the same cores wait for each other: measured up to 50 times slower
         screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
     omitted = Omitted(run, screen)
     omitted.report(exp.data.dropped)
@@ -147,7 +164,7 @@ def _train(cfg: Settings, run: Run, screen: Screen, follower: Follower) -> tuple
     if (reason := _reason(cfg.trainer, state)) != "all epochs done":
         screen.say(reason)
     ending = _finish(exp, run, state, omitted)
-    _tell(exp, run, screen, state, ending)
+    _summarise(exp, run, screen, state, ending)
     return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
 
 
@@ -163,7 +180,7 @@ def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[st
 
 
 def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[str, Any]:
-    """Read the test split once, with the best weights (trainer.keep), and store what ensembles and tables need."""
+    """Predict validation and test once, with the weights that trainer.keep chose; store predictions, return scores."""
     from dlrun.run.final_test import predicted, showcase
     from dlrun.training import checkpoint, loop
 
@@ -200,7 +217,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     return ending
 
 
-def _tell(exp: Experiment, run: Run, screen: Screen, state: State, ending: dict[str, Any]) -> None:
+def _summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: dict[str, Any]) -> None:
     correct = round(ending["test_acc"] * ending["test_samples"])
     why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
     screen.say(
@@ -210,14 +227,14 @@ def _tell(exp: Experiment, run: Run, screen: Screen, state: State, ending: dict[
         style="bold",
     )
     if "weights" in ending:
-        said = ", ".join(
+        both = ", ".join(
             f"{w} {ending[f'{w}_test_acc']:.4f} (val {ending[f'{w}_val_acc']:.4f})" for w in ("raw", "ema")
         )
-        screen.say(f"test accuracy by weights: {said}; better on validation: {ending['weights']}")
+        screen.say(f"test accuracy by weights: {both}; better on validation: {ending['weights']}")
     if "multi_crop" in ending:
-        screen.say(f"that is by {ending['multi_crop']}; by each image as it is {ending['plain_test_acc']:.4f}")
-    screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; everything is in {run.path}")
-    screen.say("lay runs side by side: dlrun compare")
+        screen.say(f"with multi_crop={ending['multi_crop']}; without it {ending['plain_test_acc']:.4f}")
+    screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; all files are in {run.path}")
+    screen.say("next: `dlrun compare` lists your runs")
 
 
 def _reason(trainer: Trainer, state: State) -> str:
@@ -237,7 +254,7 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
         what = f"{type(error).__name__}: {first_line(error)}"
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             what += "; trainer.compile=false trains without a compiler"
-    text = f"dlrun: failed: {what}; the traceback is in {run.log}; `{_typed('resume', run)}` goes on"
+    text = f"dlrun: failed: {what}; the traceback is in {run.log}; `{_typed('resume', run)}` continues"
     screen.say(text, style="red")
     return Exit.FAILED, {"status": Status.FAILED, "reason": what}
 
@@ -245,7 +262,7 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
 def store(exp: Experiment, run: Run, members: list[str]) -> dict[str, Any]:
     """Write the average of other models as a completed run, tested once; return its scores.
 
-    Its config names no objective that trained it, so that no table takes it for one more seed of its members.
+    The objective in its config is `average-of-N`, so that no table counts it as another seed of its members.
     """
     from dlrun.training import checkpoint
 
@@ -265,7 +282,7 @@ def store(exp: Experiment, run: Run, members: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def _terminate_politely() -> Iterator[None]:
-    """Treat SIGTERM, which clusters send before they kill, like Ctrl-C."""
+    """Handle SIGTERM, which clusters send before they kill a process, like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,7 @@
-"""Checkpoints: everything a run needs to go on bit for bit, written so that a kill never costs the previous one.
+"""Checkpoints: the whole state of a training, so that a resumed run gives the same bits (`dlrun resume`, O8).
 
-Reached by `dlrun train` after every epoch and by `dlrun resume`. What is written is a copy, by a thread, while the next
-epoch trains. Files are loaded with weights_only=True: a stranger's checkpoint is data, never code.
+A thread writes a copy after every epoch, while the next one trains; a kill never damages the checkpoint before it.
+Files are loaded with weights_only=True, so that no file can run code. Their `version` is that of dlrun/vocabulary.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from dlrun.errors import UserError, first_line
 from dlrun.folders.disk import write_atomic
 from dlrun.folders.run import Run
+from dlrun.folders.version import refuse_newer
 from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import rng_state, set_rng_state
+from dlrun.vocabulary import FORMAT
 
 __all__ = ["State", "Writer", "load", "load_weights", "restore", "snapshot", "write"]
 
@@ -31,7 +33,7 @@ KEYS = ("model", "optimizer", "scheduler", "ema", "rng", "epoch", "step", "best"
 
 @dataclass
 class State:
-    """How far a run is: epochs and optimizer steps done, the best epoch so far, seconds spent."""
+    """The progress of a run: epochs and optimizer steps done, the best epoch so far, seconds of training."""
 
     epoch: int = 0
     step: int = 0
@@ -40,11 +42,12 @@ class State:
 
 
 def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
-    """Return the content of a checkpoint, with copies of all tensors, on the processor: training changes its own.
+    """Return the content of a checkpoint, with copies of all tensors on the processor, since training changes its own.
 
     Two names of one weight become two tensors.
     """
     return {
+        "version": FORMAT,
         "model": _copied(exp.model.state_dict()),
         "optimizer": _copied(exp.optimizer.state_dict()),
         "scheduler": _copied(exp.scheduler.state_dict()),
@@ -58,11 +61,11 @@ def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
 
 
 def _copied(node: Any) -> Any:
-    # copy.deepcopy of all would do, in six times the time
+    # copy.deepcopy of everything takes six times as long
     if isinstance(node, Tensor):
         return node.detach().to("cpu", copy=True)
     if isinstance(node, dict):
-        twin = copy.copy(node)  # an OrderedDict with its versions of modules
+        twin = copy.copy(node)  # a state_dict is an OrderedDict with the versions of its modules
         for key, value in node.items():
             twin[key] = _copied(value)
         return twin
@@ -74,30 +77,30 @@ def _copied(node: Any) -> Any:
 def write(
     run: Run, content: dict[str, Any], *, is_best: bool, name: str | None = None, keep: Collection[str] = ()
 ) -> None:
-    """Write last.pt, before it best.pt when this epoch is the best, and before both the epoch's own file (O8).
+    """Write the epoch's own file, then best.pt if this epoch is the best, then last.pt (O8).
 
-    That one is written under `name` if it is among those to `keep`; others of its kind are removed. In this
-    order a kill in between leaves a last.pt that does the epoch again and comes to the same files; one before the
-    removal, a file too many until the next epoch.
+    The epoch's own file is called `name`, and is written only if that is in `keep`; files of other epochs that are not
+    in `keep` are removed last. After a kill in between, last.pt repeats the epoch and ends with the same files; after a
+    kill before the removal, one file too many is left until the next epoch.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     data = buffer.getvalue()
     own = [run.checkpoints / str(name)] if name in keep else []
     write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])])
-    for path in run.epoch_checkpoints():  # after it: a full disk must not cost those that are there
+    for path in run.epoch_checkpoints():  # last, since a full disk must not cost the files that exist
         if path.name not in keep:
             path.unlink()
 
 
 class Writer:
-    """A thread that writes while training goes on, one piece of work at a time; it ends with the block it is used in.
+    """A thread that does one piece of work at a time while training continues; it ends with its `with` block.
 
-    What a piece of work raises is raised by the next `wait`, `begin` or end of the block.
+    An exception in the work is raised by the next `wait` or `begin`, or at the end of the block.
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, "dlrun-write")  # Python ends only after its threads have
+        self._pool = ThreadPoolExecutor(1, "dlrun-write")  # a process ends only after its threads
         self._begun = self._done = 0
         self._error: BaseException | None = None
 
@@ -111,20 +114,20 @@ class Writer:
                 self._rest()
                 self._pool.shutdown()
                 break
-            except KeyboardInterrupt as again:  # an impatient one: nobody may take the run for settled before
+            except KeyboardInterrupt as again:  # a second Ctrl-C: until all is written the run is not settled
                 asked = again
         self.wait()
         if asked is not None:
             raise asked
 
     def begin(self, work: Callable[[], None]) -> None:
-        """Have it done, after what was begun before."""
+        """Start a piece of work, after the one before is finished."""
         self.wait()
         self._pool.submit(self._do, work)
         self._begun += 1
 
     def wait(self) -> None:
-        """Return when everything begun is done."""
+        """Return when all work is finished. Raises the exception of the last piece."""
         self._rest()
         error, self._error = self._error, None
         if error is not None:
@@ -139,15 +142,16 @@ class Writer:
             self._done += 1
 
     def _rest(self) -> None:
-        # an interrupt at the wrong moment leaves futures locked, and a thread of Python before 3.13 taken for ended
+        # not Future.result or Thread.join: an interrupt at the wrong moment leaves a future locked, and makes
+        # Python before 3.13 regard a running thread as ended
         while self._done < self._begun:
             time.sleep(0.001)
 
 
 def restore(run: Run, exp: Experiment) -> State:
-    """Bring model, optimizer, schedule and random state back to the last checkpoint; a fresh State without one.
+    """Load the last checkpoint into model, optimizer, schedule and random state; returns State() if there is none.
 
-    Raises UserError naming the file when it is damaged or belongs to another setup.
+    Raises UserError, which names the file, if it is damaged or belongs to another setup.
     """
     if not run.last.exists():
         return State()
@@ -161,13 +165,13 @@ def restore(run: Run, exp: Experiment) -> State:
         set_rng_state(found["rng"])
         return State(int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(f"{run.last}: belongs to another optimizer or schedule: {first_line(error)[:160]}") from error
+        raise UserError(f"{run.last}: does not fit this optimizer or schedule: {first_line(error)[:160]}") from error
 
 
 def load_weights(path: Path, found: dict[str, Any], model: nn.Module, *, averaged: bool = False) -> None:
-    """Put the weights of a loaded checkpoint, or their average, into a model.
+    """Load the weights of a checkpoint, or their running average, into a model.
 
-    Raises UserError naming the first that does not fit.
+    Raises UserError, which names the first weight that does not fit.
     """
     try:
         model.load_state_dict(found["ema" if averaged else "model"])
@@ -177,14 +181,21 @@ def load_weights(path: Path, found: dict[str, Any], model: nn.Module, *, average
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, tensors on the processor. Raises UserError naming the file when it is not one of ours."""
+    """Read a checkpoint, tensors on the processor.
+
+    Raises UserError, which names the file, if it is no checkpoint of dlrun or if a newer dlrun wrote it.
+    """
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:
         # torch raises a dozen types for a damaged file: zip, pickle, end of file, refused class
-        raise UserError(f"{path}: not a readable dlrun checkpoint: cut short, damaged or foreign") from error
+        raise UserError(
+            f"{path}: not a readable dlrun checkpoint: incomplete, damaged or of another program"
+        ) from error
+    if isinstance(found, dict):
+        refuse_newer(path, found)
     missing = [k for k in KEYS if not isinstance(found, dict) or k not in found]
     if missing:
         raise UserError(f"{path}: not a dlrun checkpoint: {', '.join(missing)} missing")

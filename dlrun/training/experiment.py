@@ -29,7 +29,7 @@ from dlrun.regularizers import Penalty
 from dlrun.training import averaging, memory
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.random_state import seed_everything
-from dlrun.training.shared_data import read_data
+from dlrun.training.shared_data import SharedData, read_data
 from dlrun.vocabulary import lower_is_better
 
 __all__ = ["Experiment", "Objective", "build", "build_model"]
@@ -91,10 +91,10 @@ class Experiment:
         return _normalised(self.data, split, self.device, **options)
 
 
-def build(cfg: Settings) -> Experiment:
+def build(cfg: Settings, shared: SharedData | None = None) -> Experiment:
     """Build data, model, loss, regularizer, optimizer and schedule from settings.
 
-    Raises UserError for what the config asks for and cannot be had.
+    Data comes from `shared`, if given. Raises UserError for what the config asks for and cannot be had.
     """
     plain, trust, trainer = cfg.plain, list(cfg.trust), cfg.trainer
     check_targets(plain, trust)
@@ -102,7 +102,8 @@ def build(cfg: Settings) -> Experiment:
     torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
     memory.keep_freed()
     determinism(trainer.deterministic)
-    data = read_data(plain["dataset"], trust)
+    read = read_data if shared is None else shared.read
+    data = read(plain["dataset"], trust)
     seed_everything(cfg.seed)
     model = _started(plain, trust, data, device)
     dtype = pick_dtype(trainer.precision, device, model, data.shape)

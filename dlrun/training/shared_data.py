@@ -1,4 +1,4 @@
-"""Data that the runs of one process share: a sweep's worker reads them once."""
+"""The data of a run, and the object by which the trials of a worker read it once (`dlrun train -m`, S6)."""
 
 from __future__ import annotations
 
@@ -9,42 +9,33 @@ from typing import Any
 from dlrun.config.targets import instantiate
 from dlrun.data import Data, prepare
 
-__all__ = ["keep_data", "prepared", "read_data"]
+__all__ = ["SharedData", "read_data"]
 
 
-_prepared: dict[str, Data] | None = None
-
-
-_share = False
-
-
-def keep_data(*, share: bool) -> None:
-    """Let the runs of this process share the data that the last of them prepared, if they ask for the same.
-
-    With `share` other processes that do so hold its pixels together with this one (dlrun/data/cache.py).
-    """
-    global _prepared, _share
-    _prepared, _share = {}, share
-
-
-def prepared() -> bool:
-    """Say whether runs of this process share data."""
-    return _prepared is not None
-
-
-def read_data(node: dict[str, Any], trust: list[str]) -> Data:
-    if _prepared is None:
-        return _read(node, trust)
-    asked = json.dumps([node, trust], sort_keys=True, default=str)
-    if asked not in _prepared:
-        _prepared.clear()
-        _prepared[asked] = _read(node, trust)
-    return _prepared[asked]
-
-
-def _read(node: dict[str, Any], trust: list[str]) -> Data:
+def read_data(node: dict[str, Any], trust: list[str], *, share: bool = False) -> Data:
+    """Read and prepare the data that the group `dataset` describes; `share` is that of `prepare`. Raises UserError."""
     own = set(inspect.signature(prepare).parameters) - {"raw", "share"}
     options = {k: node[k] for k in own if k in node}
     source = {k: v for k, v in node.items() if k not in own}
     takes = {k: v for k, v in options.items() if k in ("limit", "split_seed", "memory_gb", "test_fraction", "on_bad")}
-    return prepare(instantiate(source, trust, "dataset", **takes), **options, share=_share)
+    return prepare(instantiate(source, trust, "dataset", **takes), **options, share=share)
+
+
+class SharedData:
+    """Keeps the data of the latest run for the next ones of its owner, if they ask for the same.
+
+    With `share` the pixels lie in the cache (dlrun/data/cache.py), so that processes of a machine hold one copy.
+    """
+
+    def __init__(self, *, share: bool) -> None:
+        self._share = share
+        self._asked = ""
+        self._data: Data | None = None
+
+    def read(self, node: dict[str, Any], trust: list[str]) -> Data:
+        """Return the data that is kept, or read other data in its place, as `read_data` does. Raises UserError."""
+        asked = json.dumps([node, trust], sort_keys=True, default=str)
+        if self._data is None or asked != self._asked:
+            self._data = None  # before the other data is read, so that only one is in memory
+            self._data, self._asked = read_data(node, trust, share=self._share), asked
+        return self._data

@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -75,13 +76,12 @@ def inside() -> SimpleNamespace:
     from dlrun.config.compose import compose
     from dlrun.console import Screen
     from dlrun.data.batches import Batch
-    from dlrun.training import loop
+    from dlrun.training import experiment, loop
     from dlrun.training.checkpoint import State
     from dlrun.training.diagnostics import Watch
-    from dlrun.training.experiment import build
-    from dlrun.training.shared_data import keep_data
+    from dlrun.training.shared_data import SharedData
 
-    keep_data(share=False)  # setups of the same images read them once
+    build = partial(experiment.build, shared=SharedData(share=False))  # setups of the same images read them once
     found = {"compose": compose, "build": build, "State": State, "Watch": Watch, "Screen": Screen}
 
     def step(exp: Any, x: Any, y: Any, index: Any) -> Any:

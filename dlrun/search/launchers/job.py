@@ -16,11 +16,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrun.vocabulary import Exit, Status
+
+if TYPE_CHECKING:
+    from dlrun.training.shared_data import SharedData
 
 __all__ = ["Job", "Place", "Remote", "away", "main", "work"]
 
@@ -36,10 +40,11 @@ class Job:
     beside: bool = False
 
 
-def work(job: Job) -> tuple[int, str]:
+def work(job: Job, shared: SharedData) -> tuple[int, str]:
     """Run a trial to its end; returns the exit code, and the reason if its folder has none.
 
-    A trial that has a checkpoint continues with its first config; only its last epoch may change.
+    A trial that has a checkpoint continues with its first config; only its last epoch may change. Its data stay in
+    `shared` for the next trial.
     """
     import dlrun.checks
     import dlrun.training.loop  # noqa: F401  before the folder is locked, which starts search.timeout
@@ -48,10 +53,7 @@ def work(job: Job) -> tuple[int, str]:
     from dlrun.folders import reading
     from dlrun.folders.run import take
     from dlrun.run.execute import execute
-    from dlrun.training.shared_data import keep_data, prepared
 
-    if not prepared():
-        keep_data(share=job.beside)
     try:
         run, known = take(Path(job.folder))
         plain, record = job.config, job.record
@@ -60,7 +62,7 @@ def work(job: Job) -> tuple[int, str]:
             plain["trainer"] = {**plain["trainer"], "stop_after": job.config["trainer"]["stop_after"]}
             record = {}  # the record of the first config is stored already
         with _into(run.log):
-            return execute(Settings.of(plain), run, record=record, quiet=True), ""
+            return execute(Settings.of(plain), run, record=record, shared=shared, quiet=True), ""
     except UserError as error:
         return error.code, str(error)
     except KeyboardInterrupt:
@@ -98,7 +100,15 @@ def away(job: Job, place: Place) -> tuple[int, str]:
     sys.path += [folder for folder in place.path if folder not in sys.path]
     if place.sweep and "watch" not in [t.name for t in threading.enumerate()]:
         threading.Thread(target=_die_without, args=(place.sweep, os.getppid()), name="watch", daemon=True).start()
-    return work(job)
+    return work(job, _kept(job.beside))
+
+
+@lru_cache(maxsize=1)
+def _kept(share: bool) -> SharedData:
+    # launchers call `away` anew for each trial: only an object of the process outlives the call
+    from dlrun.training.shared_data import SharedData
+
+    return SharedData(share=share)
 
 
 class Remote:
@@ -159,11 +169,14 @@ def main(conversation: int, lifeline: int) -> None:
     connection = Connection(conversation)
     import dlrun.checks
     import dlrun.training.loop  # noqa: F401  slow imports, while the parent composes
+    from dlrun.training.shared_data import SharedData
 
+    shared: SharedData | None = None
     with suppress(EOFError, OSError):
         while True:
             job = connection.recv()
-            connection.send(work(job))
+            shared = shared or SharedData(share=job.beside)
+            connection.send(work(job, shared))
 
 
 def _die_with(lifeline: int) -> None:

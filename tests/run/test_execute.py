@@ -195,7 +195,7 @@ def test_an_error_of_the_users_model_is_a_line_and_the_log_has_the_traceback(
     assert code == 1
     said = capsys.readouterr().out
     assert "not fit" in said
-    assert f"`dlrun resume '{tmp_path / 'my run'}'` goes on" in said
+    assert f"`dlrun resume '{tmp_path / 'my run'}'`" in said
     assert "Traceback" not in said
     assert "Traceback" in (tmp_path / "my run" / "log.txt").read_text()
     assert json.loads((tmp_path / "my run" / "result.json").read_text())["status"] == "failed"

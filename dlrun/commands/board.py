@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     if file.is_dir():
         raise UserError(f"--out={args.out or file}: expected a file, found a folder")
     if not folder.is_dir() and not args.folder:
-        raise UserError(f"{folder}: no such folder; `dlrun train` makes it, `dlrun board FOLDER` reads another")
+        raise UserError(f"{folder}: no such folder; `dlrun train` creates it, `dlrun board FOLDER` reads another")
     board = Board(folder, file)
     if args.watch is not None:
         return _watch(board, args.watch)
@@ -77,7 +77,7 @@ def _watch(board: Board, every: float) -> int:
             # with very many runs a look takes long: at most a quarter of a core is for looking
             time.sleep(max(every, 3 * (time.monotonic() - began)))
     except KeyboardInterrupt:
-        board.write()  # a page that no longer reads itself again
+        board.write()  # written once more without `watch`, so that open pages stop reloading
         print(f"{board.file}: no longer updated")
         return Exit.INTERRUPTED
 

@@ -39,12 +39,22 @@ function xScale(axis) {
 
 // The axis in words or numbers; few values are labelled themselves, of many words only every k-th has room.
 function xAxis(axis) {
-  const { choices } = axis, few = choices.length <= FEW;
+  const { choices } = axis, few = choices.length <= FEW && choices.length < axis.texts.length;
   if (axis.numbers && !few) return axisOf({ size: 30, space: 55, ...(axis.log ? logAxis() : { values: labelled }) });
   const every = Math.ceil(choices.length / FEW), places = choices.map((_, k) => k).filter((k) => k % every === 0);
   const cut = (k) => axis.numbers ? short(Number(choices[k])) : choices[k].length > 10 ? `${choices[k].slice(0, 9)}…` : choices[k];
   const splits = places.map((k) => axis.numbers ? Number(choices[k]) : k);
-  return axisOf({ size: 30, splits: () => splits, values: () => places.map(cut), filter: () => splits, ...(axis.numbers ? {} : { grid: { show: false } }) });
+  const values = (plot) => { // none where it would lie over the one before
+    let end = -Infinity;
+    return places.map((k, n) => {
+      const text = cut(k), half = 3.5 * text.length + 2, at = plot.valToPos(splits[n], "x");
+      if (at - half < end) return "";
+      end = at + half;
+      return text;
+    });
+  };
+  const grid = axis.numbers ? {} : { grid: { show: false } };
+  return axisOf({ size: 30, splits: () => splits, values, filter: () => splits, ...grid });
 }
 
 function layScatter(sweep, axis) {

@@ -1,6 +1,7 @@
 // The curves of the chosen runs over each other, by epoch, step or time.
 const curves = { plot: null, lines: [], near: null };
-const TIP = 8; // lines of the box that a hover shows
+const TIP = () => innerWidth < 700 ? 1 : 8; // lines of the box that a hover shows; the legend shows all values
+const WHOLE = Array.from({ length: 30 }, (_, k) => [1, 2, 5][k % 3] * 10 ** Math.floor(k / 3)); // steps between labels
 const UNITS = { epoch: "epoch", step: "step", time: "time" };
 const ROUND = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 21600, 43200, 86400, 172800, 604800]; // s
 
@@ -67,7 +68,7 @@ function layCurves() {
   curves.plot = new uPlot({
     width: frame.clientWidth, height: frame.clientHeight, legend: { show: false },
     scales: { x: { time: false }, y: state.log ? { distr: 3, range: (_, low, high) => [low / 1.15, high * 1.15] } : {} },
-    axes: [axisOf({ label: words, size: 30, labelSize: 18, labelGap: 0, labelFont: "12px system-ui, sans-serif", ...(state.x === "time" ? times : {}) }),
+    axes: [axisOf({ label: words, size: 30, labelSize: 18, labelGap: 0, labelFont: "12px system-ui, sans-serif", ...(state.x === "time" ? times : { incrs: WHOLE }) }),
       axisOf({ size: 56, ...(state.log ? logAxis() : {}) })],
     series: [{}, ...series],
     cursor: { dataIdx: nearestPoint, focus: { prox: 24 }, points: { size: 7 }, y: false, drag: { x: true, y: false } },
@@ -78,10 +79,10 @@ function layCurves() {
 
 function hoverCurves(plot) {
   const { left, top, idx, idxs } = plot.cursor, frame = byId("plot");
-  const values = new Map(), inside = left >= 0 && idx !== null;
+  const inside = left >= 0 && idx !== null;
   const found = !inside ? [] : curves.lines.map((line, k) => ({ ...line, near: curves.near === k + 1, value: idxs[k + 1] == null ? null : plot.data[k + 1][idxs[k + 1]] }));
-  const there = found.filter((line) => line.value != null);
-  for (const line of there) if (line.main) values.set(line.row, line);
+  const there = found.filter((line) => line.main && line.value != null), values = new Map(there.map((line) => [line.row, line]));
+  const train = new Map(found.filter((line) => !line.main && line.value != null).map((line) => [line.row, short(line.value)]));
   for (const item of byId("legend").children) {
     const line = values.get(Number(item.dataset.row));
     item.querySelector(".value").textContent = line ? short(line.value) : "";
@@ -92,11 +93,13 @@ function hoverCurves(plot) {
   there.sort((a, b) => b.near - a.near || (down ? a.value - b.value : b.value - a.value));
   const x = plot.data[0][idx], named = labels([...state.chosen.keys()]), rows = [...state.chosen.keys()];
   const content = [make("div", { class: "soft", text: state.x === "time" ? clock(x) : `${state.x} ${short(x)}` })];
-  for (const { row, slot, value, near, main } of there.slice(0, TIP)) {
-    const words = `${named[rows.indexOf(row)] || runName(cell(row, "run"))}${main ? "" : " (train)"}`;
-    content.push(make("div", { class: near ? "line near" : "line" }, key(slot), make("span", { class: "words", text: words }), make("b", { text: short(value) })));
+  for (const { row, slot, value, near } of there.slice(0, TIP())) {
+    const words = make("span", { class: "words", text: named[rows.indexOf(row)] || runName(cell(row, "run")) });
+    const line = make("div", { class: near ? "line near" : "line" }, key(slot), words, make("b", { text: short(value) }));
+    if (train.has(row)) line.append(make("span", { class: "soft", text: `train ${train.get(row)}` }));
+    content.push(line);
   }
-  if (there.length > TIP) content.push(make("div", { class: "soft", text: `and ${there.length - TIP} more below` }));
+  if (there.length > TIP() && TIP() > 1) content.push(make("div", { class: "soft", text: `and ${there.length - TIP()} more below` }));
   showTip(frame, content, left + plot.over.offsetLeft, top + plot.over.offsetTop);
 }
 

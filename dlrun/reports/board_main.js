@@ -16,7 +16,8 @@ function summarise() {
   const counts = new Map();
   for (const status of BY_NAME.get("status")?.cells ?? []) counts.set(status, (counts.get(status) ?? 0) + 1);
   const words = [...counts].sort((a, b) => b[1] - a[1]).map(([status, count]) => `${count.toLocaleString()} ${status || "unknown"}`);
-  byId("summary").textContent = `${DATA.folder}: ${ROWS ? words.join(", ") : "no runs yet"}`;
+  if (DATA.left_out.length) words.push(`${DATA.left_out.length} left out, listed at the end`);
+  byId("summary").textContent = `${DATA.folder}: ${words.join(", ") || "no runs yet"}`;
   const time = new Date(1000 * DATA.written).toLocaleTimeString();
   byId("live").textContent = DATA.watch ? `live, last change ${time}` : `written ${new Date(1000 * DATA.written).toLocaleString()}`;
   const left = byId("left");
@@ -62,10 +63,11 @@ function wire() {
   const chosen = (rows) => () => {
     state.chosen.clear();
     state.untouched = false;
-    for (const row of rows()) choose(row, true);
+    for (const row of rows().slice(0, MOST)) choose(row, true);
     changed(markChosen, layCurves, layAxes);
   };
   on("choose", "click", chosen(() => table.rows.filter((row) => DATA.curves[row])));
+  byId("choose").title = `${MOST} runs at most`;
   on("none", "click", chosen(() => []));
   on("best", "click", () => { chooseBest(); changed(markChosen, layCurves, layAxes); });
   document.addEventListener("click", (event) => {

@@ -178,7 +178,13 @@ def test_a_run_whose_owner_dies_is_interrupted_though_no_file_changes(tmp_path: 
 
 @pytest.mark.parametrize(
     ("words", "part"),
-    [(("nowhere",), "nowhere"), (("--watch=0",), "--watch"), (("--out", "."), "--out"), ((), "outputs")],
+    [
+        (("nowhere",), "nowhere"),
+        (("--watch", "nowhere"), "nowhere"),
+        (("--watch=0",), "--watch"),
+        (("--out", "."), "--out"),
+        ((), "outputs"),
+    ],
 )
 def test_mistakes_are_one_line(words: tuple[str, ...], part: str, dlrun: Callable[..., Outcome]) -> None:
     outcome = dlrun("board", *words)

@@ -262,3 +262,34 @@ def test_a_folder_without_runs_has_a_page_too(tmp_path: Path) -> None:
     )
     assert seen[0] == 0
     assert float(seen[1]) > 0
+
+
+def test_an_address_that_names_what_is_not_there_shows_the_page_as_it_is(forty: Path, tmp_path: Path) -> None:
+    script = """
+      const seen = () => [all("tbody tr").length, all("tr.chosen").length, all("#plot canvas").length,
+        ...["x", "y", "sweep"].map((id) => inside().getElementById(id).value)];
+      const found = [seen()];
+      await go("sort=nothere&x=weeks&y=constructor&sweep=gone&hide=nothere&run=0%3Agone&run=x&run=9999999%3A");
+      found.push(seen());
+      await go("%%%&run=none&hide=%00");
+      return [...found, seen()];"""
+    plain, odd, none = watch_page(forty / "board.html", tmp_path, script, virtual=3000)
+    assert plain[:3] == [40, 5, 1]
+    assert odd == [40, 0, 0, *plain[3:]]
+    assert none == odd
+
+
+def test_train_curves_and_a_log_scale_can_be_added(forty: Path, tmp_path: Path) -> None:
+    script = f"""{HOVER}
+      const seen = [], box = (id) => inside().getElementById(id);
+      for (const id of ["train", "log"]) {{
+        box(id).click();
+        const over = all("#plot .u-over")[0];
+        await hover(over, over.clientWidth - 2, 20);
+        seen.push(texts("#plot .tip .line").filter((text) => text.includes("train ")).length);
+      }}
+      box("y").value = "train_loss";
+      box("y").dispatchEvent(new Event("change"));
+      return [...seen, inside().location.hash, box("train-label").hidden];"""
+    seen = watch_page(forty / "board.html", tmp_path, script, virtual=3000)
+    assert seen == [5, 5, "#y=train_loss&train=1&log=1", True]

@@ -22,6 +22,9 @@ VERBS = {
     "export": "export a run to one file (ONNX or torch.export), verified against the run",
     "compare": "list runs, sweeps and ensembles in one table",
     "board": "write one page of all runs: a table, their curves, sweeps; --watch keeps it up to date",
+    "list": "list runs, sweeps and ensembles: status, score, age and size",
+    "diff": "show what differs between two runs: config, code, versions, scores",
+    "rm": "delete runs, sweeps and ensembles; asks first",
     "report": "redraw the pictures and the page of a run or a sweep",
 }
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves

@@ -1,0 +1,164 @@
+"""Runs, sweeps and ensembles as a short list, and which of them may be deleted: `dlrun list`, `dlrun rm`.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dlrun.analysis import compare, sweeps
+from dlrun.errors import UserError
+from dlrun.folders import contents, ensemble, reading, sweep
+from dlrun.folders.contents import Found
+from dlrun.folders.outputs import OUTPUTS
+from dlrun.folders.version import NewerFormat
+from dlrun.vocabulary import FAILED, Status
+
+__all__ = ["Item", "beyond_best", "failed", "items", "users"]
+
+# ended and cannot be resumed to anything better: what --keep-best may delete besides completed runs
+ENDED = (Status.COMPLETED, Status.DIVERGED, Status.PRUNED, *FAILED)
+
+
+class Item(NamedTuple):
+    """One line of `dlrun list`: status and score in words, start in seconds since 1970, size in bytes."""
+
+    found: Found
+    name: str  # run.name, if the folder's name does not contain it
+    status: str
+    score: str
+    started: float
+    size: int
+
+
+def items(paths: Sequence[str]) -> list[Item]:
+    """Return the runs, sweeps and ensembles at or below `paths`, newest first; of a single sweep its trials.
+
+    Raises UserError for a path that is not there.
+    """
+    found = contents.find(paths)
+    if len(found) == len(paths) == 1 and found[0].kind == "sweep":
+        found = [Found(path, "run") for path in contents.trials(found[0].path)]
+    return sorted(map(_item, found), key=lambda item: item.started, reverse=True)
+
+
+def _item(found: Found) -> Item:
+    path, size = found.path, contents.size([found.path])
+    try:
+        result = reading.stored(path) if found.kind == "ensemble" else reading.result(path)
+    except NewerFormat:
+        result = {"status": Status.UNREADABLE}
+    status, score = str(result.get("status", "")), _number(result.get("val_acc"))
+    if found.kind == "sweep":
+        status, score = _sweep(path)
+    elif found.kind == "ensemble":
+        status = f"ensemble of {result.get('members', '?')}"
+    name = str(result.get("name") or "")
+    return Item(found, "" if name in path.name else name, status, score, _started(found, result), size)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else ""
+
+
+def _sweep(path: Path) -> tuple[str, str]:
+    """How many trials of a sweep are completed, and the score of the best."""
+    entries, metric, lower = sweeps.searched([path], compare.read([str(path)]))
+    rows = compare.table(entries, metric, lower=lower)
+    done = sum(row["status"] == Status.COMPLETED for row in rows)
+    best = next((row[metric] for row in rows if compare.scored(row, metric)), None)
+    score = _number(best)
+    return f"sweep, {done} of {len(rows)}", score if metric == "val_acc" or not score else f"{metric} {score}"
+
+
+def _started(found: Found, result: Mapping[str, Any]) -> float:
+    try:
+        return time.mktime(time.strptime(str(result["started"])[:19], "%Y-%m-%dT%H:%M:%S"))
+    except (KeyError, ValueError, OverflowError):
+        return (found.path / contents.MARKERS[found.kind]).stat().st_mtime
+
+
+def failed(paths: Sequence[str]) -> list[Found]:
+    """Return the single runs at or below `paths` that failed, diverged, or were stopped by a check."""
+    return [found for found, entry in _runs(paths) if entry.result.get("status") in (*FAILED, Status.DIVERGED)]
+
+
+def beyond_best(paths: Sequence[str], count: int) -> list[Found]:
+    """Return the single runs at or below `paths` that have ended, without the best `count` of each dataset."""
+    by_data: dict[tuple[str, ...], list[tuple[Found, compare.Entry]]] = {}
+    for found, entry in _runs(paths):
+        data = tuple(entry.config.get(key, "") for key in ("choices.dataset", "dataset.root", "dataset.path"))
+        by_data.setdefault(data, []).append((found, entry))
+    dropped = []
+    for group in by_data.values():
+        entries = [entry for _, entry in group]
+        column = compare.metric(entries)
+        scored = [row["run"] for row in compare.table(entries, column) if compare.scored(row, column)]
+        kept = set(scored[:count])
+        ended = [found for found, entry in group if entry.result.get("status") in ENDED]
+        dropped += [found for found in ended if str(found.path) not in kept]
+    return dropped
+
+
+def _runs(paths: Sequence[str]) -> list[tuple[Found, compare.Entry]]:
+    """The single runs at or below `paths`: trials belong to their sweep, whose table and study would miss them."""
+    return [
+        (found, compare.read([str(found.path)])[0])
+        for found in contents.find(paths)
+        if found.kind == "run" and not sweep.is_sweep(found.path.absolute().parent)
+    ]
+
+
+def users(targets: Sequence[Found]) -> dict[Path, str]:
+    """Return who needs what is to be deleted: by folder, the ensemble with this member or the student of this teacher.
+
+    Looks below outputs, in the working folder and beside the targets; what is to be deleted itself does not count.
+    """
+    gone = {found.path.resolve(): found.path for found in targets}
+    used: dict[Path, str] = {}
+    for found in _places(targets):
+        here = found.path.resolve()
+        if gone.keys() & {here, *here.parents}:
+            continue
+        for needed, word in _needs(found):
+            for path in (needed, *needed.parents):
+                if path in gone:
+                    used.setdefault(gone[path], f"{word} {found.path}")
+    return used
+
+
+def _places(targets: Sequence[Found]) -> Iterable[Found]:
+    beside = {Path(), *(found.path.absolute().parent for found in targets)}
+    near = [path for folder in beside for path in sorted(folder.iterdir()) if not path.is_symlink()]
+    seen: dict[Path, Found] = {path.resolve(): Found(path, what) for path in near if (what := contents.kind(path))}
+    for found in contents.find([str(OUTPUTS)]) if OUTPUTS.is_dir() else []:
+        seen.setdefault(found.path.resolve(), found)
+    return list(seen.values())
+
+
+def _needs(found: Found) -> list[tuple[Path, str]]:
+    """What a folder names that it cannot do without: members, a teacher."""
+    if found.kind == "ensemble":
+        try:
+            members = ensemble.read(found.path)["members"]
+        except UserError:
+            return []
+        return [((found.path / str(member["run"])).resolve(), "a member of the ensemble") for member in members]
+    inside = contents.trials(found.path) if found.kind == "sweep" else [found.path]
+    teachers = {teacher for path in inside if (teacher := _teacher(path))}
+    return [(Path(os.path.expanduser(teacher)).resolve(), "the teacher of") for teacher in sorted(teachers)]
+
+
+def _teacher(path: Path) -> str:
+    try:
+        if b"teacher:" not in (path / "config.yaml").read_bytes():  # parsing it takes a hundred times as long
+            return ""
+        objective = reading.config(path).get("objective")
+    except (OSError, UserError):
+        return ""
+    return str(objective.get("teacher") or "") if isinstance(objective, dict) else ""

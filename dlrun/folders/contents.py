@@ -1,0 +1,169 @@
+"""What lies below a folder, how large it is, and deleting it: `dlrun list`, `dlrun rm`.
+
+Runs, sweeps and ensembles only; nothing else is ever deleted, and no link is followed. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dlrun.errors import UserError
+from dlrun.folders import ensemble, reading, sweep
+from dlrun.folders.disk import OWNER, lock, owned, unlock
+from dlrun.folders.outputs import OUTPUTS
+from dlrun.folders.version import NewerFormat
+from dlrun.vocabulary import Exit
+
+__all__ = ["MARKERS", "Found", "delete", "find", "foreign", "in_use", "kind", "size", "trials"]
+
+MARKERS = {"run": "config.yaml", "sweep": "sweep.yaml", "ensemble": "ensemble.yaml"}
+# the names that dlrun writes; anything else in a folder is the user's
+OF_ALL = r"result\.json|report\.html|predictions\.npz|plots|log\.txt|\.owner|\..*\.tmp|\.nfs.*|\.DS_Store"
+OF_ONE = {
+    "run": r"config\.yaml|(checks|metrics|layers|dropped|audit)\.csv|(histograms|showcase|probe)\.npz"
+    r"|checkpoints|code|tensorboard|mlruns|mlflow.*|stop",
+    "sweep": r"sweep\.yaml|study\.journal(\.lock)?|table\.csv|jobs|\d{4,}",
+    "ensemble": r"ensemble\.yaml|(table|members|sizes)\.csv",
+}
+
+
+class Found(NamedTuple):
+    """A folder and what it holds: `run`, `sweep` or `ensemble`."""
+
+    path: Path
+    kind: str
+
+
+def kind(path: Path) -> str:
+    """Return `run`, `sweep` or `ensemble`, or "" if a folder holds none of them."""
+    if ensemble.is_ensemble(path):
+        return "ensemble"
+    return "sweep" if sweep.is_sweep(path) else "run" if reading.is_run(path) else ""
+
+
+def find(paths: Sequence[str]) -> list[Found]:
+    """Return the runs, sweeps and ensembles at or below `paths`, each once; a sweep stands for its trials.
+
+    Raises UserError for a path that is not there.
+    """
+    found: dict[Path, Found] = {}
+    for name in paths:
+        top = Path(name).expanduser()
+        if not top.is_dir():
+            raise UserError(f"{name}: no such folder; expected a run, a sweep, an ensemble or a folder of them")
+        if top.is_symlink():  # outputs/latest
+            top = Path(os.path.relpath(top.resolve()))
+        for one in _below(top):
+            found.setdefault(one.path.resolve(), one)
+    return list(found.values())
+
+
+def _below(folder: Path) -> Iterator[Found]:
+    if what := kind(folder):
+        yield Found(folder, what)
+        return
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot read this folder: {error.strerror}") from error
+    for name in names:
+        yield from _below(folder / name)
+
+
+def trials(path: Path) -> list[Path]:
+    """Return the run folders of a sweep, in order."""
+    return sorted(file.parent for file in path.glob("[0-9]*/config.yaml"))
+
+
+def size(paths: Iterable[Path]) -> int:
+    """Return the bytes on the disk at and below `paths`, a file with several names once."""
+    seen: dict[tuple[int, int], int] = {}
+    for path in paths:
+        for top, folders, names in os.walk(path):
+            for name in (*folders, *names):
+                with contextlib.suppress(OSError):  # a running run replaces its files
+                    stat = os.lstat(os.path.join(top, name))
+                    seen[stat.st_dev, stat.st_ino] = stat.st_blocks * 512
+    return sum(seen.values())
+
+
+def in_use(found: Found) -> Path | None:
+    """Return the folder that a living process has locked: this one or a trial of it; None if there is none."""
+    inside = trials(found.path) if found.kind == "sweep" else []
+    return next((path for path in (found.path, *inside) if owned(path)), None)
+
+
+def foreign(found: Found) -> str:
+    """Say why a folder is not all dlrun's own: what is in it that dlrun does not write; "" if it is."""
+    path, what = found
+    if what == "run" and not _of_dlrun(path):
+        return f"{path / 'config.yaml'} is not a config of dlrun"
+    known = re.compile(f"{OF_ALL}|{OF_ONE[what]}")
+    for entry in sorted(os.scandir(path), key=lambda e: e.name):
+        if not known.fullmatch(entry.name):
+            return f"{entry.path} was not written by dlrun"
+        if what == "sweep" and entry.name.isdigit() and (why := _trial(Path(entry.path))):
+            return why
+    return ""
+
+
+def _trial(path: Path) -> str:
+    if path.is_symlink() or not path.is_dir():
+        return f"{path} was not written by dlrun"
+    if reading.is_run(path):
+        return foreign(Found(path, "run"))
+    known = re.compile(f"{OF_ALL}|checkpoints")  # a trial that ended before it had a config
+    names = sorted(name for name in os.listdir(path) if not known.fullmatch(name))
+    return f"{path / names[0]} was not written by dlrun" if names else ""
+
+
+def _of_dlrun(path: Path) -> bool:
+    """Whether dlrun wrote the config.yaml of a folder: other programs name their files so as well."""
+    with contextlib.suppress(UserError):
+        return {"dataset", "model", "optimizer", "trainer"} <= set(reading.config(path))
+    try:
+        return "status" in reading.stored(path) and (path / "result.json").is_file()
+    except NewerFormat:
+        return True
+
+
+def delete(found: Found) -> None:
+    """Delete a run, a sweep or an ensemble, which a living process must not have locked.
+
+    A kill in between leaves a folder that can be deleted again. Raises UserError.
+    """
+    path, what = found
+    if path.is_symlink():
+        raise UserError(f"{path} is a link; type the folder itself: {path.resolve()}")
+    inside = trials(path) if what == "sweep" else []
+    handles = []
+    try:
+        for one in (path, *inside):
+            handles.append(lock(one, "it cannot be deleted while it runs"))
+        marker = (MARKERS[what], OWNER)
+        names = sorted(os.listdir(path), key=lambda name: (name in marker, name != "result.json", name))
+        for name in names:
+            _remove(path / name)
+        path.rmdir()
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot delete: {error.strerror}", Exit.FAILED) from error
+    finally:
+        for handle in handles:
+            unlock(handle)
+    latest = OUTPUTS / "latest"
+    if latest.is_symlink() and not latest.exists():
+        latest.unlink()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)  # deletes links in it, never what they lead to
+    else:
+        path.unlink()

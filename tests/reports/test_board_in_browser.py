@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,32 @@ def test_a_live_page_loads_itself_again_with_the_same_view(forty: Path, tmp_path
     assert before == after
     assert before[1:] == [200, 6]
     assert words == "completed"
+
+
+def test_an_open_page_shows_runs_that_come_later(tmp_path: Path) -> None:
+    board, ended = Board(many(tmp_path / "o", 5, epochs=2), tmp_path / "live.html"), threading.Event()
+    board.update(watch=0.5)
+
+    def add() -> None:
+        for number in range(60):
+            if ended.wait(0.5):
+                return
+            one(tmp_path / f"o/runs/later{number}", 0.5, 2, random.Random(0))
+            board.update(watch=0.5)
+
+    adding = threading.Thread(target=add)
+    adding.start()
+    script = """
+      const rows = () => inside()?.body?.dataset.ready ? all("tbody tr").length : 0, first = rows();
+      for (let k = 0; k < 2000 && rows() <= first; k++) await wait(100);
+      return [first, rows(), loads];"""
+    try:
+        first, later, loads = watch_page(board.file, tmp_path, script, virtual=250_000)
+    finally:
+        ended.set()
+        adding.join()
+    assert 5 <= first < later
+    assert loads > 1
 
 
 @pytest.mark.parametrize("width", [1300, 390])  # a desk's and a phone's

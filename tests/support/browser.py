@@ -28,6 +28,7 @@ frame.addEventListener("load", async () => {{
   const run = async () => {{ {script} }};
   try {{ seen = await run(); }} catch (problem) {{ seen = {{ error: String(problem.stack) }}; }}
   document.body.dataset.seen = JSON.stringify(seen);
+  frame.remove(); // its timers end, and with them the virtual time
 }});
 </script>"""
 

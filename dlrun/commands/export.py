@@ -1,8 +1,11 @@
-"""`dlrun export RUN --to onnx|torch_export --out FILE`: one file, normalisation included, verified against the run."""
+"""`dlrun export RUN --to onnx|torch_export --out FILE`: one file, verified against the run, and an example."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dlrun.commands.arguments import Parser, trusted
 from dlrun.errors import UserError
@@ -14,7 +17,7 @@ SUFFIX = {"onnx": ".onnx", "torch_export": ".pt2"}
 
 
 def main(argv: list[str]) -> int:
-    """Export, verify, and print the input that the file expects; returns 0."""
+    """Export, verify, and print what the file expects of an image; returns 0."""
     argv, trust = trusted(argv)
     parser = Parser(
         prog="dlrun export", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"
@@ -32,9 +35,29 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{out} already exists; add --force to overwrite it, or choose another --out")
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file name in an existing folder")
+    if (beside := out.with_suffix(".example.py")).exists() and not args.force:
+        raise UserError(f"{beside} already exists; add --force to overwrite it, or choose another --out")
     from dlrun.inference import export
 
     found = export.export(run, args.to, out, trust)
-    print(f"{out}: maps raw {found['input']} images (batch, channels, height, width) to logits, for any batch size")
+    about = found["about"]
+    print(f"{out}: maps raw {about['dtype']} images (batch, channels, height, width) to logits, for any batch size")
+    for line in _recipe(about):
+        print(f"  {line}")
+    if found["example"]:
+        print(f"example that reads a photo: python {shlex.quote(str(found['example']))} PHOTO")
     print(f"largest difference in logits from the run, on {found['images']} images: {found['difference']:.1e}")
     return Exit.FINE
+
+
+def _recipe(about: Mapping[str, Any]) -> Iterator[str]:
+    """What to do with a photo, in the order in which it is done."""
+    height, width = about["image_size"]
+    if about["mode"]:
+        yield f"decode as {about['mode']}, values 0 to 255"
+    if about["resize"]:
+        yield f"resize the shorter side to {height} pixels (bilinear, antialiased); crop the centre {height}×{width}"
+    else:
+        yield f"use images of {height}×{width} pixels"
+    yield "do not normalise: mean and std are inside the model"
+    yield f"softmax of the logits: probabilities of {len(about['class_names'])} classes, their names in the metadata"

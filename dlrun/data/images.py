@@ -30,7 +30,8 @@ from dlrun.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "mark", "read", "run_ahead"]
+__all__ = ["Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "eight_bits", "mark", "read"]
+__all__ += ["resized", "run_ahead"]
 
 AHEAD = 2  # batches decoded while the current one is in use
 # errors of the system, not of the file: reaching a limit must not drop an image
@@ -156,7 +157,7 @@ class Streamed:
         path, (height, width, channels) = self.files[number], self.shape
         try:
             with Image.open(path) as file:
-                image = _eight_bits(file).convert("RGB" if channels == 3 else "L")
+                image = eight_bits(file).convert("RGB" if channels == 3 else "L")
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
             reason = _reason(path, error)
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
@@ -169,7 +170,7 @@ class Streamed:
                     f"{path}: expected {expected} pixels like the first image, found {found}; "
                     "resize all with dataset.image_size=64"
                 )
-            image = _resize(image, height)
+            image = resized(image, height)
         return np.asarray(image).reshape(self.shape)
 
 
@@ -183,7 +184,8 @@ def _reason(path: Path, error: Exception) -> str:
     return "no image format is recognised" if text.startswith("cannot identify") else text or type(error).__name__
 
 
-def _eight_bits(image: Picture) -> Picture:
+# the next two functions are copied into the example beside an export (dlrun.inference.example)
+def eight_bits(image: Picture) -> Picture:
     """Resolve palettes with transparency and scale 16-bit gray to 8 bits, which `convert` gets wrong."""
     from PIL import Image
 
@@ -195,7 +197,8 @@ def _eight_bits(image: Picture) -> Picture:
     return image
 
 
-def _resize(image: Picture, side: int) -> Picture:
+def resized(image: Picture, side: int) -> Picture:
+    """Resize the shorter side to `side` pixels (bilinear, antialiased) and crop the centre square."""
     from PIL import Image
 
     width, height = image.size

@@ -1,12 +1,16 @@
-"""Export of a run to one file for other programs, with normalisation, verified against the run (`dlrun export`)."""
+"""Export of a run to one file for other programs, verified against the run (`dlrun export`, E6).
+
+Normalisation is inside the model; class names and what to do with a photo are metadata of the file.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import io
+import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict
 
@@ -17,7 +21,8 @@ from torch import Tensor
 
 from dlrun.errors import UserError, first_line
 from dlrun.folders.disk import write_atomic
-from dlrun.inference.predictor import load, rebuilt
+from dlrun.inference import example
+from dlrun.inference.predictor import Predictor, load, rebuilt
 
 __all__ = ["KINDS", "Exported", "export"]
 
@@ -28,18 +33,23 @@ Logits: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]  # images (B, C, H, W
 
 
 class Exported(TypedDict):
-    """How an export was verified: the largest difference of a logit, the number of images, and the dtype of images."""
+    """How an export was verified: the largest difference of a logit, and the number of images; what it contains.
+
+    `about` is the metadata of the file, `example` the script beside it, None for images that no photo can be.
+    """
 
     difference: float
     images: int
-    input: str
+    about: dict[str, Any]
+    example: Path | None
 
 
 def export(path: Path, kind: str, out: Path, trust: list[str]) -> Exported:
     """Write the model of a run to `out`; return how it was verified.
 
     The file maps raw images (B, C, H, W), uint8 or float32 as in the dataset, to logits (B, K), for any B. Raises
-    UserError, and writes no file, if the outputs differ or there are no images to verify them with.
+    UserError, and writes no file, if the outputs differ or there are no images to verify them with. A script that
+    classifies photos with the file is written beside it.
     """
     if kind == "onnx" and (missing := [name for name in ONNX if importlib.util.find_spec(name) is None]):
         raise UserError(f"--to onnx needs {', '.join(missing)}: pip install 'dlrun[onnx]'")
@@ -58,14 +68,30 @@ def export(path: Path, kind: str, out: Path, trust: list[str]) -> Exported:
         expected = model(images).numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporters warn about their own internals
-        data, call = KINDS[kind](model, images)
+        about = _about(predictor, images)
+        data, call = KINDS[kind](model, images, {key: json.dumps(value) for key, value in about.items()})
         found = call(images.numpy())
         single = np.concatenate([call(images[k : k + 1].numpy()) for k in range(min(4, len(images)))])
     gap = max(float(np.abs(found - expected).max()), float(np.abs(single - expected[: len(single)]).max()))
     if not gap <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
         raise UserError(f"{path}: not written: the exported logits differ by up to {gap:.2g}", 1)
     write_atomic(out, data)
-    return {"difference": gap, "images": len(images), "input": f"{images.dtype}".removeprefix("torch.")}
+    script = example.write(kind, out) if about["mode"] else None
+    return {"difference": gap, "images": len(images), "about": about, "example": script}
+
+
+def _about(predictor: Predictor, images: Tensor) -> dict[str, Any]:
+    """What a program needs to feed the model a photo as `dlrun predict` does, and to read its answer."""
+    height, width, channels = predictor.shape
+    return {
+        "class_names": predictor.classes,
+        "image_size": [height, width],
+        "mode": {1: "L", 3: "RGB"}.get(channels, ""),  # of Pillow's Image.convert
+        # the shorter side to the height, bilinear with antialiasing, then the centre square
+        "resize": height == width,
+        "dtype": str(images.dtype).removeprefix("torch."),
+        "normalisation": {"mean": predictor.data["mean"], "std": predictor.data["std"], "inside_the_model": True},
+    }
 
 
 def _program(model: torch.nn.Module, images: Tensor) -> torch.export.ExportedProgram:
@@ -75,9 +101,9 @@ def _program(model: torch.nn.Module, images: Tensor) -> torch.export.ExportedPro
         raise UserError(f"this model cannot be exported: {first_line(error)}", 1) from error
 
 
-def _torch_export(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Logits]:
+def _torch_export(model: torch.nn.Module, images: Tensor, about: Mapping[str, str]) -> tuple[bytes, Logits]:
     buffer = io.BytesIO()
-    torch.export.save(_program(model, images), buffer)
+    torch.export.save(_program(model, images), buffer, extra_files=dict(about))
     data = buffer.getvalue()
     loaded = torch.export.load(io.BytesIO(data)).module()
 
@@ -89,7 +115,7 @@ def _torch_export(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Logits
     return data, call
 
 
-def _onnx(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Logits]:
+def _onnx(model: torch.nn.Module, images: Tensor, about: Mapping[str, str]) -> tuple[bytes, Logits]:
     import onnxruntime
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -103,7 +129,11 @@ def _onnx(model: torch.nn.Module, images: Tensor) -> tuple[bytes, Logits]:
         verbose=False,
     )
     assert program is not None
-    data: bytes = program.model_proto.SerializeToString()
+    proto = program.model_proto
+    for key, value in about.items():
+        entry = proto.metadata_props.add()
+        entry.key, entry.value = key, value
+    data: bytes = proto.SerializeToString()
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     return data, lambda x: session.run(None, {session.get_inputs()[0].name: x})[0]
 

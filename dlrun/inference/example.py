@@ -1,0 +1,88 @@
+"""The script beside an export: it classifies photos with the exported file and without dlrun (`dlrun export`, E6).
+
+It decodes as `dlrun predict` does because it contains the same functions, copied from their source.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from dlrun.data.images import eight_bits, resized
+from dlrun.folders.disk import write_atomic
+
+__all__ = ["write"]
+
+HEAD = '''"""Classify photos with the exported model beside this script: python THIS_SCRIPT PHOTO...
+
+Prints the most probable classes of each photo. Needs {module}, numpy and pillow.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import {module}
+from PIL import Image
+from PIL.Image import Image as Picture
+
+MODEL = Path(__file__).with_name({model!r})
+'''
+OPEN = {
+    "onnx": '''
+session = onnxruntime.InferenceSession(MODEL.read_bytes(), providers=["CPUExecutionProvider"])
+about = {key: json.loads(text) for key, text in session.get_modelmeta().custom_metadata_map.items()}
+
+
+def logits_of(images):
+    """Images (B, C, H, W) -> logits (B, K)."""
+    return session.run(None, {session.get_inputs()[0].name: images})[0]
+''',
+    "torch_export": '''
+extra = dict.fromkeys(("class_names", "image_size", "mode", "resize", "dtype", "normalisation"), "")
+model = torch.export.load(MODEL, extra_files=extra).module()
+about = {key: json.loads(text) for key, text in extra.items()}
+
+
+@torch.inference_mode()
+def logits_of(images):
+    """Images (B, C, H, W) -> logits (B, K)."""
+    return model(torch.from_numpy(images)).numpy()
+''',
+}
+BODY = '''
+def pixels(photo):
+    """The photo as the model expects it: (1, C, H, W)."""
+    height, width = about["image_size"]
+    with Image.open(photo) as file:
+        image = eight_bits(file).convert(about["mode"])
+    if image.size != (width, height):
+        if not about["resize"]:
+            sys.exit(f"{photo}: expected {width} x {height} pixels, found {image.size[0]} x {image.size[1]}")
+        image = resized(image, height)
+    array = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)[None]
+    return np.ascontiguousarray(array, dtype=about["dtype"])
+
+
+if len(sys.argv) < 2:
+    sys.exit(__doc__)
+for photo in sys.argv[1:]:
+    logits = logits_of(pixels(photo))[0].astype("float64")
+    share = np.exp(logits - logits.max())
+    share /= share.sum()
+    for k in np.argsort(-share)[:5]:
+        print(f"{photo}\\t{about['class_names'][k]}\\t{share[k]:.6f}")
+'''
+MODULE = {"onnx": "onnxruntime", "torch_export": "torch"}
+
+
+def write(kind: str, model: Path) -> Path:
+    """Write the script that classifies photos with an exported file, beside it; return the script."""
+    path = model.with_suffix(".example.py")
+    head = HEAD.format(model=model.name, module=MODULE[kind])
+    copied = "\n\n".join(inspect.getsource(function) for function in (eight_bits, resized))
+    write_atomic(path, f"{head}{OPEN[kind]}\n\n{copied}\n{BODY}".encode())
+    return path

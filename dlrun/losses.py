@@ -1,6 +1,6 @@
-"""Loss functions: logits (B, K) and labels (B,) to the mean over samples.
+"""Loss functions: from logits (B, K) and labels (B,) to the mean over samples.
 
-Reached by `loss=cross_entropy` and `loss=hinge`; `chance` is the exact value that check C1 expects.
+Reached by `loss=cross_entropy` and `loss=hinge`. `chance` is the exact value that check C1 expects.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ __all__ = ["Penalty"]
 
 @dataclass(frozen=True)
 class Penalty:
-    """l1·‖w‖₁ + ½·l2·‖w‖², and ‖incoming weights of a unit‖ ≤ max_norm; 0 turns each of them off.
+    """l1·‖w‖₁ + ½·l2·‖w‖², and ‖incoming weights of a unit‖ ≤ max_norm; 0 disables each.
 
     w is every trainable tensor of two or more dimensions; biases and norms are exempt unless `biases`.
     Raises UserError for a negative strength.
@@ -31,11 +31,11 @@ class Penalty:
     def __post_init__(self) -> None:
         for key in ("l1", "l2", "max_norm"):
             if not getattr(self, key) >= 0.0:
-                raise UserError(f"regularizer.{key}={getattr(self, key):g} must not be negative; 0.0 turns it off")
+                raise UserError(f"regularizer.{key}={getattr(self, key):g} must not be negative; 0.0 disables it")
 
     @property
     def active(self) -> bool:
-        """Whether the penalty can be other than zero."""
+        """Whether the penalty can be nonzero."""
         return bool(self.l1 or self.l2)
 
     def penalty(self, model: nn.Module) -> Tensor:
@@ -52,12 +52,12 @@ class Penalty:
         return torch.zeros((), device=next((p.device for p in model.parameters()), None))
 
     def scaled(self, factor: float) -> Penalty:
-        """The same penalty, factor times as strong; max_norm stays."""
+        """Return the penalty with l1 and l2 multiplied by a factor; max_norm stays."""
         return replace(self, l1=self.l1 * factor, l2=self.l2 * factor)
 
     @torch.no_grad()
     def project(self, model: nn.Module) -> None:
-        """Scale back, in place, each unit whose incoming weights exceed max_norm; call it after a step.
+        """Rescale in place each unit whose incoming weights exceed max_norm; called after each step.
 
         A unit is an index of the first dimension, as in linear and convolution layers (Srivastava et al.
         2014, §5.1).

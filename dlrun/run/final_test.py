@@ -1,7 +1,7 @@
-"""What a finished run says of validation and test: predictions by the weights that count, the worst errors.
+"""The predictions of a finished run on validation and test, and its worst errors (end of `dlrun train`, D11).
 
-The end of `dlrun train`; with `trainer.ema` both kinds of weights are tested (O10), with `trainer.multi_crop` the
-weights that count by one view of an image as well.
+With `trainer.ema` raw and averaged weights are tested (O10). With `trainer.multi_crop` the selected weights are also
+tested on each image as it is.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ __all__ = ["predicted", "showcase"]
 
 
 def predicted(exp: Experiment, tested: dict[str, Any], test: Split) -> tuple[dict[str, Any], dict[str, Predictions]]:
-    """Predict validation and test; with trainer.ema by raw and averaged weights, and the better on validation count.
+    """Predict validation and test; with trainer.ema, select raw or averaged weights by validation.
 
-    Those are in the model afterwards. Return the scores of both, with trainer.multi_crop those by one view (`plain_`)
-    as well, and the predictions that count by split.
+    The model has the selected weights afterwards. Returns additional scores (of both kinds of weights, and with
+    trainer.multi_crop those of one view, `plain_`), and the predictions of the selected weights by split.
     """
     kind = exp.cfg.trainer.multi_crop
 
@@ -63,7 +63,7 @@ def _by_weights(
 
 
 def showcase(exp: Experiment, found: Predictions) -> dict[str, Any]:
-    """The 24 worst validation errors as 8-bit images, and the filters of the first layer (D11)."""
+    """Return the 24 worst validation errors as 8-bit images, and the filters of the first layer (D11)."""
     loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
     wrong = (found.logits.argmax(1) != found.labels).nonzero().flatten()
     worst = wrong[loss[wrong].argsort(descending=True)[:24]]

@@ -1,4 +1,4 @@
-"""Where a run comes from, as result.json keeps it: config, versions, commit, machine (`dlrun train`)."""
+"""The origin of a run for result.json: config, versions, commit, machine (`dlrun train`, S10)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["origin"]
 
 
 def origin(cfg: Settings) -> dict[str, Any]:
-    """Return the columns of result.json that are known before the first step."""
+    """Return the keys of result.json that are known before training."""
     import numpy
     import torch
 
@@ -41,7 +41,7 @@ def origin(cfg: Settings) -> dict[str, Any]:
 
 
 def _git() -> str | None:
-    """The commit of the folder that dlrun is started from, where the user's own code and configs are."""
+    """The commit of the working folder, which holds the user's code and configs; None without git."""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],

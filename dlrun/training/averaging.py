@@ -1,4 +1,4 @@
-"""Weights that are means of weights: over the steps of a run, or over runs (`trainer.ema=0.999`, E3, E4, O10)."""
+"""The running average of the weights over the steps of a run (`trainer.ema=0.999`, E3, E4, O10)."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ __all__ = ["follow", "started"]
 
 
 def started(model: nn.Module) -> nn.Module:
-    """Return what will be the running average: for now a copy, which no optimizer sees."""
+    """Return the running average as it starts: a copy of the model, which no optimizer changes."""
     return copy.deepcopy(model).requires_grad_(False).eval()
 
 
 @torch.no_grad()
 def follow(average: nn.Module, model: nn.Module, decay: float, step: int) -> None:
-    """Move an average towards the model after an optimizer step, of which `step` have been done.
+    """Update an average in place, after `step` optimizer steps.
 
     average ← d average + (1 - d) model with d = min(decay, (1 + step) / (10 + step)): the warm-up, as in
-    TensorFlow's ExponentialMovingAverage, lets the average forget the random weights of the beginning. Running
-    statistics of batch norm are averaged like weights, so that they belong to them; counters are copied.
+    TensorFlow's ExponentialMovingAverage, makes the random initial weights count little. Running statistics of batch
+    norm are averaged like weights, so that they fit them; counters are copied.
     """
     share = 1 - min(decay, (1 + step) / (10 + step))
     mine, theirs = average.state_dict(), model.state_dict()

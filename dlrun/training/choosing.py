@@ -1,4 +1,4 @@
-"""Which epoch is best, when to stop, and which checkpoints stay (O8-O10)."""
+"""The best epoch, early stopping, and checkpoints to keep: `trainer.monitor`, `patience`, `keep` (O8-O10)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["advance", "best_weights", "better", "kept", "stopped_early"]
 
 
 def advance(state: State, row: Mapping[str, Any], monitor: str) -> bool:
-    """Count the epoch, and say whether it is the best so far."""
+    """Add the epoch to the state, and return whether it is the best so far."""
     state.epoch = row["epoch"]
     score = best_weights(row, monitor)
     is_best = better(score, state.best, monitor)
@@ -25,7 +25,7 @@ def advance(state: State, row: Mapping[str, Any], monitor: str) -> bool:
 
 
 def best_weights(row: Mapping[str, Any], monitor: str) -> Mapping[str, Any]:
-    """Return the row with the scores of the better weights by the monitor: the raw ones or their average (O10)."""
+    """Return the row with the scores of the raw weights or of their average, whichever the monitor prefers (O10)."""
     if f"ema_{monitor}" not in row:
         return row
     averaged = {**row, monitor: row[f"ema_{monitor}"], "val_loss": row["ema_val_loss"], "weights": "ema"}
@@ -34,9 +34,9 @@ def best_weights(row: Mapping[str, Any], monitor: str) -> Mapping[str, Any]:
 
 
 def better(row: Mapping[str, Any], best: Mapping[str, Any] | None, monitor: str) -> bool:
-    """Say whether an epoch beats the best so far; among equal scores, common on small folds, the lower loss does.
+    """Return whether an epoch is better than the best so far; the lower loss decides between equal scores.
 
-    An epoch in which nothing could be measured, such as dead units of a network without any, beats none.
+    An epoch without a value, such as the share of dead units in a network whose units cannot die, is never better.
     """
     if best is None or row[monitor] is None:
         return best is None
@@ -49,10 +49,10 @@ def better(row: Mapping[str, Any], best: Mapping[str, Any] | None, monitor: str)
 
 
 def stopped_early(state: State, trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether the best epoch lies trainer.patience epochs back (O8); never with patience 0.
+    """Return whether the last trainer.patience epochs brought no improvement (O8); never with patience 0.
 
-    With trainer.while_gap_shrinks that is not enough: val_loss - train_loss, its mean over as many epochs, must no
-    longer be smaller than over those before (O9). history has the rows of metrics.csv, as text or numbers.
+    With trainer.while_gap_shrinks the mean of val_loss - train_loss over these epochs must also be no smaller than over
+    as many epochs before them (O9). history has the rows of metrics.csv, as text or numbers.
     """
     patience = trainer.patience
     if not patience or not state.best or state.epoch - int(state.best["epoch"]) < patience:
@@ -64,7 +64,7 @@ def stopped_early(state: State, trainer: Trainer, history: Sequence[Mapping[str,
 
 
 def kept(run: Run, history: Sequence[Mapping[str, Any]], trainer: Trainer) -> set[str]:
-    """The names of the checkpoints that stay, drawn from the rows so far: a resumed run keeps the same ones."""
+    """Return the names of the checkpoints to keep; rows alone decide, so that a resumed run keeps the same ones."""
     keep, monitor = trainer.keep, trainer.monitor
     if keep not in ("top3", "all"):
         return set()

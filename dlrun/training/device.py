@@ -15,7 +15,7 @@ from dlrun.errors import UserError
 __all__ = ["BF16_SIDE", "BF16_WIDTH", "compiled", "determinism", "pick_device", "pick_dtype"]
 
 
-# from here on a processor's bf16 was measured to pay: pixels of the shorter side, channels of a convolution
+# least pixels of the shorter side and channels of a convolution at which bf16 was measured to be faster on a processor
 BF16_SIDE, BF16_WIDTH = 32, 64
 
 
@@ -30,35 +30,36 @@ def pick_device(name: str) -> torch.device:
 
 
 def compiled(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model compiled, when first called, anew for each size of batch. Raises UserError without a compiler.
+    """Return a module that compiles the model at its first call, and again for each batch size.
 
-    It shares the weights of the model, which evaluation, diagnostics, checks and checkpoints go on with as it is: they
-    look into its layers, and all their sizes of batches would have to be compiled too.
+    It shares the weights of the model. Evaluation, diagnostics, checks and checkpoints use the plain model: they read
+    its layers, and each of their batch sizes would be compiled too. Raises UserError without a compiler.
     """
     own = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and shutil.which(own) is None:
-        raise UserError(f"trainer.compile=true: no compiler {own} here; install it, name another in CXX, or type false")
+        raise UserError(f"trainer.compile=true: found no compiler {own}; install it, set CXX to another, or use false")
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise UserError("trainer.compile=true: triton is not installed, which compiles for CUDA; pip install triton")
+        raise UserError("trainer.compile=true: CUDA needs triton, which is not installed; pip install triton")
     made: nn.Module = torch.compile(model, dynamic=False)  # type: ignore[assignment]
     return made
 
 
 def determinism(wanted: bool) -> None:
+    """Choose kernels whose results repeat, or the fastest ones; operations without such a kernel warn (B8)."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # the same switch as use_deterministic_algorithms(…, warn_only=True), which imports a compiler for 1.4 s
+    # does the same as use_deterministic_algorithms(…, warn_only=True), which spends 1.4 s on importing a compiler
     torch.set_deterministic_debug_mode("warn" if wanted else "default")
-    # filling every fresh tensor with NaN would cost time and change no result
+    # filling every new tensor with NaN costs time and changes no result
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not wanted
 
 
 def pick_dtype(precision: str, device: torch.device, model: nn.Module, shape: tuple[int, int, int]) -> torch.dtype:
-    """The precision of forward passes; auto takes bf16 where the hardware has it and a step is then no slower.
+    """Return the precision of forward passes; auto is bf16 if the hardware supports it and a step is then no slower.
 
-    On a processor with avx512_bf16 a step of 128 images of 32 × 32 took 0.55 (cnn) and 0.62 (resnet20) of the time of
-    fp32, in processor time of one thread; an mlp, a cnn at 8 × 8 and one of width 8 took a little more than fp32.
+    Measured on a processor with avx512_bf16, one thread, 128 images of 32 × 32: a step took 0.55 (cnn) and 0.62
+    (resnet20) of the time of fp32; an mlp, a cnn on 8 × 8 and a cnn of width 8 took slightly more than fp32.
     """
     if precision != "auto":
         return torch.bfloat16 if precision == "bf16" else torch.float32

@@ -1,8 +1,8 @@
-"""What the network does while it learns, a row a layer and epoch: `dlrun train`, layers.csv (B3, B4, B6, R4).
+"""Statistics of the network while it trains, one row per layer and epoch: layers.csv of `dlrun train` (B3, B4, B6, R4).
 
-A layer is a module that owns weights of two or more dimensions, called by the module's name. Watching leaves
-no trace in the weights, the gradients, the buffers or the random state, and nothing of it needs to be saved:
-which steps and epochs are looked at follows from their numbers. dlrun/analysis/verdicts.py draws conclusions.
+A layer is a module that owns weights of two or more dimensions, and has the name of the module. Watching changes no
+weight, gradient, buffer or random state, and needs no state in a checkpoint: the measured steps and epochs follow from
+their numbers. dlrun/analysis/verdicts.py draws conclusions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dlrun.training.random_state import rng_state, set_rng_state
 __all__ = ["Look", "Watch", "sparsity"]
 
 SAMPLES = 64  # validation images that the activations are measured on
-CONV_SAMPLES = 32  # the same where a model convolves: a channel shows itself at every place of an image
+CONV_SAMPLES = 32  # the same for convolutions, whose channels have a value at every pixel
 STEPS = 3  # steps of an epoch whose update is measured
 BINS = 50
 HISTOGRAM_VALUES = 20_000  # drawn from a layer's activations, gradients or weights: enough for BINS bins
@@ -35,7 +35,7 @@ TINY = 1e-3  # a weight below this share of its layer's largest counts as zero (
 
 
 class Bend(NamedTuple):
-    """Where an activation function stops passing gradients on; None: it does not."""
+    """The inputs at which an activation function passes no gradient; None if there are none."""
 
     dead: float | None = None  # a unit never above this input is dead: the slope stays under about 0.01
     saturated: float | None = None  # beyond this |input| the output is over 97 % of its limit
@@ -48,7 +48,7 @@ BENDS = {
     "mish": Bend(dead=-6.0),
     "hardswish": Bend(dead=-3.0),
     **dict.fromkeys(("tanh", "tanh_"), Bend(saturated=math.atanh(0.97))),
-    # its limits are 0 and 1: measured from its middle
+    # its limits are 0 and 1, its middle 0.5
     **dict.fromkeys(("sigmoid", "sigmoid_"), Bend(saturated=2 * math.atanh(0.97))),
     "softsign": Bend(saturated=0.97 / 0.03),
     "hardtanh": Bend(saturated=0.97),
@@ -59,7 +59,7 @@ BENDS = {
 
 @dataclass
 class Look:
-    """What one epoch showed: rows of layers.csv, two columns of metrics.csv, at a few epochs histograms."""
+    """The statistics of an epoch: rows of layers.csv, two columns of metrics.csv, and histograms in a few epochs."""
 
     rows: list[dict[str, Any]]
     update_ratio: float | None  # median over layers
@@ -70,7 +70,7 @@ class Look:
 class Watch:
     """Watches the model of an experiment: wrap each optimizer step in `step`, and `look` after each epoch.
 
-    With trainer.diagnostics=false it does and says nothing.
+    With trainer.diagnostics=false it does nothing.
     """
 
     def __init__(self, exp: Experiment) -> None:
@@ -80,7 +80,7 @@ class Watch:
         self._weights = _weights_by_layer(exp.model)
         self._tensors = [p for tensors in self._weights.values() for p in tensors]
         self._modules = dict(exp.model.named_modules())
-        # a layer that holds others is not measured between them
+        # the output of a layer that contains others is not measured
         self._leaves = {n for n in self._weights if not any(o.startswith(f"{n}.") for o in self._weights)}
         self._norms: list[Tensor] = []
         epochs = exp.cfg.trainer.epochs
@@ -92,9 +92,9 @@ class Watch:
         self._images, _, _ = next(exp.batches(exp.data.val.subset(index), batch_size=count).epoch(0))
 
     def step(self, i: int, steps: int) -> AbstractContextManager[None]:
-        """Measure the optimizer step `i` (from 0) of `steps` inside, if it is one of the few that are.
+        """Measure the optimizer step `i` (from 0) of `steps` in the `with` block, if it is one of the few to measure.
 
-        Norms stay where the weights are: no step waits for the accelerator.
+        Norms stay on the device of the weights, so that no step waits for an accelerator.
         """
         return self._measured() if self._on and i in _few(steps) else _UNMEASURED
 
@@ -110,7 +110,7 @@ class Watch:
             self._norms.append(torch.stack([sizes, _norms(before), _norms(gradients)]))
 
     def look(self, epoch: int) -> Look:
-        """Return what the last epoch's steps and the activations now say; call it once after each epoch."""
+        """Return the statistics of the last epoch's steps and of the activations now; call it once after each epoch."""
         if not self._on:
             return Look([], None, None, None)
         wanted = epoch in self._histogram_epochs
@@ -132,7 +132,7 @@ class Watch:
         )
 
     def _activations(self, keep: bool) -> _Seen:
-        """Send the images through in evaluation mode and return what the layers showed."""
+        """Pass the images through in evaluation mode and return the statistics of the layers."""
         model, listener, handles = self._exp.model, _Listener(keep), []
         random, training = rng_state(), [m for m in self._modules.values() if m.training]
         try:
@@ -155,7 +155,7 @@ class Watch:
             set_rng_state(random)
 
     def _read_norms(self) -> tuple[list[float], list[float]]:
-        """Gradient norm and update : weight ratio of every layer: the medians of the measured steps (B3)."""
+        """Gradient norm and update : weight ratio of each layer, medians over the measured steps (B3)."""
         if not self._norms:
             return [], []
         steps = torch.stack(self._norms).tolist()
@@ -196,7 +196,7 @@ def _weights_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:
     layers: dict[str, list[nn.Parameter]] = {}
     norms = {name for name, module in model.named_modules() if isinstance(module, _NORM_MODULES)}
     for name, parameter in model.named_parameters():
-        # weight_norm and its like keep the weights of `conv` in conv.parametrizations.weight
+        # parametrizations such as weight_norm keep the weights of `conv` in conv.parametrizations.weight
         owner = name.rpartition(".")[0].partition(".parametrizations")[0]
         if parameter.ndim >= 2 and owner not in norms:
             layers.setdefault(owner or "model", []).append(parameter)
@@ -218,7 +218,7 @@ _UNMEASURED = nullcontext()
 def _ratio(update: float, weight: float) -> float:
     if weight > 0:
         return update / weight
-    return 1.0 if update else 0.0  # a layer that starts at zero moves by all it has
+    return 1.0 if update else 0.0  # a layer that starts at zero: its update is its whole weight
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
@@ -226,7 +226,7 @@ def _norms(tensors: list[Tensor]) -> Tensor:
 
 
 def _by_layer(layers: dict[str, list[nn.Parameter]], norms: Any) -> list[float]:
-    """Norms of tensors, in order, to norms of their layers."""
+    """The norms of layers from those of their tensors, in order."""
     found, start = [], 0
     for tensors in layers.values():
         found.append(math.hypot(*(float(n) for n in norms[start : start + len(tensors)])))
@@ -236,7 +236,7 @@ def _by_layer(layers: dict[str, list[nn.Parameter]], norms: Any) -> list[float]:
 
 @dataclass
 class _Seen:
-    """Statistics before the activation of every layer: tensors while the images pass, then numbers."""
+    """Statistics before the activation of each layer: tensors during the forward pass, then numbers."""
 
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)  # mean, std, dead units, saturated share
     bends: dict[str, Bend] = field(default_factory=dict)
@@ -263,10 +263,10 @@ class _Seen:
 
 
 class _Listener(TorchFunctionMode):
-    """Hears every activation function, of a module or not, and measures what goes into it.
+    """Intercepts each activation function, in a module or not, and measures its input.
 
-    The input belongs to the layer that ran last. A layer whose output meets no activation function before
-    the next layer runs is measured at its own output, or behind the norm that follows it.
+    The input belongs to the layer that ran last. A layer without an activation function before the next layer is
+    measured at its own output, or after the norm that follows it.
     """
 
     def __init__(self, keep: bool) -> None:
@@ -297,7 +297,7 @@ class _Listener(TorchFunctionMode):
             self._output = output
 
     def result(self) -> _Seen:
-        """Return what was heard, in one transfer from the accelerator."""
+        """Return the statistics, in one transfer from the accelerator."""
         self.settle()
         seen = self.seen
         if seen.tensors:
@@ -306,7 +306,7 @@ class _Listener(TorchFunctionMode):
         return seen
 
     def settle(self) -> None:
-        """Measure a layer that met no activation function."""
+        """Measure a layer without an activation function."""
         if self._output is not None:
             self._measure(self._output, Bend())
 

@@ -1,7 +1,7 @@
-"""The numbers of a run where people already look: `dlrun train logger=tensorboard`, `logger=mlflow` (B1, B2).
+"""Copies of a run's numbers in other tools: `dlrun train logger=tensorboard`, `logger=mlflow` (B1, B2).
 
-The same as in metrics.csv, once an epoch; at the end the test scores and verdicts. What is there follows from the
-run's files, so that a resumed run leaves no hole and doubles no epoch. A server that fails costs its copy, not the run.
+The columns of metrics.csv, once per epoch; at the end the test scores and verdicts. They are copied from the run's
+files, so that a resumed run has every epoch exactly once. If a server fails, the copy is incomplete, not the run.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from dlrun.vocabulary import Status
 __all__ = ["Follower"]
 
 Row = Mapping[str, Any]
-# how MLflow calls the end of a run; any other is a failure
+# the status of a run in MLflow; any other status is a failure
 ENDINGS: dict[str, str] = {Status.COMPLETED: "FINISHED", Status.INTERRUPTED: "KILLED", Status.PRUNED: "KILLED"}
-PARAMS, LONGEST = 100, 500  # parameters a call and letters a value that every version of MLflow takes
+PARAMS, LONGEST = 100, 500  # parameters per call and characters per value that every version of MLflow accepts
 
 
 class Follower:
-    """Copies the rows of a run to the chosen logger; with logger=none it does nothing."""
+    """Copies the rows of a run to the chosen logger; does nothing with logger=none."""
 
     def __init__(self, cfg: Settings, run: Run, say: Callable[[str], None]) -> None:
         self._cfg, self._run, self._say = cfg, run, say
@@ -37,20 +37,20 @@ class Follower:
 
     @property
     def listens(self) -> bool:
-        """Whether there is a logger, and it has not failed."""
+        """Whether there is a logger that has not failed."""
         return self._kind != "none"
 
     def follow(self, rows: Sequence[Row]) -> None:
-        """Write those rows of metrics.csv that are not there yet."""
+        """Write the rows of metrics.csv that the logger does not have yet."""
         self._harmless(lambda target: _copy(rows, target))
 
     def close(self) -> None:
-        """Write what is missing and what the run came to, and give the logger up."""
+        """Write the missing rows and the result of the run, and close the logger."""
         self.follow(reading.metrics(self._run.path))
         self._harmless(lambda target: target.finish(reading.stored(self._run.path)))
 
     def _harmless(self, action: Callable[[_TensorBoard | _MLflow], None]) -> None:
-        """Do it, if there is a logger; one that fails is told of and left alone from then on."""
+        """Do it if there is a logger; one that fails is reported and disabled."""
         if self._kind == "none":
             return
         try:
@@ -58,15 +58,13 @@ class Follower:
                 opened = _TensorBoard if self._kind == "tensorboard" else _MLflow
                 self._target = opened(self._cfg, self._run)
             action(self._target)
-        except Exception as error:  # a server's failure has many types, and none is worth a run
-            self._say(
-                f"logger={self._kind} failed and is left alone; metrics.csv has every number: {first_line(error)}"
-            )
+        except Exception as error:  # servers fail with many exceptions, none of which may stop the run
+            self._say(f"logger={self._kind} failed and has been disabled; metrics.csv is complete: {first_line(error)}")
             self._kind = "none"
 
 
 class _TensorBoard:
-    """Event files in the run's folder, from the first epoch on each time: those of a killed run may lack the last."""
+    """Event files in the run's folder; each process writes all epochs, since a killed one may have lost the last."""
 
     def __init__(self, cfg: Settings, run: Run) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -88,10 +86,10 @@ class _TensorBoard:
 
 
 class _MLflow:
-    """A run of MLflow; result.json remembers which, so that a resumed run goes on with it."""
+    """A run of MLflow; result.json stores its id, so that a resumed run continues it."""
 
     def __init__(self, cfg: Settings, run: Run) -> None:
-        # a server that does not answer is asked for a quarter of an hour otherwise
+        # otherwise a server that does not answer is retried for a quarter of an hour
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow import MlflowClient

@@ -1,7 +1,6 @@
-"""Memory: kept from step to step, and the most that training held at once, a column of metrics.csv and of
-`dlrun batch_time` (B7, O6).
+"""Memory: reused from step to step; its peak, a column of metrics.csv and of `dlrun batch_time` (B7, O6).
 
-On an accelerator what torch allocated there; on the processor what the process held, code and data included.
+The peak is what torch allocated on an accelerator, or all that the process held on a processor, its code included.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def keep_freed() -> None:
-    """Let the C library keep what a training step frees for the next step, instead of giving it back to the system.
+    """Let the C library keep memory that a training step frees for the next one, instead of returning it to the system.
 
-    How much is fetched again page by page depends on what lies where: in four pairs of processes, steps of the cnn on
-    128 images of 32 × 32, the system took 0.5 to 18.8 ms a step without this (1 to 15 %) and 0 to 1.1 ms with it; in
-    one pair it gained nothing.
-    Only GNU's library gives it back so eagerly; elsewhere nothing happens.
+    How many pages the next step must request again depends on the layout of the memory. Measured in four pairs of
+    processes, cnn on 128 images of 32 × 32: the system took 0.5 to 18.8 ms per step without this (1 to 15 %), 0 to
+    1.1 ms with it, and in one pair there was no gain. Only the GNU library returns memory so early; with any other
+    library this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         library = ctypes.CDLL("libc.so.6")
@@ -35,7 +34,7 @@ def keep_freed() -> None:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Begin to measure anew; where the system cannot, the peak is that of the whole process so far."""
+    """Reset the peak; if the system cannot, it remains that of the whole process so far."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif device.type == "cpu":
@@ -44,7 +43,7 @@ def forget_peak(device: torch.device) -> None:
 
 
 def peak_mb(device: torch.device) -> float | None:
-    """Return the peak in MiB since `forget_peak`; None where nothing tells it."""
+    """Return the peak in MiB since `forget_peak`; None if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if device.type != "cpu":
@@ -61,7 +60,7 @@ def peak_mb(device: torch.device) -> float | None:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Say whether memory ran out: the processor's allocator has no exception of its own."""
+    """Return whether memory ran out; the allocator of the processor raises only a RuntimeError."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     # "alloc_failed": what cuBLAS and cuDNN say when they find no room on the card

@@ -19,10 +19,10 @@ KINDS = ("none", "mirror", "mirror_translate")
 
 
 class MultiCrop(nn.Module):
-    """A model that answers with the mean of its logits over views of an image.
+    """A model that returns the mean of its logits over views of an image.
 
-    mirror: the image and its mirror image, half each. mirror_translate: half of that, and a quarter each of the same
-    for the image moved by one pixel up and left, and down and right, its border reflected.
+    mirror: the image and its mirror image, weight 1/2 each. mirror_translate: these two with weight 1/4 each, and with
+    1/8 each the same two of the image shifted by one pixel up and left, and down and right, with a reflected border.
     (B, C, H, W) -> logits (B, K).
     """
 
@@ -46,7 +46,7 @@ class MultiCrop(nn.Module):
 
 
 def viewed(model: nn.Module, kind: str) -> nn.Module:
-    """Return the model, or what asks it about several views where the kind is not none. Raises UserError."""
+    """Return the model, or a MultiCrop around it if the kind is not none. Raises UserError for an unknown kind."""
     if kind not in KINDS:
         raise UserError(f"trainer.multi_crop={kind}: must be one of {', '.join(KINDS)}")
     return model if kind == "none" else MultiCrop(model, kind)

@@ -31,7 +31,7 @@ def rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any]) -> None:
-    """Go back to a state of `rng_state`; an accelerator that is not here is passed over."""
+    """Restore a state of `rng_state`; the state of an accelerator that is not available is ignored."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"][: torch.cuda.device_count()])
@@ -44,7 +44,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed torch, numpy and Python, which models of a user's own may draw from."""
+    """Seed torch, numpy and Python; a user's model may draw from any of them."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum, IntEnum
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 __all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "NOT_RANKED", "NUMBERS", "RESULTS", "SCORES"]
-__all__ += ["Exit", "Number", "Status", "is_accuracy", "is_loss", "lower_is_better", "minimised"]
+__all__ += ["Exit", "Number", "Status", "is_accuracy", "is_loss", "lower_is_better", "minimised", "place"]
 
 
 # `version` of result.json, sweep.yaml, ensemble.yaml and checkpoints; files without one are older and read the same
@@ -104,3 +105,19 @@ def lower_is_better(column: str) -> bool:
 def minimised(column: str, direction: str) -> bool:
     """Whether the lowest value of a column is the best: `auto` follows the column, `min` and `max` decide."""
     return lower_is_better(column) if direction == "auto" else direction == "min"
+
+
+def place(value: Any, val_loss: Any, number: Any, *, lower: bool) -> tuple[bool, float, float, Any]:
+    """Return the sort key of an epoch, a trial, a setting or a member, best first: the only rule of what is best.
+
+    By score; among equal scores, which are common on small folds, by the lower val_loss; then by `number`: the earlier
+    epoch, the lower trial, the first member. A score that is missing or not finite comes last.
+    """
+    if not _finite(value):
+        return (True, math.inf, math.inf, number)
+    score = float(value) if lower else -float(value)
+    return (False, score, float(val_loss) if _finite(val_loss) else math.inf, number)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

@@ -18,7 +18,7 @@ from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.folders.version import NewerFormat
-from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower_is_better
+from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower_is_better, place
 
 __all__ = ["IGNORED", "Entry", "ensembles", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
 
@@ -176,11 +176,9 @@ def _finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _rank(row: Mapping[str, Any], column: str, lower: bool) -> tuple[bool, float, str]:
-    if not _finite(row[column]):
-        return (True, math.inf, row["run"])
-    score = row[column] if lower else -row[column]
-    return (row["status"] in NOT_RANKED, score, row["run"])
+def _rank(row: Mapping[str, Any], column: str, lower: bool) -> tuple[bool, tuple[bool, float, float, str]]:
+    found = place(row[column], row.get("val_loss"), row["run"], lower=lower)
+    return (found[0] or row["status"] in NOT_RANKED, found)
 
 
 def varying(configs: Sequence[Mapping[str, str]], asked: Collection[str] = ()) -> list[str]:

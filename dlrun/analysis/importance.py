@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from dlrun.analysis.sweeps import Axis, Trials
 
-__all__ = ["FEWEST", "Importance", "measure"]
+__all__ = ["FEWEST", "Importance", "measure", "sentence"]
 
 FEWEST = 20  # settings; with fewer the result is mostly chance
 LEAST = 0.1  # share of the variance of the ranks of unseen trials: below it no importance is shown
@@ -55,6 +55,17 @@ def measure(trials: Trials) -> Importance | str:
     names = [trials.axes[k].name for k in order]
     shares, errors = ([values[k] / total for k in order] for values in (means, spread))
     return Importance(names, shares, errors, explained, len(trials.done))
+
+
+def sentence(found: Importance | str) -> str:
+    """Return the importance in words, the same on the terminal and on the page; or the reason why it is not shown."""
+    if isinstance(found, str):
+        return found
+    shares = ", ".join(
+        f"{name} {share:.0%} ± {error:.0%}"
+        for name, share, error in zip(found.names, found.shares, found.errors, strict=True)
+    )
+    return f"importance: {shares}; a random forest explains {found.explained:.0%} of the ranks of unseen trials"
 
 
 def _drops(trials: Trials) -> tuple[float, list[list[float]]]:

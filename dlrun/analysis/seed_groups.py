@@ -17,7 +17,7 @@ from typing import Any
 from dlrun.analysis import compare
 from dlrun.analysis.compare import Entry
 from dlrun.folders import reading
-from dlrun.vocabulary import RESULTS, Status, lower_is_better
+from dlrun.vocabulary import RESULTS, Status, lower_is_better, place
 
 __all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
 
@@ -44,8 +44,9 @@ def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None
     differing = compare.varying([{k: v for k, v in g[0].config.items() if k not in follow} for g in groups.values()])
     column = by or compare.metric(entries)
     found = [(_row(group, differing, column), _by_seed(group, column)) for group in groups.values()]
-    sign = 1 if (lower_is_better(column) if lower is None else lower) else -1
-    found.sort(key=lambda one: (not one[1], sign * one[0][f"{column}_mean"] if one[1] else 0.0))
+    down = lower_is_better(column) if lower is None else lower
+    order = [place(row[f"{column}_mean"], row["val_loss_mean"], k, lower=down) for k, (row, _) in enumerate(found)]
+    found = [found[key[-1]] for key in sorted(order)]
     _judge(found)
     return [row for row, _ in found]
 
@@ -141,8 +142,8 @@ def difference(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[fl
 def holm(found: Sequence[float]) -> list[float]:
     """Return p values corrected for their number by Holm's step-down method, in the order given."""
     corrected, highest = [0.0] * len(found), 0.0
-    for place, k in enumerate(sorted(range(len(found)), key=lambda k: found[k])):
-        highest = max(highest, min(1.0, (len(found) - place) * found[k]))
+    for rank, k in enumerate(sorted(range(len(found)), key=lambda k: found[k])):
+        highest = max(highest, min(1.0, (len(found) - rank) * found[k]))
         corrected[k] = highest
     return corrected
 

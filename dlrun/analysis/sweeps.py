@@ -24,7 +24,7 @@ from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.version import NewerFormat
-from dlrun.vocabulary import SCORES, Status, lower_is_better, minimised
+from dlrun.vocabulary import SCORES, Status, lower_is_better, minimised, place
 
 __all__ = ["Axis", "Trials", "edge_near", "expect_model", "of", "read", "score", "searched", "shared"]
 
@@ -84,11 +84,17 @@ class Trials:
     @cached_property
     def best(self) -> list[int]:
         """One trial per setting, that of its best seed, sorted by the mean over the setting's seeds."""
-        numbers, means = self.settings, {}
-        for setting in {numbers[k] for k in self.done}:
-            means[setting] = fmean(self.scores[k] for k in self.done if numbers[k] == setting)
-        first = {numbers[k]: k for k in reversed(self.done)}
-        return sorted(first.values(), key=lambda k: means[numbers[k]] * (1 if self.lower else -1))
+        groups: dict[int, list[int]] = {}
+        for k in self.done:
+            groups.setdefault(self.settings[k], []).append(k)
+
+        def mean(trials: list[int]) -> tuple[bool, float, float, int]:
+            losses = [self.rows[k]["val_loss"] for k in trials]
+            known = [float(loss) for loss in losses if isinstance(loss, (int, float))]
+            loss = fmean(known) if len(known) == len(trials) else None
+            return place(fmean(self.scores[k] for k in trials), loss, trials[0], lower=self.lower)
+
+        return [trials[0] for trials in sorted(groups.values(), key=mean)]
 
     @cached_property
     def settings(self) -> list[int]:

@@ -10,18 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from dlrun.analysis import edges
+from dlrun.analysis import edges, scores
 from dlrun.analysis.sweeps import Axis, Trials, edge_near
 from dlrun.vocabulary import NOT_RANKED, Status
 
-__all__ = ["warnings"]
+__all__ = ["noise", "warnings"]
 
 SHARES = r"dropout|momentum|smoothing|\balpha"  # keys whose values stay below one
 
 
 def warnings(trials: Trials) -> list[str]:
     """Return what to know before trusting the best trial, each with what to try next if anything would help."""
-    return [*_at_edges(trials), *_noisy(trials), *_failures(trials)]
+    return [*_at_edges(trials), *noise(trials), *_failures(trials)]
 
 
 def _at_edges(trials: Trials) -> list[str]:
@@ -61,23 +61,19 @@ def _taken(axis: Axis, value: float, whole: bool) -> bool:
     return value > 0 or axis.low < 0 or (value == 0 and (axis.low == 0 or not whole))
 
 
-def _noisy(trials: Trials) -> list[str]:
-    """Whether the best settings, one seed each, differ by less than the standard error of their accuracy (S9)."""
+def noise(trials: Trials) -> list[str]:
+    """Return a warning if the best settings, one seed each, differ by no more than chance explains (S9)."""
     best, numbers = trials.best[:3], trials.settings
     repeated = any(numbers.count(numbers[k]) > 1 for k in best)
     if len(best) < 2 or trials.metric != "val_acc" or repeated:
         return []
-    data = trials.entries[best[0]].result.get("data")
-    images = data.get("val") if isinstance(data, dict) else None
-    if not isinstance(images, int) or images < 1:
-        return []
+    count = scores.images(trials.entries[best[0]].result, "val")
     top, last = (trials.scores[k] for k in (best[0], best[-1]))
-    error = math.sqrt(max(top * (1 - top), 0.0) / images)
-    if top - last >= error:
+    if not count or top - last > (chance := scores.noise(top, last, count)):
         return []
     return [
-        f"noise: the best {len(best)} settings differ by {top - last:.4f} in val_acc, less than the standard error of "
-        f"an accuracy of {top:.4f} on {images} images, {error:.4f}: repeat them with several seeds before choosing; "
+        f"noise: the best {len(best)} settings differ by {top - last:.4f} in val_acc; on {count} images chance alone "
+        f"makes up to {chance:.4f} (95 %): repeat them with several seeds before choosing; "
         "try 'seed=range(1,6)', then dlrun compare --group-seeds"
     ]
 

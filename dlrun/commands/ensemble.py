@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
+    from dlrun.analysis import scores
     from dlrun.ensembles.members import agree, select
     from dlrun.ensembles.table import as_text, judge, store
     from dlrun.folders import ensemble as ensemble_folder
@@ -33,6 +34,7 @@ def main(argv: list[str]) -> int:
     agree(found)
     members = select(found, top=args.top or 0, by_greed=args.greedy)
     print(_headline(args, len(found), members))
+    print(f"best member: {scores.used(members[0].path).removeprefix('with ')}")
     table = judge(members, args.temperature)
     if args.average:
         print(as_text(table.rows))

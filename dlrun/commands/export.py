@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help="default: model.onnx or model.pt2")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     args = parser.parse_args(argv)
-    from dlrun.analysis import sweeps
+    from dlrun.analysis import scores, sweeps
 
     sweeps.expect_model(run := Path(args.run).expanduser())
     out = Path(args.out or f"model{SUFFIX[args.to]}").expanduser()
@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     from dlrun.inference import export
 
     found = export.export(run, args.to, out, trust)
+    print(scores.used(run))
     about = found["about"]
     print(f"{out}: maps raw {about['dtype']} images (batch, channels, height, width) to logits, for any batch size")
     for line in _recipe(about):

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
-    from dlrun.analysis import sweeps
+    from dlrun.analysis import scores, sweeps
 
     sweeps.expect_model(model := Path(args.model).expanduser())
     for name in args.paths:
@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
 
     sources = classify.Sources(args.paths)
     predictor = load(model, trust, args.device)
+    print(scores.used(model))
     with Screen() as screen:
         done = classify.predict(predictor, sources, out, screen)
     for name, why in done.unreadable.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ def _continue(run: Run, trust: list[str]) -> int:
     from dlrun.folders import reading
 
     if reading.stored(run.path).get("status") == Status.COMPLETED:
-        print(f"{run.path} is complete; nothing to do")
+        print(f"{run.path} is complete; nothing to do{_unfinished()}")
         return Exit.FINE
     # only the command line may trust packages, never a stored config
     plain = reading.config(run.path) | {"trust": trust}
@@ -74,3 +75,14 @@ def _continue(run: Run, trust: list[str]) -> int:
 
     settings = Settings.of(plain).changed(trainer={"stop_after": 0})  # a paused run continues to its end
     return execute(settings, run, resuming=True)
+
+
+def _unfinished() -> str:
+    """The command that continues the newest run that was interrupted: outputs/latest leads to a completed one."""
+    from dlrun.folders import outputs, reading
+
+    folder = outputs.OUTPUTS / "runs"
+    for path in reversed(reading.find([str(folder)]) if folder.is_dir() else []):
+        if reading.result(path).get("status") == Status.INTERRUPTED:
+            return f"; `{shlex.join(['dlrun', 'resume', str(path)])}` continues the newest unfinished run"
+    return ""

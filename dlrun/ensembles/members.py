@@ -36,6 +36,7 @@ class Member:
     ms: float | None = None  # milliseconds per image, without decoding
     checkpoint: str = ""  # the file name, if the member is one of several checkpoints of a run
     weight: int = 1
+    val_loss: float | None = None  # as the run recorded it; None if it was evaluated again
 
     @property
     def name(self) -> str:
@@ -93,8 +94,11 @@ def member(path: Path) -> Member:
         raise UserError(f"{path}: result.json has no valid record of its data")
     if reason := _malformed(arrays, len(data["classes"])):
         raise UserError(f"{path}: predictions.npz: {reason}; `dlrun ensemble --fresh` evaluates again")
-    count = result.get("parameters")
-    return Member(path, data, arrays, count if isinstance(count, int) else None, _milliseconds(path, arrays))
+    count, loss = result.get("parameters"), result.get("val_loss")
+    return Member(
+        path, data, arrays, count if isinstance(count, int) else None, _milliseconds(path, arrays),
+        val_loss=float(loss) if isinstance(loss, (int, float)) else None,
+    )  # fmt: skip
 
 
 def _malformed(arrays: Mapping[str, Array], classes: int) -> str:
@@ -166,7 +170,8 @@ def select(members: Sequence[Member], *, top: int = 0, by_greed: bool = False) -
     Never uses the test split. Greedy selection sets `weight` to how often it picked a member.
     """
     logits, labels = [m.arrays["val_logits"] for m in members], members[0].arrays["val_labels"]
-    order = ranking(logits, labels)
+    losses = [m.val_loss for m in members if m.val_loss is not None]
+    order = ranking(logits, labels, losses if len(losses) == len(members) else None)
     if top:
         order = order[:top]
     counts = dict.fromkeys(order, 1)

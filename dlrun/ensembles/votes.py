@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dlrun.vocabulary import place
+
 __all__ = ["COLDEST", "HOTTEST"]
 __all__ += ["VOTES", "Vote", "disagreement", "fit_temperature", "greedy", "heated", "ranking", "scores", "softmax"]
 
@@ -132,13 +134,16 @@ def fit_temperature(vote: Vote, labels: Array) -> float:
     return 2 / (low + high)
 
 
-def ranking(logits: Sequence[Array], labels: Array) -> list[int]:
-    """Return the members best first: by accuracy, then by log loss, then in their order."""
+def ranking(logits: Sequence[Array], labels: Array, losses: Sequence[float] | None = None) -> list[int]:
+    """Return the members best first by accuracy, with the tie rule of `place`: val_loss, then the first.
 
-    def key(m: int) -> tuple[float, float]:
+    `losses` are the val_loss of each as its run has recorded it; without them it is the log loss.
+    """
+
+    def key(m: int) -> tuple[bool, float, float, int]:
         p = softmax(logits[m])
         found = scores(Vote(p, p.argmax(1)), labels)
-        return -found["acc"], found["loss"]
+        return place(found["acc"], found["loss"] if losses is None else losses[m], m, lower=False)
 
     return sorted(range(len(logits)), key=key)
 

@@ -1,8 +1,9 @@
-"""Where new folders go: below outputs/, with outputs/latest as a link to the newest run (`dlrun train`)."""
+"""Where new folders go: below outputs/, with outputs/latest as a link to the newest completed run (`dlrun train`)."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import time
@@ -12,6 +13,7 @@ from typing import Any
 from dlrun.errors import UserError
 from dlrun.folders.disk import make_folder, write_atomic
 from dlrun.folders.formats import as_csv
+from dlrun.vocabulary import Status
 
 __all__ = ["OUTPUTS", "new_folder", "point_latest", "write_study"]
 
@@ -49,10 +51,16 @@ def new_folder(root: Path, label: str) -> Path:
         return path
 
 
-def point_latest(path: Path) -> None:
-    """Link outputs/latest to the newest run, if the file system has symbolic links."""
+def point_latest(path: Path, *, completed: bool) -> None:
+    """Link outputs/latest to a run, if the file system has symbolic links.
+
+    One that has not completed takes the place only of another that has not: `dlrun predict outputs/latest` must not
+    lose its model to a run that fails. A sweep ends with a link to its best.
+    """
     latest = OUTPUTS / "latest"
     temporary = OUTPUTS / f".latest.{os.getpid()}"
+    if not completed and _completed(latest):
+        return
     try:
         OUTPUTS.mkdir(exist_ok=True)
         temporary.symlink_to(os.path.relpath(path.resolve(), OUTPUTS.resolve()))
@@ -60,3 +68,9 @@ def point_latest(path: Path) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def _completed(run: Path) -> bool:
+    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
+        return bool(json.loads((run / "result.json").read_bytes()).get("status") == Status.COMPLETED)
+    return False

@@ -149,6 +149,8 @@ class Run:
         """Add to result.json, which other programs may read during the run."""
         self._result.update(more)
         write_atomic(self.path / "result.json", (json.dumps(stamped(self._result), indent=1) + "\n").encode())
+        if more.get("status") == Status.COMPLETED:
+            point_latest(self.path, completed=True)
 
     def progress(self, **more: Any) -> None:
         """Add the progress of the run to result.json, at most twice a second: flushing may take longer than an epoch.
@@ -189,7 +191,7 @@ def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
         run.release()
         raise UserError(f"{path} already contains {found}choose another run.dir=")
     make_folder(run.checkpoints)
-    point_latest(path)
+    point_latest(path, completed=False)
     return run
 
 

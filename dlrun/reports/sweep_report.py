@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.analysis import importance, seed_groups, sweeps
+from dlrun.analysis.importance import Importance
 from dlrun.analysis.sweeps import Trials
 from dlrun.analysis.warnings import warnings
 from dlrun.errors import UserError
@@ -28,17 +29,18 @@ __all__ = ["write"]
 BEST = 3
 
 
-def write(folder: Path) -> Path:
+def write(folder: Path, known: Trials | None = None, shares: Importance | str | None = None) -> Path:
     """Draw the pictures of the runs below a folder and write their page; return it.
 
-    Raises UserError when there are none.
+    `known` trials and `shares` are not read and measured again. Raises UserError when there are no runs.
     """
-    found = sweeps.read(folder)
+    found = known or sweeps.read(folder)
     if not found.entries:
         raise UserError(f"{folder}: no runs here; expected a run, a sweep or a folder of them, such as outputs/latest")
-    shares = importance.measure(found)
+    shares = importance.measure(found) if shares is None else shares
     pictures = sweep_plots.draw(folder, found, shares)
-    why = f"<p class=soft>{text(shares[:1].upper() + shares[1:])}.</p>" if isinstance(shares, str) and shares else ""
+    said = importance.sentence(shares)
+    why = f"<p class=soft>{text(said[:1].upper() + said[1:])}.</p>" if said else ""
     cards = "".join(f"<div class='card warn'>{_coded(sentence)}</div>" for sentence in warnings(found))
     parts = [
         _head(folder, found),

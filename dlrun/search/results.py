@@ -13,7 +13,7 @@ from dlrun.analysis import sweeps
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search.study import Trial
-from dlrun.vocabulary import DONE, FAILED, Status
+from dlrun.vocabulary import DONE, FAILED, Status, place
 
 __all__ = ["Results"]
 
@@ -29,7 +29,8 @@ class Results:
         self.trials = {trial.number: trial for trial in trials}
         self.running: dict[int, float] = {}
         self._ended: dict[int, dict[str, Any]] = {}
-        self._scores: dict[int, tuple[dict[str, Any], float | None]] = {}  # each with the result that it was read from
+        # score and val_loss, each with the result that they were read from
+        self._scores: dict[int, tuple[dict[str, Any], float | None, float | None]] = {}
 
     def path(self, number: int) -> Path:
         """Return the run folder of a trial."""
@@ -62,16 +63,19 @@ class Results:
 
     def score(self, number: int) -> float | None:
         """Return the metric of a trial for the weights that are tested; None if it has none."""
-        result = self.result(number)
+        return self._read(number)[0]
+
+    def _read(self, number: int) -> tuple[float | None, float | None]:
+        """The metric of a trial and its val_loss, which decides among equal ones."""
+        result, path = self.result(number), self.path(number)
         known = self._scores.get(number)
         if known is None or known[0] is not result:  # files are read once per trial, not once per trial and row
-            value = sweeps.score(self.path(number), result, self.metric)
-            known = self._scores[number] = (result, value)
-        return known[1]
+            value, loss = (sweeps.score(path, result, column) for column in (self.metric, "val_loss"))
+            known = self._scores[number] = (result, value, loss)
+        return known[1:]
 
     def ranked(self, numbers: Sequence[int] | None = None) -> list[Trial]:
         """Return the trials that have a score, of `numbers` or all, best first."""
-        found = [(self.score(n), n) for n in (self.trials if numbers is None else numbers) if n in self.trials]
-        good = [(s, n) for s, n in found if s is not None and self.status(n) not in FAILED]
-        best = sorted(good, key=lambda one: (one[0] * (1 if self.minimise else -1), one[1]))
-        return [self.trials[n] for _, n in best]
+        found = [(*self._read(n), n) for n in (self.trials if numbers is None else numbers) if n in self.trials]
+        good = [one for one in found if one[0] is not None and self.status(one[2]) not in FAILED]
+        return [self.trials[n] for *_, n in sorted(good, key=lambda one: place(*one, lower=self.minimise))]

@@ -137,20 +137,5 @@ class Study:
             self._study.tell(self._trial(trial), value if state == "complete" else None, state=kinds[state])
         trial.closed = True
 
-    def importance(self) -> dict[str, float]:
-        """Return the importance of each axis, which add up to 1; empty for fewer than ten trials."""
-        import optuna
-
-        done = self._study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.COMPLETE])
-        if len(done) < 10 or len({t.value for t in done}) < 2:
-            return {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-                return dict(optuna.importance.get_param_importances(self._study, evaluator=evaluator))
-            except (ValueError, RuntimeError):
-                return {}
-
     def _trial(self, trial: Trial) -> Any:
         return self._optuna.trial.Trial(self._study, self._ids[trial.number])

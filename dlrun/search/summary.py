@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun.analysis import finding
+from dlrun.analysis import finding, scores
+from dlrun.analysis.sweeps import Trials
+from dlrun.analysis.warnings import noise
 from dlrun.folders import reading
 from dlrun.search.plan import Plan
 from dlrun.search.results import Results
@@ -30,13 +32,13 @@ COLUMNS = tuple(sorted(SCORES, key=lambda column: (not column.startswith("val_")
 def rows(results: Results, plan: Plan) -> list[dict[str, Any]]:
     """Return the rows of table.csv by number, one per trial (S10)."""
     stages = {n: r.stage for r in plan.rounds for n in r.numbers}
-    scores = COLUMNS if results.metric in COLUMNS else (*COLUMNS, results.metric)
+    columns = COLUMNS if results.metric in COLUMNS else (*COLUMNS, results.metric)
     made = []
     for number, trial in sorted(results.trials.items()):
         result, status = results.result(number), results.status(number)
         row: dict[str, Any] = {"trial": number, "stage": stages.get(number, 1), "status": status}
         row |= {a.name: trial.values.get(a.key, "") for a in plan.axes}
-        row |= {c: result.get(c, "") for c in scores}
+        row |= {c: result.get(c, "") for c in columns}
         if results.metric not in COLUMNS:
             row[results.metric] = _blank(results.score(number))
         row |= {"epochs": result.get("epochs", 0), "seconds": result.get("seconds", "")}
@@ -63,8 +65,13 @@ def line(results: Results, plan: Plan, number: int, *, again: bool) -> str:
         text += f"  {trial.reason}" + ("; retrying" if again else "")
     elif status in (Status.DIVERGED, Status.PRUNED):
         text += f"  {results.result(number).get('reason', '')}"
-    best = results.ranked()
-    return text + ("  best" if best and best[0].number == number else "")
+    return text + ("  best" if (best := _leader(results)) and best.number == number else "")
+
+
+def _leader(results: Results) -> Trial | None:
+    """The best trial so far of those that completed or may continue."""
+    fit = (Status.COMPLETED, Status.PAUSED)
+    return next((trial for trial in results.ranked() if results.status(trial.number) in fit), None)
 
 
 def _point(plan: Plan, trial: Trial) -> str:
@@ -82,33 +89,43 @@ def bar(screen: Screen, results: Results, plan: Plan, epochs: int) -> None:
     total, numbers = (plan.rounds[-1].epochs or epochs) or 1, plan.stage
     done = {n: len(reading.metrics(results.path(n))) for n in results.running}
     over = sum(n in results.trials and n not in results.running and results.status(n) != "" for n in numbers)
-    best = results.ranked()
-    text = f"best {results.metric} {results.score(best[0].number):.4f} ({best[0].number:04d})  " if best else ""
+    best = _leader(results)
+    text = f"best {results.metric} {results.score(best.number):.4f} ({best.number:04d})  " if best else ""
     text += " ".join(f"{n:04d}:{e}/{total}" for n, e in list(done.items())[:6])
     share = sum(min(e / total, 1) for e in done.values())
     screen.count(over + share, len(numbers), f"{over}/{len(numbers)}", text)
 
 
-def ending(results: Results, plan: Plan, shares: Mapping[str, float], table: Path) -> list[str]:
-    """Return the last lines: the three best, the importance `shares` of the axes, failures, next commands."""
-    best = results.ranked(plan.stage) or results.ranked()  # in a staged search those trained to the end
+def ending(results: Results, plan: Plan, found: Trials, importance: str, table: Path) -> list[str]:
+    """Return the last lines: the three best as on the page, the importance, noise, failures, next commands.
+
+    `found` are the trials as the page shows them, so that both name the same best.
+    """
+    best = [results.trials[n] for k in found.best if (n := int(found.entries[k].path.name)) in results.trials]
+    best = best or results.ranked(plan.stage) or results.ranked()  # nothing has completed: as far as they came
     status = {n: results.status(n) for n in results.trials}
     kinds = (Status.COMPLETED, Status.PAUSED, Status.PRUNED, Status.DIVERGED, *FAILED)
     counts = {kind: list(status.values()).count(kind) for kind in kinds}
     counted = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     lines = [f"\n{len(status)} trials: {counted}; table: {table}"]
     for trial in best[:3]:
-        test = results.result(trial.number).get("test_acc")
-        tested = f", test_acc {test:.4f}" if isinstance(test, float) else ""
-        score = f"{results.metric} {results.score(trial.number):.4f}{tested}"
-        lines.append(f"  {trial.number:04d}  {score}  {_point(plan, trial)}")
-    if shares:
-        parts = sorted(shares.items(), key=lambda one: -one[1])
-        lines.append("most important: " + ", ".join(f"{k.lstrip('+')} {v:.0%}" for k, v in parts))
+        lines.append(f"  {trial.number:04d}  {_scores(results, trial.number)}  {_point(plan, trial)}")
+    if len(found.best) < len(found.done):
+        lines.append("  ranked by the mean over seeds; each setting with its best seed")
+    lines += [importance] if importance else []
+    lines += noise(found)
     lines += [f"{n:04d} {word}: {results.trials[n].reason}" for n, word in status.items() if word in FAILED][:5]
     if not best:
         return lines
     return [*lines, "next:", *(f"  {command}" for command in _next(results.folder, plan, best))]
+
+
+def _scores(results: Results, number: int) -> str:
+    """The score of a trial and its test accuracy, with counts on few images."""
+    result, value = results.result(number), results.score(number)
+    shown = f"{results.metric} {scores.counted(results.metric, value, result)}"
+    test = result.get("test_acc")
+    return shown + (f", test_acc {scores.counted('test_acc', test, result)}" if isinstance(test, float) else "")
 
 
 def _next(folder: Path, plan: Plan, best: Sequence[Trial]) -> list[str]:

@@ -14,11 +14,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlrun.analysis import importance, sweeps
 from dlrun.config import extras
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.disk import owned
+from dlrun.folders.outputs import point_latest
 from dlrun.folders.run import ask_to_stop, settle, taken
 from dlrun.search import growing, summary
 from dlrun.search.launchers import choose
@@ -107,9 +109,13 @@ class Sweep:
         finally:
             self.pool.close()
         table = sweep_folder.write_table(self.folder, summary.rows(self.results, self.plan))
-        for line in summary.ending(self.results, self.plan, self.study.importance(), table):
+        found = sweeps.read(self.folder)
+        shares = importance.measure(found)
+        for line in summary.ending(self.results, self.plan, found, importance.sentence(shares), table):
             self.screen.say(line)
-        self._page()
+        if found.best:
+            point_latest(found.entries[found.best[0]].path, completed=True)
+        self._page(found, shares)
         return Exit.SOME_FAILED if any(self.results.status(n) in FAILED for n in self.trials) else Exit.FINE
 
     def _rounds(self) -> None:
@@ -314,13 +320,13 @@ class Sweep:
         missing = f"`dlrun resume {shlex.quote(str(self.folder))}` runs the missing ones"
         self.screen.say(f"\ninterrupted after {done} trials; {missing}")
 
-    def _page(self) -> None:
+    def _page(self, found: sweeps.Trials, shares: importance.Importance | str) -> None:
         if "trainer.report=false" in self.plan.fixed:
             return
         from dlrun.reports import sweep_report
 
         try:
-            self.screen.say(f"report: {sweep_report.write(self.folder)}")
+            self.screen.say(f"report: {sweep_report.write(self.folder, found, shares)}")
         except Exception as error:  # the search is done and stored: a picture must not undo that
             again = f"`dlrun report {shlex.quote(str(self.folder))}` tries again"
             self.screen.say(f"no report: {type(error).__name__}: {error}; {again}")

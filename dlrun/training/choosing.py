@@ -9,7 +9,7 @@ from typing import Any
 from dlrun.config.settings import Trainer
 from dlrun.folders.run import Run
 from dlrun.training.checkpoint import State
-from dlrun.vocabulary import lower_is_better
+from dlrun.vocabulary import lower_is_better, place
 
 __all__ = ["advance", "best_weights", "better", "kept", "stopped_early"]
 
@@ -34,18 +34,16 @@ def best_weights(row: Mapping[str, Any], monitor: str) -> Mapping[str, Any]:
 
 
 def better(row: Mapping[str, Any], best: Mapping[str, Any] | None, monitor: str) -> bool:
-    """Return whether an epoch is better than the best so far; the lower loss decides between equal scores.
+    """Return whether a later epoch is better than the best so far, by the rule of `vocabulary.place`.
 
     An epoch without a value, such as the share of dead units in a network whose units cannot die, is never better.
     """
-    if best is None or row[monitor] is None:
-        return best is None
-    if best["value"] is None:
+    if best is None:
         return True
-    gain = float(row[monitor] - best["value"])
-    if lower_is_better(monitor):
-        gain = -gain
-    return gain > 0 or (gain == 0 and row["val_loss"] < best["val_loss"])
+    lower = lower_is_better(monitor)
+    # an earlier epoch has the lower number
+    candidate, holder = ((row[monitor], row["val_loss"], 1), (best["value"], best["val_loss"], 0))
+    return place(*candidate, lower=lower) < place(*holder, lower=lower)
 
 
 def stopped_early(state: State, trainer: Trainer, history: Sequence[Mapping[str, Any]]) -> bool:

@@ -1,0 +1,84 @@
+"""Scores with what they rest on: counts, an interval, and the run that is used, in words (S9, S10).
+
+`dlrun compare`, the reports, and the first line of `dlrun predict`, `dlrun export` and `dlrun ensemble`. Nothing here
+imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlrun.folders import ensemble as ensemble_folder
+from dlrun.folders import reading
+from dlrun.vocabulary import is_accuracy
+
+__all__ = ["FEW", "counted", "images", "margin", "noise", "short", "used", "wilson"]
+
+FEW = 1000  # images below which an accuracy is shown with what it rests on: 1 % is 10 of them (S9)
+Z = 1.96  # of a normal distribution, for 95 %
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Return the 95 % score interval of a share of `count` images (Wilson 1927, J. Am. Stat. Assoc. 22).
+
+    Unlike share ± 1.96 standard errors it stays within 0 and 1, and is not empty at 0 and 1.
+    """
+    spread = Z * Z / count
+    middle = (share + spread / 2) / (1 + spread)
+    half = Z / (1 + spread) * math.sqrt(max(share * (1 - share), 0.0) / count + spread / (4 * count))
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
+def margin(share: float, count: int) -> float:
+    """Return half the width of the interval of `wilson`, for a cell with ±."""
+    low, high = wilson(share, count)
+    return (high - low) / 2
+
+
+def noise(one: float, other: float, count: int) -> float:
+    """Return the difference of two accuracies on `count` images that chance alone exceeds in 5 % of cases.
+
+    1.96 standard errors of the difference of two independent shares. On the same images models err alike, so the
+    true value is smaller: a lead above it is real.
+    """
+    return Z * math.sqrt(sum(max(share * (1 - share), 0.0) for share in (one, other)) / count)
+
+
+def images(result: Mapping[str, Any], split: str) -> int:
+    """Return the number of images that the scores of `val` or `test` rest on; 0 if it is unknown."""
+    data = result.get("data")
+    found = result.get("test_samples") if split == "test" else None
+    if not isinstance(found, int):
+        found = data.get(split) if isinstance(data, dict) else None
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 0
+
+
+def counted(column: str, value: Any, result: Mapping[str, Any]) -> str:
+    """Return a score in words: an accuracy on fewer than 1,000 images with how many are right."""
+    if not isinstance(value, (int, float)) or not math.isfinite(value):
+        return "unknown"
+    count = images(result, column.partition("_")[0])
+    if is_accuracy(column) and 0 < count < FEW:
+        return f"{value:.3f} ({round(value * count)} of {count})"
+    return f"{value:.4f}"
+
+
+def short(path: Path) -> str:
+    """Return the name of a run for reading: its folder, of a trial that of the sweep as well."""
+    parts = Path(os.path.abspath(path.resolve() if path.is_symlink() else path)).parts
+    return "/".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])
+
+
+def used(path: Path) -> str:
+    """Return which model a command uses: the run, the epoch of its weights, its validation score."""
+    result = reading.stored(path)
+    accuracy = f"val {counted('val_acc', result.get('val_acc'), result)}"
+    if ensemble_folder.is_ensemble(path):
+        members = len(ensemble_folder.read(path)["members"])
+        return f"with {short(path)}, {members} members by {result.get('vote')}, {accuracy}"
+    epoch = result.get("tested_epoch", result.get("best_epoch"))
+    return f"with {short(path)}, " + (f"epoch {epoch}, " if epoch is not None else "") + accuracy

@@ -61,7 +61,7 @@ OBJECTIVE = '''
 class Shifted:
     """The supervised loss plus a constant, which changes no gradient."""
 
-    counts_train_acc = True
+    train_acc_valid = True
 
     def __init__(self, alpha: float = 5.0) -> None:
         self.alpha = alpha
@@ -118,7 +118,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (conf / "objective/shifted.yaml").write_text(OBJECTIVE_YAML)
     (package / "checks/lint_even.py").write_text(CHECK)
     file = package / "vocabulary.py"
-    file.write_text(file.read_text().replace('*SCORES, "seconds"', '*SCORES, "seconds", "parameters"'))
+    seconds = '    Number("seconds", over_seeds="mean", digits=1),\n'
+    assert seconds in file.read_text()
+    file.write_text(file.read_text().replace(seconds, seconds + '    Number("parameters", digits=0),\n'))
     shutil.copytree(source / "tests", root / "tests", ignore=shutil.ignore_patterns("__pycache__", "benchmarks"))
     (root / "work").mkdir()
     return root
@@ -159,7 +161,7 @@ def test_help_and_explain_know_it(copy: Path) -> None:
     listed = typed(copy, "train", "--help")
     assert {option for option in ("small", "sawtooth", "shifted") if option not in listed} == set()
     said = typed(copy, "explain", "model.hidden", "model=small")
-    assert "units of the hidden layer" in said
+    assert "hidden layer" in said
     assert "64" in said
 
 
@@ -182,6 +184,7 @@ def test_tables_and_reports_show_it(copy: Path, run: Path) -> None:
     table = json.loads(typed(copy, "compare", "sweep", "--json"))
     assert {(row["model.hidden"], row["parameters"]) for row in table} == {(4, 310), (8, 610)}
     assert "parameters" in typed(copy, "compare", "sweep")
+    assert "parameters_mean" in typed(copy, "compare", "sweep", "--group-seeds", "--json")
     page = (run / "report.html").read_text()
     assert {word for word in ("lint_even", "sawtooth", "shifted", "small") if word not in page} == set()
     assert "model.hidden" in (copy / "work/sweep/report.html").read_text()

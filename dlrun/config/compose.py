@@ -154,7 +154,7 @@ class Composer:
                 self._must_be_one(override)
             chosen = tuple(o.input_line for o in overrides if self.chooses(o) and o.value() is not None)
             base = self._read(self._root, chosen)
-            default = self._read(self._root, chosen)["hydra"]["launcher"]
+            default = base["hydra"]["launcher"]
             schema = {**self._schema(chosen, base), "hydra": {"launcher": default}}
             cfg = OmegaConf.create(base, flags={"struct": True})
             values = [o for o in overrides if not self.chooses(o)]

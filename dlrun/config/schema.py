@@ -103,8 +103,11 @@ def check_rules(cfg: Mapping[str, Any]) -> None:
 
     Options are found as `dlrun train` finds them; one that no longer exists has no rules. Raises UserError.
     """
-    choices = cfg.get("choices")
-    _apply(cfg, _rules(cfg, choices if isinstance(choices, Mapping) else {}, Options()))
+    stored = cfg.get("choices")
+    named = stored if isinstance(stored, Mapping) else {}
+    # a section for which no option is named has the rules of the built-in option that builds the same class
+    unnamed = {section: "" for section in _SECTIONS if not isinstance(named.get(section), str)}
+    _apply(cfg, _rules(cfg, {**named, **unnamed}, Options()))
 
 
 def _rules(cfg: Mapping[str, Any], choices: Mapping[str, Any], options: Options) -> Mapping[str, Rule]:

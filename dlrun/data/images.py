@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
@@ -161,7 +162,7 @@ class Streamed:
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
             reason = _reason(path, error)
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
-                raise UserError(f"{path}: cannot be read now ({reason}); try again", 1) from error
+                raise UserError(f"{path}: cannot be read now ({reason}); try again", Exit.FAILED) from error
             raise Unreadable(path, f"cannot be read as an image ({reason})") from error
         if image.size != (width, height):
             if not self.resize:

@@ -23,6 +23,7 @@ from dlrun.data.images import Streamed, Unreadable, run_ahead
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
 from dlrun.inference.predictor import Predictor
+from dlrun.vocabulary import Exit
 
 __all__ = ["Outcome", "Sources", "predict"]
 
@@ -89,7 +90,7 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
         text.detach()
         if not done.predicted:
             reasons = "; ".join(f"{name}: {why}" for name, why in islice(done.unreadable.items(), 3))
-            raise UserError(f"no image could be predicted: {reasons}", 1)
+            raise UserError(f"no image could be predicted: {reasons}", Exit.FAILED)
     return done
 
 

@@ -23,6 +23,7 @@ from dlrun.errors import UserError, first_line
 from dlrun.folders.disk import write_atomic
 from dlrun.inference import example
 from dlrun.inference.predictor import Predictor, load, rebuilt
+from dlrun.vocabulary import Exit
 
 __all__ = ["KINDS", "Exported", "export"]
 
@@ -74,7 +75,7 @@ def export(path: Path, kind: str, out: Path, trust: list[str]) -> Exported:
         single = np.concatenate([call(images[k : k + 1].numpy()) for k in range(min(4, len(images)))])
     gap = max(float(np.abs(found - expected).max()), float(np.abs(single - expected[: len(single)]).max()))
     if not gap <= TOLERANCE * max(1.0, float(np.abs(expected).max())):
-        raise UserError(f"{path}: not written: the exported logits differ by up to {gap:.2g}", 1)
+        raise UserError(f"{path}: not written: the exported logits differ by up to {gap:.2g}", Exit.FAILED)
     write_atomic(out, data)
     script = example.write(kind, out) if about["mode"] else None
     return {"difference": gap, "images": len(images), "about": about, "example": script}
@@ -98,7 +99,7 @@ def _program(model: torch.nn.Module, images: Tensor) -> torch.export.ExportedPro
     try:
         return torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
     except Exception as error:  # a user's model may raise anything in forward
-        raise UserError(f"this model cannot be exported: {first_line(error)}", 1) from error
+        raise UserError(f"this model cannot be exported: {first_line(error)}", Exit.FAILED) from error
 
 
 def _torch_export(model: torch.nn.Module, images: Tensor, about: Mapping[str, str]) -> tuple[bytes, Logits]:

@@ -115,7 +115,7 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
     try:
         check_rules(plain)
         check_targets(plain, trust)
-        plain["trainer"]["device"] = _here(plain["trainer"]["device"])
+        plain["trainer"]["device"] = _here(str(plain["trainer"].get("device", "auto")))
         return build(Settings.of(plain))
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error

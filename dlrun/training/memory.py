@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+import resource
 import sys
 from pathlib import Path
 
@@ -51,10 +52,6 @@ def peak_mb(device: torch.device) -> float | None:
     with contextlib.suppress(OSError):
         if found := re.search(r"VmHWM:\s+(\d+) kB", STATUS.read_text()):
             return int(found[1]) / 2**10
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (2**20 if sys.platform == "darwin" else 2**10)
 

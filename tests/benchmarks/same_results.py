@@ -57,7 +57,6 @@ UNSTEADY = (
     "ms_per_image",
     "attempts",
     "reason",
-    "verdicts",
     "message",
     "expected",
 )
@@ -72,6 +71,8 @@ RESULTS = (
     "test_acc",
     "test_loss",
     "parameters",
+    "checks",
+    "weights",
 )
 
 
@@ -119,7 +120,9 @@ def content(file: Path) -> dict[str, Any]:
         return {f"row {n} {k}": v for n, row in enumerate(steady) for k, v in row.items()}
     if file.name == "result.json":
         result = json.loads(file.read_text())
-        return {k: result[k] for k in RESULTS if k in result}
+        found = {k: v for k, v in result.items() if k in RESULTS or k.startswith(("raw_", "ema_", "plain_"))}
+        found["verdicts"] = [one["name"] for one in result.get("verdicts", [])]
+        return found | {f"data {k}": v for k, v in result.get("data", {}).items()}
     return {}
 
 

@@ -78,6 +78,7 @@ def inner() -> SimpleNamespace:
     return SimpleNamespace(
         compose=compose,
         build=build,
+        Batch=Batch,
         step=lambda exp, x, y, index: loop.step(exp, Batch(x, y, index)),
         scores=loop.scores,
         predict=loop.predict,

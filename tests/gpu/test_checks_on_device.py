@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,7 +82,7 @@ def test_a_wrong_backward_is_found(check: Callable[..., Any], here: Path) -> Non
     assert check(*words, "+model.wrong=false")["gradient"]["status"] == "pass"
     wrong = check(*words, "+model.wrong=true", code=3)["gradient"]
     assert wrong["status"] == "fail"
-    assert "a factor 2 too much" in wrong["message"]
+    assert re.search(r"factor\D*2\b", wrong["message"])
 
 
 @pytest.mark.parametrize(

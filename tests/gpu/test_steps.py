@@ -85,14 +85,16 @@ def test_weights_gradients_and_batches_lie_channels_last(built: Callable[..., An
     assert all(p.is_contiguous() for p in flat.model.parameters())
 
 
-def test_forward_passes_in_bf16_leave_weights_and_loss_in_float32(built: Callable[..., Any]) -> None:
+def test_forward_passes_in_bf16_leave_weights_and_loss_in_float32(
+    built: Callable[..., Any], inner: SimpleNamespace
+) -> None:
     exp = built(*SMALL, "model.width=8", "trainer.precision=bf16")
     x, y, _ = next(exp.train.epoch(1))
     seen = []
     convolution = next(m for m in exp.model.modules() if isinstance(m, torch.nn.Conv2d))
     convolution.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
     with exp.autocast():
-        loss, _ = exp.objective(exp.model, exp.loss, x, y)
+        loss, _ = exp.objective(exp.model, exp.loss, inner.Batch(x, y))
     loss.backward()
     assert seen == [torch.bfloat16]
     assert loss.dtype == torch.float32

@@ -57,12 +57,13 @@ def work(job: Job, shared: SharedData) -> tuple[int, str]:
     try:
         run, known = take(Path(job.folder))
         plain, record = job.config, job.record
-        if known and run.last.exists():
+        if continued := known and run.last.exists():
             plain = reading.config(run.path) | {"trust": job.config["trust"]}
             plain["trainer"] = {**plain["trainer"], "stop_after": job.config["trainer"]["stop_after"]}
             record = {}  # the record of the first config is stored already
         with _into(run.log):
-            return execute(Settings.of(plain), run, record=record, shared=shared, quiet=True), ""
+            cfg = Settings.of(plain)
+            return execute(cfg, run, record=record, shared=shared, resuming=continued, quiet=True), ""
     except UserError as error:
         return error.code, str(error)
     except KeyboardInterrupt:

@@ -175,10 +175,8 @@ def main() -> None:
     if argv[0] in ("-sc", "--shell-completion", "--shell_completion"):
         sys.exit(_completion(argv))
     if argv[0] not in VERBS:
-        import difflib
+        from dlrun.config.meant import likely_verb
 
-        near = difflib.get_close_matches(argv[0], VERBS, 1)
-        hint = f"did you mean `dlrun {near[0]}`?" if near else f"verbs: {' '.join(VERBS)}"
-        print(f"dlrun: unknown verb {argv[0]!r}; {hint}", file=sys.stderr)
+        print(f"dlrun: unknown verb {argv[0]!r}; {likely_verb(argv[0], VERBS)}", file=sys.stderr)
         sys.exit(_usage_error())
     sys.exit(_run(argv[0], argv[1:]))

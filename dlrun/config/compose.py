@@ -20,6 +20,7 @@ from dlrun.config.hydra_quirks import answer, in_one_line, opened
 from dlrun.config.options import Options, builtin_conf, no_such_option, user_conf
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
+from dlrun.config.typed import COMBINED, readable, refuse_bare, refuse_idle, refuse_repeated
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -40,9 +41,11 @@ def run(
     Raises UserError for every error in the command or the config.
     """
     flags, overrides = split(argv)
+    if "--shell-completion" not in flags:
+        refuse_bare(overrides, verb)
     if EXPLAINING & set(flags):
         with in_one_line(), _hydra(flags) as hydra:
-            text = answer(hydra, verb, flags.get("--config-name") or ROOT, flags, overrides)
+            text = answer(hydra, verb, flags.get("--config-name") or ROOT, flags, readable(overrides))
         print(text, end="")
         return Exit.FINE
     with composer(flags) as made:
@@ -51,8 +54,8 @@ def run(
                 raise UserError(f"-m: dlrun {verb} runs one setup; for a sweep type dlrun train -m")
             return sweep(made, overrides, flags)
         parsed = made.parse(overrides)
-        if wrong := [o for o in parsed if o.key_or_group.startswith(("hydra.launcher", "hydra/launcher"))]:
-            raise UserError(f"{wrong[0].input_line}: belongs to a sweep; add -m")
+        refuse_repeated(parsed, [o.key_or_group for o in parsed if made.chooses(o)])
+        refuse_idle(parsed)
         composed = made.compose(parsed)
         record = composed.record()
     return task(Settings.of(composed.config), record)
@@ -106,13 +109,15 @@ class Composer:
         self._folders: list[str] = []  # overrides that name further folders of options
         self._options_of: dict[tuple[str, ...], Options] = {}  # the same files as text, for their rules
 
-    def parse(self, overrides: Sequence[str]) -> list[Any]:
-        """Return the overrides as objects of Hydra. Raises UserError for one that cannot be parsed."""
+    def parse(self, overrides: Sequence[str], sweeping: bool = False) -> list[Any]:
+        """Return the overrides as objects of Hydra, `input_line` as typed. Raises UserError if one cannot be parsed."""
         from hydra.core.override_parser.overrides_parser import OverridesParser
 
         with in_one_line():
-            parsed: list[Any] = OverridesParser.create(config_loader=self._loader).parse_overrides(list(overrides))
-        for override in parsed:
+            words = readable(overrides, sweeping)
+            parsed: list[Any] = OverridesParser.create(config_loader=self._loader).parse_overrides(words)
+        for word, override in zip(overrides, parsed, strict=True):
+            override.input_line = word
             self._refuse(override)
             if override.key_or_group == "hydra.searchpath":
                 self._folders.append(override.input_line)
@@ -180,12 +185,24 @@ class Composer:
         """Raise UserError unless the override has one value, and an existing option if it chooses one."""
         group, option = override.key_or_group, override.value()
         if override.is_sweep_override():
-            hint = f"add -m to sweep over them, or quote the value ('{group}=\"…\"') to pass one string"
-            raise UserError(f"{override.input_line}: got several values; {hint}")
+            raise UserError(f"{override.input_line}: got several values; {self._of_several(override)}")
         options = self._options(group)
         if not options or option in options or isinstance(option, dict) or (option, group) == (None, "experiment"):
             return
         raise no_such_option(override.input_line, option, options)
+
+    def _of_several(self, override: Any) -> str:
+        """What to type for several values of a key outside of a sweep."""
+        key, _, text = override.input_line.partition("=")
+        parts = text.split(",")
+        if self._options(key) and key in COMBINED:
+            return f"add -m to try each; they combine as {key}={parts[0]} {key}.{parts[1]}=VALUE"
+        usual = lookup(self._schema((), self._read(self._root, ())), key)
+        point = f", or {key}={'.'.join(parts)} with a point" if _is_decimal(parts) and isinstance(usual, float) else ""
+        if isinstance(usual, list):
+            return f"type {key}=[{text}] for a list"
+        whole = f", or quote the value ('{key}=\"{text}\"') to pass one string" if isinstance(usual, str) else ""
+        return f"type -m {key}={text} to sweep over them{point}{whole}"
 
     def _read(self, root: str, chosen: tuple[str, ...]) -> dict[str, Any]:
         """The config of some options before interpolation, with the few parts of `hydra` that dlrun uses."""
@@ -241,14 +258,21 @@ class Composer:
                     f"{key}: no such key; type +{override.input_line} to pass it as an argument to your own class"
                 ) from None
             groups = [g for g in self._loader.get_group_options("", _groups()) if g != "hydra"]
-            raise UserError(
-                unknown(str(wrong), list(flatten(schema)), groups if "." not in str(wrong) else ())
-            ) from None
+            # a value that follows another key is never the one to set
+            names = [n for n in flatten(schema) if not str(lookup(schema, n)).startswith("${")]
+            text = override.input_line.partition("=")[2] if str(wrong) == key else None
+            folders = cfg["hydra"]["runtime"]["folders"]
+            known = groups if "." not in str(wrong) else ()
+            raise UserError(unknown(str(wrong), names, known, text, Options(folders, self._root))) from None
 
 
 def _known_to_dlrun(key: str) -> bool:
     """Whether dlrun reads a setting of Hydra: where options are, or what starts the trials of a sweep."""
     return key in ("hydra.searchpath", "hydra/launcher") or key.startswith("hydra.launcher.")
+
+
+def _is_decimal(parts: Sequence[str]) -> bool:
+    return len(parts) == 2 and all(part.isdigit() for part in parts)
 
 
 def _choices(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -65,7 +65,19 @@ def split(argv: list[str]) -> tuple[Flags, list[str]]:
                 raise UserError(f"{name} {value}".rstrip() + f": expected {name} {'|'.join(allowed) or 'NAME'}")
             flags[flag] = value
         else:
-            near = difflib.get_close_matches(name, [*PLAIN, *VALUED], 1, 0.75)
-            hint = f"did you mean {near[0]}?" if near else "settings are typed without dashes, as key=value"
-            raise UserError(f"{word}: no such flag; {hint}")
+            following = value if given else rest[0] if rest and not rest[0].startswith("-") else None
+            raise UserError(f"{word}: no such flag; {_meant(name, following)}")
     return flags, overrides
+
+
+def _meant(name: str, value: str | None) -> str:
+    from dlrun.config.meant import flag
+    from dlrun.config.options import Options
+
+    near = difflib.get_close_matches(name, [*PLAIN, *VALUED], 1, 0.75)
+    plain = "settings are typed without dashes, as key=value"
+    if near:
+        return f"did you mean {near[0]}?"
+    if name in ("--version", "-V"):
+        return "type dlrun --version"
+    return f"{plain}{f'; {hint}' if (hint := flag(name, None if value and '=' in value else value, Options())) else ''}"

@@ -7,13 +7,13 @@ inherit those of that group's section in train.yaml.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlrun.config.meant import likely_option
 from dlrun.config.option_text import Key, Option, read
 from dlrun.config.rules import Rule
 from dlrun.errors import UserError
@@ -45,9 +45,10 @@ def prefix(group: str) -> str:
 
 
 def no_such_option(word: str, option: object, options: Sequence[str]) -> UserError:
-    """Return the error for an option that is none of a group's, with the nearest."""
-    near = difflib.get_close_matches("" if option is None else str(option), options, 3, 0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    """Return the error for an option that is none of a group's, with the one that was most likely meant."""
+    group = word.lstrip("+").partition("=")[0]
+    near = likely_option(group, option, options)
+    hint = f"did you mean {' or '.join(f'{group}={name}' for name in near)}? " if near else ""
     return UserError(f"{word}: no such option; {hint}options: {', '.join(sorted(options))}")
 
 

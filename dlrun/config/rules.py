@@ -8,7 +8,7 @@
     [auto|cpu|1]              one of these words, numbers, true, false, null
     [list of 0..1)            a list of such values; empty only if the default is
     [pair of 0..1)            two of them
-    [odd] [metric] [checks]   a named rule, see NAMED
+    [odd] [metric] [device]   a named rule, see NAMED
     [any]                     any value of the default's type
 
 null passes every rule: the type of the default decides whether it is allowed (`dlrun.config.schema`).
@@ -60,6 +60,8 @@ _NAME = re.compile(r"\w[\w .+=-]{0,79}")  # it becomes part of the name of a fol
 _WORD = re.compile(r"[^\s,]{1,80}")
 # columns of metrics.csv that can decide which epoch or trial is best
 METRICS = tuple(column for column in COLUMNS if column not in ("epoch", "lr"))
+# cuda:1 is the second GPU
+DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
 
 def _number(value: Any, whole: bool = False) -> bool:
@@ -94,6 +96,11 @@ NAMED: Mapping[str, Callable[[], Rule]] = {
         "a word without spaces and commas, of at most 80 letters",
     ),
     "text": lambda: Rule(lambda v: _is_text(v) and str(v).strip() != "", "a text"),
+    "device": lambda: Rule(
+        lambda v: v in DEVICES or (isinstance(v, str) and re.fullmatch(r"cuda:\d+", v) is not None),
+        "one of ",
+        lambda: DEVICES,
+    ),
     "metric": lambda: _one_of(lambda: METRICS),
     "check": lambda: _one_of(check_names),
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dlrun.config.meant import advice, likely_value, number
 from dlrun.config.options import Options, prefix
 from dlrun.config.rules import Rule
 from dlrun.errors import UserError
@@ -62,23 +63,21 @@ def lookup(cfg: Mapping[str, Any], key: str) -> Any:
     return node
 
 
-def unknown(key: str, names: Collection[str], groups: Collection[str] = ()) -> str:
-    """Return the message for an unknown key, with the nearest group, the same last part or a similar spelling."""
-    group = difflib.get_close_matches(key, groups, 1)
-    if group:
-        return f"{key}: no such key; did you mean {group[0]}=?"
-    where, _, last = key.rpartition(".")
-    beside = {n.rpartition(".")[2]: n for n in names if where and n.startswith(f"{where}.")}
-    near = [beside[n] for n in difflib.get_close_matches(last, beside, 2, 0.65)]
-    near = near or [n for n in names if n.rpartition(".")[2] == last]
-    near = near or difflib.get_close_matches(key, names, 2, 0.8)
-    if not where:
-        near = near or [n for n in names if difflib.get_close_matches(last, [n.rpartition(".")[2]], 1, 0.75)]
-    if near:
-        return f"{key}: no such key; did you mean {' or '.join(near[:3])}?"
-    has = ", ".join(n for n in beside if not n.startswith("_"))
-    has = f"{where} has {has}" if has else "`dlrun train --help` lists the keys"
-    return f"{key}: no such key; {has}"
+def unknown(
+    key: str,
+    names: Collection[str],
+    groups: Collection[str] = (),
+    value: str | None = None,
+    options: Options | None = None,
+) -> str:
+    """Return the message for an unknown key: what it means, or the nearest spelling, with the value that was typed."""
+    hint = advice(key, value, names, options)
+    if not hint and (near := difflib.get_close_matches(key, groups, 1)):
+        hint = f"did you mean {near[0]}=?"
+    where = key.rpartition(".")[0]
+    beside = [n for n in names if where and n.startswith(f"{where}.") and not n.rpartition(".")[2].startswith("_")]
+    has = f"{where} has {', '.join(n.rpartition('.')[2] for n in beside)}" if beside else ""
+    return f"{key}: no such key; {hint or has or '`dlrun train --help` lists the keys'}"
 
 
 def validate(
@@ -136,10 +135,13 @@ def _near(key: str, value: Any, rule: Rule) -> str:
     words = [word for word in rule.words if isinstance(word, str)]
     if rule.listed and isinstance(value, list):
         value = next((v for v in value if v not in words), "")
-    near = difflib.get_close_matches(str(value), words, 1)
-    if not near:
+    if not words:
+        typed = number(key, value, "whole" in rule.text)
+        return f"; type {typed}" if typed else ""
+    near = likely_value(key, value, words)
+    if near is None:
         return ""
-    return f"; did you mean {near[0]}?" if rule.listed else f"; did you mean {key}={near[0]}?"
+    return f"; did you mean {near}?" if rule.listed else f"; did you mean {key}={near}?"
 
 
 @dataclass
@@ -198,12 +200,10 @@ def _type(name: str, value: Any, default: Any, context: _Context) -> None:
     if kind in (int, float):
         fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     if not fits:
-        hint = ""
-        if kind is int and isinstance(value, float) and value.is_integer():
-            hint = f"; type {name}={int(value)}"
         wanted = f"{expected} such as {_shown(default)}"
+        hint = f"; type {typed}" if (typed := _instead(name, value, kind, rule)) else ""
         if kind is list and not default and isinstance(value, (str, int, float)):
-            hint = f"; type {name}=[{_shown(value)}]"
+            hint = f"; type {name}=[{_shown(value).strip('[]')}]"
             wanted = expected
         raise UserError(f"{name}={_shown(value)}: expected {wanted}, found {_found(value)}{hint}")
     if isinstance(value, float) and not math.isfinite(value):
@@ -211,6 +211,19 @@ def _type(name: str, value: Any, default: Any, context: _Context) -> None:
     if kind is list and default:
         for i, item in enumerate(value):
             _type(f"{name}[{i}]", item, default[0], context)
+
+
+def _instead(name: str, value: Any, kind: type, rule: Rule | None) -> str:
+    """What to type for a value of another type; empty if that cannot be told."""
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return f"{name}={int(value)}"
+    if kind in (int, float):
+        return number(name, value, kind is int)
+    if kind is bool and str(value).lower() in ("1", "yes", "on", "0", "no", "off", "none"):
+        return f"{name}={str(str(value).lower() in ('1', 'yes', 'on')).lower()}"
+    if kind is str and rule is not None and (word := likely_value(name, value, list(map(str, rule.words)))) is not None:
+        return f"{name}={word}"
+    return ""
 
 
 def _shown(value: Any) -> str:

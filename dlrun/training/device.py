@@ -20,12 +20,14 @@ BF16_SIDE, BF16_WIDTH = 32, 64
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device of that name; auto prefers CUDA, then MPS. Raises UserError when it is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    """Return the device of that name; auto prefers CUDA, then MPS. Raises UserError if it does not exist."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = [*["cuda"][:gpus], *(f"cuda:{number}" for number in range(gpus))]
+    there += [*(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
     if name == "auto":
-        name = next(n for n in ("cuda", "mps", "cpu") if there[n])
-    if not there[name]:
-        raise UserError(f"trainer.device={name}: not available here; found {', '.join(n for n in there if there[n])}")
+        name = there[0]
+    if name not in there:
+        raise UserError(f"trainer.device={name}: not available here; found {', '.join(there)}")
     return torch.device(name)
 
 

@@ -1,0 +1,112 @@
+"""The words of a command before Hydra reads them: values as typed, and nothing typed is ignored (`dlrun train …`)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from dlrun.config.meant import bare_word
+from dlrun.config.options import Options
+from dlrun.errors import UserError
+
+__all__ = ["COMBINED", "readable", "refuse_bare", "refuse_idle", "refuse_repeated"]
+
+# their values are files, folders and prose, and are taken as typed
+VERBATIM = ("dataset.root", "dataset.path", "dataset.cache", "objective.teacher", "run.dir", "sweep.dir", "run.note")
+COMBINED = ("regularizer", "augment")  # groups whose options combine, by their keys
+_CALL = re.compile(r"(choice|glob|sort|shuffle|range|interval|tag|cast)\(.*\)")
+_KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./-]*")
+
+
+def readable(words: Sequence[str], sweeping: bool = False) -> list[str]:
+    """Return the words with values that Hydra cannot read, or would take apart, in quotes; `~` is expanded in paths.
+
+    In a sweep commas separate the values of a path, unless a file or folder has the whole name.
+    """
+    return [_readable(word, sweeping) for word in words]
+
+
+def _readable(word: str, sweeping: bool) -> str:
+    key, given, value = word.partition("=")
+    if not given or not _KEY.fullmatch(key):
+        return word
+    if key.lstrip("+") in VERBATIM:
+        return _verbatim(key, value, sweeping)
+    return word if _understood(word) else f"{key}={_quoted(value)}"
+
+
+def _verbatim(key: str, value: str, sweeping: bool) -> str:
+    quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
+    # a backslash is Hydra's way to take a letter as typed
+    if value in ("", "null") or quoted or "${" in value or _CALL.fullmatch(value) or _escaped(value):
+        return f"{key}={value}"
+    if sweeping and "," in value and key not in ("run.dir", "sweep.dir", "run.note") and not _exists(value):
+        return f"{key}={','.join(_verbatim('', part.strip(), False)[1:] for part in value.split(','))}"
+    return f"{key}={_quoted(value if key == 'run.note' else os.path.expanduser(value))}"
+
+
+def _exists(value: str) -> bool:
+    return os.path.exists(os.path.expanduser(value))
+
+
+def _escaped(value: str) -> bool:
+    return "\\" in value and not _exists(value)
+
+
+def _understood(word: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        OverridesParser.create().parse_override(word)
+    except HydraException:
+        return False
+    except ValueError:
+        return True  # such as a glob without its loader
+    return True
+
+
+def _quoted(value: str) -> str:
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    return QuotedString(text=value, quote=Quote.single).with_quotes()
+
+
+def refuse_bare(words: Sequence[str], verb: str) -> None:
+    """Raise UserError for a word without `=`, with what to type."""
+    for place, word in enumerate(words):
+        if ("=" not in word and not word.startswith("~")) or word.startswith("="):
+            hint = bare_word(words, place, verb, Options())
+            raise UserError(f"{word}: expected key=value or group=option{f'; {hint}' if hint else ''}")
+
+
+def refuse_repeated(parsed: Sequence[Any], groups: Collection[str]) -> None:
+    """Raise UserError for a key or group that is typed twice with different values, with how options combine."""
+    seen: dict[str, Any] = {}
+    for override in parsed:
+        key = override.key_or_group
+        before = seen.setdefault(key, override)
+        if before.input_line.lstrip("+") == override.input_line.lstrip("+"):
+            continue
+        first, second = before.input_line, override.input_line
+        if key in COMBINED and key in groups and (keys := _own_keys(key, second.partition("=")[2])):
+            raise UserError(f"{first} {second}: options of {key} combine by their keys; type {first} {' '.join(keys)}")
+        raise UserError(f"{first} {second}: {key} is typed twice; keep {first} or {second}")
+
+
+def _own_keys(group: str, name: str) -> list[str]:
+    """What an option sets, as settings; nothing if it is the one without settings, or unknown."""
+    option = Options().option(group, name) if name != "none" else None
+    keys = {} if option is None else option.keys
+    return [f"{group}.{key}={one.value}" for key, one in keys.items() if not key.startswith("_") and one.value]
+
+
+def refuse_idle(parsed: Sequence[Any]) -> None:
+    """Raise UserError for a word that only a sweep reads."""
+    for override in parsed:
+        key = override.key_or_group
+        if key.split(".")[0] in ("search", "sweep") or key.startswith(("hydra.launcher", "hydra/launcher")):
+            example = "-m optimizer.lr=loguniform:1e-4:1e-1"
+            raise UserError(f"{override.input_line}: belongs to a sweep; add -m and what to search, such as {example}")

@@ -16,6 +16,7 @@ __all__ = ["COMBINED", "readable", "refuse_bare", "refuse_idle", "refuse_repeate
 # their values are files, folders and prose, and are taken as typed
 VERBATIM = ("dataset.root", "dataset.path", "dataset.cache", "objective.teacher", "run.dir", "sweep.dir", "run.note")
 COMBINED = ("regularizer", "augment")  # groups whose options combine, by their keys
+HELP = "`dlrun train --help` lists groups and keys"
 _CALL = re.compile(r"(choice|glob|sort|shuffle|range|interval|tag|cast)\(.*\)")
 _KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./-]*")
 
@@ -79,7 +80,7 @@ def refuse_bare(words: Sequence[str], verb: str) -> None:
     for place, word in enumerate(words):
         if ("=" not in word and not word.startswith("~")) or word.startswith("="):
             hint = bare_word(words, place, verb, Options())
-            raise UserError(f"{word}: expected key=value or group=option{f'; {hint}' if hint else ''}")
+            raise UserError(f"{word}: expected key=value or group=option; {hint or HELP}")
 
 
 def refuse_repeated(parsed: Sequence[Any], groups: Collection[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -45,7 +46,10 @@ def _verbatim(key: str, value: str, sweeping: bool) -> str:
         return f"{key}={value}"
     if sweeping and "," in value and key not in ("run.dir", "sweep.dir", "run.note") and not _exists(value):
         return f"{key}={','.join(_verbatim('', part.strip(), False)[1:] for part in value.split(','))}"
-    return f"{key}={_quoted(value if key == 'run.note' else os.path.expanduser(value))}"
+    if value.startswith("~") and key != "run.note":
+        value = os.path.expanduser(value)
+        value = f"./{value}" if value.startswith("~") else value  # not the home of anybody
+    return f"{key}={_quoted(value)}"
 
 
 def _exists(value: str) -> bool:
@@ -84,17 +88,23 @@ def refuse_bare(words: Sequence[str], verb: str) -> None:
 
 
 def refuse_repeated(parsed: Sequence[Any], groups: Collection[str]) -> None:
-    """Raise UserError for a key or group that is typed twice with different values, with how options combine."""
+    """Raise UserError if two options of a group are typed, with how they combine; warn of a key that is typed twice.
+
+    The later value of a key counts, so that a script can add its settings to those of a user.
+    """
     seen: dict[str, Any] = {}
     for override in parsed:
         key = override.key_or_group
-        before = seen.setdefault(key, override)
-        if before.input_line.lstrip("+") == override.input_line.lstrip("+"):
-            continue
+        before, seen[key] = seen.get(key, override), override
         first, second = before.input_line, override.input_line
-        if key in COMBINED and key in groups and (keys := _own_keys(key, second.partition("=")[2])):
+        if first.lstrip("+") == second.lstrip("+"):
+            continue
+        if key not in groups and not (before.is_sweep_override() or override.is_sweep_override()):
+            print(f"dlrun: {first} has no effect: {second} is typed after it", file=sys.stderr)
+            continue
+        if key in COMBINED and (keys := _own_keys(key, second.partition("=")[2])):
             raise UserError(f"{first} {second}: options of {key} combine by their keys; type {first} {' '.join(keys)}")
-        raise UserError(f"{first} {second}: {key} is typed twice; keep {first} or {second}")
+        raise UserError(f"{first} {second}: {key} is given twice; keep {first} or {second}")
 
 
 def _own_keys(group: str, name: str) -> list[str]:

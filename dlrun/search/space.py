@@ -183,9 +183,11 @@ def _translated(word: str) -> str:
 def read(composer: Composer, overrides: Sequence[str]) -> tuple[list[Axis], list[str]]:
     """Return the axes and the overrides that all trials share. Raises UserError for a malformed range."""
     parsed = composer.parse(plain_words(overrides), sweeping=True)
+    for word, override in zip(overrides, parsed, strict=True):
+        override.input_line = word  # not the form of Hydra, in messages
     refuse_repeated(parsed, [o.key_or_group for o in parsed if composer.chooses(o)])
     axes, fixed = [], []
-    for word, override in zip(overrides, parsed, strict=True):
+    for override in parsed:
         key = override.key_or_group
         if key == "run.dir":
             raise UserError("run.dir= names the folder of a single run; with -m type sweep.dir=FOLDER")
@@ -194,15 +196,12 @@ def read(composer: Composer, overrides: Sequence[str]) -> tuple[list[Axis], list
             continue
         if key.split(".")[0].split("/")[0] in NEVER:
             raise UserError(f"{override.input_line}: {key} is shared by the whole sweep; expected one value")
-        axes.append(_axis(composer, override, word))
+        axes.append(_axis(composer, override))
     if not axes:
         # a value that was meant as an axis, such as seed=1..5, is refused with the right form first
         composer.config(composer.parse(fixed))
         forms = "a list, such as optimizer.lr=0.1,0.01, or a range, such as optimizer.lr=loguniform:1e-4:1e-1"
         raise UserError(f"-m: no axis to search; type {forms}")
-    first = {a.name for a in axes}
-    if len(first) < len(axes):
-        raise UserError(f"{next(a.name for a in axes if [b.name for b in axes].count(a.name) > 1)} is searched twice")
     # the default decides whether an axis is whole: with the ends 0 and 1 a fraction looks whole
     plain = composer.config(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
     return [a if a.words or a.whole else _typed(a, lookup(plain, a.name)) for a in axes], fixed
@@ -214,7 +213,7 @@ def _typed(axis: Axis, value: Any) -> Axis:
     return axis
 
 
-def _axis(composer: Composer, override: Any, typed_word: str) -> Axis:
+def _axis(composer: Composer, override: Any) -> Axis:
     from hydra.core.override_parser.types import Transformer
 
     key, value, group = override.get_key_element(), override.value(), composer.chooses(override)
@@ -225,20 +224,20 @@ def _axis(composer: Composer, override: Any, typed_word: str) -> Axis:
         return Axis(key, words, group=group)
     low, high, tags = value.start, value.end, value.tags
     if not (isinstance(low, (int, float)) and isinstance(high, (int, float)) and low < high):
-        form, ends = re.split(r"[:(]", typed_word.partition("=")[2], maxsplit=1)[0], (low, high)
+        form, ends = re.split(r"[:(]", override.input_line.partition("=")[2], maxsplit=1)[0], (low, high)
         swapped = isinstance(low, (int, float)) and isinstance(high, (int, float)) and high < low
         hint = f"; type {key}={form}:{ends[1]:g}:{ends[0]:g}" if swapped and form in SHORT else ""
-        raise UserError(f"{typed_word}: expected two numbers, the smaller first{hint}")
+        raise UserError(f"{override.input_line}: expected two numbers, the smaller first{hint}")
     if "log" in tags and low <= 0:
         raise UserError(
-            f"{typed_word}: a log scale must start above 0, found {low:g}; "
+            f"{override.input_line}: a log scale must start above 0, found {low:g}; "
             f"type {key}=loguniform:{high / 1000:g}:{high:g} or {key}=uniform:{low:g}:{high:g}"
         )
     if group:
-        raise UserError(f"{typed_word}: {key} is a group; expected a list of its options")
+        raise UserError(f"{override.input_line}: {key} is a group; expected a list of its options")
     if whole := "int" in tags:
         if low != int(low) or high != int(high):
-            raise UserError(f"{typed_word}: expected whole numbers")
+            raise UserError(f"{override.input_line}: expected whole numbers")
         low, high = int(low), int(high)
     # whether ints mean whole numbers follows from the default of the key, in `read`
     return Axis(key, (), low, high, "log" in tags, whole)

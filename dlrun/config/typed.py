@@ -48,7 +48,7 @@ def _verbatim(key: str, value: str, sweeping: bool) -> str:
         return f"{key}={','.join(_verbatim('', part.strip(), False)[1:] for part in value.split(','))}"
     if value.startswith("~") and key != "run.note":
         value = os.path.expanduser(value)
-        value = f"./{value}" if value.startswith("~") else value  # not the home of anybody
+        value = os.path.abspath(value) if value.startswith("~") else value  # not the home of anybody
     return f"{key}={_quoted(value)}"
 
 

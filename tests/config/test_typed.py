@@ -62,7 +62,7 @@ def test_home_is_expanded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (cfg.dataset["root"], cfg.run_dir) == (f"{here}/photos", f"{here}/run 1")
     assert cfg.plain["run"]["note"] == "~ as before, wider"
     (here / "~x").mkdir()
-    assert compose("dataset=image_folder", "dataset.root=~x").dataset["root"] == "./~x"  # no user of that name
+    assert compose("dataset=image_folder", "dataset.root=~x").dataset["root"] == f"{here}/~x"  # no user of that name
 
 
 def test_forms_of_hydra_still_count(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

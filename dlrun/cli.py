@@ -29,6 +29,8 @@ VERBS = {
 }
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves
 COMPOSED = ("train", "check", "lr_range", "batch_time", "show")
+# verbs that begin by loading torch, which takes seconds
+HEAVY = (*COMPOSED, "resume", "predict", "export")
 
 
 def _usage() -> str:
@@ -137,6 +139,10 @@ def _run(verb: str, argv: list[str]) -> int:
     from dlrun.errors import UserError
     from dlrun.vocabulary import Exit
 
+    if verb in HEAVY:
+        from dlrun.console import waiting
+
+        waiting("reading the config …" if {"-m", "--multirun"} & set(argv) else "loading torch …")
     try:
         return _call(verb, argv)
     except UserError as error:

@@ -1,32 +1,99 @@
 """The screen during a run: on a terminal a live bar and one row per epoch, otherwise plain lines (`dlrun train`).
 
-Everything printed also goes to the run's log.txt.
+Everything printed also goes to the run's log.txt, there in full: a terminal gets lines that fit its width.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-__all__ = ["Screen"]
+__all__ = ["Screen", "fitted", "waiting"]
 
 T = TypeVar("T")
 REFRESH = 0.1  # seconds between two updates of the bar: reading the loss may wait for the accelerator
 LINE = 10.0  # seconds between two plain lines of long work
+UNITS = re.compile(r"(\s*)(`[^`\n]*`\S*|\S+)")  # a command in backticks is copied whole, so it is not broken
+
+
+class _Terminal:
+    """A stream to a terminal: whatever is written to it replaces the line of `waiting`."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        _erase()
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+_waiting: list[Any] = []  # the stream whose last line is to be erased, if there is one
+
+
+def waiting(text: str) -> None:
+    """Show on a terminal what takes the time, as a line that the next output replaces; a pipe gets nothing."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") in (None, "", "dumb"):
+        return
+    if not isinstance(sys.stdout, _Terminal):
+        sys.stdout = _Terminal(sys.stdout)
+        sys.stderr = _Terminal(sys.stderr)
+        atexit.register(_erase)
+    sys.stdout.write(text[: _width() - 1])
+    sys.stdout.flush()
+    _waiting.append(sys.stdout)
+
+
+def _erase() -> None:
+    while _waiting:
+        stream = _waiting.pop()
+        stream.write("\r\x1b[2K")
+        stream.flush()
+
+
+def _width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns
+
+
+def fitted(text: str, width: int, indent: int = 2) -> str:
+    """Break lines between words at `width` columns; the rest of a line is indented.
+
+    A path or a command in backticks that is longer than a line stays whole, so that it can be copied.
+    """
+    lines = []
+    for line in text.split("\n"):
+        shown = ""
+        for space, word in UNITS.findall(line):
+            if shown.strip() and len(shown) + len(space) + len(word) > width:
+                lines.append(shown)
+                shown, space = " " * indent, ""
+            shown += space + word
+        lines.append(shown)
+    return "\n".join(lines)
 
 
 class Screen:
-    """The terminal, or plain lines without one; use as a context manager around training."""
+    """The terminal, or plain lines without one; use as a context manager around training.
 
-    def __init__(self, log: Path | None = None, *, quiet: bool = False) -> None:
+    A `quiet` screen writes to the log alone; on a `verbose` one each check is shown in full.
+    """
+
+    def __init__(self, log: Path | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
         from rich.console import Console
 
         self.console = Console(highlight=False, soft_wrap=True)
-        self.live = self.console.is_terminal and not quiet
+        self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
+        self.verbose = verbose
         self.log = log
         self._bar: Any = None
         self._warned: set[str] = set()
@@ -47,10 +114,19 @@ class Screen:
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the bar and write it to the log."""
         self.note(text)
+        self.print(fitted(text, self.console.width) if self.live else text, style)
+
+    def wait(self, text: str) -> None:
+        """Show what takes the time until the next line is printed; on a terminal alone."""
+        if self.live and self._bar is None:
+            waiting(text)
+
+    def print(self, shown: Any, style: str | None = None) -> None:
+        """Print a text or a table of rich above the bar, and do not write it to the log."""
         if self._unread:
             return
         try:
-            (self._bar.console if self._bar else self.console).print(text, style=style, markup=False)
+            (self._bar.console if self._bar else self.console).print(shown, style=style, markup=False)
             sys.stdout.flush()
         except (OSError, SystemExit):  # rich exits when nobody reads any more (`dlrun train | head`)
             self._unread = True
@@ -62,13 +138,6 @@ class Screen:
         if self.log is not None:
             with open(self.log, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
-
-    def show(self, table: Callable[[], Any], lines: list[str]) -> None:
-        """Print a rich table on a terminal, otherwise the same as lines; the log gets the lines."""
-        if self.live:
-            self.console.print(table())
-        for line in lines:
-            self.note(line) if self.live else self.say(line)
 
     def steps(self, items: Iterable[T], total: int, epoch: int, epochs: int, look: Callable[[], str]) -> Iterator[T]:
         """Yield the steps of an epoch; `look` returns the loss as text and is called only when the bar is drawn."""
@@ -132,12 +201,19 @@ class Screen:
                 self.say(finding.text, style="bold yellow")
 
     def epoch(self, row: Mapping[str, Any], epochs: int, best: bool) -> None:
-        """Print the row of an epoch."""
+        """Print the row of an epoch; a narrow terminal gets it without its speed, its seconds or its rate."""
         width = len(str(epochs))
-        self.say(
-            f"epoch {row['epoch']:>{width}}/{epochs}  lr {row['lr']:.2e}"
-            f"  train loss {row['train_loss']:.4f} acc {row['train_acc']:.4f}"
-            f"  val loss {row['val_loss']:.4f} acc {row['val_acc']:.4f}"
-            f"  {row['train_seconds'] + row['eval_seconds']:.1f} s {row['samples_per_second']:,.0f}/s"
-            + ("  best" if best else "")
-        )
+        parts = {
+            "epoch": f"epoch {row['epoch']:>{width}}/{epochs}",
+            "lr": f"lr {row['lr']:.2e}",
+            "train": f"train loss {row['train_loss']:.4f} acc {row['train_acc']:.4f}",
+            "val": f"val loss {row['val_loss']:.4f} acc {row['val_acc']:.4f}",
+            "seconds": f"{row['train_seconds'] + row['eval_seconds']:.1f} s",
+            "speed": f"{row['samples_per_second']:,.0f}/s",
+        }
+        self.note("  ".join([*parts.values(), *(["best"] if best else [])]))
+        room = self.console.width - len("  best") if self.live else sys.maxsize
+        for name in ("speed", "seconds", "lr"):
+            if len("  ".join(parts.values())) > room:
+                del parts[name]
+        self.print("  ".join([*parts.values(), *(["best"] if best else [])]))

@@ -25,7 +25,7 @@ __all__ = ["penalty"]
 def penalty(exp: Experiment) -> Verdict:
     """Compare the penalty at strengths 0, λ and 10 λ, and the direction of its gradient with the weights."""
     if not exp.penalty.active:
-        return Verdict("skip", "off", "", "no penalty is configured (R5); regularizer=l2 adds one")
+        return Verdict("skip", "off", "", "no penalty is configured; regularizer=l2 adds one")
     model = replica(exp)
     with torch.no_grad():
         for p in model.parameters():

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["STYLES", "Result", "Verdict", "lines", "table", "worst"]
+__all__ = ["STYLES", "Result", "Verdict", "lines", "noteworthy", "summary", "table", "worst"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Verdict:
 
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
+WORDS = {"pass": "passed", "warn": "warned", "fail": "failed"}
+WIDE = 110  # columns of a terminal from which the table has room for every column
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,23 @@ def worst(results: list[Result]) -> str:
     return next((status for status in ("fail", "warn") if status in found), "pass")
 
 
+def summary(results: list[Result]) -> str:
+    """Return the count of the results by outcome, such as `19 checks: 18 passed, 1 off`."""
+    words = [WORDS.get(r.status, "off" if r.value == "off" else "not run") for r in results]
+    counted = [
+        f"{words.count(word)} {word}" for word in ("passed", "warned", "failed", "off", "not run") if word in words
+    ]
+    return f"{len(results)} check{'s' * (len(results) != 1)}: {', '.join(counted)}"
+
+
+def noteworthy(results: list[Result]) -> list[Result]:
+    """Return the results that a reader has to see: warnings, failures, and checks that could not decide."""
+    return [r for r in results if r.status in ("warn", "fail") or (r.status == "skip" and r.value != "off")]
+
+
 def lines(results: list[Result]) -> list[str]:
     """Return one plain line per check, for logs and pipes."""
-    width = max(len(r.check) for r in results)
+    width = max((len(r.check) for r in results), default=0)
     return [
         f"check {r.check:<{width}}  {r.status}  {r.value}"
         + (f" (expected {r.expected})" if r.expected else "")
@@ -54,21 +70,23 @@ def lines(results: list[Result]) -> list[str]:
     ]
 
 
-def table(results: list[Result]) -> Table:
-    """Return the rich table of the results."""
-    from rich.markup import escape
+def table(results: list[Result], width: int = WIDE) -> Table:
+    """Return the rich table of the results; below WIDE columns what passed is shown by what was measured alone."""
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column, wrap in (
-        ("check", False),
-        ("", False),
-        ("measured", True),
-        ("expected", True),
-        ("what it means", True),
-    ):
-        shown.add_column(column, overflow="fold", no_wrap=not wrap)
+    wide = width >= WIDE
+    shown = Table(box=None, pad_edge=False, header_style="bold", show_header=wide)
+    for column in ("check", "", "measured", "expected", "what it means") if wide else ("check", "", "found"):
+        shown.add_column(column, overflow="fold", no_wrap=column in ("check", ""))
     for r in results:
-        status = f"[{STYLES[r.status]}]{r.status}[/]"
-        shown.add_row(r.check, status, escape(r.value), escape(r.expected), escape(r.message))
+        cells = (r.value, r.expected, r.message) if wide else (_short(r),)
+        shown.add_row(r.check, Text(r.status, STYLES[r.status]), *map(Text, cells))
     return shown
+
+
+def _short(r: Result) -> str:
+    if r.status == "pass":
+        return r.value
+    expected = f" (expected {r.expected})" if r.expected else ""
+    return f"{r.value}{expected}: {r.message}" if r.value or expected else r.message

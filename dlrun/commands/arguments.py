@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import re
+from typing import Any, NoReturn
 
 from dlrun.errors import UserError
 
-__all__ = ["Parser", "next_command", "numbers", "trusted"]
+__all__ = ["Parser", "next_command", "numbers", "trusted", "verbose"]
+
+IDS = re.compile(r" \([A-Z]\d+(?:[,–-] ?[A-Z]?\d+)*\)")  # practices, whose list users do not have
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of verbs that compose no config; an error is one line."""
+    """The parser of verbs that compose no config; an error is one line, and the help names no practice ids."""
+
+    def __init__(self, *, description: str | None = None, **options: Any) -> None:
+        super().__init__(description=IDS.sub("", description or ""), **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with the message and the usage."""
@@ -24,6 +30,12 @@ def trusted(argv: list[str]) -> tuple[list[str], list[str]]:
     words = [w for w in argv if not w.startswith("trust=")]
     found = ",".join(w.removeprefix("trust=").strip("[]") for w in argv if w.startswith("trust="))
     return words, [name.strip() for name in found.split(",") if name.strip()]
+
+
+def verbose(argv: list[str]) -> tuple[bool, list[str]]:
+    """Separate `-v`, `--verbose` from the other arguments; return whether it was there, and the others."""
+    rest = [word for word in argv if word not in ("-v", "--verbose")]
+    return len(rest) < len(argv), rest
 
 
 def numbers(argv: list[str], flags: dict[str, float]) -> tuple[dict[str, float], list[str]]:

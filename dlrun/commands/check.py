@@ -1,4 +1,7 @@
-"""`dlrun check [--json]`: run the checks that precede training, and nothing else (C1-C10)."""
+"""`dlrun check [--json]`: run the checks that precede training, and nothing else (C1-C10).
+
+Each check is printed in full, so `-v` changes nothing here; it is accepted since `dlrun train -v` prints the same.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,10 @@ __all__ = ["main"]
 
 def main(argv: list[str]) -> int:
     """Run the checks; returns 0, or 3 if one failed. `--json` prints the results as JSON and nothing else."""
+    from dlrun.commands.arguments import verbose
     from dlrun.config.compose import run
 
+    _, argv = verbose(argv)
     as_json = "--json" in argv
 
     def task(cfg: Settings, _: dict[str, Any]) -> int:

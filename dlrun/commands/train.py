@@ -1,8 +1,10 @@
-"""`dlrun train`: check a setup, train it, and test it once (`-m` runs a sweep; `check=none` skips the checks)."""
+"""`dlrun train [-v]`: check a setup, train it, and test it once (`-m` runs a sweep; `check=none` skips the checks)."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+
+from dlrun.errors import UserError
 
 if TYPE_CHECKING:
     from dlrun.config.compose import Composer
@@ -13,18 +15,25 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Train, or with -m run a sweep; returns the exit code."""
+    """Train, or with -m run a sweep; returns the exit code. `-v` prints each check in full."""
+    from dlrun.commands.arguments import verbose
     from dlrun.config.compose import run
+
+    in_full, argv = verbose(argv)
 
     def task(cfg: Settings, record: dict[str, Any]) -> int:
         from dlrun.folders.run import claim
         from dlrun.run.execute import execute, label
 
-        return execute(cfg, claim(cfg.run_dir, label(cfg)), record=record)
+        return execute(cfg, claim(cfg.run_dir, label(cfg)), record=record, verbose=in_full)
 
     def sweep(composer: Composer, overrides: list[str], flags: Flags) -> int:
         from dlrun.search import sweeper
 
+        if in_full:
+            raise UserError(
+                "-v: shows the checks of one run; a trial of a sweep has each check in its log.txt; omit it"
+            )
         return sweeper.sweep(composer, overrides, flags)
 
     return run("train", argv, task, sweep)

@@ -21,8 +21,10 @@ __all__ = [
     "BLUE",
     "GREEN",
     "GREY",
+    "HALF",
     "OKABE_ITO",
     "ORANGE",
+    "SHARP",
     "STYLE",
     "WIDTH",
     "canvas",
@@ -39,6 +41,7 @@ __all__ = [
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 OKABE_ITO = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A900")
 WIDTH, DPI = 8.6, 110
+HALF, SHARP = 4.7, 160  # inches of a picture that a phone can show, two beside each other on a screen; its resolution
 STYLE: Any = {
     **{"font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left", "figure.titlesize": 11},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25},
@@ -46,12 +49,14 @@ STYLE: Any = {
 }
 
 
-def styled(picture: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    def call(folder: Path) -> Any:
+def styled(picture: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with the style of all pictures in force."""
+
+    def call(folder: Path, **options: Any) -> Any:
         from matplotlib import rc_context
 
         with rc_context(STYLE):
-            return picture(folder)
+            return picture(folder, **options)
 
     return call
 
@@ -80,9 +85,10 @@ def headline(figure: Any, text: str) -> None:
     figure.suptitle(text, x=min(figure.subplotpars.left, 0.8 / WIDTH), ha="left")
 
 
-def save(folder: Path, name: str, figure: Any) -> Path:
+def save(folder: Path, name: str, figure: Any, dpi: int = DPI) -> Path:
+    """Write a figure into the pictures of a folder; return the file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, pil_kwargs={"compress_level": 3})
+    figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
     file = reading.pictures(folder) / f"{name}.png"
     write_atomic(file, buffer.getvalue())
     return file

@@ -13,60 +13,62 @@ from typing import Any
 import numpy as np
 
 from dlrun.folders import reading
-from dlrun.reports.figures import GREEN, GREY, OKABE_ITO, WIDTH, canvas, epochs_axis, headline, number, styled
+from dlrun.reports.figures import GREEN, GREY, HALF, OKABE_ITO, canvas, epochs_axis, number, styled
 
-__all__ = ["dead", "filters", "histograms", "ratios"]
+__all__ = ["filters", "histograms", "idle", "ratios"]
 
 MOST_LAYERS = 24  # ridges that fit a page
+NAME = 18  # characters of a layer's name that fit beside them, its end
+KINDS = {
+    "activations": ("Before the activation", OKABE_ITO[0]),
+    "gradients": ("Gradients", OKABE_ITO[1]),
+    "weights": ("Weights", OKABE_ITO[2]),
+}
 
 
 @styled
 def ratios(folder: Path) -> Any:
+    """Update : weight ratio by layer and epoch (B3); None without numbers."""
     lines = {n: (x, np.where(y > 0, y, np.nan)) for n, (x, y) in _by_layer(folder, "update_ratio").items()}
     if not any(np.isfinite(y).any() for _, y in lines.values()):
         return None
-    figure = canvas(3.8, right=_beside(lines))
+    figure = _framed(lines)
     axes = figure.add_subplot()
     axes.axhspan(1e-3 / 3, 3e-3, color=GREEN, alpha=0.13, lw=0)
     axes.axhline(1e-3, color=GREEN, lw=1, ls="--")
     _layer_lines(figure, axes, lines)
     axes.set_yscale("log")
-    epochs_axis(
-        axes,
-        "Update ratio: good stays in the green band around 0.001 until the learning rate falls",
-        "‖step‖ / ‖weights‖",
-    )
+    epochs_axis(axes, "Update ratio", "‖step‖ / ‖weights‖")
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 1e-4), max(high, 1e-2))
     return figure
 
 
 @styled
-def dead(folder: Path) -> Any:
-    kinds = {
-        "dead_fraction": ("Dead units: good stays below 10 % (dashed)", "units always zero, %", 10),
-        "saturated_fraction": ("Saturated activations: good stays below 25 % (dashed)", "saturated activations, %", 25),
-    }
-    there = {kind: lines for kind in kinds if (lines := _by_layer(folder, kind))}
-    if not there:
+def idle(folder: Path, column: str = "dead_fraction") -> Any:
+    """Share of dead or saturated units by layer and epoch (B4); a sentence if it is zero throughout."""
+    title, what, limit = {
+        "dead_fraction": ("Dead units", "units always zero, %", 10),
+        "saturated_fraction": ("Saturated activations", "saturated activations, %", 25),
+    }[column]
+    lines = {layer: (x, 100 * y) for layer, (x, y) in _by_layer(folder, column).items()}
+    if not lines:
         return None
-    figure = canvas(3.4 * len(there), right=max(map(_beside, there.values())))
-    for k, (kind, lines) in enumerate(there.items()):
-        title, what, limit = kinds[kind]
-        axes = figure.add_subplot(len(there), 1, k + 1)
-        axes.axhline(limit, color=GREY, lw=1, ls="--")
-        _layer_lines(figure, axes, {layer: (x, 100 * y) for layer, (x, y) in lines.items()})
-        epochs_axis(axes, title, what)
-        axes.set_ylim(bottom=0)
-        axes.set_ylim(-0.03 * axes.get_ylim()[1])  # so that a line at zero is not cut
-        if not any(y.any() for _, y in lines.values()):
-            none = f"all {len(lines)} layers lie at zero"
-            axes.text(0.5, 0.5, none, transform=axes.transAxes, ha="center", color="#444444")
+    if not any(y.any() for _, y in lines.values()):
+        return f"{title}: none in {len(lines)} layer{'s' * (len(lines) > 1)}."
+    figure = _framed(lines)
+    axes = figure.add_subplot()
+    axes.axhline(limit, color=GREY, lw=1, ls="--")
+    _layer_lines(figure, axes, lines)
+    epochs_axis(axes, title, what)
+    axes.set_ylim(bottom=0)
+    axes.set_ylim(-0.03 * axes.get_ylim()[1])  # so that a line at zero is not cut
     return figure
 
 
 @styled
-def histograms(folder: Path) -> Any:
+def histograms(folder: Path, kind: str = "activations") -> Any:
+    """Histograms of `activations` (before the activation), `gradients` or `weights`, one row per layer (B4, B6)."""
     arrays = reading.arrays(folder, "histograms")
     epochs = sorted({key.split("/")[0] for key in arrays})
     if not epochs:
@@ -74,35 +76,31 @@ def histograms(folder: Path) -> Any:
     last = epochs[-1]
     layers = [str(name) for name in arrays[f"{last}/layers"]]
     shown = sorted({round(k) for k in np.linspace(0, len(layers) - 1, min(len(layers), MOST_LAYERS))})
-    figure = canvas(1.6 + 0.42 * len(shown), left=1.8, top=0.95)
-    figure.subplots_adjust(wspace=0.06)
-    headline(
-        figure,
-        f"Values by layer, the first at the top: epoch {int(last)} filled, epoch {int(epochs[0])} as a grey line\n"
-        "Good: one broad hump per layer, whose width σ (on the right) varies by less than a factor of 100",
-    )
-    for k, kind in enumerate(("activations", "gradients", "weights")):
-        axes = figure.add_subplot(1, 3, k + 1)
-        for row, layer in enumerate(shown):
-            low = -row - 1
-            if (new := _density(arrays, last, kind, layer)) is not None:
-                axes.fill_between(new[0], low, low + new[1], step="mid", color=OKABE_ITO[k], alpha=0.75, lw=0)
-                axes.text(7.2, low + 0.1, f"{new[2]:.1g}", ha="right", fontsize=8, color="#444444")
-            if last != epochs[0] and (old := _density(arrays, epochs[0], kind, layer)) is not None:
-                axes.step(old[0], low + old[1], where="mid", color="#444444", lw=0.8)
-        title = {"activations": "before the activation"}.get(kind, kind)
-        axes.set(title=title, xlabel="value / σ", xlim=(-4.2, 7.4), ylim=(-len(shown) - 0.1, 0.1))
-        axes.set_xticks((-4, -2, 0, 2, 4))
-        axes.set_yticks(
-            [-row - 0.9 for row in range(len(shown))], [layers[i][-24:] for i in shown] if k == 0 else [""] * len(shown)
-        )
-        axes.tick_params(axis="y", length=0, labelsize=8)
-        axes.grid(axis="y", visible=False)
+    shown = [layer for layer in shown if arrays[f"{last}/{kind}_counts"][layer].sum()]
+    if not shown:
+        return None
+    longest = max(len(layers[k][-NAME:]) for k in shown)
+    figure = canvas(1.35 + 0.36 * len(shown), left=0.3 + 0.07 * longest, top=0.62, width=HALF)
+    axes = figure.add_subplot()
+    for row, layer in enumerate(shown):
+        low, new = -row - 1, _density(arrays, last, kind, layer)
+        axes.fill_between(new[0], low, low + new[1], step="mid", color=KINDS[kind][1], alpha=0.75, lw=0)
+        axes.text(5.9, low + 0.1, f"{new[2]:.1g}", ha="right", fontsize=8, color="#444444")
+        if last != epochs[0] and (old := _density(arrays, epochs[0], kind, layer)) is not None:
+            axes.step(old[0], low + old[1], where="mid", color="#444444", lw=0.8)
+    before = f", epoch {int(epochs[0])} as a grey line" if last != epochs[0] else ""
+    title = f"{KINDS[kind][0]}\nepoch {int(last)} filled{before}"
+    axes.set(title=title, xlabel="value / σ", xlim=(-4.2, 6.0), ylim=(-len(shown) - 0.1, 0.1))
+    axes.set_xticks((-4, -2, 0, 2, 4))
+    axes.set_yticks([-row - 0.9 for row in range(len(shown))], [layers[k][-NAME:] for k in shown])
+    axes.tick_params(axis="y", length=0, labelsize=8)
+    axes.grid(axis="y", visible=False)
     return figure
 
 
 @styled
 def filters(folder: Path) -> Any:
+    """Filters of the first layer (B5); None if it is no convolution."""
     filters = reading.arrays(folder, "showcase").get("filters")
     if filters is None:
         return None
@@ -111,17 +109,15 @@ def filters(folder: Path) -> Any:
     top = np.abs(tiles).max((1, 2, 3), keepdims=True)
     tiles = 0.5 + 0.5 * tiles / np.where(top > 0, top, 1)
     count, height, width, depth = tiles.shape
-    across = min(count, 16)
+    across = min(count, 8)
     sheet = np.ones((math.ceil(count / across), height + 1, across, width + 1, depth))
     for k, tile in enumerate(tiles):
         sheet[k // across, :height, k % across, :width] = tile
     sheet = sheet.reshape(sheet.shape[0] * (height + 1), across * (width + 1), depth)[:-1, :-1]
-    figure = canvas(0.6 + (WIDTH - 0.4) * sheet.shape[0] / sheet.shape[1], left=0.2, bottom=0.1)
+    figure = canvas(0.5 + (HALF - 0.4) * sheet.shape[0] / sheet.shape[1], left=0.2, bottom=0.1, width=HALF)
     axes = figure.add_subplot()
     axes.imshow(sheet.squeeze(-1) if depth == 1 else sheet, cmap="gray", vmin=0, vmax=1)
-    axes.set_title(
-        "Filters of the first layer, each on its own scale: good ones differ; blank or equal ones are useless"
-    )
+    axes.set_title(f"Filters of the first layer ({count})")
     axes.axis("off")
     return figure
 
@@ -135,9 +131,11 @@ def _by_layer(folder: Path, column: str) -> dict[str, tuple[Any, Any]]:
     return {layer: (np.array(v)[:, 0], np.array(v)[:, 1]) for layer, v in found.items()}
 
 
-def _beside(lines: Mapping[str, Any]) -> float:
-    """Inches beside a picture for the names of layers, or for a colour bar."""
-    return 2.1 if len(lines) <= len(OKABE_ITO) else 0.3
+def _framed(lines: Mapping[str, Any]) -> Any:
+    """A canvas with room below for the names of layers, or beside for a colour bar."""
+    few = len(lines) <= len(OKABE_ITO)
+    rows = math.ceil(len(lines) / 2) if few else 0
+    return canvas(3.1 + 0.19 * rows, right=0.2, bottom=0.6 + 0.19 * rows, width=HALF)
 
 
 def _layer_lines(figure: Any, axes: Any, lines: Mapping[str, tuple[Any, Any]]) -> None:
@@ -154,7 +152,8 @@ def _layer_lines(figure: Any, axes: Any, lines: Mapping[str, tuple[Any, Any]]) -
         dots = "o" if len(x) < 15 else None
         axes.plot(x, y, color=color, marker=dots, markersize=3, label=layer[-20:], lw=1.8 if few else 1.1)
     if few:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        look = {"fontsize": 8, "labelspacing": 0.25, "columnspacing": 1.2, "borderaxespad": 0.2}
+        figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2, **look)
         return
     bar = figure.colorbar(ScalarMappable(Normalize(1, len(lines)), depths), ax=axes, pad=0.02, fraction=0.05)
     bar.set_label("layer, counted from the input")

@@ -18,22 +18,15 @@ from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
 from dlrun.vocabulary import Status
 
-__all__ = ["is_number", "picture", "section", "table", "text", "tone", "write_page"]
+__all__ = ["card", "is_number", "picture", "pictures", "section", "table", "text", "tone", "write_page"]
 
 # not inverted in dark mode
-NATURAL = ("filters", "confusion")
+NATURAL = ("filters",)
 # the colour of a status; without one it is plain text
 TONES = {Status.COMPLETED: "pass", Status.RUNNING: "warn", Status.INTERRUPTED: "warn"}
 TONES |= dict.fromkeys((Status.FAILED, Status.DIVERGED, Status.CHECK_FAILED, Status.UNREADABLE), "fail")
+# what the wide pictures show; those of runs have captions
 WHAT = {
-    "loss": "Train and validation loss by epoch, on a linear and a logarithmic scale",
-    "accuracy": "Train and validation accuracy by epoch",
-    "update_ratios": "Length of a step relative to the weights, by layer and epoch",
-    "dead": "Dead and saturated units, by layer and epoch",
-    "histograms": "Histograms of activations, gradients and weights by layer",
-    "confusion": "Confusion matrix on the validation split",
-    "filters": "Filters of the first layer",
-    "time": "Time, speed and memory by epoch",
     "curves": "Learning curves of all runs",
     "sweep_axes": "Score against each hyperparameter that was varied",
     "sweep_map": "Scores over the two numeric hyperparameters that matter most",
@@ -61,12 +54,25 @@ def text(value: Any) -> str:
     return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
-def picture(file: Path) -> str:
-    """Return a picture embedded in the page."""
+def picture(file: Path, caption: str = "") -> str:
+    """Return a picture embedded in the page, with a caption below it."""
     kind = "" if file.stem in NATURAL else " class=chart"
     data = base64.b64encode(file.read_bytes()).decode()
-    what = WHAT.get(file.stem, file.stem)
-    return f"<figure class=picture><img{kind} alt='{escape(what)}' src='data:image/png;base64,{data}'></figure>"
+    what = escape(caption or WHAT.get(file.stem, file.stem))
+    below = f"<figcaption>{what}</figcaption>" if caption else ""
+    return f"<figure class=picture><img{kind} alt='{what}' src='data:image/png;base64,{data}'>{below}</figure>"
+
+
+def pictures(found: Mapping[str, Path | str], captions: Mapping[str, str]) -> str:
+    """Return pictures beside each other, below each other on a phone; small cards for those that show nothing."""
+    drawn = "".join(picture(file, captions.get(name, "")) for name, file in found.items() if isinstance(file, Path))
+    cards = "".join(card(words, "fine") for words in found.values() if isinstance(words, str))
+    return (f"<div class=pictures>{drawn}</div>" if drawn else "") + cards
+
+
+def card(words: str, kind: str = "") -> str:
+    """Return a sentence in a frame; `kind` is warn, stop or fine."""
+    return f"<div class='card {kind}'>{text(words)}</div>"
 
 
 def table(

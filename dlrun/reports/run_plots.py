@@ -1,12 +1,13 @@
 """Pictures of a run in `plots/`, from its files alone: `dlrun report RUN`, the end of `dlrun train` (B1, B2, B7, D11).
 
-The title of each describes what good looks like. Nothing here imports torch.
+Each is narrow enough for a phone; what good looks like is the caption on the page. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from dlrun.reports.figures import (
     BLUE,
     GREEN,
     GREY,
+    HALF,
     ORANGE,
+    SHARP,
     canvas,
     columns,
     epochs_axis,
@@ -28,18 +31,42 @@ from dlrun.reports.figures import (
     styled,
 )
 
-__all__ = ["draw", "names"]
+__all__ = ["CAPTIONS", "RESULT", "confused", "draw", "names"]
 
 NUMBERED = 20  # classes up to which a confusion matrix has room for its numbers
+SPLITS = {"val": "validation", "test": "test"}
+RESULT = ("accuracy", "loss", "confusion_val", "confusion_test")  # the pictures of the result; the others explain it
+CAPTIONS = {
+    "accuracy": "Accuracy by epoch. Good rises to a plateau with a narrow gap between the two.",
+    "loss": "Loss by epoch. Good falls steeply, then flattens; validation stays close to train.",
+    "loss_log": "The same losses on a logarithmic scale, which shows late progress.",
+    "confusion_val": "Confusion on validation, in % of each true class. Good: all on the diagonal.",
+    "confusion_test": "Confusion on test, in % of each true class.",
+    "update_ratios": "Length of a step relative to the weights. Good stays in the green band around 0.001 until the "
+    "learning rate falls.",
+    "dead": "Units that are always zero. Good stays below 10 % (dashed).",
+    "saturated": "Saturated activations. Good stays below 25 % (dashed).",
+    "activations": "Values before the activation, by layer, the first at the top; σ on the right. Good: one broad "
+    "hump per layer, with widths within a factor of 100.",
+    "gradients": "Gradients by layer; σ on the right. Good: widths within a factor of 100.",
+    "weights": "Weights by layer; σ on the right.",
+    "filters": "Filters of the first layer, each on its own scale. Good ones differ; blank or equal ones are useless.",
+    "time": "Time and memory by epoch. Good is level; a rise means another program, a full disk or a memory leak.",
+}
 
 
-def draw(run_folder: Path) -> list[Path]:
-    """Draw every picture for which the run has numbers, in reading order; return the files."""
-    found = []
+def draw(run_folder: Path) -> dict[str, Path | str]:
+    """Draw every picture for which the run has numbers; return the files by name, in reading order.
+
+    A picture that would show nothing is a sentence instead.
+    """
+    found: dict[str, Path | str] = {}
     for name, picture in PICTURES.items():
         figure = picture(run_folder)
-        if figure is not None:
-            found.append(save(run_folder, name, figure))
+        if isinstance(figure, str):
+            found[name] = figure
+        elif figure is not None:
+            found[name] = save(run_folder, name, figure, SHARP)
     return found
 
 
@@ -49,87 +76,119 @@ def names(run_folder: Path, count: int) -> list[str]:
     return [str(name) for name in found] if len(found) == count else [str(k) for k in range(count)]
 
 
+def _answers(folder: Path, split: str) -> Any:
+    """The number of images by true and predicted class (K, K); None without predictions."""
+    arrays = reading.arrays(folder, "predictions")
+    if f"{split}_logits" not in arrays or not len(arrays[f"{split}_labels"]):
+        return None
+    logits, labels = arrays[f"{split}_logits"], arrays[f"{split}_labels"]
+    table = np.zeros((logits.shape[1],) * 2, int)
+    np.add.at(table, (labels, logits.argmax(1)), 1)
+    return table
+
+
+def confused(run_folder: Path, most: int = 8) -> list[dict[str, Any]]:
+    """Return the pairs of classes that are confused most often, with their number of images by split (D11)."""
+    tables = {split: table for split in SPLITS if (table := _answers(run_folder, split)) is not None}
+    if not tables or len({table.shape for table in tables.values()}) > 1:
+        return []
+    total = sum(tables.values())
+    np.fill_diagonal(total, 0)
+    classes, order = names(run_folder, len(total)), np.argsort(-total, axis=None, kind="stable")[:most]
+    pairs = [divmod(int(k), len(total)) for k in order if total.flat[k] > 0]
+    return [
+        {"true": classes[i], "predicted": classes[j]} | {SPLITS[s]: str(t[i, j]) for s, t in tables.items()}
+        for i, j in pairs
+    ]
+
+
 @styled
-def _loss(folder: Path) -> Any:
+def _loss(folder: Path, scale: str = "linear") -> Any:
     from matplotlib.ticker import StrMethodFormatter
 
     table = columns(reading.metrics(folder))
-    if not table:
-        return None
-    figure, best = canvas(3.6, top=0.68), _best_epoch(folder)
-    headline(figure, "Loss: good falls steeply, then flattens; validation stays close to train")
-    for k, scale in enumerate(("linear", "log")):
-        axes = figure.add_subplot(1, 2, k + 1)
-        _both(axes, table, "loss")
-        epochs_axis(axes, f"{scale} scale", "loss per image")
-        if best is not None:
-            axes.axvline(best, color=GREY, lw=1, ls=":", label=f"best epoch, {best}")
-        if scale == "log" and positive(np.append(table["train_loss"], table["val_loss"])):
-            axes.set_yscale("log")
-            low, high = axes.get_ylim()
-            if high < 10 * low:  # within a decade 2 is easier to read than 2 × 10⁰
-                axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-                axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        if k == 0:
-            axes.legend()
+    if len(table.get("epoch", ())) < 2:
+        return _one_epoch(table, "loss") if scale == "linear" else None
+    figure, best = canvas(3.2, width=HALF), _best_epoch(folder)
+    axes = figure.add_subplot()
+    _both(axes, table, "loss")
+    epochs_axis(axes, "Loss" if scale == "linear" else "Loss, logarithmic", "loss per image")
+    if best is not None:
+        axes.axvline(best, color=GREY, lw=1, ls=":", label=f"best epoch, {best}")
+    if scale == "log":
+        if not positive(np.append(table["train_loss"], table["val_loss"])):
+            return None
+        axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high < 10 * low:  # within a decade 2 is easier to read than 2 × 10⁰
+            axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.legend()
     return figure
 
 
 @styled
 def _accuracy(folder: Path) -> Any:
     table = columns(reading.metrics(folder))
-    if not table:
-        return None
-    figure, best = canvas(3.6), _best_epoch(folder)
+    if len(table.get("epoch", ())) < 2:
+        return _one_epoch(table, "acc")
+    figure, best = canvas(3.2, width=HALF), _best_epoch(folder)
     axes = figure.add_subplot()
     _both(axes, table, "acc")
     at = np.flatnonzero(table["epoch"] == best)
     if len(at):
         value = float(table["val_acc"][at[0]])
-        label = f"best epoch, {best}: validation {value:.4f}"
+        label = f"best epoch, {best}: {value:.4f}"
         axes.plot(best, value, "D", color=GREEN, markersize=8, label=label, zorder=5)
-    epochs_axis(
-        axes,
-        "Accuracy: good rises to a plateau with a narrow gap between the two",
-        "share of images classified correctly",
-    )
+    epochs_axis(axes, "Accuracy", "share of images right")
     axes.legend(loc="lower right")
     return figure
 
 
-@styled
-def _confusion(folder: Path) -> Any:
-    from matplotlib.colors import PowerNorm
-
-    arrays = reading.arrays(folder, "predictions")
-    if "val_logits" not in arrays:
+def _one_epoch(table: Mapping[str, Any], what: str) -> str | None:
+    """The numbers of a run whose curve would be a dot."""
+    if not table or not len(table["epoch"]):
         return None
-    logits, labels = arrays["val_logits"], arrays["val_labels"]
-    count = logits.shape[1]
-    table = np.zeros((count, count), int)
-    np.add.at(table, (labels, logits.argmax(1)), 1)
-    classes = names(folder, count)
+    word = {"acc": "accuracy"}.get(what, what)
+    numbers = (f"{split} {word} {table[f'{short}_{what}'][0]:.4f}" for short, split in _CURVES.items())
+    return f"One epoch, so no curve: {', '.join(numbers)}."
+
+
+_CURVES = {"train": "train", "val": "validation"}
+
+
+@styled
+def _confusion(folder: Path, split: str = "val") -> Any:
+    table = _answers(folder, split)
+    if table is None:
+        return None
+    count, images = len(table), int(table.sum())
+    wrong = images - int(table.trace())
+    if not wrong:
+        return f"All {images:,} {SPLITS[split]} images are classified correctly: no confusion to show."
     share = 100 * table / np.maximum(table.sum(1, keepdims=True), 1)
-    side = min(3.4 + 0.22 * count, 6.5)
     named = count <= NUMBERED
-    short = [name[:18] for name in classes]
+    short = [name[:14] for name in names(folder, count)]
     longest = max(map(len, short)) if named else 0
     turned = longest > 2
-    below = 0.6 + (0.055 * longest if turned else 0.0)
-    figure = canvas(side + below - 0.6, left=1.6, top=0.6, bottom=below, width=side + 1.8)
+    left, below = (0.95 + 0.062 * longest if named else 0.75), 0.55 + (0.055 * longest if turned else 0.0)
+    right = 0.1 if named else 0.75
+    figure = canvas(HALF - left - right + below + 0.4, left=left, right=right, bottom=below, width=HALF)
     axes = figure.add_subplot()
-    # on a square-root scale a few errors stand out beside a full diagonal
-    image = axes.imshow(share, cmap="cividis", norm=PowerNorm(0.5, 0, 100))
-    figure.colorbar(image, ax=axes, shrink=0.8).set_label("% of the true class")
+    image = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     if named:
+        size = 8.5 if count <= 12 else 6
         for i, j in zip(*table.nonzero(), strict=True):
-            color = "black" if share[i, j] > 25 else "white"
-            axes.text(j, i, str(table[i, j]), ha="center", va="center", fontsize=8.5, color=color)
+            color = "white" if share[i, j] > 55 else "black"
+            text = f"{share[i, j]:.0f}" if share[i, j] >= 0.5 else "<1"
+            axes.text(j, i, text, ha="center", va="center", fontsize=size, color=color)
         axes.set_xticks(range(count), short, rotation=45 if turned else 0, ha="right" if turned else "center")
-        axes.set_yticks(range(count), short)
-    wrong = int((labels != logits.argmax(1)).sum())
-    title = f"Confusion on validation: {wrong} of {len(labels)} images wrong\ngood: all on the diagonal"
-    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+        axes.set_yticks(range(count), [f"{name} ({n})" for name, n in zip(short, table.sum(1), strict=True)])
+    else:
+        bar = figure.add_axes((1 - 0.62 / HALF, 0.3, 0.12 / HALF, 0.4))
+        figure.colorbar(image, cax=bar).ax.set_title("%", fontsize=9, loc="center")
+    axes.set(title=f"{SPLITS[split].capitalize()}: {wrong:,} of {images:,} wrong", xlabel="predicted class")
+    axes.set_ylabel("true class (images)" if named else "true class")
     axes.grid(visible=False)
     return figure
 
@@ -158,28 +217,29 @@ def _errors(folder: Path) -> Any:
 @styled
 def _time(folder: Path) -> Any:
     table = columns(reading.metrics(folder))
-    if not table:
+    if len(table.get("epoch", ())) < 2:
         return None
     memory = table.get("memory_mb")  # older runs lack it
     shown = 3 if memory is not None and np.isfinite(memory).any() else 2
-    figure = canvas(3.3, top=0.68)
-    figure.subplots_adjust(wspace=0.4)
-    headline(figure, "Time and memory: good is level; a rise means another program, a full disk or a memory leak")
-    axes = figure.add_subplot(1, shown, 1)
+    figure = canvas(0.5 + 1.6 * shown, width=HALF)
+    figure.subplots_adjust(hspace=0.75)
+    axes = figure.add_subplot(shown, 1, 1)
     axes.bar(table["epoch"], table["train_seconds"], color=BLUE, width=0.8, label="training")
     axes.bar(table["epoch"], table["eval_seconds"], bottom=table["train_seconds"], color="#E69F00", label="validation")
-    epochs_axis(axes, "a whole epoch", "seconds")
-    axes.set_ylim(top=1.4 * axes.get_ylim()[1])
-    axes.legend(loc="upper left", fontsize=8.5)
+    epochs_axis(axes, "A whole epoch", "seconds")
+    axes.set_ylim(top=1.5 * axes.get_ylim()[1])
+    axes.legend(loc="upper right", fontsize=8.5, ncols=2)
     for place, column, title, what in (
-        (2, "samples_per_second", "speed of training", "images per second"),
-        (3, "memory_mb", "peak memory", "MiB"),
+        (2, "samples_per_second", "Speed of training", "images / s"),
+        (3, "memory_mb", "Peak memory", "MiB"),
     ):
         if place <= shown:
-            axes = figure.add_subplot(1, shown, place)
+            axes = figure.add_subplot(shown, 1, place)
             axes.plot(table["epoch"], table[column], color=BLUE, marker="o", markersize=3)
             epochs_axis(axes, title, what)
             axes.set_ylim(0, 1.15 * np.nanmax(table[column]))
+    for axes in figure.axes[:-1]:
+        axes.set_xlabel("")
     return figure
 
 
@@ -197,7 +257,10 @@ def _both(axes: Any, table: Mapping[str, Any], what: str) -> None:
 
 
 PICTURES: dict[str, Callable[[Path], Any]] = {
-    **{"loss": _loss, "accuracy": _accuracy},
-    **{"update_ratios": layer_plots.ratios, "dead": layer_plots.dead, "histograms": layer_plots.histograms},
-    **{"confusion": _confusion, "errors": _errors, "filters": layer_plots.filters, "time": _time},
+    **{"accuracy": _accuracy, "loss": _loss},
+    **{f"confusion_{split}": partial(_confusion, split=split) for split in SPLITS},
+    **{"errors": _errors, "loss_log": partial(_loss, scale="log"), "update_ratios": layer_plots.ratios},
+    **{kind: partial(layer_plots.idle, column=f"{kind}_fraction") for kind in ("dead", "saturated")},
+    **{kind: partial(layer_plots.histograms, kind=kind) for kind in ("activations", "gradients", "weights")},
+    **{"filters": layer_plots.filters, "time": _time},
 }

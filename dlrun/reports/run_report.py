@@ -18,9 +18,11 @@ from dlrun.analysis import verdicts
 from dlrun.config.defaults import leaves
 from dlrun.folders import reading
 from dlrun.reports import run_plots
-from dlrun.reports.page import picture, section, table, text, tone, write_page
+from dlrun.reports.page import card, pictures, section, table, text, tone, write_page
 
 __all__ = ["write"]
+
+PHOTO = 48  # pixels from which an image is shown large and smooth; smaller ones show their pixels
 
 
 def write(run_folder: Path) -> Path:
@@ -30,12 +32,16 @@ def write(run_folder: Path) -> Path:
     choices = config.get("choices") or {}
     title = " ".join(str(choices.get(group) or "") for group in ("dataset", "model")).strip() or run_folder.name
     kind, title = title, str(result.get("name") or title)
-    pictures = [file for file in run_plots.draw(run_folder) if file.stem != "errors"]
+    drawn = run_plots.draw(run_folder)
+    drawn.pop("errors", None)  # the page has the images themselves
+    result_of = {name: drawn.pop(name) for name in run_plots.RESULT if name in drawn}
     parts = [
         _head(title, "" if title == kind else f"{kind}; ", run_folder, result),
         _verdicts(result, metrics, reading.layers(run_folder), config),
-        section("Pictures", "".join(map(picture, pictures))),
+        section("Result", pictures(result_of, run_plots.CAPTIONS)),
+        section("Most confused classes", table(run_plots.confused(run_folder))),
         section("Worst validation errors", _gallery(run_folder)),
+        section("Training in detail", pictures(drawn, run_plots.CAPTIONS)),
         section("Checks before training", table(reading.checks(run_folder), long=("message",))),
         section("Config", _config(config, result.get("changed"))),
         section("Every epoch", table(metrics, tall=True)),
@@ -108,8 +114,10 @@ def _gallery(folder: Path) -> str:
     from PIL import Image
 
     shown, found = reading.arrays(folder, "showcase"), reading.arrays(folder, "predictions")
-    if "val_logits" not in found or not len(shown.get("images", ())):
+    if "val_logits" not in found or "images" not in shown:
         return ""
+    if not len(shown["images"]):
+        return card("No image of the validation split is classified wrongly.", "fine")
     classes, cards = run_plots.names(folder, found["val_logits"].shape[1]), []
     for row, image, loss in zip(shown["rows"], shown["images"], shown["losses"], strict=True):
         buffer = io.BytesIO()
@@ -121,7 +129,8 @@ def _gallery(folder: Path) -> str:
             f"<figcaption><b>{escape(true)}</b>, predicted <b>{escape(guess)}</b><br>loss {loss:.2f}<br>"
             f"<span class=soft>{name}</span></figcaption></figure>"
         )
-    return f"<div class=gallery>{''.join(cards)}</div>"
+    kind = "gallery large" if max(shown["images"].shape[1:3]) >= PHOTO else "gallery"
+    return f"<div class='{kind}'>{''.join(cards)}</div>"
 
 
 def _config(config: Mapping[str, Any], changed: Any) -> str:

@@ -48,13 +48,14 @@ def execute(
     shared: SharedData | None = None,
     resuming: bool = False,
     quiet: bool = False,
+    verbose: bool = False,
 ) -> int:
     """Train in a claimed folder, release it, and return the exit code. Raises UserError after recording it.
 
     `record` describes the source of the config (`Composed.record`) and is stored beside it. `shared` holds data that
-    several runs of this process use. A `quiet` run prints to its log only.
+    several runs of this process use. A `quiet` run prints to its log only, a `verbose` one each check in full.
     """
-    screen = Screen(run.log, quiet=quiet)
+    screen = Screen(run.log, quiet=quiet, verbose=verbose)
     follower = Follower(cfg, run, screen.say)
     try:
         train = partial(_train, cfg, run, screen, follower, shared)
@@ -125,6 +126,7 @@ def _train(
     from dlrun.training import checkpoint, loop
     from dlrun.training.experiment import build
 
+    screen.wait("reading the data …")
     exp = build(cfg, shared)
     screen.say(headline(exp))
     if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:

@@ -20,6 +20,8 @@ from dlrun.training.multi_crop import viewed
 
 __all__ = ["predicted", "showcase"]
 
+LARGE = 256
+
 
 def predicted(exp: Experiment, tested: dict[str, Any], test: Split) -> tuple[dict[str, Any], dict[str, Predictions]]:
     """Predict validation and test; with trainer.ema, select raw or averaged weights by validation.
@@ -63,13 +65,17 @@ def _by_weights(
 
 
 def showcase(exp: Experiment, found: Predictions) -> dict[str, Any]:
-    """Return the 24 worst validation errors as 8-bit images, and the filters of the first layer (D11)."""
+    """Return the 24 worst validation errors as 8-bit images, and the filters of the first layer (D11).
+
+    The images are those that the network gets; of more than LARGE pixels they are averaged, to keep a report small.
+    """
     loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
     wrong = (found.logits.argmax(1) != found.labels).nonzero().flatten()
     worst = wrong[loss[wrong].argsort(descending=True)[:24]]
     pixels = exp.data.val.images.take(worst)
-    step = max(1, max(pixels.shape[1:3]) // 96)
-    pixels = pixels[:, ::step, ::step]
+    if (by := -(-max(pixels.shape[1:3]) // LARGE)) > 1 and pixels.numel():
+        smaller = torch.nn.functional.avg_pool2d(pixels.permute(0, 3, 1, 2).float(), by, ceil_mode=True)
+        pixels = smaller.permute(0, 2, 3, 1).to(pixels.dtype)
     if pixels.dtype != torch.uint8 and pixels.numel():
         pixels = (pixels - pixels.min()) * (255 / max(float(pixels.max() - pixels.min()), 1e-30))
     shown = {"rows": worst, "images": pixels.to(torch.uint8), "losses": loss[worst]}

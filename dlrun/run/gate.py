@@ -54,6 +54,7 @@ def passed(exp: Experiment, run: Run | None, screen: Screen, omitted: Omitted) -
     """Run the checks, show and store their results, and return whether training may begin."""
     from dlrun import checks
 
+    screen.wait("checking …")
     results = checks.run(exp)
     audit = _audit(exp, results)
     if audit is not None:
@@ -64,7 +65,7 @@ def passed(exp: Experiment, run: Run | None, screen: Screen, omitted: Omitted) -
             file = run.write_audit([one.row() for one in audit.findings])
             screen.say(f"{len(audit.findings)} findings about the data are listed in {file}")
         run.update_result(checks=checks.worst(results))
-    screen.show(lambda: checks.table(results), checks.lines(results))
+    _show(results, screen)
     failed = [r.check for r in results if r.status == "fail"]
     if not failed:
         return True
@@ -76,6 +77,20 @@ def passed(exp: Experiment, run: Run | None, screen: Screen, omitted: Omitted) -
     return False
 
 
+def _show(results: list[Result], screen: Screen) -> None:
+    """Print the count of the results, and in full those with a warning or a failure; with `-v` and in the log all."""
+    from dlrun import checks
+
+    for line in checks.lines(results):
+        screen.note(line)
+    shown = results if screen.verbose else checks.noteworthy(results)
+    if shown and screen.live:
+        screen.print(checks.table(shown, screen.console.width))
+    elif shown:
+        screen.print("\n".join(checks.lines(shown)))
+    screen.say(checks.summary(results))
+
+
 def _audit(exp: Experiment, results: Iterable[Result]) -> Audit | None:
     """The audit of the data, if one of these checks made it: nothing else may read the test split so early (D4)."""
     return exp.data.audited if any(r.check in AUDITS and r.status != "skip" for r in results) else None
@@ -83,12 +98,13 @@ def _audit(exp: Experiment, results: Iterable[Result]) -> Audit | None:
 
 def check_only(cfg: Settings, *, as_json: bool = False) -> int:
     """Run the checks alone, in no folder, and return the exit code."""
+    if not cfg.check.enabled:
+        raise UserError("check=none disables every check; omit it, or use check=default check.only=[gradient]")
+    screen = Screen(verbose=True)
     from dlrun import checks
     from dlrun.training.experiment import build
 
-    if not cfg.check.enabled:
-        raise UserError("check=none disables every check; omit it, or use check=default check.only=[gradient]")
-    screen = Screen()
+    screen.wait("reading the data …")
     exp = build(cfg)
     if as_json:
         results = checks.run(exp)

@@ -20,7 +20,8 @@ from dlrun.run import execute
 from support.commands import without_torch
 from support.composed import SMALL, composed
 
-NAMES = ["loss", "accuracy", "update_ratios", "dead", "histograms", "confusion", "errors", "filters", "time"]
+NAMES = ["accuracy", "loss", "confusion_val", "confusion_test", "errors", "loss_log", "update_ratios", "dead"]
+NAMES += ["saturated", "activations", "gradients", "weights", "filters", "time"]
 
 
 @pytest.fixture(scope="module")

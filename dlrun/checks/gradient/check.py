@@ -222,7 +222,7 @@ def _summary(found: _Findings) -> Verdict:
     elif found.unreached:
         status, message = "skip", f"correct so far; the time is used up at the {found.unreached}: raise check.budget"
     elif found.tiny:
-        status, message = "warn", f"gradients too small to compare (C6): {named(found.tiny)}; units may be saturated: "
+        status, message = "warn", f"gradients too small to compare: {named(found.tiny)}; units may be saturated: "
         message += "scale the loss, the inputs or the initialisation, or add a norm" + found.advice
     elif rough:
         status, message = (

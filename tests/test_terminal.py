@@ -132,7 +132,7 @@ def test_v_is_refused_for_a_sweep(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [20, 40, 80])
 def test_lines_are_broken_between_words_and_commands_stay_whole(width: int) -> None:
     command = "`dlrun resume outputs/runs/a`;"
-    text = f"one two three  four {command} five six seven\nnext"
+    text = f"1 22 333  4444 {command} 55555 6 77\nnext"
     lines = fitted(text, width).split("\n")
     assert " ".join(" ".join(lines).split()) == " ".join(text.split())
     assert any(command in line for line in lines)

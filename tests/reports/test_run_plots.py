@@ -21,7 +21,7 @@ from support.commands import without_torch
 from support.composed import SMALL, composed
 
 NAMES = ["accuracy", "loss", "confusion_val", "confusion_test", "errors", "loss_log", "update_ratios", "dead"]
-NAMES += ["saturated", "activations", "gradients", "weights", "filters", "time"]
+NAMES += ["activations", "gradients", "weights", "filters", "time"]
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +39,13 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 def test_every_picture_is_drawn_and_shows_something(copy: Path) -> None:
     drawn = run_plots.draw(copy)
-    assert [file.stem for file in drawn] == NAMES
-    assert {file.parent for file in drawn} == {copy / "plots"}
-    for file in drawn:
+    assert list(drawn) == NAMES
+    files = [file for file in drawn.values() if isinstance(file, Path)]
+    assert [file.stem for file in files] == [name for name in NAMES if name != "dead"]
+    assert {file.parent for file in files} == {copy / "plots"}
+    assert set(run_plots.RESULT) < set(drawn)
+    assert set(drawn) - set(run_plots.CAPTIONS) == {"errors"}, "the page has those images themselves"
+    for file in files:
         with Image.open(file) as picture:
             pixels = np.asarray(picture.convert("RGB")).astype(int)
         assert min(picture.size) > 60, file
@@ -52,28 +56,84 @@ def test_every_picture_is_drawn_and_shows_something(copy: Path) -> None:
         assert (edges == 255).all(), file
 
 
-def test_titles_begin_at_the_left_and_layers_without_dead_units_say_so(copy: Path) -> None:
-    figures = {name: run_plots.PICTURES[name](copy) for name in ("loss", "time", "histograms", "errors")}
-    for name, figure in figures.items():
-        assert figure._suptitle.get_ha() == "left", name
-        assert figure._suptitle.get_position()[0] < 0.1, name
+def test_pictures_fit_a_phone_and_titles_begin_at_the_left(copy: Path) -> None:
+    for name, picture in run_plots.PICTURES.items():
+        if name == "errors" or isinstance(figure := picture(copy), str | None):
+            continue
+        assert figure.get_size_inches()[0] <= 4.7, name
+        assert figure.axes[0].get_title(loc="left"), name
+        FigureCanvasAgg(figure).draw()
+        assert figure.axes[0]._left_title.get_window_extent().x1 <= figure.bbox.x1, name
+
+
+def test_what_would_show_nothing_is_a_sentence(copy: Path) -> None:
     table = (copy / "layers.csv").read_text().splitlines()
     column = table[0].split(",").index("dead_fraction")
     rows = [line.split(",") for line in table]
+    count = len({row[1] for row in rows[1:] if row[column]})
+    assert run_plots.PICTURES["dead"](copy).count(f" {count} layers") == 1
     for row in rows[1:]:
-        row[column] = row[column] and "0.0"
+        row[column] = row[column] and "0.5"
     (copy / "layers.csv").write_text("\n".join(map(",".join, rows)))
-    (axes, *_) = run_plots.PICTURES["dead"](copy).axes
-    assert "zero" in axes.texts[0].get_text()
+    assert len(run_plots.PICTURES["dead"](copy).axes[0].lines) == count + 1
+    (copy / "metrics.csv").write_text("\n".join((copy / "metrics.csv").read_text().splitlines()[:2]) + "\n")
+    (row,) = reading.metrics(copy)
+    assert f"{float(row['val_acc']):.4f}" in run_plots.PICTURES["accuracy"](copy)
+    assert f"{float(row['train_loss']):.4f}" in run_plots.PICTURES["loss"](copy)
+    labels = np.arange(50) % 10
+    np.savez(copy / "predictions.npz", val_logits=np.eye(10)[labels], val_labels=labels, val_ids=labels.astype(str))
+    assert "50" in run_plots.PICTURES["confusion_val"](copy)
+    assert run_plots.PICTURES["confusion_test"](copy) is None
+    assert run_plots.confused(copy) == []
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_confusion_matrix_is_in_per_cent_of_each_true_class_on_a_linear_scale(copy: Path, split: str) -> None:
+    guesses = np.array([[3, 1, 0], [0, 1, 0], [2, 0, 6]])
+    labels, predicted = (np.concatenate([np.full(guesses[i, j], (i, j)[k]) for i in range(3) for j in range(3)])
+                         for k in (0, 1))  # fmt: skip
+    arrays = {f"{s}_logits": np.eye(3)[predicted if s == split else labels] for s in ("val", "test")}
+    np.savez(copy / "predictions.npz", **arrays, val_labels=labels, test_labels=labels)
+    axes = run_plots.PICTURES[f"confusion_{split}"](copy).axes[0]
+    (image,) = axes.images
+    np.testing.assert_allclose(image.get_array(), [[75, 25, 0], [0, 100, 0], [25, 0, 75]])
+    assert (type(image.norm).__name__, image.norm.vmin, image.norm.vmax) == ("Normalize", 0, 100)
+    assert [t.get_text() for t in axes.texts] == ["75", "25", "100", "25", "75"]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0 (4)", "1 (1)", "2 (8)"]
+    assert {"3", "13"} <= set(axes.get_title(loc="left").replace(",", "").split())
+    other = {"val": "test", "test": "validation"}[split]
+    first, second = run_plots.confused(copy)
+    assert (first["true"], first["predicted"], second["true"], second["predicted"]) == ("2", "0", "0", "1")
+    assert (first.pop(other), second.pop(other)) == ("0", "0")
+    assert ("2" in first.values(), "1" in second.values()) == (True, True)
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, 8), (200, 200), (256, 256), (300, 150)])
+def test_errors_are_kept_as_the_network_gets_them(side: int, expected: int) -> None:
+    from types import SimpleNamespace
+
+    import torch
+
+    from dlrun.data.images import InMemory
+    from dlrun.run.final_test import showcase
+
+    images = torch.randint(0, 255, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exp = SimpleNamespace(data=SimpleNamespace(val=SimpleNamespace(images=InMemory(images))), model=torch.nn.ReLU())
+    found = SimpleNamespace(logits=torch.tensor([[9.0, 0], [0, 1], [0, 9]]), labels=torch.tensor([1, 1, 0]))
+    shown = showcase(exp, found)  # type: ignore[arg-type]
+    assert sorted(shown["rows"]) == [0, 2]
+    assert shown["images"].shape == (2, expected, expected, 3)
+    if side == expected:
+        assert (shown["images"] == images[shown["rows"]].numpy()).all()
 
 
 @pytest.mark.parametrize(
     ("file", "lost"),
     [
-        ("metrics.csv", {"loss", "accuracy", "time"}),
+        ("metrics.csv", {"loss", "loss_log", "accuracy", "time"}),
         ("layers.csv", {"update_ratios", "dead"}),
-        ("histograms.npz", {"histograms"}),
-        ("predictions.npz", {"confusion", "errors"}),
+        ("histograms.npz", {"activations", "gradients", "weights"}),
+        ("predictions.npz", {"confusion_val", "confusion_test", "errors"}),
         ("showcase.npz", {"errors", "filters"}),
         ("result.json", set()),
     ],
@@ -81,6 +141,7 @@ def test_titles_begin_at_the_left_and_layers_without_dead_units_say_so(copy: Pat
 def test_a_picture_is_skipped_only_where_its_numbers_are_missing(copy: Path, file: str, lost: set[str]) -> None:
     (copy / file).unlink()
     # what is drawn, not how: writing files takes most of the time
+    lost |= {"saturated"}  # ReLU does not saturate
     assert {name for name, picture in run_plots.PICTURES.items() if picture(copy) is None} == lost
 
 
@@ -106,11 +167,11 @@ def test_many_classes_and_many_layers_still_fit(copy: Path) -> None:
     rows = ["epoch,layer,update_ratio,dead_fraction,saturated_fraction"]
     rows += [f"{epoch},block{k}.a.long.name.conv,1e-{1 + k % 5},{k / 60},0.5" for epoch in (1, 2) for k in range(60)]
     (copy / "layers.csv").write_text("\n".join(rows) + "\n")
-    for name in ("confusion", "update_ratios", "dead"):
+    for name in ("confusion_val", "update_ratios", "dead"):
         figure = run_plots.PICTURES[name](copy)
         assert figure is not None
         assert max(figure.get_size_inches()) < 10
-    numbers = [t.get_text() for t in run_plots.PICTURES["confusion"](copy).axes[0].texts]
+    numbers = [t.get_text() for t in run_plots.PICTURES["confusion_val"](copy).axes[0].texts]
     assert numbers == []
 
 
@@ -118,7 +179,7 @@ def test_long_names_of_classes_stay_inside_the_picture(copy: Path) -> None:
     result = json.loads((copy / "result.json").read_text())
     result["data"]["classes"] = [f"automobile number {k}" for k in range(10)]
     (copy / "result.json").write_text(json.dumps(result))
-    figure = run_plots.PICTURES["confusion"](copy)
+    figure = run_plots.PICTURES["confusion_val"](copy)
     FigureCanvasAgg(figure).draw()
     for text in (*figure.axes[0].get_xticklabels(), figure.axes[0].xaxis.label, figure.axes[0].yaxis.label):
         box = text.get_window_extent()
@@ -131,7 +192,7 @@ def test_a_diverged_run_has_pictures_too(copy: Path) -> None:
     cells = text[-1].split(",")
     cells[2] = cells[4] = "nan"
     (copy / "metrics.csv").write_text("\n".join([*text[:-1], ",".join(cells)]) + "\n")
-    assert [file.stem for file in run_plots.draw(copy)] == NAMES
+    assert list(run_plots.draw(copy)) == NAMES
 
 
 def test_drawing_needs_no_torch(copy: Path, here: Path, dlrun: Callable[..., object]) -> None:

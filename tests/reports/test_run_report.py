@@ -57,7 +57,11 @@ def test_training_ends_with_a_page_that_has_everything(run: Path) -> None:
     for check in reading.checks(run):
         assert f"<td>{check['check']}</td>" in section(text, "Checks before training")
     assert len(re.findall("<tr>", section(text, "Every epoch"))) == 1 + 2
-    assert section(text, "Pictures").count("data:image/png;base64,") == 8
+    assert section(text, "Result").count("data:image/png;base64,") == 4
+    assert section(text, "Training in detail").count("data:image/png;base64,") == 7
+    assert section(text, "Training in detail").count("class='card") == 1  # no unit is dead
+    order = ["Verdicts", "Result", "Most confused classes", "Worst validation errors", "Training in detail"]
+    assert re.findall("<h2>([^<]*)</h2>", text)[:5] == order
     assert section(text, "Worst validation errors").count("<figure>") == len(reading.arrays(run, "showcase")["rows"])
     assert f"{run / 'report.html'}" in (run / "log.txt").read_text()
 
@@ -193,7 +197,7 @@ def test_what_a_real_run_was_told_stands_in_its_result_and_in_every_table(
 def test_a_picture_that_fails_does_not_undo_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dlrun.reports import run_plots
 
-    def broken(folder: Path) -> list[Path]:
+    def broken(folder: Path) -> dict[str, Path]:
         raise RuntimeError("no ink")
 
     monkeypatch.setattr(run_plots, "draw", broken)
@@ -236,7 +240,8 @@ const read = () => [...table.tBodies[0].rows].map((row) => Number(row.cells[colu
 const button = table.querySelectorAll("th button")[column], seen = [];
 for (let k = 0; k < 2; k++) { button.click(); seen.push(read()); }
 const wide = document.documentElement.scrollWidth <= innerWidth;
-const images = [...document.images].every((i) => i.complete && i.naturalWidth > 0);
+const images = [...document.images].every((i) => i.complete && i.naturalWidth > 0
+  && i.getBoundingClientRect().right <= innerWidth);
 document.body.dataset.seen = JSON.stringify([seen, wide, images, document.title, innerWidth]);
 </script>
 """

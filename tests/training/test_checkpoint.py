@@ -18,7 +18,6 @@ import pytest
 import torch
 
 from dlrun.console import Screen
-from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
@@ -29,6 +28,7 @@ from dlrun.training.checkpoint import State, Writer
 from dlrun.training.experiment import Experiment, build
 from dlrun.training.random_state import rng_state
 from support.composed import SMALL, composed
+from support.tensors import tensors
 
 SLOW = 0.3  # seconds a checkpoint takes: longer than an epoch here
 
@@ -63,50 +63,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return done
 
 
-def tensors(node: Any) -> list[torch.Tensor]:
-    if isinstance(node, torch.Tensor):
-        return [node]
-    parts = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
-    return [tensor for part in parts for tensor in tensors(part)]
-
-
-def trained(exp: Experiment, steps: int) -> None:
-    batches = exp.train.epoch(1)
-    for _ in range(steps):
-        loop.step(exp, Batch(*next(batches)))
-
-
 # --- the snapshot
-
-
-@pytest.mark.parametrize(
-    "words", [("optimizer=adam", "trainer.ema=0.9"), ("optimizer=sgd",), ("optimizer=muon",), ("optimizer=lbfgs",)]
-)
-def test_training_on_does_not_reach_into_a_snapshot(tmp_path: Path, words: tuple[str, ...]) -> None:
-    exp = build(composed(*SMALL, "trainer.batch_size=16", *words))
-    trained(exp, 2)
-    state = State(epoch=1, step=2, best={"epoch": 1, "value": 0.5, "val_loss": 1.0})
-    torch.save(exp.optimizer.state_dict(), tmp_path / "optimizer.pt")
-    weights = {name: tensor.clone() for name, tensor in exp.model.state_dict().items()}
-    content = checkpoint.snapshot(exp, state)
-    trained(exp, 3)
-    if exp.average is not None:
-        for tensor in exp.average.state_dict().values():
-            tensor.fill_(7)
-    torch.rand(1)
-
-    run = claim(str(tmp_path / "run"), "test")
-    checkpoint.write(run, content, is_best=True)
-    found = checkpoint.load(run.last)
-    assert all(torch.equal(found["model"][name], tensor) for name, tensor in weights.items())
-    assert any(not torch.equal(weights[name], tensor) for name, tensor in exp.model.state_dict().items())
-    before, kept = (tensors(o) for o in (torch.load(tmp_path / "optimizer.pt"), found["optimizer"]))
-    assert len(before) == len(kept) > 0
-    assert all(torch.equal(a, b) and a.stride() == b.stride() for a, b in zip(before, kept, strict=True))
-    assert exp.average is None or not any((t == 7).all() for t in tensors(found["ema"]) if t.is_floating_point())
-    # modules find the version of what they load in it
-    assert content["model"]._metadata == exp.model.state_dict()._metadata  # type: ignore[attr-defined]
-    run.release()
 
 
 def test_no_two_snapshots_are_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slow: list[float]) -> None:

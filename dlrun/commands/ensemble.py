@@ -70,6 +70,7 @@ def _found(args: Namespace, trust: list[str]) -> list[Member]:
         raise UserError(
             f"no completed runs in {' '.join(args.paths)}; train five with `dlrun train -m 'seed=range(0,5)'`"
         )
+    from dlrun.folders import own_code
     from dlrun.inference import reevaluate
 
     if args.members == "checkpoints":
@@ -83,7 +84,11 @@ def _found(args: Namespace, trust: list[str]) -> list[Member]:
 
     with Screen() as screen:
         steps = screen.work(paths, len(paths), "evaluating again", lambda: "members")
-        return [reevaluate.evaluated(path, trust) for path in steps]
+        found = [reevaluate.evaluated(path, trust) for path in steps]
+    changes = (own_code.changes(path, trust) for path in paths)
+    for line in [line for line in changes if line][:1]:
+        print(line)
+    return found
 
 
 def _print_skipped(lines: list[str]) -> None:

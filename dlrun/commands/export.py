@@ -41,6 +41,8 @@ def main(argv: list[str]) -> int:
 
     found = export.export(run, args.to, out, trust)
     print(scores.used(run))
+    for line in found["changes"]:
+        print(line)
     about = found["about"]
     print(f"{out}: maps raw {about['dtype']} images (batch, channels, height, width) to logits, for any batch size")
     for line in _recipe(about):

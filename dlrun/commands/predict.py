@@ -42,6 +42,8 @@ def main(argv: list[str]) -> int:
     sources = classify.Sources(args.paths)
     predictor = load(model, trust, args.device)
     print(scores.used(model))
+    for line in predictor.changes(trust):
+        print(line)
     with Screen() as screen:
         done = classify.predict(predictor, sources, out, screen)
     for name, why in done.unreadable.items():

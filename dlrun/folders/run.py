@@ -97,6 +97,10 @@ class Run:
         """Write the pixels and weights that pictures show: the worst errors, the filters of the first layer."""
         write_arrays(self.path / "showcase.npz", arrays, small=True)
 
+    def write_probe(self, arrays: Mapping[str, Any]) -> None:
+        """Write a few images and their logits, by which later commands verify the model."""
+        write_arrays(self.path / "probe.npz", arrays, small=True)
+
     def write_checks(self, rows: list[dict[str, Any]]) -> None:
         """Write the results of the checks, one row per check."""
         write_atomic(self.path / "checks.csv", as_csv(rows).encode())

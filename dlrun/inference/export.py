@@ -41,6 +41,7 @@ class Exported(TypedDict):
 
     difference: float
     images: int
+    changes: list[str]  # lines on own code that has changed since
     about: dict[str, Any]
     example: Path | None
 
@@ -78,7 +79,8 @@ def export(path: Path, kind: str, out: Path, trust: list[str]) -> Exported:
         raise UserError(f"{path}: not written: the exported logits differ by up to {gap:.2g}", Exit.FAILED)
     write_atomic(out, data)
     script = example.write(kind, out) if about["mode"] else None
-    return {"difference": gap, "images": len(images), "about": about, "example": script}
+    changes = predictor.changes(trust)
+    return {"difference": gap, "images": len(images), "changes": changes, "about": about, "example": script}
 
 
 def _about(predictor: Predictor, images: Tensor) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from dlrun.analysis import sweeps
 from dlrun.config.schema import check_rules
@@ -22,30 +22,15 @@ from dlrun.config.targets import check_targets
 from dlrun.ensembles.votes import VOTES, Vote, heated, softmax
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
-from dlrun.folders import reading
+from dlrun.folders import own_code, reading
 from dlrun.training import checkpoint
 from dlrun.training.device import pick_device
 from dlrun.training.experiment import Experiment, build, build_model
 from dlrun.training.multi_crop import viewed
+from dlrun.training.normalised import Normalised, differs
+from dlrun.vocabulary import Exit
 
-__all__ = ["Normalised", "Predictor", "load", "rebuilt"]
-
-
-class Normalised(nn.Module):
-    """A model of raw pixels: images (B, C, H, W) in the units of the dataset -> logits (B, K)."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, mean: list[float], std: list[float]) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model((images.float() - self.mean) / self.std)
-        return logits
+__all__ = ["Predictor", "load", "rebuilt"]
 
 
 @dataclass
@@ -62,6 +47,13 @@ class Predictor:
     device: torch.device
     data: dict[str, Any]  # the data record of the run's result.json
 
+    members: tuple[Path, ...] = ()  # of an ensemble
+
+    def changes(self, trust: list[str]) -> list[str]:
+        """Return a line for the run, or the first member, whose own code has changed since it was trained."""
+        found = (own_code.changes(path, trust) for path in self.members or (self.path,))
+        return [line for line in found if line][:1]
+
     def __call__(self, images: Tensor) -> Vote:
         """Return probabilities and classes of images (B, H, W, C), uint8 or float, in the units of the dataset."""
         logits = self.logits(images)
@@ -76,7 +68,10 @@ class Predictor:
 
 
 def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
-    """Load a run, or an ensemble with its members. Raises UserError that names what cannot be used."""
+    """Load a run, or an ensemble with its members.
+
+    Raises UserError that names what cannot be used, also a model that gives other logits than at the end of training.
+    """
     sweeps.expect_model(path)
     if not ensemble_folder.is_ensemble(path):
         return _run(path, trust, device)
@@ -103,7 +98,18 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
             raise UserError(f"{other.path} and {first.path} differ in classes or shape; run `dlrun ensemble` again")
     models = [part.models[0] for part in parts]
     vote, where = stored["vote"], first.device
-    return Predictor(path, first.classes, first.shape, models, weights, vote, temperature, where, first.data)
+    return Predictor(
+        path,
+        first.classes,
+        first.shape,
+        models,
+        weights,
+        vote,
+        temperature,
+        where,
+        first.data,
+        tuple(part.path for part in parts),
+    )
 
 
 def rebuilt(path: Path, trust: list[str]) -> Experiment:
@@ -150,6 +156,9 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
     averaged = not name and reading.stored(path).get("weights") == "ema"
     checkpoint.load_weights(file, checkpoint.load(file), model, averaged=averaged)
     whole = Normalised(viewed(model, kind), data["mean"], data["std"]).eval().to(where)
+    if not name and (gap := differs(whole, reading.arrays(path, "probe"), where)):
+        why = own_code.mismatch(path, trust)
+        raise UserError(f"{path}: its logits differ by {gap:.2g} from those at the end of training: {why}", Exit.FAILED)
     return Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
 
 

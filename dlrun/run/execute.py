@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dlrun.config.settings import Settings, Trainer
 from dlrun.console import Screen
 from dlrun.errors import UserError, first_line
+from dlrun.folders import own_code
 from dlrun.folders.run import Run
 from dlrun.run.gate import Omitted, headline, passed
 from dlrun.run.provenance import origin
@@ -128,6 +129,8 @@ def _train(
 
     screen.wait("reading the data …")
     exp = build(cfg, shared)
+    if changed := own_code.keep(run, cfg.trust):
+        screen.say(changed, style="yellow")
     screen.say(headline(exp))
     if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:
         # threads of two programs that spin on the same cores wait for each other: measured up to 50 times slower
@@ -185,6 +188,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     """Predict validation and test once, with the weights that trainer.keep chose; store predictions, return scores."""
     from dlrun.run.final_test import predicted, showcase
     from dlrun.training import checkpoint, loop
+    from dlrun.training.normalised import probe
 
     tested = checkpoint.load(run.tested)
     checkpoint.load_weights(run.tested, tested, exp.model)
@@ -206,6 +210,8 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
         stored.update({f"{name}_{what}": values for what, values in arrays.items()})
     run.write_showcase(showcase(exp, found["val"]))
     run.write_predictions(stored)
+    if arrays := probe(exp):
+        run.write_probe(arrays)
     ending.update(
         epochs=state.epoch,
         seconds=round(state.seconds, 3),

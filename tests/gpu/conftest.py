@@ -107,7 +107,9 @@ def train(dlrun: Callable[..., Outcome], arrays: Path, here: Path) -> Callable[.
     """Run `dlrun train WORDS` on the device, in this process; it must end with `code`."""
 
     def call(*words: str, folder: str = "run", code: int = 0, where: str = DEVICE) -> Run:
-        asked = (f"run.dir={folder}", f"trainer.device={where}", *QUIET, *located(words, arrays))
+        given = {word.partition("=")[0] for word in words}
+        quiet = [word for word in QUIET if word.partition("=")[0] not in given]
+        asked = (f"run.dir={folder}", f"trainer.device={where}", *quiet, *located(words, arrays))
         outcome = dlrun("train", *asked)
         assert outcome.code == code, outcome.out + outcome.err
         return Run(here / folder, outcome)

@@ -155,7 +155,7 @@ def test_a_deleted_file_counts_as_changed_and_a_large_one_is_only_hashed(place: 
     assert (list(code["files"]), code["not_copied"]) == (["mynet.py"], ["mynet.py"])
     assert not Path("large/code").exists()
     differing = call(place, "diff", "one", "large").out
-    assert re.search(r"^code\n  mynet\.py +[0-9a-f]{12} +[0-9a-f]{12}$", differing, re.M)
+    assert re.search(r"^code\n  blocks\.py +[0-9a-f]{12}  –\n  mynet\.py +[0-9a-f]{12}  [0-9a-f]{12}$", differing, re.M)
     assert call(place, "rm", "one", "--yes").code == 0
     assert not Path("one").exists()
 

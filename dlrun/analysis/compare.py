@@ -5,6 +5,8 @@ Reads one file per run, result.json, and never imports torch.
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import difflib
 import gc
 import json
@@ -18,16 +20,26 @@ from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.folders.version import NewerFormat
-from dlrun.vocabulary import NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower_is_better, place
+from dlrun.vocabulary import FAILED, NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower_is_better, place
 
-__all__ = ["IGNORED", "Entry", "ensembles", "metric", "read", "rows", "scored", "sorted_by", "table", "varying"]
+__all__ = ["DERIVED", "IGNORED", "Entry", "ensembles", "expect_columns", "metric", "read", "rows", "scored"]
+__all__ += ["shown", "sorted_by", "table", "typed", "varying"]
 
 # settings that do not affect what a run learns: its folder, search, checks and report
 IGNORED = (
     *("run.", "sweep.", "search.", "choices.search", "hydra", "choices.hydra", "trust", "choices.experiment"),
     *("check.", "choices.check", "trainer.report"),
 )
+# a key whose default refers to another, and that other: it repeats what somebody set there
+DERIVED = {
+    "scheduler.epochs": "trainer.epochs",
+    "scheduler.tau": "trainer.epochs",
+    "model.dropout": "regularizer.dropout",
+    "loss.label_smoothing": "regularizer.label_smoothing",
+    "search.metric": "trainer.monitor",
+}
 ABOUT = ("name", "tags", "note")  # what a person says of a run
+UNFINISHED = (Status.RUNNING, Status.INTERRUPTED, Status.PAUSED, Status.PRUNED, Status.FAILED)
 PLAIN = {None: "null", True: "true", False: "false"}
 
 
@@ -76,7 +88,23 @@ def _entry(path: Path) -> Entry:
     except NewerFormat as error:
         return _unreadable(path, error)
     config = result.get("config")
+    if result.get("status") in UNFINISHED and result.get("best_epoch") != result.get("epochs"):
+        result |= _at_best(path, result)
     return Entry(path, result, _flat(config if isinstance(config, dict) else _config(path)))
+
+
+def _at_best(path: Path, result: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of the best epoch of a run that has not completed: result.json holds those of its last epoch."""
+    with contextlib.suppress(UserError, ValueError, TypeError, csv.Error):
+        best = str(result.get("best_epoch"))
+        row = next((row for row in reading.metrics(path) if row.get("epoch") == best), {})
+        kinds = [{c: float(row[f"{kind}{c}"]) for c in ("val_loss", "val_acc")} for kind in ("", "ema_")
+                 if row.get(f"{kind}val_loss") and row.get(f"{kind}val_acc")]  # fmt: skip
+        monitor = str(result.get("monitor"))
+        column = monitor if monitor in ("val_loss", "val_acc") else "val_acc"
+        lower = lower_is_better(column)
+        return min(kinds, key=lambda s: place(s[column], s["val_loss"], 0, lower=lower), default={})
+    return {}
 
 
 def rows(paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -84,12 +112,19 @@ def rows(paths: Sequence[str]) -> list[dict[str, Any]]:
     return table(read(paths))
 
 
-def table(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) -> list[dict[str, Any]]:
+def table(
+    entries: Sequence[Entry], by: str = "", *, lower: bool | None = None, also: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """Return one row per entry, best first `by` a score, failed ones last, with the columns of `rows`.
+
+    `also` are settings to include that do not differ.
 
     `by` may be any number of the results; without `lower` its name decides whether a lower value is better.
     """
-    differing = varying([entry.config for entry in entries])
+    differing = varying([entry.config for entry in entries], typed(entries))
+    for name in also:
+        key = next((k for k in (f"choices.{name}", name) if any(k in entry.config for entry in entries)), None)
+        differing += [key] if key and key not in differing else []
     named = [key for key in ABOUT if any(entry.result.get(key) for entry in entries)]
     unreadable = any(entry.result.get("status") == Status.UNREADABLE for entry in entries)
     made = []
@@ -130,12 +165,7 @@ def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any
     Raises UserError for a column that does not exist.
     """
     name = column.removeprefix("-")
-    names = list(rows[0]) if rows else []
-    key = f"{name}_mean" if f"{name}_mean" in names else name
-    if key not in names:
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
-        raise UserError(f"--sort={column}: no such column; {hint}")
+    key = _column(rows, name, f"--sort={column}")
     best_first = name in SCORES and not lower_is_better(name)
     there: list[dict[str, Any]] = []
     empty: list[dict[str, Any]] = []
@@ -144,6 +174,23 @@ def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any
         (empty if row[key] in ("", None) or row[key] != row[key] else there).append(row)
     there.sort(key=lambda row: _order(row[key]), reverse=best_first != column.startswith("-"))
     return there + empty
+
+
+def expect_columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
+    """Raise UserError for the first name that is no column of the rows."""
+    for name in names:
+        _column(rows, name, f"--columns {name}")
+
+
+def _column(rows: Sequence[Mapping[str, Any]], name: str, typed: str) -> str:
+    """The key of a column; of a score over seeds that of its mean."""
+    names = list(rows[0]) if rows else []
+    key = f"{name}_mean" if f"{name}_mean" in names else name
+    if key not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
+        raise UserError(f"{typed}: no such column; {hint}")
+    return key
 
 
 def _order(value: Any) -> tuple[float, str]:
@@ -193,12 +240,36 @@ def varying(configs: Sequence[Mapping[str, str]], asked: Collection[str] = ()) -
             if len(set(values) - {None}) > 1:
                 several[key] = values
     kept: list[str] = []
-    for key in sorted(several, key=lambda key: (not key.startswith("choices."), key not in asked)):
+    order = sorted(several, key=lambda key: (not key.startswith("choices."), key in DERIVED, key not in asked))
+    for key in order:
         # an option that differs brings its own _target_ along
         implied = key.endswith("._target_") and f"choices.{key.split('.')[0]}" in several
-        if not implied and not any(_follows(several[key], several[k]) for k in kept if _last(k) == _last(key)):
+        leaders = [k for k in kept if _last(k) == _last(key) or DERIVED.get(key) == k]
+        if not implied and not any(_follows(several[key], several[k]) for k in leaders):
             kept.append(key)
     return kept
+
+
+def typed(entries: Sequence[Entry]) -> set[str]:
+    """Return the keys that somebody typed, or a preset changed; of a run older than that record all its keys."""
+    found: set[str] = set()
+    for _, result, config in entries:
+        words, changed = result.get("typed"), result.get("changed")
+        if not isinstance(words, list):
+            found.update(config)
+            continue
+        for word in words:
+            key = str(word).partition("=")[0].lstrip("+~")
+            found.add(f"choices.{key}" if f"choices.{key}" in config else key)
+        found.update(changed if isinstance(changed, dict) else ())
+    return found
+
+
+def shown(entries: Sequence[Entry]) -> list[str]:
+    """Return the settings that a terminal shows: typed, and different among the runs that began to train."""
+    began = [e for e in entries if e.result.get("status") not in FAILED or e.result.get("epochs")]
+    asked = typed(began)
+    return [key.removeprefix("choices.") for key in varying([e.config for e in began], asked) if key in asked]
 
 
 def _last(key: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.vocabulary import is_accuracy
 
-__all__ = ["FEW", "counted", "images", "margin", "noise", "short", "used", "wilson"]
+__all__ = ["FEW", "counted", "images", "margin", "noise", "short", "short_names", "used", "wilson"]
 
 FEW = 1000  # images below which an accuracy is shown with what it rests on: 1 % is 10 of them (S9)
+DATE = re.compile(r"(?<![0-9])[0-9]{8}-[0-9]{6}-")  # of a new folder
 Z = 1.96  # of a normal distribution, for 95 %
 
 
@@ -71,6 +73,25 @@ def short(path: Path) -> str:
     """Return the name of a run for reading: its folder, of a trial that of the sweep as well."""
     parts = Path(os.path.abspath(path.resolve() if path.is_symlink() else path)).parts
     return "/".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Return the names of runs without what they share: the folders above, the date, a common beginning.
+
+    Whatever would make two of them equal stays.
+    """
+    unique = len(set(paths))
+    names = [short(Path(path)) for path in paths]
+    if len(set(names)) < unique:
+        names = [os.path.relpath(path, os.path.commonpath(list(map(os.path.abspath, paths)))) for path in paths]
+    bare = [DATE.sub("", name) for name in names]
+    names = bare if len(set(bare)) == unique and all(bare) else names
+    if len(set(names)) > 1:
+        low, high = min(names), max(names)  # what these two begin with, all others do
+        same = next((k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+        start = low[: max(low.rfind("-", 0, same), low.rfind("/", 0, same)) + 1]
+        names = [name[len(start) :] for name in names]
+    return names
 
 
 def used(path: Path) -> str:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dlrun.commands.arguments import Parser
+from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
+
+if TYPE_CHECKING:
+    from dlrun.analysis.compare import Entry
 
 __all__ = ["main"]
 
@@ -17,15 +22,17 @@ SCREEN = 50  # rows on a terminal; more would scroll the best ones out of sight
 def main(argv: list[str]) -> int:
     """Print the table and write it as CSV; returns 0."""
     args = _parser().parse_args(argv)
+    if args.last is not None and args.last < 1:
+        raise UserError(f"--last {args.last}: expected a whole number, 1 or more")
     from dlrun.analysis import compare, sweeps
     from dlrun.folders import outputs
     from dlrun.reports import tables
 
     paths = args.paths or ([str(outputs.OUTPUTS)] if outputs.OUTPUTS.is_dir() else [])
-    entries = compare.read(paths)
     # a single sweep is ranked by its own metric
-    entries, metric, lower = sweeps.searched([Path(path) for path in paths], entries)
-    runs = len(entries)
+    entries, metric, lower = sweeps.searched([Path(path) for path in paths], compare.read(paths))
+    everything = len(entries)
+    entries = _selected(args, entries)
     notes: list[str] = []
     if args.group_seeds:
         from dlrun.analysis import seed_groups
@@ -33,8 +40,8 @@ def main(argv: list[str]) -> int:
         table = seed_groups.grouped(entries, metric, lower=lower)
         notes = seed_groups.note(table, metric)
     else:
-        entries += compare.ensembles(paths)
-        table = compare.table(entries, metric, lower=lower)
+        votes = [] if _selects(args) else compare.ensembles(paths)
+        table = compare.table([*entries, *votes], metric, lower=lower, also=_columns(args))
     if args.sort and table:
         table = compare.sorted_by(table, args.sort)
     if table and (args.csv or not (args.json or args.latex)):
@@ -42,13 +49,71 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(tables.as_json(table))
     elif not table:
-        print(f"no runs in {' '.join(args.paths) or outputs.OUTPUTS}; start one with `dlrun train`")
+        where = " ".join(args.paths) or outputs.OUTPUTS
+        none = f"no runs in {where}; start one with `dlrun train`"
+        print(f"none of {everything} runs is selected" if everything else none)
     elif args.latex:
         print(tables.as_latex(table, notes, metric, lower=lower))
     else:
-        print(tables.as_text(table, None if args.all else SCREEN, metric, lower=lower))
-        _foot(args, runs, len(entries) - runs, len(table), notes)
+        _print(args, entries, table, notes, metric, lower)
     return Exit.FINE
+
+
+def _columns(args: Namespace) -> list[str]:
+    return [name.strip() for name in (args.columns or "").split(",") if name.strip()]
+
+
+def _selects(args: Namespace) -> bool:
+    return bool(args.filter or args.where or args.status or args.last)
+
+
+def _selected(args: Namespace, entries: list[Entry]) -> list[Entry]:
+    """The runs that the flags leave."""
+    if not _selects(args):
+        return entries
+    from dlrun.analysis import selecting
+
+    if args.filter:
+        entries = selecting.satisfying(entries, args.filter)
+    if args.where:
+        entries = selecting.tagged(entries, args.where)
+    if args.status:
+        entries = selecting.with_status(entries, args.status)
+    return selecting.newest(entries, args.last) if args.last else entries
+
+
+def _print(
+    args: Namespace, entries: list[Entry], table: list[dict[str, Any]], notes: list[str], metric: str, lower: bool
+) -> None:
+    """Print the rows, below them the runs without a rank, and what the comparison comes to."""
+    import shutil
+
+    from dlrun.analysis import compare, deciding, scores
+    from dlrun.reports import footer, tables
+
+    columns = _columns(args)
+    compare.expect_columns(table, columns)
+    votes = 0 if args.group_seeds else len(table) - len(entries)
+    apart = [] if args.status or args.all or args.group_seeds else footer.BELOW
+    below = [e for e in entries if e.result.get("status") in apart]
+    rows = [row for row in table if row.get("status") not in apart or not apart]
+    paths = [] if args.group_seeds else [row["run"] for row in table]
+    names = dict(zip(paths, scores.short_names(paths), strict=True))
+    if rows:
+        settings = None if args.group_seeds or args.all else compare.shown(entries)
+        images = {str(e.path): (scores.images(e.result, "val"), scores.images(e.result, "test")) for e in entries}
+        most = None if args.all else SCREEN
+        if settings is not None and votes:
+            settings.append("model")  # of an ensemble its vote
+        shape: dict[str, Any] = {"settings": settings, "columns": columns, "images": images, "names": names}
+        print(tables.as_text(rows, most, metric, lower=lower, **shape))
+        if not args.group_seeds and (note := tables.interval_note(list(images.values()))):
+            notes = [*notes, note]
+    if below:
+        print(*footer.lines(below, metric, names, shutil.get_terminal_size().columns), sep="\n")
+    decided = [] if args.group_seeds else deciding.decision(entries, metric, lower=lower, names=names)
+    _foot(args, len(entries), votes, len(rows), notes)
+    print(*decided, sep="\n", end="\n" if decided else "")
 
 
 def _parser() -> Parser:
@@ -60,10 +125,18 @@ def _parser() -> Parser:
     parser.add_argument(
         "--sort", metavar="COLUMN", help="sort by this column, scores best first; --sort=-COLUMN reverses"
     )
+    parser.add_argument("--columns", metavar="A,B", help="print these columns, whatever their width")
+    word = "only runs that satisfy it, such as 'val_acc>0.7 and model=resnet20'"
+    parser.add_argument("--filter", metavar="TEXT", help=word)
+    word = "only runs with this tag, name, note or setting, such as tag=baseline; may be repeated"
+    parser.add_argument("--where", metavar="KEY=VALUE", action="append", help=word)
+    parser.add_argument("--status", metavar="STATUS", help="only runs with this status, such as failed")
+    parser.add_argument("--last", metavar="N", type=int, help="only the N runs that started last")
     parser.add_argument("--csv", metavar="FILE", help="where to write the table (default: outputs/compare.csv)")
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--latex", action="store_true", help="print a LaTeX table and nothing else")
-    parser.add_argument("--all", action="store_true", help=f"print all rows on a terminal, not only the first {SCREEN}")
+    word = f"print all rows, not only the first {SCREEN} without failed runs, and all settings"
+    parser.add_argument("--all", action="store_true", help=word)
     return parser
 
 

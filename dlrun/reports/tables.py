@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlrun.analysis import compare
+from dlrun.analysis import compare, scores
 from dlrun.folders import formats
 from dlrun.vocabulary import NUMBERS, RESULTS, SCORES, Status, lower_is_better
 
-__all__ = ["as_csv", "as_json", "as_latex", "as_text", "informative"]
+__all__ = ["as_csv", "as_json", "as_latex", "as_text", "cut", "cut_end", "informative", "interval_note"]
 
 Rows = Sequence[Mapping[str, Any]]
 # values of a healthy run: a column of them alone is not shown on screen
@@ -20,9 +20,9 @@ QUIET = {"checks": "pass", "verdicts": "none"}
 # always text, even if it looks like a number
 WORDS = ("run", "status", "checks", "verdicts", "verdict", "rest", "test", "reason", "name", "note")
 SHORT = 7  # characters up to which a number is shown as typed
-# dropped from a narrow terminal in this order; val_acc stays
-LAST = ("best_epoch", "epochs", "test_loss", "seconds", "val_loss", "checks", "verdicts", "test_acc")
-DISPENSABLE = (*(name for name in NUMBERS if name not in (*LAST, "val_acc")), *LAST)
+# dropped from a narrow terminal in this order
+LAST = ("best_epoch", "epochs", "test_loss", "seconds", "val_loss", "test_acc", "val_acc")
+GAP = 2  # spaces between columns
 DIGITS = {number.name: number.digits for number in RESULTS}
 FILES_ONLY = ("runs", "seeds", "test", "name", "tags", "note")  # for programs that read the CSV
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
@@ -79,69 +79,138 @@ def _latex(cell: str) -> str:
     return "".join(LATEX.get(letter, letter) for letter in cell)
 
 
-def as_text(rows: Rows, most: int | None = None, metric: str = "val_acc", *, lower: bool = False) -> str:
-    """Return the rows for reading: folders and numbers shortened, empty columns omitted.
+def as_text(
+    rows: Rows,
+    most: int | None = None,
+    metric: str = "val_acc",
+    *,
+    lower: bool = False,
+    settings: Collection[str] | None = None,
+    columns: Sequence[str] = (),
+    images: Mapping[str, tuple[int, int]] | None = None,
+    names: Mapping[str, str] | None = None,
+) -> str:
+    """Return the rows for reading: one line each, within the width of the terminal (80 or $COLUMNS for a pipe).
 
-    A terminal gets the best scores in green, at most `most` rows and as many columns as fit, of which `metric` is never
-    dropped; a pipe gets one line per run and every column. `lower` if a lower metric is better.
+    Columns come by priority, and those without room are named below: the run, its status, the score by `metric`, the
+    test score, `settings` (all, if None), the rest; or exactly those of `columns`. The best scores are green on a
+    terminal, which gets at most `most` rows. `images` holds the numbers of validation and test images by run:
+    accuracies are then shown ± half their interval; `names` their short names. `lower` if a lower metric is better.
     """
     from rich.console import Console
 
     console = Console(highlight=False)
-    columns = _columns(rows, metric, lower)
-    if not console.is_terminal and not console.color_system:
-        return _plain(columns, len(rows))
-    return _coloured(console, *_fitting(columns, console.width, metric), min(len(rows), most or len(rows)))
+    shown = list(rows)[: most if console.is_terminal else None]
+    found = {c.name: c for c in _columns(rows, metric, lower, shown=len(shown), asked=columns)}
+    for split, place in (("val_acc", 0), ("test_acc", 1)):
+        if images and split in found and "run" in rows[0]:
+            counts = [images.get(row["run"], (0, 0))[place] for row in shown]
+            found[split] = found[split]._replace(cells=_margins(found[split].cells, shown, split, counts))
+    if "run" in found:
+        paths = [str(row["run"]) for row in shown]
+        short = names or dict(zip(paths, scores.short_names(paths), strict=True))
+        cells = [cut(short[path], max(12, console.width // 4)) for path in paths]
+        found["run"] = found["run"]._replace(cells=cells)
+    order = [*dict.fromkeys(("run", *columns))] if columns else _priority(found, metric, settings)
+    order = [name for name in order if name in found]
+    longest = max(15, console.width // 6)
+    for name in set(order) - {"run"}:
+        found[name] = found[name]._replace(cells=[cut(cell, longest) for cell in found[name].cells])
+    kept, dropped = _fitting({name: _width(found[name]) for name in order}, console.width)
+    if "run" not in found and not columns:
+        kept = [name for name in found if name in kept]
+    lines = _lines([found[name] for name in kept], len(shown), colour=console.color_system is not None)
+    note = f"no room for {', '.join(dropped)}: see the CSV, or choose with --columns"
+    return "\n".join([*lines, *([cut_end(note, console.width)] if dropped else [])])
 
 
-def _fitting(columns: list[Column], width: int, metric: str) -> tuple[list[Column], list[str]]:
-    """The columns that fit a terminal, long names in two lines, and the names of the dropped columns."""
-    dropped: list[str] = []
-
-    def wide(column: Column) -> int:
-        return max(map(len, [*column.name.split("\n"), *column.cells])) + 2
-
-    def narrow() -> bool:
-        return sum(map(wide, columns)) > width
-
-    if narrow():
-        columns = [c._replace(name=".\n".join(c.name.rsplit(".", 1))) for c in columns]
-    for name in DISPENSABLE:
-        marked = any(c.name == name == "checks" and "fail" in c.cells for c in columns)  # with check.warn_only
-        if narrow() and name != metric and not marked and any(c.name == name for c in columns):
-            columns = [c for c in columns if c.name != name]
-            dropped.append(name)
-    if narrow():  # lr alone is still clear
-        columns = [c._replace(name=c.name.rpartition("\n")[2]) for c in columns]
-    return columns, dropped
+def _priority(found: Mapping[str, Column], metric: str, settings: Collection[str] | None) -> list[str]:
+    """The names of the columns, those to keep in a narrow terminal first; of the settings only those to show."""
+    test = metric.replace("val_", "test_")
+    failed = ["checks"] * ("checks" in found and "fail" in found["checks"].cells)
+    first = ["run", "status", metric, *failed, test]
+    others = {*WORDS, *NUMBERS, "n", "p", metric}
+    chosen = [name for name in found if name not in others and (settings is None or name in settings)]
+    if "run" not in found:  # one row per setting: its name is its settings
+        first = [*chosen, metric, "n", "verdict", "p", test]
+    new = [name for name in NUMBERS if name not in LAST]
+    rest = [name for name in found if name in others]
+    return list(dict.fromkeys([*first, *chosen, "checks", "verdicts", *new, *reversed(LAST), *rest]))
 
 
-def _plain(columns: Sequence[Column], count: int) -> str:
-    padded = []
-    for column in columns:
-        width = max(map(len, [column.name, *column.cells]))
-        padded.append([f"{c:>{width}}" if column.numeric else f"{c:<{width}}" for c in (column.name, *column.cells)])
-    return "\n".join("  ".join(cells[k] for cells in padded).rstrip() for k in range(count + 1))
+def _fitting(widths: Mapping[str, int], room: int) -> tuple[list[str], list[str]]:
+    """The columns that fit side by side, in their order, and those that do not; the first always stays."""
+    kept: list[str] = []
+    used = -GAP
+    for name, width in widths.items():
+        if not kept or used + GAP + width <= room:
+            kept.append(name)
+            used += GAP + width
+    return kept, [name for name in widths if name not in kept]
 
 
-def _coloured(console: Any, columns: Sequence[Column], dropped: Sequence[str], count: int) -> str:
-    from rich.markup import escape
-    from rich.table import Table
-
-    shown = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        shown.add_column(
-            escape(column.name),
-            justify="right" if column.numeric else "left",
-            overflow="fold",
-            no_wrap=column.numeric,
-        )
+def _lines(columns: Sequence[Column], count: int, *, colour: bool) -> list[str]:
+    """The header and one line per row, columns aligned; the best in bold green."""
+    widths = [_width(column) for column in columns]
+    lines = [(" " * GAP).join(_pad(c.name, w, c.numeric) for c, w in zip(columns, widths, strict=True)).rstrip()]
     for k in range(count):
-        shown.add_row(*(f"[bold green]{escape(c.cells[k])}[/]" if k in c.best else escape(c.cells[k]) for c in columns))
-    with console.capture() as captured:
-        console.print(shown)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    return "\n".join([*lines, *([f"no room for {', '.join(dropped)}: see the CSV"] if dropped else [])])
+        cells = []
+        for column, width in zip(columns, widths, strict=True):
+            cell = _pad(column.cells[k], width, column.numeric)
+            bare = cell.strip()
+            best = colour and k in column.best and bare
+            cells.append(cell.replace(bare, f"\x1b[1;32m{bare}\x1b[0m", 1) if best else cell)
+        lines.append((" " * GAP).join(cells).rstrip())
+    return lines
+
+
+def _pad(cell: str, width: int, numeric: bool) -> str:
+    space = " " * (width - _length(cell))
+    return space + cell if numeric else cell + space
+
+
+def _width(column: Column) -> int:
+    return max(map(_length, (column.name, *column.cells)))
+
+
+def _length(text: str) -> int:
+    """Places on a screen: letters of some scripts take two."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def cut(text: str, most: int) -> str:
+    """Return a long word without its middle, on one line: names differ at their ends."""
+    text = text if text.isprintable() else "".join(c if c.isprintable() else "?" for c in text)
+    head = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:head]}…{text[len(text) - (most - 1 - head) :]}"
+
+
+def cut_end(text: str, most: int) -> str:
+    """Return a line of at most `most` letters."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def _margins(cells: Sequence[str], rows: Rows, column: str, counts: Sequence[int]) -> list[str]:
+    """Accuracies ± half the width of their interval, if the number of images is known."""
+    return [
+        f"{cell} ±{scores.margin(row[column], count):.3f}"
+        if count and isinstance(row[column], (int, float)) and 0 <= row[column] <= 1
+        else cell
+        for cell, row, count in zip(cells, rows, counts, strict=True)
+    ]
+
+
+def interval_note(counts: Sequence[tuple[int, int]]) -> str:
+    """Return what ± means below a table of runs; empty if no number of images is known."""
+    found = sorted({n for n, _ in counts if n})
+    if not found:
+        return ""
+    number = f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,} to {found[-1]:,}"
+    return f"±: half a Wilson 95 % interval; n = {number} validation images"
 
 
 def informative(rows: Rows) -> list[str]:
@@ -149,17 +218,21 @@ def informative(rows: Rows) -> list[str]:
     return [c for c in rows[0] if any(row[c] not in ("", None, QUIET.get(c, "")) for row in rows)]
 
 
-def _columns(rows: Rows, metric: str = "val_acc", lower: bool = False) -> list[Column]:
-    """The columns for reading: mean and std of a score in one."""
+def _columns(
+    rows: Rows, metric: str = "val_acc", lower: bool = False, *, shown: int | None = None, asked: Sequence[str] = ()
+) -> list[Column]:
+    """The columns for reading: mean and std of a score in one. Cells are those of the first rows `shown`."""
     found = []
-    for name in informative(rows):
-        if name.endswith("_std") or name in FILES_ONLY:
+    for name in dict.fromkeys((*informative(rows), *(c for c in asked if c in rows[0]))):
+        if name not in asked and (name.endswith("_std") or name in FILES_ONLY):
             continue
-        score = name.removesuffix("_mean")
-        cells = [_with_spread(row, name, score) if score != name else _cell(name, row[name]) for row in rows]
+        score, first = name.removesuffix("_mean"), rows[:shown]
+        cells = [_with_spread(row, name, score) if score != name else _cell(name, row[name]) for row in first]
         numeric = score in NUMBERS or name in ("n", "p") or all(map(_is_number, cells))
         down = lower if score == metric else lower_is_better(score)
         best = _best(rows, name, lower=down) if score in (*SCORES, metric) else set()
+        if score == metric and best:
+            best = {min(best)}  # rows come best first: of equal scores only the first is the best
         found.append(Column(score, cells, best, numeric))
     return found
 

@@ -17,7 +17,6 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dlrun import vocabulary
 from dlrun.analysis import compare
 from dlrun.folders import reading
 from dlrun.folders.run import claim
@@ -97,26 +96,25 @@ def test_csv_holds_the_numbers_in_full(here: Path, dlrun: Callable[..., Outcome]
     assert pd.read_csv(here / "outputs/compare.csv")["val_acc"].tolist() == [2 / 3, 0.5]
 
 
-def test_screen_gives_each_run_one_line_without_empty_columns(here: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_screen_gives_each_run_one_line_without_empty_columns(
+    here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     long = "x" * 150
     write_run(here / "outputs/runs/a", **result(config(trust=[], optimizer__lr=0.1), 0.5))
     write_run(here / "outputs/sweeps/s/0003", **result(config(choices__model=long), 0.6))
     lines = dlrun("compare", "outputs").out.splitlines()
-    assert lines[0].split() == ["run", "status", "model", "optimizer.lr", "epochs", *vocabulary.SCORES]
-    assert lines[1].split() == [
-        "s/0003",
-        "completed",
-        long,
-        "0.001",
-        "3",
-        "0.6000",
-        "0.4000",
-        "0.5900",
-        "0.5000",
-    ]
+    scores = ["val_acc", "test_acc", "model", "optimizer.lr", "val_loss", "test_loss"]
+    assert lines[0].split() == ["run", "status", *scores, "epochs"]
+    shown = lines[1].split()
+    assert shown[:4] == ["s/0003", "completed", "0.6000", "0.5900"]
+    assert shown[5:] == ["0.001", "0.4000", "0.5000", "3"]
+    assert set(shown[4]) == {"x", "…"}
     assert lines[2].split()[0] == "a"
     assert re.fullmatch(r"2 runs; .* outputs/compare\.csv", lines[3])
-    assert len(lines) == 4
+    assert lines[4].startswith("best: s/0003, val_acc 0.6000")
+    assert "`" not in lines[5]
+    assert len(lines) == 6
 
 
 def test_best_scores_are_marked_on_a_terminal(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +125,7 @@ def test_best_scores_are_marked_on_a_terminal(here: Path, monkeypatch: pytest.Mo
     write_run(here / "outputs/b", **result(config(seed=2), 0.6))
     text = tables.as_text(compare.rows(["outputs"]))
     green = [word.split("\x1b[0m")[0] for word in text.split("\x1b[1;32m")[1:]]
-    assert green == ["0.6000", "0.4000", "0.5900", "0.5000"]  # highest accuracies, lowest losses
+    assert green == ["0.6000", "0.5900", "0.4000", "0.5000"]  # highest accuracies, lowest losses
 
 
 def test_states(here: Path) -> None:
@@ -192,4 +190,4 @@ def test_a_reader_that_leaves_is_no_error(here: Path) -> None:
     command = f"set -o pipefail; {sys.executable} -m dlrun compare | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, env=os.environ)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split()[:3] == ["run", "status", "seed"]
+    assert done.stdout.split()[:3] == ["run", "status", "val_acc"]

@@ -153,7 +153,8 @@ def test_by_loss_where_all_watch_one(here: Path) -> None:
     assert [row["optimizer.lr"] for row in rows()] == ["1.0", "0.001"]
 
 
-def test_on_screen(here: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_on_screen(here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     runs(*over_seeds(THREE), *over_seeds(OTHER, optimizer__lr=0.1))
     lines = dlrun("compare", "--group-seeds").out.splitlines()
     assert lines[0].split() == ["optimizer.lr", "n", *vocabulary.SCORES, "verdict", "p"]

@@ -19,7 +19,7 @@ from dlrun.analysis.compare import Entry
 from dlrun.folders import reading
 from dlrun.vocabulary import RESULTS, Status, lower_is_better, place
 
-__all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
+__all__ = ["INDIFFERENT", "LEVEL", "difference", "grouped", "holm", "note"]
 
 LEVEL = 0.05  # probability of any wrong "worse" in a table
 FEW = 5  # seeds below which a t-test detects only large differences (Colas, Sigaud, Oudeyer 2018, arXiv:1806.08295)

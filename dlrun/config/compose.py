@@ -18,6 +18,7 @@ from dlrun.config.defaults import changed
 from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_quirks import answer, in_one_line, opened
 from dlrun.config.options import Options, builtin_conf, no_such_option, user_conf
+from dlrun.config.repeat import repeated
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
 from dlrun.config.typed import COMBINED, readable, refuse_bare, refuse_idle, refuse_repeated
@@ -43,6 +44,9 @@ def run(
     flags, overrides = split(argv)
     if "--shell-completion" not in flags:
         refuse_bare(overrides, verb)
+    if source := flags.pop("--from", None):
+        with composer(flags) as made:
+            overrides = [*repeated(source, overrides, made.defaults), *overrides]
     if EXPLAINING & set(flags):
         with in_one_line(), _hydra(flags) as hydra:
             text = answer(hydra, verb, flags.get("--config-name") or ROOT, flags, readable(overrides))
@@ -174,12 +178,19 @@ class Composer:
         from dlrun.config.extras import require_logger
         from dlrun.config.targets import check_targets
 
+        if plain["trust"] and not any(o.key_or_group == "trust" for o in overrides):
+            raise UserError("trust: counts on the command line only, not in a file; type trust=[PACKAGE] there")
         check_targets(plain, plain["trust"])
         require_logger(plain)
         plain["choices"] = _choices(base)
         name = base["hydra"]["runtime"]["choices"]["hydra/launcher"]
         words = [o.input_line for o in overrides]
         return Composed(plain, words, {"name": name, **launcher}, lambda: {**schema, "choices": self._usual_choices()})
+
+    def defaults(self, chosen: Sequence[str]) -> dict[str, Any]:
+        """Return the config of some chosen options before interpolation. Raises UserError for an unknown option."""
+        with in_one_line():
+            return {k: v for k, v in self._read(self._root, tuple(chosen)).items() if k != "hydra"}
 
     def _must_be_one(self, override: Any) -> None:
         """Raise UserError unless the override has one value, and an existing option if it chooses one."""

@@ -35,6 +35,7 @@ VALUED: dict[str, tuple[str, ...]] = {
     "--package": (),
     "--config-name": (),
     "--config-dir": (),
+    "--from": (),
 }
 
 

@@ -35,6 +35,8 @@ def opened(builtin: Path, own: Sequence[Path], further: Sequence[Path]) -> Itera
     from hydra._internal.utils import create_config_search_path
     from hydra.core.config_search_path import SearchPathQuery
 
+    from dlrun.config.hydra_files import Repository
+
     path = create_config_search_path(str(builtin))
     for folder in own:
         path.prepend("dlrun-user", f"file://{folder}", anchor=SearchPathQuery(provider="main"))
@@ -42,7 +44,9 @@ def opened(builtin: Path, own: Sequence[Path], further: Sequence[Path]) -> Itera
         path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     with _own_state():
         version.setbase("1.3")
-        yield Hydra("train", ConfigLoaderImpl(path))
+        loader = ConfigLoaderImpl(path)
+        loader.repository = Repository(path, builtin)
+        yield Hydra("train", loader)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,16 @@ class Options:
     def names(self, group: str) -> list[str]:
         """Return the options of a group."""
         folders = self.folders if _plain(group) else []
-        return sorted({file.stem for folder in folders for file in (folder / group).glob("*.yaml")})
+        return sorted({file.stem for folder in folders for file in (folder / group).glob("*.y*ml") if _is_option(file)})
 
     def groups(self) -> list[str]:
         """Return the groups that have options; of Hydra's own the launcher alone."""
-        found = {d.name for folder in self.folders for d in folder.iterdir() if d.is_dir() and any(d.glob("*.yaml"))}
+        found = {
+            d.name
+            for folder in self.folders
+            for d in folder.iterdir()
+            if d.is_dir() and any(map(_is_option, d.glob("*.y*ml")))
+        }
         return [*sorted(found - {"hydra"}), "hydra/launcher"]
 
     def option(self, group: str, name: str) -> Option | None:
@@ -78,16 +84,37 @@ class Options:
     def chain(self, group: str, name: str, _seen: frozenset[str] = frozenset()) -> Iterator[Option]:
         """Yield the files that an option consists of, each overriding those before."""
         option = self.option(group, name)
-        if option is None or name in _seen:
-            return
+        if option is not None and name not in _seen:
+            yield from self._files(group, name, option, _seen)
+
+    def _files(self, group: str, name: str, option: Option, seen: frozenset[str]) -> Iterator[Option]:
+        yield from self._below(group, name, option, seen)
         for base in option.bases if "_self_" in option.bases else [*option.bases, "_self_"]:
             if base == "_self_":
                 yield option
             elif base.startswith("/"):
                 elsewhere, _, other = base[1:].partition("@")[0].rpartition("/")
-                yield from self.chain(elsewhere, other, _seen | {name})
+                yield from self.chain(elsewhere, other, seen | {name})
             else:
-                yield from self.chain(group, base.partition("@")[0], _seen | {name})
+                yield from self.chain(group, base.partition("@")[0], seen | {name})
+
+    def _below(self, group: str, name: str, option: Option, seen: frozenset[str]) -> Iterator[Option]:
+        """What a user's option of a few keys changes: see `dlrun.config.own_options`."""
+        builtin = option.file.is_relative_to(builtin_conf())
+        complete = option.bases or option.chosen or option.package or "_target_" in option.keys
+        if builtin or complete or group in ("", PRESETS) or group.startswith("hydra"):
+            return
+        found = [o for folder in self.folders if (o := _read(folder, group, name)) is not None]
+        later = found[found.index(option) + 1 :] if option in found else []
+        if later:
+            yield from self._files(group, name, later[0], seen)
+        elif (base := self.default(group)) is not None and base != name:
+            yield from self.chain(group, base, seen | {name})
+
+    def default(self, group: str) -> str | None:
+        """Return the option of a group if none is chosen; None for a group without a default."""
+        chosen = next((o.chosen[group] for o in self.chain("", "train") if group in o.chosen), None)
+        return None if chosen is None or chosen.value == "null" else chosen.value
 
     def common(self) -> dict[str, Key]:
         """Return the keys of the root, by their full names."""
@@ -157,7 +184,28 @@ def _plain(name: str) -> bool:
 def _read(folder: Path, group: str, name: str) -> Option | None:
     if not _plain(name) or (group and not _plain(group)):
         return None
-    try:
-        return read(folder / group / f"{name}.yaml")
-    except OSError:
-        return None
+    for ending in ("yaml", "yml"):
+        try:
+            option = read(folder / group / f"{name}.{ending}")
+        except OSError:
+            continue
+        return _as_preset(option, folder) if group == PRESETS else option
+    return None
+
+
+def _is_option(file: Path) -> bool:
+    return file.suffix in (".yaml", ".yml")
+
+
+def _as_preset(option: Option, folder: Path) -> Option:
+    """A preset whose choices, also those written as `model: resnet20`, are choices."""
+    groups = {place.name for conf in (folder, builtin_conf()) for place in conf.iterdir() if place.is_dir()}
+    named = {name: key for name, key in option.keys.items() if name in groups and key.value not in ("", "{}")}
+    named = {name: key for name, key in named.items() if not key.value.startswith("{")}
+    if not named:
+        return option
+    return replace(
+        option,
+        chosen={**option.chosen, **named},
+        keys={name: key for name, key in option.keys.items() if name not in named},
+    )

@@ -1,0 +1,78 @@
+"""How Hydra finds and reads option files of users, `.yml` among them (`dlrun train experiment=mine`).
+
+Private parts of Hydra: the list of places where it looks, and how it reads one file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import OmegaConf
+
+from dlrun.config.options import PRESETS, Options
+from dlrun.config.own_options import as_option, as_preset, refuse_unsafe
+
+__all__ = ["Repository"]
+
+
+class Repository(ConfigRepository):
+    """The places of options, of which those of users hold files as people write them."""
+
+    def __init__(self, path: ConfigSearchPath, builtin: Path) -> None:
+        self._builtin = builtin
+        super().__init__(path)
+
+    def initialize_sources(self, config_search_path: ConfigSearchPath) -> None:
+        """Open the places; called again when a command names more of them."""
+        super().initialize_sources(config_search_path)
+        for place, source in enumerate(self.sources):
+            if source.scheme() == "file" and Path(source.path) != self._builtin:
+                self.sources[place] = OwnFiles(source.provider, source.path, self)
+
+
+class OwnFiles(FileConfigSource):
+    """A folder of a user's options."""
+
+    def __init__(self, provider: str, path: str, repository: Repository) -> None:
+        super().__init__(provider, path)
+        self._repository = repository
+
+    def _normalize_file_name(self, filename: str) -> str:  # type: ignore[override]
+        if filename.endswith((".yaml", ".yml")):
+            return filename
+        other = Path(self.path) / f"{filename}.yml"
+        return f"{filename}.{'yml' if other.is_file() and not other.with_suffix('.yaml').is_file() else 'yaml'}"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """Read a file and translate it. Raises UserError for a form that has no meaning, with what to write."""
+        result = super().load_config(config_path)
+        group, _, _ = config_path.rpartition("/")
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        plain: Any = OmegaConf.to_container(result.config, resolve=False)
+        if isinstance(plain, dict):
+            refuse_unsafe(file, plain)
+        package = result.header.get("package")
+        if group == PRESETS and package in (None, "_global_"):
+            result.header["package"] = "_global_"
+            result.config = OmegaConf.create(as_preset(file, plain, self._groups()))
+        elif group and not group.startswith("hydra") and package is None:
+            below = self._later(config_path)
+            result.config = OmegaConf.create(as_option(file, group, plain, below))
+        return result
+
+    def _groups(self) -> list[str]:
+        return Options([s.path for s in self._repository.sources if s.scheme() == "file"]).groups()
+
+    def _later(self, config_path: str) -> dict[str, Any] | None:
+        """The option of the same name in a later place."""
+        sources = self._repository.sources
+        for source in sources[sources.index(self) + 1 :]:
+            if source.is_config(config_path):
+                found: Any = OmegaConf.to_container(source.load_config(config_path).config, resolve=False)
+                return dict(found)
+        return None

@@ -16,6 +16,7 @@ VERBS = {
     "batch_time": "measure the time per step by batch size, and suggest a batch size",
     "show": "draw training images, raw and augmented: `dlrun show augment`",
     "explain": "print what a key or group means, which values it allows and what sets it",
+    "init": "write a commented conf/ with a preset, a model and a dataset to start from",
     "resume": "continue a killed or interrupted run or sweep",
     "ensemble": "combine trained models by voting, and measure the gain",
     "predict": "classify images with a run or an ensemble; writes a CSV",

@@ -94,7 +94,13 @@ def number(name: str, value: object, whole: bool) -> str:
     return ""
 
 
-def advice(key: str, text: str | None, names: Collection[str], options: Options | None = None) -> str:
+def advice(
+    key: str,
+    text: str | None,
+    names: Collection[str],
+    options: Options | None = None,
+    groups: Collection[str] = (),
+) -> str:
     """Return what to type for an unknown key; empty if nothing is near.
 
     `names` are the keys of the config; keys of other options are looked up in `options`.
@@ -122,6 +128,8 @@ def advice(key: str, text: str | None, names: Collection[str], options: Options 
         more = f" (and {', '.join(others)})" if others else ""
         setting = _complete(next((t for t in templates if t.startswith(f"{name}=")), name), text, folded)
         return f"{name.rpartition('.')[2]} belongs to {group}={option}{more}; type {group}={option} {setting}"
+    if group_like := difflib.get_close_matches(folded, groups, 1):
+        return f"did you mean {_chosen(group_like[0], text, options)}?"
     near = _spelled(key, names)
     return f"did you mean {' or '.join(_complete(n, text, folded) for n in near[:3])}?" if near else ""
 

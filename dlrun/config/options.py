@@ -200,12 +200,15 @@ def _is_option(file: Path) -> bool:
 def _as_preset(option: Option, folder: Path) -> Option:
     """A preset whose choices, also those written as `model: resnet20`, are choices."""
     groups = {place.name for conf in (folder, builtin_conf()) for place in conf.iterdir() if place.is_dir()}
-    named = {name: key for name, key in option.keys.items() if name in groups and key.value not in ("", "{}")}
-    named = {name: key for name, key in named.items() if not key.value.startswith("{")}
-    if not named:
-        return option
-    return replace(
-        option,
-        chosen={**option.chosen, **named},
-        keys={name: key for name, key in option.keys.items() if name not in named},
-    )
+    keys: dict[str, Key] = {}
+    named: dict[str, Key] = {}
+    for name, key in option.keys.items():
+        inner = re.fullmatch(r"\{([^{}\[\]]+)\}", key.value) if name in groups else None
+        if inner:  # trainer: {epochs: 3, batch_size: 8}
+            pairs = [part.partition(":")[::2] for part in inner[1].split(",")]
+            keys |= {f"{name}.{k.strip()}": replace(key, name=f"{name}.{k.strip()}", value=v.strip()) for k, v in pairs}
+        elif name in groups and key.value[:1] not in ("", "{"):
+            named[name] = replace(key, value=key.value.strip("'\""))
+        else:
+            keys[name] = key
+    return replace(option, chosen={**option.chosen, **named}, keys=keys)

@@ -105,7 +105,7 @@ def _choices(file: Path, stored: Mapping[str, Any], keys: set[str]) -> dict[str,
     options, found = Options(), {}
     for group, option in stored["choices"].items():
         names = options.names(group)
-        if group in keys or group == PRESETS or option is None or not names:
+        if group in keys or group in (*OWN, PRESETS) or option is None or not names:
             continue
         target = lookup(stored, f"{prefix(group)}_target_")
         if option not in names:

@@ -6,7 +6,6 @@ Ranges and allowed values are in the comments of the YAML files, see `dlrun.conf
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -71,9 +70,7 @@ def unknown(
     options: Options | None = None,
 ) -> str:
     """Return the message for an unknown key: what it means, or the nearest spelling, with the value that was typed."""
-    hint = advice(key, value, names, options)
-    if not hint and (near := difflib.get_close_matches(key, groups, 1)):
-        hint = f"did you mean {near[0]}=?"
+    hint = advice(key, value, names, options, groups)
     where = key.rpartition(".")[0]
     beside = [n for n in names if where and n.startswith(f"{where}.") and not n.rpartition(".")[2].startswith("_")]
     has = f"{where} has {', '.join(n.rpartition('.')[2] for n in beside)}" if beside else ""

@@ -53,7 +53,7 @@ def settings(
         for name, option in entry.items() if isinstance(entry, Mapping) else ():
             choices[str(name).removeprefix("override ").strip().lstrip("/")] = option
     for name, value in found.items():
-        if name in groups and not isinstance(value, Mapping):
+        if name in groups and isinstance(value, (str, list)):
             choices[str(name)] = value
         elif name != "defaults":
             _put(keys, str(name), value)
@@ -61,7 +61,7 @@ def settings(
         if group == PRESETS:
             raise UserError(f"{_shown(file)}: a preset starts from another by `defaults: [{option}]`")
         if isinstance(option, list):
-            raise UserError(f"{_shown(file)}: {group}: expected one option; several: -m {group}={','.join(option)}")
+            raise UserError(f"{_shown(file)}: {group}: expected one option; several: -m {group}={','.join(map(str, option))}")
     return bases, choices, keys
 
 

@@ -1,10 +1,11 @@
-"""`dlrun report PATH`: redraw the pictures and the page of a run or a sweep from its stored files."""
+"""`dlrun report PATH…`: draw the page of a run, a sweep or an ensemble again; of several runs, one page for all."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from dlrun.commands.arguments import Parser
+from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
@@ -13,14 +14,46 @@ __all__ = ["main"]
 def main(argv: list[str]) -> int:
     """Write the report and print its path; returns 0."""
     parser = Parser(prog="dlrun report", description=__doc__)
-    parser.add_argument("path", help="a run, a sweep or a folder of them, such as outputs/latest")
+    word = (
+        "a run, a sweep, an ensemble or a folder of runs, such as outputs/latest; several runs are laid over each other"
+    )
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=word)
+    word = "the page of several runs (default: outputs/overlay.html)"
+    parser.add_argument("--out", metavar="FILE", help=word)
     args = parser.parse_args(argv)
-    from dlrun.folders import reading
+    from dlrun.folders import ensemble, reading
+
+    if len(args.paths) > 1:
+        print(_overlaid(args.paths, args.out))
+        return Exit.FINE
+    if args.out is not None:
+        raise UserError(f"--out={args.out}: the page of one run, sweep or ensemble lies in its folder; omit it")
+    path = Path(args.paths[0]).expanduser()
+    if ensemble.is_ensemble(path):
+        from dlrun.reports import ensemble_report
+
+        print(ensemble_report.write(path))
+        return Exit.FINE
     from dlrun.reports import run_report, sweep_report
 
-    runs, path = reading.find([args.path]), Path(args.path).expanduser()
-    if len(runs) == 1 and runs[0].resolve() == path.resolve():
-        print(run_report.write(path))
-    else:
-        print(sweep_report.write(path))
+    runs = reading.find([args.paths[0]])
+    alone = len(runs) == 1 and runs[0].resolve() == path.resolve()
+    print(run_report.write(path) if alone else sweep_report.write(path))
     return Exit.FINE
+
+
+def _overlaid(paths: list[str], out: str | None) -> Path:
+    """Write the page of several runs; a sweep or a folder stands for its runs."""
+    from dlrun.folders import ensemble, outputs, reading
+    from dlrun.reports import overlay_report
+
+    for name in paths:
+        if ensemble.is_ensemble(Path(name).expanduser()):
+            raise UserError(f"{name}: an ensemble has no curves; expected runs, or the ensemble alone")
+        if not reading.find([name]):
+            raise UserError(f"{name}: no runs here; expected a run, or a folder of them")
+    runs = reading.find(paths)
+    file = Path(out).expanduser() if out is not None else outputs.OUTPUTS / "overlay.html"
+    if file.is_dir():
+        raise UserError(f"--out={out}: expected a file name, found a folder")
+    return overlay_report.write(runs, file)

@@ -14,7 +14,7 @@ from dlrun.ensembles.votes import VOTES, Vote, disagreement, fit_temperature, he
 from dlrun.folders import reading
 from dlrun.vocabulary import Status, is_accuracy
 
-__all__ = ["ORDERS", "Table", "as_text", "draw", "each", "judge", "sizes", "store"]
+__all__ = ["ORDERS", "Table", "as_text", "each", "judge", "sizes", "store"]
 
 
 ORDERS = 20  # random orders behind mean and std of the accuracy by number of members
@@ -142,40 +142,16 @@ def _cell(column: str, value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def draw(folder: Path, rows: Sequence[Mapping[str, float]]) -> Path:
-    """Draw accuracy against the number of members into the plots of the ensemble (E7)."""
-    from matplotlib import rc_context
-    from matplotlib.ticker import MaxNLocator
-
-    from dlrun.reports.figures import BLUE, ORANGE, STYLE, canvas, headline, save
-
-    with rc_context(STYLE):
-        figure, count = canvas(3.6, top=0.68), [row["members"] for row in rows]
-        headline(figure, f"Accuracy by number of members, mean probability: good rises, then flattens (of {len(rows)})")
-        for k, split in enumerate(SPLITS):
-            axes = figure.add_subplot(1, 2, k + 1)
-            mean, std, first = (
-                100 * np.array([row[f"{split}_acc_{what}"] for row in rows]) for what in ("mean", "std", "best_first")
-            )
-            axes.plot(count, mean, "o-", color=BLUE, ms=3, label=f"mean of {ORDERS} random orders, ± std")
-            axes.fill_between(count, mean - std, mean + std, color=BLUE, alpha=0.15, lw=0)
-            axes.plot(count, first, "s--", color=ORANGE, ms=3, lw=1.2, label="best on validation first")
-            axes.set(title={"val": "validation", "test": "test"}[split], xlabel="members", ylabel="accuracy in %")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-            if k == 0:
-                axes.legend(loc="lower right", fontsize=8)
-        return save(folder, "members", figure)
-
-
 def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
-    """Write the files of an ensemble: its members, scores, predictions, tables and picture."""
+    """Write the files of an ensemble: its members, scores, predictions, tables and page."""
     import os
 
     import numpy as np
 
-    from dlrun.ensembles.table import draw, each, sizes
+    from dlrun.ensembles.table import each, sizes
     from dlrun.folders import ensemble as ensemble_folder
     from dlrun.folders import reading
+    from dlrun.reports import ensemble_report
 
     chosen = next(row for row in table.rows if row["vote"] == args.vote)
     listed = []
@@ -195,4 +171,4 @@ def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
     listing = each(members)
     scores["checks"] = reading.worst_check(listing)
     ensemble_folder.write(path, asked, scores, arrays, {"table": table.rows, "members": listing, "sizes": curve})
-    draw(path, curve)
+    ensemble_report.write(path)

@@ -14,12 +14,12 @@ from typing import Any
 
 from dlrun.errors import UserError
 from dlrun.folders.disk import make_folder, write_atomic
-from dlrun.folders.formats import as_csv, write_arrays
+from dlrun.folders.formats import as_csv, read_rows, write_arrays
 from dlrun.folders.outputs import OUTPUTS, new_folder
 from dlrun.folders.reading import is_run
 from dlrun.folders.version import refuse_newer, stamped
 
-__all__ = ["claim", "find", "free", "is_ensemble", "read", "write"]
+__all__ = ["claim", "find", "free", "is_ensemble", "read", "rows", "write"]
 
 
 def claim(folder: str | None, label: str) -> Path:
@@ -96,3 +96,8 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(members, list) or not members or not all(isinstance(m, dict) and "run" in m for m in members):
         raise UserError(f"{file}: expected a list of members, each with its run")
     return dict(found)
+
+
+def rows(path: Path, name: str) -> list[dict[str, str]]:
+    """Return the rows of `table` (votes), `members` or `sizes` of an ensemble as text; none if there is no file."""
+    return read_rows(path / f"{name}.csv")

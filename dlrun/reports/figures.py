@@ -30,6 +30,7 @@ __all__ = [
     "canvas",
     "columns",
     "epochs_axis",
+    "figure_bytes",
     "headline",
     "number",
     "picture",
@@ -87,11 +88,16 @@ def headline(figure: Any, text: str) -> None:
 
 def save(folder: Path, name: str, figure: Any, dpi: int = DPI) -> Path:
     """Write a figure into the pictures of a folder; return the file."""
+    file = reading.pictures(folder) / f"{name}.png"
+    write_atomic(file, figure_bytes(figure, dpi))
+    return file
+
+
+def figure_bytes(figure: Any, dpi: int = DPI) -> bytes:
+    """Return a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
-    file = reading.pictures(folder) / f"{name}.png"
-    write_atomic(file, buffer.getvalue())
-    return file
+    return buffer.getvalue()
 
 
 def columns(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:

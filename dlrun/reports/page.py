@@ -13,12 +13,14 @@ from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
 from dlrun.vocabulary import Status
 
-__all__ = ["card", "is_number", "picture", "pictures", "section", "table", "text", "tone", "write_page"]
+__all__ = ["card", "embedded", "is_number", "picture", "pictures", "section", "table", "text", "tone"]
+__all__ += ["write_file", "write_page"]
 
 # not inverted in dark mode
 NATURAL = ("filters",)
@@ -38,10 +40,15 @@ WHAT = {
 
 def write_page(folder: Path, title: str, parts: Iterable[str]) -> Path:
     """Write the report of a run or sweep folder from parts in HTML; return the file."""
+    return write_file(reading.report(folder), title, parts)
+
+
+def write_file(file: Path, title: str, parts: Iterable[str]) -> Path:
+    """Write a page from parts in HTML; return the file."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     text = template.substitute(title=escape(f"dlrun {title}"), body="\n".join(p for p in parts if p))
-    write_atomic(reading.report(folder), text.encode("utf-8", "replace"))
-    return reading.report(folder)
+    write_atomic(file, text.encode("utf-8", "replace"))
+    return file
 
 
 def section(title: str, content: str) -> str:
@@ -56,11 +63,17 @@ def text(value: Any) -> str:
 
 def picture(file: Path, caption: str = "") -> str:
     """Return a picture embedded in the page, with a caption below it."""
-    kind = "" if file.stem in NATURAL else " class=chart"
-    data = base64.b64encode(file.read_bytes()).decode()
-    what = escape(caption or WHAT.get(file.stem, file.stem))
-    below = f"<figcaption>{what}</figcaption>" if caption else ""
-    return f"<figure class=picture><img{kind} alt='{what}' src='data:image/png;base64,{data}'>{below}</figure>"
+    kind = "" if file.stem in NATURAL else "chart"
+    return embedded(file.read_bytes(), caption, caption or WHAT.get(file.stem, file.stem), kind)
+
+
+def embedded(png: bytes, caption: str = "", what: str = "", kind: str = "chart") -> str:
+    """Return the bytes of a PNG as a picture in the page; `what` stands for it where it cannot be seen."""
+    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    data, shown = base64.b64encode(png).decode(), escape(what or caption)
+    return (
+        f"<figure class=picture><img class='{kind}' alt='{shown}' src='data:image/png;base64,{data}'>{below}</figure>"
+    )
 
 
 def pictures(found: Mapping[str, Path | str], captions: Mapping[str, str]) -> str:
@@ -103,7 +116,7 @@ def table(
                 cells.append(f"<td class=number data-value='{number!r}'>{escape(short)}</td>")
                 continue
             if links and c == "run" and value in links:
-                shown = f"<a href='{escape(links[value])}'>{shown}</a>"
+                shown = f"<a href='{escape(quote(links[value]))}'>{shown}</a>"  # a folder may be named javascript:…
             kind = "long" if c in long else tone(value) if c == "status" else ""
             cells.append(f"<td class='{kind}'>{shown}</td>" if kind else f"<td>{shown}</td>")
         lines.append(f"<tr>{''.join(cells)}</tr>")

@@ -31,7 +31,7 @@ from dlrun.reports.figures import (
     styled,
 )
 
-__all__ = ["CAPTIONS", "RESULT", "confused", "draw", "names"]
+__all__ = ["CAPTIONS", "RESULT", "confused", "confusion", "draw", "names"]
 
 NUMBERED = 20  # classes up to which a confusion matrix has room for its numbers
 SPLITS = {"val": "validation", "test": "test"}
@@ -141,7 +141,7 @@ def _accuracy(folder: Path) -> Any:
         label = f"best epoch, {best}: {value:.4f}"
         axes.plot(best, value, "D", color=GREEN, markersize=8, label=label, zorder=5)
     epochs_axis(axes, "Accuracy", "share of images right")
-    axes.legend(loc="lower right")
+    axes.legend()
     return figure
 
 
@@ -158,7 +158,8 @@ _CURVES = {"train": "train", "val": "validation"}
 
 
 @styled
-def _confusion(folder: Path, split: str = "val") -> Any:
+def confusion(folder: Path, split: str = "val") -> Any:
+    """Confusion matrix of a run or an ensemble in % of each true class (K, K); a sentence if nothing is wrong."""
     table = _answers(folder, split)
     if table is None:
         return None
@@ -258,7 +259,7 @@ def _both(axes: Any, table: Mapping[str, Any], what: str) -> None:
 
 PICTURES: dict[str, Callable[[Path], Any]] = {
     **{"accuracy": _accuracy, "loss": _loss},
-    **{f"confusion_{split}": partial(_confusion, split=split) for split in SPLITS},
+    **{f"confusion_{split}": partial(confusion, split=split) for split in SPLITS},
     **{"errors": _errors, "loss_log": partial(_loss, scale="log"), "update_ratios": layer_plots.ratios},
     **{kind: partial(layer_plots.idle, column=f"{kind}_fraction") for kind in ("dead", "saturated")},
     **{kind: partial(layer_plots.histograms, kind=kind) for kind in ("activations", "gradients", "weights")},

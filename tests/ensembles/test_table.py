@@ -93,7 +93,8 @@ def test_accuracy_by_number_of_members(five: Path, dlrun: Callable[..., Outcome]
     assert float(rows[0]["test_acc_best_first"]) == float(votes[0]["test_acc"])
     assert float(rows[-1]["test_acc_best_first"]) == float(votes[4]["test_acc"])
     assert float(rows[-1]["test_acc_std"]) < 0.02  # all members, in any order (except for rounded ties)
-    assert Path("e/plots/members.png").read_bytes()[:4] == b"\x89PNG"
+    assert Path("e/plots/members_val.png").read_bytes()[:4] == b"\x89PNG"
+    assert Path("e/report.html").exists()
 
 
 def test_temperature_lowers_the_validation_loss_and_moves_no_class(five: Path, dlrun: Callable[..., Outcome]) -> None:

@@ -208,12 +208,12 @@ class Screen:
             "lr": f"lr {row['lr']:.2e}",
             "train": f"train loss {row['train_loss']:.4f} acc {row['train_acc']:.4f}",
             "val": f"val loss {row['val_loss']:.4f} acc {row['val_acc']:.4f}",
-            "seconds": f"{row['train_seconds'] + row['eval_seconds']:.1f} s",
-            "speed": f"{row['samples_per_second']:,.0f}/s",
+            "seconds": (seconds := f"{row['train_seconds'] + row['eval_seconds']:.1f} s")
+            + f" {row['samples_per_second']:,.0f}/s",
         }
         self.note("  ".join([*parts.values(), *(["best"] if best else [])]))
         room = self.console.width - len("  best") if self.live else sys.maxsize
-        for name in ("speed", "seconds", "lr"):
+        for less in ({"seconds": seconds}, {"seconds": ""}, {"lr": ""}):
             if len("  ".join(parts.values())) > room:
-                del parts[name]
+                parts = {name: text for name, text in (parts | less).items() if text}
         self.print("  ".join([*parts.values(), *(["best"] if best else [])]))

@@ -201,12 +201,21 @@ def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
     panel.scatter(*at, s=190, facecolor="none", edgecolor=GREEN, lw=2.2, label="best")
     for ruler, axis in ((panel.xaxis, across), (panel.yaxis, up)):
         _scale(ruler, axis, panel)
+    _box(panel, across, up)
     panel.set(xlabel=across.name, ylabel=up.name)
     figure.colorbar(dots, ax=panel, pad=0.02, fraction=0.12).set_label(f"{called(trials.metric)}, {wanted(trials)}")
     known = "" if count == 2 else " that matter most" if measured else " that usually matter most"
     headline(figure, f"The two numeric axes{known}: where good values lie, and whether at an edge")
     legend(figure, *panel.get_legend_handles_labels())
     return figure
+
+
+def _box(panel: Any, across: Axis, up: Axis) -> None:
+    """Outline the ranges that were searched, with room around them: what lies beyond was not tried."""
+    x, y = (across.low, across.high), (up.low, up.high)
+    corners = [x[0], x[1], x[1], x[0], x[0]], [y[0], y[0], y[1], y[1], y[0]]
+    panel.plot(*corners, color=GREY, lw=1.2, ls="--", label="range searched", zorder=0.5)
+    panel.set(xlim=(_value(across, -0.05), _value(across, 1.05)), ylim=(_value(up, -0.07), _value(up, 1.07)))
 
 
 def _shades(lower: bool) -> Any:

@@ -29,6 +29,7 @@ from dlrun.vocabulary import Status, is_loss, lower_is_better
 __all__ = ["draw"]
 
 MOST_CURVES = 200
+LEGEND = 58  # characters of a legend's entry, two of which share a line
 
 
 def draw(folder: Path, trials: Trials, found: Importance | str) -> list[Path]:
@@ -45,7 +46,7 @@ def draw(folder: Path, trials: Trials, found: Importance | str) -> list[Path]:
             ("sweep_parallel", axis_plots.parallel(trials, ranked)),
             ("sweep_importance", _importance(found)),
             ("sweep_time", _time(trials)),
-            ("curves", _curves(folder, trials)),
+            ("curves", _curves(folder, trials, ranked)),
         ):
             if figure is not None:
                 made.append(save(folder, name, figure))
@@ -117,15 +118,18 @@ def _clock(text: Any) -> float | None:
         return None
 
 
-def _curves(folder: Path, trials: Trials) -> Any:
-    """The learning curves of the trials that wrote any, best first."""
+def _curves(folder: Path, trials: Trials, varied: Sequence[Axis]) -> Any:
+    """The learning curves of the trials that wrote any, best first; the legend names the settings that were varied."""
     tables: dict[str, dict[str, Any]] = {}
-    for entry in trials.entries:
+    settings: dict[str, str] = {}
+    for k, entry in enumerate(trials.entries):
         if len(tables) < MOST_CURVES and (table := _by_epoch(entry.path)):
-            tables[os.path.relpath(entry.path, folder)] = table
+            tables[label := os.path.relpath(entry.path, folder)] = table
+            settings[label] = _setting(label, varied, k)
     if not tables:
         return None
-    figure = canvas(4.5, left=0.9, top=0.75, bottom=1.15)
+    rows = math.ceil(min(len(tables), len(OKABE_ITO)) / 2)
+    figure = canvas(3.75 + 0.18 * rows, left=0.9, top=0.75, bottom=0.7 + 0.18 * rows)
     kept = {os.path.relpath(trials.entries[k].path, folder) for k in trials.done} & set(tables) or set(tables)
     logged = all(trials.metric in table for table in tables.values())
     shown = [trials.metric, "val_acc"] if logged and trials.metric != "val_acc" else ["val_loss", "val_acc"]
@@ -135,7 +139,7 @@ def _curves(folder: Path, trials: Trials) -> Any:
         for k, (label, table) in reversed(list(enumerate(tables.items()))):
             named = k < len(OKABE_ITO)
             look = {"color": OKABE_ITO[k] if named else "#BBBBBB", "linewidth": 1.8 if named else 0.8}
-            axes.plot(table["epoch"], table[column], label=label[-24:] if named else None, **look)
+            axes.plot(table["epoch"], table[column], label=settings[label] if named else None, **look)
         epochs_axis(axes, "lower is better" if lower else "higher is better", called(column))
         if is_loss(column):
             # diverged runs are clipped, so that they do not flatten the others
@@ -144,11 +148,25 @@ def _curves(folder: Path, trials: Trials) -> Any:
                 axes.set_yscale("log")
                 axes.set_ylim(seen.min() / 1.3, seen.max() * 1.3)
     handles, names = axes.get_legend_handles_labels()
-    figure.legend(handles[::-1], names[::-1], loc="lower center", ncols=4, fontsize=8)
+    figure.legend(handles[::-1], names[::-1], loc="lower center", ncols=2, fontsize=8)
     more = f"; the best {len(OKABE_ITO)} in colour" if len(tables) > len(OKABE_ITO) else ""
     some = "of the first" if len(tables) == MOST_CURVES < len(trials.entries) else "of"
     headline(figure, f"Learning curves {some} {len(tables)} runs, best first{more}")
     return figure
+
+
+def _setting(label: str, axes: Sequence[Axis], trial: int) -> str:
+    """The folder of a trial and its values on the most important axes, as many as there is room for."""
+    names = [axis.name.rpartition(".")[2] for axis in axes]
+    said = label[-24:]
+    for axis, short in zip(axes, names, strict=True):
+        if value := axis.texts[trial]:
+            value = f"{axis.numbers[trial]:.3g}" if axis.numbers is not None else value.rpartition(".")[2][:14]
+            word = f"{short if names.count(short) == 1 else axis.name} {value}"
+            if len(said) + len(word) + 2 > LEGEND:
+                break
+            said += f"{':' if said == label[-24:] else ','} {word}"
+    return said
 
 
 def _by_epoch(run_folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dlrun.folders.outputs import OUTPUTS
 from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import FAILED, Status
 
-__all__ = ["Item", "beyond_best", "failed", "items", "users"]
+__all__ = ["Item", "beyond_best", "failed", "items", "newest", "users"]
 
 # ended and cannot be resumed to anything better: what --keep-best may delete besides completed runs
 ENDED = (Status.COMPLETED, Status.DIVERGED, Status.PRUNED, *FAILED)
@@ -112,6 +112,18 @@ def _runs(paths: Sequence[str]) -> list[tuple[Found, compare.Entry]]:
         for found in contents.find(paths)
         if found.kind == "run" and not sweep.is_sweep(found.path.absolute().parent)
     ]
+
+
+def newest() -> Path | None:
+    """Return the newest completed run below outputs, of a sweep its best trial; None if there is none."""
+    for item in items([str(OUTPUTS)]) if OUTPUTS.is_dir() else []:
+        if item.found.kind == "run" and item.status == Status.COMPLETED:
+            return item.found.path
+        if item.found.kind == "sweep":
+            found = sweeps.read(item.found.path)
+            if found.best:
+                return found.entries[found.best[0]].path
+    return None
 
 
 def users(targets: Sequence[Found]) -> dict[Path, str]:

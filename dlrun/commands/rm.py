@@ -21,7 +21,8 @@ __all__ = ["main"]
 def main(argv: list[str]) -> int:
     """Say what is deleted and what that frees, ask, and delete; returns 0, also if the answer is no."""
     args = _parser().parse_args(argv)
-    from dlrun.folders import contents
+    from dlrun.analysis import inventory
+    from dlrun.folders import contents, outputs
     from dlrun.reports import listing
 
     targets = _chosen(args) if args.failed or args.keep_best is not None else _named(args)
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> int:
         return Exit.FINE
     for found in targets:
         contents.delete(found)
+    if outputs.latest_is_gone() and (newest := inventory.newest()):
+        outputs.point_latest(newest, completed=True)
     print(f"deleted {len(targets)}, {freed} freed")
     return Exit.FINE
 

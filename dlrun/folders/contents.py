@@ -16,7 +16,6 @@ from typing import NamedTuple
 from dlrun.errors import UserError
 from dlrun.folders import ensemble, reading, sweep
 from dlrun.folders.disk import OWNER, lock, owned, unlock
-from dlrun.folders.outputs import OUTPUTS
 from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import Exit
 
@@ -157,9 +156,6 @@ def delete(found: Found) -> None:
     finally:
         for handle in handles:
             unlock(handle)
-    latest = OUTPUTS / "latest"
-    if latest.is_symlink() and not latest.exists():
-        latest.unlink()
 
 
 def _remove(path: Path) -> None:

@@ -15,7 +15,7 @@ from dlrun.folders.disk import make_folder, write_atomic
 from dlrun.folders.formats import as_csv
 from dlrun.vocabulary import Status
 
-__all__ = ["OUTPUTS", "new_folder", "point_latest", "write_study"]
+__all__ = ["OUTPUTS", "latest_is_gone", "new_folder", "point_latest", "write_study"]
 
 
 OUTPUTS = Path("outputs")
@@ -68,6 +68,15 @@ def point_latest(path: Path, *, completed: bool) -> None:
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+def latest_is_gone() -> bool:
+    """Say whether outputs/latest links to a run that is no longer there, and remove such a link."""
+    latest = OUTPUTS / "latest"
+    gone = latest.is_symlink() and not latest.exists()
+    if gone:
+        latest.unlink()
+    return gone
 
 
 def _completed(run: Path) -> bool:

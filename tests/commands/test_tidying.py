@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from support import terminal
 from support.commands import TINY, without_torch
 
 
@@ -88,6 +89,16 @@ def test_list_shows_status_score_and_size_of_each_newest_first(there: Path) -> N
     assert len(rows) == 6
     assert [line.split()[0][-4:] for line in sorted(sweep.out.splitlines()[1:-1])] == ["0000", "0001", "0002"]
     assert (empty.code, empty.err.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize(("columns", "shared"), [(70, True), (200, False)])
+def test_list_fits_a_terminal_without_cutting_a_name(there: Path, columns: int, shared: bool) -> None:
+    seen = terminal.run(columns, there, "list")
+    assert seen.code == 0
+    (single,) = Path("outputs/runs").iterdir()
+    assert max(len(line) for line in seen.lines if "`" not in line) <= columns
+    assert any(line.split()[:1] == [str(single.relative_to("outputs") if shared else single)] for line in seen.lines)
+    assert ("in outputs" in seen.lines) is shared
 
 
 def test_the_size_is_that_of_the_disk_and_a_linked_file_counts_once(there: Path) -> None:
@@ -264,13 +275,35 @@ def test_nothing_but_folders_of_dlrun_is_deleted_and_no_link_followed(there: Pat
     assert (mine / "thesis.txt").read_text() == "years"
 
 
-def test_a_deleted_newest_run_leaves_no_broken_link(there: Path) -> None:
+def test_the_link_to_the_newest_run_follows(there: Path) -> None:
     latest = Path("outputs/latest")
-    assert latest.is_symlink()
-    newest = os.path.relpath(latest.resolve())
-    (done,) = without_torch([("rm", newest, "--yes", "--force")], there)
+    shutil.rmtree("votes")
+    (single,) = Path("outputs/runs").iterdir()
+    latest.unlink()
+    latest.symlink_to(os.path.relpath(single, "outputs"))
+    found = without_torch([("rm", str(single), "--yes"), ("rm", "outputs/sweeps/three", "--yes")], there)
+    assert [done.code for done in found] == [0, 0], found
+    assert not latest.is_symlink()
+    copies(2)
+    latest.symlink_to("runs/copy0")
+    (done,) = without_torch([("rm", "outputs/runs/copy0", "--yes")], there)
     assert done.code == 0, done.err
-    assert latest.exists() or not latest.is_symlink()
+    assert latest.resolve() == Path("outputs/runs/copy1").resolve()
+
+
+def test_a_deletion_that_is_cut_short_can_be_done_again(there: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dlrun.errors import UserError
+    from dlrun.folders import contents
+
+    with monkeypatch.context() as patched:
+        patched.setattr(contents.shutil, "rmtree", lambda path: (_ for _ in ()).throw(OSError(5, "no", str(path))))
+        with pytest.raises(UserError, match="student/"):
+            contents.delete(contents.Found(Path("student"), "run"))
+    assert not Path("student/result.json").exists()  # it never looks complete without its checkpoints
+    assert Path("student/config.yaml").exists()
+    (done,) = without_torch([("rm", "student", "--yes")], there)
+    assert done.code == 0, done.err
+    assert not Path("student").exists()
 
 
 def test_diff_shows_what_differs_and_nothing_else(there: Path) -> None:

@@ -85,7 +85,6 @@ def test_a_sweep_has_the_name_and_may_be_given_another_note(dlrun: Callable[...,
         ("run.name=", "run.name="),
         ("run.tags=[a b]", "run.tags=[a b]"),
         ("run.tags=a", "run.tags=[a]"),
-        ("run.note={a: b}", "run.note="),
     ],
 )
 def test_what_cannot_be_a_name_is_refused_before_anything_is_made(

@@ -18,6 +18,7 @@ from dlrun.config.defaults import changed
 from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_quirks import answer, in_one_line, opened
 from dlrun.config.options import Options, builtin_conf, no_such_option, user_conf
+from dlrun.config.preflight import look
 from dlrun.config.repeat import repeated
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
@@ -181,6 +182,7 @@ class Composer:
         if plain["trust"] and not any(o.key_or_group == "trust" for o in overrides):
             raise UserError("trust: counts on the command line only, not in a file; type trust=[PACKAGE] there")
         check_targets(plain, plain["trust"])
+        look(plain)
         require_logger(plain)
         plain["choices"] = _choices(base)
         name = base["hydra"]["runtime"]["choices"]["hydra/launcher"]

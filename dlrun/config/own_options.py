@@ -61,7 +61,9 @@ def settings(
         if group == PRESETS:
             raise UserError(f"{_shown(file)}: a preset starts from another by `defaults: [{option}]`")
         if isinstance(option, list):
-            raise UserError(f"{_shown(file)}: {group}: expected one option; several: -m {group}={','.join(map(str, option))}")
+            raise UserError(
+                f"{_shown(file)}: {group}: expected one option; several: -m {group}={','.join(map(str, option))}"
+            )
     return bases, choices, keys
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from dlrun.errors import UserError, first_line
 
-__all__ = ["check_targets", "instantiate"]
+__all__ = ["check_targets", "instantiate", "targets_of"]
 
 # modules of dlrun whose own public classes and functions are allowed
 OURS: tuple[str, ...] = (
@@ -49,7 +49,7 @@ def check_targets(cfg: Any, trust: list[str]) -> None:
 
     Raises UserError with the key, the name, and what to type for a package of your own.
     """
-    for key, name in _targets(cfg, ""):
+    for key, name in targets_of(cfg):
         _check_name(key, name, trust)
 
 
@@ -88,6 +88,11 @@ def _build(value: Any, trust: list[str], key: str) -> Any:
     if isinstance(value, list):
         return [_build(v, trust, f"{key}[{i}]") for i, v in enumerate(value)]
     return value
+
+
+def targets_of(cfg: Any) -> Iterator[tuple[str, Any]]:
+    """Yield key and name of every target of a config, at any depth."""
+    return _targets(cfg, "")
 
 
 def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 from dlrun.errors import UserError
 from dlrun.folders.disk import OWNER, append, lock, make_folder, unlock, write_atomic
 from dlrun.folders.formats import as_csv, read_arrays, write_arrays
-from dlrun.folders.outputs import OUTPUTS, new_folder, point_latest
+from dlrun.folders.outputs import OUTPUTS, latest_is_gone, new_folder, point_latest
 from dlrun.folders.reading import epoch_checkpoints, metrics, stored, tested
 from dlrun.folders.version import NewerFormat, stamped
 from dlrun.vocabulary import Status
@@ -172,6 +172,18 @@ class Run:
             return (self.path / "stop").read_text()
         except OSError:
             return None
+
+    def discard(self) -> None:
+        """Remove the folder of a run that was refused before anything was measured; other files in it stay."""
+        measured = ("metrics.csv", "checks.csv", "audit.csv", "dropped.csv", "checkpoints/last.pt")
+        if any((self.path / name).exists() for name in measured):
+            return
+        for name in ("config.yaml", "result.json", "log.txt", OWNER):
+            (self.path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty
+            self.checkpoints.rmdir()
+            self.path.rmdir()
+        latest_is_gone()
 
     def release(self) -> None:
         """Unlock the folder."""

@@ -58,11 +58,17 @@ def execute(
     """
     screen = Screen(run.log, quiet=quiet, verbose=verbose)
     follower = Follower(cfg, run, screen.say)
+    refused = False
     try:
         train = partial(_train, cfg, run, screen, follower, shared)
         return _execute(cfg, run, screen, train, record or {}, resuming=resuming)
+    except UserError:
+        refused = not (resuming or quiet)  # a trial of a sweep is a row with its reason
+        raise
     finally:
         follower.close()
+        if refused:
+            run.discard()
         run.release()
 
 

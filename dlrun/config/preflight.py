@@ -1,0 +1,132 @@
+"""A user's images, arrays and modules, looked at without torch and without running them (`dlrun train`, D4, M3).
+
+What is missing is refused before a folder exists, in a sweep before its first trial. Training looks again, and closer.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import os
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dlrun.config.targets import targets_of
+from dlrun.errors import UserError
+
+__all__ = ["look"]
+
+OURS = ("dlrun", "torch", "torchvision")
+
+
+def look(cfg: Mapping[str, Any]) -> None:
+    """Raise UserError for a dataset without images or arrays, and for a class of a user that cannot be imported."""
+    dataset = cfg["dataset"]
+    if dataset.get("_target_") == "dlrun.data.files.image_folder":
+        try:
+            _images(Path(str(dataset["root"])).expanduser())
+        except OSError as error:
+            raise UserError(f"dataset.root={dataset['root']}: {error.filename}: {error.strerror}") from None
+    if dataset.get("_target_") == "dlrun.data.files.arrays":
+        _arrays(str(dataset["path"]))
+    for key, name in targets_of(cfg):
+        if isinstance(name, str) and name.split(".")[0] not in OURS:
+            _module(f"{key}={name}", name)
+
+
+def _images(root: Path) -> None:
+    classes = _folders(root / "train") if (root / "train").is_dir() else []
+    folder = root / "train" if classes else root
+    classes = classes or _folders(root)
+    if not classes:
+        raise UserError(f"dataset.root={root}: no class folders; expected {folder}/<class>/<image>")
+    if not any(entry.is_file() for place in classes for entry in os.scandir(place)):
+        raise UserError(f"dataset.root={root}: no images in {len(classes)} class folders, such as {classes[0]}")
+
+
+def _folders(folder: Path) -> list[str]:
+    return sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _arrays(path: str) -> None:
+    try:
+        with zipfile.ZipFile(Path(path).expanduser()) as archive:
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile):
+        raise UserError(
+            f"dataset.path={path}: not an .npz file; write it with numpy.savez({path!r}, x=…, y=…)"
+        ) from None
+    for name in ("x", "y"):
+        if name not in names:
+            found = ", ".join(sorted(names)) or "none"
+            raise UserError(f"dataset.path={path}: expected an array {name!r}, found {found}; numpy.savez(…, x=…, y=…)")
+
+
+def _module(setting: str, name: str) -> None:
+    """Look for the class in the source of its module, as far as that tells."""
+    *parts, wanted = name.split(".")
+    with _here():
+        spec = _found(parts[0])
+        if spec is None:
+            where = f"expected {parts[0]}.py in the folder where you start dlrun, or an installed package"
+            raise UserError(f"{setting}: no module {parts[0]}; {where}")
+        if len(parts) > 1 or not str(spec.origin).endswith(".py") or spec.submodule_search_locations:
+            return  # looking into a package would run it
+        file = Path(str(spec.origin))
+        try:
+            tree = ast.parse(file.read_bytes())
+        except SyntaxError as error:
+            raise UserError(f"{setting}: importing it failed: {file}, line {error.lineno}: {error.msg}") from None
+        for line, package in _imports(tree):
+            if _found(package) is None:
+                raise UserError(f"{setting}: importing it failed: {file}, line {line}: no module {package}")
+    names = set(_names(tree))
+    if wanted not in names and not names & {"*", "__getattr__"}:
+        near = difflib.get_close_matches(wanted, names, 1)
+        hint = f"did you mean {parts[0]}.{near[0]}?" if near else f"expected `class {wanted}` in it"
+        raise UserError(f"{setting}: no such class in {file}; {hint}")
+
+
+@contextmanager
+def _here() -> Iterator[None]:
+    """The folder as a place of modules, after all others, as when the class is built."""
+    added = os.getcwd() not in sys.path
+    if added:
+        sys.path.append(os.getcwd())
+    try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(os.getcwd())
+
+
+def _found(package: str) -> Any:
+    try:
+        return importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+
+
+def _imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and package of what the module cannot be imported without."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, name.name.split(".")[0]) for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.lineno, node.module.split(".")[0]
+
+
+def _names(tree: ast.Module) -> Iterator[str]:
+    """What a module may define, at any depth: more than it does, never less."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            yield node.name
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield from (alias.asname or alias.name for alias in node.names)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id

@@ -45,12 +45,17 @@ def _images(root: Path) -> None:
     classes = classes or _folders(root)
     if not classes:
         raise UserError(f"dataset.root={root}: no class folders; expected {folder}/<class>/<image>")
-    if not any(entry.is_file() for place in classes for entry in os.scandir(place)):
+    if not any(map(_has_file, classes)):
         raise UserError(f"dataset.root={root}: no images in {len(classes)} class folders, such as {classes[0]}")
 
 
 def _folders(folder: Path) -> list[str]:
     return sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _has_file(folder: str) -> bool:
+    with os.scandir(folder) as entries:
+        return any(entry.is_file() for entry in entries)
 
 
 def _arrays(path: str) -> None:
@@ -72,6 +77,8 @@ def _module(setting: str, name: str) -> None:
     *parts, wanted = name.split(".")
     with _here():
         spec = _found(parts[0])
+        if spec is None and parts[0] in sys.modules:
+            return  # made by the program that calls dlrun, without a file
         if spec is None:
             where = f"expected {parts[0]}.py in the folder where you start dlrun, or an installed package"
             raise UserError(f"{setting}: no module {parts[0]}; {where}")

@@ -34,7 +34,7 @@ TABLE = {
     "config": "",
     "console": "",
     "data": "",
-    "ensembles": "folders reports",
+    "ensembles": "analysis folders reports",
     "errors": "",
     "folders": "",
     "inference": "analysis config data ensembles folders training",

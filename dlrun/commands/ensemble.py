@@ -24,8 +24,9 @@ def main(argv: list[str]) -> int:
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
     from dlrun.analysis import scores
-    from dlrun.ensembles.members import agree, select
+    from dlrun.ensembles.members import SPLITS, agree, select
     from dlrun.ensembles.table import as_text, judge, store
+    from dlrun.ensembles.votes import FEWEST
     from dlrun.folders import ensemble as ensemble_folder
 
     if args.out is not None:
@@ -36,24 +37,43 @@ def main(argv: list[str]) -> int:
     print(_headline(args, len(found), members))
     print(f"best member: {scores.used(members[0].path).removeprefix('with ')}")
     table = judge(members, args.temperature)
+    images = {split: len(members[0].arrays[f"{split}_labels"]) for split in SPLITS}
+    if args.temperature and not args.average:
+        _expect_errors(args.vote, table.errors[args.vote], images["val"])
     if args.average:
-        print(as_text(table.rows))
+        print(as_text(table.rows, images))
         return _average(args, members, trust, table.rows[1]["val_acc"])
     path = ensemble_folder.claim(args.out, f"{len(members)}-members")
     store(path, args, members, table)
-    print(as_text(table.rows))
+    print(as_text(table.rows, images))
     if args.temperature:
-        print("temperatures, fitted on validation:", ", ".join(_heat(v, t) for v, t in table.temperatures.items()))
+        shown = ", ".join(_heat(v, t, table.errors[v]) for v, t in table.temperatures.items())
+        print(f"temperatures, fitted on validation: {shown}")
+        if table.unfitted:
+            print(f"members with fewer than {FEWEST} errors on validation, left as they are: {table.unfitted}")
     name = shlex.quote(str(path))
     print(f"{args.vote} is stored in {path}; use it with `dlrun predict {name} IMAGES` or objective.teacher={name}")
     return Exit.FINE
 
 
-def _heat(vote: str, temperature: float) -> str:
-    from dlrun.ensembles.votes import COLDEST, HOTTEST
+def _expect_errors(vote: str, errors: int, images: int) -> None:
+    """Raise UserError if validation has too few errors to fit the temperature of the vote that is stored."""
+    from dlrun.ensembles.votes import FEWEST
 
+    if errors < FEWEST:
+        raise UserError(
+            f"--temperature: {vote} has {errors} errors on {images:,} validation images, expected at least {FEWEST}: "
+            "a temperature fitted to so few may make the test log loss worse; omit --temperature"
+        )
+
+
+def _heat(vote: str, temperature: float, errors: int) -> str:
+    from dlrun.ensembles.votes import COLDEST, FEWEST, HOTTEST
+
+    if errors < FEWEST:
+        return f"{vote} none ({errors} errors)"
     edge = not 1.01 * COLDEST < temperature < 0.99 * HOTTEST
-    return f"{vote} {temperature:.2f}" + " (at the edge of the range searched; too few errors on validation?)" * edge
+    return f"{vote} {temperature:.2f}" + " (at the edge of the range searched)" * edge
 
 
 def _found(args: Namespace, trust: list[str]) -> list[Member]:

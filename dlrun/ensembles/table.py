@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from dlrun.analysis import scores as shares
 from dlrun.ensembles.members import SPLITS, Member
-from dlrun.ensembles.votes import VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
+from dlrun.ensembles.votes import FEWEST, VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
 from dlrun.folders import reading
 from dlrun.vocabulary import Status, is_accuracy
 
@@ -27,13 +28,15 @@ class Table:
     rows: list[dict[str, Any]]
     temperatures: dict[str, float]
     votes: dict[str, dict[str, Vote]] = field(default_factory=dict)  # by vote, then split
+    errors: dict[str, int] = field(default_factory=dict)  # on validation, by vote
+    unfitted: int = 0  # members with too few errors on validation for a temperature
 
 
 def judge(members: Sequence[Member], temperature: bool = False) -> Table:
     """Score every vote of the members, beside the best member on validation and the mean member (E5).
 
     Members are sorted best first, as by `select`. With `temperature` each row is rescaled by one fitted on
-    validation.
+    validation, except those with fewer than FEWEST errors there.
     """
     weights = np.array([m.weight for m in members], dtype=float)
     labels = {split: members[0].arrays[f"{split}_labels"] for split in SPLITS}
@@ -42,10 +45,14 @@ def judge(members: Sequence[Member], temperature: bool = False) -> Table:
     table = Table([], {})
 
     def scored(votes: dict[str, Vote], name: str = "") -> dict[str, float]:
-        heat = fit_temperature(votes["val"], labels["val"]) if temperature else 1.0
+        errors = int((votes["val"].classes != labels["val"]).sum())
+        enough = errors >= FEWEST
+        heat = fit_temperature(votes["val"], labels["val"]) if temperature and enough else 1.0
         votes = {split: heated(vote, heat) for split, vote in votes.items()}
         if name:
-            table.temperatures[name], table.votes[name] = heat, votes
+            table.temperatures[name], table.votes[name], table.errors[name] = heat, votes, errors
+        else:
+            table.unfitted += not enough
         found = {s: scores(vote, labels[s]) for s, vote in votes.items()}
         return {f"{s}_{what}": value for s in SPLITS for what, value in found[s].items()}
 
@@ -116,13 +123,20 @@ def each(members: Sequence[Member]) -> list[dict[str, Any]]:
     return rows
 
 
-def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the table for reading, accuracies in per cent."""
+def as_text(rows: Sequence[Mapping[str, Any]], images: Mapping[str, int] | None = None) -> str:
+    """Return the table for reading, accuracies in per cent.
+
+    With the numbers of `images` by split, those on fewer than 1,000 are shown ± half their interval.
+    """
     columns = {"vote": "", "members": "members"}
     for split in SPLITS:
         columns |= {f"{split}_acc": f"{split} acc", f"{split}_loss": "log loss", f"{split}_ece": "calib. error"}
     columns |= {"test_disagreement": "disagreement", "ms_per_image": "ms/image", "parameters": "parameters"}
-    lines = [list(columns.values())] + [[_cell(c, row.get(c)) for c in columns] for row in rows]
+    counts = {f"{split}_acc": count for split, count in (images or {}).items()}
+    lines = [list(columns.values())]
+    for row in rows:
+        alone = row["vote"] != "mean member"  # a mean over several models has another spread
+        lines.append([_cell(c, row.get(c), counts.get(c, 0) if alone else 0) for c in columns])
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     return "\n".join(
         "  ".join(
@@ -132,11 +146,12 @@ def as_text(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _cell(column: str, value: Any) -> str:
+def _cell(column: str, value: Any, images: int = 0) -> str:
     if value is None:
         return "-"
     if is_accuracy(column) or column.endswith("disagreement"):
-        return f"{100 * value:.2f} %"
+        spread = f" ± {100 * shares.margin(value, images):.2f}" if 0 < images < shares.FEW else ""
+        return f"{100 * value:.2f} %{spread}"
     if column == "parameters":
         return f"{round(value):,}"
     return f"{value:.4f}" if isinstance(value, float) else str(value)

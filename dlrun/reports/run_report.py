@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dlrun.analysis import verdicts
+from dlrun.analysis import scores, verdicts
 from dlrun.config.defaults import leaves
 from dlrun.folders import reading
 from dlrun.reports import run_plots
@@ -52,10 +52,10 @@ def write(run_folder: Path) -> Path:
 
 def _head(title: str, kind: str, folder: Path, result: Mapping[str, Any]) -> str:
     status = str(result.get("status", "unknown"))
-    scores = {
-        "test accuracy": _decimals(result.get("test_acc"), 4),
+    boxes_of = {
+        "test accuracy": _accuracy(result, "test_acc"),
         "test loss": _decimals(result.get("test_loss"), 4),
-        "validation accuracy": _decimals(result.get("val_acc"), 4),
+        "validation accuracy": _accuracy(result, "val_acc"),
         "validation loss": _decimals(result.get("val_loss"), 4),
         "best epoch": f"{text(result['best_epoch'])} of {text(result.get('epochs', '?'))}"
         if "best_epoch" in result
@@ -63,7 +63,7 @@ def _head(title: str, kind: str, folder: Path, result: Mapping[str, Any]) -> str
         "seconds of training": _decimals(result.get("seconds"), 1),
         "parameters": f"{result['parameters']:,}" if isinstance(result.get("parameters"), int) else "",
     }
-    boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in scores.items() if value)
+    boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in boxes_of.items() if value)
     reason = f": {text(result['reason'])}" if result.get("reason") else ""
     origin = f"{kind}{folder.resolve().name}, started {result.get('started', 'at an unknown time')}"
     return (
@@ -77,6 +77,11 @@ def _about(result: Mapping[str, Any]) -> str:
     tags, note = result.get("tags"), result.get("note")
     said = ", ".join(map(text, tags)) if isinstance(tags, list) else ""
     return (f"; tags: {said}" if said else "") + (f"</p><p>{text(note)}" if note else "")
+
+
+def _accuracy(result: Mapping[str, Any], column: str) -> str:
+    value = result.get(column)
+    return scores.counted(column, value, result) if isinstance(value, (int, float)) else ""
 
 
 def _decimals(value: Any, digits: int) -> str:

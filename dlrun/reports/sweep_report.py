@@ -13,7 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dlrun.analysis import importance, seed_groups, sweeps
+from dlrun.analysis import importance, scores, seed_groups, sweeps
 from dlrun.analysis.importance import Importance
 from dlrun.analysis.sweeps import Trials
 from dlrun.analysis.warnings import warnings
@@ -22,7 +22,7 @@ from dlrun.folders import reading
 from dlrun.reports import sweep_plots, tables
 from dlrun.reports.axis_plots import called, wanted
 from dlrun.reports.page import picture, section, table, text, write_page
-from dlrun.vocabulary import NUMBERS, SCORES, Status
+from dlrun.vocabulary import NUMBERS, SCORES, Status, is_accuracy
 
 __all__ = ["write"]
 
@@ -60,9 +60,11 @@ def _head(folder: Path, found: Trials) -> str:
     counted = ", ".join(f"{count} {text(status)}" for status, count in states.most_common())
     boxes: dict[str, str] = {}
     for column in dict.fromkeys((found.metric, "val_acc", "val_loss", "test_acc")) if found.best else ():
+        best = found.entries[found.best[0]].result
         if isinstance(score := found.rows[found.best[0]][column], float):
             name = {"test_acc": "test accuracy"}.get(column, called(column))
-            boxes[f"{'its' if boxes else 'best'} {name}"] = f"{score:.4f}" if column in SCORES else f"{score:.4g}"
+            shown = scores.counted(column, score, best) if column in SCORES else f"{score:.4g}"
+            boxes[f"{'its' if boxes else 'best'} {name}"] = shown
     boxes["trials"] = str(len(found.entries))
     boxes["hyperparameters varied"] = str(len(found.axes))
     numbers = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in boxes.items())
@@ -79,8 +81,8 @@ def _best(folder: Path, found: Trials) -> str:
     if not chosen:
         return "<p>No trial has completed.</p>"
     others = (c for c in NUMBERS if c not in (*SCORES, "best_epoch"))
-    scores = [c for c in (*SCORES, *others) if any(found.rows[k][c] != "" for k in chosen)]
-    columns = [found.metric, *(c for c in scores if c != found.metric)]
+    there = [c for c in (*SCORES, *others) if any(found.rows[k][c] != "" for k in chosen)]
+    columns = [found.metric, *(c for c in there if c != found.metric)]
     columns += ["checks"] * any(found.rows[k]["checks"] == "fail" for k in chosen)  # with check.warn_only
     shown = [{"place": place, **_named(folder, found, k, columns)} for place, k in enumerate(chosen, 1)]
     said = sweeps.shared(found, BEST)
@@ -90,7 +92,13 @@ def _best(folder: Path, found: Trials) -> str:
     how = (
         "<p class=soft>Ranked by the mean over seeds; each setting is shown with its best seed.</p>" if repeated else ""
     )
-    return table(shown, links=_links(folder, found)) + common + how
+    return table(shown, links=_links(folder, found)) + _interval(found) + common + how
+
+
+def _interval(found: Trials) -> str:
+    """What ± is, if a table has it."""
+    note = tables.interval_note([(scores.images(e.result, "val"), 0) for e in found.entries])
+    return f"<p class=soft>{text(note)}.</p>" if note else ""
 
 
 def _named(folder: Path, found: Trials, trial: int, columns: Sequence[str]) -> dict[str, Any]:
@@ -98,7 +106,21 @@ def _named(folder: Path, found: Trials, trial: int, columns: Sequence[str]) -> d
     first, *others = columns
     values = {axis.name: axis.texts[trial] for axis in found.axes}
     row = found.rows[trial]
-    return {"run": _label(folder, found, trial), first: row[first], **values, **{c: row[c] for c in others}}
+    beside = _margins(found.entries[trial].result, row)
+    numbers = {name: cell for c in others for name, cell in ((c, row[c]), *beside.get(c, ()))}
+    label = _label(folder, found, trial)
+    return {"run": label, first: row[first], **dict(beside.get(first, ())), **values, **numbers}
+
+
+def _margins(result: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """By accuracy on a known number of images below 1,000, the column beside it: half of its interval."""
+    found = {}
+    for column in filter(is_accuracy, row):
+        value, count = row[column], scores.images(result, column.partition("_")[0])
+        if 0 < count < scores.FEW:
+            valid = isinstance(value, (int, float)) and 0 <= value <= 1
+            found[column] = [(f"{column} ±", f"{scores.margin(value, count):.3f}" if valid else "")]
+    return found
 
 
 def _label(folder: Path, found: Trials, trial: int) -> str:
@@ -118,8 +140,9 @@ def _every(folder: Path, found: Trials) -> str:
     shown = tables.informative(found.rows)
     reasons = [str(entry.result.get("reason") or "") for entry in found.entries]
     failed = [row["status"] not in (Status.COMPLETED, Status.RUNNING) for row in found.rows]
+    beside = [_margins(entry.result, row) for entry, row in zip(found.entries, found.rows, strict=True)]
     rows = [
-        {c: row[c] for c in shown}
+        {name: cell for c in shown for name, cell in ((c, row[c]), *beside[k].get(c, ()))}
         | {"run": _label(folder, found, k)}
         | ({"reason": reasons[k] if failed[k] else ""} if any(failed) else {})
         for k, row in enumerate(found.rows)

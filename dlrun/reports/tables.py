@@ -114,7 +114,7 @@ def as_text(
     order = [*dict.fromkeys(("run", *columns))] if columns else _priority(found, metric, settings)
     order = [name for name in order if name in found]
     longest = max(15, console.width // 6)
-    for name in set(order) - {"run"}:
+    for name in set(order) - {"run", "status", "checks", "verdicts"}:
         found[name] = found[name]._replace(cells=[cut(cell, longest) for cell in found[name].cells])
     kept, dropped = _fitting({name: _width(found[name]) for name in order}, console.width)
     if "run" not in found and not columns:

@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dlrun.analysis.scores import counted
 from dlrun.config.settings import Settings, Trainer
 from dlrun.console import Screen
 from dlrun.errors import UserError, first_line
@@ -237,7 +238,7 @@ def _summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: 
     screen.say(
         f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
         f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['tested_epoch']} "
-        f"(val_acc {ending['val_acc']:.4f}, {why})",
+        f"(val_acc {counted('val_acc', ending['val_acc'], ending)}, {why})",
         style="bold",
     )
     if "weights" in ending:

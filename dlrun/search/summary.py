@@ -60,7 +60,7 @@ def line(results: Results, plan: Plan, number: int, *, again: bool) -> str:
     trial, status, score = results.trials[number], results.status(number), results.score(number)
     text = f"{number:04d}  {status:<9}  {_point(plan, trial)}"
     if score is not None and status not in FAILED:
-        text += f"  {results.metric} {score:.4f}"
+        text += f"  {results.metric} {scores.counted(results.metric, score, results.result(number))}"
     if status in FAILED:
         text += f"  {trial.reason}" + ("; retrying" if again else "")
     elif status in (Status.DIVERGED, Status.PRUNED):

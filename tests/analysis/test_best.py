@@ -151,3 +151,9 @@ def test_the_interval_is_wilsons() -> None:
     assert scores.counted("val_acc", 0.5, {"data": {"val": 1000}}) == "0.5000"
     assert scores.counted("test_acc", 0.5, {"test_samples": 8}) == "0.500 (4 of 8)"
     assert scores.counted("val_loss", 0.5, {"data": {"val": 60}}) == "0.5000"
+
+
+def test_a_lead_counts_when_newcombes_interval_begins_above_zero() -> None:
+    # Newcombe 1998, table II, column b: 9/10 and 3/10 differ by 0.6, by method 10 from 0.1705 on
+    assert 0.6 - scores.noise(0.3, 0.9, 10) == pytest.approx(0.1705, abs=1e-4)
+    assert scores.noise(1.0, 1.0, 144) == pytest.approx(1 - scores.wilson(1.0, 144)[0])

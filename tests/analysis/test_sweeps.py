@@ -128,8 +128,8 @@ def test_differences_smaller_than_the_error_of_so_few_images(here: Path) -> None
     for lr, acc in ((1e-3, 0.80), (1e-2, 0.79), (1e-1, 0.78), (1e-4, 0.3)):
         trial(here / "sweep", acc, optimizer__lr=lr)
     (said,) = (line for line in warnings(read()) if line.startswith("noise: "))
-    # 1.96 · √((0.8 · 0.2 + 0.78 · 0.22) / 100)
-    assert [number for number in ("3", "0.0200", "100", "0.1129") if f" {number}" not in said] == []
+    # √((0.8 − 0.7112)² + (0.8501 − 0.78)²), the ends of their intervals
+    assert [number for number in ("3", "0.0200", "100", "0.1131") if f" {number}" not in said] == []
 
 
 def test_clear_differences_are_not_called_noise(here: Path) -> None:

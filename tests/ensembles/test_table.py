@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
+from dlrun.analysis.scores import margin
 from dlrun.ensembles.members import apart
+from dlrun.ensembles.votes import COLDEST, FEWEST, HOTTEST
 from support.commands import Outcome, without_torch
 from support.members import member
 from support.stored import write_run
@@ -60,16 +62,26 @@ def test_every_vote_stands_beside_best_and_mean(five: Path, dlrun: Callable[...,
     assert json.loads(Path("e/result.json").read_text())["test_acc"] == float(vote["test_acc"])
 
 
+@pytest.fixture
+def five_larger(here: Path) -> Path:
+    """With enough errors on validation for a temperature."""
+    for k in range(5):
+        member(here / "sweep" / f"{k:04d}", seed=k, skill=0.2 + 0.1 * k, count=300)
+    return here / "sweep"
+
+
 @pytest.mark.parametrize("how", [("--top", "3"), ("--greedy",), ()])
-def test_selection_never_sees_the_test_split(how: tuple[str, ...], five: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_selection_never_sees_the_test_split(
+    how: tuple[str, ...], five_larger: Path, dlrun: Callable[..., Outcome]
+) -> None:
     assert dlrun("ensemble", "sweep", *how, "--temperature", "--out", "before").code == 0
     draw = np.random.default_rng(5)
-    wrong = draw.integers(0, 3, 60)
-    for path in five.iterdir():
+    wrong = draw.integers(0, 3, 300)
+    for path in five_larger.iterdir():
         with np.load(path / "predictions.npz") as file:
             arrays = dict(file)
         arrays["test_labels"] = wrong
-        arrays["test_logits"] = draw.normal(size=(60, 3)).astype(np.float32)
+        arrays["test_logits"] = draw.normal(size=(300, 3)).astype(np.float32)
         np.savez(path / "predictions.npz", **arrays)
     assert dlrun("ensemble", "sweep", *how, "--temperature", "--out", "after").code == 0
     before, after = (yaml.safe_load(Path(f"{name}/ensemble.yaml").read_text()) for name in ("before", "after"))
@@ -97,7 +109,9 @@ def test_accuracy_by_number_of_members(five: Path, dlrun: Callable[..., Outcome]
     assert Path("e/report.html").exists()
 
 
-def test_temperature_lowers_the_validation_loss_and_moves_no_class(five: Path, dlrun: Callable[..., Outcome]) -> None:
+def test_temperature_lowers_the_validation_loss_and_moves_no_class(
+    five_larger: Path, dlrun: Callable[..., Outcome]
+) -> None:
     assert dlrun("ensemble", "sweep", "--out", "cold").code == 0
     assert dlrun("ensemble", "sweep", "--temperature", "--out", "warm").code == 0
     for cold, warm in zip(table(Path("cold")), table(Path("warm")), strict=True):
@@ -109,11 +123,45 @@ def test_temperature_lowers_the_validation_loss_and_moves_no_class(five: Path, d
 def test_a_temperature_at_the_edge_of_its_range_warns() -> None:
     from dlrun.commands.ensemble import _heat
 
-    assert _heat("majority", 1.234) == "majority 1.23"
-    for edge in (0.05, 20.0):
-        shown, _, warning = _heat("majority", edge).partition(f"{edge:.3g}")
+    assert _heat("majority", 1.234, 12) == "majority 1.23"
+    assert "1.23" not in _heat("majority", 1.234, 9)
+    for edge in (COLDEST, HOTTEST):
+        shown, _, warning = _heat("majority", edge, 12).partition(f"{edge:.2f}")
         assert shown == "majority "
         assert warning
+
+
+def test_no_temperature_is_fitted_to_a_few_errors(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    for k in range(2):
+        member(here / "sweep" / f"{k:04d}", seed=k, skill=9.0, count=144)  # every validation image is right
+    plain = dlrun("ensemble", "sweep", "--out", "plain")
+    assert plain.code == 0
+    refused = dlrun("ensemble", "sweep", "--temperature", "--out", "warm")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert refused.err.startswith("dlrun: --temperature: mean_probability")
+    assert [number for number in (" 0 ", " 144 ", f" {FEWEST}") if number not in refused.err] == []
+    assert not Path("warm").exists()
+
+
+def test_a_member_with_few_errors_keeps_its_probabilities(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    for k, skill in enumerate((9.0, 0.0, 0.0, 0.0)):  # the others outvote the good one
+        member(here / "sweep" / f"{k:04d}", seed=k, skill=skill, count=144)
+    assert dlrun("ensemble", "sweep", "--out", "plain").code == 0
+    warm = dlrun("ensemble", "sweep", "--temperature", "--vote", "majority", "--out", "warm")
+    assert warm.code == 0, warm.err
+    before, after = (table(Path(name))[0] for name in ("plain", "warm"))
+    assert before["vote"] == "best member"
+    assert before["test_loss"] == after["test_loss"]
+    assert f"fewer than {FEWEST} " in warm.out
+
+
+def test_accuracies_on_few_images_have_an_interval(five: Path, dlrun: Callable[..., Outcome]) -> None:
+    out = dlrun("ensemble", "sweep", "--out", "e").out
+    best, mean = (next(line for line in out.splitlines() if line.startswith(f"{name} m") and "%" in line)
+                  for name in ("best", "mean"))  # fmt: skip
+    share = float(table(Path("e"))[0]["test_acc"])
+    assert f"{100 * share:.2f} % ± {100 * margin(share, 60):.2f}" in best
+    assert "±" not in mean
 
 
 def test_runs_that_did_not_complete_are_omitted_by_name(five: Path, dlrun: Callable[..., Outcome]) -> None:

@@ -152,7 +152,7 @@ def test_a_lead_within_the_noise_of_few_images_asks_for_seeds(here: Path) -> Non
         result(config(optimizer__lr=0.2), 0.75, typed=[], **COUNTS),
     )
     assert best.startswith("best: s/0000, val_acc 0.800 (48 of 60); leads s/0001 by 0.0500: within ")
-    assert " 0.1492 " in best  # 1.96 · √((0.8 · 0.2 + 0.75 · 0.25) / 60)
+    assert " 0.1496 " in best  # √((0.8 − 0.6822)² + (0.8422 − 0.75)²), the ends of their intervals
     command = "dlrun train -m model.width=4 optimizer.lr=0.1 'seed=range(1,6)'"
     assert command in following
 

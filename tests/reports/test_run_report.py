@@ -51,7 +51,8 @@ def changed(folder: Path, **values: Any) -> Path:
 
 def test_training_ends_with_a_page_that_has_everything(run: Path) -> None:
     result, text = reading.result(run), page(run)
-    assert f"<b>{result['test_acc']:.4f}</b>test accuracy" in text
+    count = result["test_samples"]
+    assert f"<b>{result['test_acc']:.3f} ({round(result['test_acc'] * count)} of {count})</b>test accuracy" in text
     assert f"<b>{result['best_epoch']} of 2</b>best epoch" in text
     assert ">completed<" in text
     for check in reading.checks(run):

@@ -243,7 +243,10 @@ for (let k = 0; k < 2; k++) { button.click(); seen.push(read()); }
 const wide = document.documentElement.scrollWidth <= innerWidth;
 const images = [...document.images].every((i) => i.complete && i.naturalWidth > 0
   && i.getBoundingClientRect().right <= innerWidth);
-document.body.dataset.seen = JSON.stringify([seen, wide, images, document.title, innerWidth]);
+const picture = document.querySelector("figure.picture img"), widths = [picture.naturalWidth];
+for (let k = 0; k < 2; k++) { picture.click(); widths.push(picture.getBoundingClientRect().width); }
+const still = document.documentElement.scrollWidth <= innerWidth;
+document.body.dataset.seen = JSON.stringify([seen, wide && still, images, document.title, innerWidth, widths]);
 </script>
 """
 
@@ -262,8 +265,9 @@ def test_a_browser_opens_it_and_sorts(copy: Path, tmp_path: Path, width: int) ->
     assert "CONSOLE" not in done.stderr
     seen = re.search(r'data-seen="([^"]*)"', done.stdout)
     assert seen is not None, done.stderr[-500:]
-    (up, down), fits, images, title, inside = json.loads(unescape(seen[1]))
+    (up, down), fits, images, title, inside, (natural, whole, fitted) = json.loads(unescape(seen[1]))
     assert inside == width
+    assert whole == natural > fitted
     losses = sorted(float(row["train_loss"]) for row in reading.metrics(copy))
     assert up == losses
     assert down == losses[::-1]

@@ -42,7 +42,7 @@ __all__ = [
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 OKABE_ITO = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A900")
 WIDTH, DPI = 8.6, 110
-HALF, SHARP = 4.7, 160  # inches of a picture that a phone can show, two beside each other on a screen; its resolution
+HALF, SHARP = 4.7, 140  # inches of a picture that a phone can show, two beside each other on a screen; its resolution
 STYLE: Any = {
     **{"font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left", "figure.titlesize": 11},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25},

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import dlrun
 from dlrun.commands.arguments import Parser
 from dlrun.console import fitted
+from support.commands import Outcome
 from support.terminal import Seen, left, run
 
 PACKAGE = Path(dlrun.__file__).parent
@@ -157,6 +159,11 @@ def test_messages_name_no_practice_ids() -> None:
     assert found == []
 
 
-def test_the_help_of_a_verb_names_none_either() -> None:
+def test_the_help_of_a_verb_names_none_either(dlrun: Callable[..., Outcome]) -> None:
+    for verb in ("lr_range", "batch_time", "show", "ensemble", "report", "compare"):
+        outcome = dlrun(verb, "--help")
+        assert outcome.code == 0
+        assert f"dlrun {verb}" in outcome.out
+        assert not IDS.search(outcome.out), verb
     shown = Parser(prog="dlrun x", description="Do this (E1, E2, B3–B6, C1-C10) and that (E7).").format_help()
     assert "Do this and that." in shown

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from dlrun.errors import UserError
 
-__all__ = ["Parser", "next_command", "numbers", "trusted", "verbose"]
+__all__ = ["Parser", "described", "next_command", "numbers", "trusted", "verbose"]
 
 IDS = re.compile(r" \([A-Z]\d+(?:[,–-] ?[A-Z]?\d+)*\)")  # practices, whose list users do not have
 
@@ -17,12 +17,17 @@ class Parser(argparse.ArgumentParser):
     """The parser of verbs that compose no config; an error is one line, and the help names no practice ids."""
 
     def __init__(self, *, description: str | None = None, **options: Any) -> None:
-        super().__init__(description=IDS.sub("", description or ""), **options)
+        super().__init__(description=described(description or ""), **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with the message and the usage."""
         usage = " ".join(self.format_usage().split())  # argparse wraps it at the width of the terminal
         raise UserError(f"{message}; {usage}")
+
+
+def described(docstring: str) -> str:
+    """Return the docstring of a verb as its help, without ids of practices."""
+    return IDS.sub("", docstring)
 
 
 def trusted(argv: list[str]) -> tuple[list[str], list[str]]:

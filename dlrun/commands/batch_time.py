@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dlrun.commands.arguments import next_command, numbers
+from dlrun.commands.arguments import described, next_command, numbers
 from dlrun.vocabulary import Exit
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     from dlrun.config.compose import run
 
     if {"-h", "--help"} & set(argv):
-        print(__doc__)
+        print(described(__doc__ or ""))
     found, rest = numbers(argv, {"--seconds": 60.0})
 
     def task(cfg: Settings, _: dict[str, Any]) -> int:

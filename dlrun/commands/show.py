@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from dlrun.commands.arguments import described
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -19,7 +20,7 @@ def main(argv: list[str]) -> int:
 
     helping = bool({"-h", "--help"} & set(argv))
     if helping:
-        print(__doc__)
+        print(described(__doc__ or ""))
     words = [word for word in argv if word != "augment"]
     if len(words) == len(argv) and not helping:
         raise UserError("expected `dlrun show augment`, then settings such as augment=crop_flip augment.rotate=15")

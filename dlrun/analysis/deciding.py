@@ -28,18 +28,24 @@ class Setting(NamedTuple):
 
 
 def decision(
-    entries: Sequence[Entry], column: str, *, lower: bool, names: Mapping[str, str] | None = None
+    entries: Sequence[Entry],
+    column: str,
+    *,
+    lower: bool,
+    names: Mapping[str, str] | None = None,
+    among: Sequence[str] | None = None,
 ) -> list[str]:
     """Return the lines that decide: the best by `column`, by how much it leads, and the next command.
 
     Of settings with several seeds the means are compared, by the test of `dlrun compare --group-seeds`; of single runs
-    the accuracies, with the noise of so few images. `names` are short ones by path.
+    the accuracies, with the noise of so few images. `names` are short ones by path; settings differ only `among`
+    these keys, if they are given.
     """
 
     def name(entry: Entry) -> str:
         return (names or {}).get(str(entry.path)) or scores.short(entry.path)
 
-    ranked = _settings(entries, column, lower)
+    ranked = _settings(entries, column, lower, among)
     if not ranked:
         return ["no run has completed with a score; `dlrun list` shows what each is waiting for"]
     first = ranked[0]
@@ -63,10 +69,10 @@ def decision(
     return [f"{line}; {how}: {said}", *_next(first, certain=certain)]
 
 
-def _settings(entries: Sequence[Entry], column: str, lower: bool) -> list[Setting]:
+def _settings(entries: Sequence[Entry], column: str, lower: bool, among: Sequence[str] | None) -> list[Setting]:
     """The settings of completed runs, best first by their mean over seeds."""
     done = [e for e in entries if compare.scored(e.result, column)]
-    differing = compare.varying([e.config for e in done])
+    differing = compare.varying([e.config for e in done], among=among)
     keys = [k for k in differing if k not in INDIFFERENT and not k.endswith(".seed")]
     groups: dict[tuple[str | None, ...], list[Entry]] = {}
     for entry in done:

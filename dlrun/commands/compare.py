@@ -97,10 +97,11 @@ def _print(
     apart = [] if args.status or args.all or args.group_seeds else footer.BELOW
     below = [e for e in entries if e.result.get("status") in apart]
     rows = [row for row in table if row.get("status") not in apart or not apart]
+    keys = compare.keys(table)
     paths = [] if args.group_seeds else [row["run"] for row in table]
     names = dict(zip(paths, scores.short_names(paths), strict=True))
     if rows:
-        settings = None if args.group_seeds or args.all else compare.shown(entries)
+        settings = None if args.group_seeds or args.all else compare.shown(entries, keys)
         images = {str(e.path): (scores.images(e.result, "val"), scores.images(e.result, "test")) for e in entries}
         most = None if args.all else SCREEN
         if settings is not None and votes:
@@ -111,7 +112,7 @@ def _print(
             notes = [*notes, note]
     if below:
         print(*footer.lines(below, metric, names, shutil.get_terminal_size().columns), sep="\n")
-    decided = [] if args.group_seeds else deciding.decision(entries, metric, lower=lower, names=names)
+    decided = [] if args.group_seeds else deciding.decision(entries, metric, lower=lower, names=names, among=keys)
     _foot(args, len(entries), votes, len(rows), notes)
     print(*decided, sep="\n", end="\n" if decided else "")
 

@@ -150,6 +150,7 @@ def test_no_file_trusts_a_package(here: Path, dlrun: Callable[..., Outcome]) -> 
 
 
 def test_a_trusted_package_is_typed(here: Path) -> None:
+    write(here / "mynet.py", "class Net: ...\n")
     write(here / "conf/model/mine.yaml", "_target_: mynet.Net\nhidden: 3\n")
     assert compose("model=mine", "trust=[mynet]").model["hidden"] == 3
 

@@ -44,7 +44,7 @@ SETUPS: list[list[str]] = [
 
 @pytest.mark.parametrize("words", SETUPS, ids=lambda words: " ".join(words)[:40])
 def test_a_config_is_repeated(here: Path, words: list[str]) -> None:
-    (here / "été (1), it's").mkdir()
+    write(here / "été (1), it's/cat/1.png", "")
     stored = store(here / "run", *words)
     found = again("run")
     assert {k: v for k, v in found.items() if k not in OWN} == {k: v for k, v in stored.items() if k not in OWN}
@@ -69,6 +69,7 @@ def test_a_file_is_repeated_as_a_preset(here: Path) -> None:
 
 
 def test_an_option_of_another_machine(here: Path) -> None:
+    write(here / "mynet.py", "class Net: ...\nclass Loss: ...\n")
     write(here / "conf/model/tiny.yaml", "width: 8\ndepth: 2\n")
     write(here / "conf/model/own.yaml", "_target_: mynet.Net\nhidden: 3\nsizes: [1, 2]\n")
     write(here / "conf/loss/own.yaml", "_target_: mynet.Loss\n")

@@ -12,6 +12,7 @@ from dlrun.config.typed import readable
 from dlrun.errors import UserError
 from dlrun.search.space import read
 from support.commands import Outcome
+from support.stored import write
 
 NAMES = [
     "été",
@@ -32,14 +33,14 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_folders_are_taken_as_typed(here: Path, name: str) -> None:
-    (here / name).mkdir()
+    write(here / name / "cat/1.png", "")
     cfg = compose("dataset=image_folder", f"dataset.root={name}", f"run.dir=run {name}")
     assert (cfg.dataset["root"], cfg.run_dir) == (name, f"run {name}")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_of_any_name_is_shared_by_a_sweep(here: Path, name: str) -> None:
-    (here / name).mkdir()
+    write(here / name / "cat/1.png", "")
     with composer({}) as made:
         axes, fixed = read(made, ["dataset=image_folder", f"dataset.root={name}", "seed=1,2"])
         assert [axis.key for axis in axes] == ["seed"]
@@ -48,7 +49,7 @@ def test_a_folder_of_any_name_is_shared_by_a_sweep(here: Path, name: str) -> Non
 
 def test_folders_are_searched_over(here: Path) -> None:
     for name in ("été", "b (1)", "it's"):
-        (here / name).mkdir()
+        write(here / name / "cat/1.png", "")
     with composer({}) as made:
         axes, fixed = read(made, ["dataset=image_folder", "dataset.root=été,b (1),it's"])
         points = [made.config(made.parse([*fixed, axes[0].word(value)])) for value in axes[0].choices]
@@ -57,17 +58,17 @@ def test_folders_are_searched_over(here: Path) -> None:
 
 def test_home_is_expanded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(here))
-    (here / "photos").mkdir()
+    write(here / "photos/cat/1.png", "")
     cfg = compose("dataset=image_folder", "dataset.root=~/photos", "run.dir=~/run 1", "run.note=~ as before, wider")
     assert (cfg.dataset["root"], cfg.run_dir) == (f"{here}/photos", f"{here}/run 1")
     assert cfg.plain["run"]["note"] == "~ as before, wider"
-    (here / "~x").mkdir()
+    write(here / "~x/cat/1.png", "")
     assert compose("dataset=image_folder", "dataset.root=~x").dataset["root"] == f"{here}/~x"  # no user of that name
 
 
 def test_forms_of_hydra_still_count(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (here / "a b").mkdir()
-    (here / "digits").mkdir()
+    for name in ("a b", "digits"):
+        write(here / name / "cat/1.png", "")
     monkeypatch.setenv("WHERE", "a b")
     for word in ("'a b'", '"a b"', r"a\ b", "${oc.env:WHERE}"):
         assert compose("dataset=image_folder", f"dataset.root={word}").dataset["root"] == "a b"

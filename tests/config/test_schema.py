@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dlrun.config.compose import builtin_conf, compose, composer
@@ -185,6 +186,7 @@ def test_preset_sets_values_and_options(here: Path) -> None:
 
 
 def test_keys_of_ones_own_class_are_free(here: Path) -> None:
+    write(here / "mynet.py", "class Net: ...\n")
     words = (
         "model=custom",
         "model._target_=mynet.Net",
@@ -301,7 +303,7 @@ def test_every_default_obeys_its_rule(here: Path, monkeypatch: pytest.MonkeyPatc
         "model=custom": ("model._target_=mine.Net", "trust=[mine]"),
         "objective=distill": ("objective.teacher=.",),
     }
-    (here / "a.npz").touch()
+    np.savez(here / "a.npz", x=np.zeros(1), y=np.zeros(1))
     (here / "data").mkdir()
     with composer({}) as made:
         for file in sorted(builtin_conf().glob("[!h]*/*.yaml")):

@@ -303,6 +303,8 @@ def test_every_default_obeys_its_rule(here: Path, monkeypatch: pytest.MonkeyPatc
         "model=custom": ("model._target_=mine.Net", "trust=[mine]"),
         "objective=distill": ("objective.teacher=.",),
     }
+    write(here / "cat/1.png", "")
+    write(here / "mine.py", "class Net: ...\n")
     np.savez(here / "a.npz", x=np.zeros(1), y=np.zeros(1))
     (here / "data").mkdir()
     with composer({}) as made:

@@ -25,6 +25,7 @@ from dlrun.search.launchers.job import Job, work
 from dlrun.training import device, memory, random_state
 from dlrun.training.device import pick_device
 from dlrun.training.experiment import build
+from dlrun.training.shared_data import SharedData
 from support.commands import TINY, Outcome
 from support.composed import SMALL, composed
 
@@ -34,6 +35,7 @@ CARD = torch.device("cuda")
 @pytest.mark.parametrize(("there", "found"), [(True, "cuda"), (False, "cpu")])
 def test_auto_takes_a_card_that_is_there(monkeypatch: pytest.MonkeyPatch, there: bool, found: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: int(there))
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert pick_device("auto").type == found
     if not there:
@@ -163,8 +165,8 @@ def test_a_worker_frees_a_card_after_each_trial(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(True))
     job = Job(0, {}, str(tmp_path / "no" / "folder"))
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
-    work(job)
+    work(job, SharedData(share=False))
     assert freed == []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    work(job)
+    work(job, SharedData(share=False))
     assert freed == [True]

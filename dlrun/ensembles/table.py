@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ import numpy as np
 from dlrun.analysis import scores as shares
 from dlrun.ensembles.members import SPLITS, Member
 from dlrun.ensembles.votes import FEWEST, VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
+from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.vocabulary import Status, is_accuracy
 
@@ -157,16 +160,12 @@ def _cell(column: str, value: Any, images: int = 0) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def store(path: Path, args: Any, members: Sequence[Any], table: Any) -> None:
-    """Write the files of an ensemble: its members, scores, predictions, tables and page."""
-    import os
+def store(path: Path, args: Namespace, members: Sequence[Member], table: Table) -> None:
+    """Write the files of an ensemble: its members, scores, predictions, tables and page.
 
-    import numpy as np
-
-    from dlrun.ensembles.table import each, sizes
-    from dlrun.folders import ensemble as ensemble_folder
-    from dlrun.folders import reading
-    from dlrun.reports import ensemble_report
+    Of `args` it reads vote, top and greedy.
+    """
+    from dlrun.reports import ensemble_report  # draws with matplotlib, which takes a while to import
 
     chosen = next(row for row in table.rows if row["vote"] == args.vote)
     listed = []

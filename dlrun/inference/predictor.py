@@ -130,9 +130,10 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
 def _here(device: str) -> str:
     """The device of a run, or auto if this machine does not have it."""
     try:
-        return pick_device(device).type
+        pick_device(device)
     except UserError:
         return "auto"
+    return device
 
 
 def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:

@@ -223,7 +223,7 @@ def test_tpe_draws_nearer_to_the_best_the_more_it_knows(search: Callable[..., An
         (("optimizer.lr=0.1,0.01", "seed=1,2,3"), "grid", 6),
         (("optimizer.lr=0.1,0.01", "regularizer.l2=loguniform:1e-6:1e-2"), "random", 20),
         (("optimizer.lr=0.1,0.01", "regularizer.l2=tag(log,interval(1e-6,1e-2))", "search.trials=7"), "random", 7),
-        (("optimizer.lr=loguniform(1e-5,1)", "model.width=logint(4,16)", "seed=1,2"), "random", 20),
+        (("optimizer.lr=loguniform(1e-5,1)", "model.depth=logint(4,16)", "seed=1,2"), "random", 20),
     ],
 )  # fmt: skip
 def test_lists_alone_are_a_grid_and_any_range_is_random(

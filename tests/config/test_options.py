@@ -125,6 +125,7 @@ def test_an_option_inherits_comments_and_rules(here: Path) -> None:
 MINE = "# Mine: dlrun train objective=mine\n_target_: mine.Objective\nalpha: 7.0  # [5..10] something else\n"
 
 
+@pytest.mark.usefixtures("own")
 def test_two_options_of_a_group_have_ranges_of_their_own_for_one_key(here: Path) -> None:
     write(here / "conf/objective/mine.yaml", MINE)
     words = ("objective=mine", "trust=[mine]")
@@ -138,11 +139,22 @@ def test_two_options_of_a_group_have_ranges_of_their_own_for_one_key(here: Path)
         compose(*distill, "objective.alpha=7")
 
 
+OWN = "class Objective:\n    pass\n\n\nclass Net:\n    pass\n\n\nclass Penalty:\n    pass\n"  # what mine.py holds
+
+
+@pytest.fixture
+def own(here: Path) -> Path:
+    """The folder of the command, with the user's own module."""
+    write(here / "mine.py", OWN)
+    return here
+
+
 MODEL = (
     "_target_: mine.Net\nheads: 4  # [1..16] attention heads\nkind: sum  # [sum|mean] how heads are merged\nfree: 1.0\n"
 )
 
 
+@pytest.mark.usefixtures("own")
 def test_a_new_key_of_a_new_model_is_held_to_its_bracket(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("model=mine", "trust=[mine]")
     for folder in ("conf", "elsewhere"):
@@ -165,6 +177,7 @@ def test_folders_named_on_the_command_line_have_rules_too(here: Path, dlrun: Cal
     assert (outcome.code, outcome.err.startswith("dlrun: model.heads=17: ")) == (2, True)
 
 
+@pytest.mark.usefixtures("own")
 def test_a_class_of_the_users_own_is_not_held_to_the_rules_of_the_option(here: Path) -> None:
     words = ("model=cnn", "model._target_=mine.Net", "trust=[mine]")
     assert compose(*words, "model.kernel_size=4", "model.depth=-3").model["kernel_size"] == 4
@@ -196,6 +209,7 @@ def test_an_unreadable_bracket_of_a_user_names_file_and_line(here: Path, dlrun: 
     assert dlrun("train", "seed=x").err.startswith("dlrun: seed=x")  # options that are not chosen are not read
 
 
+@pytest.mark.usefixtures("own")
 def test_a_stored_config_is_held_to_the_options_that_it_names(here: Path) -> None:
     with composer({}) as made:
         plain = made.config(made.parse(["optimizer=sgd", "objective=distill", "objective.teacher=."]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,8 +66,9 @@ def test_the_number_of_checks_is_right() -> None:
 
 
 @pytest.fixture
-def furnished(here: Path) -> Path:
+def furnished(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the README's commands name."""
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)  # that of another test
     for name in ("photos/train/cat/a.png", "photos/test/cat/b.png", "five-votes/ensemble.yaml"):
         write(here / name, "")
     write(here / "mynet.py", "from torch import nn\n\n\nclass MyNet(nn.Flatten):\n    pass\n")

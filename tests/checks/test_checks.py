@@ -377,6 +377,7 @@ def test_advice_names_keys_of_the_config_with_other_values() -> None:
     assert advice(exp, "optimizer.lr=1e-3") == ""
 
 
+@pytest.mark.slow
 def test_a_model_of_the_user_is_advised_no_key_that_it_lacks() -> None:
     exp = experiment("model.norm=none", "model.activation=tanh")
     for p in exp.model.parameters():

@@ -107,6 +107,7 @@ def test_a_stored_config_adds_no_trust_and_no_search_path(here: Path) -> None:
     assert (found["trust"], found["run"]["dir"]) == ([], None)
 
 
+@pytest.mark.slow
 def test_a_repeated_run_is_the_same_run(here: Path, dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("train", *TINY, "run.dir=one", "optimizer=sgd", "seed=3").code == 0
     assert dlrun("train", "--from", "one", "run.dir=two").code == 0

@@ -139,6 +139,7 @@ def test_zero_init_residual_starts_every_block_as_its_shortcut() -> None:
         ResNet(1, 10, zero_init_residual=True, skip=False)
 
 
+@pytest.mark.slow
 def test_a_deep_resnet_without_skips_trains_visibly_worse() -> None:
     """56 layers, 2 epochs of digits. Over seeds 0–9 the loss was 0.21–0.38 with skips and 2.08–2.28 without,
     accuracy on the last 360 images 0.69–0.86 and 0.10–0.18."""

@@ -23,6 +23,8 @@ import torch
 from torch import nn
 from blocks import scaled
 
+pytestmark = pytest.mark.slow  # real runs, each in a process of its own
+
 class Net(nn.Module):
     def __init__(self, in_channels, num_classes):
         super().__init__()

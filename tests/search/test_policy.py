@@ -33,6 +33,7 @@ def watchful(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
+@pytest.mark.slow
 def test_the_median_stops_bad_trials(watchful: Path, dlrun: Callable[..., Outcome]) -> None:
     outcome = dlrun(*LEARNERS, "trainer.epochs=4", "search.prune=median", "search.metric=val_loss")
     assert outcome.code == 0, outcome.out + outcome.err

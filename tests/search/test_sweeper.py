@@ -277,6 +277,7 @@ def test_a_pause_changes_nothing(here: Path, dlrun: Callable[..., Outcome]) -> N
     )
 
 
+@pytest.mark.slow
 def test_a_best_value_at_an_edge_is_searched_beyond(here: Path, dlrun: Callable[..., Outcome]) -> None:
     words = ("optimizer.lr=1e-5,1e-4,1e-3", "search.max_extend=1", "trainer.epochs=4", "dataset.limit=300")
     words = (*TINY, *words, "sweep.dir=s")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrun.config.defaults import changed
+from dlrun.config.defaults import changed, leaves
 from dlrun.config.options import PRESETS, Options, prefix
 from dlrun.config.own_options import settings
 from dlrun.config.schema import lookup
@@ -73,17 +73,9 @@ def _of_file(file: Path, found: Mapping[str, Any]) -> Iterator[str]:
             yield f"{PRESETS}={base}"
     for group, option in choices.items():
         yield f"{group}={_encoded(option)}"
-    for key, value in _settings(keys):
+    for key, value in leaves(keys):
         if key.split(".")[0] not in OWN:
             yield f"{key}={_encoded(value)}"
-
-
-def _settings(keys: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in keys.items():
-        if isinstance(value, Mapping) and value:
-            yield from _settings(value, f"{start}{key}.")
-        else:
-            yield f"{start}{key}", value
 
 
 def _of_run(file: Path, stored: Mapping[str, Any], keys: set[str], defaults: _Defaults) -> list[str]:

@@ -18,12 +18,12 @@ import pytest
 
 from support.commands import TINY, Outcome
 
+pytestmark = pytest.mark.slow  # real runs, each in a process of its own
+
 NET = """
 import torch
 from torch import nn
 from blocks import scaled
-
-pytestmark = pytest.mark.slow  # real runs, each in a process of its own
 
 class Net(nn.Module):
     def __init__(self, in_channels, num_classes):

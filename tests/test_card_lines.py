@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,15 +20,17 @@ from dlrun.data import batches
 from dlrun.data.batches import Batches
 from dlrun.data.images import InMemory
 from dlrun.errors import UserError
+from dlrun.inference import predictor, teacher
 from dlrun.probes import batch_time
 from dlrun.search.launchers import protocol
 from dlrun.search.launchers.job import Job, work
-from dlrun.training import device, memory, random_state
+from dlrun.training import device, experiment, memory, random_state
 from dlrun.training.device import pick_device
 from dlrun.training.experiment import build
 from dlrun.training.shared_data import SharedData
 from support.commands import TINY, Outcome
 from support.composed import SMALL, composed
+from support.members import member
 
 CARD = torch.device("cuda")
 
@@ -154,10 +157,60 @@ def test_a_run_of_a_card_is_evaluated_and_exported_where_there_is_none(dlrun: Ca
         pytest.skip("there is a card here")
     assert dlrun("train", *TINY, "trainer.device=cpu", "run.dir=r").code == 0
     config = Path("r/config.yaml")
-    config.write_text(config.read_text().replace("device: cpu", "device: cuda"))
+    config.write_text(config.read_text().replace("device: cpu", "device: cuda:1"))
     for words in (("export", "r", "--to", "torch_export"), ("ensemble", "r", "--fresh", "--out", "e")):
         done = dlrun(*words)
         assert done.code == 0, done.err
+
+
+def test_the_second_card_is_asked_for_by_every_verb_that_takes_a_device(
+    dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as two:
+        two.setattr(torch.cuda, "is_available", lambda: True)
+        two.setattr(torch.cuda, "device_count", lambda: 2)
+        assert pick_device("cuda:1") == torch.device("cuda", 1)
+    asked: list[str] = []
+
+    def on_processor(name: str, key: str = "") -> torch.device:
+        asked.append(name)
+        return torch.device("cpu")
+
+    for module in (device, experiment, predictor):
+        monkeypatch.setattr(module, "pick_device", on_processor)
+    assert dlrun("train", *TINY, "trainer.device=cuda:1", "run.dir=r").code == 0
+    np.save("x.npy", np.zeros((2, 8, 8, 1), np.uint8))
+    assert dlrun("predict", "r", "x.npy", "--device", "cuda:1").code == 0
+    assert dlrun("ensemble", "r", "--fresh", "--out", "e").code == 0
+    assert {*asked} == {"cuda:1"}
+    # an export is computed on the processor, whatever the run was trained on; its data are read again
+    assert dlrun("export", "r", "--to", "torch_export").code == 0
+    assert {*asked} == {"cuda:1", "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("gpu", "--device cuda?"), ("cuda:x", "cuda:0"), ("cuda:7", "--device cuda:7")]
+)
+def test_a_device_that_is_none_or_not_here_is_refused(
+    dlrun: Callable[..., Outcome], tmp_path: Path, name: str, wanted: str
+) -> None:
+    member(tmp_path / "r", seed=0)
+    np.save("x.npy", np.zeros((2, 8, 8, 1), np.uint8))
+    refused = dlrun("predict", "r", "x.npy", "--device", name)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert wanted in refused.err
+
+
+def test_a_teacher_uses_the_card_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loaded(Exception):
+        pass
+
+    def load(path: Path, trust: list[str], name: str) -> None:
+        raise Loaded(name)
+
+    monkeypatch.setattr(teacher, "load", load)
+    with pytest.raises(Loaded, match="^cuda:1$"):
+        teacher.log_probabilities("t", None, [], torch.device("cuda", 1))  # type: ignore[arg-type]
 
 
 def test_a_worker_frees_a_card_after_each_trial(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

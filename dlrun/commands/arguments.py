@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from dlrun.errors import UserError
 
-__all__ = ["Parser", "described", "next_command", "numbers", "trusted", "verbose"]
+__all__ = ["Parser", "described", "expect_device", "next_command", "numbers", "trusted", "verbose"]
 
 IDS = re.compile(r" \([A-Z]\d+(?:[,–-] ?[A-Z]?\d+)*\)")  # practices, whose list users do not have
 
@@ -35,6 +35,18 @@ def trusted(argv: list[str]) -> tuple[list[str], list[str]]:
     words = [w for w in argv if not w.startswith("trust=")]
     found = ",".join(w.removeprefix("trust=").strip("[]") for w in argv if w.startswith("trust="))
     return words, [name.strip() for name in found.split(",") if name.strip()]
+
+
+def expect_device(name: str) -> None:
+    """Raise UserError for a --device whose name trainer.device= would not take."""
+    from dlrun.config.meant import likely_value
+    from dlrun.config.rules import NAMED
+
+    rule = NAMED["device"]()
+    if not rule.holds(name):
+        near = likely_value("trainer.device", name, rule.words)
+        hint = f"did you mean --device {near}?" if near else f"expected {rule.expected}"
+        raise UserError(f"--device {name}: {hint}")
 
 
 def verbose(argv: list[str]) -> tuple[bool, list[str]]:

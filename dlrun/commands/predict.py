@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.commands.arguments import Parser, trusted
+from dlrun.commands.arguments import Parser, expect_device, trusted
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -22,8 +22,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("paths", nargs="+", metavar="PATH", help=word)
     parser.add_argument("--out", default="predictions.csv", metavar="FILE", help="default: predictions.csv")
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    word = "auto (default), cpu, cuda, mps, or cuda:1 for the second GPU"
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help=word)
     args = parser.parse_args(argv)
+    expect_device(args.device)
     from dlrun.analysis import scores, sweeps
 
     sweeps.expect_model(model := Path(args.model).expanduser())

@@ -29,7 +29,7 @@ _RANGE = re.compile(r"(loguniform|uniform|logint|int|range|interval)[:(]")
 
 def likely_verb(word: str, verbs: Collection[str]) -> str:
     """Return the hint for an unknown verb: what to type."""
-    commands = [c for c in VERBS.get(fold(word), "").split(", ") if c and (c.split()[1] in verbs or "--" in c)]
+    commands = [command for command in VERBS.get(fold(word), "").split(", ") if command]
     if fold(word) in ("test", "evaluate", "eval", "score", "validate"):
         return (
             "dlrun train evaluates the test split itself: `dlrun compare` shows it, `dlrun predict RUN IMAGES` others"

@@ -31,16 +31,15 @@ def _table(lines: str) -> dict[str, str]:
     return found
 
 
-# commands to type, several apart by a comma; the first whose verb exists counts
+# commands to type, several apart by a comma
 VERBS = _table("""
     fit run start training learn            -> dlrun train
     sweep search tune hparams optimize grid multirun hyperparameters -> dlrun train -m optimizer.lr=0.1,0.01
-    ls runs history status jobs             -> dlrun list, dlrun compare
-    list                                    -> dlrun compare
+    ls dir runs history status jobs         -> dlrun list, dlrun compare
     lr_find lr_finder find_lr lr_range_test range_test -> dlrun lr_range
     find_batch batch_size batch_finder auto_batch scale_batch_size -> dlrun batch_time
-    rm delete remove del clean prune        -> dlrun rm
-    diff                                    -> dlrun diff, dlrun compare
+    delete remove del erase clean prune     -> dlrun rm
+    difference differences                  -> dlrun diff
     continue restart                        -> dlrun resume
     infer inference classify label apply    -> dlrun predict
     vote bag bagging stack                  -> dlrun ensemble
@@ -50,7 +49,7 @@ VERBS = _table("""
     visualize view images preview           -> dlrun show augment
     doc docs describe info options keys     -> dlrun explain
     lint sanity sanity_check dry_run        -> dlrun check
-    dashboard ui tensorboard                -> dlrun board, dlrun report
+    dashboard ui tensorboard                -> dlrun board
     new create setup scaffold               -> dlrun init
     version                                 -> dlrun --version
 """)

@@ -137,7 +137,7 @@ def _here(device: str) -> str:
 
 
 def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:
-    data, where = _data(path), pick_device(device)
+    data, where = _data(path), pick_device(device, "--device ")
     plain = reading.config(path)
     trainer = plain.get("trainer")
     kind = str(trainer.get("multi_crop", "none")) if isinstance(trainer, dict) else "none"

@@ -30,7 +30,7 @@ def log_probabilities(teacher: str, data: Data, trust: list[str], device: torch.
     Raises UserError if the teacher has other classes or images, or was trained on the student's validation fold.
     """
     path = Path(teacher).expanduser()
-    predictor = load(path, trust, device.type)
+    predictor = load(path, trust, str(device))
     _must_match(predictor, data)
     key = _key(predictor, data.train)
     targets = read_targets(key)

@@ -83,7 +83,7 @@ def _steps(exp: Experiment, batches: Batches) -> Iterator[float]:
         x, y, _ = next(steps)
         loop.step(exp, Batch(x, y))
         if exp.device.type != "cpu":
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(exp.device)
         seconds = time.perf_counter() - started
         if i >= WARM:
             yield seconds

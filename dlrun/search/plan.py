@@ -112,6 +112,10 @@ class Plan:
         """The trials of the current stage, of all its rounds."""
         return sorted({n for r in self.rounds if r.stage == self.rounds[-1].stage for n in r.numbers})
 
+    def values(self, key: str, default: str) -> tuple[str, ...]:
+        """Return the values of a key over all trials: those of its list, else the `default` that they share."""
+        return next((axis.words for axis in self.axes if axis.name == key and axis.words), (default,))
+
     def searched(self, axis: Axis) -> Axis:
         """Return an axis over everything that all rounds searched."""
         ranges = [a for r in self.rounds for a in r.axes if a.key == axis.key]

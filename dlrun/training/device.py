@@ -19,15 +19,18 @@ __all__ = ["BF16_SIDE", "BF16_WIDTH", "compiled", "determinism", "pick_device", 
 BF16_SIDE, BF16_WIDTH = 32, 64
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device of that name; auto prefers CUDA, then MPS. Raises UserError if it does not exist."""
+def pick_device(name: str, key: str = "trainer.device=") -> torch.device:
+    """Return the device of that name; auto prefers CUDA, then MPS.
+
+    Raises UserError if it does not exist; `key` is what the user typed before the name.
+    """
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     there = [*["cuda"][:gpus], *(f"cuda:{number}" for number in range(gpus))]
     there += [*(["mps"] if torch.backends.mps.is_available() else []), "cpu"]
     if name == "auto":
         name = there[0]
     if name not in there:
-        raise UserError(f"trainer.device={name}: not available here; found {', '.join(there)}")
+        raise UserError(f"{key}{name}: not available here; found {', '.join(there)}")
     return torch.device(name)
 
 

@@ -64,12 +64,30 @@ def test_forty_mixed_runs_fit(
     footer = "\n".join(lines[33:])
     assert "failed: " in footer
     assert "interrupted: " in footer
-    assert "(val_acc 0.8000, epoch 2)" in footer
+    assert "val_acc 0.800 (48 of 60) in epoch 2" in footer
     assert any(line.startswith("best: ") for line in lines)
     with open("outputs/compare.csv", newline="") as file:
         stored = list(csv.DictReader(file))
     assert len(stored) == 40
     assert {"widht", "model.width", "optimizer.lr"} <= stored[0].keys()
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_failed_runs_with_one_reason_are_one_line_with_their_number(
+    width: int, here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    write_run(here / "outputs/runs/good", **result(config(), 0.5))
+    for k in range(32):
+        reason = "OSError: disk full" if k < 30 else f"ValueError: number {k}"
+        cfg = config(optimizer__lr=0.1 + k)
+        write_run(here / f"outputs/runs/a_long_name_of_a_run_{k:02d}", config=cfg, status="failed", reason=reason)
+    failed = [line for line in dlrun("compare").out.splitlines() if "failed: " in line]
+    assert len(failed) == 3
+    assert failed[0].startswith("30 failed: ")
+    assert re.search(r" and (27|28|29) more: OSError: disk full$", failed[0])
+    assert [line.split(": ", 1)[1][-9:] for line in failed[1:]] == ["number 30", "number 31"]
+    assert max(map(len, failed)) <= width
 
 
 def test_a_key_that_refers_to_another_never_stands_for_it(here: Path) -> None:

@@ -7,7 +7,7 @@ its process, job or node is returned as `lost` with the reason; the sweep then r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,19 @@ from dlrun.search.launchers.slurm import Submitit
 __all__ = ["launcher"]
 
 
-def launcher(options: Mapping[str, Any], sweep: Path, soon: int = 0) -> Launcher:
-    """Return the chosen launcher for a sweep's folder, ready for `soon` trials at once.
+def launcher(
+    options: Mapping[str, Any], sweep: Path, soon: int = 0, devices: Collection[str] = ("auto",)
+) -> Launcher:
+    """Return the chosen launcher for a sweep's folder, ready for `soon` trials at once, on `devices`.
 
     Raises UserError for one that cannot be reached.
     """
     if options["name"] == "joblib":
-        return Joblib(int(options["workers"]), sweep)
+        return Joblib(int(options["workers"]), sweep, devices)
     if options["name"] == "ray":
         return Ray(options)
     if options["name"] == "submitit_slurm":
         return Submitit(options, sweep)
-    pool = Pool(int(options["workers"]))
+    pool = Pool(int(options["workers"]), devices)
     pool.warm(soon)
     return pool

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dlrun.search.launchers.job import Job, away
-from dlrun.search.launchers.protocol import Ended, cores, gpus, here, why, without_interrupts
+from dlrun.search.launchers.protocol import Ended, cores, here, shares, why, without_interrupts
 from dlrun.vocabulary import Exit
 
 __all__ = ["Joblib"]
@@ -19,12 +20,10 @@ __all__ = ["Joblib"]
 class Joblib:
     """Processes of joblib's loky on this machine, one per executor: a death breaks an executor, not the sweep."""
 
-    def __init__(self, workers: int, sweep: Path) -> None:
+    def __init__(self, workers: int, sweep: Path, devices: Collection[str] = ("auto",)) -> None:
         self._place = here(sweep)
-        cards = gpus()
-        self.slots = workers or len(cards) or cores()
+        self.slots, self._cards = shares(workers, devices)
         self.threads = max(1, cores() // self.slots)
-        self._cards = [cards[n % len(cards)] for n in range(self.slots)] if cards else []
         self._idle: list[tuple[Any, Any, str | None]] = []
         self._busy: dict[Any, tuple[int, tuple[Any, Any, str | None]]] = {}  # by future: trial and executor
 

@@ -11,11 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Collection
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
 from dlrun.search.launchers.job import Job
-from dlrun.search.launchers.protocol import Ended, cores, gpus
+from dlrun.search.launchers.protocol import Ended, cores, shares
 from dlrun.vocabulary import Exit
 
 __all__ = ["Pool"]
@@ -54,11 +55,9 @@ class _Worker:
 class Pool:
     """Runs up to `slots` trials at a time; a worker starts with its first trial, or earlier by `warm`."""
 
-    def __init__(self, workers: int) -> None:
-        cards = gpus()
-        self.slots = workers or len(cards) or cores()
+    def __init__(self, workers: int, devices: Collection[str] = ("auto",)) -> None:
+        self.slots, self._free_gpus = shares(workers, devices)
         self.threads = max(1, cores() // self.slots)
-        self._free_gpus = [cards[n % len(cards)] for n in range(self.slots)] if cards else []
         self._workers: list[_Worker] = []
 
     def warm(self, trials: int) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import takewhile
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from dlrun.search.launchers.job import Job, Place
 
-__all__ = ["GONE", "Ended", "Launcher", "cores", "gpus", "here", "why", "without_interrupts"]
+__all__ = ["GONE", "Ended", "Launcher", "cores", "gpus", "here", "shares", "why", "without_interrupts"]
 
 
 GONE = 10.0  # seconds to wait for the process of a killed trial to end
@@ -83,3 +83,16 @@ def gpus() -> list[str]:
     with suppress(OSError):  # some containers show the devices alone
         return [str(n) for n in range(sum(bool(re.fullmatch(r"nvidia\d+", name)) for name in os.listdir("/dev")))]
     return []
+
+
+def shares(workers: int, devices: Collection[str]) -> tuple[int, list[str]]:
+    """Return how many trials run at a time, `workers` if not 0, and the GPU of each; none if all see the same.
+
+    `devices` are the values of trainer.device of the trials. With auto and cuda the GPUs are shared out. A trial on
+    cuda:1 names its GPU itself: a worker that sees only one GPU would not have it.
+    """
+    found = gpus() if {*devices} <= {"auto", "cuda"} else []
+    chosen = {name for name in devices if name != "cpu"} if not found else ()
+    on_cards = len(chosen) if any(name.startswith("cuda:") for name in chosen) else 0
+    slots = workers or len(found) or on_cards or cores()
+    return slots, [found[n % len(found)] for n in range(slots)] if found else []

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dlrun.config.compose import composer
 from dlrun.folders import sweep as sweep_folder
-from dlrun.search.launchers import pool
+from dlrun.search import sweeper
+from dlrun.search.launchers import choose, pool, protocol
 from dlrun.search.launchers.job import Job
 from support.moods import MOODY, QUICK, rows, start, starts, workers
 
@@ -94,8 +96,9 @@ def test_one_worker_a_core_or_card_with_a_share_of_the_threads(
     monkeypatch: pytest.MonkeyPatch, asked: int, cards: int, slots: int, threads: int
 ) -> None:
     monkeypatch.setattr(pool, "cores", lambda: 8)
+    monkeypatch.setattr(protocol, "cores", lambda: 8)
     names = [f"GPU-{n}" for n in range(cards)]
-    monkeypatch.setattr(pool, "gpus", lambda: names)
+    monkeypatch.setattr(protocol, "gpus", lambda: names)
     started: list[tuple[int, str | None]] = []
 
     class Started:
@@ -123,4 +126,47 @@ def test_workers_get_cards_by_the_names_that_are_visible_here(
     monkeypatch: pytest.MonkeyPatch, visible: str, found: list[str]
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert pool.gpus() == found
+    assert protocol.gpus() == found
+
+
+@pytest.mark.parametrize(
+    ("devices", "workers", "slots", "cards"),
+    [
+        (("auto",), 0, 2, ["7", "9"]),
+        (("cuda",), 3, 3, ["7", "9", "7"]),
+        (("cuda:1",), 0, 1, []),
+        (("cuda:0", "cuda:1"), 0, 2, []),
+        (("cuda:1",), 4, 4, []),
+        (("auto", "cuda:1"), 0, 2, []),
+        (("cpu",), 0, 8, []),
+    ],
+)
+def test_a_trial_that_names_its_card_sees_all_cards(
+    monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...], workers: int, slots: int, cards: list[str]
+) -> None:
+    monkeypatch.setattr(protocol, "cores", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,9")
+    assert protocol.shares(workers, devices) == (slots, cards)
+
+
+@pytest.mark.parametrize(
+    ("words", "devices"),
+    [
+        (["trainer.device=cuda:1"], ("cuda:1",)),
+        (["trainer.device=cuda:0,cuda:1"], ("cuda:0", "cuda:1")),
+        ([], ("auto",)),
+    ],
+)
+def test_a_sweep_starts_its_workers_for_the_devices_of_its_trials(
+    here: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], devices: tuple[str, ...]
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def launcher(options: object, sweep: Path, soon: int, named: tuple[str, ...]) -> None:
+        raise Reached(named)
+
+    monkeypatch.setattr(choose, "launcher", launcher)
+    with composer({}) as made, pytest.raises(Reached) as reached:
+        sweeper.sweep(made, ["seed=1,2", "sweep.dir=s", *words])
+    assert reached.value.args == (devices,)

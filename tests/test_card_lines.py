@@ -209,7 +209,7 @@ def test_a_teacher_uses_the_card_of_the_run(monkeypatch: pytest.MonkeyPatch) -> 
         raise Loaded(name)
 
     monkeypatch.setattr(teacher, "load", load)
-    with pytest.raises(Loaded, match="^cuda:1$"):
+    with pytest.raises(Loaded, match=r"^cuda:1$"):
         teacher.log_probabilities("t", None, [], torch.device("cuda", 1))  # type: ignore[arg-type]
 
 

@@ -92,7 +92,9 @@ class Sweep:
         self.screen = Screen(sweep_folder.log(folder))
         search, journal = plan.search, sweep_folder.journal(folder)
         soon = 0 if journal.exists() else len(plan.stage)  # a resumed sweep may have nothing left to do
-        self.pool = choose.launcher(launcher, folder, soon, plan.values("trainer.device", str(base["trainer"]["device"])))
+        self.pool = choose.launcher(
+            launcher, folder, soon, plan.values("trainer.device", str(base["trainer"]["device"]))
+        )
         sweep_folder.write_plan(folder, plan.record())
         self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
         self.results = Results(folder, self.metric, self.minimise, self.study.trials())

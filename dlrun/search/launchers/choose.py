@@ -20,9 +20,7 @@ from dlrun.search.launchers.slurm import Submitit
 __all__ = ["launcher"]
 
 
-def launcher(
-    options: Mapping[str, Any], sweep: Path, soon: int = 0, devices: Collection[str] = ("auto",)
-) -> Launcher:
+def launcher(options: Mapping[str, Any], sweep: Path, soon: int = 0, devices: Collection[str] = ("auto",)) -> Launcher:
     """Return the chosen launcher for a sweep's folder, ready for `soon` trials at once, on `devices`.
 
     Raises UserError for one that cannot be reached.

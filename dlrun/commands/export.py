@@ -56,10 +56,19 @@ def main(argv: list[str]) -> int:
 def _recipe(about: Mapping[str, Any]) -> Iterator[str]:
     """What to do with a photo, in the order in which it is done."""
     height, width = about["image_size"]
+    how = about["decoding"]
     if about["mode"]:
-        yield f"decode as {about['mode']}, values 0 to 255"
+        top = {"uint8": "255"}.get(how["held"]) or f"{how['whites'].get(how['held'], 0):g}"
+        scaled = f", multiplied by {about['scale']:.6g}" if about["scale"] != 1 else ""
+        ground = f"transparent pixels {how['background']}"
+        yield f"decode upright as {about['mode']} in sRGB, {ground}, values 0 to {top}{scaled}"
     if about["resize"]:
-        yield f"resize the shorter side to {height} pixels (bilinear, antialiased); crop the centre {height}×{width}"
+        cut = {
+            "crop": f"resize to cover {height}×{width} pixels, crop the centre",
+            "squash": f"resize both sides, to {height}×{width} pixels",
+            "letterbox": f"resize to fit into {height}×{width} pixels, fill the rest with {how['background']}",
+        }
+        yield f"{cut[how['resize']]} ({how['interpolation']}, antialiased)"
     else:
         yield f"use images of {height}×{width} pixels"
     yield "do not normalise: mean and std are inside the model"

@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
         print(line)
     with Screen() as screen:
         done = classify.predict(predictor, sources, out, screen)
+    for name, how in done.scaled.items():
+        print(f"{name}: {how}")
     for name, why in done.unreadable.items():
         print(f"skipped: {name}: {why}")
     left = f", {len(done.unreadable)} skipped" if done.unreadable else ""

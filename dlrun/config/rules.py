@@ -8,7 +8,7 @@
     [auto|cpu|1]              one of these words, numbers, true, false, null
     [list of 0..1)            a list of such values; empty only if the default is
     [pair of 0..1)            two of them
-    [odd] [metric] [device]   a named rule, see NAMED
+    [odd] [metric] [size]     a named rule, see NAMED
     [any]                     any value of the default's type
 
 null passes every rule: the type of the default decides whether it is allowed (`dlrun.config.schema`).
@@ -39,6 +39,7 @@ class Rule:
         None  # the allowed values; called late, since some are read from files
     )
     listed: bool = False  # the value is a list of them
+    several: bool = False  # values of several types are allowed, though they cannot be listed
 
     @property
     def words(self) -> tuple[Any, ...]:
@@ -53,7 +54,7 @@ class Rule:
     @property
     def mixed(self) -> bool:
         """Whether values of several types are allowed, so that the type of the default does not matter."""
-        return not self.listed and len({type(word) for word in self.words}) > 1
+        return self.several or (not self.listed and len({type(word) for word in self.words}) > 1)
 
 
 _NAME = re.compile(r"\w[\w .+=-]{0,79}")  # it becomes part of the name of a folder
@@ -66,6 +67,13 @@ DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
 def _number(value: Any, whole: bool = False) -> bool:
     return isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    sides = value if isinstance(value, list) else [value]
+    return all(_number(side, whole=True) for side in sides) and (
+        (len(sides) == 1 and not isinstance(value, list) and value >= 0) or (len(sides) == 2 and min(sides) > 0)
+    )
 
 
 def _is_text(value: Any) -> bool:
@@ -82,6 +90,7 @@ def _one_of(listing: Callable[[], tuple[Any, ...]]) -> Rule:
 NAMED: Mapping[str, Callable[[], Rule]] = {
     "any": lambda: Rule(lambda v: True, "any value"),
     "odd": lambda: Rule(lambda v: _number(v, True) and v > 0 and v % 2 == 1, "an odd number: 1, 3, 5, 7 …"),
+    "size": lambda: Rule(_is_size, "pixels of a side, 0 or more, or [height,width]", several=True),
     # torch, NumPy and Optuna all take 63 bits
     "seed": lambda: Rule(
         lambda v: _number(v, True) and 0 <= v < 2**63, "a whole number, 0 or more and less than 2**63"

@@ -2,7 +2,7 @@
 
 The name of an entry is a hash of the shape and of every file's path, size and times (of change and of inode change,
 which no copy preserves), since reading those costs a thousandth of reading the files: a folder that changed gets a new
-entry. It holds raw uint8 pixels, which processes map into memory and share, one digest per image, and the reasons why
+entry. It holds raw pixels, which processes map into memory and share, one digest per image, and the reasons why
 files could not be read. Nothing in it is trusted: all digests are recomputed and unreadable files are retried; if
 anything differs, the entry is rebuilt. It may be deleted at any time.
 
@@ -54,7 +54,7 @@ class Cache:
         None if they exceed the limit, or, with a one-line message, if the disk is full or not writable. Raises
         UserError for intact images of different sizes.
         """
-        if not len(images) or len(images) * int(np.prod(images.shape)) > self.gigabytes * 1e9:
+        if not len(images) or images.nbytes > self.gigabytes * 1e9:
             return None
         opened, build = (
             partial(_opened, images=images, workers=workers),
@@ -117,7 +117,7 @@ def cache_at(place: str, gigabytes: float) -> Cache | None:
 
 
 def _key(images: Streamed) -> str:
-    total = hashlib.sha256(f"{VERSION} {images.shape} {images.resize}".encode())
+    total = hashlib.sha256(f"{VERSION} {images.shape} {images.recipe}".encode())
     for path in images.files:
         try:
             stat = path.stat()
@@ -145,7 +145,7 @@ def _build(entry: Path, images: Streamed, workers: int) -> None:
             # written, not mapped: a full disk is an error here, in mapped memory it would be a signal
             for first, part in parts(images, keep=True, workers=workers):
                 assert part.pixels is not None
-                file.write(part.pixels.data)
+                file.write(part.pixels.data.cast("B"))
                 digests += mark(part.pixels).digests
                 bad.update({first + row: reason for row, reason in part.bad.items()})
             file.flush()
@@ -154,7 +154,7 @@ def _build(entry: Path, images: Streamed, workers: int) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     if len(images) > REPORTED:
-        size = len(images) * int(np.prod(images.shape)) / 1e6
+        size = images.nbytes / 1e6
         message = f"cached {len(images):,} decoded images in {entry}.pixels ({size:,.0f} MB) for later runs"
         print(f"dlrun: {message}; you can delete it at any time", file=sys.stderr)
 
@@ -200,18 +200,18 @@ def _opened(entry: Path, images: Streamed, workers: int) -> tuple[InMemory, dict
         about = json.loads(entry.with_suffix(".json").read_bytes())
         digests, bad = bytes.fromhex(about["digests"]), {int(k): str(v) for k, v in about["bad"].items()}
         path = entry.with_suffix(".pixels")
-        if about["key"] != entry.name or len(digests) != 16 * count or _size(path) != count * int(np.prod(shape)):
+        if about["key"] != entry.name or len(digests) != 16 * count or _size(path) != images.nbytes:
             return None
         # copy on write: torch wants writable memory, and pages that are never written stay shared
-        pixels = np.memmap(path, dtype=np.uint8, mode="c", shape=(count, *shape))
+        pixels = np.memmap(path, dtype=images.dtype, mode="c", shape=(count, *shape))
         if not _intact(pixels, digests, workers) or any(_readable(images, number) for number in bad):
             return None
         os.utime(entry.with_suffix(".json"))
-        return InMemory(torch.from_numpy(pixels)), bad
+        return InMemory(torch.from_numpy(pixels), source=images), bad
     return None
 
 
-def _intact(pixels: NDArray[np.uint8], digests: bytes, workers: int) -> bool:
+def _intact(pixels: NDArray[Any], digests: bytes, workers: int) -> bool:
     def same(first: int) -> bool:
         found = mark(pixels[first : first + CHUNK]).digests
         return b"".join(found) == digests[16 * first : 16 * (first + CHUNK)]

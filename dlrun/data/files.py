@@ -6,34 +6,52 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from dlrun.data.decoding import VERSION, Decoding
+from dlrun.data.headers import first_size, held
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import BadData, Raw, Split, bad_labels
 from dlrun.errors import UserError
 
 __all__ = ["SUFFIXES", "arrays", "image_folder"]
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
+SUFFIXES |= {".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
 Array = np.ndarray[Any, Any]
 
 
-def image_folder(root: str, image_size: int = 0, channels: int = 3) -> Raw:
+def image_folder(
+    root: str,
+    image_size: int | Sequence[int] = 0,
+    channels: int = 3,
+    *,
+    resize: str = "crop",
+    interpolation: str = "bilinear",
+    background: str = "white",
+    decode: str = "auto",
+    max_pixels: int = Decoding.max_pixels,
+    decoder: int = VERSION,
+) -> Raw:
     """Image files in one folder per class: `root/train/<class>/`, optionally `root/test/` and `root/val/`, or
     `root/<class>/`. Nothing is decoded here.
 
-    `image_size` (pixels): shorter side resized to it, centre square cropped; 0: all images have one size.
-    `channels`: 3 for RGB, 1 for gray, whatever the files contain. Classes are the sorted folder names of train.
-    Raises UserError for a missing or empty folder and for a class that train does not have.
+    `image_size`: side, or height and width in pixels, to which `resize` brings all images; 0: all have one size.
+    `channels`: 3 for RGB, 1 for gray, whatever the files contain. The others are those of `Decoding`. Classes are the
+    sorted folder names of train. Raises UserError for a missing or empty folder and for a class that train does not
+    have.
     """
     if channels not in (1, 3):
         raise UserError(f"dataset.channels={channels}: must be 1 (gray) or 3 (RGB)")
-    if image_size < 0:
-        raise UserError(f"dataset.image_size={image_size}: must be a number of pixels, or 0 to keep their size")
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or min(sides) < 0 or (min(sides) == 0 != max(sides)):
+        raise UserError(f"dataset.image_size={image_size}: must be a number of pixels, [height,width], or 0 to keep it")
+    how = Decoding(resize, interpolation, background, decode, max_pixels, decoder=decoder)
     top = Path(root).expanduser()
     if not top.is_dir():
         raise UserError(f"dataset.root={root}: no such folder")
@@ -41,14 +59,14 @@ def image_folder(root: str, image_size: int = 0, channels: int = 3) -> Raw:
     divided = (top / "train").is_dir() and bool(_folders(top / "train"))
     files, names = _listing(top / "train" if divided else top)
     classes = sorted(set(names))
-    height, width = (image_size, image_size) if image_size else _size(files)
-    shape = (height, width, channels)
+    height, width = sides if sides[0] else first_size(files)
+    shape, how = (height, width, channels), held(files, how)
 
     def split(files: list[Path], names: list[str]) -> Split:
         numbers = {name: number for number, name in enumerate(classes)}
         labels = torch.tensor([numbers[name] for name in names])
         ids = [file.relative_to(top).as_posix() for file in files]
-        return Split(Streamed(files, shape, resize=image_size > 0), labels, ids)
+        return Split(Streamed(files, shape, resize=sides[0] > 0, decoding=how), labels, ids)
 
     others = {}
     for name in ("test", "val", "valid", "validation") if divided else ():
@@ -118,19 +136,6 @@ def _listing(folder: Path) -> tuple[list[Path], list[str]]:
     if not files:
         raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<image>")
     return files, names
-
-
-def _size(files: list[Path]) -> tuple[int, int]:
-    """Height and width of the first readable file; the scan compares the others with it."""
-    from PIL import Image
-
-    for path in files:
-        try:
-            with Image.open(path) as file:
-                return file.size[1], file.size[0]
-        except Exception:  # Pillow raises a dozen kinds
-            continue
-    raise UserError(f"{files[0]}: cannot be read as an image, nor can the {len(files) - 1} others; repair them")
 
 
 def _require_known(found: list[str], classes: list[str], where: str) -> None:

@@ -2,7 +2,8 @@
 
 Reached by every verb that reads data, `dlrun train dataset=image_folder dataset.root=photos`. A source has
 `shape` (H, W, C), a length, `take(index)` and `subset(index)`; images are (N, H, W, C), uint8 or float32,
-because a permuted NHWC batch already has the channels-last strides that convolutions prefer.
+because a permuted NHWC batch already has the channels-last strides that convolutions prefer. Pixels of 16 bits are held
+as uint16 and taken as float32.
 """
 
 from __future__ import annotations
@@ -13,26 +14,23 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlrun.data.decoding import Decoding, OtherSize, decoded
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
-if TYPE_CHECKING:
-    from PIL.Image import Image as Picture
-
-__all__ = ["Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "eight_bits", "mark", "read"]
-__all__ += ["resized", "run_ahead"]
+__all__ = ["Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "files_of", "mark", "read", "run_ahead"]
 
 AHEAD = 2  # batches decoded while the current one is in use
 # errors of the system, not of the file: reaching a limit must not drop an image
@@ -93,10 +91,14 @@ class Images(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """Images in one uint8 or float32 tensor (N, H, W, C); `rows` selects those of this set."""
+    """Images in one uint8, uint16 or float32 tensor (N, H, W, C); `rows` selects those of this set.
+
+    `source`: the files they were decoded from, if any, numbered as the images are.
+    """
 
     pixels: Tensor
     rows: Tensor | None = None
+    source: Streamed | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -107,42 +109,65 @@ class InMemory:
         return len(self.pixels if self.rows is None else self.rows)
 
     def take(self, index: Tensor) -> Tensor:
-        return self.pixels.index_select(0, index if self.rows is None else self.rows[index])
+        rows = index if self.rows is None else self.rows[index]
+        if self.pixels.dtype == torch.uint16:  # for which torch has few operations
+            return torch.from_numpy(self.pixels.numpy()[rows.numpy()].astype(np.float32))
+        return self.pixels.index_select(0, rows)
 
     def subset(self, index: Tensor) -> InMemory:
-        return InMemory(self.pixels, index if self.rows is None else self.rows[index])
+        source = None if self.source is None else self.source.subset(index)
+        return InMemory(self.pixels, index if self.rows is None else self.rows[index], source)
 
     @cached_property
     def marks(self) -> Marks:
-        found = [mark(self.take(part).numpy()) for part in torch.split(torch.arange(len(self)), 1024)]
+        rows, pixels = torch.arange(len(self)) if self.rows is None else self.rows, self.pixels.numpy()
+        found = [mark(pixels[part.numpy()]) for part in torch.split(rows, 1024)]
         digests = [digest for part in found for digest in part.digests]
         return Marks(digests, np.concatenate([part.constant for part in found]))
 
     def to(self, device: torch.device) -> InMemory:
-        """Return the same images on a device, without the rows of other splits."""
+        """Return the same images on a device, as they are taken, without the rows of other splits."""
+        if self.pixels.dtype == torch.uint16:
+            return InMemory(self.take(torch.arange(len(self))).to(device))
         return InMemory((self.pixels if self.rows is None else self.pixels[self.rows]).to(device))
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """Image files decoded on demand, uint8 (B, H, W, C) with C 1 (gray) or 3 (RGB).
+    """Image files decoded on demand, (B, H, W, C) with C 1 (gray) or 3 (RGB), as `decoding` says.
 
-    `resize`: the shorter side is resized to H (bilinear, antialiased) and the centre H × W cropped, as in
-    torchvision's Resize and CenterCrop; without it a file of another size is an error.
-    Raises UserError that names a file which cannot be read or has another size.
+    Without `resize` a file of another size is an error. Raises UserError that names a file which cannot be read or has
+    another size.
     """
 
     files: Sequence[Path]
     shape: tuple[int, int, int]
     resize: bool
     marks: Marks | None = None
+    decoding: Decoding = field(default_factory=Decoding)
 
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The type in which `decode` returns pixels and memory and cache hold them."""
+        return np.dtype(self.decoding.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that all pixels take in memory or in the cache."""
+        return len(self.files) * int(np.prod(self.shape)) * self.dtype.itemsize
+
+    @property
+    def recipe(self) -> Decoding:
+        """All that determines the pixels besides file and shape: part of the key of a cached image."""
+        return self.decoding if self.resize else replace(self.decoding, resize="none")
+
     def take(self, index: Tensor) -> Tensor:
         # NumPy, not torch: a torch operation inside a thread would start one more set of compute threads
-        out = np.empty((len(index), *self.shape), dtype=np.uint8)
+        taken = np.dtype(np.float32) if self.dtype == np.uint16 else self.dtype
+        out = np.empty((len(index), *self.shape), dtype=taken)
         for row, number in enumerate(index.tolist()):
             out[row] = self.decode(number)
         return torch.from_numpy(out)
@@ -151,28 +176,27 @@ class Streamed:
         files = [self.files[number] for number in index.tolist()]
         return replace(self, files=files, marks=self.marks and self.marks.subset(index))
 
-    def decode(self, number: int) -> NDArray[np.uint8]:
+    def decode(self, number: int) -> NDArray[Any]:
         """Return one image (H, W, C). Raises Unreadable, and UserError for an intact image of another size."""
-        from PIL import Image
-
-        path, (height, width, channels) = self.files[number], self.shape
+        path, (height, width, _) = self.files[number], self.shape
         try:
-            with Image.open(path) as file:
-                image = eight_bits(file).convert("RGB" if channels == 3 else "L")
+            return decoded(path, self.shape, self.recipe)
+        except OtherSize as error:
+            found, expected = "×".join(map(str, error.found)), f"{width}×{height}"
+            raise UserError(
+                f"{path}: expected {expected} pixels like the first image, found {found}; "
+                "resize all with dataset.image_size=64"
+            ) from None
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error and others
             reason = _reason(path, error)
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
                 raise UserError(f"{path}: cannot be read now ({reason}); try again", Exit.FAILED) from error
             raise Unreadable(path, f"cannot be read as an image ({reason})") from error
-        if image.size != (width, height):
-            if not self.resize:
-                found, expected = "×".join(map(str, image.size)), f"{width}×{height}"
-                raise UserError(
-                    f"{path}: expected {expected} pixels like the first image, found {found}; "
-                    "resize all with dataset.image_size=64"
-                )
-            image = resized(image, height)
-        return np.asarray(image).reshape(self.shape)
+
+
+def files_of(images: Images) -> Streamed | None:
+    """Return the files that images are decoded from; None for a dataset that is in memory from the start."""
+    return images if isinstance(images, Streamed) else getattr(images, "source", None)
 
 
 def _reason(path: Path, error: Exception) -> str:
@@ -183,32 +207,6 @@ def _reason(path: Path, error: Exception) -> str:
     text = " ".join(str(error).split())
     # Pillow repeats the path
     return "no image format is recognised" if text.startswith("cannot identify") else text or type(error).__name__
-
-
-# the next two functions are copied into the example beside an export (dlrun.inference.example)
-def eight_bits(image: Picture) -> Picture:
-    """Resolve palettes with transparency and scale 16-bit gray to 8 bits, which `convert` gets wrong."""
-    from PIL import Image
-
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")
-    # older Pillow opens a 16-bit PNG as 32-bit integers
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-    return image
-
-
-def resized(image: Picture, side: int) -> Picture:
-    """Resize the shorter side to `side` pixels (bilinear, antialiased) and crop the centre square."""
-    from PIL import Image
-
-    width, height = image.size
-    shorter = min(width, height)
-    if shorter != side:
-        width, height = int(side * width / shorter), int(side * height / shorter)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = round((width - side) / 2), round((height - side) / 2)
-    return image.crop((left, top, left + side, top + side))
 
 
 def read(images: Images, order: Iterable[Tensor], workers: int = 0) -> Generator[Tensor]:

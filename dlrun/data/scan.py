@@ -55,12 +55,12 @@ class Part:
 
 
 def scan(images: Images, *, keep: bool, workers: int = 0) -> Scan:
-    """Read every image once, in `workers` threads; with `keep`, files end up in memory, uint8.
+    """Read every image once, in `workers` threads; with `keep`, files end up in memory.
 
     Raises UserError for intact images of different sizes, which call for another setting and are not damaged.
     """
     files = images if isinstance(images, Streamed) else None
-    pixels = np.empty((len(images), *images.shape), dtype=np.uint8) if files and keep else None
+    pixels = np.empty((len(images), *images.shape), dtype=files.dtype) if files and keep else None
     bad: dict[int, str] = {}
     sums: list[Sums] = []
     marks: list[Marks] = []
@@ -72,7 +72,7 @@ def scan(images: Images, *, keep: bool, workers: int = 0) -> Scan:
         if pixels is not None and part.pixels is not None:
             pixels[first : first + len(part.pixels)] = part.pixels
     if pixels is not None:
-        images = InMemory(torch.from_numpy(pixels))
+        images = InMemory(torch.from_numpy(pixels), source=files)
     elif files:
         digests = [digest for part_marks in marks for digest in part_marks.digests]
         constant = np.concatenate([part_marks.constant for part_marks in marks] or [np.zeros(0, dtype=bool)])
@@ -107,7 +107,7 @@ def _shown(index: Sequence[Tensor], total: int, files: bool) -> Iterable[Tensor]
 
 def _files(images: Streamed, index: Tensor, keep: bool) -> Part:
     # NumPy only: a torch operation inside a thread would start one more set of compute threads
-    pixels = np.zeros((len(index), *images.shape), dtype=np.uint8)
+    pixels = np.zeros((len(index), *images.shape), dtype=images.dtype)
     bad = {}
     for row, number in enumerate(index.tolist()):
         try:

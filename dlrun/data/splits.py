@@ -19,8 +19,9 @@ from torch import Tensor
 
 from dlrun.data.cache import Cache, cache_at
 from dlrun.data.carving import carve, slice_of
-from dlrun.data.images import Images, InMemory, Streamed
+from dlrun.data.images import Images, InMemory, Streamed, files_of
 from dlrun.data.scan import scan
+from dlrun.data.units import Units, measured
 from dlrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,6 +113,13 @@ class Data:
 
         return audit(self)
 
+    @cached_property
+    def units(self) -> Units:
+        """Type, range and white level of the training images."""
+        files = files_of(self.train.images)
+        how = None if files is None else files.decoding
+        return measured(self.train.images, None if how is None else how.whites.get(how.held))
+
     @property
     def audited(self) -> Audit | None:
         """The audit if it was made; None if the test split may still be unread."""
@@ -138,6 +146,8 @@ class Data:
             "std": self.std,
             "split_seed": self.split_seed,
             "val_fraction": self.val_fraction,
+            "units": self.units.record(),
+            **({} if (files := files_of(self.train.images)) is None else {"decoding": files.recipe.record()}),
             "val_sha256": hashlib.sha256("\n".join(self.val.ids).encode()).hexdigest(),
             "content_sha256": _content(self.train, self.val),
         }
@@ -295,7 +305,9 @@ def _without(name: str, split: Split, reasons: dict[int, str], bad: list[Bad]) -
 
 
 def _fits(memory_gb: float, *splits: Split) -> bool:
-    return sum(len(split) * int(np.prod(split.images.shape)) for split in splits) <= memory_gb * 1e9
+    """Whether the splits, if they are files, may be held in memory."""
+    files = [split.images for split in splits if isinstance(split.images, Streamed)]
+    return sum(images.nbytes for images in files) <= memory_gb * 1e9
 
 
 def _require_samples(train: Split, classes: list[str]) -> None:

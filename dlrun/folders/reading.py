@@ -34,6 +34,9 @@ __all__ = [
 ]
 
 
+FOLDER = "dlrun.data.files.image_folder"
+
+
 def tested(path: Path) -> Path:
     """Return the checkpoint whose weights a run is tested with: the best, or the last if no best is kept."""
     best = path / "checkpoints" / "best.pt"
@@ -120,7 +123,10 @@ def pictures(path: Path) -> Path:
 
 
 def config(path: Path) -> dict[str, Any]:
-    """Return the resolved config of a run. Raises UserError when the file is not plain YAML without interpolations."""
+    """Return the resolved config of a run. Raises UserError when the file is not plain YAML without interpolations.
+
+    One from before `dataset.decoder` names the decoder that the run was trained with, so that it keeps its pixels.
+    """
     import yaml
 
     file = path / "config.yaml"
@@ -134,6 +140,10 @@ def config(path: Path) -> dict[str, Any]:
     for key, value in _leaves(found, ""):
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{file}: {key}={value}: a stored config contains values, not interpolations")
+    data, source = stored(path).get("data"), found.get("dataset")
+    if isinstance(data, dict) and isinstance(source, dict) and source.get("_target_") == FOLDER:
+        known = data.get("decoding")
+        source.setdefault("decoder", known.get("decoder", 1) if isinstance(known, dict) else 1)
     return found
 
 

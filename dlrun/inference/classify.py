@@ -20,6 +20,7 @@ from torch import Tensor
 from dlrun.console import Screen
 from dlrun.data.files import SUFFIXES
 from dlrun.data.images import Streamed, Unreadable, run_ahead
+from dlrun.data.units import Unfit, factor, values_of
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
 from dlrun.inference.predictor import Predictor
@@ -33,10 +34,11 @@ BATCH = 256
 
 @dataclass
 class Outcome:
-    """The number of predicted images, and why others were not predicted, by file."""
+    """The number of predicted images, why others were not predicted, and how values were scaled, by file."""
 
     predicted: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
+    scaled: dict[str, str] = field(default_factory=dict)
 
 
 class Sources:
@@ -95,17 +97,19 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
 
 
 def _batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
-    shape = predictor.shape
+    scale = _scale_of_files(predictor, sources, done)
     groups = [sources.files[k : k + size] for k in range(0, len(sources.files), size)]
-    # a square shape may come from resizing; otherwise files must have the size of the training images
-    images = Streamed(sources.files, shape, resize=shape[0] == shape[1])
+    images = Streamed(sources.files, predictor.shape, resize=True, decoding=predictor.decoding)
     numbers = (range(k, min(k + size, len(sources.files))) for k in range(0, len(sources.files), size))
     tasks = ([partial(_decoded, images, n) for n in group] for group in numbers)
     for group, found in zip(groups, run_ahead(tasks), strict=True):
         read = [(str(f), one) for f, one in zip(group, found, strict=True) if not isinstance(one, str)]
         done.unreadable |= {str(f): one for f, one in zip(group, found, strict=True) if isinstance(one, str)}
         if read:
-            yield [name for name, _ in read], torch.from_numpy(np.stack([one for _, one in read]))
+            pixels = np.stack([one for _, one in read])
+            if scale != 1 or pixels.dtype == np.uint16:
+                pixels = pixels.astype(np.float32) * np.float32(scale)
+            yield [name for name, _ in read], torch.from_numpy(pixels)
     for path in sources.arrays:
         try:
             yield from _from_array(path, predictor, size, done)
@@ -113,7 +117,20 @@ def _batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -
             done.unreadable[str(path)] = " ".join(str(error).split()) or type(error).__name__
 
 
-def _decoded(images: Streamed, number: int) -> NDArray[np.uint8] | str:
+def _scale_of_files(predictor: Predictor, sources: Sources, done: Outcome) -> float:
+    """By what decoded files are multiplied to be in the units of the run. Raises UserError if they cannot be."""
+    if not sources.files:
+        return 1.0
+    try:
+        scale = predictor.scale_of_files()
+    except Unfit as error:
+        raise UserError(f"{sources.files[0]}: {error}, in an .npy") from None
+    if scale != 1:
+        done.scaled["image files"] = f"0 to 255 multiplied by {scale:.6g}: the training images are {predictor.units}"
+    return scale
+
+
+def _decoded(images: Streamed, number: int) -> NDArray[Any] | str:
     """The image (H, W, C), or why it cannot be read."""
     try:
         return images.decode(number)
@@ -145,11 +162,14 @@ def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> I
         x = x.transpose(0, 2, 3, 1)
     if x.ndim != 4 or x.shape[1:] != shape or x.dtype.kind not in "uif":
         raise ValueError(f"is {x.dtype} {x.shape}; expected numbers (N, {height}, {width}, {channels})")
-    mean = max(predictor.data["mean"])
-    if x.dtype.kind == "f" and mean > 2 and 0 < np.abs(x[:size]).max(initial=0) <= 1:
-        raise ValueError(f"has values up to 1, but the training images have mean {mean:.3g}; expected the same units")
+    found = values_of(x[start : start + size] for start in range(0, len(x), size))
+    scale = factor(found, predictor.units)
+    if scale != 1 and predictor.units is not None:
+        done.scaled[str(path)] = f"is {found}; multiplied by {scale:.6g}: the training images are {predictor.units}"
+    whole = x.dtype == np.uint8 and scale == 1
     for start in range(0, len(x), size):
-        part = np.array(x[start : start + size], dtype=np.uint8 if x.dtype == np.uint8 else np.float32, order="C")
+        part = np.array(x[start : start + size], dtype=np.uint8 if whole else np.float32, order="C")
+        part = part if scale == 1 else part.astype(np.float32) * np.float32(scale)
         names = [f"{path}[{start + k}]" for k in range(len(part))]
         fine = np.isfinite(part).reshape(len(part), -1).all(1)
         done.unreadable |= {names[k]: "contains nan or inf" for k in np.flatnonzero(~fine)}

@@ -1,6 +1,6 @@
 """The script beside an export: it classifies photos with the exported file and without dlrun (`dlrun export`, E6).
 
-It decodes as `dlrun predict` does because it contains the same functions, copied from their source.
+It decodes as `dlrun predict` does because it contains the same module, copied from its source.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from dlrun.data.images import eight_bits, resized
+from dlrun.data import decoding
 from dlrun.folders.disk import write_atomic
 
 __all__ = ["write"]
@@ -26,8 +26,6 @@ from pathlib import Path
 
 import numpy as np
 import {module}
-from PIL import Image
-from PIL.Image import Image as Picture
 
 MODEL = Path(__file__).with_name({model!r})
 '''
@@ -42,7 +40,7 @@ def logits_of(images):
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 ''',
     "torch_export": '''
-extra = dict.fromkeys(("class_names", "image_size", "mode", "resize", "dtype", "normalisation"), "")
+extra = dict.fromkeys(("class_names", "image_size", "mode", "decoding", "scale", "dtype"), "")
 model = torch.export.load(MODEL, extra_files=extra).module()
 about = {key: json.loads(text) for key, text in extra.items()}
 
@@ -57,13 +55,13 @@ BODY = '''
 def pixels(photo):
     """The photo as the model expects it: (1, C, H, W)."""
     height, width = about["image_size"]
-    with Image.open(photo) as file:
-        image = eight_bits(file).convert(about["mode"])
-    if image.size != (width, height):
-        if not about["resize"]:
-            sys.exit(f"{photo}: expected {width} x {height} pixels, found {image.size[0]} x {image.size[1]}")
-        image = resized(image, height)
-    array = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)[None]
+    try:
+        array = decoded(Path(photo), (height, width, len(about["mode"])), Decoding.of(about["decoding"]))
+    except OtherSize as error:
+        sys.exit(f"{photo}: expected {width} x {height} pixels, found {error.found[0]} x {error.found[1]}")
+    array = array.transpose(2, 0, 1)[None]
+    if about["scale"] != 1:
+        array = array * np.float32(about["scale"])
     return np.ascontiguousarray(array, dtype=about["dtype"])
 
 
@@ -83,6 +81,6 @@ def write(kind: str, model: Path) -> Path:
     """Write the script that classifies photos with an exported file, beside it; return the script."""
     path = model.with_suffix(".example.py")
     head = HEAD.format(model=model.name, module=MODULE[kind])
-    copied = "\n\n".join(inspect.getsource(function) for function in (eight_bits, resized))
-    write_atomic(path, f"{head}{OPEN[kind]}\n\n{copied}\n{BODY}".encode())
+    _, _, copied = inspect.getsource(decoding).partition("from __future__ import annotations\n")
+    write_atomic(path, f"{head}{OPEN[kind]}\n\n# how photos are decoded\n{copied}\n{BODY}".encode())
     return path

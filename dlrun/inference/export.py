@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlrun.data.units import Unfit
 from dlrun.errors import UserError, first_line
 from dlrun.folders.disk import write_atomic
 from dlrun.inference import example
@@ -86,12 +87,18 @@ def export(path: Path, kind: str, out: Path, trust: list[str]) -> Exported:
 def _about(predictor: Predictor, images: Tensor) -> dict[str, Any]:
     """What a program needs to feed the model a photo as `dlrun predict` does, and to read its answer."""
     height, width, channels = predictor.shape
+    try:
+        scale = predictor.scale_of_files()
+    except Unfit:
+        scale = None
     return {
         "class_names": predictor.classes,
         "image_size": [height, width],
-        "mode": {1: "L", 3: "RGB"}.get(channels, ""),  # of Pillow's Image.convert
-        # the shorter side to the height, bilinear with antialiasing, then the centre square
-        "resize": height == width,
+        # of Pillow's Image.convert; none if no photo can be in the units of the training images
+        "mode": "" if scale is None else {1: "L", 3: "RGB"}.get(channels, ""),
+        "resize": predictor.decoding.resize != "none",
+        "decoding": predictor.decoding.record(),  # its fields are explained in the example
+        "scale": scale,  # of decoded pixels
         "dtype": str(images.dtype).removeprefix("torch."),
         "normalisation": {"mean": predictor.data["mean"], "std": predictor.data["std"], "inside_the_model": True},
     }

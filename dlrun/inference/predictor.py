@@ -6,7 +6,7 @@ neither the dataset nor the optimizer of the run is needed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ from dlrun.analysis import sweeps
 from dlrun.config.schema import check_rules
 from dlrun.config.settings import Settings
 from dlrun.config.targets import check_targets
+from dlrun.data import units
+from dlrun.data.decoding import VERSION, Decoding
+from dlrun.data.units import Units, Values, factor
 from dlrun.ensembles.votes import VOTES, Vote, heated, softmax
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
@@ -46,13 +49,20 @@ class Predictor:
     temperature: float
     device: torch.device
     data: dict[str, Any]  # the data record of the run's result.json
-
+    decoding: Decoding = field(default_factory=Decoding)  # of image files
+    units: Units | None = None  # of images; None for an older run that does not tell
     members: tuple[Path, ...] = ()  # of an ensemble
 
     def changes(self, trust: list[str]) -> list[str]:
         """Return a line for the run, or the first member, whose own code has changed since it was trained."""
         found = (own_code.changes(path, trust) for path in self.members or (self.path,))
         return [line for line in found if line][:1]
+
+    def scale_of_files(self) -> float:
+        """Return by what pixels decoded from files are multiplied to be in the units of the run. Raises Unfit."""
+        if "decoding" in self.data or self.decoding.held != "uint8":
+            return 1.0  # the decoder gives these units
+        return factor(Values(np.dtype(np.uint8), 0, 255, True), self.units)
 
     def __call__(self, images: Tensor) -> Vote:
         """Return probabilities and classes of images (B, H, W, C), uint8 or float, in the units of the dataset."""
@@ -96,6 +106,8 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
     for other in parts[1:]:
         if (other.classes, other.shape) != (first.classes, first.shape):
             raise UserError(f"{other.path} and {first.path} differ in classes or shape; run `dlrun ensemble` again")
+        if other.decoding != first.decoding:
+            raise UserError(f"{other.path} and {first.path} decode files in other ways; run `dlrun ensemble` again")
     models = [part.models[0] for part in parts]
     vote, where = stored["vote"], first.device
     return Predictor(
@@ -108,6 +120,8 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
         temperature,
         where,
         first.data,
+        first.decoding,
+        first.units,
         tuple(part.path for part in parts),
     )
 
@@ -157,10 +171,31 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
     averaged = not name and reading.stored(path).get("weights") == "ema"
     checkpoint.load_weights(file, checkpoint.load(file), model, averaged=averaged)
     whole = Normalised(viewed(model, kind), data["mean"], data["std"]).eval().to(where)
-    if not name and (gap := differs(whole, reading.arrays(path, "probe"), where)):
+    probe = reading.arrays(path, "probe")
+    if not name and (gap := differs(whole, probe, where)):
         why = own_code.mismatch(path, trust)
         raise UserError(f"{path}: its logits differ by {gap:.2g} from those at the end of training: {why}", Exit.FAILED)
-    return Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
+    made = Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
+    try:
+        made.units = units.recorded(data, probe.get("images"))
+        made.decoding = _decoding(plain.get("dataset"), data, made.units)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: result.json has no valid record of its images; train again") from error
+    return made
+
+
+def _decoding(source: Any, data: dict[str, Any], known: Units | None) -> Decoding:
+    """How image files become the input of a run; of one that was not trained on files, as for a new run."""
+    height, width, _ = data["shape"]
+    found = data.get("decoding")
+    if isinstance(found, dict):
+        made = Decoding.of(found)
+    else:
+        made = Decoding(resize="none", decoder=source.get("decoder", VERSION) if isinstance(source, dict) else VERSION)
+        if known is not None and known.dtype == "uint16" and known.white:
+            made = replace(made, held="uint16", whites={"uint8": 255.0, "uint16": known.white})
+    # a square shape may come from resizing; otherwise files must have the size of the training images
+    return replace(made, resize="crop") if made.resize == "none" and height == width else made
 
 
 def _data(path: Path) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from dlrun.config.settings import Settings, Trainer
 from dlrun.config.targets import check_targets, instantiate
 from dlrun.data import Data, Split
 from dlrun.data.batches import Augment, Batch, Batches
-from dlrun.data.images import InMemory
 from dlrun.errors import UserError, first_line
 from dlrun.models.init import head, initialise, output_bias
 from dlrun.models.whitening import whiten
@@ -182,9 +181,9 @@ def _augment(node: dict[str, Any], trust: list[str], data: Data) -> Any:
     if not node.get("_target_"):
         return None
     span = {}
-    if isinstance(data.train.images, InMemory) and data.train.images.pixels.is_floating_point():
-        pixels = data.train.images.take(torch.arange(len(data.train.images)))
-        span["span"] = (float(pixels.min()), float(pixels.max()))  # black and white of floats in any units
+    if data.units.dtype != "uint8":
+        # black and white of floats in any units
+        span["span"] = (data.units.low, data.units.high)
     return instantiate(node, trust, "augment", **span)
 
 

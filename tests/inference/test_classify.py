@@ -210,8 +210,17 @@ def test_what_is_not_finite_or_in_other_units_is_left_out(there: Path, dlrun: Ca
     np.save("holes.npy", pixels)
     np.savez("whole.npz", x=pixels)
     Path("cut.npz").write_bytes(Path("whole.npz").read_bytes()[:900])
-    done = dlrun("predict", "sweep/0000", "units.npy", "holes.npy", "cut.npz")
+    np.save("bits.npy", (pixels[:1] * 12).astype(np.uint16))  # 12 bits, or 16 and dark
+    done = dlrun("predict", "sweep/0000", "units.npy", "holes.npy", "cut.npz", "bits.npy")
     assert done.code == 0, done.err
-    assert [row["file"] for row in table()] == ["holes.npy[0]", "holes.npy[2]"]
-    for reason in (r"units\.npy: .*mean 1\d\d", r"cut\.npz: ", r"holes\.npy\[1\]: .*nan", r"holes\.npy\[3\]: .*inf"):
+    rows = {row["file"]: row["p_ant"] for row in table()}
+    assert list(rows) == [*(f"units.npy[{k}]" for k in range(4)), "holes.npy[0]", "holes.npy[2]"]
+    assert float(rows["units.npy[0]"]) == pytest.approx(float(rows["holes.npy[0]"]), abs=2e-6)
+    for reason in (
+        r"units\.npy: .*\b255\b",
+        r"bits\.npy: .*uint16\b.*uint8\b",
+        r"cut\.npz: ",
+        r"holes\.npy\[1\]: .*nan",
+        r"holes\.npy\[3\]: .*inf",
+    ):
         assert len(re.findall(rf"\b{reason}", done.out)) == 1, reason

@@ -1,0 +1,310 @@
+"""From an image file to pixels: the one decoder of training, audit, cache, `dlrun predict` and `dlrun export` (D1).
+
+Photos stand upright, transparent pixels lie on a stated ground, embedded colour profiles become sRGB, and values of
+more than 8 bits stay as they are. `dlrun train dataset=image_folder dataset.background=white dataset.resize=crop`. The
+script beside an export contains this module, so it imports only NumPy and Pillow.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageStat
+from PIL.Image import Image as Picture
+from PIL.Image import Resampling, Transpose
+
+__all__ = ["FULL", "KINDS", "VERSION", "Decoding", "OtherSize", "decoded", "kind_of", "opened", "upright"]
+
+VERSION = 2  # 1: EXIF orientation, transparency and colour profiles were ignored, and 16 bits were cut to 8
+FULL = {"uint8": 255.0, "uint16": 65535.0}  # the white level of a kind of values, if none was measured
+FILTERS = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC, "area": Resampling.BOX}  # all antialiased
+# sides of a reduced JPEG in units of the sides that are needed; 2 as in Pillow's thumbnail
+GAPS = {"fast": 1.0, "auto": 2.0}
+KINDS = ("uint8", "uint16", "int32", "float32")  # of values; the last one present is held
+RESIZES, GROUNDS = ("crop", "squash", "letterbox", "none"), ("white", "black", "average")
+STRIP = 16  # resized images with more times the pixels of their crop are cut before resizing
+TURNS = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
+ORIENTATION, UNSIGNED = 0x0112, 339  # tags of TIFF; the second, SampleFormat, is 1 for unsigned integers
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How files become pixels, as a run records it (`data.decoding` in result.json).
+
+    `resize`: crop (shorter side resized, centre cut out), squash, letterbox, or none for files that have the size.
+    `background`: white, black or average (of the visible pixels): under transparent pixels and around a letterbox.
+    `decode`: exact, or fast and auto, which decode large JPEGs at 1/2, 1/4 or 1/8. `dtype` of the pixels; `whites`:
+    white level by kind of value (uint8, uint16, int32, float32), to scale kinds other than `held`.
+    """
+
+    resize: str = "crop"
+    interpolation: str = "bilinear"
+    background: str = "white"
+    decode: str = "auto"
+    max_pixels: int = 178_956_970  # of Pillow, which refuses more
+    held: str = "uint8"
+    whites: dict[str, float] = field(default_factory=dict)
+    decoder: int = VERSION
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Decoding:
+        """Return what a run recorded. Raises ValueError for what is no such record."""
+        made = cls(**{one.name: record[one.name] for one in fields(cls) if one.name in record})
+        words = made.resize in RESIZES and made.interpolation in FILTERS and made.background in GROUNDS
+        words = words and made.decode in ("exact", *GAPS) and made.held in KINDS and made.decoder in (1, VERSION)
+        if not words or not isinstance(made.max_pixels, int) or not isinstance(made.whites, dict):
+            raise ValueError("decoding")
+        return replace(made, whites={str(kind): float(level) for kind, level in made.whites.items()})
+
+    @property
+    def dtype(self) -> str:
+        """The NumPy type of the pixels: integers of 32 bits are held as floats."""
+        return "float32" if self.held == "int32" else self.held
+
+    def record(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return asdict(self)
+
+    def white(self, kind: str) -> float:
+        """The white level of a kind of values. Raises ValueError if it was not measured."""
+        level = self.whites.get(kind) or FULL.get(kind)
+        if level is None:
+            raise ValueError(f"has {kind} values, expected {self.held}; convert it")
+        return level
+
+
+class OtherSize(ValueError):
+    """An intact image whose size is not the expected one; `found` is (width, height)."""
+
+    def __init__(self, found: tuple[int, int]) -> None:
+        super().__init__("has another size")
+        self.found = found
+
+
+def decoded(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[Any]:
+    """Return the pixels (H, W, C) of a file, C 1 (gray) or 3 (RGB), in how.dtype.
+
+    Raises OtherSize for how.resize none, and whatever Pillow raises for a file that is not an intact image.
+    """
+    height, width, channels = shape
+    if how.decoder == 1:
+        return _as_before(path, shape, how)
+    with opened(path) as image:
+        if how.resize != "none" and how.decode != "exact":
+            _draft(image, height, width, how)
+        if image.width * image.height > how.max_pixels:
+            size = f"{image.width:,}×{image.height:,} pixels"
+            raise ValueError(f"{size} are more than dataset.max_pixels={how.max_pixels}; raise it or reduce the image")
+        image.load()
+        kind = kind_of(image)
+        if kind == "uint8":
+            image = shown = _displayed(upright(image), how.background).convert("RGB" if channels == 3 else "L")
+        else:
+            image = shown = upright(_values(image, kind, how))
+        if image.size != (width, height):
+            if how.resize == "none":
+                raise OtherSize(image.size)
+            shown = _fitted(image, height, width, how, white=255 if kind == "uint8" else how.whites.get(kind, 0))
+    pixels = np.asarray(shown)
+    if kind != how.held:
+        pixels = pixels * (how.white(how.held) / how.white(kind))
+    if pixels.dtype != how.dtype:
+        if how.dtype != "float32":
+            pixels = np.clip(np.rint(pixels), 0, np.iinfo(how.dtype).max)
+        pixels = pixels.astype(how.dtype)
+    return np.broadcast_to(pixels.reshape(height, width, -1), shape)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Picture]:
+    """Open a file without decoding it. HEIC needs the package pillow-heif; raises ValueError that names it."""
+    Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and it counts what is decoded
+    if path.suffix.lower() in (".heic", ".heif"):
+        try:
+            import pillow_heif  # type: ignore[import-not-found,unused-ignore]
+        except ImportError:
+            raise ValueError("HEIC needs a package: pip install 'dlrun[heic]'") from None
+        pillow_heif.register_heif_opener()
+    with Image.open(path) as image:
+        yield image
+
+
+def kind_of(image: Picture) -> str:
+    """The type of an opened image's values: uint8, uint16, int32 or float32."""
+    if image.mode.startswith("I;16"):
+        return "uint16"
+    # Pillow opens PGM of more than 8 bits as integers scaled to 16 bits; older Pillow 16-bit PNG as well
+    if image.mode == "I":
+        return "uint16" if image.format in ("PNG", "PPM") else "int32"
+    return "float32" if image.mode == "F" else "uint8"
+
+
+def upright(image: Picture) -> Picture:
+    """Turn and mirror a decoded image as its EXIF or XMP orientation says; damaged metadata count as none."""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # the parser of a file's metadata raises many kinds, and the pixels are intact
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
+def _draft(image: Picture, height: int, width: int, how: Decoding) -> None:
+    """Let a JPEG be decoded at the smallest of 1, 1/2, 1/4, 1/8 that leaves the pixels that resizing needs."""
+    if image.format not in ("JPEG", "MPO"):
+        return
+    try:
+        turned = image.getexif().get(ORIENTATION, 1) >= 5
+    except Exception:
+        turned = False
+    columns, rows = (height, width) if turned else (width, height)
+    if how.resize != "squash":
+        columns, rows = _scaled(image.size, columns, rows, inside=how.resize == "letterbox")
+    image.draft(None, (round(columns * GAPS[how.decode]), round(rows * GAPS[how.decode])))
+
+
+def _values(image: Picture, kind: str, how: Decoding) -> Picture:
+    """The values of an image of more than 8 bits, as floats; the transparent value of a PNG becomes the ground."""
+    stored = np.asarray(image)
+    if kind == "int32" and image.format == "TIFF" and np.all(getattr(image, "tag_v2", {}).get(UNSIGNED, 2) == 1):
+        stored = stored.view(np.uint32)  # Pillow has no mode for it
+    values = stored.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError("contains nan or inf")
+    clear = image.info.get("transparency")
+    if isinstance(clear, int) and not (hidden := values == clear).all():
+        visible = values[~hidden]
+        grounds = {"black": 0.0, "average": visible.mean(), "white": visible.max()}
+        values = np.where(hidden, np.float32(grounds[how.background]), values)
+    made = Image.fromarray(values)
+    made.info = {key: value for key, value in image.info.items() if key in ("exif", "xmp")}
+    return made
+
+
+def _displayed(image: Picture, background: str) -> Picture:
+    """An image of 8 bits as a viewer shows it: sRGB or gray, opaque."""
+    clear = "transparency" in image.info
+    if image.mode in ("P", "PA"):
+        clear = clear or image.mode == "PA" or (image.palette is not None and image.palette.mode.endswith("A"))
+        image = image.convert("RGBA" if clear else "RGB")
+    elif image.mode == "1" or (clear and image.mode in ("L", "RGB")):
+        image = image.convert(image.mode.replace("1", "L") + ("A" if clear else ""))
+    elif image.mode in ("La", "RGBa"):  # multiplied by alpha
+        image = image.convert(image.mode.upper())
+    image = _srgb(image)
+    return _on_ground(image, background) if image.mode in ("LA", "RGBA") else image
+
+
+def _srgb(image: Picture) -> Picture:
+    """An image in sRGB if it embeds another profile; one that does not fit its pixels is ignored, as viewers do."""
+    profile = image.info.get("icc_profile") or b""
+    if image.mode != "LAB" and (not profile or image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK")):
+        return image
+    if image.mode == "LA":
+        gray, alpha = image.split()
+        if (transform := _transform(profile, "L", "RGB")) is None:
+            return image
+        colours = ImageCms.applyTransform(gray, transform)
+        assert colours is not None
+        colours.putalpha(alpha)
+        return colours
+    transform = _transform(profile, image.mode, "RGBA" if image.mode == "RGBA" else "RGB")
+    return image if transform is None else ImageCms.applyTransform(image, transform) or image
+
+
+@lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str, to: str) -> ImageCms.ImageCmsTransform | None:
+    """The transform of a profile to sRGB (of LAB without one); None if it is sRGB already or of no use."""
+    try:
+        source: Any = ImageCms.createProfile("LAB")
+        if mode != "LAB":
+            source = ImageCms.getOpenProfile(io.BytesIO(profile))
+            if "sRGB" in (source.profile.profile_description or ""):
+                return None
+        return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, to)
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return None
+
+
+def _on_ground(image: Picture, background: str) -> Picture:
+    """An image with alpha on an opaque ground."""
+    colours, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
+    ground = Image.new(colours.mode, image.size, _ground(colours, background, alpha, 255))
+    ground.paste(colours, mask=alpha)
+    return ground
+
+
+def _ground(image: Picture, background: str, alpha: Picture | None, white: float) -> Any:
+    """The colour of the background: of one band a number, of three a tuple."""
+    bands = len(image.getbands())
+    if background == "average" and (alpha is None or alpha.getbbox() is not None):
+        if alpha is None:
+            mean = ImageStat.Stat(image).mean
+        else:
+            weight = np.asarray(alpha, dtype=np.float64)[..., None]
+            mean = (np.asarray(image).reshape(*weight.shape[:2], bands) * weight).sum((0, 1)) / weight.sum()
+        colour = [value if image.mode == "F" else round(value) for value in mean]
+    else:
+        colour = [0 if background == "black" else white] * bands
+    return colour[0] if bands == 1 else tuple(colour)
+
+
+def _scaled(size: tuple[int, int], width: int, height: int, *, inside: bool) -> tuple[int, int]:
+    """The size of an image that just fits inside (width, height), or just covers it, with its aspect ratio."""
+    columns, rows = size
+    if (columns * height >= rows * width) == inside:
+        return width, max(1, round(rows * width / columns)) if inside else int(width * rows / columns)
+    return max(1, round(columns * height / rows)) if inside else int(height * columns / rows), height
+
+
+def _fitted(image: Picture, height: int, width: int, how: Decoding, white: float) -> Picture:
+    """An image of size (width, height): squashed, cropped as torchvision's Resize and CenterCrop do, or letterboxed."""
+    chosen = FILTERS[how.interpolation]
+    if how.resize == "squash":
+        return image.resize((width, height), chosen)
+    columns, rows = _scaled(image.size, width, height, inside=how.resize == "letterbox")
+    left, top = round((columns - width) / 2), round((rows - height) / 2)
+    if how.resize == "crop" and columns * rows > STRIP * width * height:
+        # the same pixels up to rounding, without the memory of the whole: a strip of 5,000 × 1 took a gigabyte
+        across, down = image.width / columns, image.height / rows
+        box = (left * across, top * down, (left + width) * across, (top + height) * down)
+        return image.resize((width, height), chosen, (*box[:2], min(box[2], image.width), min(box[3], image.height)))
+    if image.size != (columns, rows):
+        image = image.resize((columns, rows), chosen)
+    if how.resize == "crop":
+        return image.crop((left, top, left + width, top + height))
+    whole = Image.new(image.mode, (width, height), _ground(image, how.background, None, white))
+    whole.paste(image, ((width - columns) // 2, (height - rows) // 2))
+    return whole
+
+
+def _as_before(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[Any]:
+    """The pixels that decoder 1 made, for runs that were trained with it."""
+    height, width, channels = shape
+    with Image.open(path) as file:
+        image: Picture = file
+        if file.mode == "P" and "transparency" in file.info:
+            image = file.convert("RGBA")
+        elif kind_of(file) == "uint16" and file.format != "PPM":
+            image = Image.fromarray((np.asarray(file).astype(np.uint32) >> 8).astype(np.uint8))
+        image = image.convert("RGB" if channels == 3 else "L")
+    if image.size != (width, height):
+        if how.resize == "none":
+            raise OtherSize(image.size)
+        image = _fitted(image, height, width, Decoding(resize="crop"), white=255)
+    return np.asarray(image).reshape(shape)

@@ -1,0 +1,126 @@
+"""What the headers of image files say: size, kind of values, transparency, number of frames (D1).
+
+Behind `dlrun train dataset=image_folder`: the type in which pixels are held, the size of images that are not resized,
+and the sizes that the check data_audit reports. Pixels are decoded only for the white level of values of more than 8
+bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dlrun.data.decoding import KINDS, Decoding, kind_of, opened, upright
+from dlrun.data.images import Streamed, run_ahead
+from dlrun.errors import UserError
+
+__all__ = ["Header", "first_size", "header", "held", "levelled", "spread", "white_level"]
+
+DEEP = frozenset((".j2k", ".jp2", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"))  # may exceed 8 bits
+LOOKED = 64  # files whose headers decide whether all are read
+
+
+class Header(NamedTuple):
+    """Size in pixels as displayed, kind of values, and whether the file has several pictures in time."""
+
+    height: int
+    width: int
+    kind: str
+    animated: bool
+
+
+@dataclass(frozen=True)
+class _Peak:
+    kind: str
+    value: float
+
+
+def header(path: Path) -> Header | None:
+    """Return what a file's header says; None for one that is no image."""
+    with suppress(Exception), opened(path) as image:
+        width, height = image.size
+        # a PNG would be decoded to find its orientation, and Pillow has turned the size of a TIFF already
+        if image.format in ("JPEG", "MPO", "WEBP", "AVIF") and image.getexif().get(0x0112, 1) >= 5:
+            width, height = height, width
+        animated = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+        return Header(height, width, kind_of(image), animated)
+    return None
+
+
+def spread(files: Sequence[Path], most: int) -> list[Path]:
+    """Return at most `most` files at equal distances: a folder's are sorted by class."""
+    return [files[int(k)] for k in np.linspace(0, len(files) - 1, min(most, len(files)))] if files else []
+
+
+def first_size(files: Sequence[Path]) -> tuple[int, int]:
+    """Return height and width of the first readable file; the scan compares the others with it.
+
+    Raises UserError if none is readable.
+    """
+    for path in files:
+        with suppress(Exception), opened(path) as image:
+            image.load()
+            width, height = upright(image).size
+            return height, width
+    raise UserError(f"{files[0]}: cannot be read as an image, nor can the {len(files) - 1} others; repair them")
+
+
+def held(files: Sequence[Path], how: Decoding) -> Decoding:
+    """Return the same with the kind in which pixels are held: the largest, if most files have more than 8 bits.
+
+    White levels that are still to be measured are 0.
+    """
+    candidates = [path for path in files if path.suffix.lower() in DEEP]
+    if how.decoder == 1 or set(_kinds(spread(candidates, LOOKED))) <= {"uint8"}:
+        return how
+    kinds = _kinds(candidates)  # of all: files of both sorts have to be scaled to each other
+    kinds["uint8"] += len(files) - len(candidates)
+    kinds = +kinds
+    largest = max(kinds, key=KINDS.index) if 2 * kinds["uint8"] < kinds.total() else "uint8"
+    return replace(how, held=largest, whites={kind: 255.0 if kind == "uint8" else 0.0 for kind in sorted(kinds)})
+
+
+def _kinds(files: Iterable[Path]) -> Counter[str]:
+    """How many files have each kind of values."""
+    return Counter(found.kind for path in files if (found := header(path)) is not None)
+
+
+def levelled(images: Streamed, workers: int = 0) -> Streamed:
+    """Return training images with the white levels that decoding needs, measured over these files.
+
+    They are needed for kinds of values to be scaled to each other, and for a white ground around a letterbox.
+    """
+    how = images.decoding
+    bright = images.resize and how.resize == "letterbox" and how.background == "white"
+    if all(how.whites.values()) or not (len(how.whites) > 1 or bright):
+        return images
+    found = dict.fromkeys(how.whites, 0.0)
+    groups = [[partial(_peak, path)] for path in images.files]
+    for peak in (one for group in run_ahead(groups, workers) for one in group if one is not None):
+        found[peak.kind] = max(found.get(peak.kind, 0.0), peak.value)
+    measured = {kind: white_level(kind, value) for kind, value in found.items()}
+    return replace(images, decoding=replace(how, whites=measured))
+
+
+def _peak(path: Path) -> _Peak | None:
+    with suppress(Exception), opened(path) as image:
+        image.load()
+        return _Peak(kind_of(image), float(np.nanmax(np.asarray(image))))
+    return None  # decoding reports it
+
+
+def white_level(kind: str, peak: float) -> float:
+    """Return the white level of values up to `peak`: 2^k - 1 for integers, 1, 255 or the peak itself for floats."""
+    if kind == "uint8":
+        return 255.0
+    if kind == "float32":
+        return 1.0 if peak <= 1 else 255.0 if peak <= 255 else peak
+    return float(2 ** max(8, math.ceil(math.log2(peak + 1))) - 1) if peak > 0 else 255.0

@@ -63,12 +63,13 @@ def _recipe(about: Mapping[str, Any]) -> Iterator[str]:
         ground = f"transparent pixels {how['background']}"
         yield f"decode upright as {about['mode']} in sRGB, {ground}, values 0 to {top}{scaled}"
     if about["resize"]:
-        cut = {
-            "crop": f"resize to cover {height}×{width} pixels, crop the centre",
-            "squash": f"resize both sides, to {height}×{width} pixels",
-            "letterbox": f"resize to fit into {height}×{width} pixels, fill the rest with {how['background']}",
-        }
-        yield f"{cut[how['resize']]} ({how['interpolation']}, antialiased)"
+        size, by = f"{height}×{width}", f"({how['interpolation']}, antialiased)"
+        shorter = f"the shorter side to {height} pixels" if height == width else f"to cover {size} pixels"
+        yield {
+            "crop": f"resize {shorter} {by}; crop the centre {size}",
+            "squash": f"resize both sides to {size} pixels {by}",
+            "letterbox": f"resize to fit into {size} pixels {by}; fill the rest with {how['background']}",
+        }[how["resize"]]
     else:
         yield f"use images of {height}×{width} pixels"
     yield "do not normalise: mean and std are inside the model"

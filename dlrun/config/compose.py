@@ -17,12 +17,13 @@ from typing import Any
 from dlrun.config.defaults import changed
 from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_quirks import answer, in_one_line, opened
-from dlrun.config.options import Options, builtin_conf, no_such_option, user_conf
+from dlrun.config.meant import respelled
+from dlrun.config.options import COMBINED, Options, builtin_conf, no_such_option, user_conf
 from dlrun.config.preflight import look
 from dlrun.config.repeat import repeated
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
-from dlrun.config.typed import COMBINED, readable, refuse_bare, refuse_idle, refuse_repeated
+from dlrun.config.typed import readable, refuse_bare, refuse_idle, refuse_repeated
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -162,7 +163,7 @@ class Composer:
         with in_one_line():
             for override in overrides:
                 self._must_be_one(override)
-            chosen = tuple(o.input_line for o in overrides if self.chooses(o) and o.value() is not None)
+            chosen = tuple(readable([o.input_line])[0] for o in overrides if self.chooses(o) and o.value() is not None)
             base = self._read(self._root, chosen)
             default = base["hydra"]["launcher"]
             schema = {**self._schema(chosen, base), "hydra": {"launcher": default}}
@@ -273,7 +274,10 @@ class Composer:
             groups = [g for g in self._loader.get_group_options("", _groups()) if g != "hydra"]
             # a value that follows another key is never the one to set
             names = [n for n in flatten(schema) if not str(lookup(schema, n)).startswith("${")]
-            text = override.input_line.partition("=")[2] if str(wrong) == key else None
+            given = override.input_line.partition("=")[2]
+            if meant := respelled(key, given, names):
+                raise UserError(f"{key}: no such key; did you mean {meant}?") from None
+            text = given if str(wrong) == key else None
             folders = cfg["hydra"]["runtime"]["folders"]
             known = groups if "." not in str(wrong) else ()
             raise UserError(unknown(str(wrong), names, known, text, Options(folders, self._root))) from None

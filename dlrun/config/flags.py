@@ -63,7 +63,8 @@ def split(argv: list[str]) -> tuple[Flags, list[str]]:
             elif not given:
                 value = rest.pop(0) if rest else ""
             if not value or (allowed and value not in allowed):
-                raise UserError(f"{name} {value}".rstrip() + f": expected {name} {'|'.join(allowed) or 'NAME'}")
+                hint = f"; did you mean --from {value}?" if _is_file(value) else ""
+                raise UserError(f"{name} {value}".rstrip() + f": expected {name} {'|'.join(allowed) or 'NAME'}{hint}")
             flags[flag] = value
         else:
             following = value if given else rest[0] if rest and not rest[0].startswith("-") else None
@@ -71,10 +72,16 @@ def split(argv: list[str]) -> tuple[Flags, list[str]]:
     return flags, overrides
 
 
+def _is_file(value: str) -> bool:
+    return value.endswith((".yaml", ".yml"))
+
+
 def _meant(name: str, value: str | None) -> str:
     from dlrun.config.meant import flag
     from dlrun.config.options import Options
 
+    if value is not None and _is_file(value):
+        return f"did you mean --from {value}?"
     near = difflib.get_close_matches(name, [*PLAIN, *VALUED], 1, 0.75)
     plain = "settings are typed without dashes, as key=value"
     if near:

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from dlrun.config.options import PRESETS, Options
 from dlrun.config.own_options import as_option, as_preset, refuse_unsafe
+from dlrun.errors import UserError
 
 __all__ = ["Repository"]
 
@@ -50,9 +51,12 @@ class OwnFiles(FileConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         """Read a file and translate it. Raises UserError for a form that has no meaning, with what to write."""
-        result = super().load_config(config_path)
         group, _, _ = config_path.rpartition("/")
         file = Path(self.path) / self._normalize_file_name(config_path)
+        try:
+            result = super().load_config(config_path)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: expected text in UTF-8: {error.reason}; save the file as UTF-8") from error
         plain: Any = OmegaConf.to_container(result.config, resolve=False)
         if isinstance(plain, dict):
             refuse_unsafe(file, plain)

@@ -179,6 +179,22 @@ def in_one_line() -> Iterator[None]:
         raise UserError(_sentence(error)) from error
 
 
+# what to write for the mistakes in YAML that are made most
+_YAML = {
+    "'\\t'": "; indent with spaces, not with tabs",
+    "duplicate key": "; write all of its keys below one of them, or one as key.name: value",
+    "another document": "; remove the line ---",
+}
+
+
+def _no_such_file(group: str, option: str) -> str:
+    """The message for an option that a file chooses; presets that name a path have no group of that name."""
+    from dlrun.config.options import Options, no_such_option
+
+    names = Options().names(group)
+    return str(no_such_option(f"{group}={option}", option, names)) if names else f"{group}={option}: no such option"
+
+
 def _sentence(error: BaseException) -> str:
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
@@ -192,7 +208,7 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         if group:
-            return f"{group}={option}: no such option; create conf/{group}/{option}.yaml to add it"
+            return _no_such_file(group, option)
         return f"{option}: no such config; create conf/{option}.yaml to add it"
     if isinstance(error, OmegaConfBaseException):
         key = str(error.full_key or "")
@@ -205,5 +221,6 @@ def _sentence(error: BaseException) -> str:
     mark = getattr(error, "problem_mark", None)
     if mark is not None:
         problem = getattr(error, "problem", None) or first
+        problem += next((hint for sign, hint in _YAML.items() if sign in problem), "")
         return f"{mark.name}, line {mark.line + 1}: cannot read this YAML: {problem}"
     return first

@@ -16,7 +16,17 @@ from dlrun.config.synonyms import GROUPS, KEYS, OPTIONS, UNNEEDED, VALUES, VERBS
 if TYPE_CHECKING:
     from dlrun.config.options import Options
 
-__all__ = ["advice", "bare_word", "flag", "likely_option", "likely_value", "likely_verb", "number"]
+__all__ = [
+    "advice",
+    "bare_word",
+    "flag",
+    "likely_option",
+    "likely_value",
+    "likely_verb",
+    "number",
+    "respelled",
+    "settings_meant",
+]
 
 FALSE = ("false", "no", "off", "0", "none", "null")
 TRUE = ("true", "yes", "on")
@@ -24,6 +34,10 @@ TRUE = ("true", "yes", "on")
 USUAL = {"trainer.ema": "0.999", "trainer.patience": "5", "trainer.clip_norm": "1.0", "scheduler.warmup": "5"}
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"
 _BETWEEN = re.compile(rf"({_NUMBER})\s*(?:\.\.+|-|:|to|…)\s*({_NUMBER})")
+_LISTED = re.compile(rf"{_NUMBER}(?:\s*[;|,]\s*{_NUMBER})+")
+_LOG = re.compile(rf"(?:log|logspace|log_uniform|loguni|logrange)[:(]\s*({_NUMBER})\s*[:,]\s*({_NUMBER})\s*\)?")
+# a class, perhaps with its module: mynet.MyNet, mynet:MyNet, mynet
+_CLASS = re.compile(r"([A-Za-z_]\w*(?:\.[a-z_]\w*)*)(?:[.:/]([A-Z]\w*))?")
 _RANGE = re.compile(r"(loguniform|uniform|logint|int|range|interval)[:(]")
 
 
@@ -49,10 +63,41 @@ def likely_option(group: str, word: object, options: Sequence[str]) -> list[str]
     """Return the options that a word most likely means, the likeliest first; none if nothing is near."""
     text = "null" if word is None else str(word).lower() if isinstance(word, bool) else str(word)
     plain = {squeezed(option): option for option in options}
-    found = OPTIONS.get(group, {}).get(squeezed(text)) or plain.get(squeezed(text))
-    if found in options:
-        return [str(found)]
+    table = OPTIONS.get(group, {})
+    for word in (squeezed(text), squeezed(text.rpartition(".")[2])):  # torch.optim.SGD
+        if (found := table.get(word) or plain.get(word)) in options:
+            return [str(found)]
     return difflib.get_close_matches(text.lower(), options, 3, 0.5)
+
+
+def settings_meant(group: str, value: object) -> list[str]:
+    """Return the settings that a value of a group means which is no option but a file, a folder or a class.
+
+    Several settings are one string. None if the value is a plain word.
+    """
+    text = str(value)
+    path = Path(text).expanduser()
+    if group == "model" and (found := _CLASS.fullmatch(text.removesuffix(".py").replace("/", "."))):
+        module, name = found.groups()
+        if name or text.endswith(".py"):
+            return [f"model=custom model._target_={module}.{name or 'CLASS'} 'trust=[{module.partition('.')[0]}]'"]
+    foreign = [word for word, option in OPTIONS["model"].items() if option == "torchvision"]
+    if group == "model" and squeezed(text).startswith(tuple(foreign)) and text[-1].isdigit():
+        return [f"model=torchvision model.name={fold(text)}"]
+    if group == "dataset" and path.suffix in (".npz", ".npy"):
+        return [f"dataset=arrays dataset.path={text}"]
+    if group == "dataset" and (text.startswith(("~", ".")) or "/" in text or path.is_dir()):
+        return [f"dataset=image_folder dataset.root={text}"]
+    if group == "experiment" and path.suffix in (".yaml", ".yml"):
+        return [f"--from {text}"]
+    return []
+
+
+def respelled(key: str, value: str, names: Collection[str]) -> str:
+    """Return the setting whose key was written with another sign or in capitals; empty if there is none."""
+    folded = fold(key).replace("/", ".").replace(":", ".")
+    same = [name for name in names if name.lower() == folded]
+    return f"{same[0]}={value.lstrip('= ')}" if same else ""
 
 
 def likely_value(key: str, value: object, words: Collection[str]) -> str | None:
@@ -76,6 +121,14 @@ def number(name: str, value: object, whole: bool) -> str:
             return f"-m {name}=range:{int(low)}:{int(high) + 1}"
         form = "loguniform" if low > 0 and high >= 10 * low else "uniform"
         return f"-m {name}={form}:{low:g}:{high:g}"
+    if re.fullmatch(_NUMBER, text):
+        return f"{name}={text}"
+    if text.startswith("="):
+        return f"{name}={text.lstrip('= ')}"
+    if _LISTED.fullmatch(text):
+        return f"-m {name}={re.sub(r'[ ;|,]+', ',', text)}"
+    if found := _LOG.fullmatch(text):
+        return f"-m {name}=loguniform:{found[1]}:{found[2]}"
     if _RANGE.match(text):
         shown = f"'{name}={text}'" if "(" in text else f"{name}={text}"
         return f"-m {shown}"
@@ -112,7 +165,12 @@ def advice(
             return UNNEEDED[name]
     if folded in GROUPS:
         return f"did you mean {_chosen(GROUPS[folded], text, options)}?"
+    where, _, inner = folded.rpartition(".")
+    if options is not None and where in options.groups() and inner in options.names(where):
+        return f"did you mean {where}={inner}?"
     same = [name for name in names if fold(name) == folded]
+    if options is not None and text is None and folded in options.groups() and folded != key:
+        return f"did you mean {folded}?"
     if options is not None and not same and (folded in options.groups()):
         return f"did you mean {_chosen(folded, text, options)}?"
     templates = [t.strip() for t in KEYS.get(folded, KEYS.get(last, "")).split(", ") if t]
@@ -206,6 +264,11 @@ def bare_word(words: Sequence[str], place: int, verb: str, options: Options) -> 
         return f"did you mean dlrun {verb} --from {word}, or dlrun resume {word}?"
     if following == "=" and place + 2 < len(words):
         return f"no spaces around =: type {word}={words[place + 2]}"
+    before = words[place - 1] if place else ""
+    if before.endswith("=") and "=" not in word:
+        return f"no spaces around =: type {before}{word}"
+    if before.endswith(",") and "=" in before:
+        return f"no spaces after a comma: type {before}{word}"
     if following is not None and following.startswith("=") and following != "=":
         return f"no spaces around =: type {word}{following}"
     if found := re.fullmatch(r"([\w.]+)[:→](.+)", word):

@@ -14,13 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dlrun.config.meant import likely_option
+from dlrun.config.meant import likely_option, settings_meant
 from dlrun.config.option_text import Key, Option, read
 from dlrun.config.rules import Rule
 from dlrun.errors import UserError
 
-__all__ = ["PRESETS", "Options", "builtin_conf", "no_such_option", "prefix", "user_conf"]
+__all__ = ["COMBINED", "PRESETS", "Options", "builtin_conf", "no_such_option", "prefix", "user_conf"]
 
+COMBINED = ("regularizer", "augment")  # groups whose options combine, by their keys
 PRESETS = "experiment"  # options of this group set keys of the others
 
 
@@ -48,9 +49,24 @@ def prefix(group: str) -> str:
 def no_such_option(word: str, option: object, options: Sequence[str]) -> UserError:
     """Return the error for an option that is none of a group's, with the one that was most likely meant."""
     group = word.lstrip("+").partition("=")[0]
-    near = likely_option(group, option, options)
-    hint = f"did you mean {' or '.join(f'{group}={name}' for name in near)}? " if near else ""
+    meant = settings_meant(group, option) or [f"{group}={name}" for name in likely_option(group, option, options)]
+    hint = f"did you mean {' or '.join(meant)}? " if meant else ""
+    if group == PRESETS and not meant:
+        hint = f"{_misplaced(str(option)) or '`dlrun init` writes conf/experiment/mine.yaml to start from'}; "
     return UserError(f"{word}: no such option; {hint}options: {', '.join(sorted(options))}")
+
+
+def _misplaced(preset: str) -> str:
+    """Where a preset has to be if a file of its name lies beside that place."""
+    places = (
+        "conf/{}.yaml",
+        "{}.yaml",
+        "conf/experiments/{}.yaml",
+        "conf/experiment/{}.txt",
+        "conf/experiment/{}.YAML",
+    )
+    found = next((file for place in places if Path(file := place.format(preset)).is_file()), None)
+    return f"move {found} to conf/experiment/{preset}.yaml" if found else ""
 
 
 class Options:

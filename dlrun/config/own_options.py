@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun.config.options import PRESETS, Options
+from dlrun.config.options import COMBINED, PRESETS, Options
 from dlrun.errors import UserError
 
 __all__ = ["as_option", "as_preset", "refuse_unsafe", "settings"]
@@ -43,28 +43,48 @@ def settings(
     """Return what a preset starts from, the options that it chooses, and the keys that it sets. Raises UserError."""
     if not isinstance(found, Mapping):
         raise UserError(f"{_shown(file)}: expected lines such as `trainer: {{epochs: 3}}` or `model: resnet20`")
+    if isinstance(found.get(PRESETS), Mapping):
+        raise UserError(
+            f"{_shown(file)}: the folder names the group; remove the line `{PRESETS}:` and unindent the rest"
+        )
+    if unread := next((key for key, value in found.items() if value is None and "=" in str(key)), None):
+        key, _, text = str(unread).split()[0].partition("=")
+        raise UserError(f"{_shown(file)}: {key}={text}: files take a colon; write {key}: {text}")
     bases: list[Any] = []
     choices: dict[str, Any] = {}
     keys: dict[str, Any] = {}
     defaults = found.get("defaults") or []
-    for entry in [defaults] if isinstance(defaults, Mapping) else defaults:
-        if not isinstance(entry, Mapping):
+    for entry in defaults if isinstance(defaults, list) else [defaults]:
+        group, _, option = str(entry).strip("/").rpartition("/")
+        if not isinstance(entry, Mapping) and group in groups and group != PRESETS:
+            raise UserError(f"{_shown(file)}: defaults: {entry}: write {group}: {option}")
+        if not isinstance(entry, Mapping) and str(entry).strip("/") != "train":  # every preset starts from it
             bases.append(entry)
         for name, option in entry.items() if isinstance(entry, Mapping) else ():
             choices[str(name).removeprefix("override ").strip().lstrip("/")] = option
     for name, value in found.items():
-        if name in groups and isinstance(value, (str, list)):
-            choices[str(name)] = value
+        if name in groups and isinstance(value, (str, list, type(None))):
+            choices[str(name)] = "null" if value is None else value
         elif name != "defaults":
             _put(keys, str(name), value)
     for group, option in choices.items():
         if group == PRESETS:
             raise UserError(f"{_shown(file)}: a preset starts from another by `defaults: [{option}]`")
-        if isinstance(option, list):
-            raise UserError(
-                f"{_shown(file)}: {group}: expected one option; several: -m {group}={','.join(map(str, option))}"
-            )
+        _expect_one(file, group, option)
     return bases, choices, keys
+
+
+def _expect_one(file: Path, group: str, option: Any) -> None:
+    """Raise UserError, with what to write, unless a preset chooses one option of a group."""
+    key, colon, value = str(option).partition(":")
+    if isinstance(option, list) and group in COMBINED and len(option) > 1:
+        several = f"{group}: {option[0]} and {group}.{option[1]}: VALUE, they combine by their keys"
+        raise UserError(f"{_shown(file)}: {group}: expected one option; write {several}")
+    if isinstance(option, list):
+        several = ",".join(map(str, option))
+        raise UserError(f"{_shown(file)}: {group}: expected one option; several: -m {group}={several}")
+    if colon and key.isidentifier() and value:
+        raise UserError(f"{_shown(file)}: {group}: {option}: no space after the colon; write {key}: {value}")
 
 
 def _put(keys: dict[str, Any], name: str, value: Any) -> None:
@@ -92,6 +112,7 @@ def as_option(file: Path, group: str, found: Mapping[str, Any], below: Mapping[s
         inner = ", ".join(f"{key}: {value}" for key, value in found[group].items())
         raise UserError(f"{_shown(file)}: the folder names the group; write {inner} without `{group}:`")
     if "_target_" in found or "defaults" in found:
+        _expect_names(file, group, found.get("defaults") or [])
         return dict(found)
     keys: dict[str, Any] = {}
     for name, value in found.items():
@@ -103,11 +124,30 @@ def as_option(file: Path, group: str, found: Mapping[str, Any], below: Mapping[s
     known = {key.split(".")[1] for key in options.keys(group, base)}
     if lacking := [key for key in keys if key not in known]:
         others = [o for o in options.names(group) if o != file.stem and _has(options, group, o, lacking)]
-        start = f"start with `defaults: [{others[0]}]`" if others else "write `_target_:` for a class of your own"
+        named = [value for value in found.values() if value in options.names(group)]
+        start = (
+            f"start with `defaults: [{(named or others)[0]}]`" if named or others else "write `_target_:` for a class"
+        )
+        if isinstance(keys[lacking[0]], Mapping) and lacking[0] == group:
+            start = f"the folder names the group; write {', '.join(keys[group])} without `{group}.`"
         raise UserError(f"{_shown(file)}: {lacking[0]}: {group}={base} has no such key; {start}")
     if below is None:
         return {"defaults": [base, "_self_"], **keys}
     return {**below, **{k: _over(below.get(k), v) for k, v in keys.items()}}
+
+
+def _expect_names(file: Path, group: str, defaults: Any) -> None:
+    """Raise UserError, with what to write, for `defaults` of an option that are no list of names."""
+    for entry in defaults if isinstance(defaults, list) else [defaults]:
+        chosen = (
+            {str(k).removeprefix("override ").strip().lstrip("/"): v for k, v in entry.items()}
+            if isinstance(entry, Mapping)
+            else {}
+        )
+        if not isinstance(defaults, list) or group in chosen:
+            raise UserError(
+                f"{_shown(file)}: defaults: expected a list of names; write defaults: [{chosen.get(group, entry)}]"
+            )
 
 
 def _has(options: Options, group: str, name: str, keys: Collection[str]) -> bool:

@@ -90,7 +90,7 @@ def validate(
     that is unknown, missing, of a wrong type or out of range, and for a folder or file that does not exist.
     """
     rules = _rules(cfg, choices or {}, options or Options())
-    _compare(cfg, schema, "", _Context(added, rules))
+    _compare(cfg, schema, "", _Context(added, rules, options or Options()))
     _apply(cfg, rules)
 
 
@@ -145,6 +145,7 @@ def _near(key: str, value: Any, rule: Rule) -> str:
 class _Context:
     added: Collection[str]
     rules: Mapping[str, Rule]
+    options: Options
 
 
 def _compare(cfg: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, context: _Context) -> None:
@@ -158,7 +159,9 @@ def _compare(cfg: Mapping[str, Any], schema: Mapping[str, Any], prefix: str, con
         if key in schema:
             _type(name, value, schema[key], context)
         elif not _free(name, cfg, schema, context):
-            raise UserError(unknown(name, [f"{prefix}{n}" for n in flatten(schema)]))
+            text = str(value) if isinstance(value, (str, int, float)) else None
+            known = [f"{prefix}{n}" for n in flatten(schema)]
+            raise UserError(unknown(name, known, () if prefix else list(schema), text, context.options))
 
 
 def _free(name: str, cfg: Mapping[str, Any], schema: Mapping[str, Any], context: _Context) -> bool:
@@ -189,7 +192,9 @@ def _type(name: str, value: Any, default: Any, context: _Context) -> None:
         raise UserError(f"{name}=null: expected {expected} such as {_shown(default)}")
     if kind is dict:
         if not isinstance(value, Mapping):
-            raise UserError(f"{name}={_shown(value)}: expected keys below it ({', '.join(default) or 'name: value'})")
+            hint = f"; type run.name={value}" if name == "run" else ""
+            below = ", ".join(default) or "name: value"
+            raise UserError(f"{name}={_shown(value)}: expected keys below it ({below}){hint}")
         if default:
             _compare(value, default, f"{name}.", context)
         return

@@ -71,7 +71,7 @@ GROUPS = _table("""
 
 # what a key of another name is called here; several candidates apart by a comma, the first that exists counts
 KEYS = _table("""
-    lr learning_rate base_lr init_lr initial_lr max_lr step_size alpha_lr eta -> optimizer.lr
+    lr learning_rate learningrate lrate base_lr init_lr initial_lr max_lr step_size alpha_lr eta -> optimizer.lr
     epochs epoch num_epochs n_epochs max_epochs max_epoch nepochs total_epochs train_epochs -> trainer.epochs
     batch_size batchsize batch bs minibatch mini_batch train_batch_size -> trainer.batch_size
     eval_batch_size test_batch_size val_batch_size -> trainer.eval_batch_size
@@ -138,14 +138,15 @@ KEYS = _table("""
     rotate rotation degrees -> augment.rotate
     cutout random_erasing -> augment.cutout
     cache -> dataset.cache
-    n_jobs max_workers -> hydra.launcher.workers
+    n_jobs jobs njobs parallel max_workers -> hydra.launcher.workers
     init weight_init initialization -> model.init
 """)
 
 # what needs no key, and why
 UNNEEDED = _table(
     """
-    num_workers workers dataloader_workers pin_memory prefetch_factor persistent_workers non_blocking prefetch
+    workers -> not needed to load images; a sweep starts one worker per core, or hydra.launcher.workers=N with -m
+    num_workers dataloader_workers pin_memory prefetch_factor persistent_workers non_blocking prefetch
         -> not needed: dlrun decodes images once and keeps them in memory, without loader processes; leave it out
     shuffle drop_last -> not needed: training images are shuffled in every epoch, from the seed; leave it out
     verbose debug -> not needed: everything is printed and in log.txt; the flag --debug shows the traceback of an error
@@ -178,7 +179,7 @@ VALUES: dict[str, dict[str, str]] = {
     """),
     "trainer.keep": _table("""
         true yes best_only 1 -> best
-        3 top_3 -> top3
+        2 3 4 5 10 top_3 top top2 top5 top10 -> top3
         false none no -> last
         every -> all
     """),
@@ -234,9 +235,9 @@ OPTIONS: dict[str, dict[str, str]] = {
     "model": _table("""
         resnet residual -> resnet18
         convnet conv convolutional simplecnn lenet lenet5 alexnet -> cnn
-        fc dense linear perceptron fullyconnected multilayerperceptron feedforward ffn -> mlp
+        fc dense linear logistic perceptron fullyconnected multilayerperceptron feedforward ffn -> mlp
         own my mine mynet mymodel -> custom
-        resnet101 resnet152 -> resnet50
+        resnet101 resnet152 resnext50 -> resnet50
         resnet110 -> resnet56
         vgg vgg16 vgg19 vgg11 densenet densenet121 efficientnet mobilenet vit timm pretrained -> torchvision
     """),
@@ -263,7 +264,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "dataset": _table("""
         cifar -> cifar10
         folder images photos imagenet custom own mine files directory pictures -> image_folder
-        npz numpy npy array tensor -> arrays
+        npz numpy npy array tensor csv -> arrays
         fashion fmnist -> fashion_mnist
         kuzushiji -> kmnist
         sklearn toy -> digits

@@ -109,7 +109,9 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 def _check_name(key: str, name: Any, trust: list[str]) -> None:
     parts = name.split(".") if isinstance(name, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
-        raise UserError(f"{key}={name}: expected the dotted name of a class, such as torch.optim.SGD")
+        raise UserError(
+            f"{key}={name}: expected module and class, such as torch.optim.SGD, or mynet.MyNet for MyNet in mynet.py"
+        )
     module, last = ".".join(parts[:-1]), parts[-1]
     if name in THEIRS or last in _defined(module) or _trusted(name, trust):
         return

@@ -9,14 +9,13 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from dlrun.config.meant import bare_word
-from dlrun.config.options import Options
+from dlrun.config.options import COMBINED, Options
 from dlrun.errors import UserError
 
-__all__ = ["COMBINED", "readable", "refuse_bare", "refuse_idle", "refuse_repeated"]
+__all__ = ["readable", "refuse_bare", "refuse_idle", "refuse_repeated"]
 
 # their values are files, folders and prose, and are taken as typed
 VERBATIM = ("dataset.root", "dataset.path", "dataset.cache", "objective.teacher", "run.dir", "sweep.dir", "run.note")
-COMBINED = ("regularizer", "augment")  # groups whose options combine, by their keys
 HELP = "`dlrun train --help` lists groups and keys"
 _CALL = re.compile(r"(choice|glob|sort|shuffle|range|interval|tag|cast)\(.*\)")
 _KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./-]*")

@@ -28,6 +28,8 @@ PRESETS = {
     "dotted keys": "model: resnet20\ntrainer.epochs: 3\n",
     "both": "model: resnet20\ntrainer.batch_size: 32\ntrainer:\n  epochs: 3\n",
     "quoted": "'model': \"resnet20\"\ntrainer:\n  epochs: 3\n",
+    "the root": "defaults: [/train]\nmodel: resnet20\ntrainer: {epochs: 3}\n",
+    "the root by name": "defaults: [train, _self_]\nmodel: resnet20\ntrainer: {epochs: 3}\n",
     "another preset": "defaults: [quick]\nmodel: resnet20\ntrainer: {epochs: 3}\n",
 }
 
@@ -114,6 +116,30 @@ def test_three_folders_lie_over_each_other(here: Path, monkeypatch: pytest.Monke
         ("model/tiny", "width: eight\n", "model=tiny", "model.width=eight"),
         ("trainer/default", "epochs: 0\n", "seed=1", "trainer.epochs=0"),
         ("trainer/default", "- epochs\n", "seed=1", "conf/trainer/default.yaml"),
+        ("experiment/mine", "Trainer:\n  epochs: 3\n", "experiment=mine", "mean trainer?"),
+        ("experiment/mine", "trainer:\n\tepochs: 3\n", "experiment=mine", "spaces"),
+        ("experiment/mine", "trainer.epochs=3\nmodel=cnn\n", "experiment=mine", "write trainer.epochs: 3"),
+        ("experiment/mine", "trainer:\n  epochs:3\n", "experiment=mine", "write epochs: 3"),
+        ("experiment/mine", "epochs: 3\n", "experiment=mine", "trainer.epochs=3"),
+        ("experiment/mine", "scheduler: none\n", "experiment=mine", "scheduler=constant"),
+        ("experiment/mine", "scheduler: null\n", "experiment=mine", "scheduler=constant"),
+        ("experiment/mine", "model:\n  name: resnet20\n", "experiment=mine", "model=resnet20"),
+        ("experiment/mine", "model:\n  resnet20:\n    width: 8\n", "experiment=mine", "model=resnet20"),
+        ("experiment/mine", "optimizer:\n  lr: '0.1'\n", "experiment=mine", "optimizer.lr=0.1"),
+        ("experiment/mine", "model: cnn\nmodel:\n  width: 8\n", "experiment=mine", "key.name: value"),
+        ("experiment/mine", "regularizer: [l2, dropout]\n", "experiment=mine", "regularizer.dropout"),
+        ("experiment/mine", "dataset:\n  root: photos\n", "experiment=mine", "dataset=image_folder"),
+        ("experiment/mine", "defaults:\n  - model/resnet20\n", "experiment=mine", "write model: resnet20"),
+        ("experiment/mine", "experiment:\n  seed: 3\n", "experiment=mine", "experiment:"),
+        ("experiment/mine", "seed: 1\n---\nseed: 2\n", "experiment=mine", "---"),
+        ("mine", "seed: 1\n", "experiment=mine", "conf/mine.yaml to conf/experiment/mine.yaml"),
+        ("experiments/mine", "seed: 1\n", "experiment=mine", "conf/experiment/mine.yaml"),
+        ("model/tiny", "defaults: resnet20\nwidth: 8\n", "model=tiny", "defaults: [resnet20]"),
+        ("model/tiny", "defaults:\n  - override /model: resnet20\n", "model=tiny", "defaults: [resnet20]"),
+        ("model/tiny", "name: resnet20\nwidth: 8\n", "model=tiny", "defaults: [resnet20]"),
+        ("model/tiny", "base: resnet20\n", "model=tiny", "defaults: [resnet20]"),
+        ("model/tiny", "model.width: 8\n", "model=tiny", "write width"),
+        ("model/tiny", "_target_: MyNet\n", "model=tiny", "mynet.MyNet"),
     ],
 )
 def test_another_form_is_answered_with_what_to_write(
@@ -123,6 +149,22 @@ def test_another_form_is_answered_with_what_to_write(
     for verb in ("train", "check"):
         outcome = dlrun(verb, word)
         assert (outcome.code, outcome.err.count("\n"), expected in outcome.err) == (2, 1, True), outcome.err
+
+
+@pytest.mark.parametrize("name", ["größe", "my-run", "my run", "x.y"])
+def test_a_preset_of_any_name(here: Path, name: str) -> None:
+    write(here / f"conf/experiment/{name}.yaml", "trainer: {epochs: 3}\n")
+    assert compose(f"experiment={name}").trainer.epochs == 3
+
+
+def test_a_preset_in_another_encoding_is_named(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    file = here / "conf/experiment/mine.yaml"
+    write(file, "")
+    file.write_bytes(b"# gr\xf6\xdfer\ntrainer: {epochs: 3}\n")
+    outcome = dlrun("train", "experiment=mine")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "conf/experiment/mine.yaml" in outcome.err
+    assert "UTF-8" in outcome.err
 
 
 MARKER = "raise SystemExit('imported')\n"

@@ -7,13 +7,14 @@ it mixes images or changes labels, and verdicts then ignore train_acc.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 if TYPE_CHECKING:
+    from dlrun.data import Data
     from dlrun.data.batches import Batch
 
 __all__ = ["Distill", "Supervised"]
@@ -45,7 +46,7 @@ class Distill:
     def __init__(
         self,
         teacher: str,
-        data: Any,
+        data: Data,
         packages: list[str],
         device: torch.device,
         temperature: float = 4.0,

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from enum import Enum, IntEnum
 from typing import Any, Literal, NamedTuple
 
 __all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "NOT_RANKED", "NUMBERS", "RESULTS", "SCORES"]
-__all__ += ["Exit", "Number", "Status", "is_accuracy", "is_loss", "lower_is_better", "minimised", "place"]
+__all__ += ["Exit", "Number", "Outcome", "Status"]
+__all__ += ["is_accuracy", "is_loss", "lower_is_better", "minimised", "place", "worst"]
 
 
 # `version` of result.json, sweep.yaml, ensemble.yaml and checkpoints; files without one are older and read the same
 FORMAT = 1
 
 
-class Status(str, Enum):
+class _Word(str, Enum):
+    """Words that files and tables hold: as text, a member is its value."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    def __format__(self, spec: str) -> str:
+        return format(self.value, spec)
+
+
+class Status(_Word):
     """The status of a run in result.json and in every table."""
 
     RUNNING = "running"
@@ -27,11 +39,14 @@ class Status(str, Enum):
     CHECK_FAILED = "check_failed"
     UNREADABLE = "unreadable"  # in tables alone: a newer dlrun wrote the folder
 
-    def __str__(self) -> str:
-        return self.value
 
-    def __format__(self, spec: str) -> str:
-        return format(self.value, spec)
+class Outcome(_Word):
+    """The status of a check in checks.csv; the worst one of a run is in its result.json."""
+
+    PASS = "pass"
+    WARN = "warn"
+    FAIL = "fail"
+    SKIP = "skip"
 
 
 class Exit(IntEnum):
@@ -85,6 +100,12 @@ COLUMNS = (
     *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
 )
 AVERAGED = ("ema_val_loss", "ema_val_acc")  # with trainer.ema: the scores of the averaged weights
+
+
+def worst(outcomes: Iterable[Any]) -> str:
+    """Return the worst outcome of some checks: fail, warn or pass; "" if there is none of these."""
+    found = set(outcomes)
+    return next((one.value for one in (Outcome.FAIL, Outcome.WARN, Outcome.PASS) if one in found), "")
 
 
 def is_loss(column: str) -> bool:

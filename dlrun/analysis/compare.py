@@ -59,7 +59,7 @@ def read(paths: Sequence[str]) -> list[Entry]:
     """
     gc.disable()  # searching ten thousand configs for cycles, of which they have none, takes a fifth of the time
     try:
-        return [_entry(path) for path in reading.find(list(paths))]
+        return [_entry(path) for path in reading.find(paths)]
     finally:
         gc.enable()
 

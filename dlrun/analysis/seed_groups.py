@@ -16,8 +16,7 @@ from typing import Any
 
 from dlrun.analysis import compare
 from dlrun.analysis.compare import Entry
-from dlrun.folders import reading
-from dlrun.vocabulary import RESULTS, Status, lower_is_better, place
+from dlrun.vocabulary import RESULTS, Status, lower_is_better, place, worst
 
 __all__ = ["INDIFFERENT", "LEVEL", "difference", "grouped", "holm", "note"]
 
@@ -84,7 +83,7 @@ def _row(group: Sequence[Entry], differing: Sequence[str], metric: str) -> dict[
         str(e.result.get("status", "")) or "empty" for e in group if e.result.get("status") != Status.COMPLETED
     )
     row["rest"] = " ".join(f"{count} {status}" for status, count in sorted(rest.items()))
-    row["checks"] = reading.worst_check(e.result for e in group if e.result.get("status") == Status.COMPLETED)
+    row["checks"] = worst(e.result.get("checks") for e in group if e.result.get("status") == Status.COMPLETED)
     row |= {"verdict": "", "p": "", "test": "", "runs": json.dumps([str(e.path) for e in group])}
     return row
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlrun.checks.result import Result, lines, noteworthy, summary, table, worst
+from dlrun.checks.result import Result, lines, noteworthy, summary, table
 from dlrun.checks.runner import run
 
-__all__ = ["Result", "lines", "noteworthy", "run", "summary", "table", "worst"]
+__all__ = ["Result", "lines", "noteworthy", "run", "summary", "table"]

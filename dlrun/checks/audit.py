@@ -21,6 +21,7 @@ from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named
 from dlrun.data.audit import Audit, Finding
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["class_balance", "data_audit", "data_duplicates"]
 
@@ -52,8 +53,8 @@ def data_audit(exp: Experiment) -> Verdict:
         parts.append(f"too few training samples of {named(few)}: add samples, merge classes{limited(exp)}")
     message = "; ".join(parts) or "all samples are usable"
     if any(len(found.of("constant", name)) > BLANK * size for name, size in found.sizes.items()):
-        return Verdict("fail", value, expected, f"most images of a split are blank; {message}")
-    return Verdict("warn" if parts else "pass", value, expected, message)
+        return Verdict(Outcome.FAIL, value, expected, f"most images of a split are blank; {message}")
+    return Verdict(Outcome.WARN if parts else Outcome.PASS, value, expected, message)
 
 
 @check(order=20, keeps_receipt=False)
@@ -76,10 +77,10 @@ def data_duplicates(exp: Experiment) -> Verdict:
     if len(duplicates) > LEAKED * sum(found.sizes.values()):
         parts.append(f"copies count more than other images: {_pairs(duplicates)}")
     if not parts:
-        return Verdict("pass", value, "no leaks", f"no image is in two splits{_few(duplicates)}")
+        return Verdict(Outcome.PASS, value, "no leaks", f"no image is in two splits{_few(duplicates)}")
     heavy = [split for split in ("val", "test") if _leaked(found, split) > max(FEW_LEAKS, LEAKED * found.sizes[split])]
     expected = f"no leaks; a failure if more than {FEW_LEAKS} images and {LEAKED:.0%} of val or test are leaked"
-    return Verdict("fail" if heavy else "warn", value, expected, f"{'; '.join(parts)}; {REMEDY}")
+    return Verdict(Outcome.FAIL if heavy else Outcome.WARN, value, expected, f"{'; '.join(parts)}; {REMEDY}")
 
 
 @check(order=30)
@@ -95,11 +96,13 @@ def class_balance(exp: Experiment) -> Verdict:
         f"≤ {UNEVEN:g}, largest / smallest",
     )
     if ratio <= UNEVEN:
-        return Verdict("pass", value, expected, "classes are balanced")
+        return Verdict(Outcome.PASS, value, expected, "classes are balanced")
     if exp.data.balance:
-        return Verdict("pass", value, expected, "classes are unbalanced, and dataset.balance=true samples them equally")
+        return Verdict(
+            Outcome.PASS, value, expected, "classes are unbalanced, and dataset.balance=true samples them equally"
+        )
     message = f"unbalanced classes: training favours {names[high]} over {names[low]}, and accuracy hides it"
-    return Verdict("warn", value, expected, message + advice(exp, "dataset.balance=true"))
+    return Verdict(Outcome.WARN, value, expected, message + advice(exp, "dataset.balance=true"))
 
 
 def _leaked(found: Audit, split: str) -> int:

@@ -20,6 +20,7 @@ from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, named, replica, samples
 from dlrun.errors import first_line
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["expected_loss", "initial_loss", "loss"]
 
@@ -49,24 +50,24 @@ def initial_loss(exp: Experiment) -> Verdict:
         bad = int((~logits.isfinite()).any(1).sum())
         what = f"the logits of {bad} of {len(y)} samples are" if bad else "logits are finite, their loss is"
         message = f"{what} not finite: look for a root or logarithm of 0, a division by 0, or an overflow"
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     if off > FAR:
         message = (
             f"the initial loss is {value / expected:.3g} times that of guessing: check the scale of the inputs, "
             "of the initial weights and of the loss" + _calmer(exp)
         )
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     if value < 0:
-        return Verdict("fail", *shown, "the loss is negative before training: look for a wrong sign in it")
+        return Verdict(Outcome.FAIL, *shown, "the loss is negative before training: look for a wrong sign in it")
     if off > NEAR:
         message = f"overconfident before training: the logits have a mean size of {size:.2g}{_calmer(exp)}"
-        return Verdict("warn", *shown, message)
+        return Verdict(Outcome.WARN, *shown, message)
     if off < LOW:
         message = (
             "better than guessing before training: expected of pretrained weights, else look for labels in the inputs"
         )
-        return Verdict("warn", *shown, message)
-    return Verdict("pass", *shown, "the loss of the untrained network is that of guessing")
+        return Verdict(Outcome.WARN, *shown, message)
+    return Verdict(Outcome.PASS, *shown, "the loss of the untrained network is that of guessing")
 
 
 def _calmer(exp: Experiment) -> str:
@@ -117,12 +118,14 @@ def loss(exp: Experiment) -> Verdict:
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         message = f"the loss does not accept logits (B, {classes}) and labels (B,): {first_line(error)}; "
         message += "define forward(self, logits, labels)"
-        return Verdict("fail", type(error).__name__, "a number", message)
+        return Verdict(Outcome.FAIL, type(error).__name__, "a number", message)
     known = hasattr(function, "chance")
     expected = float(function.chance(classes)) if known else chance  # type: ignore[operator]
     shown = f"uniform {chance:.3f}, correct {best:.3f}", f"uniform {expected:.3f}, correct lower, wrong higher"
     if not math.isfinite(chance) or not math.isfinite(best):
-        return Verdict("fail", *shown, "the loss of ordinary logits is not finite: look for a logarithm of 0 in it")
+        return Verdict(
+            Outcome.FAIL, *shown, "the loss of ordinary logits is not finite: look for a logarithm of 0 in it"
+        )
     if abs(twice - chance) > 1e-3 * abs(chance):
         message = f"the loss of a batch repeated twice is {twice / chance:.3g} times as high: "
         summed = min(abs(twice / chance - factor) for factor in (2, 0.5)) < 0.01
@@ -131,23 +134,23 @@ def loss(exp: Experiment) -> Verdict:
             if summed
             else "the loss of a sample depends on others in its batch; compute softmax and sums over the classes, dim=1"
         )
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     if chance < 0:
-        return Verdict("fail", *shown, "the loss of uniform logits is negative: look for a wrong sign in it")
+        return Verdict(Outcome.FAIL, *shown, "the loss of uniform logits is negative: look for a wrong sign in it")
     if abs(chance - expected) > 1e-3 * expected:
         message = f"the loss of uniform logits is {chance:.4g}, but chance() returns {expected:.4g}: fix one of them"
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     bad = [exp.data.classes[c] for c in y.tolist() if not each_right[c] < chance * 1.0001 < each_wrong[c] * 1.0002]
     if bad:
         message = (
             f"the loss of a correct answer must be lower than that of a wrong one, and is not for {named(bad)}: "
             "look for a wrong sign or index"
         )
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     if best > CONFIDENT * chance:
         message = "the loss stays high on confident, correct logits: softmax may be applied twice; pass it raw logits"
-        return Verdict("warn", *shown, message)
-    return Verdict("pass", *shown, "a mean over samples, lower for correct answers than for wrong ones")
+        return Verdict(Outcome.WARN, *shown, message)
+    return Verdict(Outcome.PASS, *shown, "a mean over samples, lower for correct answers than for wrong ones")
 
 
 def _each(function: nn.Module, logits: Tensor, y: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import in_turn, replica, samples, settle, training
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["garbage"]
 
@@ -78,35 +79,35 @@ def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
             break
     if best is None:
         message = f"too few samples to hold some out, or no trainable parameter; add samples{limited(exp)}"
-        return Verdict("skip", "", expected, message)
+        return Verdict(Outcome.SKIP, "", expected, message)
     if best.p < POSSIBLE:
         message = (
             "the network barely generalises from a subset: a hard dataset, or a partly corrupted one; "
             "look at some images and their labels"
         )
-        return Verdict("warn", best.shown, expected, message)
+        return Verdict(Outcome.WARN, best.shown, expected, message)
     if steps < LEAST or (seconds < SECONDS and perf_counter() > deadline):
         why = "the model is too slow on this device" if seconds == SECONDS else "raise check.budget"
         message = f"undecided after {steps} steps in {seconds:.0f} s: {why}"
-        return Verdict("skip", best.shown, expected, message)
+        return Verdict(Outcome.SKIP, best.shown, expected, message)
     if not learned:
         message = f"undecided: in {steps} steps the network did not learn the subset itself; see `overfit`"
-        return Verdict("skip", best.shown, expected, message)
+        return Verdict(Outcome.SKIP, best.shown, expected, message)
     message = (
         "the network does not generalise from a subset at all: labels do not match their images, or the inputs "
         "are corrupted; if `overfit` passes, look at the first batch of exp.train"
     )
-    return Verdict("fail", best.shown, expected, message)
+    return Verdict(Outcome.FAIL, best.shown, expected, message)
 
 
 def _learned(found: _Found, expected: str) -> Verdict:
     if found.val_like_held:
-        return Verdict("pass", found.shown, expected, "the network generalises from a subset")
+        return Verdict(Outcome.PASS, found.shown, expected, "the network generalises from a subset")
     message = (
         "held-out training samples are recognised, validation samples are not: their labels or images differ "
         f"from those of the training split{found.shift}; compare exp.data.val with exp.data.train"
     )
-    return Verdict("fail", found.shown, expected, message)
+    return Verdict(Outcome.FAIL, found.shown, expected, message)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import samples, settle, training
 from dlrun.errors import first_line
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["independence"]
 
@@ -39,7 +40,9 @@ def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     x, y = samples(exp, COUNT)
     expected = f"difference < {SAME:g} of the spread"
     if len(x) < 4:
-        return Verdict("skip", f"{len(x)} samples", expected, f"too few samples to mix; add samples{limited(exp)}")
+        return Verdict(
+            Outcome.SKIP, f"{len(x)} samples", expected, f"too few samples to mix; add samples{limited(exp)}"
+        )
     model = copy.deepcopy(exp.model)  # not a replica: dropout that stays on must be detected
     settle(model, x)
     model.eval()
@@ -47,14 +50,14 @@ def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
         _burn_in(exp, model, x, y, deadline)
         if _constant(model, x) and perf_counter() > deadline:
             message = "all samples have the same output so far, and the time is used up: raise check.budget"
-            return Verdict("skip", "", expected, message)
+            return Verdict(Outcome.SKIP, "", expected, message)
     base = _logits(model, x)
     spread, floor = float(base.std(0).max()), ROUNDING.get(exp.device.type, 2e-3) * float(base.abs().max())
     allowed = SAME * spread + floor
     again = float((_logits(model, x) - base).abs().max())
     if not again <= allowed:
         message = f"two evaluations of the same batch differ: {_why_not_twice(model, x, allowed)}"
-        return Verdict("fail", f"twice: {again / (spread + 1e-12):.2g} of the spread", expected, message)
+        return Verdict(Outcome.FAIL, f"twice: {again / (spread + 1e-12):.2g} of the spread", expected, message)
     mixed = {kind: float(d) for kind, d in _differences(model, x, base).items()}
     worst = max(mixed, key=lambda kind: mixed[kind])
     shown = f"{worst}: {mixed[worst] / (spread + 1e-12):.2g} of the spread"
@@ -64,21 +67,21 @@ def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
             "or batch norm stays in training mode; keep the batch axis first in every view, "
             "and pass training=self.training or call super().train(mode)"
         )
-        return Verdict("fail", shown, expected, message)
+        return Verdict(Outcome.FAIL, shown, expected, message)
     alone = _alone(model, x)
     if isinstance(alone, str):
         message = f"a batch of one {alone}: name the axis in squeeze(), or use flatten(1)"
-        return Verdict("fail", "batch of one", expected, message)
+        return Verdict(Outcome.FAIL, "batch of one", expected, message)
     if not float((alone - base[:1]).abs().max()) <= allowed + 1e-4 * float(base.abs().max()):
         message = "a sample alone has another output than in its batch: do not average over the batch axis"
-        return Verdict("fail", "batch of one differs", expected, message)
+        return Verdict(Outcome.FAIL, "batch of one differs", expected, message)
     if _constant(model, x) or _constant(model.train(), x):
         message = (
             "all samples have the same output, whatever the input: dead or saturated units, weights that "
             "are all zero, or a forward() that ignores x" + advice(exp, "model.init=he_normal", "model.activation=relu")
         )
-        return Verdict("fail", f"spread {spread:.2g}", "logits that differ between samples", message)
-    return Verdict("pass", shown, expected, "each output depends on its own input alone")
+        return Verdict(Outcome.FAIL, f"spread {spread:.2g}", "logits that differ between samples", message)
+    return Verdict(Outcome.PASS, shown, expected, "each output depends on its own input alone")
 
 
 def _why_not_twice(model: nn.Module, x: Tensor, allowed: float) -> str:

@@ -26,6 +26,7 @@ from dlrun.data.batches import Batches
 from dlrun.data.splits import Split
 from dlrun.errors import first_line
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome, worst
 
 __all__ = ["inputs", "labels", "outputs"]
 
@@ -39,7 +40,7 @@ IMAGES, VALUES = 2000, 20_000_000  # measured at most
 def inputs(exp: Experiment) -> Verdict:
     """Compare mean and standard deviation of what the model is fed with 0 and 1, channel by channel."""
     shown, expected = [], f"mean 0, std 1, each ± {OFF}, of val ± {OFF_VAL}"
-    found: list[tuple[str, str]] = []
+    found: list[tuple[Outcome, str]] = []
     for name, batches, split, allowed in (
         ("train", exp.train, exp.data.train, OFF),
         ("val", exp.val, exp.data.val, OFF_VAL),
@@ -52,36 +53,39 @@ def inputs(exp: Experiment) -> Verdict:
                 f"{len(ids)} {name} images have values that are not finite: {named(ids)}; they were finite when "
                 "read, so look at what changes them afterwards, or for values that float32 cannot represent"
             )
-            return Verdict("fail", "nan or inf", expected, message)
+            return Verdict(Outcome.FAIL, "nan or inf", expected, message)
         if len(x) > 1 and bool((x == x[:1]).all()):
             message = (
                 f"all {len(x)} {name} images are identical, so there is nothing to learn; look at how they are read"
             )
-            return Verdict("fail", f"{name} constant", expected, message)
+            return Verdict(Outcome.FAIL, f"{name} constant", expected, message)
         mean, std, slack = _moments(x)
         shown.append(f"{name} mean {_widest(mean):+.2f}, std {_widest(std - 1) + 1:.2f}")
         off = torch.maximum(mean.abs(), (std - 1).abs())
         found.append(_judge(name, mean, std, bool((off - slack > allowed).any())))
     # a problem of the training split explains one of validation, which its statistics normalise
-    status, message = min(found, key=lambda one: ("fail", "warn", "pass").index(one[0]))
+    status, message = next(one for one in found if one[0] == worst(status for status, _ in found))
     return Verdict(status, "; ".join(shown), expected, message)
 
 
-def _judge(name: str, mean: Tensor, std: Tensor, off: bool) -> tuple[str, str]:
+def _judge(name: str, mean: Tensor, std: Tensor, off: bool) -> tuple[Outcome, str]:
     flat = [str(c) for c in (std == 0).nonzero().flatten().tolist()]
     if float(mean.abs().max()) > RAW_MEAN or float(std.max()) > RAW_STD:
-        return "fail", (
+        return Outcome.FAIL, (
             f"the {name} images have a raw scale (0 to 255?): "
             "normalise them with mean and std of the training split, as exp.batches(split) does"
         )
     if flat:
-        return "warn", f"channel {named(flat)} of the {name} images is constant and carries no information; remove it"
+        return (
+            Outcome.WARN,
+            f"channel {named(flat)} of the {name} images is constant and carries no information; remove it",
+        )
     if off:
-        return "warn", (
+        return Outcome.WARN, (
             f"the {name} images are not normalised to mean 0 and std 1: "
             "use mean and std of the training split for all splits, as exp.batches(split) does"
         )
-    return "pass", "inputs are normalised"
+    return Outcome.PASS, "inputs are normalised"
 
 
 def _fed(batches: Batches) -> tuple[Tensor, Tensor]:
@@ -128,23 +132,23 @@ def labels(exp: Experiment) -> Verdict:
             message = (
                 f"{len(out)} labels of {name} are out of range: {named(out)}; number classes from 0 to {classes - 1}"
             )
-            return Verdict("fail", f"{int(found.min())} to {int(found.max())}", expected, message)
+            return Verdict(Outcome.FAIL, f"{int(found.min())} to {int(found.max())}", expected, message)
     missing = _missing(exp, data.train)
     if missing:
         message = (
             f"no training sample of class {named(missing)}, so the model cannot learn it; "
             f"look at how labels are read{limited(exp)}"
         )
-        return Verdict("fail", f"{classes - len(missing)} classes", expected, message)
+        return Verdict(Outcome.FAIL, f"{classes - len(missing)} classes", expected, message)
     missing = _missing(exp, data.val)
     if missing:
         # dlrun's own fold is stratified; a validation split of the dataset may lack a class for a reason
-        status, where = "fail", "the fold was stratified, so look for code that changes exp.data.val"
+        status, where = Outcome.FAIL, "the fold was stratified, so look for code that changes exp.data.val"
         if data.val_fraction is None:
-            status, where = "warn", "add some to the validation split of the dataset"
+            status, where = Outcome.WARN, "add some to the validation split of the dataset"
         message = f"no validation sample of class {named(missing)}: its errors are not measured; {where}"
         return Verdict(status, f"{classes - len(missing)} classes in val", expected, message)
-    return Verdict("pass", f"{classes} classes in train and val", expected, "every class is present")
+    return Verdict(Outcome.PASS, f"{classes} classes in train and val", expected, "every class is present")
 
 
 def _missing(exp: Experiment, split: Split) -> list[str]:
@@ -172,20 +176,20 @@ def outputs(exp: Experiment) -> Verdict:
         except Exception as error:
             message = f"the model raises an error in {mode} mode on images {tuple(x.shape)}{raised_at(error)}: "
             message += f"{first_line(error)}; check the sizes of its layers"
-            return Verdict("fail", type(error).__name__, expected, message)
+            return Verdict(Outcome.FAIL, type(error).__name__, expected, message)
         if not isinstance(logits, Tensor):
             message = f"the model returns a {type(logits).__name__} in {mode} mode: return only the logits"
-            return Verdict("fail", type(logits).__name__, expected, message)
+            return Verdict(Outcome.FAIL, type(logits).__name__, expected, message)
         if tuple(logits.shape) != (len(x), classes):
             message = (
                 f"the model must return one logit for each of {classes} classes: "
                 f"set its last layer to num_classes={classes}"
             )
-            return Verdict("fail", str(tuple(logits.shape)), expected, message)
+            return Verdict(Outcome.FAIL, str(tuple(logits.shape)), expected, message)
         if not bool(logits.isfinite().all()):
             message = f"outputs of the untrained model are not finite in {mode} mode: {_first_bad(exp, model, x)}"
-            return Verdict("fail", "nan or inf", expected, message)
-    return Verdict("pass", str(tuple(logits.shape)), expected, "one logit per class")
+            return Verdict(Outcome.FAIL, "nan or inf", expected, message)
+    return Verdict(Outcome.PASS, str(tuple(logits.shape)), expected, "one logit per class")
 
 
 def _first_bad(exp: Experiment, model: nn.Module, x: Tensor) -> str:

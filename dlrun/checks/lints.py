@@ -25,6 +25,7 @@ from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, samples
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["lint_activation", "lint_bias", "lint_width"]
 
@@ -57,8 +58,8 @@ def lint_bias(exp: Experiment) -> Verdict:
         model(samples(exp, 4)[0])
     if redundant:
         message = f"the norm after {named(redundant)} cancels its bias: build the layer with bias=False"
-        return Verdict("warn", f"{len(redundant)} redundant", "none", message)
-    return Verdict("pass", "none redundant", "none", "no bias is cancelled by a norm")
+        return Verdict(Outcome.WARN, f"{len(redundant)} redundant", "none", message)
+    return Verdict(Outcome.PASS, "none redundant", "none", "no bias is cancelled by a norm")
 
 
 SATURATING = {"sigmoid": "sigmoid", "sigmoid_": "sigmoid", "tanh": "tanh", "tanh_": "tanh"}
@@ -99,8 +100,8 @@ def lint_activation(exp: Experiment) -> Verdict:
         kinds = " and ".join(sorted(set(watch.found.values())))
         message = f"{kinds} saturates in hidden layers, so gradients vanish; ReLU does not"
         message += advice(exp, "model.activation=relu")
-        return Verdict("warn", f"{len(watch.found)} hidden {kinds}", "none", message)
-    return Verdict("pass", "none saturating", "none", "no hidden layer has a saturating activation")
+        return Verdict(Outcome.WARN, f"{len(watch.found)} hidden {kinds}", "none", message)
+    return Verdict(Outcome.PASS, "none saturating", "none", "no hidden layer has a saturating activation")
 
 
 @check(order=160)
@@ -116,5 +117,5 @@ def lint_width(exp: Experiment) -> Verdict:
     shown = f"{len(off)} of {len(hidden)} off"
     if off:
         message = f"widths that are not powers of two (information only): {named(off)}; 32, 64 or 128 suit the hardware"
-        return Verdict("pass", shown, "powers of two", message)
-    return Verdict("pass", shown, "powers of two", "all widths are powers of two")
+        return Verdict(Outcome.PASS, shown, "powers of two", message)
+    return Verdict(Outcome.PASS, shown, "powers of two", "all widths are powers of two")

@@ -22,6 +22,7 @@ from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, replica, samples, training
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["overfit"]
 
@@ -46,15 +47,17 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
         accuracy, now, steps = _learn(exp, x, y, rate, goal, hurry, deadline)
         if accuracy == 1.0 and now < goal:
             shown = f"accuracy 1.00, loss {now:.2g}"
-            return Verdict("pass", shown, expected, f"memorised in {steps} steps")
+            return Verdict(Outcome.PASS, shown, expected, f"memorised in {steps} steps")
         if perf_counter() > deadline:
             shown = f"accuracy {accuracy:.2f}, loss {now:.2g}"
-            return Verdict("skip", shown, expected, f"the time is used up after {steps} steps: raise check.budget")
+            return Verdict(
+                Outcome.SKIP, shown, expected, f"the time is used up after {steps} steps: raise check.budget"
+            )
         reached.append((accuracy, now))
     accuracy, now = max(reached, key=lambda r: (r[0], -r[1]))
     wrong = round((1 - accuracy) * len(y))
-    status = "warn" if wrong == 0 or (wrong == 1 and now < goal) else "fail"
-    if status == "warn":
+    status = Outcome.WARN if wrong == 0 or (wrong == 1 and now < goal) else Outcome.FAIL
+    if status == Outcome.WARN:
         why = f"{len(y)} examples are memorised slowly at each of three learning rates: saturated units, weak gradients"
     else:
         why = (

@@ -29,6 +29,7 @@ from dlrun.checks.sandbox import data_loss, named, replica, samples, training
 from dlrun.data.batches import Batch
 from dlrun.training import loop
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["optimizer", "parameters"]
 
@@ -48,7 +49,7 @@ def parameters(exp: Experiment) -> Verdict:
     expected = f"a gradient for each of {len(trainable)} tensors"
     if not trainable:
         message = "every parameter is frozen, so nothing can be learned: unfreeze some with requires_grad_(True)"
-        return Verdict("fail", f"{frozen} frozen", "some that train", message)
+        return Verdict(Outcome.FAIL, f"{frozen} frozen", "some that train", message)
     before = _statistics(model)
     reached, strangers, finite = _gradients(exp, model, trainable)
     stuck = [n for n, now in _statistics(model).items() if now[0] > before[n][0] and torch.equal(now[1], before[n][1])]
@@ -56,35 +57,35 @@ def parameters(exp: Experiment) -> Verdict:
     shown = f"{len(reached)} of {len(trainable)} tensors"
     if not finite:
         message = "the gradient is not finite at the start" + advice(exp, "model.init=default", "model.norm=batch")
-        return Verdict("fail", "nan or inf", expected, message)
+        return Verdict(Outcome.FAIL, "nan or inf", expected, message)
     if strangers:
         message = (
             f"{len(strangers)} tensors get a gradient but are not parameters of the model "
             f"({named(_places(model, strangers))}), so the optimizer never updates them: "
             "put layers into nn.ModuleList, tensors into nn.Parameter"
         )
-        return Verdict("fail", f"{len(strangers)} unregistered", expected, message)
+        return Verdict(Outcome.FAIL, f"{len(strangers)} unregistered", expected, message)
     if missed:
         message = (
             f"no gradient reaches {named(missed)}: a detach() or no_grad(), a layer that forward() "
             "never uses, or dead units behind it; use the layer, or freeze it with requires_grad_(False)"
         )
-        return Verdict("fail", shown, expected, message)
+        return Verdict(Outcome.FAIL, shown, expected, message)
     if stuck:
         message = (
             f"the running statistics of {named(stuck)} never change in training, so evaluation normalises with their "
             "initial values, 0 and 1: build the norm with momentum=0.1, and remove code that resets them"
         )
-        return Verdict("fail", f"{len(stuck)} norms do not change", "statistics that change", message)
+        return Verdict(Outcome.FAIL, f"{len(stuck)} norms do not change", "statistics that change", message)
     fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     if 2 * fixed > sum(p.numel() for p in model.parameters()):
         message = (
             f"{frozen} tensors, most of the weights, are frozen: expected if they are pretrained, "
             "else call model.requires_grad_(True)"
         )
-        return Verdict("warn", shown, expected, message)
+        return Verdict(Outcome.WARN, shown, expected, message)
     message = f"every trainable tensor gets a gradient{f'; {frozen} are frozen' if frozen else ''}"
-    return Verdict("pass", shown, expected, message)
+    return Verdict(Outcome.PASS, shown, expected, message)
 
 
 def _gradients(
@@ -178,7 +179,7 @@ def optimizer(exp: Experiment) -> Verdict:
             if "does not require grad" not in str(error):
                 raise
             return Verdict(
-                "skip", "not run", "", "skipped: no gradient; fix the problem reported by `parameters` first"
+                Outcome.SKIP, "not run", "", "skipped: no gradient; fix the problem reported by `parameters` first"
             )
         idle -= {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
         if not losses[-1] < float("inf"):
@@ -189,10 +190,10 @@ def optimizer(exp: Experiment) -> Verdict:
     shown = f"loss {losses[0]:.3g} to {losses[-1]:.3g} in {steps} steps", f"under {ROSE:g} × {start:.3g}"
     if not losses[0] < float("inf"):
         message = "the loss is not finite before the first step" + advice(exp, "model.init=default")
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     if not losses[-1] <= EXPLODED * start:
         message = f"the loss explodes at lr {rate:g}" + advice(exp, f"optimizer.lr={min(rate / 100, SANE):.2g}")
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     after = dict(model.named_parameters())
     moved = {n for n in before if not torch.equal(after[n], before[n])}
     still = [n for n in before if n not in moved | idle and not _excused(n, moved)]
@@ -201,11 +202,11 @@ def optimizer(exp: Experiment) -> Verdict:
             f"{named(still)} did not change in {steps} steps at lr {rate:g}: "
             "the rate or the gradient is too small" + (advice(exp, "optimizer.lr=1e-3") if rate < 1e-3 else "")
         )
-        return Verdict("fail", f"{len(still)} of {len(before)} did not change", "all change", message)
+        return Verdict(Outcome.FAIL, f"{len(still)} of {len(before)} did not change", "all change", message)
     if losses[-1] > ROSE * start:
         message = f"the loss rises steeply at lr {rate:g}" + advice(exp, f"optimizer.lr={rate / 10:.2g}")
-        return Verdict("warn", *shown, message)
-    return Verdict("pass", *shown, "the optimizer has every trainable tensor, and changes it")
+        return Verdict(Outcome.WARN, *shown, message)
+    return Verdict(Outcome.PASS, *shown, "the optimizer has every trainable tensor, and changes it")
 
 
 def _membership(exp: Experiment) -> Verdict | None:
@@ -220,13 +221,13 @@ def _membership(exp: Experiment) -> Verdict | None:
             f"{len(foreign)} tensors of the optimizer do not belong to the model: the model was replaced or changed "
             "afterwards; build the optimizer last, from model.parameters()"
         )
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     if missing:
         message = f"the optimizer lacks {named(missing)}, so they never change: pass it all of model.parameters()"
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     if len(set(held)) < len(held):
         message = "the optimizer holds a tensor twice and would update it twice: pass each in one group"
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     return None
 
 
@@ -238,20 +239,20 @@ def _settings(exp: Experiment) -> Verdict | None:
         if momentum >= 1 or momentum < 0:
             message = f"momentum {momentum:g} accumulates without bound: expected 0 or more and less than 1"
             message += advice(exp, "optimizer.momentum=0.9")
-            return Verdict("fail", f"momentum {momentum:g}", "0 to 0.99", message)
+            return Verdict(Outcome.FAIL, f"momentum {momentum:g}", "0 to 0.99", message)
         if momentum > MOMENTUM:
             steps = 1 / (1 - momentum)
             message = f"momentum {momentum:g} averages over {steps:.0f} steps" + advice(exp, "optimizer.momentum=0.9")
-            return Verdict("warn", f"momentum {momentum:g}", "0 to 0.99", message)
+            return Verdict(Outcome.WARN, f"momentum {momentum:g}", "0 to 0.99", message)
         if decay >= 1:
             message = "lr × weight_decay of 1 or more removes a weight in one step" + advice(
                 exp, "optimizer.weight_decay=1e-4"
             )
-            return Verdict("fail", f"lr × weight_decay {decay:.3g}", "under 1", message)
+            return Verdict(Outcome.FAIL, f"lr × weight_decay {decay:.3g}", "under 1", message)
     if not any(rate > 0 for rate in _rates(exp)):
         message = "a learning rate of 0 changes nothing"
         message += advice(exp, "optimizer.lr=1e-3") or "; look at what set it in optimizer.param_groups"
-        return Verdict("fail", "lr 0", "above 0", message)
+        return Verdict(Outcome.FAIL, "lr 0", "above 0", message)
     return None
 
 

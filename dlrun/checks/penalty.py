@@ -17,6 +17,7 @@ from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, replica
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["penalty"]
 
@@ -25,7 +26,7 @@ __all__ = ["penalty"]
 def penalty(exp: Experiment) -> Verdict:
     """Compare the penalty at strengths 0, λ and 10 λ, and the direction of its gradient with the weights."""
     if not exp.penalty.active:
-        return Verdict("skip", "off", "", "no penalty is configured; regularizer=l2 adds one")
+        return Verdict(Outcome.SKIP, "off", "", "no penalty is configured; regularizer=l2 adds one")
     model = replica(exp)
     with torch.no_grad():
         for p in model.parameters():
@@ -39,13 +40,13 @@ def penalty(exp: Experiment) -> Verdict:
             message = "the penalty is negative and rewards large weights: the sign is wrong; add it, do not subtract it"
         elif values[0] == values[1] == values[2]:
             message = "the penalty is the same at every strength: multiply it by λ"
-        return Verdict("fail", *shown, message + advice(exp, "regularizer=l2"))
+        return Verdict(Outcome.FAIL, *shown, message + advice(exp, "regularizer=l2"))
     cost: Any = exp.penalty.penalty(model)
     if not cost.requires_grad:
         message = (
             "the penalty has no gradient, so it shrinks no weight: use the parameters themselves, not .data or detach()"
         )
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     cost.backward()
     weights = {n: p for n, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
     reached = {n: p for n, p in weights.items() if p.grad is not None and bool(p.grad.any())}
@@ -58,8 +59,8 @@ def penalty(exp: Experiment) -> Verdict:
         message += advice(exp, "regularizer=l2")
         if grows:
             message = f"the penalty makes {named(grows)} grow: the sign is wrong; add it, do not subtract it"
-        return Verdict("fail", *shown, message)
+        return Verdict(Outcome.FAIL, *shown, message)
     if missed:
         message = f"the penalty misses {named(missed)}: it must include every weight" + advice(exp, "regularizer=l2")
-        return Verdict("warn", *shown, message)
-    return Verdict("pass", *shown, "a stronger penalty is higher, and shrinks every weight")
+        return Verdict(Outcome.WARN, *shown, message)
+    return Verdict(Outcome.PASS, *shown, "a stronger penalty is higher, and shrinks every weight")

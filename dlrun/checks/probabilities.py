@@ -19,6 +19,7 @@ from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import replica, samples, training
 from dlrun.data.batches import Batch
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["probabilities"]
 
@@ -41,7 +42,7 @@ def probabilities(exp: Experiment) -> Verdict:
     """Look at rows of outputs, then train them up and down to find bounds."""
     if not any(p.requires_grad for p in exp.model.parameters()):
         message = "every parameter is frozen, so there is nothing to train: unfreeze some with requires_grad_(True)"
-        return Verdict("skip", "frozen", "any value", message)
+        return Verdict(Outcome.SKIP, "frozen", "any value", message)
     x, y = samples(exp, COUNT)
     with torch.no_grad():
         logits = replica(exp)(x).float()
@@ -52,8 +53,8 @@ def probabilities(exp: Experiment) -> Verdict:
         kind = _range(low, high)
     shown = f"{low:.3g} to {high:.3g}"
     if kind is None:
-        return Verdict("pass", shown, "any value", "the loss gets logits")
-    return Verdict("warn" if kind == "log_softmax" else "fail", shown, "any value", WRONG[kind])
+        return Verdict(Outcome.PASS, shown, "any value", "the loss gets logits")
+    return Verdict(Outcome.WARN if kind == "log_softmax" else Outcome.FAIL, shown, "any value", WRONG[kind])
 
 
 def _rows(logits: Tensor) -> str | None:

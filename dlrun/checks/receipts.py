@@ -29,6 +29,7 @@ from dlrun.checks.check import Check
 from dlrun.checks.result import Verdict
 from dlrun.folders.memo import read_receipt, write_receipt
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["find", "keep", "key", "setup"]
 
@@ -92,14 +93,14 @@ def find(receipt: str) -> Verdict | None:
     found = read_receipt(receipt)
     if found is None:
         return None
-    word = "passed" if found["status"] == "pass" else "found"
+    word = "passed" if found["status"] == Outcome.PASS else "found"
     message = f"{found['message']}; {word} {_age(time.time() - found['time'])} ago"
-    return Verdict(found["status"], found["value"], found["expected"], message)
+    return Verdict(Outcome(found["status"]), found["value"], found["expected"], message)
 
 
 def keep(receipt: str, verdict: Verdict) -> None:
     """Store the verdict of a check, unless it is a failure or the check was skipped."""
-    if verdict.status in ("pass", "warn"):
+    if verdict.status in (Outcome.PASS, Outcome.WARN):
         write_receipt(receipt, {**verdict.__dict__, "time": time.time()})
 
 

@@ -5,24 +5,26 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dlrun.vocabulary import Outcome
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["STYLES", "Result", "Verdict", "lines", "noteworthy", "summary", "table", "worst"]
+__all__ = ["STYLES", "Result", "Verdict", "lines", "noteworthy", "summary", "table"]
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What was measured, what was expected, and one sentence on what to try."""
 
-    status: str  # pass | warn | fail | skip
+    status: Outcome
     value: str
     expected: str
     message: str
 
 
-STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
-WORDS = {"pass": "passed", "warn": "warned", "fail": "failed"}
+STYLES = {Outcome.PASS: "green", Outcome.WARN: "yellow", Outcome.FAIL: "bold red", Outcome.SKIP: "dim"}
+WORDS = {Outcome.PASS: "passed", Outcome.WARN: "warned", Outcome.FAIL: "failed"}
 WIDE = 110  # columns of a terminal from which the table has room for every column
 
 
@@ -39,12 +41,6 @@ class Result(Verdict):
         return {c: found[c] for c in ("check", "status", "value", "expected", "message", "seconds")}
 
 
-def worst(results: list[Result]) -> str:
-    """Return the worst status of all results: fail, warn or pass."""
-    found = {r.status for r in results}
-    return next((status for status in ("fail", "warn") if status in found), "pass")
-
-
 def summary(results: list[Result]) -> str:
     """Return the count of the results by outcome, such as `19 checks: 18 passed, 1 off`."""
     words = [WORDS.get(r.status, "off" if r.value == "off" else "not run") for r in results]
@@ -56,7 +52,7 @@ def summary(results: list[Result]) -> str:
 
 def noteworthy(results: list[Result]) -> list[Result]:
     """Return the results that a reader has to see: warnings, failures, and checks that could not decide."""
-    return [r for r in results if r.status in ("warn", "fail") or (r.status == "skip" and r.value != "off")]
+    return [r for r in results if r.status != Outcome.PASS and (r.status != Outcome.SKIP or r.value != "off")]
 
 
 def lines(results: list[Result]) -> list[str]:
@@ -86,7 +82,7 @@ def table(results: list[Result], width: int = WIDE) -> Table:
 
 
 def _short(r: Result) -> str:
-    if r.status == "pass":
+    if r.status == Outcome.PASS:
         return r.value
     expected = f" (expected {r.expected})" if r.expected else ""
     return f"{r.value}{expected}: {r.message}" if r.value or expected else r.message

@@ -17,6 +17,7 @@ from dlrun.checks.result import Result, Verdict
 from dlrun.checks.sandbox import no_trace
 from dlrun.errors import UserError, first_line
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["CHECKS", "run"]
 
@@ -37,8 +38,8 @@ def run(exp: Experiment) -> list[Result]:
             if usable or not check.needs_outputs:
                 verdict = _one(check, exp, receipts.key(check, setup), options.budget - (started - began))
             else:
-                verdict = Verdict("skip", "not run", "", "skipped: fix the problem reported by `outputs` first")
-            usable = usable and (check.name, verdict.status) != ("outputs", "fail")
+                verdict = Verdict(Outcome.SKIP, "not run", "", "skipped: fix the problem reported by `outputs` first")
+            usable = usable and (check.name, verdict.status) != ("outputs", Outcome.FAIL)
             results.append(Result(**asdict(verdict), check=check.name, seconds=round(time.perf_counter() - started, 3)))
     return results
 
@@ -48,14 +49,14 @@ def _one(check: Check, exp: Experiment, receipt: str, seconds_left: float) -> Ve
         return known
     if seconds_left <= 0:
         message = f"check.budget={exp.cfg.check.budget:g} seconds are used up; raise it to run this check"
-        return Verdict("skip", "not run", "", message)
+        return Verdict(Outcome.SKIP, "not run", "", message)
     try:
         verdict = check(exp, seconds_left)
     except UserError:
         raise
     except Exception as error:  # the model is user code: its error is the result of this check
         message = f"the setup raised an error in this check{raised_at(error)}: {first_line(error)}"
-        verdict = Verdict("fail", type(error).__name__, "no error", message)
+        verdict = Verdict(Outcome.FAIL, type(error).__name__, "no error", message)
     if check.keeps_receipt:
         receipts.keep(receipt, verdict)
     return verdict

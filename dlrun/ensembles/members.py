@@ -51,7 +51,7 @@ def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
     """
     named = {Path(name).expanduser().resolve() for name in paths}
     found, left_out = [], []
-    for path in reading.find(list(paths)):
+    for path in reading.find(paths):
         try:
             result = reading.result(path)
         except NewerFormat as error:

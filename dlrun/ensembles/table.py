@@ -16,7 +16,7 @@ from dlrun.ensembles.members import SPLITS, Member
 from dlrun.ensembles.votes import FEWEST, VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
-from dlrun.vocabulary import Status, is_accuracy
+from dlrun.vocabulary import Status, is_accuracy, worst
 
 __all__ = ["ORDERS", "Table", "as_text", "each", "judge", "sizes", "store"]
 
@@ -122,7 +122,7 @@ def each(members: Sequence[Member]) -> list[dict[str, Any]]:
             p = softmax(m.arrays[f"{split}_logits"])
             found = scores(Vote(p, p.argmax(1)), m.arrays[f"{split}_labels"])
             row.update({f"{split}_{what}": value for what, value in found.items()})
-        rows.append(row | _price([m]) | {"checks": reading.worst_check([reading.stored(m.path)])})
+        rows.append(row | _price([m]) | {"checks": worst([reading.stored(m.path).get("checks")])})
     return rows
 
 
@@ -183,6 +183,6 @@ def store(path: Path, args: Namespace, members: Sequence[Member], table: Table) 
         arrays |= {f"{split}_{what}": members[0].arrays[f"{split}_{what}"] for what in ("labels", "ids")}
     curve = sizes(members)
     listing = each(members)
-    scores["checks"] = reading.worst_check(listing)
+    scores["checks"] = worst(one.get("checks") for one in listing)
     ensemble_folder.write(path, asked, scores, arrays, {"table": table.rows, "members": listing, "sizes": curve})
     ensemble_report.write(path)

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,29 +51,8 @@ def find(paths: Sequence[str]) -> list[Found]:
 
     Raises UserError for a path that is not there.
     """
-    found: dict[Path, Found] = {}
-    for name in paths:
-        top = Path(name).expanduser()
-        if not top.is_dir():
-            raise UserError(f"{name}: no such folder; expected a run, a sweep, an ensemble or a folder of them")
-        if top.is_symlink():  # outputs/latest
-            top = Path(os.path.relpath(top.resolve()))
-        for one in _below(top):
-            found.setdefault(one.path.resolve(), one)
-    return list(found.values())
-
-
-def _below(folder: Path) -> Iterator[Found]:
-    if what := kind(folder):
-        yield Found(folder, what)
-        return
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot read this folder: {error.strerror}") from error
-    for name in names:
-        yield from _below(folder / name)
+    expected = "a run, a sweep, an ensemble or a folder of them"
+    return [Found(path, what) for path, what in reading.walk(paths, kind, expected)]
 
 
 def trials(path: Path) -> list[Path]:

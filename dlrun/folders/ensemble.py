@@ -16,7 +16,7 @@ from dlrun.errors import UserError
 from dlrun.folders.disk import make_folder, write_atomic
 from dlrun.folders.formats import as_csv, read_rows, write_arrays
 from dlrun.folders.outputs import OUTPUTS, new_folder
-from dlrun.folders.reading import is_run
+from dlrun.folders.reading import is_run, walk
 from dlrun.folders.version import refuse_newer, stamped
 
 __all__ = ["claim", "find", "free", "is_ensemble", "read", "rows", "write"]
@@ -43,16 +43,13 @@ def free(folder: str) -> None:
 
 
 def find(paths: Sequence[str]) -> list[Path]:
-    """Return the ensembles at or below `paths`, each once."""
-    found: dict[Path, Path] = {}
-    for name in paths:
-        for top, below, _ in os.walk(Path(name).expanduser()):
-            path = Path(top)
-            if is_ensemble(path):
-                found.setdefault(path.resolve(), path)
-            inside = is_ensemble(path) or is_run(path)
-            below[:] = [] if inside else sorted(n for n in below if not n.startswith("."))
-    return list(found.values())
+    """Return the ensembles at or below `paths`, each once; raises as `walk` does."""
+    found = walk(paths, _kind, "an ensemble or a folder of them")
+    return [path for path, what in found if what == "ensemble"]
+
+
+def _kind(path: Path) -> str:
+    return "ensemble" if is_ensemble(path) else "run" if is_run(path) else ""  # nothing is below a run
 
 
 def write(

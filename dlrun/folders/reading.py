@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dlrun.errors import UserError
 from dlrun.folders.disk import make_folder, owned
@@ -30,8 +30,10 @@ __all__ = [
     "stamp",
     "stored",
     "tested",
-    "worst_check",
+    "walk",
 ]
+
+T = TypeVar("T")
 
 
 FOLDER = "dlrun.data.files.image_folder"
@@ -100,12 +102,6 @@ def metrics(path: Path) -> list[dict[str, str]]:
     return read_rows(path / "metrics.csv")
 
 
-def worst_check(results: Iterable[Mapping[str, Any]]) -> str:
-    """Return the worst outcome of the checks of some runs: fail (with check.warn_only), warn, pass or ""."""
-    found = {result.get("checks") for result in results}
-    return next((word for word in ("fail", "warn", "pass") if word in found), "")
-
-
 def checks(path: Path) -> list[dict[str, str]]:
     """Return the rows of checks.csv as text, one per check."""
     return read_rows(path / "checks.csv")
@@ -159,32 +155,46 @@ def is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file()
 
 
-def find(paths: list[str]) -> list[Path]:
-    """Return the run folders at or below `paths`, oldest name first, each once.
+def find(paths: Iterable[str], unreadable: dict[str, str] | None = None) -> list[Path]:
+    """Return the run folders at or below `paths`, by name, each once; `unreadable` and errors as in `walk`."""
+    return [run for run, _ in walk(paths, is_run, "a run, a sweep or a folder of them, such as outputs", unreadable)]
 
-    Raises UserError for a path that is not there.
+
+def walk(
+    paths: Iterable[str], kind: Callable[[Path], T], expected: str, unreadable: dict[str, str] | None = None
+) -> list[tuple[Path, T]]:
+    """Return each folder at or below `paths` that has a kind, and its kind, sorted by name below a path, each once.
+
+    Folders below one with a kind, hidden folders and links below a path are not visited. Raises UserError for a path
+    that is not there, and for a folder that cannot be read, unless `unreadable` is given to receive the reason.
     """
-    runs: dict[Path, Path] = {}
+    found: dict[Path, tuple[Path, T]] = {}
     for name in paths:
         top = Path(name).expanduser()
         if not top.is_dir():
-            raise UserError(f"{name}: no such folder; expected a run, a sweep or a folder of them, such as outputs")
+            raise UserError(f"{name}: no such folder; expected {expected}")
         if top.is_symlink():  # outputs/latest
             top = Path(os.path.relpath(top.resolve()))
-        real = top.resolve()  # below it no link is followed
-        for run in _below(top):
-            runs.setdefault(real / run.relative_to(top), run)
-    return list(runs.values())
+        real = top.resolve()
+        for path, what in _below(top, kind, unreadable):
+            found.setdefault(real / path.relative_to(top), (path, what))
+    return list(found.values())
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _below(folder: Path, kind: Callable[[Path], T], unreadable: dict[str, str] | None) -> Iterator[tuple[Path, T]]:
     try:
-        if is_run(folder):
-            yield folder
-            return
-        with os.scandir(folder) as entries:
-            names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and not e.name.startswith("."))
+        what = kind(folder)
+        names: list[str] = []
+        if not what:
+            with os.scandir(folder) as entries:
+                names += sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and e.name[0] != ".")
     except OSError as error:
-        raise UserError(f"{folder}: cannot read this folder: {error.strerror}") from error
+        why = f"{folder}: cannot read this folder: {error.strerror}"
+        if unreadable is None:
+            raise UserError(why) from error
+        unreadable[str(folder)] = why
+        return
+    if what:
+        yield folder, what
     for name in names:
-        yield from _below(folder / name)
+        yield from _below(folder / name, kind, unreadable)

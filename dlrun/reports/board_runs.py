@@ -55,11 +55,9 @@ class Runs:
 
     def refresh(self) -> bool:
         """Read what has changed; return whether anything has. Raises UserError if the folder is not there."""
-        if not self.folder.is_dir():
-            reading.find([str(self.folder)])
         left_out: dict[str, str] = {}
         found: dict[Path, Run] = {}
-        for path in _below(self.folder, left_out):
+        for path in reading.find([str(self.folder)], left_out):
             run = self._read(path)
             if isinstance(run, str):
                 left_out[str(path)] = run
@@ -87,20 +85,6 @@ class Runs:
         except Exception as error:  # a damaged or a hostile file fails in any way
             self._bad[path] = (files, _reason(error))
             return self._bad[path][1]
-
-
-def _below(folder: Path, left_out: dict[str, str]) -> list[Path]:
-    """The runs at or below a folder, without those in folders that cannot be read."""
-    try:
-        return reading.find([str(folder)])
-    except UserError as error:
-        try:
-            with os.scandir(folder) as entries:
-                names = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False) and e.name[0] != ".")
-        except OSError:
-            left_out[str(folder)] = str(error)
-            return []
-        return [run for name in names for run in _below(folder / name, left_out)]
 
 
 def _reason(error: Exception) -> str:

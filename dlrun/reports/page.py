@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
-from dlrun.vocabulary import Status
+from dlrun.vocabulary import Outcome, Status
 
 __all__ = ["card", "embedded", "is_number", "picture", "pictures", "section", "table", "text", "tone"]
 __all__ += ["write_file", "write_page"]
@@ -25,8 +25,8 @@ __all__ += ["write_file", "write_page"]
 # not inverted in dark mode
 NATURAL = ("filters",)
 # the colour of a status; without one it is plain text
-TONES = {Status.COMPLETED: "pass", Status.RUNNING: "warn", Status.INTERRUPTED: "warn"}
-TONES |= dict.fromkeys((Status.FAILED, Status.DIVERGED, Status.CHECK_FAILED, Status.UNREADABLE), "fail")
+TONES = {Status.COMPLETED: Outcome.PASS, Status.RUNNING: Outcome.WARN, Status.INTERRUPTED: Outcome.WARN}
+TONES |= dict.fromkeys((Status.FAILED, Status.DIVERGED, Status.CHECK_FAILED, Status.UNREADABLE), Outcome.FAIL)
 # what the wide pictures show; those of runs have captions
 WHAT = {
     "curves": "Learning curves of all runs",
@@ -131,8 +131,8 @@ def _mean(value: Any) -> Any:
 
 def tone(status: Any) -> str:
     """Return the class of a status on the page: `pass`, `warn`, `fail` or none; a check's status is its own class."""
-    known = {str(word): name for word, name in TONES.items()} | {word: word for word in ("pass", "warn", "fail")}
-    return known.get(status, "") if isinstance(status, str) else ""
+    shown = (Outcome.PASS, Outcome.WARN, Outcome.FAIL)
+    return next((one for word, one in (*TONES.items(), *zip(shown, shown, strict=True)) if word == status), "")
 
 
 def is_number(value: Any) -> bool:

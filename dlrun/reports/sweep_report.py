@@ -22,7 +22,7 @@ from dlrun.folders import reading
 from dlrun.reports import sweep_plots, tables
 from dlrun.reports.axis_plots import called, wanted
 from dlrun.reports.page import picture, section, table, text, write_page
-from dlrun.vocabulary import NUMBERS, SCORES, Status, is_accuracy
+from dlrun.vocabulary import NUMBERS, SCORES, Outcome, Status, is_accuracy
 
 __all__ = ["write"]
 
@@ -83,7 +83,7 @@ def _best(folder: Path, found: Trials) -> str:
     others = (c for c in NUMBERS if c not in (*SCORES, "best_epoch"))
     there = [c for c in (*SCORES, *others) if any(found.rows[k][c] != "" for k in chosen)]
     columns = [found.metric, *(c for c in there if c != found.metric)]
-    columns += ["checks"] * any(found.rows[k]["checks"] == "fail" for k in chosen)  # with check.warn_only
+    columns += ["checks"] * any(found.rows[k]["checks"] == Outcome.FAIL for k in chosen)  # with check.warn_only
     shown = [{"place": place, **_named(folder, found, k, columns)} for place, k in enumerate(chosen, 1)]
     said = sweeps.shared(found, BEST)
     common = "".join(f"<li>{text(line)}</li>" for line in said) or "<li>no value and no narrow range</li>"

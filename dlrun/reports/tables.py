@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 from dlrun.analysis import compare, scores
 from dlrun.folders import formats
-from dlrun.vocabulary import NUMBERS, RESULTS, SCORES, Status, lower_is_better
+from dlrun.vocabulary import NUMBERS, RESULTS, SCORES, Outcome, Status, lower_is_better
 
 __all__ = ["as_csv", "as_json", "as_latex", "as_text", "cut", "cut_end", "informative", "interval_note"]
 
 Rows = Sequence[Mapping[str, Any]]
 # values of a healthy run: a column of them alone is not shown on screen
-QUIET = {"checks": "pass", "verdicts": "none"}
+QUIET = {"checks": Outcome.PASS, "verdicts": "none"}
 # always text, even if it looks like a number
 WORDS = ("run", "status", "checks", "verdicts", "verdict", "rest", "test", "reason", "name", "note")
 SHORT = 7  # characters up to which a number is shown as typed
@@ -127,7 +127,7 @@ def as_text(
 def _priority(found: Mapping[str, Column], metric: str, settings: Collection[str] | None) -> list[str]:
     """The names of the columns, those to keep in a narrow terminal first; of the settings only those to show."""
     test = metric.replace("val_", "test_")
-    failed = ["checks"] * ("checks" in found and "fail" in found["checks"].cells)
+    failed = ["checks"] * ("checks" in found and Outcome.FAIL in found["checks"].cells)
     first = ["run", "status", metric, *failed, test]
     others = {*WORDS, *NUMBERS, "n", "p", metric}
     chosen = [name for name in found if name not in others and (settings is None or name in settings)]

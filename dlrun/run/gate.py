@@ -12,7 +12,7 @@ from dlrun.config.settings import Settings
 from dlrun.console import Screen
 from dlrun.errors import UserError
 from dlrun.folders.run import Run
-from dlrun.vocabulary import Exit
+from dlrun.vocabulary import Exit, Outcome, worst
 
 if TYPE_CHECKING:
     from dlrun.checks.result import Result
@@ -64,9 +64,9 @@ def passed(exp: Experiment, run: Run | None, screen: Screen, omitted: Omitted) -
         if audit is not None and audit.findings:
             file = run.write_audit([one.row() for one in audit.findings])
             screen.say(f"{len(audit.findings)} findings about the data are listed in {file}")
-        run.update_result(checks=checks.worst(results))
+        run.update_result(checks=worst(r.status for r in results) or Outcome.PASS)
     _show(results, screen)
-    failed = [r.check for r in results if r.status == "fail"]
+    failed = _failed(results)
     if not failed:
         return True
     if exp.cfg.check.warn_only:
@@ -91,9 +91,13 @@ def _show(results: list[Result], screen: Screen) -> None:
     screen.say(checks.summary(results))
 
 
+def _failed(results: Sequence[Result]) -> list[str]:
+    return [r.check for r in results if r.status == Outcome.FAIL]
+
+
 def _audit(exp: Experiment, results: Iterable[Result]) -> Audit | None:
     """The audit of the data, if one of these checks made it: nothing else may read the test split so early (D4)."""
-    return exp.data.audited if any(r.check in AUDITS and r.status != "skip" for r in results) else None
+    return exp.data.audited if any(r.check in AUDITS and r.status != Outcome.SKIP for r in results) else None
 
 
 def check_only(cfg: Settings, *, as_json: bool = False) -> int:
@@ -112,7 +116,7 @@ def check_only(cfg: Settings, *, as_json: bool = False) -> int:
         if dropped:
             print(_sentence(dropped), file=sys.stderr)
         print(json.dumps([r.row() for r in results], indent=1))
-        return Exit.CHECK_FAILED if checks.worst(results) == "fail" and not cfg.check.warn_only else Exit.FINE
+        return Exit.CHECK_FAILED if _failed(results) and not cfg.check.warn_only else Exit.FINE
     screen.say(headline(exp))
     omitted = Omitted(None, screen)
     omitted.report(exp.data.dropped)

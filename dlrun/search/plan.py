@@ -14,6 +14,7 @@ from typing import Any
 from dlrun.errors import UserError
 from dlrun.search.sampling import draws, pick
 from dlrun.search.space import Axis, size
+from dlrun.search.study import Trial
 
 __all__ = ["Plan", "Round"]
 
@@ -128,7 +129,7 @@ class Plan:
         new = size(axes) - size(now.axes) if all(a.words for a in axes) else len(now.numbers)
         return Round(now.stage, now.epochs, now.first + now.new, new, axes, grown=now.grown + 1)
 
-    def next_stage(self, best: Sequence[Any]) -> Round | None:
+    def next_stage(self, best: Sequence[Trial]) -> Round | None:
         """Return the round of the next stage from the trials of this one, best first; None after the last (S4)."""
         now, stages = self.rounds[-1], self.search["stages"]
         if now.stage >= len(stages) or not best:

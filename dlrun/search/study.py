@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.search.space import Axis
+from dlrun.vocabulary import Status
 
 __all__ = ["Study", "Trial"]
 
@@ -128,13 +129,20 @@ class Study:
             trial.seen = epoch
             return bool(one.should_prune())
 
-    def close(self, trial: Trial, value: float | None, state: str) -> None:
-        """Record the end of a trial: `complete` with its value, `pruned` or `fail`."""
+    def close(self, trial: Trial, status: str, value: float | None) -> None:
+        """Record the end of a trial: its value if it came to its end with one.
+
+        To Optuna, which knows fewer states, a diverged trial is pruned, and one without a value has failed.
+        """
         states = self._optuna.trial.TrialState
-        kinds = {"complete": states.COMPLETE, "pruned": states.PRUNED, "fail": states.FAIL}
+        ended = {Status.COMPLETED: states.COMPLETE, Status.PAUSED: states.COMPLETE}
+        ended |= {Status.PRUNED: states.PRUNED, Status.DIVERGED: states.PRUNED}
+        state = ended.get(status, states.FAIL)
+        if state == states.COMPLETE and value is None:
+            state = states.FAIL
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._study.tell(self._trial(trial), value if state == "complete" else None, state=kinds[state])
+            self._study.tell(self._trial(trial), value if state == states.COMPLETE else None, state=state)
         trial.closed = True
 
     def _trial(self, trial: Trial) -> Any:

@@ -255,11 +255,7 @@ class Sweep:
         """Report the end of a trial to Optuna."""
         if trial.closed:
             return
-        status, value = self.results.status(trial.number), self.results.score(trial.number)
-        if status in (Status.COMPLETED, Status.PAUSED) and value is not None:
-            self.study.close(trial, value, "complete")
-        else:
-            self.study.close(trial, None, "pruned" if status in (Status.PRUNED, Status.DIVERGED) else "fail")
+        self.study.close(trial, self.results.status(trial.number), self.results.score(trial.number))
 
     def _look(self, now: Round) -> list[int]:
         """Follow running trials: report epochs, stop bad or hanging ones; returns those that must be retried."""

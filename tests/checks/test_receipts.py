@@ -244,7 +244,7 @@ def test_a_failure_is_never_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = counted(monkeypatch)
     for _ in range(2):
         results = checks.run(built("check.only=[initial_loss]", "model.init=glorot_sigmoid", "model.norm=none", "model.depth=12"))  # fmt: skip  # noqa: E501
-        assert checks.worst(results) == "fail"
+        assert "fail" in [r.status for r in results]
     assert ran == ["initial_loss", "initial_loss"]
 
 

@@ -30,6 +30,7 @@ from dlrun.checks.gradient.kinks import STEPS
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, no_trace
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["gradient"]
 
@@ -70,7 +71,7 @@ def gradient(exp: Experiment, seconds: float = float("inf")) -> Verdict:
             found = _Findings(list(parameters), samples, advice=advice(exp, "model.norm=batch", "model.init=he_normal"))
             return _phases(exp, model, loss, parameters, found, deadline)
         except NotComparable as error:
-            return Verdict("skip", "", "", str(error))
+            return Verdict(Outcome.SKIP, "", "", str(error))
 
 
 def _phases(
@@ -158,7 +159,7 @@ def _worded(slopes: Slopes, c: Comparison, phase: str, samples: int, where: str)
         message += f"; {', '.join(slopes.seen.cuts)} is called on tensors that carry a gradient"
     if phase == "burn-in":
         message += "; only after the burn-in: at the start all were correct"
-    status = "fail" if c.state == "wrong" else "warn"
+    status = Outcome.FAIL if c.state == "wrong" else Outcome.WARN
     return Verdict(status, f"{c.error:.2g} in {move.name}", _expected(slopes.layers), message)
 
 
@@ -191,7 +192,7 @@ def _vanished(slopes: Slopes, found: _Findings) -> Verdict | None:
     steps = [s for s in slopes.seen.cuts if s in STEPS]
     if without and steps:
         message = f"the loss depends on {without[0]}, but its gradient is 0: it is lost in {', '.join(steps)}"
-        return Verdict("fail", f"0 in {len(without)} tensors", "a gradient", message)
+        return Verdict(Outcome.FAIL, f"0 in {len(without)} tensors", "a gradient", message)
     largest = {n: float(g.abs().max()) for n, g in slopes.gradients.items()}
     tiny = [n for n in slopes.parameters if 0 < largest[n] < TINY]
     # vectors only if the loss depends on them: the gradient of a bias before a norm is 0 up to rounding
@@ -201,12 +202,14 @@ def _vanished(slopes: Slopes, found: _Findings) -> Verdict | None:
 
 def _not_finite(slopes: Slopes, phase: str, advice: str) -> Verdict | None:
     if not torch.isfinite(torch.tensor(slopes.value)):
-        return Verdict("fail", f"{slopes.value}", "a finite loss", f"the loss is {slopes.value} at the {phase}{advice}")
+        return Verdict(
+            Outcome.FAIL, f"{slopes.value}", "a finite loss", f"the loss is {slopes.value} at the {phase}{advice}"
+        )
     for name in reversed(slopes.forward_order):
         if not bool(slopes.gradients[name].isfinite().all()):
             message = f"the gradient of {name} is not finite and the loss is {slopes.value:.4g}: "
             message += f"a root, norm or logarithm of 0, or a division by 0; add a small number first{advice}"
-            return Verdict("fail", f"nan or inf in {name}", "finite", message)
+            return Verdict(Outcome.FAIL, f"nan or inf in {name}", "finite", message)
     return None
 
 
@@ -215,18 +218,20 @@ def _summary(found: _Findings) -> Verdict:
     covered = found.tensors("fine", "zero", "kink", "rough", whole=True)
     rough = [n for n in found.names if n not in found.tensors("fine", "zero", "kink")]
     value = f"{median(errors):.1e} (median), {len(found.names)} tensors" if errors else f"{len(found.names)} tensors"
-    status, message = "pass", "backward agrees with centred differences"
+    status, message = Outcome.PASS, "backward agrees with centred differences"
     if len(covered) < len(found.names):
         value = f"{len(covered)} of {len(found.names)} tensors"
-        status, message = "skip", "the time is used up; the tensors compared so far are correct: raise check.budget"
+        status = Outcome.SKIP
+        message = "the time is used up; the tensors compared so far are correct: raise check.budget"
     elif found.unreached:
-        status, message = "skip", f"correct so far; the time is used up at the {found.unreached}: raise check.budget"
+        status = Outcome.SKIP
+        message = f"correct so far; the time is used up at the {found.unreached}: raise check.budget"
     elif found.tiny:
-        status, message = "warn", f"gradients too small to compare: {named(found.tiny)}; units may be saturated: "
+        status, message = Outcome.WARN, f"gradients too small to compare: {named(found.tiny)}; units may be saturated: "
         message += "scale the loss, the inputs or the initialisation, or add a norm" + found.advice
     elif rough:
         status, message = (
-            "warn",
+            Outcome.WARN,
             f"not smooth enough for a difference quotient: {named(rough)}; jumps, rounding or noise: ",
         )
         message += "if intended, use check.skip=[gradient]"

@@ -26,7 +26,7 @@ VERBS = {
     "list": "list runs, sweeps and ensembles: status, score, age and size",
     "diff": "show what differs between two runs: config, code, versions, scores",
     "rm": "delete runs, sweeps and ensembles; asks first",
-    "report": "redraw the page of a run, a sweep or an ensemble; lay several runs over each other",
+    "report": "redraw the page of a run, a sweep or an ensemble; overlay several runs",
 }
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves
 COMPOSED = ("train", "check", "lr_range", "batch_time", "show")

@@ -12,7 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.progress import Progress
 
 __all__ = ["Screen", "fitted", "waiting"]
 
@@ -25,7 +29,7 @@ UNITS = re.compile(r"(\s*)(`[^`\n]*`\S*|\S+)")  # a command in backticks is copi
 class _Terminal:
     """A stream to a terminal: whatever is written to it replaces the line of `waiting`."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -36,7 +40,7 @@ class _Terminal:
         return getattr(self._stream, name)
 
 
-_waiting: list[Any] = []  # the stream whose last line is to be erased, if there is one
+_waiting: list[_Terminal | TextIO] = []  # the stream whose last line is to be erased, if there is one
 
 
 def waiting(text: str) -> None:
@@ -95,7 +99,7 @@ class Screen:
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
         self.verbose = verbose
         self.log = log
-        self._bar: Any = None
+        self._bar: Progress | None = None
         self._warned: set[str] = set()
         self._unread = quiet  # nobody reads: training continues and the log is complete
 
@@ -121,7 +125,7 @@ class Screen:
         if self.live and self._bar is None:
             waiting(text)
 
-    def print(self, shown: Any, style: str | None = None) -> None:
+    def print(self, shown: RenderableType, style: str | None = None) -> None:
         """Print a text or a table of rich above the bar, and do not write it to the log."""
         if self._unread:
             return
@@ -169,14 +173,15 @@ class Screen:
             draw(done)
 
     def _draw(self, done: float, label: str, text: str) -> None:
-        self._bar.update(self._task, completed=done, epoch=label, text=text)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, epoch=label, text=text)
 
     def count(self, done: float, total: int, label: str, text: str) -> None:
         """Draw the bar of work that is not counted in steps; nothing without a terminal."""
         if self.live:
             self._progress(total).update(self._task, completed=done, total=total, epoch=label, text=text)
 
-    def _progress(self, total: int) -> Any:
+    def _progress(self, total: int) -> Progress:
         if self._bar is None:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -213,7 +213,7 @@ def _names(found: Any) -> str:
     try:
         return summary(found) if found is not None else ""
     except (TypeError, KeyError, AttributeError):
-        return ""  # a foreign file
+        return ""  # not written by dlrun
 
 
 def _about(value: Any) -> str:
@@ -272,7 +272,7 @@ def typed(entries: Sequence[Entry]) -> set[str]:
 
 
 def keys(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the keys of a config that the columns of a table may stand for."""
+    """Return the keys of a config that the columns of a table may show."""
     return [key for name in (rows[0] if rows else ()) for key in (f"choices.{name}", name)]
 
 
@@ -296,7 +296,7 @@ def _follows(values: list[str | None], leader: list[str | None]) -> bool:
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "", found: dict[str, str] | None = None) -> dict[str, str]:
-    """Return the leaves by dotted key, as JSON writes them; runs for ten thousand configs, so it is not elegant."""
+    """Return the leaves by dotted key, as JSON writes them; fast, since a table may have ten thousand configs."""
     found = {} if found is None else found
     for key, value in node.items():
         kind = type(value)

@@ -1,4 +1,4 @@
-"""What a comparison comes to: the best, whether its lead is more than noise, what to type next (S9, S10).
+"""The conclusion of a comparison: the best, whether its lead exceeds the noise, the next command (S9, S10).
 
 The last line of `dlrun compare`. Nothing here imports torch.
 """
@@ -47,7 +47,7 @@ def decision(
 
     ranked = _settings(entries, column, lower, among)
     if not ranked:
-        return ["no run has completed with a score; `dlrun list` shows what each is waiting for"]
+        return ["no run has completed with a score; `dlrun list` shows the status of each"]
     first = ranked[0]
     count = len(first.by_seed)
     value = scores.counted(column, first.best.result.get(column), first.best.result)

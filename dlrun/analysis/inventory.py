@@ -154,7 +154,7 @@ def _places(targets: Sequence[Found]) -> Iterable[Found]:
 
 
 def _needs(found: Found) -> list[tuple[Path, str]]:
-    """What a folder names that it cannot do without: members, a teacher."""
+    """The runs that a folder depends on: members, a teacher."""
     if found.kind == "ensemble":
         try:
             members = ensemble.read(found.path)["members"]

@@ -1,4 +1,4 @@
-"""What to try when a run goes wrong: the override that a verdict ends with (B1–B4)."""
+"""Remedies: the override that a verdict suggests (B1–B4)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def too_fast(run: Evidence) -> bool:
 
 
 def revive(run: Evidence) -> str:
-    """Return what keeps units from dying: smaller steps, a norm, or an activation that cannot die."""
+    """Return a remedy for dying units: smaller steps, a norm, or an activation that cannot die."""
     if too_fast(run):
         return run.rate(run.towards_ratio())
     if run.key("model.norm") == "none":
@@ -25,7 +25,7 @@ def revive(run: Evidence) -> str:
 
 
 def more_regularisation(run: Evidence) -> str:
-    """Return the first that is off of augmentation, penalty and dropout, or else a stronger penalty."""
+    """Return the first of augmentation, penalty and dropout that is off, or else a stronger penalty."""
     photographs = ("cifar10", "cifar100", "stl10", "image_folder")  # a mirrored digit is no digit
     if run.key("choices.dataset") in photographs and not run.augmented:
         return "augment=crop_flip"

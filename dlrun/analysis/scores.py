@@ -1,4 +1,4 @@
-"""Scores with what they rest on: counts, an interval, and the run that is used, in words (S9, S10).
+"""Scores in words, with counts and intervals, and the model that a command uses (S9, S10).
 
 `dlrun compare`, the reports, and the first line of `dlrun predict`, `dlrun export` and `dlrun ensemble`. Nothing here
 imports torch.
@@ -19,7 +19,7 @@ from dlrun.vocabulary import is_accuracy
 
 __all__ = ["FEW", "counted", "images", "margin", "noise", "short", "short_names", "used", "wilson"]
 
-FEW = 1000  # images below which an accuracy is shown with what it rests on: 1 % is 10 of them (S9)
+FEW = 1000  # images below which an accuracy is shown with its counts: 1 % is 10 of them (S9)
 DATE = re.compile(r"(?<![0-9])[0-9]{8}-[0-9]{6}-")  # of a new folder
 Z = 1.96  # of a normal distribution, for 95 %
 
@@ -53,7 +53,7 @@ def noise(one: float, other: float, count: int) -> float:
 
 
 def images(result: Mapping[str, Any], split: str) -> int:
-    """Return the number of images that the scores of `val` or `test` rest on; 0 if it is unknown."""
+    """Return the number of images that the scores of `val` or `test` are computed from; 0 if it is unknown."""
     data = result.get("data")
     found = result.get("test_samples") if split == "test" else None
     if not isinstance(found, int):
@@ -78,7 +78,7 @@ def short(path: Path) -> str:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """Return the names of runs without what they share: the folders above, the date, a common beginning.
+    """Return the names of runs without their common parts: the folders above, the date, the first letters.
 
     Whatever would make two of them equal stays.
     """
@@ -89,7 +89,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
     bare = [DATE.sub("", name) for name in names]
     names = bare if len(set(bare)) == unique and all(bare) else names
     if len(set(names)) > 1:
-        low, high = min(names), max(names)  # what these two begin with, all others do
+        low, high = min(names), max(names)  # sorted, so all names begin with what these two have in common
         same = next((k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
         start = low[: max(low.rfind("-", 0, same), low.rfind("/", 0, same)) + 1]
         names = [name[len(start) :] for name in names]

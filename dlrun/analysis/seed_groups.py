@@ -51,7 +51,7 @@ def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None
 
 
 def _repeats_seed(key: str, entries: Sequence[Entry]) -> bool:
-    """Whether a key does not make another setting: the seed, a key that equals it, or one that changes no result."""
+    """Whether a key is no part of a setting: the seed, a key that equals it, or one that changes no result."""
     if key in INDIFFERENT:
         return True
     return key.endswith(".seed") and all(e.config.get(key) in (None, e.config.get("seed")) for e in entries)

@@ -276,7 +276,7 @@ def _numbers(texts: Sequence[str]) -> list[float] | None:
 
 
 def shared(trials: Trials, count: int = 3) -> list[str]:
-    """Return what the best few have in common unlike the rest, one sentence per axis: a value or a narrow range."""
+    """Return what distinguishes the best few from the rest, one sentence per axis: a value or a narrow range."""
     best = trials.best[:count]
     if len(best) < 2 or len(trials.best) <= len(best):
         return []

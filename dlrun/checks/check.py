@@ -31,7 +31,7 @@ SETUP = ("model", "loss", "dataset", "regularizer", "objective", "augment")
 class Check:
     """A check and its attributes.
 
-    name: that of the function; it stands in checks.csv, check.only and check.skip
+    name: that of the function; used in checks.csv, check.only and check.skip
     order: checks run in ascending order, cheap and informative ones first, so that as many as possible fit into
         check.budget; a literal number, since the config reads it from the source
     needs_outputs: it is skipped if the check `outputs` failed, since it would only repeat that failure

@@ -35,7 +35,7 @@ def lint_bias(exp: Experiment) -> Verdict:
     """Find biases that the norm right after their layer cancels (M5)."""
     model = copy.deepcopy(exp.model).train()
     makers: dict[int, str] = {}
-    alive: list[Any] = []  # an id is valid only while its tensor exists
+    alive: list[Tensor] = []  # an id is valid only while its tensor exists
     redundant: list[str] = []
 
     def made(name: str) -> Callable[..., None]:

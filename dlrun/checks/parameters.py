@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dlrun.checks.advice import advice
@@ -121,7 +122,7 @@ def _statistics(model: nn.Module) -> dict[str, tuple[int, Tensor]]:
 
 def _leaves(value: Tensor) -> Iterator[Tensor]:
     """The tensors that a backward pass from `value` ends in."""
-    todo: list[Any] = [value.grad_fn] if value.requires_grad else []
+    todo: list[Node] = [value.grad_fn] if value.grad_fn is not None else []
     seen = set(todo)
     while todo:
         node = todo.pop()

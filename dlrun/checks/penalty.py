@@ -8,9 +8,8 @@ detect: a poor choice of the strength, or weight decay inside the optimizer.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
 
 from dlrun.checks.advice import advice
 from dlrun.checks.check import check
@@ -41,13 +40,13 @@ def penalty(exp: Experiment) -> Verdict:
         elif values[0] == values[1] == values[2]:
             message = "the penalty is the same at every strength: multiply it by λ"
         return Verdict(Outcome.FAIL, *shown, message + advice(exp, "regularizer=l2"))
-    cost: Any = exp.penalty.penalty(model)
+    cost: Tensor = exp.penalty.penalty(model)
     if not cost.requires_grad:
         message = (
             "the penalty has no gradient, so it shrinks no weight: use the parameters themselves, not .data or detach()"
         )
         return Verdict(Outcome.FAIL, *shown, message)
-    cost.backward()
+    torch.autograd.backward(cost)
     weights = {n: p for n, p in model.named_parameters() if p.requires_grad and p.ndim >= 2}
     reached = {n: p for n, p in weights.items() if p.grad is not None and bool(p.grad.any())}
     grows = [n for n, p in reached.items() if p.grad is not None and float((p.grad * p.detach()).sum()) < 0]

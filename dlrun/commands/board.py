@@ -1,4 +1,4 @@
-"""`dlrun board [FOLDER] [--watch]`: one page of all runs, to sort, filter and lay curves over each other (S10)."""
+"""`dlrun board [FOLDER] [--watch]`: one page of all runs, to sort and filter, with overlaid curves (S10)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _parser() -> Parser:
     parser = Parser(prog="dlrun board", description=__doc__)
     parser.add_argument("folder", nargs="?", help="a folder of runs and sweeps (default: outputs)")
     parser.add_argument("--out", metavar="FILE", help="where the page is written (default: FOLDER/board.html)")
-    word = f"write again whenever a run has changed, looking every SECONDS (default {EVERY:g}); Ctrl-C ends it"
+    word = f"write the page again whenever a run has changed; checks every SECONDS (default {EVERY:g}); Ctrl-C ends it"
     parser.add_argument("--watch", metavar="SECONDS", type=float, help=word)
     return parser
 
@@ -69,12 +69,12 @@ def _is_number(text: str) -> bool:
 def _watch(board: Board, every: float) -> int:
     board.update(every)
     _say(board)
-    print(f"looking for changes every {every:g} s; Ctrl-C ends it", flush=True)
+    print(f"checks for changes every {every:g} s; Ctrl-C ends it", flush=True)
     try:
         while True:
             began = time.monotonic()
             board.update(every)
-            # with very many runs a look takes long: at most a quarter of a core is for looking
+            # with very many runs a check takes long: use at most a quarter of a core
             time.sleep(max(every, 3 * (time.monotonic() - began)))
     except KeyboardInterrupt:
         board.write()  # written once more without `watch`, so that open pages stop reloading

@@ -85,7 +85,7 @@ def _selected(args: Namespace, entries: list[Entry]) -> list[Entry]:
 def _print(
     args: Namespace, entries: list[Entry], table: list[dict[str, Any]], notes: list[str], metric: str, lower: bool
 ) -> None:
-    """Print the rows, below them the runs without a rank, and what the comparison comes to."""
+    """Print the rows, below them the runs without a rank, and the conclusion."""
     import shutil
 
     from dlrun.analysis import compare, deciding, scores

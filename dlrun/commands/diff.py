@@ -1,4 +1,4 @@
-"""`dlrun diff A B`: what differs between two runs: config, typed words, code, versions, data and scores."""
+"""`dlrun diff A B`: what differs between two runs: config, command line, code, versions, data and scores."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def _key(sources: Sources, one: Setting, note: str = "") -> Iterator[str]:
         other = sources.keys().get(one.value[2:-1])
         yield from _fact("follows", f"{one.value[2:-1]}, now {other.value if other else 'not set'}")
     ids = cited(_title(sources, one.default))
-    # a file of many practices does not tell which one a key of it belongs to
+    # of a file that cites many practices it is unknown which one a key belongs to
     yield from _practices(cited(one.now.comment) or (ids if len(ids) < 3 else []))
 
 

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def _recipe(about: Mapping[str, Any]) -> Iterator[str]:
-    """What to do with a photo, in the order in which it is done."""
+    """The steps that prepare a photo, in order."""
     height, width = about["image_size"]
     how = about["decoding"]
     if about["mode"]:

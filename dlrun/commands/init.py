@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 PRESET = """\
 # A preset: options and settings under one name: dlrun train experiment=mine
-# What is typed after it counts more: dlrun train experiment=mine trainer.epochs=3
+# Settings typed after it take precedence: dlrun train experiment=mine trainer.epochs=3
 model: mine               # conf/model/mine.yaml; or any other: cnn, mlp, resnet20 …
 # dataset: mine           # conf/dataset/mine.yaml, once its folder exists
 optimizer: sgd
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         except OSError as error:
             raise UserError(f"{file}: cannot be written: {error.strerror}") from error
     for file in kept:
-        print(f"{file} exists and stays as it is")
+        print(f"{file} already exists; not changed")
     for file in written:
         print(f"wrote {file}")
     print("next: `dlrun train experiment=mine`, `dlrun explain experiment`")

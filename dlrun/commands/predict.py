@@ -12,7 +12,7 @@ __all__ = ["main"]
 
 
 def main(argv: list[str]) -> int:
-    """Predict and write the CSV; returns 0. Raises UserError if not a single image can be read."""
+    """Predict and write the CSV; returns 0. Raises UserError if no image can be read."""
     argv, trust = trusted(argv)
     parser = Parser(
         prog="dlrun predict", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"

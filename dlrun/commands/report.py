@@ -14,9 +14,7 @@ __all__ = ["main"]
 def main(argv: list[str]) -> int:
     """Write the report and print its path; returns 0."""
     parser = Parser(prog="dlrun report", description=__doc__)
-    word = (
-        "a run, a sweep, an ensemble or a folder of runs, such as outputs/latest; several runs are laid over each other"
-    )
+    word = "a run, a sweep, an ensemble or a folder of runs, such as outputs/latest; several runs are overlaid"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=word)
     word = "the page of several runs (default: outputs/overlay.html)"
     parser.add_argument("--out", metavar="FILE", help=word)
@@ -43,7 +41,7 @@ def main(argv: list[str]) -> int:
 
 
 def _overlaid(paths: list[str], out: str | None) -> Path:
-    """Write the page of several runs; a sweep or a folder stands for its runs."""
+    """Write the page of several runs; of a sweep or a folder, of all its runs."""
     from dlrun.folders import ensemble, outputs, reading
     from dlrun.reports import overlay_report
 

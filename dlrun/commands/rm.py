@@ -57,7 +57,7 @@ def _parser() -> Parser:
     word = "all runs that have ended except the N best of each dataset; sweeps, ensembles and interrupted runs are kept"
     pick.add_argument("--keep-best", type=int, metavar="N", help=word)
     parser.add_argument("--yes", action="store_true", help="do not ask")
-    word = "delete also what an ensemble or a student needs, and single trials of a sweep"
+    word = "also delete runs that an ensemble or a student needs, and single trials of a sweep"
     parser.add_argument("--force", action="store_true", help=word)
     return parser
 

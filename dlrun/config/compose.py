@@ -181,7 +181,7 @@ class Composer:
         from dlrun.config.targets import check_targets
 
         if plain["trust"] and not any(o.key_or_group == "trust" for o in overrides):
-            raise UserError("trust: counts on the command line only, not in a file; type trust=[PACKAGE] there")
+            raise UserError("trust: only allowed on the command line, not in a file; type trust=[PACKAGE] there")
         check_targets(plain, plain["trust"])
         look(plain)
         require_logger(plain)
@@ -236,7 +236,7 @@ class Composer:
     def _schema(self, chosen: tuple[str, ...], base: dict[str, Any]) -> dict[str, Any]:
         """The defaults of the chosen options, which are the schema of all values.
 
-        Presets and root configs of users set values. They are left out, so that their keys and types are checked too.
+        Presets and root configs of users set values. They are omitted, so that their keys and types are checked too.
         """
         choices = _choices(base)
         if self._root != ROOT or choices.get("experiment") is not None:

@@ -33,7 +33,7 @@ def leaves(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
 
 
 def _resolved(config: Mapping[str, Any], references: Mapping[str, str]) -> dict[str, Any]:
-    """What each reference comes to at its key of a config; the reference itself if it cannot be resolved."""
+    """The value of each reference at its key of a config; the reference itself if it cannot be resolved."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -13,17 +13,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrun.config.flags import Flags
 from dlrun.config.schema import unknown
 from dlrun.errors import UserError, first_line
 
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
+
 __all__ = ["answer", "completing", "in_one_line", "opened"]
 
 
 @contextmanager
-def opened(builtin: Path, own: Sequence[Path], further: Sequence[Path]) -> Iterator[Any]:
+def opened(builtin: Path, own: Sequence[Path], further: Sequence[Path]) -> Iterator[Hydra]:
     """Yield a Hydra over folders of options; the first of `own`, `builtin`, `further` that has an option wins.
 
     The public `initialize_config_dir` is not used: it sets the global Hydra, which another program in the process may
@@ -75,7 +78,7 @@ def _own_state() -> Iterator[None]:
         BaseContainer._resolvers.update(resolvers)
 
 
-def answer(hydra: Any, verb: str, root: str, flags: Flags, overrides: list[str]) -> str:
+def answer(hydra: Hydra, verb: str, root: str, flags: Flags, overrides: list[str]) -> str:
     """Return what Hydra prints for --help, --hydra-help, --cfg, --info or --shell-completion. Raises UserError.
 
     `hydra.main` is not used: it reads `sys.argv`, exits on an error unless $HYDRA_FULL_ERROR is set, and for --help
@@ -95,13 +98,13 @@ def answer(hydra: Any, verb: str, root: str, flags: Flags, overrides: list[str])
         elif "--cfg" in flags:
             _show_config(hydra, root, flags, overrides)
         elif "--info" in flags:
-            hydra.show_info(flags["--info"], root, overrides)
+            hydra.show_info(str(flags["--info"]), root, overrides)
         else:
             _complete(hydra, root, overrides)
     return text.getvalue()
 
 
-def _help(hydra: Any, root: str | None, overrides: list[str], resolve: bool) -> str:
+def _help(hydra: Hydra, root: str | None, overrides: list[str], resolve: bool) -> str:
     """The text of --help, or without a root that of --hydra-help."""
     from hydra._internal.utils import get_args_parser
     from hydra.core.hydra_config import HydraConfig
@@ -115,15 +118,15 @@ def _help(hydra: Any, root: str | None, overrides: list[str], resolve: bool) -> 
     return text
 
 
-def _show_config(hydra: Any, root: str, flags: Flags, overrides: list[str]) -> None:
+def _show_config(hydra: Hydra, root: str, flags: Flags, overrides: list[str]) -> None:
     package = flags.get("--package")
     try:
-        hydra.show_cfg(root, overrides, flags["--cfg"], package, "--resolve" in flags)
+        hydra.show_cfg(root, overrides, str(flags["--cfg"]), package, "--resolve" in flags)
     except SystemExit:
         raise UserError(f"--package {package}: no such key in the config; expected one such as optimizer") from None
 
 
-def _complete(hydra: Any, root: str, words: list[str]) -> None:
+def _complete(hydra: Hydra, root: str, words: list[str]) -> None:
     known = hydra.get_shell_to_plugin_map(hydra.config_loader)
     asked = [word for word in words if word.partition("=")[0] in ("install", "uninstall", "query")]
     if len(asked) != 1 or asked[0].partition("=")[2] not in known:

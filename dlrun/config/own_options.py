@@ -20,10 +20,10 @@ __all__ = ["as_option", "as_preset", "refuse_unsafe", "settings"]
 def refuse_unsafe(file: Path, found: Mapping[str, Any]) -> None:
     """Raise UserError if a file trusts packages or names folders of options, which only a command may do."""
     if found.get("trust"):
-        raise UserError(f"{_shown(file)}: trust counts on the command line only; type trust=[PACKAGE] there")
+        raise UserError(f"{_shown(file)}: trust is only allowed on the command line; type trust=[PACKAGE] there")
     hydra = found.get("hydra")
     if isinstance(hydra, Mapping) and hydra.get("searchpath"):
-        raise UserError(f"{_shown(file)}: hydra.searchpath counts on the command line only; type it there")
+        raise UserError(f"{_shown(file)}: hydra.searchpath is only allowed on the command line; type it there")
 
 
 def as_preset(file: Path, found: Mapping[str, Any], groups: Collection[str]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A user's images, arrays and modules, looked at without torch and without running them (`dlrun train`, D4, M3).
 
-What is missing is refused before a folder exists, in a sweep before its first trial. Training looks again, and closer.
+What is missing is refused before a folder exists, in a sweep before its first trial. Training checks more.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _arrays(path: str) -> None:
 
 
 def _module(setting: str, name: str) -> None:
-    """Look for the class in the source of its module, as far as that tells."""
+    """Look for the class in the source of its module, as far as the source shows it."""
     *parts, wanted = name.split(".")
     with _here():
         spec = _found(parts[0])

@@ -23,7 +23,7 @@ _Defaults = Callable[[Sequence[str]], Mapping[str, Any]]
 
 
 def repeated(source: str, typed: Sequence[str], defaults: _Defaults) -> list[str]:
-    """Return the words that repeat a run or a file; those that `typed` replaces are left out.
+    """Return the words that repeat a run or a file; those that `typed` replaces are omitted.
 
     `defaults` returns the config of some chosen options before interpolation. Raises UserError if there is nothing to
     repeat, and for an option that this machine does not have.

@@ -147,11 +147,11 @@ UNNEEDED = _table(
     """
     workers -> not needed to load images; a sweep starts one worker per core, or hydra.launcher.workers=N with -m
     num_workers dataloader_workers pin_memory prefetch_factor persistent_workers non_blocking prefetch
-        -> not needed: dlrun decodes images once and keeps them in memory, without loader processes; leave it out
-    shuffle drop_last -> not needed: training images are shuffled in every epoch, from the seed; leave it out
+        -> not needed: dlrun decodes images once and keeps them in memory, without loader processes; omit it
+    shuffle drop_last -> not needed: training images are shuffled in every epoch, from the seed; omit it
     verbose debug -> not needed: everything is printed and in log.txt; the flag --debug shows the traceback of an error
     num_classes n_classes in_channels n_channels
-        -> not needed: dlrun reads it from the dataset and passes it to the model; leave it out
+        -> not needed: dlrun reads it from the dataset and passes it to the model; omit it
     resume checkpoint ckpt ckpt_path resume_from resume_from_checkpoint load
         -> not a key: type dlrun resume RUN to continue a run, dlrun train --from RUN to repeat it with changes
     dry_run sanity fast_dev_run -> not a key: type dlrun check for the checks alone, or experiment=quick for a short run
@@ -164,7 +164,7 @@ UNNEEDED = _table(
 """.replace("\n        ->", " ->")
 )
 
-# values of a key, folded; true and false stand for themselves
+# values of a key, folded; true and false are themselves
 VALUES: dict[str, dict[str, str]] = {
     "trainer.device": _table("""
         gpu nvidia true yes -> cuda

@@ -40,14 +40,14 @@ def _readable(word: str, sweeping: bool) -> str:
 
 def _verbatim(key: str, value: str, sweeping: bool) -> str:
     quoted = len(value) > 1 and value[0] in "'\"" and value[-1] == value[0]
-    # a backslash is Hydra's way to take a letter as typed
+    # Hydra takes a letter after a backslash literally
     if value in ("", "null") or quoted or "${" in value or _CALL.fullmatch(value) or _escaped(value):
         return f"{key}={value}"
     if sweeping and "," in value and key not in ("run.dir", "sweep.dir", "run.note") and not _exists(value):
         return f"{key}={','.join(_verbatim('', part.strip(), False)[1:] for part in value.split(','))}"
     if value.startswith("~") and key != "run.note":
         value = os.path.expanduser(value)
-        value = os.path.abspath(value) if value.startswith("~") else value  # not the home of anybody
+        value = os.path.abspath(value) if value.startswith("~") else value  # no user has this name
     return f"{key}={_quoted(value)}"
 
 

@@ -3,7 +3,7 @@
 Behind the checks data_audit and data_duplicates (`dlrun check`), and the audit.csv of a run. Two images are
 identical if a 128-bit digest of their pixels is, as the network gets them: decoded, resized, before
 normalisation and augmentation. So copies in another format or size are found, and so are images that only
-resizing made identical, since the network cannot tell them apart either. Cannot see near-duplicates: another
+resizing made identical, since the network cannot tell them apart either. Cannot detect near-duplicates: another
 compression, crop, mirror image or brightness of the same photograph. Blank images are listed as such, not as
 copies.
 """

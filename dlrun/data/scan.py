@@ -2,7 +2,7 @@
 
 Every verb that reads data does it (`dlrun train dataset=image_folder dataset.root=photos
 dataset.on_bad=drop`). Files are decoded here for the first time: held in memory, or digested so that no check
-has to decode them again. Finds files that do not decode to the end, and values that are nan or inf. Cannot see
+has to decode them again. Finds files that do not decode to the end, and values that are nan or inf. Cannot detect
 damage that still decodes, such as an image half gray because its file was cut and patched.
 """
 

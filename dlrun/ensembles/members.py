@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,9 +18,13 @@ from dlrun.folders import reading
 from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import Status
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
 __all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select"]
 
-Array = Any  # of numpy
 SPLITS = ("val", "test")
 FEW = 4  # values of a list shown in a message
 
@@ -45,7 +49,7 @@ class Member:
 
 
 def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the completed runs at or below `paths`, and a line with the reason for each that is left out.
+    """Return the completed runs at or below `paths`, and a line with the reason for each that is omitted.
 
     A weight-averaged model joins only if it is named explicitly: below outputs its own parts lie beside it.
     """
@@ -67,7 +71,7 @@ def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def read(paths: Sequence[str]) -> tuple[list[Member], list[str]]:
-    """Return the completed runs at or below `paths`, and a line with the reason for each that is left out.
+    """Return the completed runs at or below `paths`, and a line with the reason for each that is omitted.
 
     Raises UserError when none remains.
     """

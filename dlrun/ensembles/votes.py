@@ -7,16 +7,20 @@ members. Numpy alone, so that fifty stored members are combined in about a secon
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dlrun.vocabulary import place
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
 __all__ = ["COLDEST", "FEWEST", "HOTTEST"]
 __all__ += ["VOTES", "Vote", "disagreement", "fit_temperature", "greedy", "heated", "ranking", "scores", "softmax"]
 
-Array = Any  # of numpy
 BINS = 15  # of the calibration error (Guo et al. 2017)
 TINY = 1e-12  # keeps the logarithm finite if a class has probability zero
 # range of temperatures that is searched; those of Guo et al. 2017, table 2, and of label smoothing lie within it
@@ -37,7 +41,7 @@ def softmax(logits: Array) -> Array:
     """Return the probabilities of logits (…, K) in double precision."""
     z = np.asarray(logits, dtype=np.float64)
     z = np.exp(z - z.max(-1, keepdims=True))
-    return z / z.sum(-1, keepdims=True)
+    return np.asarray(z / z.sum(-1, keepdims=True))
 
 
 def _counted(probabilities: Array, weights: Array, by_confidence: bool) -> Vote:

@@ -1,6 +1,6 @@
-"""What lies below a folder, how large it is, and deleting it: `dlrun list`, `dlrun rm`.
+"""Runs, sweeps and ensembles below a folder: finding, measuring and deleting them (`dlrun list`, `dlrun rm`).
 
-Runs, sweeps and ensembles only; nothing else is ever deleted, and no link is followed. Nothing here imports torch.
+Nothing else is ever deleted, and no link is followed. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def kind(path: Path) -> str:
 
 
 def find(paths: Sequence[str]) -> list[Found]:
-    """Return the runs, sweeps and ensembles at or below `paths`, each once; a sweep stands for its trials.
+    """Return the runs, sweeps and ensembles at or below `paths`, each once; not the trials of a sweep.
 
     Raises UserError for a path that is not there.
     """

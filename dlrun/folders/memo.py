@@ -9,24 +9,27 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrun.errors import UserError
 from dlrun.folders.disk import make_folder, write_atomic
 from dlrun.folders.formats import read_arrays, write_arrays
 from dlrun.folders.outputs import OUTPUTS
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 __all__ = ["read_receipt", "read_targets", "write_receipt", "write_targets"]
 
 RECEIPTS, TEACHERS = OUTPUTS / ".receipts", OUTPUTS / ".teachers"
 
 
-def read_targets(key: str) -> Any:
+def read_targets(key: str) -> NDArray[Any] | None:
     """Return the stored outputs of a teacher, or None."""
     return read_arrays(TEACHERS / f"{key}.npz").get("targets")
 
 
-def write_targets(key: str, targets: Any) -> None:
+def write_targets(key: str, targets: NDArray[Any]) -> None:
     """Store the outputs of a teacher."""
     with contextlib.suppress(OSError, UserError):
         make_folder(TEACHERS)

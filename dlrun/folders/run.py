@@ -106,7 +106,7 @@ class Run:
         write_atomic(self.path / "checks.csv", as_csv(rows).encode())
 
     def write_dropped(self, rows: list[dict[str, Any]]) -> Path:
-        """Write the samples that were left out, one row each, and return the file."""
+        """Write the samples that were omitted, one row each, and return the file."""
         write_atomic(self.path / "dropped.csv", as_csv(rows).encode())
         return self.path / "dropped.csv"
 
@@ -248,7 +248,7 @@ def take(folder: Path) -> tuple[Run, bool]:
 
 
 def ask_to_stop(folder: Path, reason: str) -> None:
-    """Ask a run, on whatever machine, to end as pruned after the current epoch."""
+    """Ask a run, on any machine, to end as pruned after the current epoch."""
     write_atomic(folder / "stop", reason.encode())
 
 

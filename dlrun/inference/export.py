@@ -1,6 +1,6 @@
 """Export of a run to one file for other programs, verified against the run (`dlrun export`, E6).
 
-Normalisation is inside the model; class names and what to do with a photo are metadata of the file.
+Normalisation is inside the model; class names and the preprocessing of photos are metadata of the file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Logits: TypeAlias = Callable[[NDArray[Any]], NDArray[Any]]  # images (B, C, H, W
 class Exported(TypedDict):
     """How an export was verified: the largest difference of a logit, and the number of images; what it contains.
 
-    `about` is the metadata of the file, `example` the script beside it, None for images that no photo can be.
+    `about` is the metadata of the file, `example` the script beside it, None if photos cannot be such images.
     """
 
     difference: float

@@ -6,12 +6,13 @@ here convolution filters are matrices too, one row per output channel, and all o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 __all__ = ["Muon", "orthogonalised"]
 
@@ -49,7 +50,7 @@ class Muon(Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Any],
+        params: ParamsT,
         lr: float = 0.02,
         momentum: float = 0.95,
         nesterov: bool = True,
@@ -63,7 +64,7 @@ class Muon(Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "steps": steps, "unit_norm": unit_norm}
         defaults |= {"weight_decay": weight_decay, "bf16": bf16, "orthogonal": True}
-        given = list(params)
+        given: list[Any] = list(params)
         groups = given if given and isinstance(given[0], dict) else [{"params": given}]
         apart = {id(p) for p in head}
         parts = [part for group in groups for part in _parts(group, sgd_lr, sgd_momentum, apart)]

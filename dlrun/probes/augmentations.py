@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dlrun.errors import UserError
-from dlrun.reports.figures import picture
+from dlrun.reports.figures import SHARP, figure_bytes
 from dlrun.training.experiment import Experiment
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def draw(exp: Experiment, title: str) -> bytes:
         raise UserError("augmentation is off: choose augment=crop_flip or set, for example, augment.rotate=15")
     shown = _displayable(torch.cat([originals[:, None], changed.cpu().view(-1, DRAWS, *originals.shape[1:])], 1))
     names = [exp.data.classes[int(label)] for label in exp.data.train.labels[chosen]]
-    return picture(_figure(shown, names, f"{title}: {_settings(exp.cfg.augment)}"))
+    return figure_bytes(_figure(shown, names, f"{title}: {_settings(exp.cfg.augment)}"), SHARP)
 
 
 def _classes_in_turn(labels: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 
 from dlrun.data.batches import Batch, Batches
 from dlrun.probes.untouched import endless, untouched
-from dlrun.reports.figures import picture
+from dlrun.reports.figures import SHARP, figure_bytes
 from dlrun.training import loop, memory
 from dlrun.training.experiment import Experiment
 from dlrun.training.memory import out_of_memory
@@ -132,4 +132,4 @@ def draw(timings: list[Timing], chosen: int, ending: str, title: str) -> bytes:
         axes.axvline(chosen, color="#D55E00", ls="--", lw=2, label=f"knee: trainer.batch_size={chosen}")
         axes.grid(alpha=0.3)
     above.legend(frameon=False)
-    return picture(figure)
+    return figure_bytes(figure, SHARP)

@@ -18,7 +18,7 @@ from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 from dlrun.optim.muon import Muon
 from dlrun.probes.untouched import endless, untouched
-from dlrun.reports.figures import picture
+from dlrun.reports.figures import SHARP, figure_bytes
 from dlrun.training import loop
 from dlrun.training.experiment import Experiment
 from dlrun.training.memory import out_of_memory
@@ -199,7 +199,7 @@ def draw(points: list[Point], verdict: Verdict, title: str) -> bytes:
     axes.set_title(f"Learning-rate range test: {title}", loc="left")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    return picture(figure)
+    return figure_bytes(figure, SHARP)
 
 
 def table(points: list[Point]) -> list[dict[str, Any]]:

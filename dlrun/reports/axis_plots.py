@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,11 @@ from dlrun.analysis.edges import position
 from dlrun.analysis.sweeps import Axis, Trials, edge_near
 from dlrun.reports.figures import BLUE, GREEN, GREY, ORANGE, canvas, headline
 from dlrun.vocabulary import FAILED, Status
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis as Ruler
+    from matplotlib.figure import Figure
 
 __all__ = ["against_axes", "called", "legend", "parallel", "span", "strip", "two_axes", "wanted"]
 
@@ -68,26 +73,26 @@ def lost_trials(trials: Trials) -> dict[str, tuple[str, str, list[int]]]:
     return {name: look for name, look in found.items() if look[2]}
 
 
-def strip(panel: Any, trials: Trials, where: Any) -> None:
+def strip(panel: Axes, trials: Trials, where: Any) -> None:
     """Set the limits of the scores, and mark trials without one in a separate strip on the bad side."""
     low, high = span(trials)
     height = 0.1 * (high - low)
     lost = lost_trials(trials)
     for name, (marker, colour, which) in lost.items():
         bad = high + height if trials.lower else low - height
-        look = {"marker": marker, "color": colour, "label": name}
-        panel.scatter(where[which], [bad] * len(which), s=22, lw=1, alpha=0.8, **look)
+        at = (where[which], [bad] * len(which))
+        panel.scatter(*at, s=22, lw=1, alpha=0.8, marker=marker, color=colour, label=name)
     if lost:
         panel.axhline(high + 0.4 * height if trials.lower else low - 0.4 * height, color=GREY, lw=0.5)
     room = 1.6 * height if lost else 0
     panel.set_ylim(low - (0 if trials.lower else room), high + (room if trials.lower else 0))
 
 
-def legend(figure: Any, handles: Sequence[Any], labels: Sequence[str]) -> None:
+def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     figure.legend(handles, labels, loc="lower center", ncols=6, fontsize=8.5, handletextpad=0.3, columnspacing=1.2)
 
 
-def against_axes(trials: Trials, axes: Sequence[Axis]) -> Any:
+def against_axes(trials: Trials, axes: Sequence[Axis]) -> Figure | None:
     if not axes or not trials.done:
         return None
     shown = axes[:MOST_PANELS]
@@ -108,7 +113,7 @@ def against_axes(trials: Trials, axes: Sequence[Axis]) -> Any:
     return figure
 
 
-def _panel(panel: Any, trials: Trials, axis: Axis) -> None:
+def _panel(panel: Axes, trials: Trials, axis: Axis) -> None:
     """One axis: scores as dots, the best as a diamond, and below them a strip of trials without a score."""
     low, high = span(trials)
     where = _positions(axis, len(trials.entries))
@@ -145,7 +150,7 @@ def _value(axis: Axis, place: float) -> float:
     return float(axis.low + (axis.high - axis.low) * place)
 
 
-def _scale(ruler: Any, axis: Axis, panel: Any) -> None:
+def _scale(ruler: Ruler, axis: Axis, panel: Axes) -> None:
     """Label one side of a panel: options by name, few numbers as typed, decades as powers."""
     from matplotlib.ticker import MaxNLocator, NullLocator
 
@@ -171,7 +176,7 @@ def _scale(ruler: Any, axis: Axis, panel: Any) -> None:
         ruler.set_major_locator(MaxNLocator(5))
 
 
-def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
+def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Figure | None:
     """The two most important numeric axes, one dot per setting, coloured by its mean score."""
     numeric = [axis for axis in axes if axis.numbers is not None]
     count, numeric = len(numeric), numeric[:2]
@@ -189,16 +194,17 @@ def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
     # the best are drawn last
     order = sorted(there, key=lambda point: -there[point] if trials.lower else there[point])
     for name, (marker, colour, which) in lost_trials(trials).items():
-        x, y = ([axis.numbers[k] for k in which] for axis in numeric)  # type: ignore[index]
-        panel.scatter(x, y, s=26, marker=marker, color=colour, lw=1, alpha=0.7, label=name)
+        lost = [[axis.numbers[k] for k in which] for axis in numeric]  # type: ignore[index]
+        panel.scatter(lost[0], lost[1], s=26, marker=marker, color=colour, lw=1, alpha=0.7, label=name)
+    x, y = zip(*order, strict=True)
     dots = panel.scatter(
-        *zip(*order, strict=True), c=[there[point] for point in order], s=46 if len(order) <= 100 else 30,
+        x, y, c=[there[point] for point in order], s=46 if len(order) <= 100 else 30,
         cmap=_shades(trials.lower), edgecolor="white", lw=0.4, vmin=span(trials)[0],
         vmax=span(trials)[1], label=str(Status.COMPLETED),
     )  # fmt: skip
     best = trials.best[0]
     at = [axis.numbers[best] for axis in numeric]  # type: ignore[index]
-    panel.scatter(*at, s=190, facecolor="none", edgecolor=GREEN, lw=2.2, label="best")
+    panel.scatter(at[0], at[1], s=190, facecolor="none", edgecolor=GREEN, lw=2.2, label="best")
     for ruler, axis in ((panel.xaxis, across), (panel.yaxis, up)):
         _scale(ruler, axis, panel)
     _box(panel, across, up)
@@ -210,7 +216,7 @@ def two_axes(trials: Trials, axes: Sequence[Axis], measured: bool) -> Any:
     return figure
 
 
-def _box(panel: Any, across: Axis, up: Axis) -> None:
+def _box(panel: Axes, across: Axis, up: Axis) -> None:
     """Outline the ranges that were searched, with room around them: what lies beyond was not tried."""
     x, y = (across.low, across.high), (up.low, up.high)
     corners = [x[0], x[1], x[1], x[0], x[0]], [y[0], y[0], y[1], y[1], y[0]]
@@ -227,7 +233,7 @@ def _shades(lower: bool) -> Any:
     return ListedColormap(shades if lower else shades[::-1])
 
 
-def parallel(trials: Trials, axes: Sequence[Axis]) -> Any:
+def parallel(trials: Trials, axes: Sequence[Axis]) -> Figure | None:
     """One line per trial over all axes, ending at its score; the best in colour, all others in grey."""
     if len(axes) < 2 or len(trials.done) < 2:
         return None

@@ -1,6 +1,6 @@
 """The board: one page of all runs that needs no server and loads nothing (`dlrun board`, S10).
 
-A table that sorts, filters and hides columns, the curves of chosen runs over each other, the axes of sweeps. Data is
+A table that sorts, filters and hides columns, the overlaid curves of chosen runs, the axes of sweeps. Data is
 embedded as JSON and reaches the page as text only. Its policy allows no address and no script or style but those
 written here, by their hashes. Curves are drawn by uPlot (vendor/uplot, MIT), unmodified. Nothing imports torch.
 """

@@ -1,4 +1,4 @@
-// The curves of the chosen runs over each other, by epoch, step or time.
+// The overlaid curves of the chosen runs, by epoch, step or time.
 const curves = { plot: null, lines: [], near: null };
 const TIP = () => innerWidth < 700 ? 1 : 8; // lines of the box that a hover shows; the legend shows all values
 const WHOLE = Array.from({ length: 30 }, (_, k) => [1, 2, 5][k % 3] * 10 ** Math.floor(k / 3)); // steps between labels

@@ -1,6 +1,6 @@
 """What the board shows of all runs: table, curves, sweeps, read again only where a file has changed (`dlrun board`).
 
-What run folders hold is untrusted: a folder that cannot be read is left out with its reason. Nothing imports torch.
+What run folders hold is untrusted: a folder that cannot be read is listed with the reason. Nothing imports torch.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Runs:
         return changed
 
     def _read(self, path: Path) -> Run | str:
-        """A run, or why it is left out."""
+        """A run, or why it cannot be shown."""
         files, before = reading.stamp(path), self.found.get(path)
         if before and before.files == files:
             unsettled = before.entry.result.get("status") in UNSETTLED

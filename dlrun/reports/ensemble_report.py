@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from dlrun.reports import run_plots
 from dlrun.reports.figures import BLUE, HALF, ORANGE, SHARP, STYLE, canvas, number, save
 from dlrun.reports.page import card, is_number, pictures, section, table, text, write_page
 from dlrun.vocabulary import is_accuracy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["write"]
 
@@ -146,7 +149,7 @@ def _draw(folder: Path) -> dict[str, Path | str]:
     return found
 
 
-def _by_size(rows: Sequence[Mapping[str, str]], split: str) -> Any:
+def _by_size(rows: Sequence[Mapping[str, str]], split: str) -> Figure | None:
     from matplotlib.ticker import MaxNLocator
 
     if len(rows) < 2 or f"{split}_acc_mean" not in rows[0]:

@@ -9,13 +9,17 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = [
     "BLUE",
@@ -33,7 +37,6 @@ __all__ = [
     "figure_bytes",
     "headline",
     "number",
-    "picture",
     "positive",
     "save",
     "styled",
@@ -42,7 +45,7 @@ __all__ = [
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#777777"
 OKABE_ITO = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#B8A900")
 WIDTH, DPI = 8.6, 110
-HALF, SHARP = 4.7, 140  # inches of a picture that a phone can show, two beside each other on a screen; its resolution
+HALF, SHARP = 4.7, 140  # inches of a picture that a phone can show, two side by side on a screen; its resolution
 STYLE: Any = {
     **{"font.size": 9.5, "axes.titlesize": 10.5, "axes.titlelocation": "left", "figure.titlesize": 11},
     **{"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25},
@@ -70,7 +73,7 @@ def canvas(
     top: float = 0.4,
     bottom: float = 0.6,
     width: float = WIDTH,
-) -> Any:
+) -> Figure:
     """A figure with margins in inches: an automatic layout would draw everything twice and double the time."""
     # a figure without pyplot has no window and needs no closing
     from matplotlib.figure import Figure
@@ -81,19 +84,19 @@ def canvas(
     return figure
 
 
-def headline(figure: Any, text: str) -> None:
+def headline(figure: Figure, text: str) -> None:
     """Title a whole figure, left-aligned like the titles of axes, so that a narrow screen shows the beginning."""
     figure.suptitle(text, x=min(figure.subplotpars.left, 0.8 / WIDTH), ha="left")
 
 
-def save(folder: Path, name: str, figure: Any, dpi: int = DPI) -> Path:
+def save(folder: Path, name: str, figure: Figure, dpi: int = DPI) -> Path:
     """Write a figure into the pictures of a folder; return the file."""
     file = reading.pictures(folder) / f"{name}.png"
     write_atomic(file, figure_bytes(figure, dpi))
     return file
 
 
-def figure_bytes(figure: Any, dpi: int = DPI) -> bytes:
+def figure_bytes(figure: Figure, dpi: int = DPI) -> bytes:
     """Return a figure as the bytes of a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
@@ -124,7 +127,7 @@ def positive(values: Any) -> bool:
     return bool(np.any(values > 0)) and not bool(np.any(values <= 0))
 
 
-def epochs_axis(axes: Any, title: str, what: str) -> None:
+def epochs_axis(axes: Axes, title: str, what: str) -> None:
     """Label an axis of epochs: whole numbers from 1."""
     from matplotlib.ticker import MaxNLocator
 
@@ -134,12 +137,3 @@ def epochs_axis(axes: Any, title: str, what: str) -> None:
 
     axes.set(title=title, xlabel="epoch", ylabel=what)
     axes.xaxis.set_major_locator(Epochs(integer=True, min_n_ticks=1))
-
-
-def picture(figure: Any) -> bytes:
-    """Return a figure of matplotlib as the bytes of a PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=150)
-    return buffer.getvalue()

@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dlrun.folders import reading
 from dlrun.reports.figures import GREEN, GREY, HALF, OKABE_ITO, canvas, epochs_axis, number, styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["filters", "histograms", "idle", "ratios"]
 
@@ -27,7 +31,7 @@ KINDS = {
 
 
 @styled
-def ratios(folder: Path) -> Any:
+def ratios(folder: Path) -> Figure | None:
     """Update : weight ratio by layer and epoch (B3); None without numbers."""
     lines = {n: (x, np.where(y > 0, y, np.nan)) for n, (x, y) in _by_layer(folder, "update_ratio").items()}
     if not any(np.isfinite(y).any() for _, y in lines.values()):
@@ -45,7 +49,7 @@ def ratios(folder: Path) -> Any:
 
 
 @styled
-def idle(folder: Path, column: str = "dead_fraction") -> Any:
+def idle(folder: Path, column: str = "dead_fraction") -> Figure | str | None:
     """Share of dead or saturated units by layer and epoch (B4); a sentence if it is zero throughout."""
     title, what, limit = {
         "dead_fraction": ("Dead units", "units always zero, %", 10),
@@ -67,7 +71,7 @@ def idle(folder: Path, column: str = "dead_fraction") -> Any:
 
 
 @styled
-def histograms(folder: Path, kind: str = "activations") -> Any:
+def histograms(folder: Path, kind: str = "activations") -> Figure | None:
     """Histograms of `activations` (before the activation), `gradients` or `weights`, one row per layer (B4, B6)."""
     arrays = reading.arrays(folder, "histograms")
     epochs = sorted({key.split("/")[0] for key in arrays})
@@ -99,7 +103,7 @@ def histograms(folder: Path, kind: str = "activations") -> Any:
 
 
 @styled
-def filters(folder: Path) -> Any:
+def filters(folder: Path) -> Figure | None:
     """Filters of the first layer (B5); None if it is no convolution."""
     filters = reading.arrays(folder, "showcase").get("filters")
     if filters is None:
@@ -131,14 +135,14 @@ def _by_layer(folder: Path, column: str) -> dict[str, tuple[Any, Any]]:
     return {layer: (np.array(v)[:, 0], np.array(v)[:, 1]) for layer, v in found.items()}
 
 
-def _framed(lines: Mapping[str, Any]) -> Any:
+def _framed(lines: Mapping[str, Any]) -> Figure:
     """A canvas with room below for the names of layers, or beside for a colour bar."""
     few = len(lines) <= len(OKABE_ITO)
     rows = math.ceil(len(lines) / 2) if few else 0
     return canvas(3.1 + 0.19 * rows, right=0.2, bottom=0.6 + 0.19 * rows, width=HALF)
 
 
-def _layer_lines(figure: Any, axes: Any, lines: Mapping[str, tuple[Any, Any]]) -> None:
+def _layer_lines(figure: Figure, axes: Axes, lines: Mapping[str, tuple[Any, Any]]) -> None:
     """One line per layer: named if there are enough colours, else coloured by depth."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -152,8 +156,9 @@ def _layer_lines(figure: Any, axes: Any, lines: Mapping[str, tuple[Any, Any]]) -
         dots = "o" if len(x) < 15 else None
         axes.plot(x, y, color=color, marker=dots, markersize=3, label=layer[-20:], lw=1.8 if few else 1.1)
     if few:
-        look = {"fontsize": 8, "labelspacing": 0.25, "columnspacing": 1.2, "borderaxespad": 0.2}
-        figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2, **look)
+        look = {"labelspacing": 0.25, "columnspacing": 1.2, "borderaxespad": 0.2}
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="lower center", ncols=2, fontsize=8, **look)
         return
     bar = figure.colorbar(ScalarMappable(Normalize(1, len(lines)), depths), ax=axes, pad=0.02, fraction=0.05)
     bar.set_label("layer, counted from the input")

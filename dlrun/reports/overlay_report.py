@@ -1,4 +1,4 @@
-"""Several runs over each other, one self-contained page: `dlrun report RUN RUN…` (B1, B2).
+"""The overlaid curves of several runs, one self-contained page: `dlrun report RUN RUN…` (B1, B2).
 
 A table of their results, their curves, and every setting in which they differ. Written from the files of the runs
 alone, which are untrusted. Nothing imports torch.
@@ -46,7 +46,7 @@ class _Run(NamedTuple):
 def write(paths: Sequence[Path], file: Path) -> Path:
     """Write the page of these runs into `file`; return it. Raises UserError for more runs than there are colours."""
     if len(paths) > MOST:
-        raise UserError(f"{len(paths)} runs: expected at most {MOST} to lay over each other; `dlrun board` shows all")
+        raise UserError(f"{len(paths)} runs: expected at most {MOST} in one overlay; `dlrun board` shows all")
     make_folder(file.parent)
     runs = [
         _Run(path, name, reading.result(path), columns(reading.metrics(path)))
@@ -132,4 +132,4 @@ def _differing(runs: Sequence[_Run]) -> str:
         {"of": part, "key": key, **{run.name: _cut(row.get(run.name, row[first.name])) for run in runs}}
         for (part, key), row in found.items()
     ]
-    return table(rows) + f"<p class=soft>{escape('–')} stands for a key that a run does not have.</p>"
+    return table(rows) + f"<p class=soft>{escape('–')} marks a key that a run does not have.</p>"

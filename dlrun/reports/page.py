@@ -68,7 +68,7 @@ def picture(file: Path, caption: str = "") -> str:
 
 
 def embedded(png: bytes, caption: str = "", what: str = "", kind: str = "chart") -> str:
-    """Return the bytes of a PNG as a picture in the page; `what` stands for it where it cannot be seen."""
+    """Return the bytes of a PNG as a picture in the page; `what` is its alternative text."""
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     data, shown = base64.b64encode(png).decode(), escape(what or caption)
     return (
@@ -77,7 +77,7 @@ def embedded(png: bytes, caption: str = "", what: str = "", kind: str = "chart")
 
 
 def pictures(found: Mapping[str, Path | str], captions: Mapping[str, str]) -> str:
-    """Return pictures beside each other, below each other on a phone; small cards for those that show nothing."""
+    """Return pictures side by side, one below the other on a phone; small cards for those that show nothing."""
     drawn = "".join(picture(file, captions.get(name, "")) for name, file in found.items() if isinstance(file, Path))
     cards = "".join(card(words, "fine") for words in found.values() if isinstance(words, str))
     return (f"<div class=pictures>{drawn}</div>" if drawn else "") + cards

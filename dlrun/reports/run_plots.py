@@ -1,6 +1,6 @@
 """Pictures of a run in `plots/`, from its files alone: `dlrun report RUN`, the end of `dlrun train` (B1, B2, B7, D11).
 
-Each is narrow enough for a phone; what good looks like is the caption on the page. Nothing here imports torch.
+Each is narrow enough for a phone; its caption on the page describes a good one. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,10 @@ from dlrun.reports.figures import (
     save,
     styled,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["CAPTIONS", "RESULT", "confused", "confusion", "draw", "names"]
 
@@ -103,7 +107,7 @@ def confused(run_folder: Path, most: int = 8) -> list[dict[str, Any]]:
 
 
 @styled
-def _loss(folder: Path, scale: str = "linear") -> Any:
+def _loss(folder: Path, scale: str = "linear") -> Figure | str | None:
     from matplotlib.ticker import StrMethodFormatter
 
     table = columns(reading.metrics(folder))
@@ -128,7 +132,7 @@ def _loss(folder: Path, scale: str = "linear") -> Any:
 
 
 @styled
-def _accuracy(folder: Path) -> Any:
+def _accuracy(folder: Path) -> Figure | str | None:
     table = columns(reading.metrics(folder))
     if len(table.get("epoch", ())) < 2:
         return _one_epoch(table, "acc")
@@ -139,7 +143,7 @@ def _accuracy(folder: Path) -> Any:
     if len(at):
         value = float(table["val_acc"][at[0]])
         label = f"best epoch, {best}: {value:.4f}"
-        axes.plot(best, value, "D", color=GREEN, markersize=8, label=label, zorder=5)
+        axes.plot(table["epoch"][at[0]], value, "D", color=GREEN, markersize=8, label=label, zorder=5)
     epochs_axis(axes, "Accuracy", "share of images right")
     axes.legend()
     return figure
@@ -158,7 +162,7 @@ _CURVES = {"train": "train", "val": "validation"}
 
 
 @styled
-def confusion(folder: Path, split: str = "val") -> Any:
+def confusion(folder: Path, split: str = "val") -> Figure | str | None:
     """Confusion matrix of a run or an ensemble in % of each true class (K, K); a sentence if nothing is wrong."""
     table = _answers(folder, split)
     if table is None:
@@ -195,7 +199,7 @@ def confusion(folder: Path, split: str = "val") -> Any:
 
 
 @styled
-def _errors(folder: Path) -> Any:
+def _errors(folder: Path) -> Figure | None:
     shown, found = reading.arrays(folder, "showcase"), reading.arrays(folder, "predictions")
     if "val_logits" not in found or not len(shown.get("images", ())):
         return None
@@ -216,7 +220,7 @@ def _errors(folder: Path) -> Any:
 
 
 @styled
-def _time(folder: Path) -> Any:
+def _time(folder: Path) -> Figure | None:
     table = columns(reading.metrics(folder))
     if len(table.get("epoch", ())) < 2:
         return None
@@ -249,7 +253,7 @@ def _best_epoch(folder: Path) -> int | None:
     return epoch if isinstance(epoch, int) else None
 
 
-def _both(axes: Any, table: Mapping[str, Any], what: str) -> None:
+def _both(axes: Axes, table: Mapping[str, Any], what: str) -> None:
     dots = "o" if len(table["epoch"]) < 15 else None
     axes.plot(table["epoch"], table[f"train_{what}"], color=BLUE, marker=dots, markersize=4, label="train")
     axes.plot(
@@ -257,7 +261,7 @@ def _both(axes: Any, table: Mapping[str, Any], what: str) -> None:
     )
 
 
-PICTURES: dict[str, Callable[[Path], Any]] = {
+PICTURES: dict[str, Callable[[Path], Figure | str | None]] = {
     **{"accuracy": _accuracy, "loss": _loss},
     **{f"confusion_{split}": partial(confusion, split=split) for split in SPLITS},
     **{"errors": _errors, "loss_log": partial(_loss, scale="log"), "update_ratios": layer_plots.ratios},

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from dlrun.reports import axis_plots
 from dlrun.reports.axis_plots import called, legend, span, strip, wanted
 from dlrun.reports.figures import BLUE, GREEN, OKABE_ITO, STYLE, canvas, columns, epochs_axis, headline, positive, save
 from dlrun.vocabulary import Status, is_loss, lower_is_better
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["draw"]
 
@@ -58,7 +61,7 @@ def _by_importance(axes: Sequence[Axis], found: Importance | str) -> list[Axis]:
     return sorted(axes, key=lambda axis: order.get(axis.name, len(order)))
 
 
-def _importance(found: Importance | str) -> Any:
+def _importance(found: Importance | str) -> Figure | None:
     if isinstance(found, str):
         return None
     count = len(found.names)
@@ -81,7 +84,7 @@ def _importance(found: Importance | str) -> Any:
     return figure
 
 
-def _time(trials: Trials) -> Any:
+def _time(trials: Trials) -> Figure | None:
     """Scores in the order in which trials ended, and the best so far."""
     ends = {k: end for k in range(len(trials.entries)) if (end := _clock(trials.entries[k].result.get("ended")))}
     starts = [s for e in trials.entries if (s := _clock(e.result.get("started")))]
@@ -118,7 +121,7 @@ def _clock(text: Any) -> float | None:
         return None
 
 
-def _curves(folder: Path, trials: Trials, varied: Sequence[Axis]) -> Any:
+def _curves(folder: Path, trials: Trials, varied: Sequence[Axis]) -> Figure | None:
     """The learning curves of the trials that wrote any, best first; the legend names the settings that were varied."""
     tables: dict[str, dict[str, Any]] = {}
     settings: dict[str, str] = {}
@@ -138,8 +141,8 @@ def _curves(folder: Path, trials: Trials, varied: Sequence[Axis]) -> Any:
         lower = trials.lower if column == trials.metric else lower_is_better(column)
         for k, (label, table) in reversed(list(enumerate(tables.items()))):
             named = k < len(OKABE_ITO)
-            look = {"color": OKABE_ITO[k] if named else "#BBBBBB", "linewidth": 1.8 if named else 0.8}
-            axes.plot(table["epoch"], table[column], label=settings[label] if named else None, **look)
+            (line,) = axes.plot(table["epoch"], table[column], label=settings[label] if named else None)
+            line.set(color=OKABE_ITO[k] if named else "#BBBBBB", linewidth=1.8 if named else 0.8)
         epochs_axis(axes, "lower is better" if lower else "higher is better", called(column))
         if is_loss(column):
             # diverged runs are clipped, so that they do not flatten the others

@@ -1,6 +1,6 @@
 """One run from its config to result.json: build, check, train, test once (`dlrun train`, `dlrun resume`, a sweep).
 
-However a run ends, result.json has a status and a reason, and the exit code stands for the status (B8).
+However a run ends, result.json has a status and a reason, and the exit code follows from the status (B8).
 """
 
 from __future__ import annotations

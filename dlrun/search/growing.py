@@ -20,8 +20,7 @@ __all__ = ["beyond"]
 def beyond(composer: Composer, plan: Plan, now: Round, best: Sequence[Trial]) -> Round | None:
     """Warn in `now.said` of each edge near the best value; with search.extend return the round beyond it (S3).
 
-    The edge may be that of the stage's range or of all that was searched: a range that a stage narrowed does not end
-    where the stage does.
+    The edge may be that of the stage's range or that of everything searched so far.
     """
     said: list[str] = []
     grown = list(now.axes)

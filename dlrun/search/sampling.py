@@ -16,7 +16,7 @@ __all__ = ["draw", "draws", "pick", "unseen"]
 
 
 def pick(sampler: str, axes: Sequence[Axis]) -> str:
-    """Return the sampler that `auto` stands for: a grid of lists, random if any axis is a range (S1)."""
+    """Return the sampler that `auto` means: a grid of lists, random if any axis is a range (S1)."""
     if sampler != "auto":
         return sampler
     return "grid" if all(a.words for a in axes) else "random"

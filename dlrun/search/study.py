@@ -10,10 +10,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrun.search.space import Axis
 from dlrun.vocabulary import Status
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import Trial as Optunas
+    from optuna.trial import TrialState
 
 __all__ = ["Study", "Trial"]
 
@@ -87,7 +92,7 @@ class Study:
         made = self._optuna.trial.create_trial(
             state=self._optuna.trial.TrialState.RUNNING,
             params=values,
-            distributions={a.key: self._distribution(a, values[a.key]) for a in axes},
+            distributions={a.key: self._distribution(a) for a in axes},
             user_attrs={TRIAL: number, FAILURES: failures},
         )
         self._study.add_trial(made)
@@ -106,12 +111,14 @@ class Study:
         self._ids[number] = asked._trial_id
         return Trial(number, {a.key: asked.params[a.key] for a in axes})
 
-    def _distribution(self, axis: Axis, value: Any = None) -> Any:
-        kinds = self._optuna.distributions
+    def _distribution(self, axis: Axis) -> BaseDistribution:
+        from optuna import distributions
+
         if axis.words:
-            return kinds.CategoricalDistribution(axis.choices)
-        kind = kinds.IntDistribution if axis.whole else kinds.FloatDistribution
-        return kind(axis.low, axis.high, log=axis.log)
+            return distributions.CategoricalDistribution(axis.choices)
+        if axis.whole:
+            return distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
+        return distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
 
     def failed(self, trial: Trial, reason: str, failures: int) -> None:
         """Count a failure of a trial."""
@@ -135,7 +142,7 @@ class Study:
         To Optuna, which knows fewer states, a diverged trial is pruned, and one without a value has failed.
         """
         states = self._optuna.trial.TrialState
-        ended = {Status.COMPLETED: states.COMPLETE, Status.PAUSED: states.COMPLETE}
+        ended: dict[str, TrialState] = {Status.COMPLETED: states.COMPLETE, Status.PAUSED: states.COMPLETE}
         ended |= {Status.PRUNED: states.PRUNED, Status.DIVERGED: states.PRUNED}
         state = ended.get(status, states.FAIL)
         if state == states.COMPLETE and value is None:
@@ -145,5 +152,5 @@ class Study:
             self._study.tell(self._trial(trial), value if state == states.COMPLETE else None, state=state)
         trial.closed = True
 
-    def _trial(self, trial: Trial) -> Any:
+    def _trial(self, trial: Trial) -> Optunas:
         return self._optuna.trial.Trial(self._study, self._ids[trial.number])

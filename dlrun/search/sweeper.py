@@ -326,5 +326,5 @@ class Sweep:
         try:
             self.screen.say(f"report: {sweep_report.write(self.folder, found, shares)}")
         except Exception as error:  # the search is done and stored: a picture must not undo that
-            again = f"`dlrun report {shlex.quote(str(self.folder))}` tries again"
+            again = f"`dlrun report {shlex.quote(str(self.folder))}` retries"
             self.screen.say(f"no report: {type(error).__name__}: {error}; {again}")

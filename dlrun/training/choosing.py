@@ -66,7 +66,7 @@ def kept(run: Run, history: Sequence[Mapping[str, Any]], trainer: Trainer) -> se
     keep, monitor = trainer.keep, trainer.monitor
     if keep not in ("top3", "all"):
         return set()
-    ranked: list[Any] = []
+    ranked: list[tuple[str, dict[str, float | None]]] = []
     for text in history:
         row = {c: float(text[c]) if text[c] not in ("", None) else None for c in ("epoch", monitor, "val_loss")}
         score = {"value": row[monitor], "val_loss": row["val_loss"]}

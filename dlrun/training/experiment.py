@@ -191,7 +191,7 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
     """Build an initialised model for images of a shape (H, W, C). Raises UserError for what it refuses."""
     node = dict(node)
     init = node.pop("init", "default")
-    node.pop("output_bias", None)  # a matter of the data's
+    node.pop("output_bias", None)  # `build` applies it, with the class counts of the data
     height, width, channels = shape
     model = instantiate(
         node,
@@ -204,7 +204,7 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={node['_target_']}: expected a torch.nn.Module, found {type(model).__name__}")
     if node.get("weights") and init != "default":
-        raise UserError(f"model.init={init} would overwrite model.weights={node['weights']}; leave one of them away")
+        raise UserError(f"model.init={init} would overwrite model.weights={node['weights']}; omit one of them")
     initialise(model, init)
     return model
 

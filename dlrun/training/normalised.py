@@ -1,4 +1,4 @@
-"""A model of raw pixels, and a few stored answers of it: the probe (`dlrun train`, `dlrun predict`, E6).
+"""A model of raw pixels, and the probe: a few images and its logits (`dlrun train`, `dlrun predict`, E6).
 
 The end of training stores four images and the logits that the model gives them; whoever loads the run computes them
 again. Code that was changed since, or another version of a library, is noticed before it answers.
@@ -44,7 +44,7 @@ class Normalised(nn.Module):
 def probe(exp: Experiment) -> dict[str, Any]:
     """Return a few validation images (N, H, W, C) and the logits (N, K) that the model gives them now.
 
-    Empty if it gives other logits the second time: there is nothing to hold it to.
+    Empty if it gives other logits the second time: then there is nothing to compare with.
     """
     images = exp.data.val.images.take(torch.arange(min(COUNT, len(exp.data.val))))
     record = exp.data.record()

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any
 from dlrun.vocabulary import Exit, Status
 
 if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
     from dlrun.training.shared_data import SharedData
 
 __all__ = ["Job", "Place", "Remote", "away", "main", "work"]
@@ -122,7 +124,7 @@ class Remote:
         """Run the trial, or continue it."""
         return away(self.job, self.place)
 
-    def checkpoint(self) -> Any:
+    def checkpoint(self) -> DelayedSubmission:
         """Return the job to queue: the same, since the progress is in the folder of the trial."""
         from submitit.helpers import DelayedSubmission
 

@@ -82,6 +82,7 @@ from __future__ import annotations
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 __all__ = ["lint_even"]
 
@@ -89,7 +90,8 @@ __all__ = ["lint_even"]
 @check(order=155, needs_outputs=True)
 def lint_even(exp: Experiment) -> Verdict:
     """Warn if there is an even number of classes."""
-    return Verdict("pass" if exp.num_classes % 2 else "warn", f"{exp.num_classes} classes", "an odd number", "even")
+    status = Outcome.PASS if exp.num_classes % 2 else Outcome.WARN
+    return Verdict(status, f"{exp.num_classes} classes", "an odd number", "even")
 '''
 
 

@@ -24,6 +24,7 @@ from __future__ import annotations
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
 
 
 @check(
@@ -33,7 +34,7 @@ from dlrun.training.experiment import Experiment
 def validation_size(exp: Experiment) -> Verdict:
     """Count the validation samples."""
     size = len(exp.data.val)
-    return Verdict("pass" if size else "fail", str(size), "1 or more", "counted")
+    return Verdict(Outcome.PASS if size else Outcome.FAIL, str(size), "1 or more", "counted")
 '''
 NET = """from torch import nn
 

@@ -6,10 +6,18 @@ Everything here takes the folder of the package `dlrun`, so that a test can plan
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 Law = Mapping[str, frozenset[str]]  # a package, and the packages that it may import
+
+
+@lru_cache(maxsize=1024)
+def parsed(text: str) -> ast.Module:
+    """The syntax tree of a source; the package and its copies are parsed once."""
+    return ast.parse(text)
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -31,7 +39,7 @@ def imports(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, str | 
 
     Raises AssertionError for a relative import.
     """
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in ast.walk(parsed(file.read_text())):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "dlrun")
         elif isinstance(node, ast.ImportFrom):
@@ -101,7 +109,7 @@ def unlisted(root: Path) -> list[str]:
 def _listed(file: Path) -> set[str]:
     """The names in a module's `__all__`, also those added later; for a package its modules as well."""
     found = {below.stem for below in file.parent.iterdir()} if file.name == "__init__.py" else set()
-    for node in ast.parse(file.read_text()).body:
+    for node in parsed(file.read_text()).body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(t, ast.Name) and t.id == "__all__" for t in targets):
             found |= {c.value for c in ast.walk(node) if isinstance(c, ast.Constant) and isinstance(c.value, str)}
@@ -110,7 +118,7 @@ def _listed(file: Path) -> set[str]:
 
 def _attributes(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """Yield the attributes that a file reads from imported modules of dlrun: `loop.fit` after `import loop`."""
-    tree = ast.parse(file.read_text())
+    tree = parsed(file.read_text())
     held = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dlrun":
@@ -120,3 +128,81 @@ def _attributes(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, st
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in held:
             yield held[node.value.id], node.attr
+
+
+def unused(root: Path, law: Law, ground: frozenset[str]) -> dict[str, list[str]]:
+    """What the law allows a package besides the ground, and no file of it imports."""
+    seen, everything = edges(root), frozenset(law)
+    found = {name: sorted(may - ground - set(seen[name])) for name, may in law.items() if may != everything}
+    return {name: words for name, words in found.items() if words}
+
+
+def undocumented(root: Path) -> list[str]:
+    """Modules below `root` that hold code and no docstring."""
+    texts = {name: file.read_text() for name, file in modules(root).items()}
+    return [name for name, text in texts.items() if text.strip() and not ast.get_docstring(parsed(text))]
+
+
+def vague(root: Path) -> list[str]:
+    """Modules and packages below `root` whose name says nothing."""
+    empty = {"utils", "util", "helpers", "helper", "base", "manager", "common", "misc"}
+    return [name for name in modules(root) if empty & set(name.split("."))]
+
+
+def heavy(root: Path) -> list[str]:
+    """What the module of the command imports at its top, except the few that cost nothing."""
+    free = {"__future__", "importlib", "os", "sys", "time"}
+    top = parsed((root / "cli.py").read_text()).body
+    taken = [a.name for node in top if isinstance(node, ast.Import) for a in node.names]
+    taken += [node.module or "" for node in top if isinstance(node, ast.ImportFrom)]
+    return [name for name in taken if name not in free]
+
+
+def unexplained(conf: Path) -> list[str]:
+    """Option files that do not open with a comment on what they are."""
+    found = []
+    for file in sorted(conf.rglob("*.yaml")):
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("# @package")]
+        if not lines or not lines[0].startswith("# ") or len(lines[0]) <= 20:
+            found.append(str(file.relative_to(conf)))
+    return found
+
+
+def strange_groups(conf: Path, known: frozenset[str]) -> list[str]:
+    """Folders of options that are no known group."""
+    return sorted({file.parent.name for file in conf.glob("*/*.yaml")} - known)
+
+
+def borrowed(tests: Path) -> list[str]:
+    """Imports of a test file or a conftest in the files below `tests`."""
+    names = {file.stem for file in tests.rglob("test_*.py")} | {"conftest"}
+    found = []
+    for file in sorted(tests.rglob("*.py")):
+        for node in ast.walk(parsed(file.read_text())):
+            taken = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            taken += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [f"{file.relative_to(tests)}: {name}" for name in taken if name.split(".")[-1] in names]
+    return found
+
+
+def foreign(root: Path) -> list[str]:
+    """Modules below `root` with a branch for Windows: its imports need fcntl and resource, which Windows lacks."""
+    found = []
+    for name, file in modules(root).items():
+        words = {n.value for n in ast.walk(parsed(file.read_text())) if isinstance(n, ast.Constant)}
+        if words & {"win32", "nt", "Windows", "cygwin", "msvcrt"}:
+            found.append(name)
+    return found
+
+
+def idle(pyproject: str, root: Path) -> set[str]:
+    """The required packages of a pyproject.toml that no module below `root` imports."""
+    (block,) = re.findall(r"^dependencies = \[\n(.*?)^\]", pyproject, re.M | re.S)
+    required = set(re.findall(r'^ *"([A-Za-z0-9_-]+)', block, re.M))
+    imported = set()
+    for file in root.rglob("*.py"):
+        for node in ast.walk(parsed(file.read_text())):
+            imported |= {a.name.split(".")[0] for a in node.names} if isinstance(node, ast.Import) else set()
+            imported |= {(node.module or "").split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
+    called = {"scikit-learn": "sklearn", "hydra-core": "hydra"}
+    return {name for name in required if called.get(name, name) not in imported}

@@ -48,11 +48,7 @@ def items(paths: Sequence[str]) -> list[Item]:
 
 
 def _item(found: Found) -> Item:
-    path, size = found.path, contents.size([found.path])
-    try:
-        result = reading.stored(path) if found.kind == "ensemble" else reading.result(path)
-    except NewerFormat:
-        result = {"status": Status.UNREADABLE}
+    path, size, result = found.path, contents.size([found.path]), _result(found)
     status, score = str(result.get("status", "")), _number(result.get("val_acc"))
     if found.kind == "sweep":
         status, score = _sweep(path)
@@ -60,6 +56,13 @@ def _item(found: Found) -> Item:
         status = f"ensemble of {result.get('members', '?')}"
     name = str(result.get("name") or "")
     return Item(found, "" if name in path.name else name, status, score, _started(found, result), size)
+
+
+def _result(found: Found) -> dict[str, Any]:
+    try:
+        return reading.stored(found.path) if found.kind == "ensemble" else reading.result(found.path)
+    except NewerFormat:
+        return {"status": Status.UNREADABLE}
 
 
 def _number(value: Any) -> str:
@@ -116,13 +119,14 @@ def _runs(paths: Sequence[str]) -> list[tuple[Found, compare.Entry]]:
 
 def newest() -> Path | None:
     """Return the newest completed run below outputs, of a sweep its best trial; None if there is none."""
-    for item in items([str(OUTPUTS)]) if OUTPUTS.is_dir() else []:
-        if item.found.kind == "run" and item.status == Status.COMPLETED:
-            return item.found.path
-        if item.found.kind == "sweep":
-            found = sweeps.read(item.found.path)
-            if found.best:
-                return found.entries[found.best[0]].path
+    results = [(found, _result(found)) for found in (contents.find([str(OUTPUTS)]) if OUTPUTS.is_dir() else [])]
+    for (path, kind), result in sorted(results, key=lambda one: _started(*one), reverse=True):
+        if kind == "run" and result.get("status") == Status.COMPLETED:
+            return path
+        if kind == "sweep":
+            trials = sweeps.read(path)
+            if trials.best:
+                return trials.entries[trials.best[0]].path
     return None
 
 

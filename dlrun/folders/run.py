@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -180,6 +181,7 @@ class Run:
             return
         for name in ("config.yaml", "result.json", "log.txt", OWNER):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "code", ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty
             self.checkpoints.rmdir()
             self.path.rmdir()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from dlrun.errors import UserError
-from dlrun.folders import reading
+from dlrun.folders import ensemble, reading
 from dlrun.folders.run import claim
 from support.stored import write, write_run
 
@@ -28,6 +29,32 @@ def test_find_goes_through_mixed_trees(here: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(UserError, match="nowhere: no such folder"):
         reading.find(["outputs", "nowhere"])
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_or_a_reason(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b/c", "d"):
+        write_run(here / "outputs" / name, status="completed")
+    scan = os.scandir
+
+    def locked(path: Path) -> object:
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(UserError, match="outputs/b"):
+        reading.find(["outputs"])
+    reasons: dict[str, str] = {}
+    assert reading.find(["outputs"], reasons) == [Path("outputs/a"), Path("outputs/d")]
+    assert list(reasons) == ["outputs/b"]
+
+
+def test_ensembles_are_found_once_and_not_inside_of_runs(here: Path) -> None:
+    for name in ("x/e", "x/run/e"):
+        (here / name).mkdir(parents=True)
+        ensemble.write(here / name, {"members": [{"run": "r"}]}, {}, {}, {})
+    write_run(here / "x/run", status="completed")
+    assert ensemble.find(["x", "x/e"]) == [Path("x/e")]
 
 
 def test_predictions_hold_no_pickles(here: Path) -> None:

@@ -185,6 +185,26 @@ def test_a_run_that_died_before_its_config_is_claimed_anew(here: Path) -> None:
     again.release()
 
 
+@pytest.mark.parametrize("measured", ["", "checks.csv", "metrics.csv", "checkpoints/last.pt"])
+def test_a_refused_run_leaves_no_folder_unless_it_measured_something(here: Path, measured: str) -> None:
+    run = claim("r", "")
+    run.write_config({"seed": 1})
+    run.update_result(status="failed")
+    for name in filter(None, ("code/mynet.py", "log.txt", measured)):
+        write(run.path / name, "x")
+    run.discard()
+    run.release()
+    assert (here / "r/config.yaml").exists() == (here / "r/code").exists() == (here / "r").exists() == bool(measured)
+
+
+def test_what_a_refused_run_did_not_write_stays(here: Path) -> None:
+    write(here / "r/.mine", "x")
+    run = claim("r", "")
+    run.discard()
+    run.release()
+    assert [path.name for path in (here / "r").iterdir()] == [".mine"]
+
+
 def test_a_mistyped_run_is_not_looked_for_all_over_the_disk(here: Path) -> None:
     for name in ("runs/a", "deep/down/b"):
         (here / name).mkdir(parents=True)

@@ -40,7 +40,9 @@ COMMANDS = (
         "sweep.dir=s",
     ),
     ("train", "-m", *PLAIN, "model=mlp", "model.width=8,16", "sweep.dir=grid"),
-    ("ensemble", "s", "--out", "votes", "--temperature"),
+    ("ensemble", "s", "--out", "votes"),
+    ("train", *PLAIN, "run.dir=weak", "model=mlp", "optimizer.lr=1e-4"),
+    ("ensemble", "weak", "--out", "heated", "--temperature"),  # needs errors on validation
     ("ensemble", "grid", "--out", "greedy", "--greedy"),
     ("train", *PLAIN, "run.dir=student", "objective=distill", "objective.teacher=votes", "model=mlp"),
     ("predict", "cnn", "digits.npy", "--out", "predictions.csv"),

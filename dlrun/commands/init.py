@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
         except OSError as error:
             raise UserError(f"{file}: cannot be written: {error.strerror}") from error
     for file in kept:
-        print(f"{file} already exists; not changed")
+        print(f"{file} exists; not changed")
     for file in written:
         print(f"wrote {file}")
     print("next: `dlrun train experiment=mine`, `dlrun explain experiment`")

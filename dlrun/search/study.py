@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "Trial"]
 
-TRIAL, FAILURES, REASON, DROPPED = "trial", "failures", "reason", "dropped"
+TRIAL, FAILURES, REASON = "trial", "failures", "reason"
 
 
 @dataclass

@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import pickle
 import struct
+import subprocess
+import sys
 import urllib.error
 from pathlib import Path
 
@@ -210,12 +212,21 @@ def test_unreachable_host_is_one_line_that_says_what_to_do(tmp_path, name):
     assert "://" in str(caught.value)
 
 
-def test_digits():
+@pytest.mark.parametrize("found", [True, False])
+def test_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch, found):
     from sklearn.datasets import load_digits
 
+    if not found:
+        monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
     raw = datasets.digits()
+    assert raw.train.labels.tolist() == load_digits().target.tolist()
     assert raw.train.images.shape == (8, 8, 1)
     assert np.array_equal(everything(raw.train)[..., 0], load_digits().images * 15)
     assert raw.train.images.pixels.dtype == torch.uint8
     assert raw.train.ids[5] == "train/5"
     assert raw.test is None
+
+
+def test_digits_do_not_import_scikit_learn():
+    code = "import sys; from dlrun.data import datasets; datasets.digits(); sys.exit('sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

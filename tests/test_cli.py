@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -85,6 +86,14 @@ def test_torch_is_asked_for_large_pages_unless_a_user_says_otherwise(
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
     assert dlrun("compare", "--help").code == 0
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+
+
+def test_a_million_objects_that_stay_cost_no_search_for_unreachable_ones(dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("compare", "--help").code == 0
+    before = gc.get_stats()[2]["collections"]
+    kept: list[list[int]] = [[] for _ in range(500_000)]
+    assert gc.get_stats()[2]["collections"] - before <= 1
+    assert len(kept) == 500_000
 
 
 def test_version(dlrun: Callable[..., Outcome]) -> None:

@@ -170,6 +170,7 @@ def main(conversation: int, lifeline: int) -> None:
     if os.getppid() != parent:
         os._exit(1)
     connection = Connection(conversation)
+    gc.set_threshold(50_000, *gc.get_threshold()[1:])  # as dlrun.cli does: the imports make objects that stay
     import dlrun.checks
     import dlrun.training.loop  # noqa: F401  slow imports, while the parent composes
     from dlrun.training.shared_data import SharedData

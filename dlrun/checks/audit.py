@@ -1,8 +1,9 @@
 """D1, D2, D6: problems in the data itself, reported before training (`dlrun check`).
 
-`data_audit` reports samples that dataset.on_bad=drop left out, blank images, and classes with too few samples;
-files and labels that cannot be used at all were refused earlier (dlrun.data). Cannot detect images that decode
-but show the wrong thing. `data_duplicates` reports exact copies: within train, leaks of train into val and test,
+`data_audit` reports samples that dataset.on_bad=drop left out, blank images, classes with too few samples, and the
+sizes of files, with a warning if `dataset.resize=crop` leaves out much of them; files and labels that cannot be used at
+all were refused earlier (dlrun.data). Cannot detect images that decode but show the wrong thing.
+`data_duplicates` reports exact copies: within train, leaks of train into val and test,
 and one image under two labels. Cannot detect near-duplicates (another compression, crop or brightness) or a wrong
 label on a single image. `class_balance` reports unbalanced classes; cannot detect whether they are so in reality
 as well.
@@ -19,13 +20,14 @@ from dlrun.checks.advice import advice, limited
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named
-from dlrun.data.audit import Audit, Finding
+from dlrun.data.audit import VEILED, Audit, Finding
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
 __all__ = ["class_balance", "data_audit", "data_duplicates"]
 
 FEW = 5  # training samples per class (D1): fewer are memorised, and none is left for validation
+CUT = 0.2  # share of the median image that crop may leave out without a warning
 BLANK = 0.5  # share of a split: the reader is broken, it is not a dataset with a few blank images
 # published datasets have leaks below this share of val or test, which changes a score by less than its noise;
 # one or two copies in a subset of a few dozen images are not a rate
@@ -47,11 +49,17 @@ def data_audit(exp: Experiment) -> Verdict:
     parts = []
     if bad:
         parts.append(f"dropped as bad: {_ids(bad, 10)}")
-    if blank:
-        parts.append(f"all pixels are equal in {_ids(blank, 10)}: look at these and remove broken images")
+    if plain := [one for one in blank if one.detail != VEILED]:
+        parts.append(f"all pixels are equal in {_ids(plain, 10)}: look at these and remove broken images")
+    if veiled := [one for one in blank if one.detail == VEILED]:
+        message = f"on the background, transparency makes {_ids(veiled, 10)} blank"
+        parts.append(message + advice(exp, "dataset.background=black", "dataset.background=average"))
+    if found.files and found.files.lost > CUT:
+        message = f"dataset.resize=crop leaves out {found.files.lost:.0%} of the median image"
+        parts.append(message + advice(exp, "dataset.resize=squash", "dataset.resize=letterbox"))
     if few:
         parts.append(f"too few training samples of {named(few)}: add samples, merge classes{limited(exp)}")
-    message = "; ".join(parts) or "all samples are usable"
+    message = "; ".join([*(parts or ["all samples are usable"]), *([str(found.files)] if found.files else [])])
     if any(len(found.of("constant", name)) > BLANK * size for name, size in found.sizes.items()):
         return Verdict(Outcome.FAIL, value, expected, f"most images of a split are blank; {message}")
     return Verdict(Outcome.WARN if parts else Outcome.PASS, value, expected, message)

@@ -5,7 +5,7 @@ identical if a 128-bit digest of their pixels is, as the network gets them: deco
 normalisation and augmentation. So copies in another format or size are found, and so are images that only
 resizing made identical, since the network cannot tell them apart either. Cannot detect near-duplicates: another
 compression, crop, mirror image or brightness of the same photograph. Blank images are listed as such, not as
-copies.
+copies, and those that only their transparency hides are named so. Sizes are those of the files in train.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 
-from dlrun.data.images import Marks
+from dlrun.data.headers import Files, looked_at, veiled
+from dlrun.data.images import Marks, files_of
 from dlrun.data.scan import scan
 from dlrun.data.splits import Bad, Data, Split
 
-__all__ = ["Audit", "Finding", "audit", "listed"]
+__all__ = ["VEILED", "Audit", "Finding", "audit", "listed"]
 
+VEILED = "blank through its transparency alone"
 KINDS = ("bad", "contradiction", "leak", "duplicate", "constant")
 
 
@@ -48,10 +50,11 @@ def listed(bad: Iterable[Bad]) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Audit:
-    """All findings, by kind; `sizes` are the numbers of samples of the splits."""
+    """All findings, by kind; `sizes` are the numbers of samples of the splits, `files` describes those of train."""
 
     findings: list[Finding]
     sizes: dict[str, int]
+    files: Files | None = None
 
     def of(self, kind: str, split: str = "", other: str = "") -> list[Finding]:
         """Return the findings of a kind; `split` and `other` select the two splits, empty means any."""
@@ -84,13 +87,22 @@ def audit(data: Data) -> Audit:
         for number, digest in enumerate(marks.digests):
             if marks.constant[number]:
                 here = _place(data, splits, (name, number))
-                found.append(Finding("constant", here.split, here.id, here.label))
+                found.append(Finding("constant", here.split, here.id, here.label, detail=_detail(split, number)))
             elif first.setdefault(digest, (name, number)) != (name, number):
                 alike[digest].append((name, number))
     for digest, others in alike.items():
         found += _pairs([_place(data, splits, place) for place in (first[digest], *others)])
     found.sort(key=lambda one: KINDS.index(one.kind))  # stable: within a kind, in the order of the splits
-    return Audit(found, {name: len(split) for name, split in splits.items()})
+    files = files_of(data.train.images)
+    return Audit(
+        found, {name: len(split) for name, split in splits.items()}, None if files is None else looked_at(files)
+    )
+
+
+def _detail(split: Split, number: int) -> str:
+    """What makes an image blank, if it is its transparency."""
+    files = files_of(split.images)
+    return VEILED if files is not None and veiled(files.files[number]) else ""
 
 
 def _place(data: Data, splits: dict[str, Split], place: tuple[str, int]) -> _Place:

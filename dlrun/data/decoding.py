@@ -81,12 +81,12 @@ class Decoding:
         """The fields as JSON types."""
         return asdict(self)
 
-    def white(self, kind: str) -> float:
-        """The white level of a kind of values. Raises ValueError if it was not measured."""
-        level = self.whites.get(kind) or FULL.get(kind)
-        if level is None:
-            raise ValueError(f"has {kind} values, expected {self.held}; convert it")
-        return level
+    def scale(self, kind: str) -> float:
+        """By what values of a kind are multiplied to be held. Raises ValueError if a white level is not known."""
+        have, want = (self.whites.get(one) or FULL.get(one) for one in (kind, self.held))
+        if not have or not want:
+            raise ValueError(f"has {kind} values, the training images have {self.held}; convert it")
+        return want / have
 
 
 class OtherSize(ValueError):
@@ -123,7 +123,7 @@ def decoded(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[A
             shown = _fitted(image, height, width, how, white=255 if kind == "uint8" else how.whites.get(kind, 0))
     pixels = np.asarray(shown)
     if kind != how.held:
-        pixels = pixels * (how.white(how.held) / how.white(kind))
+        pixels = pixels * how.scale(kind)
     if pixels.dtype != how.dtype:
         if how.dtype != "float32":
             pixels = np.clip(np.rint(pixels), 0, np.iinfo(how.dtype).max)

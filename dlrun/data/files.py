@@ -82,7 +82,7 @@ def image_folder(
 def arrays(path: str, layout: Literal["NHWC", "NCHW"] = "NHWC", num_classes: int = 0, on_bad: str = "error") -> Raw:
     """Arrays of an `.npz`: x, y and optionally x_test, y_test, x_val, y_val; pickles are refused.
 
-    x: uint8 or float, (N, H, W) gray, or four axes in the order of `layout`. y: (N,) integers from 0 without
+    x: uint8, uint16 or float, (N, H, W) gray, or four axes in the order of `layout`. y: (N,) integers from 0 without
     gaps, or strings. `num_classes`: larger or equal integers are bad labels; 0: one more than the largest of y.
     x_test is read when the test split is; its labels are checked now. Raises UserError that names the array.
     """
@@ -183,9 +183,14 @@ def _pixels(x: Array, name: str, layout: str) -> Array:
         x = x.transpose(0, 2, 3, 1)
     elif x.shape[3] > 4 >= x.shape[1]:
         raise UserError(f"{name} has shape {x.shape}, which looks like channels first; type dataset.layout=NCHW")
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise UserError(f"{name} is {x.dtype}; expected uint8 or float; convert it with x.astype('uint8')")
-    return np.ascontiguousarray(x, dtype=np.uint8 if x.dtype == np.uint8 else np.float32)
+    if x.dtype not in (np.uint8, np.uint16) and x.dtype.kind != "f":
+        low, high = (int(x.min()), int(x.max())) if x.size else (0, 0)
+        fits = "float32" if low < 0 or high > 65535 else "uint8" if high <= 255 else "uint16"
+        raise UserError(
+            f"{name} is {x.dtype} from {low} to {high}; expected uint8, uint16 or float; "
+            f"convert it with x.astype('{fits}'), which keeps these values"
+        )
+    return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("=") if x.dtype.kind == "u" else np.float32)
 
 
 def _class_names(path: str, y: Array, num_classes: int) -> list[str]:

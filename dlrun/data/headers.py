@@ -22,10 +22,11 @@ from dlrun.data.decoding import KINDS, Decoding, kind_of, opened, upright
 from dlrun.data.images import Streamed, run_ahead
 from dlrun.errors import UserError
 
-__all__ = ["Header", "first_size", "header", "held", "levelled", "spread", "white_level"]
+__all__ = ["Files", "first_size", "header", "held", "levelled", "looked_at", "veiled", "white_level"]
 
 DEEP = frozenset((".j2k", ".jp2", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"))  # may exceed 8 bits
 LOOKED = 64  # files whose headers decide whether all are read
+SHOWN = 500  # files whose sizes are reported, at equal distances
 
 
 class Header(NamedTuple):
@@ -35,6 +36,30 @@ class Header(NamedTuple):
     width: int
     kind: str
     animated: bool
+
+
+@dataclass(frozen=True)
+class Files:
+    """Sizes (height, width) of `count` files, by area; how many are animated; the share that resizing cuts off.
+
+    `lost` is of the median image, the middle one by aspect ratio.
+    """
+
+    count: int
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    aspects: tuple[float, float]  # width / height, least and most
+    animated: int
+    lost: float
+
+    def __str__(self) -> str:
+        named = {"smallest": self.smallest, "median": self.median, "largest": self.largest}
+        sizes = ", ".join(f"{name} {height}×{width}" for name, (height, width) in named.items())
+        text = f"{self.count} files looked at: {sizes} (height×width)"
+        low, high = self.aspects
+        text += f", width/height {low:.2f} to {high:.2f}" if high > low else ""
+        return f"{text}; {self.animated} animated, of which the first frame counts" if self.animated else text
 
 
 @dataclass(frozen=True)
@@ -55,9 +80,32 @@ def header(path: Path) -> Header | None:
     return None
 
 
-def spread(files: Sequence[Path], most: int) -> list[Path]:
-    """Return at most `most` files at equal distances: a folder's are sorted by class."""
+def _spread(files: Sequence[Path], most: int) -> list[Path]:
+    """At most `most` files at equal distances: a folder's are sorted by class."""
     return [files[int(k)] for k in np.linspace(0, len(files) - 1, min(most, len(files)))] if files else []
+
+
+def looked_at(images: Streamed) -> Files | None:
+    """Return the sizes of image files, from the headers of at most SHOWN; None if none is readable."""
+    found = [one for path in _spread(images.files, SHOWN) if (one := header(path)) is not None]
+    if not found:
+        return None
+    sizes = sorted(((one.height, one.width) for one in found), key=lambda size: size[0] * size[1])
+    aspects = sorted(one.width / one.height for one in found)
+    middle, wanted = aspects[len(aspects) // 2], images.shape[1] / images.shape[0]
+    lost = 1 - min(middle / wanted, wanted / middle) if images.recipe.resize == "crop" else 0.0
+    ends = (aspects[0], aspects[-1])
+    count = sum(one.animated for one in found)
+    return Files(len(found), sizes[0], sizes[len(sizes) // 2], sizes[-1], ends, count, lost)
+
+
+def veiled(path: Path) -> bool:
+    """Whether a file that looks blank holds a picture that only its transparency hides."""
+    with suppress(Exception), opened(path) as image:
+        image.load()
+        alpha = "transparency" in image.info or image.mode in ("PA", "LA", "La", "RGBA", "RGBa")
+        return alpha and any(low < high for low, high in image.convert("RGBA").getextrema())  # type: ignore[misc]
+    return False
 
 
 def first_size(files: Sequence[Path]) -> tuple[int, int]:
@@ -79,7 +127,7 @@ def held(files: Sequence[Path], how: Decoding) -> Decoding:
     White levels that are still to be measured are 0.
     """
     candidates = [path for path in files if path.suffix.lower() in DEEP]
-    if how.decoder == 1 or set(_kinds(spread(candidates, LOOKED))) <= {"uint8"}:
+    if how.decoder == 1 or set(_kinds(_spread(candidates, LOOKED))) <= {"uint8"}:
         return how
     kinds = _kinds(candidates)  # of all: files of both sorts have to be scaled to each other
     kinds["uint8"] += len(files) - len(candidates)

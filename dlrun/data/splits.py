@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dlrun.data.cache import Cache, cache_at
 from dlrun.data.carving import carve, slice_of
+from dlrun.data.headers import levelled
 from dlrun.data.images import Images, InMemory, Streamed, files_of
 from dlrun.data.scan import scan
 from dlrun.data.units import Units, measured
@@ -120,6 +121,13 @@ class Data:
         how = None if files is None else files.decoding
         return measured(self.train.images, None if how is None else how.whites.get(how.held))
 
+    def _decoding(self, files: Streamed) -> dict[str, Any]:
+        """How files became pixels, with the white level that the training images turned out to have."""
+        how = files.recipe
+        if how.whites and self.units.white:
+            how = replace(how, whites={**how.whites, how.held: self.units.white})
+        return how.record()
+
     @property
     def audited(self) -> Audit | None:
         """The audit if it was made; None if the test split may still be unread."""
@@ -147,7 +155,7 @@ class Data:
             "split_seed": self.split_seed,
             "val_fraction": self.val_fraction,
             "units": self.units.record(),
-            **({} if (files := files_of(self.train.images)) is None else {"decoding": files.recipe.record()}),
+            **({} if (files := files_of(self.train.images)) is None else {"decoding": self._decoding(files)}),
             "val_sha256": hashlib.sha256("\n".join(self.val.ids).encode()).hexdigest(),
             "content_sha256": _content(self.train, self.val),
         }
@@ -210,6 +218,9 @@ def prepare(
     if val is None:
         rest, chosen = carve(train.labels, val_fraction, split_seed, "val")
         train, val = train.subset(rest), train.subset(chosen)
+    if isinstance(train.images, Streamed):
+        train = replace(train, images=levelled(train.images, workers))
+    val, read_test = _alike(val, train), partial(_alike, read_test, train)
     shape = train.images.shape
     _require_shape("validation", val, shape)
     keep = _fits(memory_gb, train, val)
@@ -223,6 +234,14 @@ def prepare(
     test = _reader(read_test, classes, shape, memory_gb, workers, on_bad, store)
     fraction = val_fraction if raw.val is None else None
     return Data(train, val, raw.classes, shape, mean, std, test, split_seed, fraction, tuple(bad), balance)
+
+
+def _alike(split: Split | Callable[[], Split], train: Split) -> Split:
+    """A split, read now if it is given by a function, whose files are decoded as those of train are."""
+    split = split() if callable(split) else split
+    if not (isinstance(split.images, Streamed) and isinstance(train.images, Streamed)):
+        return split
+    return replace(split, images=replace(split.images, decoding=train.images.decoding))
 
 
 def _shared(raw: Raw, store: Cache) -> Raw:

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 
 from dlrun.data.decoding import KINDS, Decoding, kind_of, opened, upright
-from dlrun.data.images import Streamed, run_ahead
+from dlrun.data.images import Images, Streamed, run_ahead
 from dlrun.errors import UserError
 
-__all__ = ["Files", "first_size", "header", "held", "levelled", "looked_at", "veiled", "white_level"]
+__all__ = ["Files", "alike", "first_size", "header", "held", "levelled", "looked_at", "veiled", "white_level"]
 
 DEEP = frozenset((".j2k", ".jp2", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"))  # may exceed 8 bits
 LOOKED = 64  # files whose headers decide whether all are read
@@ -141,11 +141,19 @@ def _kinds(files: Iterable[Path]) -> Counter[str]:
     return Counter(found.kind for path in files if (found := header(path)) is not None)
 
 
-def levelled(images: Streamed, workers: int = 0) -> Streamed:
+def alike(images: Images, train: Images) -> Images:
+    """Return images whose files are decoded as those of the training images are."""
+    both = isinstance(images, Streamed) and isinstance(train, Streamed)
+    return replace(images, decoding=train.decoding) if both else images  # type: ignore[attr-defined,type-var]
+
+
+def levelled(images: Images, workers: int = 0) -> Images:
     """Return training images with the white levels that decoding needs, measured over these files.
 
     They are needed for kinds of values to be scaled to each other, and for a white ground around a letterbox.
     """
+    if not isinstance(images, Streamed):
+        return images
     how = images.decoding
     bright = images.resize and how.resize == "letterbox" and how.background == "white"
     if all(how.whites.values()) or not (len(how.whites) > 1 or bright):

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dlrun.data.cache import Cache, cache_at
 from dlrun.data.carving import carve, slice_of
-from dlrun.data.headers import levelled
-from dlrun.data.images import Images, InMemory, Streamed, files_of
+from dlrun.data.headers import alike, levelled
+from dlrun.data.images import Images, InMemory, Streamed
 from dlrun.data.scan import scan
-from dlrun.data.units import Units, measured
+from dlrun.data.units import Units, decoding_of, measured
 from dlrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -117,16 +117,7 @@ class Data:
     @cached_property
     def units(self) -> Units:
         """Type, range and white level of the training images."""
-        files = files_of(self.train.images)
-        how = None if files is None else files.decoding
-        return measured(self.train.images, None if how is None else how.whites.get(how.held))
-
-    def _decoding(self, files: Streamed) -> dict[str, Any]:
-        """How files became pixels, with the white level that the training images turned out to have."""
-        how = files.recipe
-        if how.whites and self.units.white:
-            how = replace(how, whites={**how.whites, how.held: self.units.white})
-        return how.record()
+        return measured(self.train.images)
 
     @property
     def audited(self) -> Audit | None:
@@ -155,7 +146,7 @@ class Data:
             "split_seed": self.split_seed,
             "val_fraction": self.val_fraction,
             "units": self.units.record(),
-            **({} if (files := files_of(self.train.images)) is None else {"decoding": self._decoding(files)}),
+            **decoding_of(self.train.images, self.units),
             "val_sha256": hashlib.sha256("\n".join(self.val.ids).encode()).hexdigest(),
             "content_sha256": _content(self.train, self.val),
         }
@@ -218,10 +209,8 @@ def prepare(
     if val is None:
         rest, chosen = carve(train.labels, val_fraction, split_seed, "val")
         train, val = train.subset(rest), train.subset(chosen)
-    if isinstance(train.images, Streamed):
-        train = replace(train, images=levelled(train.images, workers))
-    val, read_test = _alike(val, train), partial(_alike, read_test, train)
-    shape = train.images.shape
+    train = replace(train, images=levelled(train.images, workers))
+    val, read_test, shape = _alike(val, train), partial(_alike, read_test, train), train.images.shape
     _require_shape("validation", val, shape)
     keep = _fits(memory_gb, train, val)
     train, mean, std = _scanned("train", train, keep, workers, bad, store)
@@ -239,9 +228,7 @@ def prepare(
 def _alike(split: Split | Callable[[], Split], train: Split) -> Split:
     """A split, read now if it is given by a function, whose files are decoded as those of train are."""
     split = split() if callable(split) else split
-    if not (isinstance(split.images, Streamed) and isinstance(train.images, Streamed)):
-        return split
-    return replace(split, images=replace(split.images, decoding=train.images.decoding))
+    return replace(split, images=alike(split.images, train.images))
 
 
 def _shared(raw: Raw, store: Cache) -> Raw:

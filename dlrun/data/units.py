@@ -7,7 +7,7 @@ that are unmistakable are scaled, and the rest is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from dlrun.data.headers import white_level
-from dlrun.data.images import Images, InMemory
+from dlrun.data.images import Images, InMemory, files_of
 
-__all__ = ["Unfit", "Units", "Values", "factor", "measured", "recorded", "values_of"]
+__all__ = ["Unfit", "Units", "Values", "decoding_of", "factor", "measured", "recorded", "values_of"]
 
 PART = 64  # images measured at a time
 TWELVE_BITS = 4095  # 16-bit integers up to it may be of 9 to 12 bits, or dark
@@ -71,8 +71,20 @@ def values_of(parts: Iterable[NDArray[Any]]) -> Values:
     return Values(dtype, *((low, high) if low <= high else (0.0, 0.0)), whole)
 
 
-def measured(images: Images, white: float | None = None) -> Units:
-    """Return the units of training images; `white` is that of files, if it was measured."""
+def decoding_of(images: Images, units: Units) -> dict[str, Any]:
+    """Return {"decoding": how files became these images}, with the white level that they have; {} if they are none."""
+    if (files := files_of(images)) is None:
+        return {}
+    how = files.recipe
+    if how.whites and units.white:
+        how = replace(how, whites={**how.whites, how.held: units.white})
+    return {"decoding": how.record()}
+
+
+def measured(images: Images) -> Units:
+    """Return the units of training images; the white level of files is the one they were decoded with, if any."""
+    files = files_of(images)
+    white = None if files is None else files.decoding.whites.get(files.decoding.held)
     if isinstance(images, InMemory) and images.pixels.dtype == torch.uint8:
         return Units("uint8", 0.0, 255.0, 255.0)
     dtype = "float32"

@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from itertools import accumulate, pairwise
 from statistics import fmean, median
 from typing import Any
 
-__all__ = ["WANTED_RATIO", "Evidence", "digit", "end", "span"]
+__all__ = ["ABOVE_CHANCE", "LEFT", "STEADY", "TINY", "WANTED_RATIO", "Evidence", "digit", "end", "span"]
 
 ANNEALED = 0.1  # of the highest rate: below this the schedule makes steps small on purpose
 WANTED_RATIO = 1e-3  # update : weight (B3)
+TINY = 1e-9  # in place of a loss of zero, which a confident network has in float32
+LEFT = 0.3  # of the first train loss: below this there is little left to learn (B1, B3)
+ROOM = 0.03  # error that is worth a verdict: a better fit can gain no more, and two seeds may differ by a point or two
+JITTER = 0.08  # sum of all rises of the train loss over its whole descent: noisy (B1)
+OFTEN = 0.15  # of the epochs in which a noisy loss rises
+COARSE = 10  # steps per epoch: with fewer, more steps come from smaller batches at no cost
+STEADY = 300  # optimizer steps: the first ones are long in every run (B3)
+ABOVE_CHANCE = 1.2  # times the loss of uniform logits: only steps that were too long lead there
 
 
 class Evidence:
@@ -81,9 +90,23 @@ class Evidence:
         return median(self.ratios.values()) if self.ratios else math.nan
 
     @property
+    def longest(self) -> float:
+        """The largest ratio of an epoch, as a median over its layers; nan if nothing was measured."""
+        found: dict[int, list[float]] = {}
+        for epoch, _, row in self.layers:
+            if math.isfinite(value := _number(row.get("update_ratio"))):
+                found.setdefault(epoch, []).append(value)
+        return max(map(median, found.values()), default=math.nan)
+
+    @property
     def annealed(self) -> bool:
         """Whether the schedule has reached its end."""
         return bool(self.lr) and self.lr[-1] < ANNEALED * self.peak
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run trained all epochs that it planned, so that its schedule has run its course."""
+        return bool(self.epochs) and self.epochs[-1] == self.key("trainer.epochs")
 
     @property
     def gap_closed(self) -> tuple[float, float, float]:
@@ -102,10 +125,71 @@ class Evidence:
         return before, now, min(before - now, val_before - val_now) / self.loss[0]
 
     @property
+    def epoch_steps(self) -> float:
+        """Optimizer steps of one epoch; infinite if unknown."""
+        batch, samples = self.key("trainer.batch_size"), self.data.get("train")
+        return math.ceil(samples / batch) if batch and samples else math.inf
+
+    @property
     def steps(self) -> float:
         """Optimizer steps done; infinite if unknown."""
-        batch, samples = self.key("trainer.batch_size"), self.data.get("train")
-        return len(self.epochs) * math.ceil(samples / batch) if batch and samples else math.inf
+        return len(self.epochs) * self.epoch_steps if self.epochs else 0.0
+
+    @property
+    def coarse(self) -> bool:
+        """Whether the run has few steps because an epoch has hardly any."""
+        return self.epoch_steps < COARSE and self.steps < STEADY
+
+    @property
+    def train_error(self) -> float:
+        """Share of training images classified wrongly at the end; nan if train_acc is not valid."""
+        return 1 - end(self.acc) if self.acc else math.nan
+
+    @property
+    def underfits(self) -> bool:
+        """Whether fitting the training images better could gain more than noise.
+
+        What a better fit can gain is at most the train error, and at most the validation error: train_acc is measured
+        with dropout and augmentation on. Without train_acc the train loss decides.
+        """
+        if not self.loss:
+            return False
+        visible = max(ROOM, 3 * self.val_error)
+        left = self.train_error > visible if self.acc else self.loss[-1] > LEFT * self.loss[0]
+        return left and 1 - max(self.val_acc) > visible
+
+    @property
+    def late(self) -> int:
+        """The epoch, as an index, at which the last third of the way begins; the way is the sum of the rates.
+
+        Counted in epochs every loss is level at the end of a schedule, with steps of nearly nothing.
+        """
+        spent = list(accumulate(self.lr))
+        return max((k for k, s in enumerate(spent[:-1]) if s <= spent[-1] * 2 / 3), default=0)
+
+    def fell(self, losses: list[float]) -> float:
+        """Return the share of its value that a loss fell by in the last third of the way; nan for a single epoch."""
+        return 1 - losses[-1] / max(losses[self.late], TINY) if len(losses) > 1 else math.nan
+
+    @property
+    def _jumps(self) -> list[float]:
+        """The rises of the train loss from epoch to epoch that are no chance.
+
+        The mean loss of n images, each about as large as the mean, has a standard error of loss/√n. A rise by less
+        than twice the error of a difference does not count: with augmentation a long run would seem noisy.
+        """
+        chance = 2 * math.sqrt(2 / int(self.data.get("train") or 1000))
+        return [later - loss for loss, later in pairwise(self.loss) if later - loss > chance * loss]
+
+    @property
+    def rises(self) -> float:
+        """All rises of the train loss together, as a share of its whole descent; those of chance do not count."""
+        return sum(self._jumps) / max(self.loss[0] - min(self.loss), TINY) if self.loss else 0.0
+
+    @property
+    def jumps(self) -> bool:
+        """Whether the train loss goes up and down: by much of its descent, and nearly as often up as down."""
+        return len(self.loss) >= 5 and self.rises > JITTER and len(self._jumps) >= OFTEN * len(self.loss)
 
     @property
     def counts(self) -> list[int]:
@@ -125,8 +209,15 @@ class Evidence:
     @property
     def val_error(self) -> float:
         """Standard error of the validation accuracy: on a small fold a difference may be chance."""
-        accuracy = end(self.val_acc)
-        return math.sqrt(max(accuracy * (1 - accuracy), 0.0) / int(self.data.get("val") or 1000))
+        return _error(end(self.val_acc), int(self.data.get("val") or 1000))
+
+    @property
+    def gap(self) -> tuple[float, float]:
+        """Train accuracy minus validation accuracy, and the standard error of that; nan without train_acc."""
+        if not self.acc:
+            return math.nan, math.nan
+        train, val = end(self.acc), end(self.val_acc)
+        return train - val, math.hypot(self.val_error, _error(train, int(self.data.get("train") or 1000)))
 
     @property
     def augmented(self) -> bool:
@@ -159,11 +250,17 @@ class Evidence:
         if self.ratio > 0:
             return min(max(WANTED_RATIO / self.ratio, 0.1), 100.0)
         # nothing was measured: a first epoch worse than chance suggests too high a rate
-        return 0.1 if self.loss and self.loss[0] > 1.2 * self.chance else 10.0
+        return 0.1 if self.loss and self.loss[0] > ABOVE_CHANCE * self.chance else 10.0
 
 
 def _number(value: Any) -> float:
     return math.nan if value in (None, "") else float(value)
+
+
+def _error(accuracy: float, count: int) -> float:
+    """Standard error of a share of `count` images; one more right and one more wrong keep it above 0 (Laplace)."""
+    share = (accuracy * count + 1) / (count + 2)
+    return math.sqrt(share * (1 - share) / count)
 
 
 def digit(value: float) -> str:

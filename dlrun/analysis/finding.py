@@ -15,7 +15,10 @@ __all__ = ["Finding", "summary"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One verdict: `sentence` contains `number`; `try_` is one override (two for Muon), empty if none would help."""
+    """One verdict: `sentence` contains `number`; `try_` holds the overrides to type, empty if none would help.
+
+    `dlrun train --from RUN` with these words repeats the run with the advice followed.
+    """
 
     name: str
     severity: str  # stop: training on is a waste; warn: the run can be better

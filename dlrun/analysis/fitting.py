@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dlrun.analysis.evidence import Evidence, end
+from dlrun.analysis.evidence import TINY, Evidence, end
 from dlrun.analysis.finding import Finding
-from dlrun.analysis.learning import TINY
-from dlrun.analysis.remedies import larger, more_regularisation
+from dlrun.analysis.remedies import larger, longer, more_regularisation, smaller_batch
 from dlrun.vocabulary import is_accuracy, is_loss, lower_is_better
 
 __all__ = ["capacity", "gap", "imbalance", "overfitting", "unfinished"]
@@ -17,41 +16,53 @@ WORSE = 1.25  # validation loss over its lowest: overfitting (O8)
 GAIN = 0.01  # accuracy won in the last third of a run whose best epoch is the last (O9)
 ANNEALED_GAIN = 0.05  # the same if the schedule has ended, which wins some by itself
 CLOSED, ANNEALED_CLOSED = 0.02, 0.05  # of the first train loss: val_loss - train_loss still shrinks (O9)
+FALLS = 0.10  # of a loss, in the last third of the way: still falling, less is levelled off (O9, B2)
 
 
 def overfitting(run: Evidence) -> Finding | None:
-    """O8: validation gets worse while training still improves."""
+    """O8: validation gets worse while training still improves: its loss by a quarter, or its accuracy beyond noise."""
     if len(run.val_loss) < 5:
         return None
     low, last = min(run.val_loss), end(run.val_loss)
     best = run.val_loss.index(low)
-    improves = run.loss[-1] < run.loss[best] and best <= 0.7 * len(run.val_loss)
-    if last < WORSE * low or last - low < 0.05 or not improves:
-        return None
-    fix = f"trainer.epochs={run.epochs[best]}"
-    if run.key("trainer.patience") is not None:
-        fix = f"trainer.patience={max(3, len(run.epochs) // 10)}"
-    sentence = (
-        f"overfitting: the validation loss was {low:.3g} in epoch {run.epochs[best]} and is {last:.3g} now, "
-        "while the train loss still falls"
-    )
-    return Finding("overfitting", "warn", sentence, last / max(low, TINY), fix)
+    if last >= max(WORSE * low, low + 0.05) and _improves_after(run, best):
+        what, found = f"validation loss was {low:.3g}", f"{last:.3g}"
+        number = last / max(low, TINY)
+    else:
+        top, ending = max(run.val_acc), end(run.val_acc)
+        best = run.val_acc.index(top)
+        if top - ending < max(GAP / 2, 3 * run.val_error) or not _improves_after(run, best):
+            return None
+        what, found, number = f"validation accuracy was {top:.3f}", f"{ending:.3f}", top - ending
+    sentence = f"overfitting: the {what} in epoch {run.epochs[best]} and is {found} now, though the train loss fell"
+    return Finding("overfitting", "warn", sentence, number, more_regularisation(run))
+
+
+def _improves_after(run: Evidence, best: int) -> bool:
+    """Whether training got better after the best epoch, which lies before the last third."""
+    return run.loss[-1] < run.loss[best] and best <= 0.7 * len(run.loss)
 
 
 def gap(run: Evidence) -> Finding | None:
-    """B2: train accuracy far above validation accuracy needs more regularisation."""
-    if not run.acc or (gap := end(run.acc) - end(run.val_acc)) < GAP + run.val_error:
+    """B2: most of the validation error is no train error: more regularisation.
+
+    Needs so many images that the gap is no chance: three standard errors of the difference.
+    """
+    gap, error = run.gap
+    if not gap >= max(GAP, 3 * error, run.train_error) or (run.coarse and run.underfits):
         return None
     sentence = f"gap: train accuracy {end(run.acc):.3f}, validation accuracy {end(run.val_acc):.3f}"
     return Finding("gap", "warn", sentence, gap, more_regularisation(run))
 
 
 def capacity(run: Evidence) -> Finding | None:
-    """B2: no gap at a low accuracy: the model is too small for the data."""
-    if len(run.acc) < 5 or end(run.acc) >= LOW or end(run.acc) - end(run.val_acc) > GAP / 2 + run.val_error:
+    """B2: no gap at a low accuracy that has levelled off at the end of the schedule: the model is too small."""
+    gap, error = run.gap
+    if len(run.acc) < 6 or not run.complete or gap > GAP / 2 + 2 * error:
         return None
-    fell = 1 - run.loss[-1] / run.loss[len(run.loss) * 2 // 3 - 1]
-    if fell > 0.1 and not run.annealed:
+    if max(end(run.acc), end(run.val_acc)) >= LOW:  # wrong labels and augmentation lower the train accuracy alone
+        return None
+    if run.fell(run.loss) >= FALLS or end(run.acc) - run.acc[run.late] > max(GAIN, 2 * error):
         return None  # still learning
     sentence = (
         f"capacity: train accuracy stops at {end(run.acc):.3f} and validation accuracy at {end(run.val_acc):.3f}, "
@@ -62,24 +73,59 @@ def capacity(run: Evidence) -> Finding | None:
 
 
 def unfinished(run: Evidence) -> Finding | None:
-    """O9: the last epoch is the best, and not only because the schedule ended; or the gap still shrinks."""
-    planned = run.key("trainer.epochs")
-    if len(run.monitored) < 2 or run.epochs[-1] != planned or not (is_accuracy(run.monitor) or is_loss(run.monitor)):
+    """O9: the score or the validation loss still improves, and not only because the schedule ended."""
+    if not run.complete or not (is_accuracy(run.monitor) or is_loss(run.monitor)):
+        return None
+    if run.coarse and run.underfits:
+        return _few_steps(run)
+    if not run.underfits and run.annealed:
+        return None  # more of the same schedule could only fit better what is fitted
+    wide, narrow, closed = run.gap_closed
+    if (won := _won(run)) is not None:
+        number, what = won
+    elif run.underfits and narrow > 0 and closed >= (ANNEALED_CLOSED if run.annealed else CLOSED):
+        number, what = closed, f"val_loss - train_loss still shrinks: from {wide:.3f} to {narrow:.3f}"
+    elif (fell := _falls(run)) is not None:
+        number, what = fell
+    else:
+        return None
+    return Finding("unfinished", "warn", f"unfinished: {what}", number, longer(run))
+
+
+def _few_steps(run: Evidence) -> Finding:
+    steps = "one step" if run.epoch_steps == 1 else f"{run.epoch_steps:.0f} steps"
+    sentence = f"unfinished: an epoch is {steps}, {run.steps:.0f} in all; train accuracy is {1 - run.train_error:.3f}"
+    return Finding("unfinished", "warn", sentence, run.steps, smaller_batch(run))
+
+
+def _won(run: Evidence) -> tuple[float, str] | None:
+    """The last epoch is the best: how much of the monitored score the last third won, of a loss as a share."""
+    if len(run.monitored) < 2:
         return None
     lower = lower_is_better(run.monitor)
     scores = [-v if lower else v for v in run.monitored]
     before = scores[len(scores) * 2 // 3 - 1]
-    gain = (scores[-1] - before) / (abs(before) if lower else 1)  # of a loss, the share that it fell
+    gain = (scores[-1] - before) / (abs(before) if lower else 1)
     needed = (ANNEALED_GAIN if run.annealed else GAIN) + (0 if lower else run.val_error)
-    wide, narrow, closed = run.gap_closed
-    if scores[-1] >= max(scores) and gain >= needed:
-        what = f"the last epoch is the best: {run.monitor} went from {abs(before):.3f} to {run.monitored[-1]:.3f}"
-    elif narrow > 0 and closed >= (ANNEALED_CLOSED if run.annealed else CLOSED):
-        gain, what = closed, f"val_loss - train_loss still shrinks: from {wide:.3f} to {narrow:.3f}"
-    else:
+    if scores[-1] < max(scores) or gain < needed:
         return None
-    fix = f"trainer.epochs={2 * int(planned)}"
-    return Finding("unfinished", "warn", f"unfinished: {what} in the last third", gain, fix)
+    return gain, f"the last epoch is the best: {run.monitor} went from {abs(before):.3f} to {run.monitored[-1]:.3f}"
+
+
+def _falls(run: Evidence) -> tuple[float, str] | None:
+    """The validation loss still falls, and most of the validation error is train error; one epoch cannot level off."""
+    gap, error = run.gap
+    if not run.underfits or gap > max(run.train_error, 2 * error):
+        return None
+    if len(run.loss) == 1:
+        return run.train_error, f"one epoch, train accuracy {end(run.acc):.3f}" if run.acc else "one epoch"
+    fell = run.fell(run.val_loss)
+    if not fell >= FALLS or run.val_loss[-1] > 1.02 * min(run.val_loss):
+        return None
+    return (
+        fell,
+        f"the validation loss still falls: by {fell:.0%} in the last third of the way, to {run.val_loss[-1]:.3g}",
+    )
 
 
 def imbalance(run: Evidence) -> Finding | None:

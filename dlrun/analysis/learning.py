@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import math
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
-from dlrun.analysis.evidence import WANTED_RATIO, Evidence, end, span
+from dlrun.analysis.evidence import ABOVE_CHANCE, LEFT, STEADY, TINY, WANTED_RATIO, Evidence, end, span
 from dlrun.analysis.finding import Finding
-from dlrun.analysis.remedies import BAND, larger, revive, too_fast
+from dlrun.analysis.remedies import BAND, WIDE_BAND, larger, longer, revive, smaller_batch, smaller_steps, too_fast
 from dlrun.vocabulary import Status
 
-__all__ = ["TINY", "dead", "exploding", "flat", "noisy", "offset", "saturated", "slow", "update_ratio"]
+__all__ = ["dead", "exploding", "flat", "long_steps", "noisy", "offset", "saturated", "short_steps", "slow"]
 
 DEAD = 0.10  # share of a layer's units (B4)
 # the essays give no number for these; each separates healthy runs on digits and CIFAR images from broken ones
-TINY = 1e-9  # in place of a loss of zero, which a confident network has in float32
 ROSE = 2.0  # train loss over its lowest: exploding (B1)
 LEARNT = 0.05  # of the way from always naming the largest class to no error: less is flat (B1)
 LINEAR = 0.5  # slope of the train loss in the second half over that in the first: too low a rate (B1)
-JITTER = 0.08  # sum of all rises of the train loss over its whole descent: noisy (B1)
-LEFT = 0.3  # of the first train loss: below this there is little left to learn (B1, B3)
 SATURATED = 0.25  # share of a layer's activations (B4)
 OFFSET = 3.0  # |mean| over standard deviation before the activation: |mean| ≫ 0 (B4)
+FORGOT = 0.10  # train accuracy that a run had reached and lost again
 SEVERE = 0.5  # share of dead units at which a layer is lost
 
 
@@ -50,26 +48,41 @@ def flat(run: Evidence) -> Finding | None:
     share, accuracy = max(run.counts) / sum(run.counts), end(run.acc, 2)
     if accuracy - share > LEARNT * (1 - share) or end(run.loss, 2) < 0.9 * min(run.loss[0], run.chance):
         return None
-    if max(run.loss) > ROSE * run.chance:  # it exploded and settled: large weights make the ratio small
-        fix = run.rate(0.1)
-    elif max(run.now("dead_fraction").values(), default=0.0) > SEVERE:
-        fix = revive(run)
-    elif not WANTED_RATIO / BAND < run.ratio < WANTED_RATIO * BAND:
-        fix = run.rate(run.towards_ratio())
+    severity, done = "stop", f"{len(run.loss)} epochs"
+    if run.coarse:  # nothing is known yet about the rate or the network
+        steps = "one step" if run.epoch_steps == 1 else f"{run.epoch_steps:.0f} steps"
+        severity, done, fix = "warn", f"{run.steps:.0f} steps, since an epoch is {steps}", smaller_batch(run)
+    elif (found := _flat_fix(run)) is not None:
+        fix = found
+    elif run.steps < STEADY:
+        severity, done, fix = "warn", f"{run.steps:.0f} steps", longer(run)
     else:
         fix = "model.norm=batch" if run.key("model.norm") == "none" else larger(run)
     sentence = (
-        f"flat: train accuracy {accuracy:.3f} after {len(run.loss)} epochs, "
-        f"always predicting the largest class gives {share:.3f}"
+        f"flat: train accuracy {accuracy:.3f} after {done}, always predicting the largest class gives {share:.3f}"
     )
-    return Finding("flat", "stop", sentence, accuracy, fix)
+    return Finding("flat", severity, sentence, accuracy, fix)
+
+
+def _flat_fix(run: Evidence) -> str | None:
+    """Return the override against the cause that the numbers show; None if they show none."""
+    # it exploded and settled, or had learnt: large weights make the ratio small
+    if max(run.loss) > ABOVE_CHANCE * run.chance >= end(run.loss, 2) or max(run.acc) > end(run.acc, 2) + FORGOT:
+        return run.rate(0.1)
+    if max(run.now("dead_fraction").values(), default=0.0) > SEVERE:
+        return revive(run)
+    if (stuck := saturated(run) or offset(run)) is not None:
+        return stuck.try_
+    if run.steps < STEADY and not run.ratio < WANTED_RATIO / BAND and not run.ratio > WANTED_RATIO * WIDE_BAND:
+        return None
+    return None if WANTED_RATIO / BAND < run.ratio < WANTED_RATIO * BAND else run.rate(run.towards_ratio())
 
 
 def dead(run: Evidence) -> Finding | None:
-    """B4: units that are above zero for none of the images."""
+    """B4: units that are above zero for none of the images, in a network that misses them."""
     shares = run.now("dead_fraction")
     bad = [layer for layer, share in shares.items() if share > DEAD]
-    if not bad:
+    if not bad or not run.underfits:
         return None
     worst = max(shares.values())
     sentence = f"dead: up to {worst:.0%} of the units in {span(bad, len(shares))} are zero for every image"
@@ -79,6 +92,8 @@ def dead(run: Evidence) -> Finding | None:
 def slow(run: Evidence) -> Finding | None:
     """B1: a loss that falls in a straight line over the sum of the rates needs a higher rate."""
     if len(run.loss) < 5 or run.loss[-1] < LEFT * run.loss[0] or run.ratio > WANTED_RATIO:
+        return None
+    if run.jumps or not run.underfits:
         return None
     spent = list(accumulate(run.lr))
     middle = next(k for k, s in enumerate(spent) if s >= (spent[0] + spent[-1]) / 2)
@@ -96,18 +111,25 @@ def slow(run: Evidence) -> Finding | None:
     return Finding("slow", "warn", sentence, late / early, run.rate(factor))
 
 
-def update_ratio(run: Evidence) -> Finding | None:
-    """B3: steps more than three times too long or too short for the weights."""
-    ratio = run.ratio
-    high = too_fast(run)
-    # after a run has learnt the data, small gradients and steps are normal
-    low = ratio < WANTED_RATIO / BAND and bool(run.loss) and run.loss[-1] > LEFT * run.loss[0]
-    if not (high or low):
+def long_steps(run: Evidence) -> Finding | None:
+    """B3: steps too long for the weights, in a run that does not come to fit its training images."""
+    return _ratio(run, smaller_steps(run), high=True) if too_fast(run) else None
+
+
+def short_steps(run: Evidence) -> Finding | None:
+    """B3: steps more than three times too short for the weights, with much left to learn."""
+    if not run.underfits or run.loss[-1] <= LEFT * run.loss[0] or not run.ratio < WANTED_RATIO / BAND:
         return None
+    return _ratio(run, "", high=False)
+
+
+def _ratio(run: Evidence, fix: str, *, high: bool) -> Finding:
     off = [n for n, r in run.ratios.items() if (r > WANTED_RATIO * BAND if high else r < WANTED_RATIO / BAND)]
-    shown = f"{ratio:.0e}".replace("e-0", "e-")
+    shown = f"{run.ratio:.0e}".replace("e-0", "e-")
     sentence = f"update_ratio {shown} in {span(off, len(run.ratios))}, expected about 1e-3"
-    return Finding("update_ratio", "warn", sentence, ratio, run.rate(run.towards_ratio(), off))
+    if "batch_size" not in fix:
+        fix = run.rate(run.towards_ratio(), off)
+    return Finding("update_ratio", "warn", sentence, run.ratio, fix)
 
 
 def saturated(run: Evidence) -> Finding | None:
@@ -145,12 +167,10 @@ def offset(run: Evidence) -> Finding | None:
 
 
 def noisy(run: Evidence) -> Finding | None:
-    """B1: a train loss that goes up and down from epoch to epoch."""
-    descent = run.loss[0] - min(run.loss) if run.loss else 0.0
-    share = sum(max(0.0, later - earlier) for earlier, later in pairwise(run.loss)) / max(descent, 1e-30)
-    if len(run.loss) < 5 or share <= JITTER:
+    """B1: a train loss that goes up and down from epoch to epoch, without coming to fit the images."""
+    if not run.underfits or not run.jumps:
         return None
     batch = int(run.key("trainer.batch_size", 32))
-    sentence = f"noisy: with batches of {batch}, the rises of the train loss add up to {share:.0%} of its descent"
+    sentence = f"noisy: with batches of {batch}, the rises of the train loss add up to {run.rises:.0%} of its descent"
     fix = f"trainer.batch_size={4 * batch}" if batch <= 16 else run.rate(1 / 3)
-    return Finding("noisy", "warn", sentence, share, fix)
+    return Finding("noisy", "warn", sentence, run.rises, fix)

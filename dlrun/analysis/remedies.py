@@ -1,43 +1,91 @@
-"""Remedies: the override that a verdict suggests (B1–B4)."""
+"""Remedies: the override that a verdict suggests (B1–B4).
+
+tests/benchmarks/bench_verdicts.py follows each of them.
+"""
 
 from __future__ import annotations
 
-from dlrun.analysis.evidence import WANTED_RATIO, Evidence, digit
+import math
 
-__all__ = ["BAND", "larger", "more_regularisation", "revive", "too_fast"]
+from dlrun.analysis.evidence import STEADY, WANTED_RATIO, Evidence, digit
+
+__all__ = ["BAND", "WIDE_BAND", "larger", "longer", "more_regularisation", "revive", "smaller_batch"]
+__all__ += ["smaller_steps", "too_fast"]
 
 BAND = 3.0  # factor on the wanted update : weight ratio that is still fine (B3)
-STEADY = 300  # optimizer steps: the first ones are long in every run (B3)
+WIDE_BAND = 10.0  # the same if nothing else shows that steps are too long, and for the first steps
+FEW = 50  # optimizer steps that are needed to judge their length
+TINY_BATCH = 4  # images whose mean gradient is mostly noise
+LEARNS = 1000  # optimizer steps in which small networks come to fit images that change
+BATCH = 32  # images: the default of trainer.batch_size
 
 
 def too_fast(run: Evidence) -> bool:
-    """Whether the steps are too long for the weights."""
-    return run.ratio > WANTED_RATIO * BAND and run.steps >= STEADY
+    """Whether the steps are too long for the weights, and the train loss suffers.
+
+    A long step does no harm by itself: norm layers make it relative (Arora, Li and Lyu 2019), and `dlrun lr_range` and
+    grids prefer rates with ratios of up to 1e-2. It is too long if the run does not come to fit its training images,
+    and above BAND alone only if the loss jumps or the batch is tiny: a small network fits badly at any rate.
+    """
+    if not run.underfits or run.steps < FEW:
+        return False
+    symptom = run.steps >= STEADY and (run.jumps or run.key("trainer.batch_size", BATCH) <= TINY_BATCH)
+    return run.ratio > WANTED_RATIO * (BAND if symptom else WIDE_BAND)
+
+
+def smaller_steps(run: Evidence) -> str:
+    """Return the override against steps that are too long: of a tiny batch its size, otherwise the rate."""
+    batch = int(run.key("trainer.batch_size", BATCH))
+    return f"trainer.batch_size={8 * batch}" if batch <= TINY_BATCH else run.rate(run.towards_ratio())
+
+
+def smaller_batch(run: Evidence) -> str:
+    """Return the batch size that turns an epoch of a few steps into many: a power of two, at most the default."""
+    images = int(run.data.get("train", BATCH))
+    return f"trainer.batch_size={2 ** max(0, min(math.log2(BATCH), math.floor(math.log2(max(1, images / 10))))):.0f}"
+
+
+def longer(run: Evidence, steps: int = 0) -> str:
+    """Return the override for twice as many epochs, or more for `steps` optimizer steps in all."""
+    return (
+        f"trainer.epochs={max(2 * int(run.key('trainer.epochs', len(run.epochs))), math.ceil(steps / run.epoch_steps))}"
+    )
 
 
 def revive(run: Evidence) -> str:
-    """Return a remedy for dying units: smaller steps, a norm, or an activation that cannot die."""
+    """Return a remedy for dying units: smaller steps, a norm, or an activation that cannot die.
+
+    Steps may have been too long in the first epochs alone: dead units let weights and steps rest.
+    """
     if too_fast(run):
-        return run.rate(run.towards_ratio())
+        return smaller_steps(run)
+    if run.longest > WANTED_RATIO * WIDE_BAND:
+        return run.rate(0.1)
     if run.key("model.norm") == "none":
         return "model.norm=batch"
     return "model.activation=leaky_relu" if run.key("model.activation") == "relu" else run.rate(1 / 3)
 
 
 def more_regularisation(run: Evidence) -> str:
-    """Return the first of augmentation, penalty and dropout that is off, or else a stronger penalty."""
-    photographs = ("cifar10", "cifar100", "stl10", "image_folder")  # a mirrored digit is no digit
-    if run.key("choices.dataset") in photographs and not run.augmented:
-        return "augment=crop_flip"
-    if not (run.key("regularizer.l2") or run.key("optimizer.weight_decay")):
-        return "regularizer.l2=0.0005" if run.regularised else "regularizer=l2"
+    """Return the first of augmentation, dropout and penalty that is off, or else a stronger penalty.
+
+    Changed images are harder to fit: in the same epochs, or a few hundred steps, augmentation loses more than it gains.
+    """
+    if not run.augmented:
+        photographs = ("cifar10", "cifar100", "stl10", "image_folder")  # a mirrored digit is no digit
+        option = "crop_flip" if run.key("choices.dataset") in photographs else "affine"
+        return f"augment={option} {longer(run, LEARNS)}"
     if run.key("model.dropout") is not None and not run.key("regularizer.dropout"):
         return "regularizer.dropout=0.3"
+    if not (run.key("regularizer.l2") or run.key("optimizer.weight_decay")):
+        return "regularizer.l2=0.0005"
     key = "regularizer.l2" if run.key("regularizer.l2") else "optimizer.weight_decay"
     return f"{key}={digit(3 * float(run.key(key)))}"
 
 
 def larger(run: Evidence) -> str:
-    """Return a model with more capacity."""
+    """Return a model with more capacity: twice the width, or a residual network if the model has no width."""
+    if widths := run.key("model.widths"):
+        return f"model.widths=[{','.join(str(2 * int(w)) for w in widths)}]"
     width = run.key("model.width")
-    return "model=resnet20" if width is None else f"model.width={2 * int(width)}"
+    return "model=resnet18" if width is None else f"model.width={2 * int(width)}"

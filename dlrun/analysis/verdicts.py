@@ -16,21 +16,14 @@ from dlrun.vocabulary import Status
 
 __all__ = ["judge", "urgent"]
 
-# in the order in which they should be acted on
-RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
-    *(learning.exploding, learning.flat, learning.dead, learning.slow, learning.update_ratio),
-    *(learning.saturated, learning.offset, learning.noisy),
-    *(fitting.overfitting, fitting.gap, fitting.capacity, fitting.unfinished, fitting.imbalance),
+# in the order in which they should be acted on: the first cause found is the verdict, since what follows from it would
+# only repeat or contradict it
+CAUSES: tuple[Callable[[Evidence], Finding | None], ...] = (
+    *(learning.exploding, learning.flat, learning.long_steps, learning.dead, learning.saturated, learning.offset),
+    *(fitting.overfitting, fitting.gap, learning.slow, learning.short_steps, learning.noisy),
+    *(fitting.unfinished, fitting.capacity),
 )
-# a verdict that only follows from another is omitted
-_LEARNING = {"slow", "update_ratio", "noisy", "overfitting", "gap", "capacity", "unfinished"}
-HIDES = {
-    "exploding": _LEARNING | {"flat", "offset"},
-    "flat": _LEARNING,
-    "slow": {"update_ratio", "capacity", "unfinished"},
-    "update_ratio": {"noisy"},
-    "overfitting": {"unfinished"},
-}
+FACTS = (fitting.imbalance,)  # what holds beside any cause
 
 
 def judge(
@@ -41,17 +34,14 @@ def judge(
     status: str = Status.COMPLETED,
     train_acc_valid: bool = True,
 ) -> list[Finding]:
-    """Return the verdicts on a run, worst first.
+    """Return the verdicts on a run: the first cause found, if any, then what holds beside it.
 
     metrics and layers are rows of the CSV files, as text or numbers; config is the resolved one; data is what
     result.json records of the splits, status its status. Without a valid train_acc no verdict is given that needs it.
     """
     run = Evidence(metrics, layers, config, data or {}, status, train_acc_valid)
-    found = {f.name: f for rule in RULES if (f := rule(run)) is not None}
-    for name, consequences in HIDES.items():
-        if name in found:
-            found = {n: f for n, f in found.items() if n not in consequences}
-    return sorted(found.values(), key=lambda f: f.severity != "stop")
+    cause = next((f for rule in CAUSES if (f := rule(run)) is not None), None)
+    return [f for f in (cause, *(rule(run) for rule in FACTS)) if f is not None]
 
 
 def urgent(
@@ -64,6 +54,6 @@ def urgent(
     """Return the findings after which training should stop; layers may be those of the last epoch alone."""
     run = Evidence(metrics, layers, config, data or {}, Status.RUNNING, train_acc_valid)
     warm = sum(lr >= 0.3 * run.peak for lr in run.lr) >= 3  # a warm-up may learn nothing
-    rules = RULES[:3] if warm else RULES[:1]  # exploding, flat, dead
-    found = [rule(run) for rule in rules]
-    return [f for f in found if f is not None and f.severity == "stop"]
+    rules = (learning.exploding, learning.flat, learning.dead) if warm else (learning.exploding,)
+    found = next((f for rule in rules if (f := rule(run)) is not None), None)
+    return [found] if found is not None and found.severity == "stop" else []

@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from dlrun.analysis import scores, verdicts
 from dlrun.config.defaults import leaves
@@ -116,26 +118,42 @@ def _verdicts(
 
 
 def _gallery(folder: Path) -> str:
-    from PIL import Image
-
     shown, found = reading.arrays(folder, "showcase"), reading.arrays(folder, "predictions")
     if "val_logits" not in found or "images" not in shown:
         return ""
     if not len(shown["images"]):
         return card("No image of the validation split is classified wrongly.", "fine")
-    classes, cards = run_plots.names(folder, found["val_logits"].shape[1]), []
-    for row, image, loss in zip(shown["rows"], shown["images"], shown["losses"], strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+    classes, cards, largest = run_plots.names(folder, found["val_logits"].shape[1]), [], 0
+    for row, (kind, data, side), loss in zip(shown["rows"], _files(shown), shown["losses"], strict=True):
         true, guess = classes[found["val_labels"][row]], classes[found["val_logits"][row].argmax()]
         name = text(str(found["val_ids"][row]))
         cards.append(
-            f"<figure><img alt='{name}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+            f"<figure><img alt='{name}' src='data:image/{kind};base64,{base64.b64encode(data).decode()}'>"
             f"<figcaption><b>{escape(true)}</b>, predicted <b>{escape(guess)}</b><br>loss {loss:.2f}<br>"
             f"<span class=soft>{name}</span></figcaption></figure>"
         )
-    kind = "gallery large" if max(shown["images"].shape[1:3]) >= PHOTO else "gallery"
-    return f"<div class='{kind}'>{''.join(cards)}</div>"
+        largest = max(largest, side)
+    wrong = int((found["val_logits"].argmax(1) != found["val_labels"]).sum())
+    said = f"The {len(cards)} of {wrong:,} errors with the highest loss. A click enlarges an image."
+    kind = "gallery large" if largest >= PHOTO else "gallery"
+    return f"<p class=soft>{said}</p><div class='{kind}'>{''.join(cards)}</div>"
+
+
+def _files(shown: Mapping[str, Any]) -> Iterator[tuple[str, bytes, int]]:
+    """Kind, bytes and longer side of each image as it is stored; an older run has only what the network got."""
+    from PIL import Image
+
+    whole, start = np.asarray(shown.get("originals", ())).tobytes(), 0
+    ends = list(shown["ends"]) if len(shown.get("ends", ())) == len(shown["images"]) else [0] * len(shown["images"])
+    for image, end in zip(shown["images"], map(int, ends), strict=True):
+        data, start = whole[start:end], end
+        try:
+            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as file:
+                yield str(file.format).lower(), data, max(file.size)
+        except Exception:  # none, or bytes that are no image
+            buffer = io.BytesIO()
+            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+            yield "png", buffer.getvalue(), max(image.shape[:2])
 
 
 def _config(config: Mapping[str, Any], changed: Any) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dlrun.data.splits import Split
+from dlrun.run.gallery import MOST, originals
 from dlrun.training import choosing, loop
 from dlrun.training.experiment import Experiment
 from dlrun.training.loop import Predictions
@@ -65,21 +66,23 @@ def _by_weights(
 
 
 def showcase(exp: Experiment, found: Predictions) -> dict[str, Any]:
-    """Return the 24 worst validation errors as 8-bit images, and the filters of the first layer (D11).
+    """Return the worst validation errors as 8-bit images, and the filters of the first layer (D11).
 
-    The images are those that the network gets; of more than LARGE pixels they are averaged, to keep a report small.
+    `images` are those that the network gets, for one picture of all; of more than LARGE pixels they are averaged.
+    `originals` are those that are stored, as encoded files for the report.
     """
     loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
     wrong = (found.logits.argmax(1) != found.labels).nonzero().flatten()
-    worst = wrong[loss[wrong].argsort(descending=True)[:24]]
+    worst = wrong[loss[wrong].argsort(descending=True)[:MOST]]
     pixels = exp.data.val.images.take(worst)
+    if pixels.dtype != torch.uint8 and pixels.numel():
+        pixels = (pixels - pixels.min()) * (255 / max(float(pixels.max() - pixels.min()), 1e-30))
+    stored = originals(exp.data.val, worst, pixels.to(torch.uint8).cpu().numpy())
     if (by := -(-max(pixels.shape[1:3]) // LARGE)) > 1 and pixels.numel():
         smaller = torch.nn.functional.avg_pool2d(pixels.permute(0, 3, 1, 2).float(), by, ceil_mode=True)
         pixels = smaller.permute(0, 2, 3, 1).to(pixels.dtype)
-    if pixels.dtype != torch.uint8 and pixels.numel():
-        pixels = (pixels - pixels.min()) * (255 / max(float(pixels.max() - pixels.min()), 1e-30))
     shown = {"rows": worst, "images": pixels.to(torch.uint8), "losses": loss[worst]}
     first = next((p for p in exp.model.parameters() if p.ndim >= 2), None)
     if first is not None and first.ndim == 4:
         shown["filters"] = first.detach()[:64].float()
-    return {name: tensor.cpu().numpy() for name, tensor in shown.items()}
+    return {name: tensor.cpu().numpy() for name, tensor in shown.items()} | stored

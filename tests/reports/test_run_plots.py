@@ -115,10 +115,12 @@ def test_errors_are_kept_as_the_network_gets_them(side: int, expected: int) -> N
     import torch
 
     from dlrun.data.images import InMemory
+    from dlrun.data.splits import Split
     from dlrun.run.final_test import showcase
 
     images = torch.randint(0, 255, (3, side, side, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    exp = SimpleNamespace(data=SimpleNamespace(val=SimpleNamespace(images=InMemory(images))), model=torch.nn.ReLU())
+    val = Split(InMemory(images), torch.zeros(3, dtype=torch.int64), ["a", "b", "c"])
+    exp = SimpleNamespace(data=SimpleNamespace(val=val), model=torch.nn.ReLU())
     found = SimpleNamespace(logits=torch.tensor([[9.0, 0], [0, 1], [0, 9]]), labels=torch.tensor([1, 1, 0]))
     shown = showcase(exp, found)  # type: ignore[arg-type]
     assert sorted(shown["rows"]) == [0, 2]

@@ -1,0 +1,85 @@
+"""The images of the worst errors for the report, as they are stored on disk or in an array (`dlrun train`, D11).
+
+A page with them must still open, so they are bounded: at most MOST images, the longer side at most SIDE pixels, all
+together at most ROOM bytes. Small ones are PNG and exact, larger ones JPEG.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dlrun.data.decoding import VERSION, decoded
+from dlrun.data.headers import header
+from dlrun.data.images import Streamed, files_of
+from dlrun.data.splits import Split
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
+__all__ = ["MOST", "originals"]
+
+MOST = 24
+SIDE = 1600  # pixels: more than a phone or a page shows, enough to look into a detail
+EXACT = 256  # pixels of the longer side up to which an image is a PNG
+ROOM = 6_000_000  # bytes of all images; base64 makes 8 MB of them
+QUALITY = 85  # of a JPEG: the eye sees no difference
+
+
+def originals(split: Split, rows: Tensor, taken: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Return the images of a split numbered by `rows` as encoded files: their bytes, and where each ends.
+
+    `taken` are the same images (N, H, W, C) as the network gets them, shown in place of a file that is gone. Too many
+    bytes are answered by smaller images.
+    """
+    side, files = SIDE, list[bytes]()
+    while rows.numel():
+        files = [_encoded(image, side) for image in _stored(split, rows, taken, side)]
+        if sum(map(len, files)) <= ROOM or side <= EXACT:
+            break
+        side //= 2
+    return {"originals": np.frombuffer(b"".join(files), np.uint8), "ends": np.cumsum([len(file) for file in files])}
+
+
+def _stored(split: Split, rows: Tensor, taken: NDArray[np.uint8], side: int) -> Iterator[Picture]:
+    from PIL import Image
+
+    source = files_of(split.images)
+    for number, pixels in zip(rows.tolist(), taken, strict=True):
+        found = None if source is None else _displayed(source, number, side)
+        shown = pixels if found is None else found
+        yield Image.fromarray(shown[..., 0] if shown.shape[-1] < 3 else np.ascontiguousarray(shown[..., :3]))
+
+
+def _displayed(source: Streamed, number: int, side: int) -> NDArray[np.uint8] | None:
+    """A file's pixels (H, W, C) upright in sRGB, the longer side at most `side`; None if it is gone or damaged."""
+    path = source.files[number]
+    if (about := header(path)) is None:
+        return None
+    scale = min(1.0, side / max(about.height, about.width))
+    height, width = (max(1, round(scale * length)) for length in (about.height, about.width))
+    try:
+        how = replace(source.recipe, resize="squash", decoder=VERSION)
+        found = decoded(path, (height, width, source.shape[2]), how)
+    except Exception:  # moved or damaged since; Pillow raises a dozen kinds
+        return None
+    if found.dtype != np.uint8:
+        found = (found - found.min()) * (255 / max(float(found.max() - found.min()), 1e-30))
+    return found.astype(np.uint8)
+
+
+def _encoded(image: Picture, side: int) -> bytes:
+    """The bytes of an image whose longer side is at most `side` pixels."""
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    if max(image.size) <= EXACT:
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()

@@ -134,7 +134,9 @@ def _gallery(folder: Path) -> str:
         )
         largest = max(largest, side)
     wrong = int((found["val_logits"].argmax(1) != found["val_labels"]).sum())
-    said = f"The {len(cards)} of {wrong:,} errors with the highest loss. A click enlarges an image."
+    count = "All errors" if len(cards) == wrong else f"{len(cards)} of {wrong:,} errors"
+    how = "images as they are stored, at most 1,600 pixels wide or high; " if "originals" in shown else ""
+    said = f"{count}, the highest loss first; {how}a click enlarges one."
     kind = "gallery large" if largest >= PHOTO else "gallery"
     return f"<p class=soft>{said}</p><div class='{kind}'>{''.join(cards)}</div>"
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlrun.analysis.finding import summary
+from dlrun.analysis.ranking import Scored, Setting, ranked, repeats
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
@@ -24,7 +25,7 @@ from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import FAILED, NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower_is_better, place
 
 __all__ = ["DERIVED", "IGNORED", "Entry", "ensembles", "expect_columns", "keys", "metric", "read", "rows", "scored"]
-__all__ += ["shown", "sorted_by", "table", "typed", "varying"]
+__all__ += ["settings", "shown", "sorted_by", "table", "typed", "varying"]
 
 # settings that do not affect what a run learns: its folder, search, checks and report
 IGNORED = (
@@ -118,7 +119,7 @@ def table(
 ) -> list[dict[str, Any]]:
     """Return one row per entry, best first `by` a score, failed ones last, with the columns of `rows`.
 
-    `also` are settings to include that do not differ.
+    The completed runs come by their settings, as in `settings`. `also` are settings to include that do not differ.
 
     `by` may be any number of the results; without `lower` its name decides whether a lower value is better.
     """
@@ -146,7 +147,23 @@ def table(
         made.append(row)
     column = by or metric(entries)
     down = lower_is_better(column) if lower is None else lower
-    return sorted(made, key=lambda row: _rank(row, column, down))
+    first = [k for setting in settings(entries, column, differing, lower=down) for k in setting.runs]
+    others = sorted({*range(len(made))} - {*first}, key=lambda k: _rank(made[k], column, down))
+    return [made[k] for k in (*first, *others)]
+
+
+def settings(entries: Sequence[Entry], column: str, keys: Sequence[str], *, lower: bool) -> list[Setting]:
+    """Return the settings of the completed runs with their places in `entries`, best first.
+
+    Runs are of one setting if they differ in none of these `keys` but in seeds.
+    """
+    keys = [key for key in keys if not repeats(key)]
+    done = [k for k, entry in enumerate(entries) if scored(entry.result, column)]
+    runs = []
+    for path, result, config in (entries[k] for k in done):
+        setting, seed = tuple(map(config.get, keys)), config.get("seed", "")
+        runs.append(Scored(setting, seed, float(result[column]), result.get("val_loss"), str(path)))
+    return [s._replace(runs=[done[k] for k in s.runs]) for s in ranked(runs, lower=lower)]
 
 
 def metric(entries: Sequence[Entry]) -> str:

@@ -16,14 +16,13 @@ from typing import Any
 
 from dlrun.analysis import compare
 from dlrun.analysis.compare import Entry
-from dlrun.vocabulary import RESULTS, Status, lower_is_better, place, worst
+from dlrun.analysis.ranking import INDIFFERENT, Scored, ranked
+from dlrun.vocabulary import RESULTS, Status, lower_is_better, worst
 
-__all__ = ["INDIFFERENT", "LEVEL", "difference", "grouped", "holm", "note"]
+__all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
 
 LEVEL = 0.05  # probability of any wrong "worse" in a table
 FEW = 5  # seeds below which a t-test detects only large differences (Colas, Sigaud, Oudeyer 2018, arXiv:1806.08295)
-# these do not change what is learned, only where and how it is computed and stored
-INDIFFERENT = ("seed", "trainer.threads", "trainer.keep", "trainer.diagnostics")
 
 
 def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) -> list[dict[str, Any]]:
@@ -44,8 +43,14 @@ def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None
     column = by or compare.metric(entries)
     found = [(_row(group, differing, column), _by_seed(group, column)) for group in groups.values()]
     down = lower_is_better(column) if lower is None else lower
-    order = [place(row[f"{column}_mean"], row["val_loss_mean"], k, lower=down) for k, (row, _) in enumerate(found)]
-    found = [found[key[-1]] for key in sorted(order)]
+    done = [
+        Scored(k, str(e.config.get("seed", "")), float(e.result[column]), e.result.get("val_loss"), str(e.path))
+        for k, group in enumerate(groups.values())
+        for e in group
+        if compare.scored(e.result, column)
+    ]
+    order = [int(done[setting.runs[0]].setting) for setting in ranked(done, lower=down)]
+    found = [found[k] for k in (*order, *sorted({*range(len(found))} - {*order}))]
     _judge(found)
     return [row for row, _ in found]
 

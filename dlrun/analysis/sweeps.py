@@ -14,17 +14,17 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from dlrun.analysis import compare, edges
 from dlrun.analysis.compare import Entry
+from dlrun.analysis.ranking import repeats
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.version import NewerFormat
-from dlrun.vocabulary import SCORES, Status, lower_is_better, minimised, place
+from dlrun.vocabulary import SCORES, Status, lower_is_better, minimised
 
 __all__ = ["Axis", "Trials", "edge_near", "expect_model", "of", "read", "score", "searched", "shared"]
 
@@ -66,7 +66,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Trials:
-    """The trials of a sweep, best first: `scores` by `metric` are nan for those that do not count."""
+    """The trials of a sweep, best first by their settings: `scores` by `metric` are nan for those that do not count."""
 
     entries: list[Entry]
     rows: list[dict[str, Any]]
@@ -83,18 +83,11 @@ class Trials:
 
     @cached_property
     def best(self) -> list[int]:
-        """One trial per setting, that of its best seed, sorted by the mean over the setting's seeds."""
-        groups: dict[int, list[int]] = {}
+        """One trial per setting, that of its best seed, the settings by their mean over seeds as the rows are."""
+        first: dict[int, int] = {}
         for k in self.done:
-            groups.setdefault(self.settings[k], []).append(k)
-
-        def mean(trials: list[int]) -> tuple[bool, float, float, int]:
-            losses = [self.rows[k]["val_loss"] for k in trials]
-            known = [float(loss) for loss in losses if isinstance(loss, (int, float))]
-            loss = fmean(known) if len(known) == len(trials) else None
-            return place(fmean(self.scores[k] for k in trials), loss, trials[0], lower=self.lower)
-
-        return [trials[0] for trials in sorted(groups.values(), key=mean)]
+            first.setdefault(self.settings[k], k)
+        return list(first.values())
 
     @cached_property
     def settings(self) -> list[int]:
@@ -240,7 +233,7 @@ def _over(axis: Axis, asked: Asked | None) -> Axis:
 def _axes(entries: Sequence[Entry], asked: Collection[str]) -> list[Axis]:
     """The keys that differ, without seeds, the most important by experience first (S7)."""
     found = compare.varying([e.config for e in entries], asked)
-    keys = [key for key in found if key.rpartition(".")[2] not in ("seed", "threads")]
+    keys = [key for key in found if not repeats(key)]
     made = []
     for key in keys:
         texts = [entry.config.get(key, "") for entry in entries]

@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     else:
         votes = [] if _selects(args) else compare.ensembles(paths)
         table = compare.table([*entries, *votes], metric, lower=lower, also=_columns(args))
+    best = _leader(table, metric)
     if args.sort and table:
         table = compare.sorted_by(table, args.sort)
     if table and (args.csv or not (args.json or args.latex)):
@@ -53,10 +54,17 @@ def main(argv: list[str]) -> int:
         none = f"no runs in {where}; start one with `dlrun train`"
         print(f"none of {everything} runs is selected" if everything else none)
     elif args.latex:
-        print(tables.as_latex(table, notes, metric, lower=lower))
+        print(tables.as_latex(table, notes, metric, lower=lower, best=best))
     else:
-        _print(args, entries, table, notes, metric, lower)
+        _print(args, entries, table, notes, metric, lower, best)
     return Exit.FINE
+
+
+def _leader(table: list[dict[str, Any]], metric: str) -> str:
+    """The path of the best run, before the rows are sorted otherwise; empty if there is none, and for settings."""
+    from dlrun.analysis import compare
+
+    return str(table[0].get("run", "")) if table and compare.scored(table[0], metric) else ""
 
 
 def _columns(args: Namespace) -> list[str]:
@@ -83,7 +91,13 @@ def _selected(args: Namespace, entries: list[Entry]) -> list[Entry]:
 
 
 def _print(
-    args: Namespace, entries: list[Entry], table: list[dict[str, Any]], notes: list[str], metric: str, lower: bool
+    args: Namespace,
+    entries: list[Entry],
+    table: list[dict[str, Any]],
+    notes: list[str],
+    metric: str,
+    lower: bool,
+    best: str,
 ) -> None:
     """Print the rows, below them the runs without a rank, and the conclusion."""
     import shutil
@@ -107,12 +121,14 @@ def _print(
         if settings is not None and votes:
             settings.append("model")  # of an ensemble its vote
         shape: dict[str, Any] = {"settings": settings, "columns": columns, "images": images, "names": names}
-        print(tables.as_text(rows, most, metric, lower=lower, **shape))
+        print(tables.as_text(rows, most, metric, lower=lower, best=best, **shape))
         if not args.group_seeds and (note := tables.interval_note(list(images.values()))):
             notes = [*notes, note]
     if below:
         print(*footer.lines(below, metric, names, shutil.get_terminal_size().columns), sep="\n")
-    decided = [] if args.group_seeds else deciding.decision(entries, metric, lower=lower, names=names, among=keys)
+    title = "best run" if votes else "best"
+    shape = {"lower": lower, "names": names, "among": keys, "title": title}
+    decided = [] if args.group_seeds else deciding.decision(entries, metric, **shape)
     _foot(args, len(entries), votes, len(rows), notes)
     print(*decided, sep="\n", end="\n" if decided else "")
 

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     found = _found(args, trust)
     agree(found)
     members = select(found, top=args.top or 0, by_greed=args.greedy)
-    print(_headline(args, len(found), members))
+    print(_headline(args, found, members))
     print(f"best member: {scores.used(members[0].path).removeprefix('with ')}")
     table = judge(members, args.temperature)
     images = {split: len(members[0].arrays[f"{split}_labels"]) for split in SPLITS}
@@ -160,13 +160,16 @@ def _parser() -> Parser:
     return parser
 
 
-def _headline(args: Namespace, found: int, members: Sequence[Member]) -> str:
-    how = (
-        f"the {len(members)} best of {found} on validation accuracy"
-        if args.top
-        else f"{found} member{'s' * (found > 1)}"
-    )
+def _headline(args: Namespace, found: Sequence[Member], members: Sequence[Member]) -> str:
+    from dlrun.ensembles.members import settings
+
+    count, groups = len(found), settings(found)
+    how = f"{count} member{'s' * (count > 1)}"
+    if args.top:
+        how = f"the {len(members)} best of {count} on validation accuracy"
+    if 1 < len(groups) < count and not args.greedy:
+        how += ", best first by the mean of each setting over its seeds"
     if args.greedy:
         picks = ", ".join(f"{m.path.name} × {m.weight}" for m in members)
-        how = f"{len(members)} of {found}, chosen greedily on validation log loss: {picks}"
+        how = f"{len(members)} of {count}, chosen greedily on validation log loss: {picks}"
     return f"{how}; {len(members[0].data['classes'])} classes, {len(members[0].arrays['val_labels']):,} val images"

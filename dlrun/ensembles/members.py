@@ -6,13 +6,15 @@ Reads the stored predictions of runs: nothing is trained or evaluated, and torch
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlrun.ensembles.votes import greedy, ranking
+from dlrun.analysis import compare
+from dlrun.analysis.ranking import Scored, Setting, ranked, repeats
+from dlrun.ensembles.votes import Vote, greedy, scores, softmax
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.version import NewerFormat
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select"]
+__all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select", "settings"]
 
 SPLITS = ("val", "test")
 FEW = 4  # values of a list shown in a message
@@ -41,6 +43,7 @@ class Member:
     checkpoint: str = ""  # the file name, if the member is one of several checkpoints of a run
     weight: int = 1
     val_loss: float | None = None  # as the run recorded it; None if it was evaluated again
+    config: Mapping[str, str] = field(default_factory=dict)  # by dotted key, values as text
 
     @property
     def name(self) -> str:
@@ -90,7 +93,8 @@ def read(paths: Sequence[str]) -> tuple[list[Member], list[str]]:
 
 def member(path: Path) -> Member:
     """Return a run as a member. Raises UserError that names what is missing."""
-    result, arrays = reading.result(path), reading.arrays(path, "predictions")
+    _, result, config = compare.read([str(path)])[0]
+    arrays = reading.arrays(path, "predictions")
     if result.get("status") != Status.COMPLETED:
         raise UserError(f"{path} is {result.get('status', 'no run')}, not completed")
     data = result.get("data")
@@ -101,7 +105,7 @@ def member(path: Path) -> Member:
     count, loss = result.get("parameters"), result.get("val_loss")
     return Member(
         path, data, arrays, count if isinstance(count, int) else None, _milliseconds(path, arrays),
-        val_loss=float(loss) if isinstance(loss, (int, float)) else None,
+        val_loss=float(loss) if isinstance(loss, (int, float)) else None, config=config,
     )  # fmt: skip
 
 
@@ -168,14 +172,30 @@ def _first_difference(a: Array, b: Array) -> str:
     return f"{a[at]} and {b[at]} at number {at}"
 
 
+def settings(members: Sequence[Member]) -> list[Setting]:
+    """Return the settings of members with their places, best first by the mean validation accuracy over seeds.
+
+    Among equal ones the recorded val_loss decides; if one has none, the log loss of the validation predictions.
+    """
+    keys = [key for key in compare.varying([m.config for m in members]) if not repeats(key)]
+    labels, recorded = members[0].arrays["val_labels"], all(m.val_loss is not None for m in members)
+    runs = []
+    for place, m in enumerate(members):
+        p = softmax(m.arrays["val_logits"])
+        found = scores(Vote(p, p.argmax(1)), labels)
+        loss = m.val_loss if recorded else found["loss"]
+        runs.append(Scored(tuple(map(m.config.get, keys)), m.config.get("seed", ""), found["acc"], loss, place))
+    return ranked(runs, lower=False)
+
+
 def select(members: Sequence[Member], *, top: int = 0, by_greed: bool = False) -> list[Member]:
     """Return the selected members, best first on validation: all, the best `top`, or by greedy selection (E2).
 
-    Never uses the test split. Greedy selection sets `weight` to how often it picked a member.
+    The order is that of `dlrun compare`: settings by their mean over seeds. Never uses the test split. Greedy selection
+    sets `weight` to how often it picked a member.
     """
     logits, labels = [m.arrays["val_logits"] for m in members], members[0].arrays["val_labels"]
-    losses = [m.val_loss for m in members if m.val_loss is not None]
-    order = ranking(logits, labels, losses if len(losses) == len(members) else None)
+    order = [m for setting in settings(members) for m in setting.runs]
     if top:
         order = order[:top]
     counts = dict.fromkeys(order, 1)

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dlrun.vocabulary import place
-
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
 
 __all__ = ["COLDEST", "FEWEST", "HOTTEST"]
-__all__ += ["VOTES", "Vote", "disagreement", "fit_temperature", "greedy", "heated", "ranking", "scores", "softmax"]
+__all__ += ["VOTES", "Vote", "disagreement", "fit_temperature", "greedy", "heated", "scores", "softmax"]
 
 BINS = 15  # of the calibration error (Guo et al. 2017)
 TINY = 1e-12  # keeps the logarithm finite if a class has probability zero
@@ -140,20 +138,6 @@ def fit_temperature(vote: Vote, labels: Array) -> float:
         else:
             low = a
     return 2 / (low + high)
-
-
-def ranking(logits: Sequence[Array], labels: Array, losses: Sequence[float] | None = None) -> list[int]:
-    """Return the members best first by accuracy, with the tie rule of `place`: val_loss, then the first.
-
-    `losses` are the val_loss of each as its run has recorded it; without them it is the log loss.
-    """
-
-    def key(m: int) -> tuple[bool, float, float, int]:
-        p = softmax(logits[m])
-        found = scores(Vote(p, p.argmax(1)), labels)
-        return place(found["acc"], found["loss"] if losses is None else losses[m], m, lower=False)
-
-    return sorted(range(len(logits)), key=key)
 
 
 def greedy(logits: Sequence[Array], labels: Array, rounds: int = 50) -> list[int]:

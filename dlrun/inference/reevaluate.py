@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrun.analysis import compare
 from dlrun.ensembles.members import Member
 from dlrun.errors import UserError
 from dlrun.folders import reading
@@ -69,4 +70,5 @@ def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, 
         arrays[f"{split}_ids"] = np.array(samples.ids)
     count = sum(p.numel() for p in exp.model.parameters())
     ms = 1e3 * seconds / (len(exp.data.val) + len(test))
-    return Member(path, exp.data.record(), arrays, count, ms, name)
+    config = compare.read([str(path)])[0].config
+    return Member(path, exp.data.record(), arrays, count, ms, name, config=config)

@@ -262,7 +262,8 @@ def parallel(trials: Trials, axes: Sequence[Axis]) -> Figure | None:
         for at, word in _words(axis):
             panel.text(step, at, f" {word}", fontsize=8, va="center", bbox=paper)
     panel.axvline(steps[-1], color="#444444", lw=0.8)
-    for k in (best[0], trials.done[-1]):
+    worst = (max if trials.lower else min)(trials.done, key=lambda k: trials.scores[k])
+    for k in (best[0], worst):
         panel.text(steps[-1], ends[k], f" {trials.scores[k]:.3g}", fontsize=8, va="center")
     if (places < -0.1).any():
         panel.text(-0.06, -0.12, "not set", fontsize=8, va="center", ha="right", color=GREY)

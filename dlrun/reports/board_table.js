@@ -95,7 +95,8 @@ function drawCell(row, column) {
   }
   if (name === "epochs" && cell(row, "status") === "running") return drawProgress(row, value);
   const text = value === "" ? "" : column.score ? scored(value) : name === "seconds" ? clock(Number(value)) : short(value);
-  const best = column.score && value !== "" && value === bestOf(column) ? " best" : "";
+  const first = name === DATA.metric ? row === 0 : value === bestOf(column); // rows are numbered best setting first
+  const best = column.score && value !== "" && bestOf(column) !== null && first ? " best" : "";
   return make("td", { class: `${column.numeric ? "number" : ""}${best}`, text, title: text.length > 24 || text !== String(value) ? String(value) : "" });
 }
 

@@ -63,9 +63,14 @@ def _typed(value: Any) -> Any:
     return None if value == "" or (isinstance(value, float) and not math.isfinite(value)) else value
 
 
-def as_latex(rows: Rows, notes: Sequence[str] = (), metric: str = "val_acc", *, lower: bool = False) -> str:
-    """Return the rows as a LaTeX tabular for the package booktabs, the best scores in bold."""
-    columns = _columns(rows, metric, lower)
+def as_latex(
+    rows: Rows, notes: Sequence[str] = (), metric: str = "val_acc", *, lower: bool = False, best: str = ""
+) -> str:
+    """Return the rows as a LaTeX tabular for the package booktabs, the best scores in bold.
+
+    `best` is the run whose metric is bold, the first row with the best one if it is empty.
+    """
+    columns = _columns(rows, metric, lower, leader=best)
     lines = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes)]
     lines += [f"\\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in columns)}}}", "\\toprule"]
     lines += [" & ".join(_latex(c.name) for c in columns) + r" \\", "\\midrule"]
@@ -89,19 +94,21 @@ def as_text(
     columns: Sequence[str] = (),
     images: Mapping[str, tuple[int, int]] | None = None,
     names: Mapping[str, str] | None = None,
+    best: str = "",
 ) -> str:
     """Return the rows for reading: one line each, within the width of the terminal (80 or $COLUMNS for a pipe).
 
     Columns come by priority, and those without room are named below: the run, its status, the score by `metric`, the
     test score, `settings` (all, if None), the rest; or exactly those of `columns`. The best scores are green on a
     terminal, which gets at most `most` rows. `images` holds the numbers of validation and test images by run:
-    accuracies are then shown ± half their interval; `names` their short names. `lower` if a lower metric is better.
+    accuracies are then shown ± half their interval; `names` their short names. `lower` if a lower metric is better;
+    `best` is the run whose metric is green, the first row with the best one if it is empty.
     """
     from rich.console import Console
 
     console = Console(highlight=False)
     shown = list(rows)[: most if console.is_terminal else None]
-    found = {c.name: c for c in _columns(rows, metric, lower, shown=len(shown), asked=columns)}
+    found = {c.name: c for c in _columns(rows, metric, lower, shown=len(shown), asked=columns, leader=best)}
     for split, place in (("val_acc", 0), ("test_acc", 1)):
         if images and split in found and "run" in rows[0]:
             counts = [images.get(row["run"], (0, 0))[place] for row in shown]
@@ -219,7 +226,13 @@ def informative(rows: Rows) -> list[str]:
 
 
 def _columns(
-    rows: Rows, metric: str = "val_acc", lower: bool = False, *, shown: int | None = None, asked: Sequence[str] = ()
+    rows: Rows,
+    metric: str = "val_acc",
+    lower: bool = False,
+    *,
+    shown: int | None = None,
+    asked: Sequence[str] = (),
+    leader: str = "",
 ) -> list[Column]:
     """The columns for reading: mean and std of a score in one. Cells are those of the first rows `shown`."""
     found = []
@@ -231,8 +244,8 @@ def _columns(
         numeric = score in NUMBERS or name in ("n", "p") or all(map(_is_number, cells))
         down = lower if score == metric else lower_is_better(score)
         best = _best(rows, name, lower=down) if score in (*SCORES, metric) else set()
-        if score == metric and best:
-            best = {min(best)}  # rows come best first: of equal scores only the first is the best
+        if score == metric and best:  # the best setting's best run, which need not have the highest score
+            best = {k for k, row in enumerate(rows) if row.get("run") == leader} if leader else {min(best)}
         found.append(Column(score, cells, best, numeric))
     return found
 

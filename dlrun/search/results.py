@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.analysis import sweeps
+from dlrun.analysis.ranking import Scored, ranked, repeats
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search.study import Trial
-from dlrun.vocabulary import DONE, FAILED, Status, place
+from dlrun.vocabulary import DONE, FAILED, Status
 
 __all__ = ["Results"]
 
@@ -75,7 +76,19 @@ class Results:
         return known[1:]
 
     def ranked(self, numbers: Sequence[int] | None = None) -> list[Trial]:
-        """Return the trials that have a score, of `numbers` or all, best first."""
-        found = [(*self._read(n), n) for n in (self.trials if numbers is None else numbers) if n in self.trials]
-        good = [one for one in found if one[0] is not None and self.status(one[2]) not in FAILED]
-        return [self.trials[n] for *_, n in sorted(good, key=lambda one: place(*one, lower=self.minimise))]
+        """Return the trials that have a score, of `numbers` or all, best first by their settings."""
+        found = []
+        for number in self.trials if numbers is None else numbers:
+            value, loss = self._read(number) if number in self.trials else (None, None)
+            if value is not None and self.status(number) not in FAILED:
+                values = self.trials[number].values
+                setting = tuple(sorted((k, str(v)) for k, v in values.items() if not repeats(k.lstrip("+"))))
+                seeds = str([v for k, v in values.items() if k.lstrip("+") == "seed"])
+                found.append(Scored(setting, seeds, value, loss, number))
+        settings = ranked(found, lower=self.minimise)
+        return [self.trials[found[k].number] for setting in settings for k in setting.runs]
+
+    def leader(self) -> Trial | None:
+        """Return the best trial so far of those that completed or may continue."""
+        fit = [n for n in self.trials if self.status(n) in (Status.COMPLETED, Status.PAUSED)]
+        return next(iter(self.ranked(fit)), None)

@@ -65,13 +65,7 @@ def line(results: Results, plan: Plan, number: int, *, again: bool) -> str:
         text += f"  {trial.reason}" + ("; retrying" if again else "")
     elif status in (Status.DIVERGED, Status.PRUNED):
         text += f"  {results.result(number).get('reason', '')}"
-    return text + ("  best" if (best := _leader(results)) and best.number == number else "")
-
-
-def _leader(results: Results) -> Trial | None:
-    """The best trial so far of those that completed or may continue."""
-    fit = (Status.COMPLETED, Status.PAUSED)
-    return next((trial for trial in results.ranked() if results.status(trial.number) in fit), None)
+    return text + ("  best" if (best := results.leader()) and best.number == number else "")
 
 
 def _point(plan: Plan, trial: Trial) -> str:
@@ -89,7 +83,7 @@ def bar(screen: Screen, results: Results, plan: Plan, epochs: int) -> None:
     total, numbers = (plan.rounds[-1].epochs or epochs) or 1, plan.stage
     done = {n: len(reading.metrics(results.path(n))) for n in results.running}
     over = sum(n in results.trials and n not in results.running and results.status(n) != "" for n in numbers)
-    best = _leader(results)
+    best = results.leader()
     text = f"best {results.metric} {results.score(best.number):.4f} ({best.number:04d})  " if best else ""
     text += " ".join(f"{n:04d}:{e}/{total}" for n, e in list(done.items())[:6])
     share = sum(min(e / total, 1) for e in done.values())

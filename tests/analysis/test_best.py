@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dlrun.analysis import compare, scores, sweeps
 from dlrun.folders.run import claim
-from dlrun.reports import sweep_report
+from dlrun.reports import sweep_report, tables
+from dlrun.reports.board_runs import Runs, content
 from dlrun.search import summary
 from dlrun.search.plan import Plan
 from dlrun.search.results import Results
@@ -79,6 +81,97 @@ def test_the_three_best_of_a_sweep_are_those_of_its_page(tied: Path) -> None:
     lines = summary.ending(trials, plan, sweeps.read(tied), "", tied / "table.csv")
     assert [line.split()[0] for line in lines if line.startswith("  000")] == ["0001", "0002", "0000"]
     assert "1.000 (60 of 60)" in lines[1]
+
+
+SEEDS = 3
+# for each setting the images of 60 that are right with each seed, and the val_loss of all: the first has the best run,
+# the others tie in their mean, and the last two also in their val_loss
+MEANS = (((60, 40, 41), 0.1), ((52, 54, 53), 0.4), ((54, 51, 54), 0.3), ((53, 53, 53), 0.3))
+FIRST = ("0006", "0008", "0007")  # the runs of the third setting, best first; of two that tie the first trial
+
+
+def seeded(folder: Path) -> Path:
+    """A sweep of four settings with three seeds each."""
+    axes = "- {key: optimizer.lr, words: ['1.0', '0.1', '0.01', '0.001'], low: 0.0, high: 0.0, log: true}\n"
+    axes += "- {key: seed, words: ['0', '1', '2'], low: 0.0, high: 0.0, log: false}\n"
+    write(folder / "sweep.yaml", f"search: {{metric: val_acc, direction: auto}}\naxes:\n{axes}rounds: []\n")
+    for number, (rights, loss) in enumerate(MEANS):
+        for seed, right in enumerate(rights):
+            trial = SEEDS * number + seed
+            path = member(folder / f"{trial:04d}", seed=trial, skill=9.0)
+            arrays = dict(np.load(path / "predictions.npz"))
+            arrays["val_logits"][right:] *= -1  # the class that is right has the lowest logit
+            np.savez(path / "predictions.npz", **arrays)
+            stored = json.loads((path / "result.json").read_text())
+            more = result(config(optimizer__lr=10.0**-number, seed=seed), right / 60, val_loss=loss, best_epoch=7)
+            more["data"] = stored["data"] | {"val": 60, "test": 60}
+            write(path / "result.json", json.dumps(stored | more))
+    return folder
+
+
+def test_of_settings_with_seeds_every_place_names_the_one_with_the_best_mean(
+    here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = seeded(here / "outputs/sweeps/s")
+    monkeypatch.setenv("COLUMNS", "160")
+    # the terminal of the sweep: the mark, the first of the best three, the next commands
+    values = [{"optimizer.lr": 10.0 ** -(k // SEEDS), "seed": k % SEEDS} for k in range(12)]
+    trials = Results(folder, "val_acc", False, [Trial(k, v) for k, v in enumerate(values)])
+    plan = Plan.asked([], [], {"sampler": "grid", "trials": 12, "seed": 0, "metric": "val_acc", "stages": []}, {})
+    assert [f"{t.number:04d}" for t in trials.ranked()[:SEEDS]] == [*FIRST]
+    marked = [k for k in range(12) if summary.line(trials, plan, k, again=False).endswith("  best")]
+    assert marked == [int(FIRST[0])]
+    ended = summary.ending(trials, plan, sweeps.read(folder), "", folder / "table.csv")
+    assert next(line for line in ended if line.startswith("  00")).split()[0] == FIRST[0]
+    # compare: rows in groups of a setting, the line that decides, settings with --group-seeds, JSON
+    shown = dlrun("compare", "outputs").out.splitlines()
+    assert [line.split()[0] for line in shown[1:4]] == [*FIRST]
+    (decided,) = [line for line in shown if line.startswith("best: ")]
+    assert decided.split()[1] == FIRST[0]
+    assert "0.8833" in decided
+    grouped = json.loads(dlrun("compare", "outputs", "--group-seeds", "--json").out)
+    assert [Path(run).name for run in grouped[0]["runs"]] == ["0006", "0007", "0008"]
+    rows = json.loads(dlrun("compare", "outputs", "--json").out)
+    assert [Path(row["run"]).name for row in rows[:3]] == [*FIRST]
+    # pages
+    assert dlrun("report", str(folder)).code == 0
+    page = (folder / "report.html").read_text()
+    assert re.findall(r"\b00\d\d\b", section(page, "The best 3"))[0] == FIRST[0]
+    assert re.findall(r"<td>(00\d\d)</td>", section(page, "Every trial"))[:3] == [*FIRST]
+    assert [Path(cell).name for cell in board(here / "outputs")[:3]] == [*FIRST]
+    # what the others name and use
+    listed = dlrun("list", "outputs").out
+    assert "54 of 60" in listed or "0.9000" in listed
+    refused = dlrun("predict", str(folder), ".")
+    assert f"/{FIRST[0]}," in refused.err
+    used = dlrun("ensemble", str(folder), "--top", "3", "--out", "e").out
+    assert f"/{FIRST[0]}, epoch 7, val 0.900 (54 of 60)" in used
+    with open("e/members.csv", newline="") as file:
+        assert [Path(row["member"]).name for row in csv.DictReader(file)] == [*FIRST]
+
+
+def board(folder: Path) -> list[str]:
+    """The runs of the board in its order."""
+    runs = Runs(folder)
+    runs.refresh()
+    (cells,) = [c["cells"] for c in content(runs, folder)["columns"] if c["name"] == "run"]
+    return [str(cell) for cell in cells]
+
+
+def test_a_lucky_seed_is_not_marked_as_the_best(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = compare.read([str(seeded(here / "s"))])
+    rows = compare.table(entries)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for ordered in (rows, rows[::-1]):
+        columns = tables._columns(ordered, leader=rows[0]["run"])
+        (marked,) = next(c.best for c in columns if c.name == "val_acc")
+        assert Path(ordered[marked]["run"]).name == FIRST[0]
+
+
+def test_runs_that_train_or_stopped_come_after_the_completed_ones(here: Path) -> None:
+    for name, status, acc in (("a", "completed", 0.5), ("b", "paused", 0.9), ("c", "failed", 0.95)):
+        write_run(here / "s" / name, **result(config(), acc, status=status))
+    assert [Path(row["run"]).name for row in compare.rows(["s"])] == ["a", "b", "c"]
 
 
 def test_settings_that_tie_in_their_mean_are_ranked_by_the_mean_loss(here: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dlrun.ensembles.votes import VOTES, Vote, disagreement, fit_temperature, greedy, heated, ranking, scores, softmax
+from dlrun.ensembles.members import Member, select
+from dlrun.ensembles.votes import VOTES, Vote, disagreement, fit_temperature, greedy, heated, scores, softmax
 
 
 def logits(*members: list[list[float]]) -> Any:
@@ -98,7 +100,10 @@ def test_the_best_comes_first_by_accuracy_then_loss() -> None:
         np.log(np.array(p))
         for p in ([[0.4, 0.6], [0.4, 0.6]], [[0.6, 0.4]] * 1 + [[0.4, 0.6]], [[0.9, 0.1], [0.1, 0.9]])
     )
-    assert ranking([wrong, unsure, sure], labels) == [2, 1, 0]
+    found = [
+        Member(Path(str(k)), {}, {"val_logits": p, "val_labels": labels}) for k, p in enumerate((wrong, unsure, sure))
+    ]
+    assert [m.path.name for m in select(found)] == ["2", "1", "0"]
 
 
 def test_greed_picks_with_replacement_what_lowers_the_loss() -> None:

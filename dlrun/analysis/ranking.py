@@ -1,0 +1,65 @@
+"""Which run is the best: settings by the mean over their seeds, the runs of a setting by their own score (S9, S10).
+
+The rule of every table, page and command that names a best run: `dlrun compare`, `list`, `ensemble`, `rm --keep-best`,
+`board`, `report`, and of the terminal of a sweep. A single lucky seed is no better setting. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from dlrun.vocabulary import place
+
+__all__ = ["INDIFFERENT", "Scored", "Setting", "ranked", "repeats"]
+
+# these do not change what is learned, only where and how it is computed and stored
+INDIFFERENT = ("seed", "trainer.threads", "trainer.keep", "trainer.diagnostics")
+DIGITS = 12  # means that differ only by rounding are equal
+
+
+class Scored(NamedTuple):
+    """A run to rank: what its setting has in common, its seed, its score, its val_loss, and what decides at last."""
+
+    setting: Hashable
+    seed: str
+    score: float
+    val_loss: Any  # None if it is unknown
+    number: Any
+
+
+class Setting(NamedTuple):
+    """Runs that differ in their seeds alone, by their places in what was ranked, best first."""
+
+    runs: list[int]
+    by_seed: dict[str, float]  # the mean of the runs with one seed: they are not independent
+    mean: float
+
+
+def repeats(key: str) -> bool:
+    """Whether runs that differ in this key are of the same setting: a seed, or what changes no result."""
+    return key in INDIFFERENT or key.endswith(".seed")
+
+
+def ranked(runs: Sequence[Scored], *, lower: bool) -> list[Setting]:
+    """Return the settings, best first by their mean over seeds; ties as in `vocabulary.place`."""
+    groups: dict[Hashable, list[int]] = {}
+    for k, run in enumerate(runs):
+        groups.setdefault(run.setting, []).append(k)
+    found = []
+    for group in groups.values():
+        group.sort(key=lambda k: place(runs[k].score, runs[k].val_loss, runs[k].number, lower=lower))
+        seeds: dict[str, list[float]] = {}
+        for k in group:
+            seeds.setdefault(runs[k].seed, []).append(runs[k].score)
+        by_seed = {seed: fmean(values) for seed, values in seeds.items()}
+        mean, loss = fmean(by_seed.values()), _mean([runs[k].val_loss for k in group])
+        first = place(round(mean, DIGITS), loss, runs[group[0]].number, lower=lower)
+        found.append((first, Setting(group, by_seed, mean)))
+    return [setting for _, setting in sorted(found, key=lambda one: one[0])]
+
+
+def _mean(losses: Sequence[Any]) -> float | None:
+    known = [float(loss) for loss in losses if isinstance(loss, (int, float))]
+    return round(fmean(known), DIGITS) if len(known) == len(losses) else None

@@ -72,8 +72,8 @@ def test_best_first_and_those_without_a_score_last(here: Path) -> None:
 
 
 def test_by_loss_where_all_watch_a_loss(here: Path) -> None:
-    cfg = config(trainer__monitor="val_loss")
-    runs = [result(cfg, 0.9, val_loss=0.3), result(cfg, 0.8, val_loss=0.2)]
+    one, other = (config(trainer__monitor="val_loss", optimizer__lr=lr) for lr in (0.1, 0.2))
+    runs = [result(one, 0.9, val_loss=0.3), result(other, 0.8, val_loss=0.2)]
     assert order(*runs) == ["1", "0"]
     assert order(*runs, result(BASE, 0.85)) == ["0", "2", "1"]
 

@@ -94,9 +94,9 @@ def test_only_runs_that_are_done_are_best(here: Path) -> None:
         write_run(here / "outputs" / name, **result(config(seed=ord(name)), acc, status=status))
     write_run(here / "outputs/d", **result(config(seed=1), 0.4))
     rows = compare.rows(["outputs"])
-    assert [Path(row["run"]).name for row in rows] == ["c", "a", "d", "b"]  # c was left behind: interrupted
+    assert [Path(row["run"]).name for row in rows] == ["a", "d", "c", "b"]  # c was left behind: interrupted
     (accuracy,) = (c for c in tables._columns(rows) if c.name == "val_acc")
-    assert accuracy.best == {1}
+    assert accuracy.best == {0}
 
 
 def test_a_terminal_shows_the_best_and_says_so(

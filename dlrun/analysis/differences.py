@@ -10,9 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dlrun.analysis import scores
 from dlrun.errors import UserError
 from dlrun.folders import reading
-from dlrun.vocabulary import NUMBERS
+from dlrun.vocabulary import NUMBERS, is_accuracy
 
 __all__ = ["Difference", "between"]
 
@@ -38,7 +39,7 @@ def between(first: Path, second: Path) -> list[Difference]:
     """
     results = [_read(path) for path in (first, second)]
     found = [
-        Difference(section, key, *_texts(key, pair))
+        Difference(section, key, *(_counted(key, results) if section == "scores" else _texts(key, pair)))
         for section, pair in _sections(results)
         for key in {key: None for values in pair for key in values}
         if pair[0].get(key) != pair[1].get(key)
@@ -123,6 +124,15 @@ def _texts(key: str, pair: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     if first == second:  # they differ after the sixth digit, or in their type
         first, second = (json.dumps(values.get(key)) for values in pair)
     return first, second
+
+
+def _counted(key: str, results: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """A score of both runs, accuracies on few images with how many are right."""
+    if is_accuracy(key) and any(0 < scores.images(r, scores.split_of(key)) < scores.FEW for r in results):
+        first, second = (scores.counted(key, r[key], r) if key in r else ABSENT for r in results)
+        if first != second:
+            return first, second
+    return _texts(key, results)
 
 
 def _shown(value: Any) -> str:

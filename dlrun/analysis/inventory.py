@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlrun.analysis import compare, sweeps
+from dlrun.analysis import compare, scores, sweeps
 from dlrun.errors import UserError
 from dlrun.folders import contents, ensemble, reading, sweep
 from dlrun.folders.contents import Found
@@ -49,7 +49,7 @@ def items(paths: Sequence[str]) -> list[Item]:
 
 def _item(found: Found) -> Item:
     path, size, result = found.path, contents.size([found.path]), _result(found)
-    status, score = str(result.get("status", "")), _number(result.get("val_acc"))
+    status, score = str(result.get("status", "")), _score("val_acc", result)
     if found.kind == "sweep":
         status, score = _sweep(path)
     elif found.kind == "ensemble":
@@ -65,8 +65,9 @@ def _result(found: Found) -> dict[str, Any]:
         return {"status": Status.UNREADABLE}
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else ""
+def _score(column: str, result: Mapping[str, Any]) -> str:
+    value = result.get(column)
+    return scores.counted(column, value, result) if isinstance(value, (int, float)) else ""
 
 
 def _sweep(path: Path) -> tuple[str, str]:
@@ -74,8 +75,8 @@ def _sweep(path: Path) -> tuple[str, str]:
     entries, metric, lower = sweeps.searched([path], compare.read([str(path)]))
     rows = compare.table(entries, metric, lower=lower)
     done = sum(row["status"] == Status.COMPLETED for row in rows)
-    best = next((row[metric] for row in rows if compare.scored(row, metric)), None)
-    score = _number(best)
+    results = {str(entry.path): entry.result for entry in entries}
+    score = next((_score(metric, results[row["run"]]) for row in rows if compare.scored(row, metric)), "")
     return f"sweep, {done} of {len(rows)}", score if metric == "val_acc" or not score else f"{metric} {score}"
 
 

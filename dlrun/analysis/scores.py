@@ -17,7 +17,20 @@ from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.vocabulary import is_accuracy
 
-__all__ = ["FEW", "counted", "images", "margin", "noise", "short", "short_names", "used", "wilson"]
+__all__ = [
+    "FEW",
+    "beside",
+    "counted",
+    "images",
+    "margin",
+    "margins",
+    "noise",
+    "share",
+    "short",
+    "short_names",
+    "split_of",
+]
+__all__ += ["used", "wilson"]
 
 FEW = 1000  # images below which an accuracy is shown with its counts: 1 % is 10 of them (S9)
 DATE = re.compile(r"(?<![0-9])[0-9]{8}-[0-9]{6}-")  # of a new folder
@@ -52,8 +65,13 @@ def noise(one: float, other: float, count: int) -> float:
     return math.hypot(high - wilson(high, count)[0], wilson(low, count)[1] - low)
 
 
+def split_of(column: str) -> str:
+    """Return the split that a score such as val_acc, ema_val_acc or plain_test_acc rests on; val if it names none."""
+    return next((split for split in ("train", "test") if split in column.split("_")), "val")
+
+
 def images(result: Mapping[str, Any], split: str) -> int:
-    """Return the number of images that the scores of `val` or `test` are computed from; 0 if it is unknown."""
+    """Return the number of images that the scores of `train`, `val` or `test` come from; 0 if it is unknown."""
     data = result.get("data")
     found = result.get("test_samples") if split == "test" else None
     if not isinstance(found, int):
@@ -65,10 +83,35 @@ def counted(column: str, value: Any, result: Mapping[str, Any]) -> str:
     """Return a score in words: an accuracy on fewer than 1,000 images with how many are right."""
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         return "unknown"
-    count = images(result, column.partition("_")[0])
-    if is_accuracy(column) and 0 < count < FEW:
-        return f"{value:.3f} ({round(value * count)} of {count})"
-    return f"{value:.4f}"
+    return share(value, images(result, split_of(column)) if is_accuracy(column) else 0)
+
+
+def share(value: float, count: int) -> str:
+    """Return an accuracy on `count` images in words, with how many are right if there are fewer than 1,000."""
+    return f"{value:.3f} ({round(value * count)} of {count})" if 0 < count < FEW else f"{value:.4f}"
+
+
+def margins(result: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Return the column beside each accuracy on fewer than 1,000 images in a row of a table: half of its interval."""
+    found = {}
+    for column in filter(is_accuracy, row):
+        if 0 < (count := images(result, split_of(column))) < FEW:
+            found[column] = [(f"{column} ±", _margin(row[column], count))]
+    return found
+
+
+def beside(result: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of a table with the columns of `margins` in their places."""
+    more = margins(result, row)
+    return {name: cell for c, value in row.items() for name, cell in ((c, value), *more.get(c, ()))}
+
+
+def _margin(value: Any, count: int) -> str:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return ""
+    return f"{margin(number, count):.3f}" if 0 <= number <= 1 else ""
 
 
 def short(path: Path) -> str:

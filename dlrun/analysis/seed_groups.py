@@ -44,12 +44,12 @@ def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None
     found = [(_row(group, differing, column), _by_seed(group, column)) for group in groups.values()]
     down = lower_is_better(column) if lower is None else lower
     done = [
-        Scored(k, str(e.config.get("seed", "")), float(e.result[column]), e.result.get("val_loss"), str(e.path))
+        Scored(str(k), str(e.config.get("seed", "")), float(e.result[column]), e.result.get("val_loss"), str(e.path))
         for k, group in enumerate(groups.values())
         for e in group
         if compare.scored(e.result, column)
     ]
-    order = [int(done[setting.runs[0]].setting) for setting in ranked(done, lower=down)]
+    order = [int(str(done[setting.runs[0]].setting)) for setting in ranked(done, lower=down)]
     found = [found[k] for k in (*order, *sorted({*range(len(found))} - {*order}))]
     _judge(found)
     return [row for row, _ in found]

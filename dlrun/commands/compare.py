@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dlrun.commands.arguments import Parser
 from dlrun.errors import UserError
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 SCREEN = 50  # rows on a terminal; more would scroll the best ones out of sight
+
+
+class Ranked(NamedTuple):
+    """The column by which runs are compared, whether a lower value is better, and the path of the best run."""
+
+    metric: str
+    lower: bool
+    best: str
 
 
 def main(argv: list[str]) -> int:
@@ -34,13 +42,13 @@ def main(argv: list[str]) -> int:
     everything = len(entries)
     entries = _selected(args, entries)
     notes: list[str] = []
+    votes = [] if _selects(args) or args.group_seeds else compare.ensembles(paths)
     if args.group_seeds:
         from dlrun.analysis import seed_groups
 
         table = seed_groups.grouped(entries, metric, lower=lower)
         notes = seed_groups.note(table, metric)
     else:
-        votes = [] if _selects(args) else compare.ensembles(paths)
         table = compare.table([*entries, *votes], metric, lower=lower, also=_columns(args))
     best = _leader(table, metric)
     if args.sort and table:
@@ -56,7 +64,7 @@ def main(argv: list[str]) -> int:
     elif args.latex:
         print(tables.as_latex(table, notes, metric, lower=lower, best=best))
     else:
-        _print(args, entries, table, notes, metric, lower, best)
+        _print(args, entries, votes, table, notes, Ranked(metric, lower, best))
     return Exit.FINE
 
 
@@ -93,11 +101,10 @@ def _selected(args: Namespace, entries: list[Entry]) -> list[Entry]:
 def _print(
     args: Namespace,
     entries: list[Entry],
+    votes: list[Entry],
     table: list[dict[str, Any]],
     notes: list[str],
-    metric: str,
-    lower: bool,
-    best: str,
+    by: Ranked,
 ) -> None:
     """Print the rows, below them the runs without a rank, and the conclusion."""
     import shutil
@@ -107,7 +114,6 @@ def _print(
 
     columns = _columns(args)
     compare.expect_columns(table, columns)
-    votes = 0 if args.group_seeds else len(table) - len(entries)
     apart = [] if args.status or args.all or args.group_seeds else footer.BELOW
     below = [e for e in entries if e.result.get("status") in apart]
     rows = [row for row in table if row.get("status") not in apart or not apart]
@@ -116,20 +122,23 @@ def _print(
     names = dict(zip(paths, scores.short_names(paths), strict=True))
     if rows:
         settings = None if args.group_seeds or args.all else compare.shown(entries, keys)
-        images = {str(e.path): (scores.images(e.result, "val"), scores.images(e.result, "test")) for e in entries}
+        images = {
+            str(e.path): (scores.images(e.result, "val"), scores.images(e.result, "test")) for e in [*entries, *votes]
+        }
         most = None if args.all else SCREEN
         if settings is not None and votes:
             settings.append("model")  # of an ensemble its vote
         shape: dict[str, Any] = {"settings": settings, "columns": columns, "images": images, "names": names}
-        print(tables.as_text(rows, most, metric, lower=lower, best=best, **shape))
+        print(tables.as_text(rows, most, by.metric, lower=by.lower, best=by.best, **shape))
         if not args.group_seeds and (note := tables.interval_note(list(images.values()))):
             notes = [*notes, note]
     if below:
-        print(*footer.lines(below, metric, names, shutil.get_terminal_size().columns), sep="\n")
-    title = "best run" if votes else "best"
-    shape = {"lower": lower, "names": names, "among": keys, "title": title}
-    decided = [] if args.group_seeds else deciding.decision(entries, metric, **shape)
-    _foot(args, len(entries), votes, len(rows), notes)
+        print(*footer.lines(below, by.metric, names, shutil.get_terminal_size().columns), sep="\n")
+    decided = []
+    if not args.group_seeds:
+        title = "best run" if votes else "best"
+        decided = deciding.decision(entries, by.metric, lower=by.lower, names=names, among=keys, title=title)
+    _foot(args, len(entries), len(votes), len(rows), notes)
     print(*decided, sep="\n", end="\n" if decided else "")
 
 

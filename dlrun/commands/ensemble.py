@@ -117,6 +117,7 @@ def _print_skipped(lines: list[str]) -> None:
 
 
 def _average(args: Namespace, members: Sequence[Member], trust: list[str], mean: float) -> int:
+    from dlrun.analysis import scores
     from dlrun.folders import outputs
     from dlrun.folders.run import claim
     from dlrun.inference import weight_average
@@ -128,8 +129,8 @@ def _average(args: Namespace, members: Sequence[Member], trust: list[str], mean:
         ending = store_run(exp, run, [m.name for m in members])
     finally:
         run.release()
-    scores = f"validation accuracy {ending['val_acc']:.4f}, test accuracy {ending['test_acc']:.4f}"
-    print(f"average of the weights: {scores}; stored as a run: {run.path}")
+    val, test = (scores.counted(column, ending[column], ending) for column in ("val_acc", "test_acc"))
+    print(f"average of the weights: validation accuracy {val}, test accuracy {test}; stored as a run: {run.path}")
     if ending["val_acc"] < mean:
         why = "averaging weights works only for models that share early training"
         print(f"worse than the average member: {why}; try --members checkpoints")

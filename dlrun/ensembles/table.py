@@ -129,7 +129,8 @@ def each(members: Sequence[Member]) -> list[dict[str, Any]]:
 def as_text(rows: Sequence[Mapping[str, Any]], images: Mapping[str, int] | None = None) -> str:
     """Return the table for reading, accuracies in per cent.
 
-    With the numbers of `images` by split, those on fewer than 1,000 are shown ± half their interval.
+    With the numbers of `images` by split, those on fewer than 1,000 are shown ± half their interval. That of the mean
+    member is the widest it may be: models that err alike have as much noise together as one has.
     """
     columns = {"vote": "", "members": "members"}
     for split in SPLITS:
@@ -138,8 +139,7 @@ def as_text(rows: Sequence[Mapping[str, Any]], images: Mapping[str, int] | None 
     counts = {f"{split}_acc": count for split, count in (images or {}).items()}
     lines = [list(columns.values())]
     for row in rows:
-        alone = row["vote"] != "mean member"  # a mean over several models has another spread
-        lines.append([_cell(c, row.get(c), counts.get(c, 0) if alone else 0) for c in columns])
+        lines.append([_cell(c, row.get(c), counts.get(c, 0)) for c in columns])
     widths = [max(len(line[k]) for line in lines) for k in range(len(columns))]
     return "\n".join(
         "  ".join(

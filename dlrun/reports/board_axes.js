@@ -127,7 +127,7 @@ function listen(plot, frame, points, sweep) {
 function tipOf(sweep, { row, trial, y }, touch) {
   const status = cell(row, "status"), link = DATA.links[row];
   const content = [make("div", { class: "soft", text: runName(cell(row, "run")) })];
-  content.push(make("b", { text: y === null ? status || "no score" : `${sweep.metric} ${scored(y)}` }));
+  content.push(make("b", { text: y === null ? status || "no score" : `${sweep.metric} ${counted(row, sweep.metric, y)}` }));
   for (const { name, texts } of sweep.axes)
     if (texts[trial] !== "") content.push(make("div", { text: `${name}=${isNumber(texts[trial]) ? short(Number(texts[trial])) : texts[trial]}` }));
   if (touch && link) content.push(make("a", { text: "open its report", href: link, target: "_blank", rel: "noopener" }));

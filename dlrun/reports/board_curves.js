@@ -77,15 +77,17 @@ function layCurves() {
   }, joined, frame);
 }
 
+const valueOf = (row, name, value) => /_acc$/.test(name) ? counted(row, name, value) : short(value);
+
 function hoverCurves(plot) {
   const { left, top, idx, idxs } = plot.cursor, frame = byId("plot");
   const inside = left >= 0 && idx !== null;
   const found = !inside ? [] : curves.lines.map((line, k) => ({ ...line, near: curves.near === k + 1, value: idxs[k + 1] == null ? null : plot.data[k + 1][idxs[k + 1]] }));
   const there = found.filter((line) => line.main && line.value != null), values = new Map(there.map((line) => [line.row, line]));
-  const train = new Map(found.filter((line) => !line.main && line.value != null).map((line) => [line.row, short(line.value)]));
+  const train = new Map(found.filter((line) => !line.main && line.value != null).map((line) => [line.row, valueOf(line.row, state.y.replace("val_", "train_"), line.value)]));
   for (const item of byId("legend").children) {
     const line = values.get(Number(item.dataset.row));
-    item.querySelector(".value").textContent = line ? short(line.value) : "";
+    item.querySelector(".value").textContent = line ? valueOf(line.row, state.y, line.value) : "";
     item.classList.toggle("near", Boolean(line?.near));
   }
   if (!there.length) return showTip(frame, null);
@@ -95,7 +97,7 @@ function hoverCurves(plot) {
   const content = [make("div", { class: "soft", text: state.x === "time" ? clock(x) : `${state.x} ${short(x)}` })];
   for (const { row, slot, value, near } of there.slice(0, TIP())) {
     const words = make("span", { class: "words", text: named[rows.indexOf(row)] || runName(cell(row, "run")) });
-    const line = make("div", { class: near ? "line near" : "line" }, key(slot), words, make("b", { text: short(value) }));
+    const line = make("div", { class: near ? "line near" : "line" }, key(slot), words, make("b", { text: valueOf(row, state.y, value) }));
     if (train.has(row)) line.append(make("span", { class: "soft", text: `train ${train.get(row)}` }));
     content.push(line);
   }

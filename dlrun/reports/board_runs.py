@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dlrun.analysis import compare, sweeps
+from dlrun.analysis import compare, scores, sweeps
 from dlrun.analysis.compare import Entry
 from dlrun.errors import UserError
 from dlrun.folders import reading
@@ -148,11 +148,18 @@ def content(runs: Runs, page_folder: Path) -> dict[str, Any]:
         "lower": lower,
         "columns": _columns(rows, metric, lower),
         "links": [_link(path, page_folder) for path in order],
+        "images": [_images(runs.found[path].entry) for path in order],
         "planned": [_number(runs.found[path].entry.config.get("trainer.epochs")) for path in order],
         "curves": [_drawn(runs.found[path], most, metric, lower) for path in order],
         "sweeps": _sweeps(runs, {path: k for k, path in enumerate(order)}, page_folder),
         "left_out": [[name, reason[:LONG]] for name, reason in runs.left_out.items()],
     }
+
+
+def _images(entry: Entry) -> dict[str, int]:
+    """The splits with so few images that their accuracies are shown with how many are right."""
+    found = {split: scores.images(entry.result, split) for split in ("train", "val", "test")}
+    return {split: count for split, count in found.items() if 0 < count < scores.FEW}
 
 
 def _link(folder: Path, page_folder: Path) -> str:

@@ -32,6 +32,12 @@ function short(value) {
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? Number(value.toPrecision(3)).toExponential() : String(Number(value.toPrecision(4)));
 }
 const scored = (value) => typeof value === "number" ? (Math.abs(value) < 100 ? value.toFixed(4) : short(value)) : String(value);
+// A score of a run; an accuracy on fewer than 1,000 images with how many are right.
+function counted(row, name, value) {
+  const split = /(train|val|test)_acc$/.exec(name)?.[1], count = DATA.images[row]?.[split];
+  if (!count || typeof value !== "number") return scored(value);
+  return `${value.toFixed(3)} (${Math.round(value * count)} of ${count})`;
+}
 function clock(seconds) {
   if (seconds < 100) return `${Number(seconds.toPrecision(3))} s`;
   const [minutes, rest] = [Math.floor(seconds / 60), Math.floor(seconds % 60)];

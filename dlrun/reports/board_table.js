@@ -94,7 +94,7 @@ function drawCell(row, column) {
     return make("td", {}, make("span", { class: value ? `status ${known}` : "", text: value }));
   }
   if (name === "epochs" && cell(row, "status") === "running") return drawProgress(row, value);
-  const text = value === "" ? "" : column.score ? scored(value) : name === "seconds" ? clock(Number(value)) : short(value);
+  const text = value === "" ? "" : column.score ? counted(row, name, value) : name === "seconds" ? clock(Number(value)) : short(value);
   const first = name === DATA.metric ? row === 0 : value === bestOf(column); // rows are numbered best setting first
   const best = column.score && value !== "" && bestOf(column) !== null && first ? " best" : "";
   return make("td", { class: `${column.numeric ? "number" : ""}${best}`, text, title: text.length > 24 || text !== String(value) ? String(value) : "" });

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dlrun.analysis import scores
 from dlrun.folders import ensemble, reading
 from dlrun.reports import run_plots
 from dlrun.reports.figures import BLUE, HALF, ORANGE, SHARP, STYLE, canvas, number, save
@@ -49,19 +50,19 @@ def write(folder: Path) -> Path:
     parts = [
         _head(folder, asked, result),
         section("Is the vote better?", _gain(asked, votes, result)),
-        section("Votes", _votes(asked, votes)),
+        section("Votes", _votes(asked, votes, result)),
         section("Pictures", pictures(_draw(folder), CAPTIONS)),
         section("Most confused classes", table(run_plots.confused(folder))),
-        section("Members", _members(folder, asked)),
+        section("Members", _members(folder, asked, result)),
     ]
     return write_page(folder, f"{folder.resolve().name}: ensemble", parts)
 
 
 def _head(folder: Path, asked: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     boxes = {
-        "test accuracy": _decimals(result.get("test_acc")),
+        "test accuracy": _accuracy(result, "test_acc"),
         "test log loss": _decimals(result.get("test_loss")),
-        "validation accuracy": _decimals(result.get("val_acc")),
+        "validation accuracy": _accuracy(result, "val_acc"),
         "validation log loss": _decimals(result.get("val_loss")),
         "members": str(len(asked["members"])),
     }
@@ -73,6 +74,11 @@ def _head(folder: Path, asked: Mapping[str, Any], result: Mapping[str, Any]) -> 
         f"<header><h1>{escape(folder.resolve().name)}</h1><p class=soft>an ensemble; {how}</p></header>"
         f"<div class=numbers>{shown}</div>"
     )
+
+
+def _accuracy(result: Mapping[str, Any], column: str) -> str:
+    value = result.get(column)
+    return scores.counted(column, value, result) if isinstance(value, float) else ""
 
 
 def _decimals(value: Any) -> str:
@@ -98,12 +104,14 @@ def _gain(asked: Mapping[str, Any], votes: Sequence[Mapping[str, str]], result: 
     return card("; ".join(said), "fine" if gained > 0 else "warn") if said else ""
 
 
-def _votes(asked: Mapping[str, Any], votes: Sequence[Mapping[str, str]]) -> str:
+def _votes(asked: Mapping[str, Any], votes: Sequence[Mapping[str, str]], result: Mapping[str, Any]) -> str:
     rows = []
     for row in votes:
         stored = " (stored)" if row.get("vote") == asked.get("vote") else ""
-        rows.append({"vote": f"{row.get('vote', '')}{stored}"} | {c: _cell(row, c) for c in COLUMNS})
-    words = "loss: log loss; ece: expected calibration error; disagreement: share of images on which two members differ"
+        cells = scores.beside(result, {c: _cell(row, c) for c in COLUMNS})
+        rows.append({"vote": f"{row.get('vote', '')}{stored}"} | cells)
+    words = "±: half a Wilson 95 % interval; loss: log loss; ece: expected calibration error; disagreement: share of "
+    words += "images on which two members differ"
     return table(rows) + f"<p class=soft>{words}.</p>"
 
 
@@ -116,7 +124,7 @@ def _cell(row: Mapping[str, str], column: str) -> str:
     return f"{float(value):.0f}" if column == "parameters" else f"{float(value):.4g}"
 
 
-def _members(folder: Path, asked: Mapping[str, Any]) -> str:
+def _members(folder: Path, asked: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """The members with their scores, and links to the pages of those that have one."""
     links, rows = {}, []
     listed = ensemble.rows(folder, "members")
@@ -126,8 +134,9 @@ def _members(folder: Path, asked: Mapping[str, Any]) -> str:
         page = reading.report(folder / where)
         if page.exists():
             links[name] = os.path.relpath(page.resolve(), folder.resolve())
-        scores = listed[k] if k < len(listed) else {}
-        rows.append({"run": name, "weight": str(member.get("weight", ""))} | {c: _cell(scores, c) for c in COLUMNS})
+        found = listed[k] if k < len(listed) else {}
+        cells = scores.beside(result, {c: _cell(found, c) for c in COLUMNS})
+        rows.append({"run": name, "weight": str(member.get("weight", ""))} | cells)
     kept = [c for c in rows[0] if any(row[c] for row in rows)]
     return table([{c: row[c] for c in kept} for row in rows], links=links)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlrun.analysis import differences
+from dlrun.analysis import differences, scores
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.disk import make_folder
@@ -77,7 +77,8 @@ def _results(runs: Sequence[_Run], file: Path) -> str:
         numbers = (*SCORES, "best_epoch", "epochs", "seconds", "parameters")
         shown = {c: value for c in numbers if isinstance(value := run.result.get(c), int | float)}
         rows.append(
-            {"run": run.name, "name": run.result.get("name", ""), "status": run.result.get("status", "")} | shown
+            {"run": run.name, "name": run.result.get("name", ""), "status": run.result.get("status", "")}
+            | scores.beside(run.result, shown)
         )
         if (page := reading.report(run.path)).exists():
             links[run.name] = os.path.relpath(page.resolve(), file.parent.resolve())

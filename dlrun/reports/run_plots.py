@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dlrun.analysis import scores
 from dlrun.folders import reading
 from dlrun.reports import layer_plots
 from dlrun.reports.figures import (
@@ -135,26 +136,28 @@ def _loss(folder: Path, scale: str = "linear") -> Figure | str | None:
 def _accuracy(folder: Path) -> Figure | str | None:
     table = columns(reading.metrics(folder))
     if len(table.get("epoch", ())) < 2:
-        return _one_epoch(table, "acc")
+        return _one_epoch(table, "acc", reading.stored(folder))
     figure, best = canvas(3.2, width=HALF), _best_epoch(folder)
     axes = figure.add_subplot()
     _both(axes, table, "acc")
     at = np.flatnonzero(table["epoch"] == best)
     if len(at):
         value = float(table["val_acc"][at[0]])
-        label = f"best epoch, {best}: {value:.4f}"
+        label = f"best epoch, {best}: {scores.counted('val_acc', value, reading.stored(folder))}"
         axes.plot(table["epoch"][at[0]], value, "D", color=GREEN, markersize=8, label=label, zorder=5)
     epochs_axis(axes, "Accuracy", "share of images right")
     axes.legend()
     return figure
 
 
-def _one_epoch(table: Mapping[str, Any], what: str) -> str | None:
-    """The numbers of a run whose curve would be a dot."""
+def _one_epoch(table: Mapping[str, Any], what: str, result: Mapping[str, Any] | None = None) -> str | None:
+    """The numbers of a run whose curve would be a dot, accuracies with the counts of its `result`."""
     if not table or not len(table["epoch"]):
         return None
     word = {"acc": "accuracy"}.get(what, what)
-    numbers = (f"{split} {word} {table[f'{short}_{what}'][0]:.4f}" for short, split in _CURVES.items())
+    found = {column: float(table[column][0]) for column in (f"{short}_{what}" for short in _CURVES)}
+    shown = [scores.counted(column, value, result or {}) for column, value in found.items()]
+    numbers = (f"{split} {word} {value}" for split, value in zip(_CURVES.values(), shown, strict=True))
     return f"One epoch, so no curve: {', '.join(numbers)}."
 
 

@@ -46,7 +46,7 @@ def write(run_folder: Path) -> Path:
         section("Training in detail", pictures(drawn, run_plots.CAPTIONS)),
         section("Checks before training", table(reading.checks(run_folder), long=("message",))),
         section("Config", _config(config, result.get("changed"))),
-        section("Every epoch", table(metrics, tall=True)),
+        section("Every epoch", table([scores.beside(result, row) for row in metrics], tall=True)),
         section("The rest of result.json", _rest(result)),
     ]
     return write_page(run_folder, f"{title}: {result.get('status', '')}", parts)

@@ -6,6 +6,7 @@ Written from the files of its runs alone. Nothing imports torch.
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from dlrun.folders import reading
 from dlrun.reports import sweep_plots, tables
 from dlrun.reports.axis_plots import called, wanted
 from dlrun.reports.page import picture, section, table, text, write_page
-from dlrun.vocabulary import NUMBERS, SCORES, Outcome, Status, is_accuracy
+from dlrun.vocabulary import NUMBERS, SCORES, Outcome, Status
 
 __all__ = ["write"]
 
@@ -106,21 +107,10 @@ def _named(folder: Path, found: Trials, trial: int, columns: Sequence[str]) -> d
     first, *others = columns
     values = {axis.name: axis.texts[trial] for axis in found.axes}
     row = found.rows[trial]
-    beside = _margins(found.entries[trial].result, row)
+    beside = scores.margins(found.entries[trial].result, row)
     numbers = {name: cell for c in others for name, cell in ((c, row[c]), *beside.get(c, ()))}
     label = _label(folder, found, trial)
     return {"run": label, first: row[first], **dict(beside.get(first, ())), **values, **numbers}
-
-
-def _margins(result: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """By accuracy on a known number of images below 1,000, the column beside it: half of its interval."""
-    found = {}
-    for column in filter(is_accuracy, row):
-        value, count = row[column], scores.images(result, column.partition("_")[0])
-        if 0 < count < scores.FEW:
-            valid = isinstance(value, (int, float)) and 0 <= value <= 1
-            found[column] = [(f"{column} ±", f"{scores.margin(value, count):.3f}" if valid else "")]
-    return found
 
 
 def _label(folder: Path, found: Trials, trial: int) -> str:
@@ -140,7 +130,7 @@ def _every(folder: Path, found: Trials) -> str:
     shown = tables.informative(found.rows)
     reasons = [str(entry.result.get("reason") or "") for entry in found.entries]
     failed = [row["status"] not in (Status.COMPLETED, Status.RUNNING) for row in found.rows]
-    beside = [_margins(entry.result, row) for entry, row in zip(found.entries, found.rows, strict=True)]
+    beside = [scores.margins(entry.result, row) for entry, row in zip(found.entries, found.rows, strict=True)]
     rows = [
         {name: cell for c in shown for name, cell in ((c, row[c]), *beside[k].get(c, ()))}
         | {"run": _label(folder, found, k)}
@@ -156,19 +146,29 @@ def _seeds(found: Trials) -> str:
         return ""
     rows = seed_groups.grouped(found.entries, found.metric, lower=found.lower)
     notes = "".join(f"<li>{text(line)}</li>" for line in seed_groups.note(rows, found.metric))
-    shown = [_spread(row) for row in rows]
+    results = {str(entry.path): entry.result for entry in found.entries}
+    shown = [_spread(row, _completed(row, results)) for row in rows]
     columns = tables.informative(shown)
     return table([{c: row[c] for c in columns} for row in shown]) + f"<ul class=soft>{notes}</ul>"
 
 
-def _spread(row: Mapping[str, Any]) -> dict[str, Any]:
+def _completed(row: Mapping[str, Any], results: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The result of a completed run of a setting, empty if there is none."""
+    found = (results[run] for run in json.loads(row["runs"]))
+    return next((result for result in found if result.get("status") == Status.COMPLETED), {})
+
+
+def _spread(row: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of a setting: a mean with its deviation, the score of a single seed with its counts."""
     shown: dict[str, Any] = {}
     for key, value in row.items():
         score = key.removesuffix("_mean")
         if score != key and value != "":
             spread = row[f"{score}_std"]
             # spaces that do not break keep a mean and its deviation on one line
-            shown[score] = f"{value:.4f}" + (f"\u00a0±\u00a0{spread:.4f}" if spread != "" else "")
+            shown[score] = scores.counted(score, value, result)
+            if spread != "":
+                shown[score] = f"{value:.4f}\u00a0±\u00a0{spread:.4f}"
         elif score != key:
             shown[score] = ""
         elif key not in ("seeds", "runs", "test") and not key.endswith("_std"):

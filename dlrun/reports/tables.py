@@ -113,6 +113,9 @@ def as_text(
         if images and split in found and "run" in rows[0]:
             counts = [images.get(row["run"], (0, 0))[place] for row in shown]
             found[split] = found[split]._replace(cells=_margins(found[split].cells, shown, split, counts))
+        elif images and split in found:
+            counts = [max((images.get(run, (0, 0))[place] for run in _alone(row)), default=0) for row in shown]
+            found[split] = found[split]._replace(cells=_of_one_seed(found[split].cells, shown, split, counts))
     if "run" in found:
         paths = [str(row["run"]) for row in shown]
         short = names or dict(zip(paths, scores.short_names(paths), strict=True))
@@ -207,6 +210,19 @@ def _margins(cells: Sequence[str], rows: Rows, column: str, counts: Sequence[int
         f"{cell} ±{scores.margin(row[column], count):.3f}"
         if count and isinstance(row[column], (int, float)) and 0 <= row[column] <= 1
         else cell
+        for cell, row, count in zip(cells, rows, counts, strict=True)
+    ]
+
+
+def _alone(row: Mapping[str, Any]) -> list[str]:
+    """The runs of a setting with one seed; none of a setting whose mean has a deviation."""
+    return [str(run) for run in json.loads(row["runs"])] if row.get("n") == 1 else []
+
+
+def _of_one_seed(cells: Sequence[str], rows: Rows, column: str, counts: Sequence[int]) -> list[str]:
+    """Accuracies of settings with one seed with how many of few images are right; other cells as they are."""
+    return [
+        scores.share(row[f"{column}_mean"], count) if 0 < count < scores.FEW else cell
         for cell, row, count in zip(cells, rows, counts, strict=True)
     ]
 

@@ -233,21 +233,22 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
 
 
 def _summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: dict[str, Any]) -> None:
+    def shown(column: str) -> str:
+        return counted(column, ending[column], ending)
+
     correct = round(ending["test_acc"] * ending["test_samples"])
     why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
     screen.say(
         f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
         f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['tested_epoch']} "
-        f"(val_acc {counted('val_acc', ending['val_acc'], ending)}, {why})",
+        f"(val_acc {shown('val_acc')}, {why})",
         style="bold",
     )
     if "weights" in ending:
-        both = ", ".join(
-            f"{w} {ending[f'{w}_test_acc']:.4f} (val {ending[f'{w}_val_acc']:.4f})" for w in ("raw", "ema")
-        )
+        both = ", ".join(f"{w} {shown(f'{w}_test_acc')}, val {shown(f'{w}_val_acc')}" for w in ("raw", "ema"))
         screen.say(f"test accuracy by weights: {both}; better on validation: {ending['weights']}")
     if "multi_crop" in ending:
-        screen.say(f"with multi_crop={ending['multi_crop']}; without it {ending['plain_test_acc']:.4f}")
+        screen.say(f"with multi_crop={ending['multi_crop']}; without it {shown('plain_test_acc')}")
     screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; all files are in {run.path}")
     screen.say("next: `dlrun compare` lists your runs")
 

@@ -84,7 +84,10 @@ def bar(screen: Screen, results: Results, plan: Plan, epochs: int) -> None:
     done = {n: len(reading.metrics(results.path(n))) for n in results.running}
     over = sum(n in results.trials and n not in results.running and results.status(n) != "" for n in numbers)
     best = results.leader()
-    text = f"best {results.metric} {results.score(best.number):.4f} ({best.number:04d})  " if best else ""
+    text = ""
+    if best:
+        score = scores.counted(results.metric, results.score(best.number), results.result(best.number))
+        text = f"best {best.number:04d} {results.metric} {score}  "
     text += " ".join(f"{n:04d}:{e}/{total}" for n, e in list(done.items())[:6])
     share = sum(min(e / total, 1) for e in done.values())
     screen.count(over + share, len(numbers), f"{over}/{len(numbers)}", text)

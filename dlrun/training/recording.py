@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-from dlrun.analysis import verdicts
+from dlrun.analysis import scores, verdicts
 from dlrun.console import Screen
 from dlrun.folders import reading
 from dlrun.folders.run import Run
@@ -21,7 +21,9 @@ from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
 from dlrun.vocabulary import AVERAGED, COLUMNS
 
-__all__ = ["Recorder"]
+__all__ = ["Recorder", "right"]
+
+SPLITS = ("train", "val")
 
 
 class Recorder:
@@ -49,7 +51,8 @@ class Recorder:
         self.history.append(row)
         self._writer.wait()  # before the snapshot, so that no two are in memory
         self._writer.begin(self._writing(row, look, is_best))
-        self._screen.epoch(row, self._exp.cfg.trainer.epochs, is_best)
+        rights = {split: right(row[f"{split}_acc"], scores.images({"data": self._data}, split)) for split in SPLITS}
+        self._screen.epoch(row, self._exp.cfg.trainer.epochs, is_best, rights)
         valid = self._exp.train_acc_valid
         self._screen.warn(verdicts.urgent(self.history, look.rows, self._config, self._data, valid))
         if self._follower is not None and self._follower.listens:
@@ -74,6 +77,12 @@ class Recorder:
             run.progress(**progress)
 
         return write
+
+
+def right(accuracy: float, images: int) -> tuple[str, str]:
+    """Return an accuracy with how many of few images are right, and the same in fewer letters."""
+    few = 0 < images < scores.FEW
+    return scores.share(accuracy, images), f"{round(accuracy * images)}/{images}" if few else f"{accuracy:.4f}"
 
 
 def _progress(state: State, row: Mapping[str, Any]) -> dict[str, Any]:

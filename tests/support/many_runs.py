@@ -34,12 +34,26 @@ def curves(path: Path, epochs: int, final: float, rng: random.Random) -> Path:
     """Write metrics.csv with accuracies that rise to `final` and losses that fall."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "train_seconds", "eval_seconds"))
+    writer.writerow(
+        (
+            "epoch",
+            "lr",
+            "train_loss",
+            "train_acc",
+            "val_loss",
+            "val_acc",
+            "train_seconds",
+            "eval_seconds",
+            "samples_per_second",
+        )
+    )
     for epoch in range(1, epochs + 1):
         acc = final * (1 - math.exp(-5 * epoch / epochs)) + rng.gauss(0, 0.01)
         train = min(acc + 0.05 * epoch / epochs, 1.0)
         loss = 2.5 * math.exp(-3 * epoch / epochs) + 1 - final + abs(rng.gauss(0, 0.02))
-        writer.writerow((epoch, 0.1 * (1 - epoch / epochs), 0.8 * loss, train, loss, acc, 2.0 + rng.random(), 0.4))
+        writer.writerow(
+            (epoch, 0.1 * (1 - epoch / epochs), 0.8 * loss, train, loss, acc, 2.0 + rng.random(), 0.4, 3000.0)
+        )
     return write(path / "metrics.csv", text.getvalue())
 
 

@@ -74,7 +74,7 @@ def test_on_the_terminal(few: Path, dlrun: Callable[..., Outcome], monkeypatch: 
     different = dlrun("diff", str(few / "0000"), str(few / "0001")).out
     for column in ("val_acc", "test_acc"):
         line = next(line for line in different.splitlines() if line.split()[:1] == [column])
-        assert line.split(maxsplit=1)[1].split("  ") == ["0.900 (54 of 60)", "0.850 (51 of 60)"]
+        assert re.split(r"\s{2,}", line.strip())[1:] == ["0.900 (54 of 60)", "0.850 (51 of 60)"]
     compared = dlrun("compare", "outputs").out.splitlines()
     assert [len(INTERVAL.findall(line)) for line in compared[1:5]] == [2] * 4  # three runs and an ensemble
     alone = dlrun("compare", "outputs", "--group-seeds").out.splitlines()

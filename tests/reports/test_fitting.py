@@ -17,6 +17,7 @@ from dlrun.analysis import compare, deciding, scores
 from dlrun.config.compose import builtin_conf
 from support.commands import Outcome
 from support.stored import config, result, write, write_run
+from support.terminal import run
 
 COUNTS = {"data": {"val": 60, "test": 200}, "test_samples": 200}
 
@@ -70,6 +71,22 @@ def test_forty_mixed_runs_fit(
         stored = list(csv.DictReader(file))
     assert len(stored) == 40
     assert {"widht", "model.width", "optimizer.lr"} <= stored[0].keys()
+
+
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
+def test_forty_mixed_runs_fit_in_a_terminal(width: int, tmp_path: Path) -> None:
+    forty(tmp_path / "outputs")
+    seen = run(width, tmp_path, "compare")
+    assert seen.code == 0, seen.raw
+    lines = seen.lines
+    assert max(len(line) for line in lines if not line.startswith(("best: ", "next: "))) <= width
+    rows = [line for line in lines if " completed " in line]
+    assert len(rows) == 32
+    for line in rows:
+        assert re.search(r" [01]\.\d{4} ±0\.\d{3} +-?[01]\.\d{4}", line), line
+    assert rows[0].split()[0] == next(line for line in lines if line.startswith("best: ")).split()[1].rstrip(",")
+    assert len([line for line in lines if "failed: " in line]) == 4
+    assert seen.colours
 
 
 @pytest.mark.parametrize("width", [80, 160])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -12,18 +13,26 @@ from dlrun.analysis.inventory import Item
 
 __all__ = ["age", "as_text", "size"]
 
+COUNTED = re.compile(r"\d\.\d+ \((.*)\)")  # 0.750 (9 of 12)
 HEADER = ("run", "status", "score", "age", "size")
 
 
 def as_text(items: Sequence[Item]) -> str:
-    """Return a line per item, columns aligned; folders below the one that they share if a terminal is too narrow."""
-    names = [str(item.found.path) for item in items]
+    """Return a line per item, columns aligned.
+
+    In a terminal that is too narrow folders are relative to the one that they share, and then scores are counts alone.
+    """
+    names, head = [str(item.found.path) for item in items], ""
     shared = os.path.commonpath(names) if len(names) > 1 else ""
-    text = _aligned(items, names)
-    narrow = sys.stdout.isatty() and max(map(len, text.split("\n"))) > shutil.get_terminal_size().columns
-    if shared and narrow:
-        return f"in {shared}\n" + _aligned(items, [os.path.relpath(name, shared) for name in names])
-    return text
+    if shared and _too_wide(_aligned(items, names)):
+        names, head = [os.path.relpath(name, shared) for name in names], f"in {shared}\n"
+    if _too_wide(text := _aligned(items, names)):
+        text = _aligned([item._replace(score=COUNTED.sub(r"\1", item.score)) for item in items], names)
+    return head + text
+
+
+def _too_wide(text: str) -> bool:
+    return sys.stdout.isatty() and max(map(len, text.split("\n"))) > shutil.get_terminal_size().columns
 
 
 def _aligned(items: Sequence[Item], names: Sequence[str]) -> str:

@@ -83,8 +83,8 @@ def test_list_shows_status_score_and_size_of_each_newest_first(there: Path) -> N
         "outputs/runs/old",
         "second",
     ]
-    assert re.search(r"^second +failed +0\.7500 +\d+ d +\d+(\.\d)? [kM]B$", rows["second"])
-    assert re.search(r"3 of 3 +0\.\d{4}", rows["outputs/sweeps/three"])
+    assert re.search(r"^second +failed +0\.750 \(8 of 10\) +\d+ d +\d+(\.\d)? [kM]B$", rows["second"])
+    assert re.search(r"3 of 3 +[01]\.\d{3} \(\d+ of \d+\)", rows["outputs/sweeps/three"])
     assert "ensemble of 3" in rows["votes"]
     assert len(rows) == 6
     assert [line.split()[0][-4:] for line in sorted(sweep.out.splitlines()[1:-1])] == ["0000", "0001", "0002"]
@@ -99,6 +99,7 @@ def test_list_fits_a_terminal_without_cutting_a_name(there: Path, columns: int, 
     assert max(len(line) for line in seen.lines if "`" not in line) <= columns
     assert any(line.split()[:1] == [str(single.relative_to("outputs") if shared else single)] for line in seen.lines)
     assert ("in outputs" in seen.lines) is shared
+    assert any(re.search(r" \d+ of \d+ ", line) for line in seen.lines)
 
 
 def test_the_size_is_that_of_the_disk_and_a_linked_file_counts_once(there: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from dlrun import cli
+from dlrun.commands import init
 from dlrun.config.check_names import check_names
 from dlrun.config.compose import builtin_conf, composer
 from dlrun.search import space
@@ -73,6 +74,7 @@ def furnished(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write(here / name, "")
     write(here / "mynet.py", "from torch import nn\n\n\nclass MyNet(nn.Flatten):\n    pass\n")
     np.savez(here / "data.npz", x=np.zeros((2, 8, 8)), y=np.zeros(2))
+    assert init.main([]) == 0
     return here
 
 

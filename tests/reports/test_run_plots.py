@@ -78,7 +78,7 @@ def test_what_would_show_nothing_is_a_sentence(copy: Path) -> None:
     assert len(run_plots.PICTURES["dead"](copy).axes[0].lines) == count + 1
     (copy / "metrics.csv").write_text("\n".join((copy / "metrics.csv").read_text().splitlines()[:2]) + "\n")
     (row,) = reading.metrics(copy)
-    assert f"{float(row['val_acc']):.4f}" in run_plots.PICTURES["accuracy"](copy)
+    assert f" ({round(12 * float(row['val_acc']))} of 12)" in run_plots.PICTURES["accuracy"](copy)
     assert f"{float(row['train_loss']):.4f}" in run_plots.PICTURES["loss"](copy)
     labels = np.arange(50) % 10
     np.savez(copy / "predictions.npz", val_logits=np.eye(10)[labels], val_labels=labels, val_ids=labels.astype(str))

@@ -21,7 +21,18 @@ from PIL import Image, ImageCms, ImageStat
 from PIL.Image import Image as Picture
 from PIL.Image import Resampling, Transpose
 
-__all__ = ["FULL", "KINDS", "VERSION", "Decoding", "OtherSize", "decoded", "kind_of", "opened", "upright"]
+__all__ = [
+    "FULL",
+    "KINDS",
+    "TWELVE_BITS",
+    "VERSION",
+    "Decoding",
+    "OtherSize",
+    "decoded",
+    "kind_of",
+    "opened",
+    "upright",
+]
 
 VERSION = 2  # 1: EXIF orientation, transparency and colour profiles were ignored, and 16 bits were cut to 8
 FULL = {"uint8": 255.0, "uint16": 65535.0}  # the white level of a kind of values, if none was measured
@@ -30,6 +41,7 @@ FILTERS = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC, "area
 GAPS = {"fast": 1.0, "auto": 2.0}
 KINDS = ("uint8", "uint16", "int32", "float32")  # of values; the last one present is held
 RESIZES, GROUNDS = ("crop", "squash", "letterbox", "none"), ("white", "black", "average")
+TWELVE_BITS = 4095
 STRIP = 16  # resized images with more times the pixels of their crop are cut before resizing
 TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -108,9 +120,7 @@ def decoded(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[A
     with opened(path) as image:
         if how.resize != "none" and how.decode != "exact":
             _draft(image, height, width, how)
-        if image.width * image.height > how.max_pixels:
-            size = f"{image.width:,}×{image.height:,} pixels"
-            raise ValueError(f"{size} are more than dataset.max_pixels={how.max_pixels}; raise it or reduce the image")
+        _require_room(image, how)
         image.load()
         kind = kind_of(image)
         if kind == "uint8":
@@ -164,6 +174,12 @@ def upright(image: Picture) -> Picture:
     return image if turn is None else image.transpose(turn)
 
 
+def _require_room(image: Picture, how: Decoding) -> None:
+    if image.width * image.height > how.max_pixels:
+        size = f"{image.width:,}×{image.height:,} pixels"
+        raise ValueError(f"{size} are more than dataset.max_pixels={how.max_pixels}; raise it or reduce the image")
+
+
 def _draft(image: Picture, height: int, width: int, how: Decoding) -> None:
     """Let a JPEG be decoded at the smallest of 1, 1/2, 1/4, 1/8 that leaves the pixels that resizing needs."""
     if image.format not in ("JPEG", "MPO"):
@@ -184,6 +200,9 @@ def _values(image: Picture, kind: str, how: Decoding) -> Picture:
     if kind == "int32" and image.format == "TIFF" and np.all(getattr(image, "tag_v2", {}).get(UNSIGNED, 2) == 1):
         stored = stored.view(np.uint32)  # Pillow has no mode for it
     values = stored.astype(np.float32)
+    if kind == "uint16" != how.held and not how.whites.get(kind) and 0 < values.max() <= TWELVE_BITS:
+        bits = f"values of 16 bits up to {values.max():.0f}, which may be of 8 or 12 bits and not dark"
+        raise ValueError(f"has {bits}; convert it to 8 bits, or scale it to 65535")
     if not np.isfinite(values).all():
         raise ValueError("contains nan or inf")
     clear = image.info.get("transparency")
@@ -296,7 +315,8 @@ def _fitted(image: Picture, height: int, width: int, how: Decoding, white: float
 def _as_before(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[Any]:
     """The pixels that decoder 1 made, for runs that were trained with it."""
     height, width, channels = shape
-    with Image.open(path) as file:
+    with opened(path) as file:
+        _require_room(file, how)
         image: Picture = file
         if file.mode == "P" and "transparency" in file.info:
             image = file.convert("RGBA")

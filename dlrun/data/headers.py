@@ -22,7 +22,7 @@ from dlrun.data.decoding import KINDS, Decoding, kind_of, opened, upright
 from dlrun.data.images import Images, Streamed, run_ahead
 from dlrun.errors import UserError
 
-__all__ = ["Files", "alike", "first_size", "header", "held", "levelled", "looked_at", "veiled", "white_level"]
+__all__ = ["Files", "alike", "first_size", "header", "held", "levelled", "looked_at", "scaled", "veiled", "white_level"]
 
 DEEP = frozenset((".j2k", ".jp2", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"))  # may exceed 8 bits
 LOOKED = 64  # files whose headers decide whether all are read
@@ -134,6 +134,13 @@ def held(files: Sequence[Path], how: Decoding) -> Decoding:
     kinds = +kinds
     largest = max(kinds, key=KINDS.index) if 2 * kinds["uint8"] < kinds.total() else "uint8"
     return replace(how, held=largest, whites={kind: 255.0 if kind == "uint8" else 0.0 for kind in sorted(kinds)})
+
+
+def scaled(files: Sequence[Path], how: Decoding) -> list[Path]:
+    """Return the files whose values have more bits than those a run was trained on, which are scaled."""
+    deep = [path for path in files if path.suffix.lower() in DEEP and how.decoder > 1]
+    kinds = {"uint8", how.held, *how.whites}
+    return [path for path in deep if (found := header(path)) is not None and found.kind not in kinds]
 
 
 def _kinds(files: Iterable[Path]) -> Counter[str]:

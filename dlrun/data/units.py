@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dlrun.data.decoding import TWELVE_BITS
 from dlrun.data.headers import white_level
 from dlrun.data.images import Images, InMemory, files_of
 
 __all__ = ["Unfit", "Units", "Values", "decoding_of", "factor", "measured", "recorded", "values_of"]
 
 PART = 64  # images measured at a time
-TWELVE_BITS = 4095  # 16-bit integers up to it may be of 9 to 12 bits, or dark
 DARK = 16  # floats between 1 and this may be either 0 to 1 with overshoot, or very dark 0 to 255
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dlrun.console import Screen
 from dlrun.data.files import SUFFIXES
+from dlrun.data.headers import scaled
 from dlrun.data.images import Streamed, Unreadable, run_ahead
 from dlrun.data.units import Unfit, factor, values_of
 from dlrun.errors import UserError
@@ -125,6 +126,9 @@ def _scale_of_files(predictor: Predictor, sources: Sources, done: Outcome) -> fl
         scale = predictor.scale_of_files()
     except Unfit as error:
         raise UserError(f"{sources.files[0]}: {error}, in an .npy") from None
+    if deeper := scaled(sources.files, predictor.decoding):
+        more = f" and {len(deeper) - 1} more" if len(deeper) > 1 else ""
+        done.scaled[f"{deeper[0]}{more}"] = f"has more than 8 bits; 0 to 65535 is scaled to {predictor.units}"
     if scale != 1:
         done.scaled["image files"] = f"0 to 255 multiplied by {scale:.6g}: the training images are {predictor.units}"
     return scale

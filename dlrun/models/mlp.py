@@ -13,7 +13,7 @@ __all__ = ["MLP"]
 class MLP(nn.Sequential):
     """`depth` hidden layers of `width` units, dropout after each; depth 0 is softmax regression.
 
-    (B, in_channels, image_size, image_size) -> logits (B, num_classes).
+    (B, in_channels, image_size, image_size) -> logits (B, num_classes); `image_shape` is (H, W) if they differ.
     Raises UserError on unknown names and impossible sizes.
     """
 
@@ -29,12 +29,14 @@ class MLP(nn.Sequential):
         norm: str = "batch",
         maxout_pieces: int = 2,
         dropout: float = 0.0,
+        image_shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         if depth < 0 or width < 1:
             raise UserError(f"model.depth={depth} must be at least 0 and model.width={width} at least 1")
         style = Style(activation, norm, maxout_pieces)
-        features = in_channels * image_size**2
+        height, width_in = image_shape or (image_size, image_size)
+        features = in_channels * height * width_in
         self.flatten = nn.Flatten()
         for number in range(1, depth + 1):
             layer = linear_block(features, width, style)

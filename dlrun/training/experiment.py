@@ -200,6 +200,7 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
         in_channels=channels,
         num_classes=len(classes),
         image_size=max(height, width),
+        image_shape=(height, width),
     )
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={node['_target_']}: expected a torch.nn.Module, found {type(model).__name__}")

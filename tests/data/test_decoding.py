@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image, ImageCms
 from dlrun.data import prepare
 from dlrun.data.decoding import Decoding, decoded
 from dlrun.data.files import image_folder
-from dlrun.data.images import Streamed
+from dlrun.data.images import Streamed, Unreadable
 from support.photos import KEYS
 from support.pixels import ALPHA, FILES, HEIGHT, OPAQUE, SCENE, STORED, WIDTH, image, on
 
@@ -95,12 +96,71 @@ def test_the_average_background_is_that_of_the_visible_pixels(files: Path) -> No
     assert np.array_equal(found, np.where(OPAQUE[..., None] > 0, SCENE, mean))
 
 
-def test_an_embedded_profile_becomes_srgb(tmp_path: Path) -> None:
-    # a linear gray profile is not there in Pillow; the profile of a screen at another white point is, as LAB
+def test_lab_becomes_srgb(tmp_path: Path) -> None:
     lab = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
     ImageCms.applyTransform(image(SCENE), lab).save(tmp_path / "lab.tif")
     found = decoded(tmp_path / "lab.tif", SHAPE, NATURAL)
     assert np.abs(found - SCENE.astype(float)).mean() < 3
+
+
+def test_heic_without_its_package_is_answered_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "photo.HEIC").write_bytes(b"....ftypheic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(Unreadable, match=r"photo\.HEIC: .*pip install 'dlrun\[heic\]'"):
+        Streamed([tmp_path / "photo.HEIC"], SHAPE, resize=True).decode(0)
+
+
+def test_heic(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the extra heic is not installed")
+    pillow_heif.register_heif_opener()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image(SCENE).save(tmp_path / "a.heic", quality=-1)
+    image(STORED[6](SCENE)).save(tmp_path / "b.heif", quality=-1, exif=exif)
+    for path in tmp_path.iterdir():
+        assert np.abs(decoded(path, SHAPE, NATURAL) - SCENE.astype(float)).mean() < 8  # a quarter of the colours
+
+
+def test_sixteen_bits_among_eight_are_scaled_and_those_that_may_be_twelve_refused(tmp_path: Path) -> None:
+    for name, top in {"sixteen": 65535, "twelve": 4095}.items():
+        levels = np.rint(SCENE[..., 0] * (top / 255)).astype(np.uint16)
+        image(levels).save(tmp_path / f"{name}.png")
+    assert np.array_equal(decoded(tmp_path / "sixteen.png", SHAPE, NATURAL)[..., 1], SCENE[..., 0])
+    with pytest.raises(ValueError, match=r"\b4095\b.*\b65535\b"):
+        decoded(tmp_path / "twelve.png", SHAPE, NATURAL)
+    known = Decoding(resize="none", whites={"uint8": 255.0, "uint16": 4095.0})
+    assert np.array_equal(decoded(tmp_path / "twelve.png", SHAPE, known)[..., 1], SCENE[..., 0])
+
+
+def test_values_of_32_bits_are_held_as_floats(tmp_path: Path) -> None:
+    values = SCENE[..., 0].astype(np.int32) * 1000 - 7
+    image(values).save(tmp_path / "a.tif")
+    image(values.astype(np.float32) / 3).save(tmp_path / "b.tif")
+    for name, held, expected in (("a", "int32", values), ("b", "float32", values / np.float32(3))):
+        found = decoded(tmp_path / f"{name}.tif", (HEIGHT, WIDTH, 1), Decoding(resize="none", held=held))
+        assert found.dtype == np.float32
+        assert np.array_equal(found[..., 0], expected.astype(np.float32))
+        with pytest.raises(ValueError, match=rf"{held} values.*uint8"):
+            decoded(tmp_path / f"{name}.tif", SHAPE, NATURAL)
+    image(np.where(values > 0, values, np.nan).astype(np.float32)).save(tmp_path / "b.tif")
+    with pytest.raises(ValueError, match="nan"):
+        decoded(tmp_path / "b.tif", SHAPE, Decoding(resize="none", held="float32"))
+
+
+def test_a_cached_image_of_another_decoder_is_not_used(files: Path, tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for name in ("turned_3.png", "rgba_noise.png", "rgb.png", "gray.png", "turned_2.png"):
+            (tmp_path / "photos" / label / name).write_bytes((files / name).read_bytes())
+    hashes = []
+    for cache in (str(tmp_path / "cache"), "none"):
+        for words in ({"decoder": 1}, {}, {"background": "black"}):
+            data = prepare(image_folder(str(tmp_path / "photos"), **words), **KEYS, cache=cache)
+            hashes.append(data.record()["content_sha256"])
+    assert hashes[:3] == hashes[3:]
+    assert len(set(hashes)) == 3
 
 
 def test_one_decoder_version_back_everything_is_as_it_was(files: Path) -> None:

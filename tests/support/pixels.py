@@ -5,6 +5,7 @@ All have HEIGHT × WIDTH pixels once they stand upright.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,39 @@ def _exif(turn: int) -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = turn
     return exif
+
+
+def linear_profile(space: str) -> bytes:
+    """An ICC profile (version 2.1) of linear values with the primaries of sRGB: RGB or GRAY."""
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65536))
+
+    def xyz(*values: float) -> bytes:
+        return b"XYZ \0\0\0\0" + b"".join(map(number, values))
+
+    straight = b"curv\0\0\0\0" + struct.pack(">IHH", 1, 0x0100, 0)
+    tags = {b"wtpt": xyz(0.9642, 1, 0.8249)}
+    if space == "RGB":
+        tags |= {b"rXYZ": xyz(0.43607, 0.22249, 0.01392), b"gXYZ": xyz(0.38515, 0.71687, 0.09708)}
+        tags |= {b"bXYZ": xyz(0.14307, 0.06061, 0.7141), b"rTRC": straight, b"gTRC": straight, b"bTRC": straight}
+    else:
+        tags[b"kTRC"] = straight
+    at, table, content = 132 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, data in tags.items():
+        table += name + struct.pack(">II", at + len(content), len(data))
+        content += data
+    head = struct.pack(
+        ">I4sI4s4s4s", at + len(content), b"\0" * 4, 0x02100000, b"mntr", space.ljust(4).encode(), b"XYZ "
+    )
+    head += b"\0" * 12 + b"acsp" + b"\0" * 28 + number(0.9642) + number(1) + number(0.8249)
+    return head.ljust(128, b"\0") + table + content
+
+
+def encoded(linear: Pixels) -> Pixels:
+    """Linear values 0 to 255 in sRGB (IEC 61966-2-1)."""
+    share = linear / 255
+    return np.asarray(255 * np.where(share <= 0.0031308, 12.92 * share, 1.055 * share ** (1 / 2.4) - 0.055))
 
 
 def _turned(turn: int, **options: Any) -> Callable[[Path], None]:
@@ -161,6 +195,15 @@ FILES: dict[str, Row] = {
     "rgba_soft.tif": (_saved(_rgba(HIDDEN, ALPHA)), on(255, SCENE, ALPHA), 0.5),
     "rgba_soft.webp": (_saved(_rgba(0 * HIDDEN, ALPHA), lossless=True, exact=True), on(255, SCENE, ALPHA), 0.5),
     "la_soft.png": (_la, on(255, gray(GRAY), ALPHA), 0.5),
+    "linear.png": (_saved(SCENE, icc_profile=linear_profile("RGB")), encoded(SCENE), 1),
+    "linear.jpg": (_saved(SCENE, icc_profile=linear_profile("RGB"), **LOSSLESS), encoded(SCENE), 3),
+    "linear.webp": (_saved(SCENE, icc_profile=linear_profile("RGB"), lossless=True), encoded(SCENE), 1),
+    "linear_gray.png": (_saved(GRAY, icc_profile=linear_profile("GRAY")), encoded(gray(GRAY)), 1),
+    "linear_rgba.png": (
+        _saved(_rgba(HIDDEN, OPAQUE), icc_profile=linear_profile("RGB")),
+        on(255, encoded(SCENE), OPAQUE),
+        1,
+    ),
     "cmyk.tif": (_saved(SCENE, "CMYK"), SCENE, 1),
     "cmyk.jpg": (_saved(SCENE, "CMYK", **LOSSLESS), SCENE, 1.5),
     "deep.png": (_saved(GRAY.astype(np.uint16) * 257), gray(GRAY), 0),

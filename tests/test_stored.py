@@ -93,7 +93,8 @@ def test_predict_gives_the_stored_classes(stored: Path, dlrun: Callable[..., Out
     from sklearn.datasets import load_digits
 
     pixels = (load_digits().images * 15).astype(np.uint8)  # as dlrun.data.datasets.digits stores them
-    arrays = np.load(stored / name / "predictions.npz", allow_pickle=False)
+    with np.load(stored / name / "predictions.npz", allow_pickle=False) as found:
+        arrays = dict(found)
     index = [int(str(one).rpartition("/")[2]) for one in arrays["test_ids"][:50]]
     np.save(stored / "digits.npy", pixels[index])
     done = dlrun("predict", name, "digits.npy", "--out", "out.csv")

@@ -1,7 +1,7 @@
-"""All code that uses private parts of Hydra, reads its messages, or changes the process for it (`dlrun train …`).
+"""Where dlrun reads messages of Hydra, or changes the process for it; everything is restored (`dlrun train …`).
 
-No other module touches singletons or loggers of Hydra, or sets `sys.argv` or `os.environ` for it. Everything that is
-changed here is restored.
+No other module touches singletons or loggers of Hydra, or sets `sys.argv` or `os.environ` for it. Only this one and
+hydra_files.py, which subclasses two of its classes, use private parts of Hydra.
 """
 
 from __future__ import annotations

@@ -110,6 +110,22 @@ def test_a_sweep_of_a_newer_version_is_refused_and_its_runs_are_rows(here: Path,
     assert dlrun("compare", "s").code == 0
 
 
+def test_lists_show_a_newer_run_and_its_differences_are_refused(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    for k in range(2):
+        member(here / f"runs/{k}", seed=k)
+    age(here / "runs/1/result.json", NEWER)
+    outcome = dlrun("list", "runs")
+    assert outcome.code == 0
+    assert {line.split()[0]: line.split()[1] for line in outcome.out.splitlines()[1:3]} == {
+        "runs/0": "completed",
+        "runs/1": "unreadable",
+    }
+    refused(dlrun("diff", "runs/0", "runs/1"), "runs/1/result.json")
+    assert dlrun("board", "runs").code == 0
+    assert dlrun("rm", "runs/1", "--yes").code == 0
+    assert [path.name for path in (here / "runs").iterdir() if path.is_dir()] == ["0"]
+
+
 @pytest.mark.parametrize("version", [None, 0, FORMAT, "x", [9], True])
 def test_what_is_not_newer_is_read(here: Path, version: object) -> None:
     run = member(here / "r", 0)

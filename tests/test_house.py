@@ -202,9 +202,9 @@ def test_every_option_opens_with_what_it_is_and_is_in_a_group(tmp_path: Path) ->
 
 def test_modules_have_a_docstring_and_a_name_that_says_something(planted: Path) -> None:
     assert (undocumented(PACKAGE), vague(PACKAGE)) == ([], [])
-    plant(planted / "data/helpers.py", "x = 1")
+    plant(planted / "data/helpers.py", "def public(): ...\ndef _private(): ...")
     plant(planted / "utils/__init__.py", "")
-    assert undocumented(planted) == ["dlrun.data.helpers"]
+    assert undocumented(planted) == ["dlrun.data.helpers", "dlrun.data.helpers.public"]
     assert vague(planted) == ["dlrun.data.helpers", "dlrun.utils"]
 
 

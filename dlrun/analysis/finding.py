@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 __all__ = ["Finding", "summary"]
 
@@ -21,7 +21,7 @@ class Finding:
     """
 
     name: str
-    severity: str  # stop: training on is a waste; warn: the run can be better
+    severity: Literal["stop", "warn"]  # stop: training on is a waste; warn: the run can be better
     sentence: str
     number: float
     try_: str

@@ -150,6 +150,7 @@ class Style:
         return self.norm == "none"
 
     def block(self, kind: str, weights: nn.Module, channels: int, dims: int, activate: bool) -> nn.Sequential:
+        """Return the weights with the norm and, if `activate`, the activation that follow them."""
         layers: OrderedDict[str, nn.Module] = OrderedDict({kind: weights})
         if (normalise := norm(self.norm, channels, dims=dims)) is not None:
             layers["norm"] = normalise

@@ -40,10 +40,12 @@ FENCE = 3.0  # interquartile ranges beyond a quartile: worse scores are clipped 
 
 
 def called(metric: str) -> str:
+    """Return the name of a metric for a title."""
     return {"val_acc": "validation accuracy", "val_loss": "validation loss"}.get(metric, metric)
 
 
 def wanted(trials: Trials) -> str:
+    """Return which way the metric of a sweep is better, in words."""
     return "lower is better" if trials.lower else "higher is better"
 
 
@@ -89,10 +91,12 @@ def strip(panel: Axes, trials: Trials, where: Any) -> None:
 
 
 def legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """Add one legend below all panels of a figure."""
     figure.legend(handles, labels, loc="lower center", ncols=6, fontsize=8.5, handletextpad=0.3, columnspacing=1.2)
 
 
 def against_axes(trials: Trials, axes: Sequence[Axis]) -> Figure | None:
+    """Draw the scores against each of the first axes; None without a completed trial."""
     if not axes or not trials.done:
         return None
     shown = axes[:MOST_PANELS]

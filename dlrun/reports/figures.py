@@ -124,6 +124,7 @@ def number(row: Mapping[str, str], column: str, file: str) -> float:
 
 
 def positive(values: Any) -> bool:
+    """Whether a log axis can show an array: no value is zero or below, and not all are nan."""
     return bool(np.any(values > 0)) and not bool(np.any(values <= 0))
 
 

@@ -138,9 +138,20 @@ def unused(root: Path, law: Law, ground: frozenset[str]) -> dict[str, list[str]]
 
 
 def undocumented(root: Path) -> list[str]:
-    """Modules below `root` that hold code and no docstring."""
-    texts = {name: file.read_text() for name, file in modules(root).items()}
-    return [name for name, text in texts.items() if text.strip() and not ast.get_docstring(parsed(text))]
+    """Modules below `root` that hold code, and their public functions and classes, without a docstring."""
+    found = []
+    for name, file in modules(root).items():
+        tree = parsed(file.read_text())
+        if tree.body and not ast.get_docstring(tree):
+            found.append(name)
+        for node in tree.body:
+            if (
+                isinstance(node, (ast.FunctionDef, ast.ClassDef))
+                and node.name[0] != "_"
+                and not ast.get_docstring(node)
+            ):
+                found.append(f"{name}.{node.name}")
+    return found
 
 
 def vague(root: Path) -> list[str]:

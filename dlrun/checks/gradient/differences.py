@@ -86,6 +86,7 @@ class Comparison:
 
     @property
     def size(self) -> float:
+        """The larger of |fa| and |fn|."""
         return max(abs(self.analytic), abs(self.numeric))
 
     @property
@@ -100,6 +101,7 @@ class Comparison:
 
     @property
     def conclusive(self) -> bool:
+        """Whether rounding is small enough, relative to the derivative, for a verdict."""
         return self.floor <= POWER * self.size
 
     @property

@@ -36,10 +36,12 @@ class Launcher(Protocol):
 
 
 def here(sweep: Path | None = None) -> Place:
+    """Return the place of this process; with the folder of a sweep its trials end with it."""
     return Place(os.getcwd(), tuple(sys.path), sweep)
 
 
 def why(error: BaseException) -> str:
+    """Return why a launcher lost a trial, in one line."""
     text = " ".join(str(error).split())
     if (found := text.rpartition("exit codes of the workers are "))[0]:  # after loky's guesses
         return f"its process died, {found[2]}: out of memory?"

@@ -30,6 +30,7 @@ ASK = 30.0  # seconds between two queries to Slurm, which all users share
 
 
 def job_name(folder: Path) -> str:
+    """Return the name of the jobs of a folder, by which `cancel_waiting` finds them."""
     return f"dlrun_{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]}"
 
 

@@ -10,7 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Finding", "summary"]
+__all__ = ["Finding", "Severity", "summary"]
+
+Severity = Literal["stop", "warn"]  # stop: training on is a waste; warn: the run can be better
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Finding:
     """
 
     name: str
-    severity: Literal["stop", "warn"]  # stop: training on is a waste; warn: the run can be better
+    severity: Severity
     sentence: str
     number: float
     try_: str

@@ -6,7 +6,7 @@ import math
 from itertools import accumulate
 
 from dlrun.analysis.evidence import ABOVE_CHANCE, LEFT, STEADY, TINY, WANTED_RATIO, Evidence, end, span
-from dlrun.analysis.finding import Finding
+from dlrun.analysis.finding import Finding, Severity
 from dlrun.analysis.remedies import BAND, WIDE_BAND, larger, longer, revive, smaller_batch, smaller_steps, too_fast
 from dlrun.vocabulary import Status
 
@@ -48,7 +48,8 @@ def flat(run: Evidence) -> Finding | None:
     share, accuracy = max(run.counts) / sum(run.counts), end(run.acc, 2)
     if accuracy - share > LEARNT * (1 - share) or end(run.loss, 2) < 0.9 * min(run.loss[0], run.chance):
         return None
-    severity, done = "stop", f"{len(run.loss)} epochs"
+    severity: Severity = "stop"
+    done = f"{len(run.loss)} epochs"
     if run.coarse:  # nothing is known yet about the rate or the network
         steps = "one step" if run.epoch_steps == 1 else f"{run.epoch_steps:.0f} steps"
         severity, done, fix = "warn", f"{run.steps:.0f} steps, since an epoch is {steps}", smaller_batch(run)

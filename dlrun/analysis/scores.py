@@ -114,10 +114,10 @@ def _margin(value: Any, count: int) -> str:
     return f"{margin(number, count):.3f}" if 0 <= number <= 1 else ""
 
 
-def short(path: Path) -> str:
+def short(path: Path | str) -> str:
     """Return the name of a run for reading: its folder, of a trial that of the sweep as well."""
-    parts = Path(os.path.abspath(path.resolve() if path.is_symlink() else path)).parts
-    return "/".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])
+    above, name = os.path.split(os.path.abspath(os.path.realpath(path) if os.path.islink(path) else path))
+    return f"{os.path.basename(above)}/{name}" if name.isdigit() else name or above
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
@@ -126,7 +126,7 @@ def short_names(paths: Sequence[str]) -> list[str]:
     Whatever would make two of them equal stays.
     """
     unique = len(set(paths))
-    names = [short(Path(path)) for path in paths]
+    names = [short(path) for path in paths]
     if len(set(names)) < unique:
         names = [os.path.relpath(path, os.path.commonpath(list(map(os.path.abspath, paths)))) for path in paths]
     bare = [DATE.sub("", name) for name in names]

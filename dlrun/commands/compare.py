@@ -32,6 +32,14 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.last is not None and args.last < 1:
         raise UserError(f"--last {args.last}: expected a whole number, 1 or more")
+    from dlrun.analysis.flat import uncollected
+
+    with uncollected():
+        _compare(args)
+    return Exit.FINE
+
+
+def _compare(args: Namespace) -> None:
     from dlrun.analysis import compare, sweeps
     from dlrun.folders import outputs
     from dlrun.reports import tables
@@ -65,7 +73,6 @@ def main(argv: list[str]) -> int:
         print(tables.as_latex(table, notes, metric, lower=lower, best=best))
     else:
         _print(args, entries, votes, table, notes, Ranked(metric, lower, best))
-    return Exit.FINE
 
 
 def _leader(table: list[dict[str, Any]], metric: str) -> str:

@@ -39,7 +39,7 @@ class Found(NamedTuple):
     kind: str
 
 
-def kind(path: Path) -> str:
+def kind(path: Path | str) -> str:
     """Return `run`, `sweep` or `ensemble`, or "" if a folder holds none of them."""
     if ensemble.is_ensemble(path):
         return "ensemble"

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import BinaryIO
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
-__all__ = ["OWNER", "append", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
+__all__ = ["OWNER", "append", "has_file", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
 
 OWNER = ".owner"
 _held: set[int] = set()  # locks of this process
@@ -116,6 +117,16 @@ def make_folder(path: Path, *, new: bool = False) -> None:
         raise UserError(f"{path}: cannot make this folder: a parent of it is a file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot make this folder: {error.strerror}") from error
+
+
+def has_file(folder: Path | str, name: str) -> bool:
+    """Whether a folder has a file, or a link to one. Raises OSError if that may not be looked at."""
+    try:
+        return stat.S_ISREG(os.stat(f"{folder}/{name}").st_mode)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+        return False
 
 
 def lock(folder: Path, otherwise: str) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.errors import UserError
-from dlrun.folders.disk import make_folder, write_atomic
+from dlrun.folders.disk import has_file, make_folder, write_atomic
 from dlrun.folders.formats import as_csv, read_rows, write_arrays
 from dlrun.folders.outputs import OUTPUTS, new_folder
 from dlrun.folders.reading import is_run, walk
@@ -48,7 +48,7 @@ def find(paths: Sequence[str]) -> list[Path]:
     return [path for path, what in found if what == "ensemble"]
 
 
-def _kind(path: Path) -> str:
+def _kind(path: str) -> str:
     return "ensemble" if is_ensemble(path) else "run" if is_run(path) else ""  # nothing is below a run
 
 
@@ -70,9 +70,9 @@ def write(
     write_atomic(path / "ensemble.yaml", text.encode())
 
 
-def is_ensemble(path: Path) -> bool:
-    """Whether `dlrun ensemble` wrote a folder."""
-    return (path / "ensemble.yaml").is_file()
+def is_ensemble(path: Path | str) -> bool:
+    """Whether `dlrun ensemble` wrote a folder. Raises OSError if its files may not be looked at."""
+    return has_file(path, "ensemble.yaml")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -104,10 +104,10 @@ def _stored(path: Path) -> dict[str, str]:
 
 def _imported(trust: Sequence[str]) -> dict[str, bytes]:
     """The content of the imported files of the user's code, by path below the folder that they are imported from."""
-    roots, found = _roots(trust), {}
-    for name, module, file in _sources():
+    roots, found = sorted(_roots(trust)), {}
+    for name, module, file in _sources() if roots else ():
         trusted = any(f"{name}.".startswith(f"{t}.") for t in trust)
-        root = next((r for r in sorted(roots) if r in file.parents), None)
+        root = next((r for r in roots if r in file.parents), None)
         if root is None or (not trusted and INSTALLED & set(file.parts)):
             continue
         before = _read.get(name)
@@ -124,7 +124,7 @@ def _roots(trust: Sequence[str]) -> set[Path]:
     """The folders that the trusted packages lie in."""
     tops = {t.partition(".")[0] for t in trust}
     places = {}
-    for name, _, file in _sources():
+    for name, _, file in _sources() if tops else ():  # a process has thousands of modules
         if (top := name.partition(".")[0]) in tops:
             levels = name.count(".") + (file.name == "__init__.py")
             places[top, levels] = file.parents[levels]

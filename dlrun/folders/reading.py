@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dlrun.errors import UserError
-from dlrun.folders.disk import make_folder, owned
+from dlrun.folders.disk import has_file, make_folder, owned
 from dlrun.folders.formats import read_arrays, read_rows
 from dlrun.folders.version import refuse_newer
 from dlrun.vocabulary import Status
@@ -63,9 +63,9 @@ def result(path: Path) -> dict[str, Any]:
 
 def stored(path: Path) -> dict[str, Any]:
     """Return result.json as it stands. Raises NewerFormat for one of a newer dlrun."""
-    file = path / "result.json"
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(file.read_bytes())
+    file = f"{path}/result.json"
+    with contextlib.suppress(OSError, ValueError, RecursionError), open(file, "rb", buffering=0) as opened:
+        found = json.loads(opened.read())
         if isinstance(found, dict):
             refuse_newer(file, found)
             return found
@@ -150,9 +150,9 @@ def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{key}{name}.")
 
 
-def is_run(path: Path) -> bool:
-    """Whether a folder is that of a run."""
-    return (path / "config.yaml").is_file()
+def is_run(path: Path | str) -> bool:
+    """Whether a folder is that of a run. Raises OSError if its files may not be looked at."""
+    return has_file(path, "config.yaml")
 
 
 def find(paths: Iterable[str], unreadable: dict[str, str] | None = None) -> list[Path]:
@@ -161,27 +161,28 @@ def find(paths: Iterable[str], unreadable: dict[str, str] | None = None) -> list
 
 
 def walk(
-    paths: Iterable[str], kind: Callable[[Path], T], expected: str, unreadable: dict[str, str] | None = None
+    paths: Iterable[str], kind: Callable[[str], T], expected: str, unreadable: dict[str, str] | None = None
 ) -> list[tuple[Path, T]]:
     """Return each folder at or below `paths` that has a kind, and its kind, sorted by name below a path, each once.
 
     Folders below one with a kind, hidden folders and links below a path are not visited. Raises UserError for a path
     that is not there, and for a folder that cannot be read, unless `unreadable` is given to receive the reason.
     """
-    found: dict[Path, tuple[Path, T]] = {}
+    found: dict[str, tuple[str, T]] = {}
     for name in paths:
         top = Path(name).expanduser()
         if not top.is_dir():
             raise UserError(f"{name}: no such folder; expected {expected}")
         if top.is_symlink():  # outputs/latest
             top = Path(os.path.relpath(top.resolve()))
-        real = top.resolve()
-        for path, what in _below(top, kind, unreadable):
-            found.setdefault(real / path.relative_to(top), (path, what))
-    return list(found.values())
+        real, start = str(top.resolve()), len(str(top))
+        for path, what in _below(str(top), kind, unreadable):
+            found.setdefault(real + path[start:], (path, what))
+    return [(Path(path), what) for path, what in found.values()]
 
 
-def _below(folder: Path, kind: Callable[[Path], T], unreadable: dict[str, str] | None) -> Iterator[tuple[Path, T]]:
+def _below(folder: str, kind: Callable[[str], T], unreadable: dict[str, str] | None) -> list[tuple[str, T]]:
+    # strings, since tables are made of ten thousand runs, and a Path takes longer than the folder
     try:
         what = kind(folder)
         names: list[str] = []
@@ -192,9 +193,8 @@ def _below(folder: Path, kind: Callable[[Path], T], unreadable: dict[str, str] |
         why = f"{folder}: cannot read this folder: {error.strerror}"
         if unreadable is None:
             raise UserError(why) from error
-        unreadable[str(folder)] = why
-        return
+        unreadable[folder] = why
+        return []
     if what:
-        yield folder, what
-    for name in names:
-        yield from _below(folder / name, kind, unreadable)
+        return [(folder, what)]
+    return [found for name in names for found in _below(os.path.join(folder, name), kind, unreadable)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.errors import UserError
-from dlrun.folders.disk import lock, make_folder, unlock, write_atomic
+from dlrun.folders.disk import has_file, lock, make_folder, unlock, write_atomic
 from dlrun.folders.formats import as_csv
 from dlrun.folders.outputs import OUTPUTS, new_folder
 from dlrun.folders.version import refuse_newer, stamped
@@ -63,9 +63,9 @@ def _mend(file: Path) -> None:
         opened.truncate(content.rfind(b"\n") + 1)
 
 
-def is_sweep(path: Path) -> bool:
-    """Whether a folder is that of a sweep."""
-    return (path / "sweep.yaml").is_file()
+def is_sweep(path: Path | str) -> bool:
+    """Whether a folder is that of a sweep. Raises OSError if its files may not be looked at."""
+    return has_file(path, "sweep.yaml")
 
 
 def journal(path: Path) -> Path:

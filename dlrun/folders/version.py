@@ -25,7 +25,7 @@ def stamped(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"version": FORMAT, **content, **{"version": FORMAT}}
 
 
-def refuse_newer(file: Path, content: Mapping[str, Any]) -> None:
+def refuse_newer(file: Path | str, content: Mapping[str, Any]) -> None:
     """Raise NewerFormat, which names the file, if a later dlrun wrote it."""
     version = content.get("version")
     if isinstance(version, (int, float)) and version > FORMAT:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlrun.analysis import compare, scores
@@ -23,6 +23,8 @@ SHORT = 7  # characters up to which a number is shown as typed
 # dropped from a narrow terminal in this order
 LAST = ("best_epoch", "epochs", "test_loss", "seconds", "val_loss", "test_acc", "val_acc")
 GAP = 2  # spaces between columns
+NARROW = re.compile(r"[\x00-\x7f\xa1-\xac\xae-\u02ff–…]*")  # letters that take one place each
+DONE = {"status": Status.COMPLETED}
 DIGITS = {number.name: number.digits for number in RESULTS}
 FILES_ONLY = ("runs", "seeds", "test", "name", "tags", "note")  # for programs that read the CSV
 LATEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"}
@@ -161,35 +163,34 @@ def _fitting(widths: Mapping[str, int], room: int) -> tuple[list[str], list[str]
 
 def _lines(columns: Sequence[Column], count: int, *, colour: bool) -> list[str]:
     """The header and one line per row, columns aligned; the best in bold green."""
-    widths = [_width(column) for column in columns]
-    lines = [(" " * GAP).join(_pad(c.name, w, c.numeric) for c, w in zip(columns, widths, strict=True)).rstrip()]
-    for k in range(count):
-        cells = []
-        for column, width in zip(columns, widths, strict=True):
-            cell = _pad(column.cells[k], width, column.numeric)
-            bare = cell.strip()
-            best = colour and k in column.best and bare
-            cells.append(cell.replace(bare, f"\x1b[1;32m{bare}\x1b[0m", 1) if best else cell)
-        lines.append((" " * GAP).join(cells).rstrip())
-    return lines
+    padded = [_padded(column, count, colour=colour) for column in columns]
+    return [(" " * GAP).join(cells).rstrip() for cells in zip(*padded, strict=True)]
 
 
-def _pad(cell: str, width: int, numeric: bool) -> str:
-    space = " " * (width - _length(cell))
-    return space + cell if numeric else cell + space
+def _padded(column: Column, count: int, *, colour: bool) -> list[str]:
+    """The name and the first cells of a column in its width."""
+    cells = [column.name, *column.cells[:count]]
+    lengths = _lengths(cells)
+    width = max(lengths, default=0)
+    spaces = [" " * (width - length) for length in lengths]
+    padded = [s + c if column.numeric else c + s for s, c in zip(spaces, cells, strict=True)]
+    for k in sorted(column.best) if colour else ():
+        if k < count and (bare := column.cells[k].strip()):
+            padded[k + 1] = padded[k + 1].replace(bare, f"\x1b[1;32m{bare}\x1b[0m", 1)
+    return padded
 
 
 def _width(column: Column) -> int:
-    return max(map(_length, (column.name, *column.cells)))
+    return max(_lengths([column.name, *column.cells]))
 
 
-def _length(text: str) -> int:
+def _lengths(texts: Sequence[str]) -> list[int]:
     """Places on a screen: letters of some scripts take two."""
-    if text.isascii():
-        return len(text)
+    if NARROW.fullmatch("".join(texts)):
+        return list(map(len, texts))
     from rich.cells import cell_len
 
-    return cell_len(text)
+    return [len(text) if text.isascii() else cell_len(text) for text in texts]
 
 
 def cut(text: str, most: int) -> str:
@@ -268,8 +269,9 @@ def _columns(
 
 def _best(rows: Rows, name: str, *, lower: bool) -> set[int]:
     """The rows with the best of a score, if at least two have one."""
-    counts = [compare.scored({"status": Status.COMPLETED} | dict(row), name) for row in rows]
-    values = {k: float(row[name]) for k, row in enumerate(rows) if counts[k]}
+    # a row over seeds has no status
+    counted = [k for k, row in enumerate(rows) if compare.scored(row if "status" in row else {**row, **DONE}, name)]
+    values = {k: float(rows[k][name]) for k in counted}
     if len(values) < 2:
         return set()
     best = (min if lower else max)(values.values())
@@ -283,7 +285,7 @@ def _with_spread(row: Mapping[str, Any], name: str, score: str) -> str:
 
 def _cell(column: str, value: Any) -> str:
     if column == "run":
-        parts = Path(value).parts
+        parts = [part for part in str(value).split("/") if part not in ("", ".")]
         return "/".join(parts[-2:] if parts[-1:] and parts[-1].isdigit() else parts[-1:]) or value
     if isinstance(value, float):
         return f"{value:.2g}" if column == "p" else f"{value:.{DIGITS.get(column, 4)}f}"

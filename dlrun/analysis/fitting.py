@@ -35,7 +35,7 @@ def overfitting(run: Evidence) -> Finding | None:
             return None
         what, found, number = f"validation accuracy was {top:.3f}", f"{ending:.3f}", top - ending
     sentence = f"overfitting: the {what} in epoch {run.epochs[best]} and is {found} now, though the train loss fell"
-    return Finding("overfitting", "warn", sentence, number, more_regularisation(run))
+    return Finding("overfitting", "warn", sentence, number, more_regularisation(run, memorised=True))
 
 
 def _improves_after(run: Evidence, best: int) -> bool:
@@ -52,7 +52,7 @@ def gap(run: Evidence) -> Finding | None:
     if not gap >= max(GAP, 3 * error, run.train_error) or (run.coarse and run.underfits):
         return None
     sentence = f"gap: train accuracy {end(run.acc):.3f}, validation accuracy {end(run.val_acc):.3f}"
-    return Finding("gap", "warn", sentence, gap, more_regularisation(run))
+    return Finding("gap", "warn", sentence, gap, more_regularisation(run, memorised=False))
 
 
 def capacity(run: Evidence) -> Finding | None:

@@ -16,7 +16,7 @@ BAND = 3.0  # factor on the wanted update : weight ratio that is still fine (B3)
 WIDE_BAND = 10.0  # the same if nothing else shows that steps are too long, and for the first steps
 FEW = 50  # optimizer steps that are needed to judge their length
 TINY_BATCH = 4  # images whose mean gradient is mostly noise
-LEARNS = 1000  # optimizer steps in which small networks come to fit images that change
+LEARNS = 2000  # optimizer steps in which small networks come to fit images that change
 BATCH = 32  # images: the default of trainer.batch_size
 
 
@@ -66,15 +66,18 @@ def revive(run: Evidence) -> str:
     return "model.activation=leaky_relu" if run.key("model.activation") == "relu" else run.rate(1 / 3)
 
 
-def more_regularisation(run: Evidence) -> str:
+def more_regularisation(run: Evidence, *, memorised: bool) -> str:
     """Return the first of augmentation, dropout and penalty that is off, or else a stronger penalty.
 
     Changed images are harder to fit: in the same epochs, or a few hundred steps, augmentation loses more than it gains.
+    Slight rotation and shift keep the label of any image. A run that has `memorised`, whose validation got worse, has
+    time left for larger changes.
     """
     if not run.augmented:
         photographs = ("cifar10", "cifar100", "stl10", "image_folder")  # a mirrored digit is no digit
-        option = "crop_flip" if run.key("choices.dataset") in photographs else "affine"
-        return f"augment={option} {longer(run, LEARNS)}"
+        if run.key("choices.dataset") in photographs:
+            return f"augment=crop_flip {longer(run, LEARNS)}"
+        return f"{'augment=affine' if memorised else 'augment.rotate=10 augment.shift=0.1'} {longer(run, LEARNS)}"
     if run.key("model.dropout") is not None and not run.key("regularizer.dropout"):
         return "regularizer.dropout=0.3"
     if not (run.key("regularizer.l2") or run.key("optimizer.weight_decay")):

@@ -16,7 +16,8 @@ from dlrun.analysis import verdicts
 from dlrun.analysis.finding import Finding, summary
 from dlrun.analysis.verdicts import judge, urgent
 from dlrun.config.compose import compose
-from dlrun.training.experiment import Experiment
+from dlrun.probes import lr_range
+from dlrun.training.experiment import Experiment, build
 from support.watched import watched
 
 
@@ -149,6 +150,29 @@ def test_a_ratio_far_below_asks_for_the_rate_that_mends_it() -> None:
     assert 5e-5 <= float(found.try_.removeprefix("optimizer.lr=")) <= 5e-4
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("model.width=8",), ("model=mlp", "model.width=64", "model.norm=none", "optimizer=sgd")],
+    ids=["cnn, adam", "mlp without norms, sgd"],
+)
+def test_the_rate_of_lr_range_has_no_verdict_and_rates_far_from_it_are_sent_towards_it(words: tuple[str, ...]) -> None:
+    exp = build(compose("check=none", "trainer.threads=1", *words))
+    points = lr_range.measure(exp, 1e-7, 1.0, 100)
+    kinds = {"normalised": lr_range.normalised(exp.model), "adaptive": lr_range.adaptive(exp.optimizer)}
+    rate = lr_range.judge(points, 1e-7, 1.0, **kinds).lr
+    assert rate is not None
+
+    def asked(lr: float) -> list[float]:
+        run = watched(*words, f"optimizer.lr={lr:g}", "trainer.epochs=8")
+        return [float(f.try_.removeprefix("optimizer.lr=")) for f in run.findings()]
+
+    assert asked(rate) == []
+    (higher,) = asked(rate / 1000)
+    assert rate / 1000 < higher <= 3 * rate
+    (lower,) = asked(rate * 30)
+    assert rate / 3 <= lower < rate * 30
+
+
 def test_units_that_died_in_long_first_steps_ask_for_a_lower_rate() -> None:
     rows = metrics(learning(9), learning(9), train_acc=[0.4] * 9, val_acc=[0.4] * 9)
     steps = [row | {"update_ratio": 0.05 if row["epoch"] == 1 else 1e-3} for row in layers(0, dead_fraction=0.9)]
@@ -217,7 +241,7 @@ def test_a_wide_gap_asks_for_the_first_regularisation_that_is_off() -> None:
     run = watched(*SMALL_FOLD, "trainer.epochs=25", "model.init=normal", "optimizer.lr=3e-3", "trainer.batch_size=8")
     found = named(run.findings())["gap"]
     assert found.number > 0.1
-    assert found.try_ == "augment=affine trainer.epochs=125"  # of eight steps
+    assert found.try_ == "augment.rotate=10 augment.shift=0.1 trainer.epochs=250"  # of eight steps
     config, data = run.config, run.exp.data.record()
 
     def next_to_try(**changed: Any) -> str:
@@ -231,9 +255,9 @@ def test_a_wide_gap_asks_for_the_first_regularisation_that_is_off() -> None:
     decayed = next_to_try(**on, optimizer={"weight_decay": 0.01}, regularizer={"dropout": 0.5})
     assert decayed == "optimizer.weight_decay=0.03"
     photos = {"dataset": "cifar10"}
-    assert next_to_try(choices=photos) == "augment=crop_flip trainer.epochs=125"
-    assert next_to_try(choices=photos, augment={"_target_": None}) == "augment=crop_flip trainer.epochs=125"
-    assert next_to_try(trainer={"epochs": 500}) == "augment=affine trainer.epochs=1000"
+    assert next_to_try(choices=photos) == "augment=crop_flip trainer.epochs=250"
+    assert next_to_try(choices=photos, augment={"_target_": None}) == "augment=crop_flip trainer.epochs=250"
+    assert next_to_try(trainer={"epochs": 500}) == "augment.rotate=10 augment.shift=0.1 trainer.epochs=1000"
 
 
 def test_a_gap_needs_enough_images_and_to_be_most_of_the_error() -> None:
@@ -260,7 +284,7 @@ def test_a_validation_loss_or_accuracy_that_gets_worse_while_training_improves_i
     )
     found = named(run.findings())["overfitting"]
     assert found.number > 1.25
-    assert found.try_ == "augment=affine trainer.epochs=250"
+    assert found.try_ == "augment=affine trainer.epochs=500"
 
     def judged(val_acc: list[float], val: int = 1000) -> list[str]:
         rows = metrics(learning(9), learning(9), train_acc=[0.1 * k for k in range(1, 10)], val_acc=val_acc)

@@ -146,17 +146,25 @@ class Evidence:
         return 1 - end(self.acc) if self.acc else math.nan
 
     @property
+    def visible(self) -> float:
+        """The smallest change of the validation accuracy that is worth a verdict and beyond noise."""
+        return max(ROOM, 3 * self.val_error)
+
+    @property
+    def misses(self) -> bool:
+        """Whether more validation images are wrong than noise explains, in the best epoch."""
+        return bool(self.val_acc) and 1 - max(self.val_acc) > self.visible
+
+    @property
     def underfits(self) -> bool:
         """Whether fitting the training images better could gain more than noise.
 
-        What a better fit can gain is at most the train error, and at most the validation error: train_acc is measured
+        What a better fit can gain is about the train error, and at most the validation error: train_acc is measured
         with dropout and augmentation on. Without train_acc the train loss decides.
         """
-        if not self.loss:
+        if not self.misses or not self.loss:
             return False
-        visible = max(ROOM, 3 * self.val_error)
-        left = self.train_error > visible if self.acc else self.loss[-1] > LEFT * self.loss[0]
-        return left and 1 - max(self.val_acc) > visible
+        return self.train_error > self.visible if self.acc else self.loss[-1] > LEFT * self.loss[0]
 
     @property
     def late(self) -> int:

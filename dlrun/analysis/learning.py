@@ -50,7 +50,9 @@ def flat(run: Evidence) -> Finding | None:
         return None
     severity: Severity = "stop"
     done = f"{len(run.loss)} epochs"
-    if run.coarse:  # nothing is known yet about the rate or the network
+    if max(run.loss) > ABOVE_CHANCE * run.chance >= end(run.loss, 2):  # it exploded and settled at chance
+        fix = run.rate(0.1)
+    elif run.coarse:  # nothing is known yet about the rate or the network
         steps = "one step" if run.epoch_steps == 1 else f"{run.epoch_steps:.0f} steps"
         severity, done, fix = "warn", f"{run.steps:.0f} steps, since an epoch is {steps}", smaller_batch(run)
     elif (found := _flat_fix(run)) is not None:
@@ -67,8 +69,7 @@ def flat(run: Evidence) -> Finding | None:
 
 def _flat_fix(run: Evidence) -> str | None:
     """Return the override against the cause that the numbers show; None if they show none."""
-    # it exploded and settled, or had learnt: large weights make the ratio small
-    if max(run.loss) > ABOVE_CHANCE * run.chance >= end(run.loss, 2) or max(run.acc) > end(run.acc, 2) + FORGOT:
+    if max(run.acc) > end(run.acc, 2) + FORGOT:  # large weights make the ratio small
         return run.rate(0.1)
     if max(run.now("dead_fraction").values(), default=0.0) > SEVERE:
         return revive(run)
@@ -83,7 +84,7 @@ def dead(run: Evidence) -> Finding | None:
     """B4: units that are above zero for none of the images, in a network that misses them."""
     shares = run.now("dead_fraction")
     bad = [layer for layer, share in shares.items() if share > DEAD]
-    if not bad or not run.underfits:
+    if not bad or not run.underfits or run.coarse:
         return None
     worst = max(shares.values())
     sentence = f"dead: up to {worst:.0%} of the units in {span(bad, len(shares))} are zero for every image"
@@ -94,7 +95,7 @@ def slow(run: Evidence) -> Finding | None:
     """B1: a loss that falls in a straight line over the sum of the rates needs a higher rate."""
     if len(run.loss) < 5 or run.loss[-1] < LEFT * run.loss[0] or run.ratio > WANTED_RATIO:
         return None
-    if run.jumps or not run.underfits:
+    if run.jumps or not run.misses:
         return None
     spent = list(accumulate(run.lr))
     middle = next(k for k, s in enumerate(spent) if s >= (spent[0] + spent[-1]) / 2)
@@ -119,7 +120,7 @@ def long_steps(run: Evidence) -> Finding | None:
 
 def short_steps(run: Evidence) -> Finding | None:
     """B3: steps more than three times too short for the weights, with much left to learn."""
-    if not run.underfits or run.loss[-1] <= LEFT * run.loss[0] or not run.ratio < WANTED_RATIO / BAND:
+    if not run.misses or run.loss[-1] <= LEFT * run.loss[0] or not run.ratio < WANTED_RATIO / BAND:
         return None
     return _ratio(run, "", high=False)
 

@@ -173,6 +173,24 @@ def test_the_rate_of_lr_range_has_no_verdict_and_rates_far_from_it_are_sent_towa
     assert rate / 3 <= lower < rate * 30
 
 
+def test_a_rate_that_is_too_low_is_found_though_most_training_images_are_right() -> None:
+    loss = [2.3 - 0.13 * k for k in range(9)]  # a straight line: right without confidence
+    rows = metrics(loss, loss, train_acc=[0.98] * 9, val_acc=[0.85] * 9)
+    (found,) = judge(rows, layers(5e-4), configured(), DATA)
+    assert (found.name, found.try_) == ("slow", "optimizer.lr=0.3")
+
+
+def test_after_a_few_steps_dead_units_and_a_flat_loss_say_little_unless_it_exploded() -> None:
+    few = {"train": 220, "val": 100, "train_counts": [22] * 10}
+    rows = metrics([2.3, 1.8], [2.3, 1.8], train_acc=[0.2, 0.4], val_acc=[0.2, 0.4])
+    mine = configured(trainer={"epochs": 2})
+    (found,) = judge(rows, layers(3e-2, 2, dead_fraction=0.4), mine, few)
+    assert (found.name, found.try_) == ("unfinished", "trainer.batch_size=16")
+    rows = metrics([4.0, 2.31], [2.3, 2.3], train_acc=[0.1, 0.1], val_acc=[0.1, 0.1])
+    (found,) = judge(rows, layers(3e-2, 2), mine, few)
+    assert (found.name, found.try_) == ("flat", "optimizer.lr=0.01")
+
+
 def test_units_that_died_in_long_first_steps_ask_for_a_lower_rate() -> None:
     rows = metrics(learning(9), learning(9), train_acc=[0.4] * 9, val_acc=[0.4] * 9)
     steps = [row | {"update_ratio": 0.05 if row["epoch"] == 1 else 1e-3} for row in layers(0, dead_fraction=0.9)]

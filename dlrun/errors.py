@@ -1,10 +1,10 @@
-"""The exception for a mistake of the user, and the first line of any other."""
+"""The exceptions for a mistake of the user, and the first line of any other."""
 
 from __future__ import annotations
 
 from dlrun.vocabulary import Exit
 
-__all__ = ["UserError", "first_line"]
+__all__ = ["DataChanged", "UserError", "first_line"]
 
 
 class UserError(Exception):
@@ -13,6 +13,10 @@ class UserError(Exception):
     def __init__(self, message: str, code: int = Exit.USAGE) -> None:
         super().__init__(message)
         self.code = code
+
+
+class DataChanged(UserError):
+    """The data of a run that continues are not those that it began with."""
 
 
 def first_line(error: BaseException) -> str:

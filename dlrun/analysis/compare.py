@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from dlrun.analysis.finding import summary
 from dlrun.analysis.flat import Known, flat, uncollected
-from dlrun.analysis.ranking import Scored, Setting, ranked, repeats
+from dlrun.analysis.ranking import FOLD, Scored, Setting, data_of, ranked, repeats
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
@@ -154,13 +154,15 @@ def table(
 def settings(entries: Sequence[Entry], column: str, keys: Sequence[str], *, lower: bool) -> list[Setting]:
     """Return the settings of the completed runs with their places in `entries`, best first.
 
-    Runs are of one setting if they differ in none of these `keys` but in seeds.
+    Runs are of one setting if they differ in none of these `keys` but in seeds and folds, and are on the same images.
     """
     keys = [key for key in keys if not repeats(key)]
     done = [k for k, entry in enumerate(entries) if scored(entry.result, column)]
     runs = []
     for path, result, config in (entries[k] for k in done):
-        setting, seed = tuple(map(config.get, keys)), config.get("seed", "")
+        folds = data_of(result, FOLD)
+        seed = config.get("seed", "") + (f" fold {config.get(FOLD)}" if folds else "")
+        setting = (folds or data_of(result), *map(config.get, keys))
         runs.append(Scored(setting, seed, float(result[column]), result.get("val_loss"), str(path)))
     return [s._replace(runs=[done[k] for k in s.runs]) for s in ranked(runs, lower=lower)]
 

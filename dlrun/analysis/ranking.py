@@ -6,16 +6,17 @@ The rule of every table, page and command that names a best run: `dlrun compare`
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from dlrun.vocabulary import place
 
-__all__ = ["INDIFFERENT", "Scored", "Setting", "ranked", "repeats"]
+__all__ = ["FOLD", "INDIFFERENT", "Scored", "Setting", "data_of", "ranked", "repeats"]
 
 # these do not change what is learned, only where and how it is computed and stored
 INDIFFERENT = ("seed", "trainer.threads", "trainer.keep", "trainer.diagnostics")
+FOLD = "dataset.fold"
 DIGITS = 12  # means that differ only by rounding are equal
 
 
@@ -38,8 +39,20 @@ class Setting(NamedTuple):
 
 
 def repeats(key: str) -> bool:
-    """Whether runs that differ in this key are of the same setting: a seed, or what changes no result."""
-    return key in INDIFFERENT or key.endswith(".seed")
+    """Whether runs that differ in this key are of the same setting: a seed, a fold, or what changes no result."""
+    return key in INDIFFERENT or key == FOLD or key.endswith(".seed")
+
+
+def data_of(result: Mapping[str, Any], over: str = "seed") -> str:
+    """Return the hash of a run's images and folds, or of all images that its folds divide; "" if it recorded none."""
+    record = result.get("data")
+    if not isinstance(record, dict):
+        return ""
+    if over != "seed":
+        return str(record.get("folds_identity") or "")
+    # of versions before that: names, and pixels if all files were decoded
+    older = f"{record.get('content_sha256') or ''}{record.get('val_sha256') or ''}"
+    return str(record.get("identity") or older)
 
 
 def ranked(runs: Sequence[Scored], *, lower: bool) -> list[Setting]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from statistics import fmean, stdev
 from typing import Any
 
 from dlrun.analysis import compare
 from dlrun.analysis.compare import Entry
-from dlrun.analysis.ranking import INDIFFERENT, Scored, ranked
+from dlrun.analysis.ranking import FOLD, INDIFFERENT, Scored, data_of, ranked
 from dlrun.analysis.student_t import two_sided
 from dlrun.vocabulary import RESULTS, Status, lower_is_better, worst
 
@@ -26,26 +26,27 @@ LEVEL = 0.05  # probability of any wrong "worse" in a table
 FEW = 5  # seeds below which a t-test detects only large differences (Colas, Sigaud, Oudeyer 2018, arXiv:1806.08295)
 
 
-def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None) -> list[dict[str, Any]]:
+def grouped(
+    entries: Sequence[Entry], by: str = "", *, lower: bool | None = None, over: str = "seed"
+) -> list[dict[str, Any]]:
     """Return one row per setting, best mean first: the keys that differ, mean and std of each score, n, a verdict.
 
     Sorted `by` a number of the results, by default the one that the runs monitored. Only completed runs count; the
     statuses of the others are in the column `rest`. Runs of one setting with the same seed are not independent: their
-    mean counts as one.
+    mean counts as one. Runs on other images are another setting, told apart by the column `data`. With `over` FOLD the
+    folds of one cross-validation take the place of the seeds, and the seeds of a fold count as one.
     """
-    groups: dict[tuple[Any, ...], list[Entry]] = {}
-    follow = {k for k in {k for e in entries for k in e.config} if _repeats_seed(k, entries)}
-    for entry in entries:
-        key = tuple(
-            (k, v) for k, v in sorted(entry.config.items()) if k not in follow and not k.startswith(compare.IGNORED)
-        )
-        groups.setdefault(key, []).append(entry)
+    follow = {k for k in {k for e in entries for k in e.config} if _repeats_seed(k, entries)} | {over}
+    groups, several = _settings(entries, follow, over)
     differing = compare.varying([{k: v for k, v in g[0].config.items() if k not in follow} for g in groups.values()])
     column = by or compare.metric(entries)
-    found = [(_row(group, differing, column), _by_seed(group, column)) for group in groups.values()]
+    found = []
+    for (_, data), group in groups.items():
+        about = {"data": data[:8]} if several else {}
+        found.append((about | _row(group, differing, column, over), _by_seed(group, column, over)))
     down = lower_is_better(column) if lower is None else lower
     done = [
-        Scored(str(k), str(e.config.get("seed", "")), float(e.result[column]), e.result.get("val_loss"), str(e.path))
+        Scored(str(k), str(e.config.get(over, "")), float(e.result[column]), e.result.get("val_loss"), str(e.path))
         for k, group in enumerate(groups.values())
         for e in group
         if compare.scored(e.result, column)
@@ -56,6 +57,24 @@ def grouped(entries: Sequence[Entry], by: str = "", *, lower: bool | None = None
     return [row for row, _ in found]
 
 
+def _settings(entries: Sequence[Entry], follow: Set[str], over: str) -> tuple[dict[tuple[Any, str], list[Entry]], bool]:
+    """The runs by setting and data; and whether one setting was run on several data.
+
+    A run that ended before it recorded its data is counted with others of its setting.
+    """
+    groups: dict[tuple[Any, str], list[Entry]] = {}
+    data: dict[Any, dict[str, None]] = {}
+    keys = []
+    for entry in entries:
+        config = sorted(entry.config.items())
+        setting = tuple((k, v) for k, v in config if k not in follow and not k.startswith(compare.IGNORED))
+        keys.append((setting, data_of(entry.result, over)))
+        data.setdefault(setting, {})[keys[-1][1]] = None
+    for entry, (setting, found) in zip(entries, keys, strict=True):
+        groups.setdefault((setting, found or max(data[setting])), []).append(entry)
+    return groups, any(len(set(known) - {""}) > 1 for known in data.values())
+
+
 def _repeats_seed(key: str, entries: Sequence[Entry]) -> bool:
     """Whether a key is no part of a setting: the seed, a key that equals it, or one that changes no result."""
     if key in INDIFFERENT:
@@ -63,22 +82,22 @@ def _repeats_seed(key: str, entries: Sequence[Entry]) -> bool:
     return key.endswith(".seed") and all(e.config.get(key) in (None, e.config.get("seed")) for e in entries)
 
 
-def _by_seed(group: Sequence[Entry], column: str) -> dict[str, float]:
-    """The mean score of each seed over its completed runs."""
+def _by_seed(group: Sequence[Entry], column: str, over: str) -> dict[str, float]:
+    """The mean score of each seed, or fold, over its completed runs."""
     scores: dict[str, list[float]] = {}
     for entry in group:
         if compare.scored(entry.result, column):
-            scores.setdefault(entry.config.get("seed", ""), []).append(float(entry.result[column]))
+            scores.setdefault(entry.config.get(over, ""), []).append(float(entry.result[column]))
     return {seed: fmean(values) for seed, values in scores.items()}
 
 
-def _row(group: Sequence[Entry], differing: Sequence[str], metric: str) -> dict[str, Any]:
+def _row(group: Sequence[Entry], differing: Sequence[str], metric: str, over: str) -> dict[str, Any]:
     config = group[0].config
     row: dict[str, Any] = {key.removeprefix("choices."): config.get(key, "") for key in differing}
-    seeds = sorted(_by_seed(group, metric), key=_number)
-    row |= {"n": len(seeds), "seeds": f"[{', '.join(seeds)}]"}
+    seeds = sorted(_by_seed(group, metric, over), key=_number)
+    row |= {"n": len(seeds), "seeds" if over == "seed" else "folds": f"[{', '.join(seeds)}]"}
     for column in dict.fromkeys((*(n.name for n in RESULTS if n.over_seeds == "spread"), metric)):
-        values = list(_by_seed(group, column).values())
+        values = list(_by_seed(group, column, over).values())
         row[f"{column}_mean"] = fmean(values) if values else ""
         row[f"{column}_std"] = stdev(values) if len(values) > 1 else ""
     for column in (n.name for n in RESULTS if n.over_seeds == "mean"):
@@ -151,19 +170,29 @@ def holm(found: Sequence[float]) -> list[float]:
     return corrected
 
 
-def note(rows: Sequence[Mapping[str, Any]], column: str) -> list[str]:
+def note(rows: Sequence[Mapping[str, Any]], column: str, over: str = "seed") -> list[str]:
     """Return the notes below the table: what ± is, how it was tested, and the limits of the test."""
     tested = [row for row in rows if row["test"]]
-    notes = ["mean ± sample standard deviation over seeds"]
+    unit = "fold" if over == FOLD else "seed"
+    notes = [f"mean ± sample standard deviation over {unit}s"]
+    if any("data" in row for row in rows):
+        notes.append("data: runs of one setting on other images or folds are not averaged")
+    if over == FOLD and tested:
+        notes.append("folds share most of their training images, so that p is optimistic (Dietterich 1998)")
     if tested:
-        tests = {"paired": "paired t-tests by seed", "welch": "Welch's t-tests"}
+        tests = {"paired": f"paired t-tests by {unit}", "welch": "Welch's t-tests"}
         names = " and ".join(tests[name] for name in sorted({row["test"] for row in tested}))
         count = f"Holm's correction for {len(tested)} comparisons" if len(tested) > 1 else "one comparison"
         notes.append(f"worse than the best on {column}: {names}, two-sided, p < {LEVEL:g} after {count}")
         notes.append("the best setting was selected by this mean, so the mean is optimistic")
         least = min(row["n"] for row in rows if row["n"] > 1)
         if least < FEW:
-            notes.append(f"{least} seeds can detect only large differences: within noise does not mean equal")
+            notes.append(f"{least} {unit}s can detect only large differences: within noise does not mean equal")
     if any(row["n"] == 1 for row in rows):
-        notes.append("one seed gives no noise estimate: run more seeds, such as 'seed=range(1,6)'")
+        more = (
+            "folds, such as dataset.folds=5 dataset.fold=range:0:5"
+            if over == FOLD
+            else "seeds, such as 'seed=range(1,6)'"
+        )
+        notes.append(f"one {unit} gives no noise estimate: run more {more}")
     return notes

@@ -50,12 +50,17 @@ def _compare(args: Namespace) -> None:
     everything = len(entries)
     entries = _selected(args, entries)
     notes: list[str] = []
-    votes = [] if _selects(args) or args.group_seeds else compare.ensembles(paths)
-    if args.group_seeds:
+    grouped = args.group_seeds or args.group_folds
+    votes = [] if _selects(args) or grouped else compare.ensembles(paths)
+    if grouped:
         from dlrun.analysis import seed_groups
+        from dlrun.analysis.ranking import FOLD
 
-        table = seed_groups.grouped(entries, metric, lower=lower)
-        notes = seed_groups.note(table, metric)
+        over = "seed"
+        if args.group_folds:
+            args.group_seeds, over, entries = True, FOLD, _folds(entries)
+        table = seed_groups.grouped(entries, metric, lower=lower, over=over)
+        notes = seed_groups.note(table, metric, over)
     else:
         table = compare.table([*entries, *votes], metric, lower=lower, also=_columns(args))
     best = _leader(table, metric)
@@ -80,6 +85,16 @@ def _leader(table: list[dict[str, Any]], metric: str) -> str:
     from dlrun.analysis import compare
 
     return str(table[0].get("run", "")) if table and compare.scored(table[0], metric) else ""
+
+
+def _folds(entries: list[Entry]) -> list[Entry]:
+    """The runs on a fold. Raises UserError if there are none."""
+    found = [entry for entry in entries if entry.config.get("dataset.folds", "0") != "0"]
+    if entries and not found:
+        raise UserError(
+            "--group-folds: expected runs on folds, found none; type dataset.folds=5 dataset.fold=range:0:5"
+        )
+    return found
 
 
 def _columns(args: Namespace) -> list[str]:
@@ -155,6 +170,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--group-seeds", action="store_true", help="one row per setting: mean ± std over its seeds; omits ensembles"
     )
+    word = "one row per setting: mean ± std over the folds of dataset.folds; seeds of a fold count as one"
+    parser.add_argument("--group-folds", action="store_true", help=word)
     parser.add_argument(
         "--sort", metavar="COLUMN", help="sort by this column, scores best first; --sort=-COLUMN reverses"
     )

@@ -24,6 +24,7 @@ def main(argv: list[str]) -> int:
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
     from dlrun.analysis import scores
+    from dlrun.ensembles.folds import across
     from dlrun.ensembles.members import SPLITS, agree, select
     from dlrun.ensembles.table import as_text, judge, store
     from dlrun.ensembles.votes import FEWEST
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> int:
     if args.out is not None:
         ensemble_folder.free(args.out)
     found = _found(args, trust)
+    if folded := across(found):
+        found = _across_folds(args, found)
     agree(found)
     members = select(found, top=args.top or 0, by_greed=args.greedy)
     print(_headline(args, found, members))
@@ -45,6 +48,8 @@ def main(argv: list[str]) -> int:
         return _average(args, members, trust, table.rows[1]["val_acc"])
     path = ensemble_folder.claim(args.out, f"{len(members)}-members")
     store(path, args, members, table)
+    if folded:
+        print(f"out-of-fold predictions of {images['val']:,} images: {path / 'oof.csv'}")
     print(as_text(table.rows, images))
     if args.temperature:
         shown = ", ".join(_heat(v, t, table.errors[v]) for v, t in table.temperatures.items())
@@ -54,6 +59,19 @@ def main(argv: list[str]) -> int:
     name = shlex.quote(str(path))
     print(f"{args.vote} is stored in {path}; use it with `dlrun predict {name} IMAGES` or objective.teacher={name}")
     return Exit.FINE
+
+
+def _across_folds(args: Namespace, found: list[Member]) -> list[Member]:
+    """The members with out-of-fold predictions in the place of validation. Raises UserError for flags that need one."""
+    from dlrun.ensembles.folds import joined, missing
+
+    for flag in ("top", "greedy", "average"):
+        if getattr(args, flag):
+            why = "members on different folds have no validation images in common"
+            raise UserError(f"--{flag}: {why}; omit it, or give the runs of one fold")
+    if absent := missing(found):
+        print(f"folds without a member: {', '.join(map(str, absent))}; their images have no out-of-fold prediction")
+    return joined(found)
 
 
 def _expect_errors(vote: str, errors: int, images: int) -> None:

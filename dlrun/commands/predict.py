@@ -52,6 +52,10 @@ def main(argv: list[str]) -> int:
         print(f"{name}: {how}")
     for name, why in done.unreadable.items():
         print(f"skipped: {name}: {why}")
+    if found := done.seen:
+        what = "the run was trained on" if found["train"] else "the run was selected by (validation)"
+        number = found["train"] or found["val"]
+        print(f"{number:,} of these images are among those that {what}: they do not show how it does on new ones")
     left = f", {len(done.unreadable)} skipped" if done.unreadable else ""
     print(f"{done.predicted:,} images predicted{left}: {out}")
     return Exit.FINE

@@ -15,15 +15,21 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+ACCEPT = "dataset.changed=accept"
+
 
 def main(argv: list[str]) -> int:
     """Take over the folder of a run or a sweep and run it to the end; returns the exit code."""
     argv, trust = trusted(argv)
-    parser = Parser(
-        prog="dlrun resume", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"
+    words = (
+        "trust=[PACKAGE] allows a run to use classes of that package; "
+        f"{ACCEPT} continues with the recorded images although others were added or images were renamed"
     )
+    parser = Parser(prog="dlrun resume", description=__doc__, epilog=words)
     parser.add_argument("run", help="the folder of a run or a sweep, such as outputs/latest")
     args, more = parser.parse_known_args(argv)
+    accept = ACCEPT in more
+    more = [word for word in more if word != ACCEPT]
     if settings := [word for word in more if "=" in word]:
         why = "a resumed run keeps the config it was started with, its number of epochs included"
         raise UserError(f"{settings[0]}: {why}; for a new run type `dlrun train … {' '.join(settings)}`")
@@ -33,10 +39,12 @@ def main(argv: list[str]) -> int:
     from dlrun.folders.run import reopen
 
     if sweep_folder.is_sweep(folder := Path(args.run).expanduser()):
+        if accept:
+            raise UserError(f"{ACCEPT}: expected a run, found a sweep; type it for each of its unfinished runs")
         return _sweep(folder, trust)
     run = reopen(args.run)
     try:
-        return _continue(run, trust)
+        return _continue(run, trust, accept)
     finally:
         run.release()
 
@@ -53,7 +61,7 @@ def _sweep(folder: Path, trust: list[str]) -> int:
         return again(made, folder, trust)
 
 
-def _continue(run: Run, trust: list[str]) -> int:
+def _continue(run: Run, trust: list[str], accept: bool) -> int:
     from dlrun.config.extras import require_logger
     from dlrun.config.schema import check_rules
     from dlrun.config.settings import Settings
@@ -74,7 +82,7 @@ def _continue(run: Run, trust: list[str]) -> int:
     from dlrun.run.execute import execute
 
     settings = Settings.of(plain).changed(trainer={"stop_after": 0})  # a paused run continues to its end
-    return execute(settings, run, resuming=True)
+    return execute(settings, run, resuming=True, accept_changes=accept)
 
 
 def _unfinished() -> str:

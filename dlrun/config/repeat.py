@@ -83,6 +83,9 @@ def _of_run(file: Path, stored: Mapping[str, Any], keys: set[str], defaults: _De
     groups = [word.partition("=")[0] for word in chosen]
     usual = defaults(chosen)
     config = {name: value for name, value in stored.items() if name not in OWN}
+    if isinstance(data := config.get("dataset"), dict) and "split" not in data:
+        # of before these keys: the same folds again
+        config["dataset"] = {"split": "position", "test_seed": data.get("split_seed", 0), **data}
     differing = changed(config, {name: value for name, value in usual.items() if name not in OWN})
     sections = {group for group in stored["choices"] if group in keys and group not in groups}
     words = []

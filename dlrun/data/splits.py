@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from dlrun.data.bad import Bad, BadData, bad_labels, labelled, require_any, require_samples, require_shape
 from dlrun.data.cache import Cache, cache_at
-from dlrun.data.carving import carve, slice_of
+from dlrun.data.changes import Rows
+from dlrun.data.folds import Rule, divide, recover, recover_test
 from dlrun.data.headers import alike, levelled
+from dlrun.data.identity import Digests, contents, overall
 from dlrun.data.images import Images, InMemory, Streamed
 from dlrun.data.scan import scan
 from dlrun.data.units import Units, decoding_of, measured
-from dlrun.errors import UserError
 
 if TYPE_CHECKING:
     from dlrun.data.audit import Audit
@@ -33,19 +36,26 @@ __all__ = ["Bad", "BadData", "Data", "HeldOut", "Raw", "Split", "bad_labels", "p
 
 @dataclass(frozen=True)
 class Split:
-    """Images, their int64 labels (N,), and an id per sample that survives reordering."""
+    """Images, their int64 labels (N,), and an id per sample that survives reordering.
+
+    `digests` (N, 16) are those of dlrun/data/identity.py. Samples of one of `groups` (N,), such as the images of a
+    patient, are never divided between folds.
+    """
 
     images: Images
     labels: Tensor
     ids: list[str]
+    digests: Digests | None = None
+    groups: NDArray[np.str_] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def subset(self, index: Tensor) -> Split:
         """The samples numbered by an int64 index, renumbered from 0; pixels are shared."""
-        ids = [self.ids[number] for number in index.tolist()]
-        return Split(self.images.subset(index), self.labels[index], ids)
+        ids, rows = [self.ids[number] for number in index.tolist()], index.numpy()
+        digests, groups = (None if part is None else part[rows] for part in (self.digests, self.groups))
+        return Split(self.images.subset(index), self.labels[index], ids, digests, groups)
 
 
 @dataclass(frozen=True)
@@ -56,28 +66,6 @@ class Raw:
     test: Callable[[], Split] | None
     classes: list[str]
     val: Split | None = None
-
-
-@dataclass(frozen=True)
-class Bad:
-    """A sample that cannot be used: its id, the split it belongs to, and why (D1)."""
-
-    id: str
-    split: str
-    reason: str
-
-
-class BadData(UserError):
-    """Unusable samples with dataset.on_bad=error; `bad` lists all of them, the message the first ten."""
-
-    def __init__(self, bad: list[Bad], total: int) -> None:
-        first, others = bad[0], ", ".join(item.id for item in bad[1:10])
-        shown = f"{first.id}: {first.reason}"
-        if others:
-            more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-            shown += f"; so are {others}{more}: {len(bad)} of {total} samples cannot be used"
-        super().__init__(f"{shown}; repair or remove, or omit with dataset.on_bad=drop")
-        self.bad = bad
 
 
 class HeldOut(NamedTuple):
@@ -106,6 +94,10 @@ class Data:
     val_fraction: float | None
     dropped: tuple[Bad, ...] = ()
     balance: bool = False
+    held: Split | None = None  # the test split as it was carved, not scanned yet; None if the dataset has its own
+    split: str = "position"  # what decided the folds
+    folds: int = 0
+    fold: int = 0
 
     @cached_property
     def audit(self) -> Audit:
@@ -147,9 +139,42 @@ class Data:
             "val_fraction": self.val_fraction,
             "units": self.units.record(),
             **decoding_of(self.train.images, self.units),
+            "split": self.split,
+            **self._fold(),
+            "identity": self.identity("train", "val"),
+            **({"test_identity": self.identity("test")} if final else {}),
             "val_sha256": hashlib.sha256("\n".join(self.val.ids).encode()).hexdigest(),
             "content_sha256": _content(self.train, self.val),
         }
+
+    def rows(self, *, final: bool = False) -> Rows | None:
+        """Return every image by name, content, label and split; None for datasets that never change.
+
+        Without `final` a test split of the dataset's own is not part of it, and images of a carved one that cannot be
+        used are.
+        """
+        splits = {"train": self.train, "val": self.val}
+        if final or self.held is not None:
+            splits["test"] = self.test().split if final or self.held is None else self.held
+        return Rows.joined(splits)
+
+    def _fold(self) -> dict[str, Any]:
+        """Which fold validates, and the hash of all images that the folds divide."""
+        if not self.folds:
+            return {}
+        return {"folds": self.folds, "fold": self.fold, "folds_identity": self.identity("train", "val", merged=True)}
+
+    def identity(self, *names: str, merged: bool = False) -> str:
+        """Return one hash over classes, and content and labels of these splits; their order and names are left out.
+
+        With `merged` it does not matter which of the splits an image is in.
+        """
+        splits = [self.test().split if n == "test" else getattr(self, n) for n in names]
+        digests = [contents(s.images, s.ids) if s.digests is None else s.digests for s in splits]
+        labels = [s.labels.numpy() for s in splits]
+        if merged:
+            return overall(self.classes, [("all", np.concatenate(digests), np.concatenate(labels))])
+        return overall(self.classes, [*zip(names, digests, labels, strict=True)])
 
 
 def _content(*splits: Split) -> str | None:
@@ -177,57 +202,66 @@ def prepare(
     cache: str = "none",
     cache_gb: float = 20.0,
     share: bool = False,
+    split: str = "content",
+    test_seed: int = 0,
+    folds: int = 0,
+    fold: int = 0,
+    recorded: Rows | None = None,
 ) -> Data:
     """Carve test (if there is none), then `limit`, then val (if there is none), and measure train.
 
-    All carving is stratified and depends only on labels and `split_seed`, so that the seeds of an ensemble
-    share a fold. Bad samples are found afterwards (bad labels before, since they belong to no class): with
-    `on_bad` error all are reported, with drop each is omitted from its fold, and no other sample moves. Test
-    is scanned when it is read. Image files come from a `cache` (auto, none or a folder) of at most `cache_gb`
-    (1e9 bytes); without a cache, splits that fit into `memory_gb` are held in memory, others are streamed.
-    With `share` datasets in memory go through the cache too, so that processes share one copy. Raises
-    UserError for a fraction outside (0, 1), too small a limit, and a class without training samples.
+    By `split` the fold of a sample follows from its content, its name or its position, and `split_seed`, for test
+    `test_seed`; seeds of an ensemble share them. With `folds` validation is number `fold` of them instead of
+    `val_fraction`. With `recorded` the splits are those that a run recorded.
+
+    Bad samples are found afterwards (bad labels before, since they belong to no class): with `on_bad` error all are
+    reported, with drop each is omitted from its fold, and no other sample moves. Test is scanned when it is read. Image
+    files come from a `cache` (auto, none or a folder) of at most `cache_gb` (1e9 bytes); without a cache, splits that
+    fit into `memory_gb` are held in memory, others are streamed. With `share` datasets in memory go through the cache
+    too, so that processes share one copy. Raises UserError for a fraction outside (0, 1), too small a limit, and a
+    class without training samples.
     """
-    if split_seed < 0:
-        raise UserError(f"dataset.split_seed={split_seed}: must be 0 or more")
-    if on_bad not in ("error", "drop"):
-        raise UserError(f"dataset.on_bad={on_bad}: must be error or drop")
+    rule = Rule(split, split_seed, test_seed, val_fraction, test_fraction, limit, folds, fold, on_bad)
     store = cache_at(cache, cache_gb)
     if share and store is not None:
         raw = _shared(raw, store)
     classes, bad = len(raw.classes), list[Bad]()
-    train, read_test, total = _labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
-    val = None if raw.val is None else _labelled("val", raw.val, classes, bad)
+    train, read_test, total = labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
+    val = None if raw.val is None else labelled("val", raw.val, classes, bad)
     if not bad:  # otherwise bad samples are reported first
-        _require_samples(train, raw.classes)
-    if read_test is None:
-        rest, chosen = carve(train.labels, test_fraction, split_seed, "test")
-        carved = train.subset(chosen)
-        train, read_test = train.subset(rest), lambda: carved
-    if limit:
-        train = train.subset(slice_of(train.labels, limit, classes, split_seed))
-    if val is None:
-        rest, chosen = carve(train.labels, val_fraction, split_seed, "val")
-        train, val = train.subset(rest), train.subset(chosen)
+        require_samples(train, raw.classes)
+    known = partial(_known, store=store, workers=workers, lazily=split == "position")
+    how = partial(recover, recorded=recorded) if recorded else partial(divide, rule=rule)
+    train, val, held = how(train, val, own_test=read_test is not None, known=known)
     train = replace(train, images=levelled(train.images, workers))
-    val, read_test, shape = _alike(val, train), partial(_alike, read_test, train), train.images.shape
-    _require_shape("validation", val, shape)
+    val, shape = _alike(val, train), train.images.shape
+    require_shape("validation", val, shape)
     keep = _fits(memory_gb, train, val)
     train, mean, std = _scanned("train", train, keep, workers, bad, store)
     val, *_ = _scanned("val", val, keep, workers, bad, store)
     if bad and on_bad == "error":
         raise BadData(bad, total)
-    _require_samples(train, raw.classes)
-    _require_any("val", val)
+    require_samples(train, raw.classes)
+    require_any("val", val)
 
-    test = _reader(read_test, classes, shape, memory_gb, workers, on_bad, store)
-    fraction = val_fraction if raw.val is None else None
-    return Data(train, val, raw.classes, shape, mean, std, test, split_seed, fraction, tuple(bad), balance)
+    source = partial(recover_test, read_test, recorded, known) if read_test else held
+    test = _reader(partial(_alike, source, train), known, classes, shape, memory_gb, workers, on_bad, store)
+    fraction = val_fraction if raw.val is None and not folds else None
+    drawn = (fraction, tuple(bad), balance, held, split, folds, fold)
+    return Data(train, val, raw.classes, shape, mean, std, test, split_seed, *drawn)
 
 
-def _alike(split: Split | Callable[[], Split], train: Split) -> Split:
+def _known(split: Split, store: Cache | None, workers: int, lazily: bool) -> Split:
+    """The split with the digests of its images; with `lazily` only if they are files, which decoding replaces."""
+    if split.digests is not None or (lazily and not isinstance(split.images, Streamed)):
+        return split
+    return replace(split, digests=contents(split.images, split.ids, store, workers))
+
+
+def _alike(split: Split | Callable[[], Split] | None, train: Split) -> Split:
     """A split, read now if it is given by a function, whose files are decoded as those of train are."""
     split = split() if callable(split) else split
+    assert split is not None  # a dataset without a test split has a carved one
     return replace(split, images=alike(split.images, train.images))
 
 
@@ -250,6 +284,7 @@ def _shared(raw: Raw, store: Cache) -> Raw:
 
 def _reader(
     read: Callable[[], Split],
+    known: Callable[[Split], Split],
     classes: int,
     shape: tuple[int, int, int],
     memory_gb: float,
@@ -263,31 +298,15 @@ def _reader(
     def test() -> HeldOut:
         found: list[Bad] = []
         whole = read()
-        split = _labelled("test", whole, classes, found)
-        _require_shape("test", split, shape)
+        split = known(labelled("test", whole, classes, found))
+        require_shape("test", split, shape)
         split, *_ = _scanned("test", split, _fits(memory_gb, split), workers, found, store)
         if found and on_bad == "error":
             raise BadData(found, len(whole))
-        _require_any("test", split)
+        require_any("test", split)
         return HeldOut(split, tuple(found))
 
     return test
-
-
-def bad_labels(split: Split, name: str, classes: int) -> list[Bad]:
-    """Return the samples of a split called `name` whose label is not in 0 to classes - 1."""
-    labels, wrong = split.labels, (split.labels < 0) | (split.labels >= classes)
-    numbers = wrong.nonzero().flatten().tolist()
-    return [Bad(split.ids[n], name, f"has label {int(labels[n])}, expected 0 to {classes - 1}") for n in numbers]
-
-
-def _labelled(name: str, split: Split, classes: int, bad: list[Bad]) -> Split:
-    """The samples whose label is in range; the others are added to `bad`."""
-    found = bad_labels(split, name, classes)
-    if not found:
-        return split
-    bad += found
-    return split.subset(((split.labels >= 0) & (split.labels < classes)).nonzero().flatten())
 
 
 def _scanned(
@@ -314,25 +333,3 @@ def _fits(memory_gb: float, *splits: Split) -> bool:
     """Whether the splits, if they are files, may be held in memory."""
     files = [split.images for split in splits if isinstance(split.images, Streamed)]
     return sum(images.nbytes for images in files) <= memory_gb * 1e9
-
-
-def _require_samples(train: Split, classes: list[str]) -> None:
-    counts = np.bincount(train.labels.numpy(), minlength=len(classes))
-    if len(classes) < 2:
-        raise UserError(f"the training split has one class ({classes[0]!r}); expected two or more")
-    if not counts.all():
-        empty = ", ".join(repr(classes[label]) for label in np.flatnonzero(counts == 0)[:10])
-        raise UserError(f"the training split has no usable sample of class {empty}; add some to each")
-
-
-def _require_any(name: str, split: Split) -> None:
-    if not len(split):
-        raise UserError(f"the {name} split has no usable sample; repair or add some")
-
-
-def _require_shape(name: str, split: Split, shape: tuple[int, int, int]) -> None:
-    if split.images.shape != shape:
-        raise UserError(
-            f"{name} images have (height, width, channels) {split.images.shape}, training images {shape}; "
-            "resize image folders with dataset.image_size=64"
-        )

@@ -42,6 +42,7 @@ class Member:
     ms: float | None = None  # milliseconds per image, without decoding
     checkpoint: str = ""  # the file name, if the member is one of several checkpoints of a run
     weight: int = 1
+    own: Mapping[str, Array] | None = None  # its own arrays, if those of validation are of all folds
     val_loss: float | None = None  # as the run recorded it; None if it was evaluated again
     config: Mapping[str, str] = field(default_factory=dict)  # by dotted key, values as text
 
@@ -134,10 +135,13 @@ def _milliseconds(path: Path, arrays: Mapping[str, Array]) -> float | None:
 
 
 def agree(members: Sequence[Member]) -> None:
-    """Compare all members with the first. Raises UserError that names the first that differs, and how."""
+    """Compare all members with the first. Raises UserError that names the first that differs, and how.
+
+    Members on different folds may differ in mean and std: each normalises by those of its own training images.
+    """
     first = members[0]
     for other in members[1:]:
-        for what in ("classes", "shape", "mean", "std"):
+        for what in ("classes", "shape", *(("mean", "std") if first.own is None else ())):
             a, b = first.data[what], other.data[what]
             if what in ("classes", "shape"):
                 same = list(a) == list(b)
@@ -152,6 +156,12 @@ def agree(members: Sequence[Member]) -> None:
                     how = f"{len(b)} and {len(a)} images" if len(a) != len(b) else _first_difference(b, a)
                     hint = "; seeds share a fold if dataset.split_seed and dataset.limit are the same"
                     raise UserError(f"{other.name} and {first.name} differ in {split} {what}: {how}{hint}")
+        for key in ("test_identity", *(("identity",) if first.own is None else ())):
+            a, b = first.data.get(key), other.data.get(key)
+            if None not in (a, b) and a != b:
+                where = "the test split" if key == "test_identity" else "training or validation"
+                why = "images of the same names have other content or labels"
+                raise UserError(f"{other.name} and {first.name} differ in {where}: {why}; train them on the same data")
 
 
 def apart(a: Sequence[Any], b: Sequence[Any]) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlrun.analysis import scores as shares
+from dlrun.ensembles import folds
 from dlrun.ensembles.members import SPLITS, Member
 from dlrun.ensembles.votes import FEWEST, VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
 from dlrun.folders import ensemble as ensemble_folder
@@ -119,8 +120,9 @@ def each(members: Sequence[Member]) -> list[dict[str, Any]]:
     for m in members:
         row: dict[str, Any] = {"member": m.name, "weight": m.weight}
         for split in SPLITS:
-            p = softmax(m.arrays[f"{split}_logits"])
-            found = scores(Vote(p, p.argmax(1)), m.arrays[f"{split}_labels"])
+            arrays = m.arrays if m.own is None else m.own
+            p = softmax(arrays[f"{split}_logits"])
+            found = scores(Vote(p, p.argmax(1)), arrays[f"{split}_labels"])
             row.update({f"{split}_{what}": value for what, value in found.items()})
         rows.append(row | _price([m]) | {"checks": worst([reading.stored(m.path).get("checks")])})
     return rows
@@ -184,5 +186,8 @@ def store(path: Path, args: Namespace, members: Sequence[Member], table: Table) 
     curve = sizes(members)
     listing = each(members)
     scores["checks"] = worst(one.get("checks") for one in listing)
-    ensemble_folder.write(path, asked, scores, arrays, {"table": table.rows, "members": listing, "sizes": curve})
+    tables = {"table": table.rows, "members": listing, "sizes": curve}
+    if members[0].own is not None:
+        tables["oof"] = folds.rows(members)
+    ensemble_folder.write(path, asked, scores, arrays, tables)
     ensemble_report.write(path)

@@ -25,10 +25,10 @@ MARKERS = {"run": "config.yaml", "sweep": "sweep.yaml", "ensemble": "ensemble.ya
 # the names that dlrun writes; anything else in a folder is the user's
 OF_ALL = r"result\.json|report\.html|predictions\.npz|plots|log\.txt|\.owner|\..*\.tmp|\.nfs.*|\.DS_Store"
 OF_ONE = {
-    "run": r"config\.yaml|(checks|metrics|layers|dropped|audit)\.csv|(histograms|showcase|probe)\.npz"
+    "run": r"config\.yaml|(checks|metrics|layers|dropped|audit)\.csv|(histograms|identity|showcase|probe)\.npz"
     r"|checkpoints|code|tensorboard|mlruns|mlflow.*|stop",
     "sweep": r"sweep\.yaml|study\.journal(\.lock)?|table\.csv|jobs|\d{4,}",
-    "ensemble": r"ensemble\.yaml|(table|members|sizes)\.csv",
+    "ensemble": r"ensemble\.yaml|(table|members|sizes|oof)\.csv",
 }
 
 

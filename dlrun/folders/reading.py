@@ -88,7 +88,7 @@ def stamp(path: Path) -> tuple[tuple[int, int], ...]:
 
 
 def arrays(path: Path, name: str) -> dict[str, Any]:
-    """Return the arrays of `predictions`, `histograms`, `showcase` or `probe`; empty if there are none."""
+    """Return the arrays of `predictions`, `identity`, `histograms`, `showcase` or `probe`; empty if there are none."""
     return read_arrays(path / f"{name}.npz")
 
 

@@ -102,6 +102,10 @@ class Run:
         """Write a few images and their logits, by which later commands verify the model."""
         write_arrays(self.path / "probe.npz", arrays, small=True)
 
+    def write_identity(self, arrays: Mapping[str, Any]) -> None:
+        """Write name, content, label and split of every image."""
+        write_arrays(self.path / "identity.npz", arrays, small=True)
+
     def write_checks(self, rows: list[dict[str, Any]]) -> None:
         """Write the results of the checks, one row per check."""
         write_atomic(self.path / "checks.csv", as_csv(rows).encode())
@@ -157,6 +161,15 @@ class Run:
         if more.get("status") == Status.COMPLETED:
             point_latest(self.path, completed=True)
 
+    def result(self) -> dict[str, Any]:
+        """Return result.json as this process has written it so far."""
+        return dict(self._result)
+
+    def put_back(self, result: Mapping[str, Any]) -> None:
+        """Replace result.json by an earlier one: nothing has happened since."""
+        self._result = dict(result)
+        self.update_result()
+
     def progress(self, **more: Any) -> None:
         """Add the progress of the run to result.json, at most twice a second: flushing may take longer than an epoch.
 
@@ -179,7 +192,7 @@ class Run:
         measured = ("metrics.csv", "checks.csv", "audit.csv", "dropped.csv", "checkpoints/last.pt")
         if any((self.path / name).exists() for name in measured):
             return
-        for name in ("config.yaml", "result.json", "log.txt", OWNER):
+        for name in ("config.yaml", "result.json", "identity.npz", "log.txt", OWNER):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "code", ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty

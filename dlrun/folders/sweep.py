@@ -16,6 +16,7 @@ from dlrun.errors import UserError
 from dlrun.folders.disk import has_file, lock, make_folder, unlock, write_atomic
 from dlrun.folders.formats import as_csv
 from dlrun.folders.outputs import OUTPUTS, new_folder
+from dlrun.folders.reading import config
 from dlrun.folders.version import refuse_newer, stamped
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "jobs",
     "journal",
     "log",
+    "old_folds",
     "open_sweep",
     "plan",
     "run_folder",
@@ -104,6 +106,16 @@ def plan(path: Path) -> dict[str, Any]:
         raise UserError(f"{file}: expected keys and values")
     refuse_newer(file, found)
     return found
+
+
+def old_folds(path: Path) -> list[str]:
+    """Return the words by which further trials get the folds of the first, if that is older than `dataset.split`."""
+    for file in sorted(path.glob("[0-9]*/config.yaml"))[:1]:
+        with contextlib.suppress(UserError):
+            node = config(file.parent).get("dataset")
+            if isinstance(node, dict) and "split" not in node:
+                return ["dataset.split=position", "dataset.test_seed=${dataset.split_seed}"]
+    return []
 
 
 def write_plan(path: Path, content: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +21,8 @@ from torch import Tensor
 from dlrun.console import Screen
 from dlrun.data.files import SUFFIXES
 from dlrun.data.headers import scaled
-from dlrun.data.images import Streamed, Unreadable, run_ahead
+from dlrun.data.identity import contents, keys_of
+from dlrun.data.images import Streamed, Unreadable, mark, run_ahead
 from dlrun.data.units import Unfit, factor, values_of
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
@@ -40,6 +42,7 @@ class Outcome:
     predicted: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     scaled: dict[str, str] = field(default_factory=dict)
+    seen: Counter[str] = field(default_factory=Counter)  # how many images are in `train` or `val` of the run
 
 
 class Sources:
@@ -91,10 +94,19 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
             done.predicted += len(names)
         text.flush()
         text.detach()
+        _count_seen(predictor, sources, done)
         if not done.predicted:
             reasons = "; ".join(f"{name}: {why}" for name, why in islice(done.unreadable.items(), 3))
             raise UserError(f"no image could be predicted: {reasons}", Exit.FAILED)
     return done
+
+
+def _count_seen(predictor: Predictor, sources: Sources, done: Outcome) -> None:
+    """Count the files that the run was trained on or chosen by: predictions of them say little about new images."""
+    if predictor.seen and sources.files:
+        names = [str(path) for path in sources.files]
+        digests = contents(Streamed(sources.files, predictor.shape, resize=True), names)
+        done.seen.update(predictor.seen[key] for key in keys_of(digests) if key in predictor.seen)
 
 
 def _batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
@@ -177,5 +189,7 @@ def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> I
         names = [f"{path}[{start + k}]" for k in range(len(part))]
         fine = np.isfinite(part).reshape(len(part), -1).all(1)
         done.unreadable |= {names[k]: "contains nan or inf" for k in np.flatnonzero(~fine)}
+        if predictor.seen:
+            done.seen.update(predictor.seen[key] for key in mark(part).digests if key in predictor.seen)
         if fine.any():
             yield [names[k] for k in np.flatnonzero(fine)], torch.from_numpy(part[fine])

@@ -7,6 +7,7 @@ neither the dataset nor the optimizer of the run is needed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from dlrun.config.schema import check_rules
 from dlrun.config.settings import Settings
 from dlrun.config.targets import check_targets
 from dlrun.data import units
+from dlrun.data.changes import Rows
 from dlrun.data.decoding import VERSION, Decoding
+from dlrun.data.identity import keys_of
 from dlrun.data.units import Units, Values, factor
 from dlrun.ensembles.votes import VOTES, Vote, heated, softmax
 from dlrun.errors import UserError
@@ -31,6 +34,8 @@ from dlrun.training.device import pick_device
 from dlrun.training.experiment import Experiment, build, build_model
 from dlrun.training.multi_crop import viewed
 from dlrun.training.normalised import Normalised, differs
+from dlrun.training.same_data import continued
+from dlrun.training.shared_data import read_data
 from dlrun.vocabulary import Exit
 
 __all__ = ["Predictor", "load", "rebuilt"]
@@ -63,6 +68,17 @@ class Predictor:
         if "decoding" in self.data or self.decoding.held != "uint8":
             return 1.0  # the decoder gives these units
         return factor(Values(np.dtype(np.uint8), 0, 255, True), self.units)
+
+    @cached_property
+    def seen(self) -> dict[bytes, str]:
+        """The split, by digest, of the images that the run or a member was trained on (train) or chosen by (val)."""
+        found: dict[bytes, str] = {}
+        for path in self.members or (self.path,):
+            rows = Rows.read(reading.arrays(path, "identity"))
+            if rows is not None:
+                for name in ("val", "train"):
+                    found.update(dict.fromkeys(keys_of(rows.of(name).digests), name))
+        return found
 
     def __call__(self, images: Tensor) -> Vote:
         """Return probabilities and classes of images (B, H, W, C), uint8 or float, in the units of the dataset."""
@@ -136,9 +152,12 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
         check_rules(plain)
         check_targets(plain, trust)
         plain["trainer"]["device"] = _here(str(plain["trainer"].get("device", "auto")))
-        return build(Settings.of(plain))
+        exp = build(Settings.of(plain))
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
+    # of a folder that has grown since, the images that the run recorded
+    data, _ = continued(path, exp.data, partial(read_data, plain["dataset"], trust))
+    return exp if data is exp.data else build(exp.cfg, data=data)
 
 
 def _here(device: str) -> str:

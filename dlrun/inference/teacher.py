@@ -16,6 +16,7 @@ from dlrun.data import Data, Split
 from dlrun.data.images import Streamed, read
 from dlrun.ensembles.members import apart
 from dlrun.errors import UserError
+from dlrun.folders import reading
 from dlrun.folders.memo import read_targets, write_targets
 from dlrun.inference.predictor import Predictor, load
 
@@ -51,19 +52,29 @@ def _targets(predictor: Predictor, split: Split) -> Iterator[NDArray[np.float32]
 
 def _must_match(predictor: Predictor, data: Data) -> None:
     mine = data.record()
-    for what in ("classes", "shape", "val_sha256", "content_sha256"):
+    # of runs before `identity`: names of images in val_sha256, and their pixels unless files were not decoded yet
+    hashes = ("identity",) if predictor.data.get("identity") else ("val_sha256", "content_sha256")
+    for what in ("classes", "shape", *hashes):
         theirs, ours = predictor.data.get(what), mine[what]
         if what == "content_sha256" and None in (theirs, ours):
-            continue  # files not decoded yet: only their names in val_sha256 can be compared
+            continue
         if (list(theirs or ()), what) != (list(ours), what):
             difference = {
                 "classes": "classes {}, this data has {}".format(*apart(theirs or (), ours)),
                 "shape": f"images of shape {list(predictor.shape)}, this data has {mine['shape']}",
                 # a validation image that the teacher memorised would reveal its label to the student
                 "val_sha256": "another validation fold; use the same dataset, limit and split_seed for both",
+                "identity": "other images or folds; use the same dataset, limit and split_seed for both",
                 "content_sha256": "other images; use the same dataset, limit and split_seed for both",
             }[what]
             raise UserError(f"objective.teacher={predictor.path}: the teacher was trained on {difference}")
+    for path in predictor.members:
+        theirs = (reading.stored(path).get("data") or {}).get("identity")
+        if theirs not in (None, mine["identity"]):
+            which = f"objective.teacher={predictor.path}: its member {path}"
+            raise UserError(
+                f"{which} was trained on other images or folds; use members of the same fold as the student"
+            )
 
 
 def _key(predictor: Predictor, split: Split) -> str:

@@ -171,7 +171,7 @@ def _spread(row: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, Any]
                 shown[score] = f"{value:.4f}\u00a0±\u00a0{spread:.4f}"
         elif score != key:
             shown[score] = ""
-        elif key not in ("seeds", "runs", "test") and not key.endswith("_std"):
+        elif key not in ("seeds", "folds", "runs", "test") and not key.endswith("_std"):
             shown[key] = value
     return shown
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from dlrun.analysis.scores import counted
 from dlrun.config.settings import Settings, Trainer
 from dlrun.console import Screen
-from dlrun.errors import UserError, first_line
+from dlrun.errors import DataChanged, UserError, first_line
 from dlrun.folders import own_code
 from dlrun.folders.run import Run
 from dlrun.run.gate import Omitted, headline, passed
@@ -49,22 +49,26 @@ def execute(
     record: Mapping[str, Any] | None = None,
     shared: SharedData | None = None,
     resuming: bool = False,
+    accept_changes: bool = False,
     quiet: bool = False,
     verbose: bool = False,
 ) -> int:
     """Train in a claimed folder, release it, and return the exit code. Raises UserError after recording it.
 
     `record` describes the source of the config (`Composed.record`) and is stored beside it. `shared` holds data that
-    several runs of this process use. A `quiet` run prints to its log only, a `verbose` one each check in full.
+    several runs of this process use. A run that is `resuming` refuses other data than its own, unless the user accepts
+    the changes. A `quiet` run prints to its log only, a `verbose` one each check in full.
     """
     screen = Screen(run.log, quiet=quiet, verbose=verbose)
     follower = Follower(cfg, run, screen.say)
-    refused = False
+    refused, before = False, run.result()
     try:
-        train = partial(_train, cfg, run, screen, follower, shared)
+        train = partial(_train, cfg, run, screen, follower, shared, resuming, accept_changes)
         return _execute(cfg, run, screen, train, record or {}, resuming=resuming)
-    except UserError:
+    except UserError as error:
         refused = not (resuming or quiet)  # a trial of a sweep is a row with its reason
+        if resuming and not quiet and isinstance(error, DataChanged):
+            run.put_back(before)
         raise
     finally:
         follower.close()
@@ -128,14 +132,22 @@ def _record(run: Run, ending: dict[str, Any]) -> None:
 
 
 def _train(
-    cfg: Settings, run: Run, screen: Screen, follower: Follower, shared: SharedData | None
+    cfg: Settings,
+    run: Run,
+    screen: Screen,
+    follower: Follower,
+    shared: SharedData | None,
+    resuming: bool,
+    accept_changes: bool,
 ) -> tuple[int, dict[str, Any]]:
     # imported here, since torch takes seconds and many errors are found without it
-    from dlrun.training import checkpoint, loop
+    from dlrun.training import checkpoint, loop, same_data
     from dlrun.training.experiment import build
 
     screen.wait("reading the data …")
     exp = build(cfg, shared)
+    if resuming:
+        exp = _held(exp, run, screen, accept_changes)
     if changed := own_code.keep(run, cfg.trust):
         screen.say(changed, style="yellow")
     screen.say(headline(exp))
@@ -145,6 +157,7 @@ def _train(
     omitted = Omitted(run, screen)
     omitted.report(exp.data.dropped)
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
+    same_data.record(run, exp.data)
     run.update_result(train_acc_valid=exp.train_acc_valid)
     fresh = not run.last.exists()
     if fresh and cfg.check.enabled and not passed(exp, run, screen, omitted):
@@ -180,6 +193,19 @@ def _train(
     return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
 
 
+def _held(exp: Experiment, run: Run, screen: Screen, accept_changes: bool) -> Experiment:
+    """The experiment with the data that the run began with. Raises DataChanged."""
+    from dlrun.training.experiment import build
+    from dlrun.training.same_data import continued
+    from dlrun.training.shared_data import read_data
+
+    again = partial(read_data, exp.cfg.plain["dataset"], list(exp.cfg.trust)) if accept_changes else None
+    data, said = continued(run.path, exp.data, again)
+    if said:
+        screen.say(said, style="yellow")
+    return exp if data is exp.data else build(exp.cfg, data=data)
+
+
 def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[str, Any]:
     from dlrun.analysis import verdicts
     from dlrun.folders import reading
@@ -194,7 +220,7 @@ def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[st
 def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[str, Any]:
     """Predict validation and test once, with the weights that trainer.keep chose; store predictions, return scores."""
     from dlrun.run.final_test import predicted, showcase
-    from dlrun.training import checkpoint, loop
+    from dlrun.training import checkpoint, loop, same_data
     from dlrun.training.normalised import probe
 
     tested = checkpoint.load(run.tested)
@@ -225,6 +251,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
         test_seconds=round(time.perf_counter() - started, 3),
     )
     ending.update(test_samples=len(test), data=exp.data.record(final=True))
+    same_data.record(run, exp.data, final=True)
     if exp.cfg.regularizer.get("l1"):
         from dlrun.training.diagnostics import sparsity
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.analysis import sweeps
-from dlrun.analysis.ranking import Scored, ranked, repeats
+from dlrun.analysis.ranking import FOLD, Scored, ranked, repeats
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search.study import Trial
@@ -83,7 +83,7 @@ class Results:
             if value is not None and self.status(number) not in FAILED:
                 values = self.trials[number].values
                 setting = tuple(sorted((k, str(v)) for k, v in values.items() if not repeats(k.lstrip("+"))))
-                seeds = str([v for k, v in values.items() if k.lstrip("+") == "seed"])
+                seeds = str([v for k, v in values.items() if k.lstrip("+") in ("seed", FOLD)])
                 found.append(Scored(setting, seeds, value, loss, number))
         settings = ranked(found, lower=self.minimise)
         return [self.trials[found[k].number] for setting in settings for k in setting.runs]

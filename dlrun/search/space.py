@@ -86,7 +86,7 @@ class Axis:
     @property
     def numbers(self) -> list[float]:
         """The numbers between which values lie; empty if there is no order: words, options, seeds."""
-        if self.group or self.name.rpartition(".")[2] in ("seed", "split_seed"):
+        if self.group or self.name.rpartition(".")[2] in ("seed", "split_seed", "test_seed", "fold"):
             return []
         found = self.choices or [self.low, self.high]
         numeric = len(found) > 1 and all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in found)

@@ -98,6 +98,7 @@ class Sweep:
         sweep_folder.write_plan(folder, plan.record())
         self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
         self.results = Results(folder, self.metric, self.minimise, self.study.trials())
+        self.folds = sweep_folder.old_folds(folder)
         self.trials, self.running = self.results.trials, self.results.running
 
     def run(self) -> int:
@@ -189,7 +190,7 @@ class Sweep:
         self.trials[number] = trial
         words = [a.word(trial.values[a.key]) for a in self.plan.axes]
         try:
-            composed = self.composer.compose(self.composer.parse([*self.plan.fixed, *words]))
+            composed = self.composer.compose(self.composer.parse([*self.plan.fixed, *self.folds, *words]))
         except UserError as error:
             self.study.failed(trial, str(error), self.plan.search["retries"] + 1)
             self._close(trial)

@@ -90,10 +90,11 @@ class Experiment:
         return _normalised(self.data, split, self.device, **options)
 
 
-def build(cfg: Settings, shared: SharedData | None = None) -> Experiment:
+def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = None) -> Experiment:
     """Build data, model, loss, regularizer, optimizer and schedule from settings.
 
-    Data comes from `shared`, if given. Raises UserError for what the config asks for and cannot be had.
+    Data comes from `shared`, if given, unless it is `data` that was read before. Raises UserError for what the config
+    asks for and cannot be had.
     """
     plain, trust, trainer = cfg.plain, list(cfg.trust), cfg.trainer
     check_targets(plain, trust)
@@ -101,8 +102,9 @@ def build(cfg: Settings, shared: SharedData | None = None) -> Experiment:
     torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
     memory.keep_freed()
     determinism(trainer.deterministic)
-    read = read_data if shared is None else shared.read
-    data = read(plain["dataset"], trust)
+    if data is None:
+        read = read_data if shared is None else shared.read
+        data = read(plain["dataset"], trust)
     seed_everything(cfg.seed)
     model = _started(plain, trust, data, device)
     dtype = pick_dtype(trainer.precision, device, model, data.shape)

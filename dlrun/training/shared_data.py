@@ -8,17 +8,22 @@ from typing import Any
 
 from dlrun.config.targets import instantiate
 from dlrun.data import Data, prepare
+from dlrun.data.changes import Rows
 
 __all__ = ["SharedData", "read_data"]
 
 
-def read_data(node: dict[str, Any], trust: list[str], *, share: bool = False) -> Data:
-    """Read and prepare the data that the group `dataset` describes; `share` is that of `prepare`. Raises UserError."""
-    own = set(inspect.signature(prepare).parameters) - {"raw", "share"}
+def read_data(node: dict[str, Any], trust: list[str], *, share: bool = False, recorded: Rows | None = None) -> Data:
+    """Read and prepare the data that the group `dataset` describes. Raises UserError.
+
+    `share` and `recorded` are those of `prepare`. A config from before `dataset.split` keeps the folds it had.
+    """
+    own = set(inspect.signature(prepare).parameters) - {"raw", "share", "recorded"}
+    node = {"split": "position", "test_seed": node.get("split_seed", 0), **node}
     options = {k: node[k] for k in own if k in node}
     source = {k: v for k, v in node.items() if k not in own}
     takes = {k: v for k, v in options.items() if k in ("limit", "split_seed", "memory_gb", "test_fraction", "on_bad")}
-    return prepare(instantiate(source, trust, "dataset", **takes), **options, share=share)
+    return prepare(instantiate(source, trust, "dataset", **takes), **options, share=share, recorded=recorded)
 
 
 class SharedData:

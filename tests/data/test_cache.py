@@ -130,7 +130,7 @@ def test_a_folder_in_the_way_and_a_bound_too_small(photos, tmp_path, capsys):
     message = capsys.readouterr().err
     assert str(tmp_path / "file") in message
     assert "dataset.cache=" in message
-    ready(photos, tmp_path / "cache", cache_gb=1e-6)
+    ready(photos, tmp_path / "cache", cache_gb=1e-7)
     assert not list(tmp_path.glob("cache/*"))
 
 
@@ -148,7 +148,8 @@ from dlrun.data.files import arrays, image_folder
 from dlrun.data import prepare
 count, original = [], images.Streamed.decode
 images.Streamed.decode = lambda self, n: (count.append(n), original(self, n))[1]
-data = prepare(image_folder(sys.argv[1]), val_fraction=.2, test_fraction=.2, split_seed=0, cache=sys.argv[2])
+data = prepare(image_folder(sys.argv[1]), val_fraction=.2, test_fraction=.2, split_seed=0, split="position",
+               cache=sys.argv[2])
 print(len(count), data.record()["content_sha256"])
 """
 

@@ -26,7 +26,7 @@ def everything(split):
 
 
 def ready(raw, **keys):
-    return prepare(raw, **{"val_fraction": 0.25, "test_fraction": 0.25, "split_seed": 0, **keys})
+    return prepare(raw, **{"val_fraction": 0.25, "test_fraction": 0.25, "split_seed": 0, "split": "position", **keys})
 
 
 # ---- image folders

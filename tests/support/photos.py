@@ -11,7 +11,7 @@ from PIL import Image
 from dlrun.data import prepare
 from dlrun.data.files import image_folder
 
-KEYS = {"val_fraction": 0.2, "test_fraction": 0.2, "split_seed": 0}
+KEYS = {"val_fraction": 0.2, "test_fraction": 0.2, "split_seed": 0, "split": "position"}
 MEMORY = (4.0, 0.0)  # gigabytes: decoded once, or streamed
 
 

@@ -25,7 +25,7 @@ def raw(split: Split, test=None, val=None) -> Raw:
 
 
 def ready(source, **keys):
-    return prepare(source, **{"val_fraction": 0.1, "test_fraction": 0.2, "split_seed": 0, **keys})
+    return prepare(source, **{"val_fraction": 0.1, "test_fraction": 0.2, "split_seed": 0, "split": "position", **keys})
 
 
 def counts(split: Split) -> list[int]:

@@ -1,0 +1,164 @@
+"""The content of every image, as a digest of 128 bits: folds follow it, and later commands compare with it (D4).
+
+`dlrun train dataset=image_folder dataset.root=photos dataset.split=content`. A file's digest is that of its bytes, an
+array's image that of its pixels. Digests of files are kept beside the decoded images (dlrun/data/cache.py), in a table
+per folder, and trusted as long as path, size, both times and inode of a file are the same: a later start reads no file
+again.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from hashlib import blake2b, sha256
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dlrun.data.cache import Cache
+from dlrun.data.images import Images, Streamed, run_ahead
+
+__all__ = ["SIZE", "Digests", "contents", "keys_of", "overall"]
+
+Digests = NDArray[np.uint8]  # (N, SIZE)
+SIZE = 16  # bytes of a digest
+VERSION = b"1"
+FILES = 64  # per task: enough to make the hand-over between threads cheap
+CHUNK = 1 << 20  # bytes read at a time
+# seconds for which the digest of a new file is not kept: within one tick of its clock a file may change twice
+UNSETTLED = 1.0
+
+
+def contents(images: Images, ids: Sequence[str], store: Cache | None = None, workers: int = 0) -> Digests:
+    """Return the digests of all images (N, 16), in their order; one that cannot be read has a digest of its id."""
+    if not isinstance(images, Streamed):
+        marks = images.marks
+        assert marks is not None  # only files lack them
+        return _rows(marks.digests)
+    stats = [_stat(path) for path in images.files]
+    table = None if store is None or not len(images) else store.folder / f"{_top(images.files)}.hashes"
+    known = {} if table is None else _read(table)
+    found = [known.get(about) for about in stats]
+    missing = [number for number, digest in enumerate(found) if digest is None]
+    parts = [missing[start : start + FILES] for start in range(0, len(missing), FILES)]
+    groups = ([partial(_hashed, images.files, ids, part)] for part in parts)
+    for part, (digests,) in zip(parts, run_ahead(groups, workers), strict=True):
+        for number, digest in zip(part, digests, strict=True):
+            found[number] = digest
+    if table is not None and missing and store is not None:
+        _keep(table, store, known, images.files, stats, found)
+    return _rows(found)
+
+
+def keys_of(digests: Digests) -> list[bytes]:
+    """Return one key per image, by which images are assigned to folds."""
+    whole = np.ascontiguousarray(digests).tobytes()
+    return [whole[start : start + SIZE] for start in range(0, len(whole), SIZE)]
+
+
+def overall(classes: Sequence[str], splits: Sequence[tuple[str, Digests, NDArray[np.int64]]]) -> str:
+    """Return one SHA-256 over classes, folds, and every image with its label; order and names of images are left out.
+
+    `splits` have a name, digests (N, 16) and labels (N,).
+    """
+    total = sha256("\0".join(classes).encode(errors="surrogateescape"))
+    for name, digests, labels in splits:
+        total.update(f"\0{name} {len(labels)}\0".encode())
+        rows = np.concatenate([digests, labels.astype(">i8")[:, None].view(np.uint8).reshape(-1, 8)], axis=1)
+        total.update(np.sort(np.ascontiguousarray(rows).view(f"S{SIZE + 8}").reshape(-1)).tobytes())
+    return total.hexdigest()
+
+
+def _rows(digests: Sequence[bytes | None]) -> Digests:
+    joined = b"".join(digest or bytes(SIZE) for digest in digests)
+    return np.frombuffer(joined, dtype=np.uint8).reshape(-1, SIZE)
+
+
+def _hashed(files: Sequence[Path], ids: Sequence[str], numbers: Sequence[int]) -> list[bytes]:
+    return [_file(files[number], ids[number]) for number in numbers]
+
+
+def _file(path: Path, name: str) -> bytes:
+    total = blake2b(digest_size=SIZE)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                total.update(chunk)
+    except OSError:
+        # decoding reports it; its place must not depend on how it fails
+        return blake2b(f"unreadable {name}".encode(errors="surrogateescape"), digest_size=SIZE).digest()
+    return total.digest()
+
+
+def _stat(path: Path) -> bytes:
+    """A digest of what tells that a file is the same; empty if it cannot be asked."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return b""
+    about = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    return blake2b(f"{os.path.abspath(path)}\0{about}".encode(errors="surrogateescape"), digest_size=SIZE).digest()
+
+
+def _top(files: Sequence[Path]) -> str:
+    """The name of the table of the folder that contains all of these files."""
+    # of sorted paths the first and the last have no more in common than all
+    ends = (os.path.abspath(min(files)), os.path.abspath(max(files)))
+    top = os.path.commonpath(ends)
+    return sha256(VERSION + b"hashes" + top.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def _read(table: Path) -> dict[bytes, bytes]:
+    with suppress(OSError, ValueError):
+        whole = table.read_bytes()
+        if whole.startswith(VERSION) and len(whole) % (2 * SIZE) == 1:
+            pairs = keys_of(np.frombuffer(whole, dtype=np.uint8)[1:])
+            return dict(zip(pairs[::2], pairs[1::2], strict=True))
+    return {}
+
+
+def _keep(
+    table: Path,
+    store: Cache,
+    known: dict[bytes, bytes],
+    files: Sequence[Path],
+    stats: Sequence[bytes],
+    found: Sequence[bytes | None],
+) -> None:
+    """Write the table again, with the rows of other files as long as they are no more than these."""
+    new = dict(_settled(files, stats, found, known))
+    rows = known | new if len(known) <= 2 * len(files) else new
+    whole = VERSION + b"".join(about + digest for about, digest in rows.items())
+    if len(whole) > store.gigabytes * 1e9:
+        return
+    temporary = table.with_name(f"{table.name}.{os.getpid()}.tmp")
+    with suppress(OSError):  # without the table the files are read again, and a message about the cache follows
+        store.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(whole)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, table)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _settled(
+    files: Sequence[Path], stats: Sequence[bytes], found: Sequence[bytes | None], known: dict[bytes, bytes]
+) -> Iterator[tuple[bytes, bytes]]:
+    """The rows of files that have not changed while or just before they were read."""
+    now = time.time()
+    for path, about, digest in zip(files, stats, found, strict=True):
+        if not about or digest is None:
+            continue
+        if about in known:
+            yield about, digest
+            continue
+        with suppress(OSError):
+            if os.stat(path).st_ctime < now - UNSETTLED and _stat(path) == about:
+                yield about, digest

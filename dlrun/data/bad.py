@@ -53,8 +53,10 @@ def labelled(name: str, split: Split, classes: int, bad: list[Bad]) -> Split:
     return split.subset(((split.labels >= 0) & (split.labels < classes)).nonzero().flatten())
 
 
-def require_samples(train: Split, classes: list[str]) -> None:
-    """Raise UserError for less than two classes, and for a class without a sample."""
+def require_samples(train: Split, classes: list[str], bad: list[Bad] | None = None) -> None:
+    """Raise UserError for less than two classes, and for a class without a sample; bad samples are reported first."""
+    if bad:
+        return
     counts = np.bincount(train.labels.numpy(), minlength=len(classes))
     if len(classes) < 2:
         raise UserError(f"the training split has one class ({classes[0]!r}); expected two or more")

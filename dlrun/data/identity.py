@@ -133,7 +133,7 @@ def _keep(
     new = dict(_settled(files, stats, found, known))
     rows = known | new if len(known) <= 2 * len(files) else new
     whole = VERSION + b"".join(about + digest for about, digest in rows.items())
-    if len(whole) > store.gigabytes * 1e9:
+    if not rows or len(whole) > store.gigabytes * 1e9:
         return
     temporary = table.with_name(f"{table.name}.{os.getpid()}.tmp")
     with suppress(OSError):  # without the table the files are read again, and a message about the cache follows

@@ -228,12 +228,12 @@ def prepare(
     classes, bad = len(raw.classes), list[Bad]()
     train, read_test, total = labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
     val = None if raw.val is None else labelled("val", raw.val, classes, bad)
-    if not bad:  # otherwise bad samples are reported first
-        require_samples(train, raw.classes)
+    require_samples(train, raw.classes, bad)
     known = partial(_known, store=store, workers=workers, lazily=split == "position")
     how = partial(recover, recorded=recorded) if recorded else partial(divide, rule=rule)
     train, val, held = how(train, val, own_test=read_test is not None, known=known)
     train = replace(train, images=levelled(train.images, workers))
+    test = partial(_alike, partial(recover_test, read_test, recorded, known) if read_test else held, train)
     val, shape = _alike(val, train), train.images.shape
     require_shape("validation", val, shape)
     keep = _fits(memory_gb, train, val)
@@ -244,11 +244,10 @@ def prepare(
     require_samples(train, raw.classes)
     require_any("val", val)
 
-    source = partial(recover_test, read_test, recorded, known) if read_test else held
-    test = _reader(partial(_alike, source, train), known, classes, shape, memory_gb, workers, on_bad, store)
+    read = _reader(test, known, classes, shape, memory_gb, workers, on_bad, store)
     fraction = val_fraction if raw.val is None and not folds else None
     drawn = (fraction, tuple(bad), balance, held, split, folds, fold)
-    return Data(train, val, raw.classes, shape, mean, std, test, split_seed, *drawn)
+    return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn)
 
 
 def _known(split: Split, store: Cache | None, workers: int, lazily: bool) -> Split:

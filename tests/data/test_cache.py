@@ -130,7 +130,7 @@ def test_a_folder_in_the_way_and_a_bound_too_small(photos, tmp_path, capsys):
     message = capsys.readouterr().err
     assert str(tmp_path / "file") in message
     assert "dataset.cache=" in message
-    ready(photos, tmp_path / "cache", cache_gb=1e-7)
+    ready(photos, tmp_path / "cache", cache_gb=1e-8)
     assert not list(tmp_path.glob("cache/*"))
 
 

@@ -1,4 +1,4 @@
-"""A run keeps the images that it began with: recorded at its start, compared when it goes on (`dlrun resume`, D4).
+"""A run keeps the images that it began with: recorded at its start, compared when it continues (`dlrun resume`, D4).
 
 Images added since would move into folds, and removed ones out of them: scores of earlier epochs would no longer belong
 to the same images. `dataset.changed=accept` continues with the recorded images if all of them are still there.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import gc
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from support import warm
 from support.commands import Outcome
 from support.moods import moody
 
@@ -28,6 +32,44 @@ def _hears_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+gc.set_threshold(50_000)  # imports make millions of objects that all stay; dlrun.cli does the same
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """What the modules imported is never looked through again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _warm_processes() -> Iterator[None]:
+    yield
+    warm.close()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _built_in_options_are_read_once() -> Iterator[None]:
+    """Hydra takes a fifth of a second to read the same files again for each of a thousand tests."""
+    from dlrun.config.compose import Composer, builtin_conf
+
+    original, kept = Composer._read, {}
+
+    def read(self: Composer, root: str, chosen: tuple[str, ...]) -> dict[str, Any]:
+        folders = [s.path for s in self._loader.get_sources() if s.scheme() == "file" and Path(s.path).is_dir()]
+        if folders != [str(builtin_conf())] or any("hydra.searchpath" in word for word in chosen):
+            return original(self, root, chosen)
+        if (root, chosen) not in kept:
+            kept[root, chosen] = original(self, root, chosen)
+        found = copy.deepcopy(kept[root, chosen])
+        found["hydra"]["runtime"]["cwd"] = os.getcwd()
+        return self._read_already.setdefault((root, *chosen), found)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Composer, "_read", read)
+        yield
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty folder to be in, with nothing of this process leaking into it or out of it."""
@@ -42,8 +84,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def dlrun(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run a command in this process, inside `here`."""
+    """Run a command in this process, inside `here`; the workers of a sweep are processes that start at once."""
     from dlrun import cli
+    from dlrun.search.launchers import pool
+
+    monkeypatch.setattr(pool, "subprocess", warm.SUBPROCESS)
 
     def call(*words: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["dlrun", *words])

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from dlrun.config.compose import builtin_conf
+from support import warm
 
 MODEL = '''"""One hidden layer, for this test."""
 
@@ -130,12 +128,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def typed(copy: Path, *words: str, code: int = 0) -> str:
     """Run a command of the copy; returns what it printed."""
-    env = {**os.environ, "PYTHONPATH": str(copy), "COLUMNS": "200"}
-    done = subprocess.run(
-        [sys.executable, "-m", "dlrun", *words], cwd=copy / "work", env=env, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    done = warm.call(copy / "work", *words, PYTHONPATH=str(copy), COLUMNS="200")
+    assert done.code == code, done.out + done.err
+    return done.out + done.err
 
 
 NEW = ("model=small", "scheduler=sawtooth", "objective=shifted")
@@ -193,17 +188,9 @@ def test_tables_and_reports_show_it(copy: Path, run: Path) -> None:
 
 
 def test_the_contract_of_their_families_holds_them(copy: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": str(copy)}
-    words = [
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "tests/test_families.py",
-        "-k",
-        "small or sawtooth or shifted",
-    ]
-    done = subprocess.run([sys.executable, *words], cwd=copy, env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout
-    assert int(done.stdout.split(" passed")[0].split()[-1]) >= 3
+    asked = ("-p", "no:cacheprovider", "tests/test_families.py", "-k", "small or sawtooth or shifted")
+    asked = ("-W", "ignore::pytest.PytestAssertRewriteWarning", *asked)  # some of it is imported already
+    code = "import sys, pytest; sys.exit(pytest.main(['-q', *sys.argv[1:]]))"
+    done = warm.call(copy, *asked, code=code, PYTHONPATH=str(copy))
+    assert done.code == 0, done.out
+    assert int(done.out.split(" passed")[0].split()[-1]) >= 3

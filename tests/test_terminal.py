@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import pytest
 import dlrun
 from dlrun.commands.arguments import Parser
 from dlrun.console import fitted
+from support import warm
 from support.commands import Outcome
 from support.terminal import Seen, left, run
 
@@ -29,7 +27,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """A short training in a terminal: its width, what was seen, the run."""
     folder = tmp_path_factory.mktemp("terminal")
     env = {"NO_COLOR": "1"} if request.param == 120 else {}
-    seen = run(request.param, folder, "train", *WORDS, FEW, "run.dir=run", **env)
+    seen = run(request.param, folder, "train", *WORDS, FEW, "run.dir=run", real=request.param == 80, **env)
     assert seen.code == 0, seen.raw
     return request.param, seen, folder / "run"
 
@@ -92,19 +90,12 @@ def test_check_shows_every_check_and_v_does_so_for_train(tmp_path: Path) -> None
 
 
 def test_a_pipe_gets_plain_whole_lines(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "dlrun", "train", *WORDS, FEW],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "COLUMNS": "40"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert "\x1b" not in done.stdout + done.stderr
-    assert "\r" not in done.stdout + done.stderr
-    assert done.stderr == ""
-    first, *rest = done.stdout.splitlines()
+    done = warm.call(tmp_path, "train", *WORDS, FEW, COLUMNS="40")
+    assert done.code == 0, done.err
+    assert "\x1b" not in done.out + done.err
+    assert "\r" not in done.out + done.err
+    assert done.err == ""
+    first, *rest = done.out.splitlines()
     assert first.startswith("digits: ")
     assert len(first) > 80
     assert "3 checks: 2 passed, 1 off" in rest

@@ -21,6 +21,7 @@ from dlrun.analysis import compare
 from dlrun.folders import reading
 from dlrun.folders.run import claim
 from dlrun.reports import tables
+from support import warm
 from support.commands import TINY, Outcome
 from support.stored import BASE, config, result, write, write_run
 
@@ -145,7 +146,7 @@ def test_states(here: Path) -> None:
 
 def test_a_run_of_another_process_is_shown_while_it_trains(here: Path, dlrun: Callable[..., Outcome]) -> None:
     words = [*TINY, "trainer.epochs=5000", "run.dir=outputs/runs/live"]
-    child = subprocess.Popen([sys.executable, "-m", "dlrun", "train", *words], stdout=subprocess.DEVNULL)
+    child = warm.popen([sys.executable, "-m", "dlrun", "train", *words], stdout=subprocess.DEVNULL)
     try:
         for _ in range(600):
             if len(reading.metrics(Path("outputs/runs/live"))) > 1:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from support import terminal
+from support import terminal, warm
 from support.commands import TINY, without_torch
 
 
@@ -33,10 +33,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["ensemble", "outputs/sweeps/three", "--out", "votes"],
         ["train", *TINY, "objective=distill", "objective.teacher=second", "run.dir=student"],
     ]
-    script = "import sys, json; from dlrun import cli; sys.argv = ['dlrun', *json.loads(sys.argv[1])]; cli.main()"
     for words in commands:
-        done = subprocess.run([sys.executable, "-c", script, json.dumps(words)], cwd=folder, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()
+        done = warm.call(folder, *words)
+        assert done.code == 0, done.err
     return folder
 
 
@@ -168,10 +167,9 @@ def test_a_trial_is_deleted_with_its_sweep_only(there: Path) -> None:
 
 
 @contextmanager
-def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(*words: str) -> Iterator[warm.Process]:
     """A training that goes on until the block ends."""
-    script = "import sys, json; from dlrun import cli; sys.argv = ['dlrun', *json.loads(sys.argv[1])]; cli.main()"
-    child = subprocess.Popen([sys.executable, "-c", script, json.dumps(words)], stdout=subprocess.DEVNULL)
+    child = warm.popen([sys.executable, "-m", "dlrun", *words], stdout=subprocess.DEVNULL)
     try:
         yield child
     finally:

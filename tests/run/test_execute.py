@@ -21,6 +21,7 @@ from dlrun.folders import reading
 from dlrun.folders.run import claim
 from dlrun.run import execute
 from dlrun.training import checkpoint
+from support import warm
 from support.composed import SMALL, composed
 
 # logits of thousands before the first step
@@ -142,9 +143,7 @@ def test_warn_only_trains_on_and_marks_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_is_exit_130_and_says_how_to_go_on(tmp_path: Path, number: int) -> None:
     words = [*SMALL, "trainer.epochs=5000", "run.dir=my run"]
-    child = subprocess.Popen(
-        [sys.executable, "-m", "dlrun", "train", *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
+    child = warm.popen([sys.executable, "-m", "dlrun", "train", *words], cwd=tmp_path, stdout=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while not (tmp_path / "my run" / "checkpoints" / "last.pt").exists():
         assert time.monotonic() < deadline

@@ -5,20 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from support import warm
 from support.commands import TINY, Outcome
-
-pytestmark = pytest.mark.slow  # real runs, each in a process of its own
 
 NET = """
 import torch
@@ -33,22 +29,14 @@ class Net(nn.Module):
     def forward(self, x):
         return scaled(self.layers(x))
 """
-SCRIPT = "import sys, json; sys.path.pop(0); from dlrun import cli; sys.argv = ['dlrun', *json.loads(sys.argv[1])]\n"
 OWN = ("model=custom", "model._target_=mynet.Net", "trust=[mynet]")
 SHORT = tuple(word for word in TINY if not word.startswith("model."))
 
 
 def call(folder: Path, *words: str, **env: str) -> Outcome:
-    """Run a command in a process of its own, which imports the code as it is now."""
-    path = os.pathsep.join(filter(None, (env.pop("PYTHONPATH", ""), os.environ.get("PYTHONPATH", ""))))
-    done = subprocess.run(
-        [sys.executable, "-c", f"{SCRIPT}cli.main()", json.dumps(words)],
-        cwd=folder,
-        env={**os.environ, **env, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    """Run a command in a process of its own, which imports the code as it is now, like the installed script."""
+    code = "from dlrun.cli import main; main()"
+    return warm.call(folder, *words, code=code, PYTHONDONTWRITEBYTECODE="1", **env)
 
 
 @pytest.fixture(scope="module")

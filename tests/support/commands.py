@@ -57,7 +57,7 @@ def without_torch(commands: list[tuple[str, ...]], folder: Path, **env: str) -> 
         env={**clean, **env},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     outcomes = []

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dlrun.folders import sweep as sweep_folder
+from support import warm
 from support.commands import TINY
 
 MOODY = """
@@ -43,8 +44,10 @@ MOODS = ("train", "-m", "model=custom", "model._target_=moody.Net", "trust=[mood
 QUICK = [w for w in TINY if not w.startswith("model.")]
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+def start(folder: Path, *words: str, real: bool = False) -> subprocess.Popen[str]:
+    """Start a command there; a real process imports torch anew, and so do its workers."""
+    begin = subprocess.Popen if real else warm.popen
+    return begin(
         [sys.executable, "-m", "dlrun", *words],
         cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -60,12 +63,12 @@ def starts(folder: Path) -> int:
 
 
 def workers(folder: Path) -> list[str]:
-    """Running trial processes of a sweep, found by their working directory."""
+    """Processes that are in a folder: the sweep that was typed there, and its trials, which may outlive it."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if os.readlink(process / "cwd") == str(folder) and b"search.worker" in (process / "cmdline").read_bytes():
-                found.append(process.name)
+            if os.readlink(process / "cwd") == str(folder):
+                found.append(f"{process.name} {(process / 'cmdline').read_bytes()!r}")
         except OSError:
             continue
     return found

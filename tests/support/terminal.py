@@ -7,10 +7,13 @@ import os
 import pty
 import re
 import struct
+import subprocess
 import sys
 import termios
 from pathlib import Path
 from typing import NamedTuple
+
+from support import warm
 
 PART = re.compile(r"\x1b\[([0-9;?]*)([A-Za-z])|(\r|\n)|([^\x1b\r\n]+)")
 
@@ -35,14 +38,17 @@ class Seen(NamedTuple):
         return {code for code in codes if 30 <= int(code) <= 37 or 90 <= int(code) <= 97 or code == "38"}
 
 
-def run(columns: int, folder: Path, *words: str, **env: str) -> Seen:
-    """Run `dlrun <words>` in a terminal of this width."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(folder)
-        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
-        clean = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "DLRUN_CONF")}
-        os.execve(sys.executable, [sys.executable, "-m", "dlrun", *words], clean | {"TERM": "xterm-256color"} | env)
+def run(columns: int, folder: Path, *words: str, real: bool = False, **env: str) -> Seen:
+    """Run `dlrun <words>` in a terminal of this width; a real process imports what it needs."""
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    clean = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "DLRUN_CONF")}
+    begin = subprocess.Popen if real else warm.popen
+    process = begin(
+        [sys.executable, "-m", "dlrun", *words], cwd=folder, env=clean | {"TERM": "xterm-256color"} | env,
+        stdin=end, stdout=end, stderr=end, start_new_session=True,
+    )  # fmt: skip
+    os.close(end)
     read, seconds = [], 0.0
     while True:
         try:
@@ -52,11 +58,10 @@ def run(columns: int, folder: Path, *words: str, **env: str) -> Seen:
         if not data:
             break
         if not read:
-            seconds = _seconds(pid)
+            seconds = _seconds(process.pid)
         read.append(data)
     os.close(terminal)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    return Seen(code, b"".join(read).decode(), read[0].decode() if read else "", seconds)
+    return Seen(process.wait(), b"".join(read).decode(), read[0].decode() if read else "", seconds)
 
 
 def _seconds(pid: int) -> float:

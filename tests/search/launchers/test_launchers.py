@@ -19,6 +19,7 @@ from dlrun.search.launchers.slurm import cancel_waiting, job_name
 from support import slurm
 from support.commands import TINY, Outcome
 from support.moods import MOODS, MOODY, QUICK, rows, start, starts, wait_for
+from support.moods import workers as alive
 from support.stored import write
 
 WORDS = {
@@ -46,18 +47,6 @@ def words(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, ...]:
     there(request.param)
     (tmp_path / "moody.py").write_text(MOODY)
     return (*MOODS, *WORDS[request.param])
-
-
-def alive(folder: Path) -> list[str]:
-    """Processes that are in a folder: trials are, and the sweep that was typed there."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if os.readlink(process / "cwd") == str(folder):
-                found.append(f"{process.name} {(process / 'cmdline').read_bytes()!r}")
-        except OSError:
-            continue
-    return found
 
 
 def test_a_missing_extra_is_one_line(

@@ -47,7 +47,7 @@ def patient(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
     (folder / "patient.py").write_text(PATIENT)
     words = ("train", "-m", "model=custom", "model._target_=patient.Patient", "trust=[patient]")
     more = ("+model.mood=patient,a,b,c,memory", "hydra.launcher.workers=2", "search.retries=0", "sweep.dir=s")
-    process = start(folder, *words, *QUICK, *more)
+    process = start(folder, *words, *QUICK, *more, real=True)
     out, err = process.communicate(timeout=120)
     return folder, process.returncode, out + err
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TextIO
 
 __all__ = ["main"]
 
@@ -142,7 +148,6 @@ def _collect_rarely() -> None:
 
 def _call(verb: str, argv: list[str]) -> int:
     code: int = importlib.import_module(f"dlrun.commands.{verb}").main(argv)
-    sys.stdout.flush()
     return code
 
 
@@ -150,55 +155,87 @@ def _run(verb: str, argv: list[str]) -> int:
     _share_cores()
     _large_pages()
     _collect_rarely()
-    debug = "--debug" in argv
-    argv = [a for a in argv if a != "--debug"]
-    from dlrun.errors import UserError
-    from dlrun.vocabulary import Exit
-
     if verb in HEAVY:
         from dlrun.console import waiting
 
         waiting("reading the config …" if {"-m", "--multirun"} & set(argv) else "loading torch …")
+    return _call(verb, argv)
+
+
+def _in_one_line(work: Callable[[], int], debug: bool) -> int:
+    """Return the exit code of some work; an error of the user or of the machine is one line without a traceback."""
     try:
-        return _call(verb, argv)
-    except UserError as error:
+        try:
+            return work()
+        finally:
+            print(end="", flush=True)  # also after the help of argparse, which exits
+    except (Exception, KeyboardInterrupt) as error:
         if debug:
             raise
-        print(f"dlrun: {error}", file=sys.stderr)
-        return error.code
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print("dlrun: interrupted", file=sys.stderr)
-        return Exit.INTERRUPTED
-    except BrokenPipeError:
-        # the reader of a pipe (`dlrun compare | head`) has exited; Python would report it when it flushes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _explained(error)
+
+
+def _explained(error: BaseException) -> int:
+    """Print what went wrong and return the exit code; raises the error again if it is a bug."""
+    from dlrun.errors import UserError
+    from dlrun.vocabulary import Exit
+
+    if isinstance(error, UserError):
+        return _complain(str(error), error.code)
+    if isinstance(error, KeyboardInterrupt):
+        return _complain("interrupted", Exit.INTERRUPTED)
+    if isinstance(error, BrokenPipeError):
+        _discard(sys.stdout)  # the reader of a pipe (`dlrun compare | head`) has exited
         return Exit.FINE
+    if isinstance(error, OSError) and error.strerror:
+        _discard(sys.stdout)
+        where, code = (error.filename, Exit.USAGE) if error.filename else ("cannot write", Exit.FAILED)
+        return _complain(f"{where}: {error.strerror}; --debug shows the traceback", code)
+    raise error
 
 
-def _usage_error() -> int:
-    from dlrun.vocabulary import Exit  # not at the top: `dlrun --help` works without it
+def _complain(text: str, code: int) -> int:
+    """Print a line to stderr, if it can be written, and return the exit code."""
+    if sys.stderr is not None:  # it is None if the shell has closed it
+        try:
+            print(f"dlrun: {text}", file=sys.stderr, flush=True)
+        except OSError:
+            _discard(sys.stderr)
+    return code
 
-    return Exit.USAGE
+
+def _discard(stream: TextIO) -> None:
+    """Write to nowhere from now on; Python would report that it cannot flush the stream."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main() -> None:
     """Run the verb named on the command line and exit with its code."""
-    argv = sys.argv[1:]
-    if not argv or argv[0] in ("-h", "--help", "help"):
+    debug = "--debug" in sys.argv[1:]
+    argv = [word for word in sys.argv[1:] if word != "--debug"]
+    sys.exit(_in_one_line(lambda: _answer(argv), debug) or None)
+
+
+def _answer(argv: list[str]) -> int:
+    """Run the verb of a command; returns its exit code."""
+    if argv and argv[0] in ("-h", "--help", "help"):
         print(_usage())
-        sys.exit(None if argv else _usage_error())
+        return 0  # without an import: it is instant
+    from dlrun.vocabulary import Exit
+
+    if not argv:
+        print(_usage())
+        return Exit.USAGE
     if argv[0] in ("-V", "--version"):
         from dlrun import __version__
 
         print(f"dlrun {__version__}")
-        sys.exit()
+        return Exit.FINE
     if argv[0] in ("-sc", "--shell-completion", "--shell_completion"):
-        sys.exit(_completion(argv))
+        return _completion(argv)
     if argv[0] not in VERBS:
         from dlrun.config.meant import likely_verb
 
-        print(f"dlrun: unknown verb {argv[0]!r}; {likely_verb(argv[0], VERBS)}", file=sys.stderr)
-        sys.exit(_usage_error())
-    sys.exit(_run(argv[0], argv[1:]))
+        return _complain(f"unknown verb {argv[0]!r}; {likely_verb(argv[0], VERBS)}", Exit.USAGE)
+    return _run(argv[0], argv[1:])

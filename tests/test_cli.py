@@ -109,6 +109,65 @@ def test_module_is_the_same_program(here: Path) -> None:
     assert answers[0].stderr == answers[1].stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is full")
+@pytest.mark.parametrize("words", [["list"], ["--help"], ["predict", "--help"], ["train", "--cfg", "job"], ["init"]])
+def test_output_that_cannot_be_written_is_one_line(here: Path, words: list[str]) -> None:
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "dlrun", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=env)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert done.stderr.startswith("dlrun: ")
+
+
+def test_an_error_has_its_code_if_nobody_can_read_it(here: Path) -> None:
+    command = f"{sys.executable} -m dlrun nosuch 2>&-; echo $?; {sys.executable} -m dlrun list >&-; echo $?"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["2", "0"], done.stderr
+    head = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -m dlrun compare --help | true"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert head.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "named"),
+    [
+        (PermissionError(13, "Permission denied", "a/b.csv"), 2, "a/b.csv"),
+        (OSError(28, "No space left on device"), 1, "No space"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(
+    dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, named: str
+) -> None:
+    def refuse(argv: list[str]) -> int:
+        raise error
+
+    from dlrun.commands import list as listing
+
+    monkeypatch.setattr(listing, "main", refuse)
+    monkeypatch.setattr(cli, "_discard", lambda stream: None)
+    outcome = dlrun("list")
+    assert (outcome.code, outcome.err.count("\n")) == (code, 1)
+    assert named in outcome.err
+    monkeypatch.setattr(sys, "argv", ["dlrun", "list", "--debug"])
+    with pytest.raises(type(error)):
+        cli.main()
+
+
+def test_a_bug_keeps_its_traceback(dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    from dlrun.commands import list as listing
+
+    monkeypatch.setattr(listing, "main", lambda argv: [][1])
+    monkeypatch.setattr(sys, "argv", ["dlrun", "list"])
+    with pytest.raises(IndexError):
+        cli.main()
+
+
 @pytest.mark.parametrize("verb", ["train", "check"])
 def test_help_of_a_verb_lists_groups_and_keys(dlrun: Callable[..., Outcome], verb: str) -> None:
     outcome = dlrun(verb, "--help", "model=mlp")

@@ -20,8 +20,8 @@ scheduler: cosine
 augment: crop_flip
 
 trainer:                  # dlrun explain trainer lists these keys
-  epochs: 10
-  batch_size: 64
+  epochs: 20
+  batch_size: 32
 optimizer.lr: 0.05        # keys may be written as they are typed, too
 """
 MODEL = """\

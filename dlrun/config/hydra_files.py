@@ -15,7 +15,7 @@ from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
 from dlrun.config.options import PRESETS, Options
-from dlrun.config.own_options import as_option, as_preset, refuse_unsafe
+from dlrun.config.own_options import as_option, as_preset, changes_default, refuse_unsafe
 from dlrun.errors import UserError
 
 __all__ = ["Repository"]
@@ -32,15 +32,17 @@ class Repository(ConfigRepository):
         """Open the places; called again when a command names more of them."""
         super().initialize_sources(config_search_path)
         for place, source in enumerate(self.sources):
-            if source.scheme() == "file" and Path(source.path) != self._builtin:
-                self.sources[place] = OwnFiles(source.provider, source.path, self)
+            if source.scheme() == "file":
+                builtin = Path(source.path) == self._builtin
+                self.sources[place] = OwnFiles(source.provider, source.path, self, builtin)
 
 
 class OwnFiles(FileConfigSource):
-    """A folder of a user's options."""
+    """A folder of a user's options. In a clone that is the built-in one, where `dlrun init` writes as well."""
 
-    def __init__(self, provider: str, path: str, repository: Repository) -> None:
+    def __init__(self, provider: str, path: str, repository: Repository, builtin: bool) -> None:
         super().__init__(provider, path)
+        self._builtin = builtin
         self._repository = repository
 
     def _normalize_file_name(self, filename: str) -> str:  # type: ignore[override]
@@ -65,6 +67,8 @@ class OwnFiles(FileConfigSource):
             result.header["package"] = "_global_"
             result.config = OmegaConf.create(as_preset(file, plain, self._groups()))
         elif group and not group.startswith("hydra") and package is None:
+            if self._builtin and not changes_default(file, group, plain):
+                return result
             below = self._later(config_path)
             result.config = OmegaConf.create(as_option(file, group, plain, below))
         return result

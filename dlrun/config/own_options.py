@@ -14,7 +14,7 @@ from typing import Any
 from dlrun.config.options import COMBINED, PRESETS, Options
 from dlrun.errors import UserError
 
-__all__ = ["as_option", "as_preset", "refuse_unsafe", "settings"]
+__all__ = ["as_option", "as_preset", "changes_default", "refuse_unsafe", "settings"]
 
 
 def refuse_unsafe(file: Path, found: Mapping[str, Any]) -> None:
@@ -98,6 +98,15 @@ def _put(keys: dict[str, Any], name: str, value: Any) -> None:
             _put(node[last], str(inner), one)
     else:
         node[last] = dict(value) if isinstance(value, Mapping) else value
+
+
+def changes_default(file: Path, group: str, found: Any) -> bool:
+    """Whether a file in the built-in folder is a user's, with a few keys over the default of its group."""
+    if not isinstance(found, Mapping) or "_target_" in found or "defaults" in found:
+        return False
+    options = Options()
+    base = options.default(group)
+    return base not in (None, file.stem) and _has(options, group, str(base), found)
 
 
 def as_option(file: Path, group: str, found: Mapping[str, Any], below: Mapping[str, Any] | None) -> dict[str, Any]:

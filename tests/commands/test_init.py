@@ -17,7 +17,7 @@ def test_what_it_writes_composes(here: Path, dlrun: Callable[..., Outcome]) -> N
     files = sorted(file.relative_to(here / "conf").as_posix() for file in here.rglob("*.*"))
     assert files == sorted(FILES)
     cfg = compose("experiment=mine")
-    assert (cfg.choices["model"], cfg.trainer.epochs, cfg.optimizer["lr"]) == ("mine", 10, 0.05)
+    assert (cfg.choices["model"], cfg.trainer.epochs, cfg.optimizer["lr"]) == ("mine", 20, 0.05)
     write(here / "photos/cat/1.png", "")
     data = compose("dataset=mine").dataset
     assert (data["root"], data["image_size"], data["channels"]) == ("photos", 64, 3)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dlrun.config.compose import compose, composer
+from dlrun.config import compose as composing
+from dlrun.config import hydra_files, options, own_options
+from dlrun.config.compose import builtin_conf, compose, composer
 from dlrun.config.sources import Sources
 from dlrun.errors import UserError
 from support.commands import Outcome
@@ -149,6 +152,21 @@ def test_another_form_is_answered_with_what_to_write(
     for verb in ("train", "check"):
         outcome = dlrun(verb, word)
         assert (outcome.code, outcome.err.count("\n"), expected in outcome.err) == (2, 1, True), outcome.err
+
+
+def test_a_clone_is_written_into(here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a clone ./conf is the built-in folder, and what `dlrun init` writes there is read as anywhere else."""
+    shutil.copytree(builtin_conf(), here / "conf")
+    for module in (composing, options, own_options, hydra_files):
+        monkeypatch.setattr(module, "builtin_conf", lambda: here / "conf", raising=False)
+    (here / "conf/experiment/mine.yaml").unlink(missing_ok=True)
+    assert dlrun("init").code == 0
+    write(here / "conf/trainer/fast.yaml", "batch_size: 8\n")
+    cfg = compose("experiment=mine", "trainer=fast")
+    assert (cfg.choices["model"], cfg.model["width"], cfg.choices["optimizer"]) == ("mine", 24, "sgd")
+    assert (cfg.trainer.epochs, cfg.trainer.batch_size, cfg.trainer.eval_batch_size) == (20, 32, 256)
+    assert compose("trainer=fast").trainer.batch_size == 8
+    assert compose("experiment=quick", "regularizer=l2", "search=tpe").regularizer["l2"] > 0
 
 
 @pytest.mark.parametrize("name", ["größe", "my-run", "my run", "x.y"])

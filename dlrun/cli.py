@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # that of typing, whose import takes time
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import TextIO
@@ -206,6 +205,8 @@ def _complain(text: str, code: int) -> int:
 
 def _discard(stream: TextIO) -> None:
     """Write to nowhere from now on; Python would report that it cannot flush the stream."""
+    import contextlib
+
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 

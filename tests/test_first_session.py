@@ -43,7 +43,7 @@ def test_it_has_a_preset_photos_an_ensemble_and_predictions() -> None:
 
 
 def test_its_output_is_read() -> None:
-    text = "## A first session\n\n```\n$ a 1 && b\nval 0.5 (12 of 24)\n…\n$ c\nx\n```\ntext\n```\n$ d\n```\n## Next\n"
+    text = "## A first session\n\n```\n$ a 1 && b\nval 0.5 (12 of 24)\n…\n$ c\nx\n```\ntext\n```\na file\n```\n```\n$ d\n```\n## Next\n"
     found = steps(f"\n{text}")
     assert found == [Step("a 1 && b", ["val 0.5 (12 of 24)", "…"]), Step("c", ["x"]), Step("d", [])]
     assert programs(found) == ["a 1", "b", "c", "d"]
@@ -128,8 +128,9 @@ def test_every_command_works_as_printed(done: list[Done]) -> None:
 
 @pytest.mark.slow
 def test_it_leaves_what_it_names(clone: Path, done: list[Done]) -> None:
-    for name in ("outputs/latest/report.html", "outputs/compare.csv", "rates/report.html", "votes/table.csv"):
+    for name in ("outputs/latest/result.json", "outputs/compare.csv", "rates/report.html", "votes/table.csv"):
         assert (clone / name).is_file(), name
+    assert len([*clone.glob("outputs/runs/*/report.html")]) == 1
     with open(clone / "rates/table.csv", newline="") as file:
         trials = list(csv.DictReader(file))
     assert {row["status"] for row in trials} == {Status.COMPLETED}

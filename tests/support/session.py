@@ -28,14 +28,14 @@ class Done(NamedTuple):
 
 
 def steps(text: str, title: str = "A first session") -> list[Step]:
-    """The commands of a section, in order: the lines of its blocks that begin with `$ `."""
+    """The commands of a section, in order: the lines of its blocks that begin with `$ `; other blocks show files."""
     section = text.split(f"\n## {title}\n")[1].split("\n## ")[0]
     found: list[Step] = []
     for block in re.findall(r"^```\w*\n(.*?)^```", section, re.M | re.S):
-        for line in block.splitlines():
+        for line in block.splitlines() if block.startswith("$ ") else ():
             if line.startswith("$ "):
                 found.append(Step(line[2:], []))
-            elif found:
+            else:
                 found[-1].lines.append(line)
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -43,8 +44,8 @@ def test_it_has_a_preset_photos_an_ensemble_and_predictions() -> None:
 
 
 def test_its_output_is_read() -> None:
-    text = "## A first session\n\n```\n$ a 1 && b\nval 0.5 (12 of 24)\n…\n$ c\nx\n```\ntext\n```\na file\n```\n```\n$ d\n```\n## Next\n"
-    found = steps(f"\n{text}")
+    block = "```\n$ a 1 && b\nval 0.5 (12 of 24)\n…\n$ c\nx\n```"
+    found = steps(f"\n## A first session\n\n{block}\ntext\n```\na file\n```\n```\n$ d\n```\n## Next\n")
     assert found == [Step("a 1 && b", ["val 0.5 (12 of 24)", "…"]), Step("c", ["x"]), Step("d", [])]
     assert programs(found) == ["a 1", "b", "c", "d"]
     done = subprocess.run(
@@ -127,6 +128,17 @@ def test_every_command_works_as_printed(done: list[Done]) -> None:
 
 
 @pytest.mark.slow
+def test_one_trial_is_best_everywhere(done: list[Done]) -> None:
+    assert any(re.match(r"test accuracy 0\.9\d+ \(\d+ of 359 images\)", line) for line in done[0].lines)
+    searched, compared, voted = ("\n".join(one.lines) for one in done[2:5])
+    assert "6 completed" in searched
+    best = re.search(r"^best: (\d{4})", compared, re.M)
+    assert best is not None
+    assert compared.splitlines()[1].startswith(best[1])
+    assert f"rates/{best[1]}" in voted
+
+
+@pytest.mark.slow
 def test_it_leaves_what_it_names(clone: Path, done: list[Done]) -> None:
     for name in ("outputs/latest/result.json", "outputs/compare.csv", "rates/report.html", "votes/table.csv"):
         assert (clone / name).is_file(), name
@@ -139,5 +151,6 @@ def test_it_leaves_what_it_names(clone: Path, done: list[Done]) -> None:
     new = sorted(path.name for path in (clone / "new-photos").iterdir())
     assert [Path(row["file"]).name for row in rows] == new
     assert {row["class"] for row in rows} <= {"discs", "bars", "plain"}
+    assert sum(row["class"] in row["file"] for row in rows) > len(rows) / 2
     assert list(rows[0])[:3] == ["file", "class", "confidence"]
     assert (clone / ".venv/bin/dlrun").is_file()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dlrun import cli
-from dlrun.commands.init import FILES
+from dlrun.commands import init
 from dlrun.config.check_names import check_names
 from dlrun.config.compose import builtin_conf, composer
 from dlrun.search import space
@@ -70,8 +70,6 @@ def test_the_number_of_checks_is_right() -> None:
 def furnished(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the README's commands name."""
     monkeypatch.delitem(sys.modules, "mynet", raising=False)  # that of another test
-    for name, text in FILES.items():  # of dlrun init, of which the first session trains experiment=mine
-        write(here / "conf" / name, text)
     for name in ("photos/train/cat/a.png", "photos/test/cat/b.png", "five-votes/ensemble.yaml"):
         write(here / name, "")
     write(here / "mynet.py", "from torch import nn\n\n\nclass MyNet(nn.Flatten):\n    pass\n")

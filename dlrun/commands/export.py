@@ -61,7 +61,8 @@ def _recipe(about: Mapping[str, Any]) -> Iterator[str]:
         top = {"uint8": "255"}.get(how["held"]) or f"{how['whites'].get(how['held'], 0):g}"
         scaled = f", multiplied by {about['scale']:.6g}" if about["scale"] != 1 else ""
         ground = f"transparent pixels {how['background']}"
-        yield f"decode upright as {about['mode']} in sRGB, {ground}, values 0 to {top}{scaled}"
+        words = f"as {about['mode']}" if how["decoder"] == 1 else f"upright as {about['mode']} in sRGB, {ground}"
+        yield f"decode {words}, values 0 to {top}{scaled}"
     if about["resize"]:
         size, by = f"{height}×{width}", f"({how['interpolation']}, antialiased)"
         shorter = f"the shorter side to {height} pixels" if height == width else f"to cover {size} pixels"

@@ -46,6 +46,10 @@ def main(argv: list[str]) -> int:
     print(scores.used(model))
     for line in predictor.changes(trust):
         print(line)
+    if sources.files and predictor.decoding.decoder == 1:
+        print(
+            "files are decoded as in training, by dataset.decoder=1: not turned by EXIF; a new run turns them upright"
+        )
     with Screen() as screen:
         done = classify.predict(predictor, sources, out, screen)
     for name, how in done.scaled.items():

@@ -207,7 +207,9 @@ def test_a_run_of_the_decoder_before_keeps_its_pixels(here: Path, dlrun: Callabl
     result = json.loads(Path("run/result.json").read_text())
     del result["data"]["decoding"], result["data"]["units"]
     Path("run/result.json").write_text(json.dumps(result))
-    assert dlrun("predict", "run", "photos", *PREDICTED).code == 0
+    done = dlrun("predict", "run", "photos", *PREDICTED)
+    assert done.code == 0, done.err
+    assert done.out.count("dataset.decoder=1") == 1
     found = rows()
     for name, p in stored("run").items():
         np.testing.assert_allclose(found[f"photos/{name}"], p, atol=1.01e-6)

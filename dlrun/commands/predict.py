@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
         print(line)
     if sources.files and predictor.decoding.decoder == 1:
         print(
-            "files are decoded as in training, by dataset.decoder=1: not turned by EXIF; a new run turns them upright"
+            "files are decoded as in training, by dataset.decoder=1: not turned upright by EXIF, as a new run does"
         )
     with Screen() as screen:
         done = classify.predict(predictor, sources, out, screen)

@@ -251,6 +251,7 @@ def agreement(lines: list[dict[str, Any]]) -> None:
             asked = [float(t.split("=")[1]) for n, t in at["advice"] if n in RATE and t.startswith("optimizer.lr=")]
             if at["lr_range"]:
                 ranged.append(bool(asked))
+                continue
             if not asked:
                 silent += worse and not at["advice"]
                 continue

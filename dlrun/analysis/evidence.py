@@ -47,6 +47,7 @@ class Evidence:
             [_number(row.get(column)) for row in rows]
             for column in ("lr", "train_loss", "train_acc", "val_loss", "val_acc", self.monitor)
         )
+        self._medians = [_number(row.get("update_ratio")) for row in rows]
         if not train_acc_valid:
             self.acc = []
             self.monitored = [] if self.monitor == "train_acc" else self.monitored
@@ -91,12 +92,16 @@ class Evidence:
 
     @property
     def longest(self) -> float:
-        """The largest ratio of an epoch, as a median over its layers; nan if nothing was measured."""
+        """The largest ratio of an epoch, as a median over its layers; nan if nothing was measured.
+
+        While a run trains, the layers of earlier epochs are not at hand, but metrics.csv has their medians.
+        """
         found: dict[int, list[float]] = {}
         for epoch, _, row in self.layers:
             if math.isfinite(value := _number(row.get("update_ratio"))):
                 found.setdefault(epoch, []).append(value)
-        return max(map(median, found.values()), default=math.nan)
+        known = [ratio for ratio in self._medians if math.isfinite(ratio)]
+        return max([*known, *map(median, found.values())], default=math.nan)
 
     @property
     def annealed(self) -> bool:

@@ -199,6 +199,10 @@ def test_units_that_died_in_long_first_steps_ask_for_a_lower_rate() -> None:
         assert (found.name, found.try_) == ("dead", "optimizer.lr=0.01")
     (found,) = judge(rows, layers(1e-3, dead_fraction=0.9), configured(model={"activation": "relu"}), DATA)
     assert found.try_ == "model.activation=leaky_relu"
+    # while it trains, the first epoch is known from metrics.csv alone
+    rows[0]["update_ratio"] = 0.05
+    (found,) = urgent(rows, layers(1e-3, dead_fraction=0.9)[-2:], configured(model={"activation": "relu"}), DATA)
+    assert found.try_ == "optimizer.lr=0.01"
 
 
 def test_long_steps_are_no_fault_of_a_run_that_fits_and_need_a_symptom_if_they_are_not_very_long() -> None:

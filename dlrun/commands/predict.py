@@ -47,9 +47,7 @@ def main(argv: list[str]) -> int:
     for line in predictor.changes(trust):
         print(line)
     if sources.files and predictor.decoding.decoder == 1:
-        print(
-            "files are decoded as in training, by dataset.decoder=1: not turned upright by EXIF, as a new run does"
-        )
+        print("files are decoded as in training, by dataset.decoder=1: not turned upright by EXIF, as a new run does")
     with Screen() as screen:
         done = classify.predict(predictor, sources, out, screen)
     for name, how in done.scaled.items():

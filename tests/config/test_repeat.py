@@ -122,3 +122,12 @@ def test_a_repeated_run_is_the_same_run(here: Path, dlrun: Callable[..., Outcome
         (1, 4, "sgd"),
         (2, 4, "sgd"),
     ]
+
+
+def test_a_run_from_before_folds_by_content_is_repeated_on_its_folds(here: Path) -> None:
+    write(here / "photos" / "ant" / "1.png", "")
+    plain = store(here / "old", "dataset=image_folder", "dataset.root=photos", "dataset.split_seed=3")
+    del plain["dataset"]["split"], plain["dataset"]["test_seed"]
+    write(here / "old" / "config.yaml", yaml.safe_dump(plain))
+    found = again("old")["dataset"]
+    assert (found["split"], found["split_seed"], found["test_seed"]) == ("position", 3, 3)

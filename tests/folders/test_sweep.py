@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from dlrun.errors import UserError
 from dlrun.folders import sweep as sweep_folder
@@ -33,3 +35,14 @@ def test_a_half_written_journal_is_mended(here: Path) -> None:
     file = write(sweep_folder.journal(here / "s"), '{"op_code":0}\n{"op_co')
     with sweep_folder.open_sweep("s"):
         assert file.read_text() == '{"op_code":0}\n'
+
+
+@pytest.mark.parametrize(("keys", "count"), [({"split_seed": 2}, 2), ({"split_seed": 2, "split": "content"}, 0)])
+def test_a_sweep_from_before_folds_by_content_keeps_its_rule(tmp_path: Path, keys: dict[str, Any], count: int) -> None:
+    folder = tmp_path / "0000"
+    folder.mkdir()
+    assert sweep_folder.old_folds(tmp_path) == []  # nothing has run yet
+    (folder / "config.yaml").write_text(yaml.safe_dump({"dataset": keys}))
+    words = sweep_folder.old_folds(tmp_path)
+    assert len(words) == count
+    assert ("dataset.split=position" in words) == bool(count)

@@ -25,7 +25,19 @@ from dlrun.folders import reading
 from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import FAILED, NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower_is_better, place
 
-__all__ = ["DERIVED", "IGNORED", "Entry", "ensembles", "expect_columns", "keys", "metric", "read", "rows", "scored"]
+__all__ = [
+    "DERIVED",
+    "IGNORED",
+    "Entry",
+    "ensembles",
+    "expect_columns",
+    "folded",
+    "keys",
+    "metric",
+    "read",
+    "rows",
+    "scored",
+]
 __all__ += ["settings", "shown", "sorted_by", "table", "typed", "varying"]
 
 # settings that do not affect what a run learns: its folder, search, checks and report
@@ -149,6 +161,11 @@ def table(
     first = [k for setting in settings(entries, column, differing, lower=down) for k in setting.runs]
     others = sorted({*range(len(made))} - {*first}, key=lambda k: _rank(made[k], column, down))
     return [made[k] for k in (*first, *others)]
+
+
+def folded(entry: Entry) -> bool:
+    """Whether a run is on a fold of a cross-validation."""
+    return entry.config.get("dataset.folds", "0") != "0"
 
 
 def settings(entries: Sequence[Entry], column: str, keys: Sequence[str], *, lower: bool) -> list[Setting]:

@@ -47,7 +47,8 @@ def decision(
     line = f"{title}: {name(best)}, {column} {scores.counted(column, best.result.get(column), best.result)}"
     if count > 1:
         spread = stdev(first.by_seed.values())
-        line = f"{title}: {name(best)} and its seeds, mean {column} of {count} "
+        others = "folds" if compare.folded(best) else "seeds"
+        line = f"{title}: {name(best)} and its {others}, mean {column} of {count} "
         line += f"{first.mean:.4f} ± {spread:.4f}"
     if len(ranked) == 1:
         words = "the only setting" if len(entries) > 1 else "the only run"

@@ -35,7 +35,7 @@ def measure(trials: Trials) -> Importance | str:
     """Return the importance of every axis, or the reason why it is not shown."""
     settings = {trials.settings[k] for k in trials.done}
     if len(trials.axes) < 2:
-        return "importance needs two axes, and there is only one" if trials.axes else "only the seed was varied"
+        return "importance needs two axes, and there is only one" if trials.axes else "only seeds or folds were varied"
     needed = max(FEWEST, 5 * len(trials.axes))
     if len(settings) < needed:
         return (

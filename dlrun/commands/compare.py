@@ -89,7 +89,9 @@ def _leader(table: list[dict[str, Any]], metric: str) -> str:
 
 def _folds(entries: list[Entry]) -> list[Entry]:
     """The runs on a fold. Raises UserError if there are none."""
-    found = [entry for entry in entries if entry.config.get("dataset.folds", "0") != "0"]
+    from dlrun.analysis import compare
+
+    found = [entry for entry in entries if compare.folded(entry)]
     if entries and not found:
         raise UserError(
             "--group-folds: expected runs on folds, found none; type dataset.folds=5 dataset.fold=range:0:5"

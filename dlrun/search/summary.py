@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.analysis import finding, scores
+from dlrun.analysis.ranking import FOLD
 from dlrun.analysis.sweeps import Trials
 from dlrun.analysis.warnings import noise
 from dlrun.folders import reading
@@ -139,7 +140,8 @@ def _next(folder: Path, plan: Plan, best: Sequence[Trial]) -> list[str]:
         fine.append(axis.narrowed(held, best[0].values[axis.key], 3))
     if any(not a.words for a in axes):
         commands.append(["train", "-m", *plain, *(a.typed() for a in fine)])
-    if all(a.name != "seed" for a in axes):
+    folds = any(a.name == FOLD for a in axes)
+    if all(a.name != "seed" for a in axes) and not folds:
         commands.append(["train", "-m", *plain, *point, "seed=1,2,3,4,5"])
-    commands += [["compare", str(folder), "--group-seeds"], ["ensemble", str(folder)]]
+    commands += [["compare", str(folder), "--group-folds" if folds else "--group-seeds"], ["ensemble", str(folder)]]
     return [shlex.join(["dlrun", *words]) for words in commands]

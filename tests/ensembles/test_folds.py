@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,16 @@ def test_seeds_on_other_data_are_not_averaged(here: Path) -> None:
     found = seed_groups.grouped(compare.read(["outputs"]))
     assert [(row["data"], row["n"]) for row in found] == [("aaaaaaaa", 2), ("bbbbbbbb", 1)]
     assert found[0]["val_acc_mean"] == pytest.approx(0.85)
+
+
+def test_the_next_commands_of_a_sweep_over_folds(three: Path) -> None:
+    from dlrun.search.plan import Plan, Round
+    from dlrun.search.space import Axis
+    from dlrun.search.summary import _next
+
+    axis = Axis("dataset.fold", ("0", "1", "2"))
+    plan = Plan([], [axis], {}, {}, [Round(1, 0, 0, 3, [axis])])
+    best = [SimpleNamespace(values={"dataset.fold": fold}) for fold in range(3)]
+    lines = _next(Path("cv"), plan, best)  # type: ignore[arg-type]
+    assert [line.split()[1] for line in lines] == ["compare", "ensemble"]
+    assert "--group-folds" in lines[0]

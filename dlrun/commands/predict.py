@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
     out = Path(args.out).expanduser()
     if out.exists() and not args.force:
         raise UserError(f"{out} already exists; add --force to overwrite it, or choose another --out")
-    if out.is_dir() or not out.parent.is_dir():
+    if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file name in an existing folder")
     from dlrun.console import Screen
     from dlrun.inference import classify

@@ -40,8 +40,11 @@ def write_atomic(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
 def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
     """Open a file that replaces `path` when the block ends and is removed if an exception ends it.
 
-    Raises UserError naming the file when the disk is full or may not be written.
+    Raises UserError naming the file when the disk is full or may not be written, or if it is a device.
     """
+    if _is_special(path):  # root may rename a file over /dev/null
+        raise UserError(f"{path}: expected the name of a file, found a device or a pipe")
+    old = "; the old file is intact" if path.exists() else ""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -57,8 +60,16 @@ def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        why = f"{path}: cannot write: {error.strerror}; the old file is intact"
-        raise UserError(why, Exit.FAILED) from error
+        raise UserError(f"{path}: cannot write: {error.strerror}{old}", Exit.FAILED) from error
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a device, pipe or socket has this name, also through links."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _linked(source: Path, path: Path) -> None:

@@ -129,3 +129,23 @@ def test_other_names_get_the_same_data_before_the_file_itself(
     disk.write_atomic(last, b"three", also=[best])
     assert (last.read_bytes(), best.read_bytes()) == (b"three", b"three")
     assert sorted(os.listdir(here)) == ["best.pt", "last.pt"]
+
+
+def test_a_device_or_pipe_is_never_replaced(tmp_path: Path) -> None:
+    """Root could rename a file over /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for name in ("pipe", "null"):
+        with pytest.raises(UserError, match=name) as refused:
+            disk.write_atomic(tmp_path / name, b"text")
+        assert refused.value.code == 2
+    assert stat.S_ISFIFO((tmp_path / "pipe").lstat().st_mode)
+    assert (tmp_path / "null").is_symlink()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["null", "pipe"]
+
+
+def test_an_old_file_is_mentioned_only_if_there_is_one(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        disk.write_atomic(tmp_path / "no folder/a.csv", b"text")
+    assert "intact" not in str(refused.value)
+    assert "a.csv" in str(refused.value)

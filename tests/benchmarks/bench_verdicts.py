@@ -126,7 +126,7 @@ def train(*words: str) -> str:
         try:
             cli.main()
         except SystemExit as ending:
-            if ending.code not in (0, 4):
+            if ending.code not in (None, 0, 4):
                 raise RuntimeError(said.getvalue()) from ending
     return said.getvalue()
 

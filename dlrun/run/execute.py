@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlrun.analysis.scores import counted
-from dlrun.config.settings import Settings, Trainer
+from dlrun.config.settings import Settings
 from dlrun.console import Screen
 from dlrun.errors import DataChanged, UserError, first_line
 from dlrun.folders import own_code
@@ -186,7 +186,7 @@ def _train(
             **_verdicts(exp, run, screen, stopped.status),
         }
     screen.close()
-    if (reason := _reason(cfg.trainer, state)) != "all epochs done":
+    if (reason := _reason(exp, state)) != "all epochs done":
         screen.say(reason)
     ending = _finish(exp, run, state, omitted)
     _summarise(exp, run, screen, state, ending)
@@ -230,7 +230,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     omitted.report(dropped)
     ending: dict[str, Any] = {
         "status": Status.COMPLETED,
-        "reason": _reason(exp.cfg.trainer, state),
+        "reason": _reason(exp, state),
         "best_epoch": int(tested["best"]["epoch"]),
         "tested_epoch": int(tested["epoch"]),
     }
@@ -280,11 +280,15 @@ def _summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: 
     screen.say("next: `dlrun compare` lists your runs")
 
 
-def _reason(trainer: Trainer, state: State) -> str:
+def _reason(exp: Experiment, state: State) -> str:
+    trainer, best = exp.cfg.trainer, state.best or {}
     if state.epoch == trainer.epochs:
         return "all epochs done"
+    images = {"data": {"train": len(exp.data.train), "val": len(exp.data.val)}}
+    score = f"{counted(trainer.monitor, best.get('value'), images)} of epoch {best.get('epoch')}"
+    epochs = f"{trainer.patience} epoch{'s' * (trainer.patience > 1)}"
     gap = ", and the gap between val_loss and train_loss no longer shrinks" if trainer.while_gap_shrinks else ""
-    return f"stopped early: no better {trainer.monitor} for {trainer.patience} epochs{gap}"
+    return f"stopped early: no {trainer.monitor} better than {score} for {epochs}{gap}"
 
 
 def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:

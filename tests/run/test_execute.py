@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dlrun.folders.run import claim
 from dlrun.run import execute
 from dlrun.training import checkpoint
 from support import warm
+from support.commands import TINY, Outcome
 from support.composed import SMALL, composed
 
 # logits of thousands before the first step
@@ -220,3 +222,13 @@ def test_checks_leave_no_trace_in_a_run(tmp_path: Path) -> None:
         found.append({**content["model"], **state, "rng": content["rng"]["torch"], "rows": rows})
     assert "0.exp_avg_sq" in found[0]
     assert all(np.array_equal(found[0][k], found[1][k]) for k in {**found[0], **found[1]})
+
+
+def test_a_run_that_stops_early_says_what_was_not_beaten(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    done = dlrun("train", *TINY, "trainer.epochs=9", "trainer.patience=1", "optimizer.lr=0", "run.dir=r")
+    assert done.code == 0, done.err
+    stored = json.loads(Path("r/result.json").read_text())
+    best, right = stored["best_epoch"], round(10 * stored["val_acc"])
+    assert stored["epochs"] == best + 1
+    assert f" ({right} of 10) of epoch {best} for 1 epoch" in stored["reason"]
+    assert stored["reason"] in done.out

@@ -146,8 +146,10 @@ def _files(shown: Mapping[str, Any]) -> Iterator[tuple[str, bytes, int]]:
     from PIL import Image
 
     whole, start = np.asarray(shown.get("originals", ())).tobytes(), 0
-    ends = list(shown["ends"]) if len(shown.get("ends", ())) == len(shown["images"]) else [0] * len(shown["images"])
-    for image, end in zip(shown["images"], map(int, ends), strict=True):
+    ends = np.ravel(shown.get("ends", ()))
+    if ends.dtype.kind not in "iu" or len(ends) != len(shown["images"]):  # of an older run, or foreign
+        ends = np.zeros(len(shown["images"]), int)
+    for image, end in zip(shown["images"], ends.tolist(), strict=True):
         data, start = whole[start:end], end
         try:
             with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as file:

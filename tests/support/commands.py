@@ -39,7 +39,7 @@ for words in json.load(sys.stdin):
         try:
             cli.main()
         except SystemExit as ending:
-            code = ending.code
+            code = ending.code or 0
         except BaseException as error:
             code = repr(error)
     found.append([code, out.getvalue(), err.getvalue(), "torch" in sys.modules])

@@ -37,10 +37,10 @@ PRESETS = {
 }
 
 
-@pytest.mark.parametrize("ending", ["yaml", "yml"])
-@pytest.mark.parametrize("text", PRESETS.values(), ids=list(PRESETS))
-def test_a_preset_in_any_form(here: Path, text: str, ending: str) -> None:
-    write(here / f"conf/experiment/mine.{ending}", text)
+# every form in one ending, and a few in the other, which is only another name of the file
+@pytest.mark.parametrize(("name", "ending"), [*((n, "yaml") for n in PRESETS), ("a header", "yml"), ("both", "yml")])
+def test_a_preset_in_any_form(here: Path, name: str, ending: str) -> None:
+    write(here / f"conf/experiment/mine.{ending}", PRESETS[name])
     cfg = compose("experiment=mine")
     assert (cfg.trainer.epochs, cfg.choices["model"], cfg.choices["experiment"]) == (3, "resnet20", "mine")
     assert cfg.model["blocks"] == [3, 3, 3]
@@ -77,8 +77,15 @@ OWN = {
 }
 
 
-@pytest.mark.parametrize("ending", ["yaml", "yml"])
-@pytest.mark.parametrize(("group", "name"), OWN)
+@pytest.mark.parametrize(
+    ("group", "name", "ending"),
+    [
+        *((*one, "yaml") for one in OWN),
+        ("trainer", "default", "yml"),
+        ("model", "small", "yml"),
+        ("model", "cnn", "yml"),
+    ],
+)
 def test_a_few_keys_change_an_option(here: Path, group: str, name: str, ending: str) -> None:
     text, expected = OWN[group, name]
     write(here / f"conf/{group}/{name}.{ending}", text)

@@ -76,7 +76,6 @@ def test_what_fails_is_shown_in_full_and_fits(columns: int, tmp_path: Path) -> N
     assert "outputs pass" not in shown
 
 
-@pytest.mark.slow
 def test_check_shows_every_check_and_v_does_so_for_train(tmp_path: Path) -> None:
     for words in (("check",), ("train", "-v")):
         seen = run(80, tmp_path, *words, *WORDS, FEW)
@@ -110,7 +109,6 @@ def test_an_error_replaces_the_line_before_it(tmp_path: Path) -> None:
     assert line.startswith("dlrun: optimizer.l: ")
 
 
-@pytest.mark.slow
 def test_a_dumb_terminal_gets_no_codes(tmp_path: Path) -> None:
     seen = run(80, tmp_path, "train", *WORDS, "check=none", TERM="dumb")
     assert seen.code == 0

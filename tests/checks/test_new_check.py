@@ -97,7 +97,6 @@ def test_a_planted_check_is_named_where_a_name_is_mistyped(copied: Path) -> None
     assert done.err.strip().endswith("did you mean validation_size?")
 
 
-@pytest.mark.slow
 def test_a_planted_check_that_needs_outputs_is_skipped_when_they_are_unusable(copied: Path) -> None:
     words = ("model=custom", "model._target_=threenet.Three", "trust=[threenet]")
     found = checked(copied, *words, "check.only=[outputs,validation_size]")

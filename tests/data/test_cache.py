@@ -18,6 +18,7 @@ from dlrun.data.audit import audit
 from dlrun.data.files import arrays, image_folder
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import BadData
+from support import warm
 from support.photos import KEYS, photo
 
 
@@ -156,7 +157,7 @@ print(len(count), data.record()["content_sha256"])
 
 def test_of_processes_that_start_together_one_decodes(photos, tmp_path):
     words = [sys.executable, "-c", CHILD, str(photos), str(tmp_path / "cache")]
-    children = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    children = [warm.popen(words, stdout=subprocess.PIPE) for _ in range(2)]
     said = [child.communicate(timeout=60)[0].split() for child in children]
     assert sum(int(count) for count, _ in said) == len(ready(photos, "none").train) + len(ready(photos, "none").val)
     assert said[0][1] == said[1][1]

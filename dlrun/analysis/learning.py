@@ -49,12 +49,12 @@ def flat(run: Evidence) -> Finding | None:
     if accuracy - share > LEARNT * (1 - share) or end(run.loss, 2) < 0.9 * min(run.loss[0], run.chance):
         return None
     severity: Severity = "stop"
-    done = f"{len(run.loss)} epochs"
+    done = _counted(len(run.loss), "epoch")
     if max(run.loss) > ABOVE_CHANCE * run.chance >= end(run.loss, 2):  # it exploded and settled at chance
         fix = run.rate(0.1)
     elif run.coarse:  # nothing is known yet about the rate or the network
         steps = "one step" if run.epoch_steps == 1 else f"{run.epoch_steps:.0f} steps"
-        severity, done, fix = "warn", f"{run.steps:.0f} steps, since an epoch is {steps}", smaller_batch(run)
+        severity, done, fix = "warn", f"{_counted(run.steps, 'step')}, since an epoch is {steps}", smaller_batch(run)
     elif (found := _flat_fix(run)) is not None:
         fix = found
     elif run.steps < STEADY:
@@ -65,6 +65,10 @@ def flat(run: Evidence) -> Finding | None:
         f"flat: train accuracy {accuracy:.3f} after {done}, always predicting the largest class gives {share:.3f}"
     )
     return Finding("flat", severity, sentence, accuracy, fix)
+
+
+def _counted(number: float, what: str) -> str:
+    return f"{number:.0f} {what}{'' if round(number) == 1 else 's'}"
 
 
 def _flat_fix(run: Evidence) -> str | None:

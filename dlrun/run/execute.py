@@ -276,7 +276,8 @@ def _summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: 
         screen.say(f"test accuracy by weights: {both}; better on validation: {ending['weights']}")
     if "multi_crop" in ending:
         screen.say(f"with multi_crop={ending['multi_crop']}; without it {shown('plain_test_acc')}")
-    screen.say(f"{state.epoch} epochs in {state.seconds:.1f} s; all files are in {run.path}")
+    epochs = "1 epoch" if state.epoch == 1 else f"{state.epoch} epochs"
+    screen.say(f"{epochs} in {state.seconds:.1f} s; all files are in {run.path}")
     screen.say("next: `dlrun compare` lists your runs")
 
 

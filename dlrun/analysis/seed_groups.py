@@ -17,7 +17,6 @@ from typing import Any
 from dlrun.analysis import compare
 from dlrun.analysis.compare import Entry
 from dlrun.analysis.ranking import FOLD, INDIFFERENT, Scored, data_of, ranked
-from dlrun.analysis.student_t import two_sided
 from dlrun.vocabulary import RESULTS, Status, lower_is_better, worst
 
 __all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
@@ -158,7 +157,9 @@ def difference(one: Mapping[str, float], other: Mapping[str, float]) -> tuple[fl
         freedom = square**2 / (a**2 / (len(one) - 1) + b**2 / (len(other) - 1)) if square else 1.0
     if square <= (1e-12 * max(map(abs, [*one.values(), *other.values()]))) ** 2:
         return (1.0 if math.isclose(mean, 0, abs_tol=1e-12) else math.nan), name
-    return two_sided(mean / math.sqrt(square), freedom), name
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(freedom, -abs(mean) / math.sqrt(square))), name
 
 
 def holm(found: Sequence[float]) -> list[float]:

@@ -147,7 +147,7 @@ def test_json_prints_what_checks_csv_holds(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr("sys.argv", ["dlrun", "check", "--json", *CHEAP, "check.skip=[overfit]"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 0
+    assert not ended.value.code
     rows = json.loads(capsys.readouterr().out)
     assert [r["check"] for r in rows] == ["loss", "initial_loss"]
     assert list(rows[0]) == ["check", "status", "value", "expected", "message", "seconds"]

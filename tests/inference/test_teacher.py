@@ -113,7 +113,7 @@ def test_a_student_trains_and_resumes_exactly(teachers: Path, dlrun: Callable[..
 
 def test_a_teacher_of_another_fold_is_refused(teachers: Path, dlrun: Callable[..., Outcome]) -> None:
     for more, pattern in {
-        "dataset.split_seed=5": r"objective\.teacher=e: .*\bvalidation fold\b.*\bsplit_seed\b",
+        "dataset.split_seed=5": r"objective\.teacher=e: .*\bfolds\b.*\bsplit_seed\b",
         "objective.teacher=nowhere": r"objective\.teacher=nowhere: ",
         "objective.alpha=2": r"objective\.alpha=2: .*\b0\b.*\b1\b",
     }.items():

@@ -62,7 +62,7 @@ def test_a_check_ends_when_the_time_is_up_and_says_skip(monkeypatch: pytest.Monk
     # plain images of noise, so that garbage does not pass at its first look
     words = ("dataset.limit=400", "check.fresh=true", f"check.only=[{check}]", "model.activation=sigmoid")
     began = time.perf_counter()
-    (found,) = checks.run(built(*words, "model.width=32", "check.budget=0.03"))
+    (found,) = checks.run(built(*words, "model.width=32", "check.budget=0.003"))
     assert time.perf_counter() - began < 10
     assert (found.status, "check.budget" in found.message) == ("skip", True), found
     assert not list(Path("outputs").rglob(f".receipts/*{check}*"))

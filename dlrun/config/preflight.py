@@ -53,9 +53,13 @@ def _folders(folder: Path) -> list[str]:
     return sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _has_file(folder: str) -> bool:
+def _has_file(folder: str, below: int = 3) -> bool:
+    """Whether there is a file in a folder or in those below it: a split, or one folder around all of them."""
     with os.scandir(folder) as entries:
-        return any(entry.is_file() for entry in entries)
+        found = [entry for entry in entries if not entry.name.startswith(".")]
+    if any(entry.is_file() for entry in found):
+        return True
+    return below > 0 and any(_has_file(entry.path, below - 1) for entry in found if entry.is_dir(follow_symlinks=False))
 
 
 def _arrays(path: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from dlrun.data.decoding import VERSION, Decoding
 from dlrun.data.headers import first_size, held
 from dlrun.data.images import InMemory, Streamed
+from dlrun.data.layout import folders, splits
 from dlrun.data.splits import BadData, Raw, Split, bad_labels
 from dlrun.errors import UserError
 
@@ -39,7 +40,7 @@ def image_folder(
     decoder: int = VERSION,
 ) -> Raw:
     """Image files in one folder per class: `root/train/<class>/`, optionally `root/test/` and `root/val/`, or
-    `root/<class>/`. Nothing is decoded here.
+    `root/<class>/`; `layout.splits` has the other names. Nothing is decoded here.
 
     `image_size`: side, or height and width in pixels, to which `resize` brings all images; 0: all have one size.
     `channels`: 3 for RGB, 1 for gray, whatever the files contain. The others are those of `Decoding`. Classes are the
@@ -55,9 +56,8 @@ def image_folder(
     top = Path(root).expanduser()
     if not top.is_dir():
         raise UserError(f"dataset.root={root}: no such folder")
-    # a class may be named train; then its folder holds images, not folders
-    divided = (top / "train").is_dir() and bool(_folders(top / "train"))
-    files, names = _listing(top / "train" if divided else top)
+    places = splits(top)
+    files, names = _listing(places.get("train") or places[""])
     classes = sorted(set(names))
     height, width = sides if sides[0] else first_size(files)
     shape, how = (height, width, channels), held(files, how)
@@ -68,13 +68,10 @@ def image_folder(
         ids = [file.relative_to(top).as_posix() for file in files]
         return Split(Streamed(files, shape, resize=sides[0] > 0, decoding=how), labels, ids)
 
-    others = {}
-    for name in ("test", "val", "valid", "validation") if divided else ():
-        if (top / name).is_dir():
-            others[name] = _listing(top / name)
-            _require_known(sorted(set(others[name][1])), classes, f"{top / name}")
-    test = others.pop("test", None)
-    val = next(iter(others.values()), None)
+    others = {role: _listing(place) for role, place in places.items() if role in ("val", "test")}
+    for role, (_, there) in others.items():
+        _require_known(sorted(set(there)), classes, f"{places[role]}")
+    test, val = others.get("test"), others.get("val")
     read_test = (lambda: split(*test)) if test else None
     return Raw(split(files, names), read_test, classes, split(*val) if val else None)
 
@@ -115,15 +112,11 @@ def arrays(path: str, layout: Literal["NHWC", "NCHW"] = "NHWC", num_classes: int
     return Raw(train, lambda: split("test", "_test"), classes, val)
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
 def _listing(folder: Path) -> tuple[list[Path], list[str]]:
     """Image files of a folder of classes, sorted, and the class name of each."""
     files: list[Path] = []
     names: list[str] = []
-    for place in _folders(folder):
+    for place in folders(folder):
         with os.scandir(place) as scan:
             entries = [entry for entry in scan if not entry.name.startswith(".")]
         if deeper := sorted(entry.name for entry in entries if entry.is_dir()):

@@ -74,6 +74,11 @@ class HeldOut(NamedTuple):
     split: Split
     dropped: tuple[Bad, ...] = ()
 
+    @property
+    def ids(self) -> list[str]:
+        """Those of the split, as of train and val."""
+        return self.split.ids
+
 
 @dataclass(frozen=True)
 class Data:

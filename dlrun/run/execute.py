@@ -23,6 +23,7 @@ from dlrun.config.settings import Settings
 from dlrun.console import Screen
 from dlrun.errors import DataChanged, UserError, first_line
 from dlrun.folders import own_code
+from dlrun.folders.outputs import OUTPUTS
 from dlrun.folders.run import Run
 from dlrun.run.gate import Omitted, headline, passed
 from dlrun.run.provenance import origin
@@ -278,7 +279,9 @@ def _summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: 
         screen.say(f"with multi_crop={ending['multi_crop']}; without it {shown('plain_test_acc')}")
     epochs = "1 epoch" if state.epoch == 1 else f"{state.epoch} epochs"
     screen.say(f"{epochs} in {state.seconds:.1f} s; all files are in {run.path}")
-    screen.say("next: `dlrun compare` lists your runs")
+    beneath = OUTPUTS.resolve() in run.path.resolve().parents
+    words = ["dlrun", "compare", *(() if beneath else [str(run.path)])]
+    screen.say(f"next: `{shlex.join(words)}` lists {'your runs' if beneath else 'this run'}")
 
 
 def _reason(exp: Experiment, state: State) -> str:

@@ -21,8 +21,13 @@ ABOUT = ("run.name=wide one", "run.tags=[baseline,paper-2]", "run.note='more <un
 
 
 def test_name_tags_and_note_are_stored_and_shown(here: Path, dlrun: Callable[..., Outcome]) -> None:
-    assert dlrun("train", *TINY, *ABOUT).code == 0
-    assert dlrun("train", *TINY, "run.dir=plain").code == 0
+    first = dlrun("train", *TINY, *ABOUT)
+    other = dlrun("train", *TINY, "run.dir=plain")
+    assert (first.code, other.code) == (0, 0)
+    # the next command shows the run, also if it is not among the outputs
+    assert "`dlrun compare`" in first.out
+    assert "`dlrun compare plain`" in other.out
+    assert "plain" in dlrun("compare", "plain").out
     (run,) = Path("outputs/runs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-wide one-[0-9a-f]{4}", run.name)
     assert yaml.safe_load((run / "config.yaml").read_text())["run"]["tags"] == ["baseline", "paper-2"]

@@ -1,6 +1,6 @@
 """Whether the advice of a verdict helps: plant a situation, train, type what dlrun printed, compare (B1–B4).
 
-    python tests/benchmarks/bench_verdicts.py --log verdicts.jsonl                      on digits: about ten minutes
+    python tests/benchmarks/bench_verdicts.py --log verdicts.jsonl                      on digits: two minutes
     python tests/benchmarks/bench_verdicts.py --log more.jsonl --part others            other networks and optimizers
     python tests/benchmarks/bench_verdicts.py --log cifar.jsonl --part FOLDER           images of FOLDER, an hour
     python tests/benchmarks/bench_verdicts.py --log verdicts.jsonl --part rates         a grid of rates, and lr_range

@@ -60,12 +60,16 @@ class Split:
 
 @dataclass(frozen=True)
 class Raw:
-    """The splits of a dataset: `test` is read when called, and None if the dataset has no test split."""
+    """The splits of a dataset: `test` is read when called, and None if the dataset has no test split.
+
+    `notes`: one line each on how the files were read, for the screen and the log.
+    """
 
     train: Split
     test: Callable[[], Split] | None
     classes: list[str]
     val: Split | None = None
+    notes: tuple[str, ...] = ()
 
 
 class HeldOut(NamedTuple):
@@ -103,6 +107,7 @@ class Data:
     split: str = "position"  # what decided the folds
     folds: int = 0
     fold: int = 0
+    notes: tuple[str, ...] = ()  # those of Raw
 
     @cached_property
     def audit(self) -> Audit:
@@ -251,7 +256,7 @@ def prepare(
 
     read = _reader(test, known, classes, shape, memory_gb, workers, on_bad, store)
     fraction = val_fraction if raw.val is None and not folds else None
-    drawn = (fraction, tuple(bad), balance, held, split, folds, fold)
+    drawn = (fraction, tuple(bad), balance, held, split, folds, fold, raw.notes)
     return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn)
 
 

@@ -124,7 +124,7 @@ def check_only(cfg: Settings, *, as_json: bool = False) -> int:
 
 
 def headline(exp: Experiment) -> str:
-    """Return one line about what will be trained."""
+    """Return one line about what will be trained, and one for each note on how its data were read."""
     cfg, names = exp.cfg, exp.cfg.choices
     weights = sum(p.numel() for p in exp.model.parameters())
     parts = [
@@ -135,4 +135,4 @@ def headline(exp: Experiment) -> str:
         f"{exp.device.type} {str(exp.dtype).removeprefix('torch.')}",
         f"seed {cfg.seed}",
     ]
-    return "; ".join(parts)
+    return "\n".join(["; ".join(parts), *exp.data.notes])

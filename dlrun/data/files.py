@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from dlrun.data.decoding import VERSION, Decoding
-from dlrun.data.headers import first_size, held
-from dlrun.data.images import InMemory, Streamed
+from dlrun.data.form import Form
+from dlrun.data.images import InMemory
 from dlrun.data.layout import folders, splits
 from dlrun.data.splits import BadData, Raw, Split, bad_labels
 from dlrun.errors import UserError
@@ -47,26 +47,21 @@ def image_folder(
     sorted folder names of train. Raises UserError for a missing or empty folder and for a class that train does not
     have.
     """
-    if channels not in (1, 3):
-        raise UserError(f"dataset.channels={channels}: must be 1 (gray) or 3 (RGB)")
-    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-    if len(sides) != 2 or min(sides) < 0 or (min(sides) == 0 != max(sides)):
-        raise UserError(f"dataset.image_size={image_size}: must be a number of pixels, [height,width], or 0 to keep it")
     how = Decoding(resize, interpolation, background, decode, max_pixels, decoder=decoder)
+    form = Form(image_size, channels, how)
     top = Path(root).expanduser()
     if not top.is_dir():
         raise UserError(f"dataset.root={root}: no such folder")
     places = splits(top)
     files, names = _listing(places.get("train") or places[""])
     classes = sorted(set(names))
-    height, width = sides if sides[0] else first_size(files)
-    shape, how = (height, width, channels), held(files, how)
+    stream = form.stream(files)
 
     def split(files: list[Path], names: list[str]) -> Split:
         numbers = {name: number for number, name in enumerate(classes)}
         labels = torch.tensor([numbers[name] for name in names])
         ids = [file.relative_to(top).as_posix() for file in files]
-        return Split(Streamed(files, shape, resize=sides[0] > 0, decoding=how), labels, ids)
+        return Split(stream(files), labels, ids)
 
     others = {role: _listing(place) for role, place in places.items() if role in ("val", "test")}
     for role, (_, there) in others.items():

@@ -1,0 +1,45 @@
+"""The size, channels and decoding to which image files are brought (`dlrun train dataset.image_size=64`, D4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlrun.data.decoding import Decoding
+from dlrun.data.headers import first_size, held
+from dlrun.data.images import Streamed
+from dlrun.errors import UserError
+
+__all__ = ["Form"]
+
+
+@dataclass(frozen=True)
+class Form:
+    """The keys of `dataset` with these names.
+
+    `image_size`: side, or height and width in pixels, to which all are brought; 0: all have the size of the first.
+    Raises UserError for a size and a number of channels that cannot be.
+    """
+
+    image_size: int | Sequence[int]
+    channels: int
+    decoding: Decoding
+
+    def __post_init__(self) -> None:
+        if self.channels not in (1, 3):
+            raise UserError(f"dataset.channels={self.channels}: must be 1 (gray) or 3 (RGB)")
+        if len(self._sides) != 2 or min(self._sides) < 0 or (min(self._sides) == 0 != max(self._sides)):
+            expected = "a number of pixels, [height,width], or 0 to keep it"
+            raise UserError(f"dataset.image_size={self.image_size}: must be {expected}")
+
+    @property
+    def _sides(self) -> tuple[int, ...]:
+        size = self.image_size
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    def stream(self, files: Sequence[Path]) -> Callable[[Sequence[Path]], Streamed]:
+        """Return a function that makes images of files, all of the shape and type that `files`, those of train, have."""
+        height, width = self._sides if self._sides[0] else first_size(files)
+        shape, decoding = (height, width, self.channels), held(files, self.decoding)
+        return lambda chosen: Streamed(chosen, shape, resize=self._sides[0] > 0, decoding=decoding)

@@ -39,7 +39,7 @@ class Form:
         return (size, size) if isinstance(size, int) else tuple(size)
 
     def stream(self, files: Sequence[Path]) -> Callable[[Sequence[Path]], Streamed]:
-        """Return a function that makes images of files, all of the shape and type that `files`, those of train, have."""
+        """Return a function that makes images of files, of the shape and type that `files`, those of train, have."""
         height, width = self._sides if self._sides[0] else first_size(files)
         shape, decoding = (height, width, self.channels), held(files, self.decoding)
         return lambda chosen: Streamed(chosen, shape, resize=self._sides[0] > 0, decoding=decoding)

@@ -216,6 +216,24 @@ class Scheduler:
                     parameter.requires_grad_(t + _ROUNDING < group["epochs"])
             self._set_momentum(group, t)
 
+    def plan(self, epochs: int, points: int) -> list[list[float]]:
+        """Return the rates of the first group at so many points of each epoch; changes nothing.
+
+        A plateau schedule is planned as if the monitored value improved in every epoch.
+        """
+        groups = [{**g, "lr": lr} for g, lr in zip(self._first_groups, self._base_lrs, strict=True)]
+        twin = Scheduler(_Rates(groups, self.optimizer.defaults), self._rule, warmup=self._warmup)
+        sign = -1.0 if getattr(twin._torch, "mode", "max") == "min" else 1.0
+        planned = []
+        for epoch in range(epochs):
+            rates = []
+            for point in range(points):
+                twin.set(epoch + point / points)
+                rates.append(twin.lr)
+            planned.append(rates)
+            twin.end_epoch(sign * (epoch + 1))
+        return planned
+
     def end_epoch(self, value: float | None) -> None:
         """End an epoch with this monitored value, None if nothing was measured (plateau)."""
         number = math.nan if value is None else float(value)

@@ -25,7 +25,7 @@ from dlrun.models.whitening import whiten
 from dlrun.optim.groups import parameter_groups
 from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
-from dlrun.training import averaging, memory
+from dlrun.training import averaging, memory, norms
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
@@ -107,6 +107,8 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         data = read(plain["dataset"], trust)
     seed_everything(cfg.seed)
     model = _started(plain, trust, data, device)
+    if str(plain["model"]["_target_"]).startswith("dlrun."):  # the numbers in code of others are meant
+        norms.fit_momentum(model, norms.planned(trainer, len(data.train)))
     dtype = pick_dtype(trainer.precision, device, model, data.shape)
     last = head(model, len(data.classes))
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon

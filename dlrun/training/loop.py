@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dlrun.console import Screen
 from dlrun.data.batches import Batch, Batches
 from dlrun.folders.run import Run
-from dlrun.training import averaging, memory
+from dlrun.training import averaging, memory, norms
 from dlrun.training.checkpoint import State
 from dlrun.training.choosing import advance, stopped_early
 from dlrun.training.clipping import clip
@@ -128,7 +128,7 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
 def step(exp: Experiment, batch: Batch) -> Step:
     """Take one optimizer step on a batch, in trainer.accumulate parts, without waiting for an accelerator."""
     trainer, n, zero = exp.cfg.trainer, len(batch), batch.x.new_zeros(())
-    split = max(1, min(trainer.accumulate, n // 2))  # batch norm needs two samples to tell them apart
+    split = norms.parts(n, trainer.accumulate)
     parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
     measured = Step(zero, zero, zero, zero)
 

@@ -1,0 +1,80 @@
+"""Pairs of setups, a faulty one and its repair: a check has to mark the first and not the second (C1-C10)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dlrun.checks.result import Verdict
+from dlrun.checks.runner import CHECKS
+from dlrun.checks.sandbox import no_trace
+from dlrun.training.experiment import Experiment, build
+from support.composed import alter, composed
+
+__all__ = ["Change", "Pair", "checked", "experiment", "wear"]
+
+Change = Callable[[Experiment], None]
+HEALTHY = ("dataset.limit=400", "trainer.threads=1", "trainer.device=cpu")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A fault and its repair, the check that separates them, and a word that its message needs.
+
+    `buggy` and `fixed` are overrides, or functions that change a built experiment in place.
+    """
+
+    name: str
+    check: str
+    word: str
+    buggy: str | Change = ""
+    fixed: str | Change = ""
+    common: str = ""
+    status: str = ""  # of the faulty one; empty: warn or fail
+
+    def holds(self) -> None:
+        """Assert that the check marks the faulty one, with the word, and passes the repaired one."""
+        found = checked(self.check, self.common, self.buggy)
+        assert found.status in ((self.status,) if self.status else ("warn", "fail")), found
+        assert self.word in f"{found.value}: {found.message}", found
+        repaired = checked(self.check, self.common, self.fixed)
+        assert repaired.status == "pass", repaired
+
+
+@functools.cache
+def _config(words: str) -> Any:
+    width = () if "model=" in words else ("model.width=8",)
+    return composed(*HEALTHY, *width, *words.split())
+
+
+def experiment(words: str = "", change: str | Change = "") -> Experiment:
+    """Build an experiment from overrides, and change it."""
+    if isinstance(change, str):
+        words, change = f"{words} {change}".strip(), lambda exp: None
+    exp = build(_config(words))
+    torch.manual_seed(0)
+    change(exp)
+    return exp
+
+
+def checked(check: str, words: str = "", change: str | Change = "") -> Verdict:
+    """Run one check on an experiment."""
+    exp = experiment(words, change)
+    with no_trace():
+        return CHECKS[check](exp)
+
+
+def wear(make: Callable[[], nn.Module]) -> Change:
+    """Give the experiment another model, and an optimizer of all its parameters."""
+
+    def change(exp: Experiment) -> None:
+        model = make()
+        group = {k: v for k, v in exp.optimizer.param_groups[0].items() if k not in ("params", "initial_lr")}
+        alter(exp, model=model, optimizer=type(exp.optimizer)([{"params": list(model.parameters()), **group}]))
+
+    return change

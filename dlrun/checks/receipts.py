@@ -4,9 +4,9 @@ A receipt is stored under a hash of everything that a check depends on: the part
 (dlrun.checks.check), the measured statistics of the data, the versions of dlrun and torch, and the code: the files
 that define the classes of model, loss, penalty and objective with all their bases, modules imported from the same
 folders, and the packages of `trust`. For other files there is check.fresh=true. The seed is not in the hash.
-Optimizer, schedule and trainer are only in that of `optimizer`, which steps with the configured rate. So a sweep over
-rates runs this check for each rate (four steps of 16 images); `parameters` and all others use fixed rates and run once
-per setup. The audit has no receipt, since its hash would depend on the test split; the process that holds the data
+Optimizer, schedule and trainer are only in those of the checks that look at them, such as `optimizer`, which steps with
+the configured rate. So a sweep over rates runs these quick checks for each rate; `parameters` and all others use fixed
+rates and run once per setup. The audit has no receipt, since its hash would depend on the test split; the process that holds the data
 remembers it (dlrun.data.audit), so a sweep runs it once per worker. Failures are never stored.
 """
 

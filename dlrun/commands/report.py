@@ -19,6 +19,7 @@ def main(argv: list[str]) -> int:
     word = "the page of several runs (default: outputs/overlay.html)"
     parser.add_argument("--out", metavar="FILE", help=word)
     args = parser.parse_args(argv)
+    from dlrun.analysis import errors
     from dlrun.folders import ensemble, reading
 
     if len(args.paths) > 1:
@@ -30,12 +31,15 @@ def main(argv: list[str]) -> int:
     if ensemble.is_ensemble(path):
         from dlrun.reports import ensemble_report
 
+        errors.write(path)
         print(ensemble_report.write(path))
         return Exit.FINE
     from dlrun.reports import run_report, sweep_report
 
     runs = reading.find([args.paths[0]])
     alone = len(runs) == 1 and runs[0].resolve() == path.resolve()
+    if alone:
+        errors.write(path)
     print(run_report.write(path) if alone else sweep_report.write(path))
     return Exit.FINE
 

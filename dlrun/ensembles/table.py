@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dlrun.analysis import errors
 from dlrun.analysis import scores as shares
 from dlrun.ensembles import folds
 from dlrun.ensembles.members import SPLITS, Member
@@ -190,4 +191,5 @@ def store(path: Path, args: Namespace, members: Sequence[Member], table: Table) 
     if members[0].own is not None:
         tables["oof"] = folds.rows(members)
     ensemble_folder.write(path, asked, scores, arrays, tables)
+    errors.write(path)
     ensemble_report.write(path)

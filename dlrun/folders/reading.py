@@ -20,6 +20,7 @@ __all__ = [
     "checks",
     "config",
     "epoch_checkpoints",
+    "error_tables",
     "find",
     "is_run",
     "layers",
@@ -110,6 +111,11 @@ def checks(path: Path) -> list[dict[str, str]]:
 def report(path: Path) -> Path:
     """Return the report file of a run or a sweep."""
     return path / "report.html"
+
+
+def error_tables(path: Path) -> tuple[Path, Path]:
+    """Return the files of all images ranked by loss, and of the confused classes, of a run or an ensemble."""
+    return path / "errors.csv", path / "confusions.csv"
 
 
 def pictures(path: Path) -> Path:

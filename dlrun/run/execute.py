@@ -220,6 +220,7 @@ def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[st
 
 def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[str, Any]:
     """Predict validation and test once, with the weights that trainer.keep chose; store predictions, return scores."""
+    from dlrun.analysis import errors
     from dlrun.run.final_test import predicted, showcase
     from dlrun.training import checkpoint, loop, same_data
     from dlrun.training.normalised import probe
@@ -244,6 +245,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
         stored.update({f"{name}_{what}": values for what, values in arrays.items()})
     run.write_showcase(showcase(exp, found["val"]))
     run.write_predictions(stored)
+    errors.write(run.path)
     if arrays := probe(exp):
         run.write_probe(arrays)
     ending.update(

@@ -96,6 +96,8 @@ def test_every_training_image_is_predicted_by_the_run_that_did_not_see_it(
             assert (int(row["fold"]), int(row["label"]), int(row["class"])) == (fold, label, logits.argmax())
     right = np.mean([row["label"] == row["class"] for row in found.values()])
     assert json.loads(Path("e/result.json").read_text())["val_acc"] == pytest.approx(right)
+    assert {row["id"] for row in rows("e/errors.csv") if row["split"] == "val"} == found.keys()
+    assert {row["id"] for row in rows("cv/0/errors.csv")} == {*members[0]["val_ids"], *test}
 
 
 @pytest.mark.parametrize("words", [["--top", "2"], ["--greedy"], ["--average", "weights"]])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable
 from enum import Enum, IntEnum
 from typing import Any, Literal, NamedTuple
 
 __all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "NOT_RANKED", "NUMBERS", "RESULTS", "SCORES"]
 __all__ += ["Exit", "Number", "Outcome", "Status"]
-__all__ += ["is_accuracy", "is_loss", "lower_is_better", "minimised", "place", "worst"]
+__all__ += ["array_slot", "is_accuracy", "is_loss", "lower_is_better", "minimised", "place", "worst"]
 
 
 # `version` of result.json, sweep.yaml, ensemble.yaml and checkpoints; files without one are older and read the same
@@ -99,6 +100,16 @@ COLUMNS = (
     *("update_ratio", "dead_fraction"),
     *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
 )
+# by what names files of arrays call images, labels and splits: Keras x_train, MedMNIST train_images, scikit-learn data
+_ARRAYS = {
+    "x": ("x", "image", "images", "img", "imgs", "picture", "pictures", "photos", "pixels", "data", "input", "inputs"),
+    "y": ("y", "label", "labels", "lbl", "target", "targets", "class", "cls"),
+}
+_SPLITS = {
+    "train": ("train", "training", "tr", "trn"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "te", "tst", "eval", "evaluation"),
+}
 AVERAGED = ("ema_val_loss", "ema_val_acc")  # with trainer.ema: the scores of the averaged weights
 
 
@@ -138,6 +149,22 @@ def place(value: Any, val_loss: Any, number: Any, *, lower: bool) -> tuple[bool,
         return (True, math.inf, math.inf, number)
     score = float(value) if lower else -float(value)
     return (False, score, float(val_loss) if _finite(val_loss) else math.inf, number)
+
+
+def array_slot(name: str) -> str:
+    """Return what an array is by its name: x or y, with _val or _test if it is of that split; "" if it is neither.
+
+    In any case and order: x_train, trainImages, Y, labels, test_targets, XVal.
+    """
+    words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W_]+", name)]
+    if len(words) == 1:  # xtrain, testlabels
+        pairs = [(kind, split) for kinds in _ARRAYS.values() for kind in kinds for split in sum(_SPLITS.values(), ())]
+        words = next(([k, s] for k, s in pairs if words[0] in (k + s, s + k)), words)
+    found = [next((slot for slot, names in [*_ARRAYS.items(), *_SPLITS.items()] if w in names), "?") for w in words]
+    kinds, splits = [f for f in found if f in _ARRAYS], [f for f in found if f in _SPLITS]
+    if len(kinds) != 1 or len(splits) > 1 or "?" in found:
+        return ""
+    return kinds[0] + {"val": "_val", "test": "_test"}.get("".join(splits), "")
 
 
 def _finite(value: Any) -> bool:

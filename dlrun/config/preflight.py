@@ -12,12 +12,13 @@ import os
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from dlrun.config.targets import targets_of
 from dlrun.errors import UserError
+from dlrun.vocabulary import array_slot
 
 __all__ = ["look"]
 
@@ -32,8 +33,8 @@ def look(cfg: Mapping[str, Any]) -> None:
             _images(Path(str(dataset["root"])).expanduser())
         except OSError as error:
             raise UserError(f"dataset.root={dataset['root']}: {error.filename}: {error.strerror}") from None
-    if dataset.get("_target_") == "dlrun.data.files.arrays":
-        _arrays(str(dataset["path"]))
+    if dataset.get("_target_") == "dlrun.data.arrays.arrays":
+        _arrays(dataset)
     for key, name in targets_of(cfg):
         if isinstance(name, str) and name.split(".")[0] not in OURS:
             _module(f"{key}={name}", name)
@@ -62,18 +63,31 @@ def _has_file(folder: str, below: int = 3) -> bool:
     return below > 0 and any(_has_file(entry.path, below - 1) for entry in found if entry.is_dir(follow_symlinks=False))
 
 
-def _arrays(path: str) -> None:
+def _arrays(dataset: Mapping[str, Any]) -> None:
+    path, named = dataset.get("path"), {slot: dataset.get(slot) for slot in ("x", "y")}
+    files = {slot: str(name) for slot, name in named.items() if str(name).endswith(".npy")}
+    for slot, name in files.items():
+        if not Path(name).expanduser().is_file():
+            raise UserError(f"dataset.{slot}={name}: no such file; expected an .npy")
+    if path is None:
+        if len(files) < 2:
+            raise UserError("dataset=arrays: type dataset.path=FILE.npz, or dataset.x=X.npy dataset.y=Y.npy")
+        return
+    place = Path(str(path)).expanduser()
     try:
-        with zipfile.ZipFile(Path(path).expanduser()) as archive:
-            names = [name.removesuffix(".npy") for name in archive.namelist()]
+        with ExitStack() as stack:
+            found = os.listdir(place) if place.is_dir() else stack.enter_context(zipfile.ZipFile(place)).namelist()
     except (OSError, zipfile.BadZipFile):
-        raise UserError(
-            f"dataset.path={path}: not an .npz file; write it with numpy.savez({path!r}, x=…, y=…)"
-        ) from None
-    for name in ("x", "y"):
-        if name not in names:
-            found = ", ".join(sorted(names)) or "none"
-            raise UserError(f"dataset.path={path}: expected an array {name!r}, found {found}; numpy.savez(…, x=…, y=…)")
+        hint = f"write it with numpy.savez({str(path)!r}, x=…, y=…)"
+        hint = f"type dataset.x={path} dataset.y=Y.npy" if place.suffix == ".npy" else hint
+        raise UserError(f"dataset.path={path}: not an .npz file; {hint}") from None
+    names = [name.removesuffix(".npy") for name in found if name.endswith(".npy")]
+    for slot in ("x", "y"):
+        if not named[slot] and len(names) != 2 and slot not in map(array_slot, names):
+            shown, first = ", ".join(sorted(names)) or "none", next(iter(names), "NAME")
+            raise UserError(
+                f"dataset.path={path}: expected an array {slot!r}, found {shown}; type dataset.{slot}={first}"
+            )
 
 
 def _module(setting: str, name: str) -> None:

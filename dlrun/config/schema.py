@@ -32,7 +32,6 @@ NAMES = {
 _WANTED = {
     "dataset.root": "FOLDER",
     "objective.teacher": "RUN|ENSEMBLE",
-    "dataset.path": "FILE.npz",
     "model._target_": "PACKAGE.CLASS trust=[PACKAGE]",
 }
 # sections that every config has, also a stored one
@@ -255,7 +254,7 @@ def _paths(cfg: Mapping[str, Any]) -> None:
     if root is not None and not dataset.get("download") and not Path(str(root)).expanduser().is_dir():
         fetch = "; dataset.download=true downloads it" if "download" in dataset else " with train/<class>/<image> in it"
         raise UserError(f"dataset.root={root}: no such folder; expected the folder of the data{fetch}")
-    if path is not None and not Path(str(path)).expanduser().is_file():
+    if path is not None and not Path(str(path)).expanduser().exists():
         raise UserError(f"dataset.path={path}: no such file; expected an .npz with x and y")
 
 

@@ -24,6 +24,7 @@ __all__ = ["check_targets", "instantiate", "targets_of"]
 
 # modules of dlrun whose own public classes and functions are allowed
 OURS: tuple[str, ...] = (
+    "dlrun.data.arrays",
     "dlrun.data.datasets",
     "dlrun.data.files",
     "dlrun.data.augment",
@@ -31,6 +32,7 @@ OURS: tuple[str, ...] = (
     "dlrun.regularizers",
 )
 OURS += ("dlrun.objectives", "dlrun.optim.muon", "dlrun.optim.schedulers")
+MOVED = {"dlrun.data.files.arrays": "dlrun.data.arrays.arrays"}  # names in stored configs
 FAMILIES = ("dlrun.models",)  # packages of which every module is allowed: a new model is a new file
 
 _OPTIMIZERS = "SGD Adagrad Adadelta RMSprop Adam AdamW Adamax NAdam RAdam ASGD Rprop LBFGS Adafactor Muon"
@@ -107,6 +109,7 @@ def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check_name(key: str, name: Any, trust: list[str]) -> None:
+    name = MOVED.get(name, name) if isinstance(name, str) else name
     parts = name.split(".") if isinstance(name, str) else []
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(
@@ -143,6 +146,7 @@ def _trusted(name: str, trust: list[str]) -> bool:
 
 def _locate(key: str, name: str, trust: list[str]) -> Any:
     _check_name(key, name, trust)
+    name = MOVED.get(name, name)
     if _trusted(name, trust) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last: a file there must not shadow an installed module
     parts = name.split(".")

@@ -15,7 +15,10 @@ from dlrun.errors import UserError
 __all__ = ["readable", "refuse_bare", "refuse_idle", "refuse_repeated"]
 
 # their values are files, folders and prose, and are taken as typed
-VERBATIM = ("dataset.root", "dataset.path", "dataset.cache", "objective.teacher", "run.dir", "sweep.dir", "run.note")
+VERBATIM = (
+    *("dataset.root", "dataset.path", "dataset.cache", "objective.teacher", "run.dir", "sweep.dir", "run.note"),
+    *("dataset.x", "dataset.y", "dataset.x_val", "dataset.y_val", "dataset.x_test", "dataset.y_test"),
+)
 HELP = "`dlrun train --help` lists groups and keys"
 _CALL = re.compile(r"(choice|glob|sort|shuffle|range|interval|tag|cast)\(.*\)")
 _KEY = re.compile(r"\+{0,2}[A-Za-z_][\w./-]*")

@@ -1,26 +1,22 @@
-"""A user's own images: `dlrun train dataset=image_folder dataset.root=photos dataset.image_size=64`, or
-`dlrun train dataset=arrays dataset.path=mine.npz` (D4).
-"""
+"""A user's own images: `dlrun train dataset=image_folder dataset.root=photos dataset.image_size=64` (D4)."""
 
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from dlrun.data.decoding import VERSION, Decoding
 from dlrun.data.form import Form
-from dlrun.data.images import InMemory
 from dlrun.data.layout import folders, splits
-from dlrun.data.splits import BadData, Raw, Split, bad_labels
+from dlrun.data.splits import Raw, Split
 from dlrun.errors import UserError
 
-__all__ = ["SUFFIXES", "arrays", "image_folder"]
+__all__ = ["SUFFIXES", "image_folder"]
 
 SUFFIXES = {".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm"}
 SUFFIXES |= {".pfm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"}
@@ -71,42 +67,6 @@ def image_folder(
     return Raw(split(files, names), read_test, classes, split(*val) if val else None)
 
 
-def arrays(path: str, layout: Literal["NHWC", "NCHW"] = "NHWC", num_classes: int = 0, on_bad: str = "error") -> Raw:
-    """Arrays of an `.npz`: x, y and optionally x_test, y_test, x_val, y_val; pickles are refused.
-
-    x: uint8, uint16 or float, (N, H, W) gray, or four axes in the order of `layout`. y: (N,) integers from 0 without
-    gaps, or strings. `num_classes`: larger or equal integers are bad labels; 0: one more than the largest of y.
-    x_test is read when the test split is; its labels are checked now. Raises UserError that names the array.
-    """
-    if layout not in ("NHWC", "NCHW"):
-        raise UserError(f"dataset.layout={layout}: must be NHWC or NCHW")
-    if num_classes < 0:
-        raise UserError(f"dataset.num_classes={num_classes}: must be 0 (count them) or more")
-    headers = _headers(path)
-    for name in ("x", "y"):
-        if name not in headers:
-            raise UserError(f"{path}: expected an array {name!r}, found {', '.join(sorted(headers)) or 'none'}")
-    classes = _class_names(path, _member(path, "y"), num_classes)
-
-    def split(name: str, suffix: str, pixels: bool = True) -> Split:
-        x = np.empty((0, 1, 1, 1), np.uint8)
-        if pixels:
-            x = _pixels(_member(path, "x" + suffix), f"{path}: x{suffix}", layout)
-        labels = _labels(path, suffix, headers, classes)
-        ids = [f"{name}/{number}" for number in range(len(labels))]
-        return Split(InMemory(torch.from_numpy(x)), torch.from_numpy(labels), ids)
-
-    train = split("train", "")
-    val = split("val", "_val") if "x_val" in headers else None
-    if "x_test" not in headers:
-        return Raw(train, None, classes, val)
-    # report bad labels of test now, not after training
-    unseen = split("test", "_test", pixels=False)
-    if (bad := bad_labels(unseen, "test", len(classes))) and on_bad == "error":
-        raise BadData(bad, len(unseen))
-    return Raw(train, lambda: split("test", "_test"), classes, val)
-
-
 def _listing(folder: Path) -> tuple[list[Path], list[str]]:
     """Image files of a folder of classes, sorted, and the class name of each."""
     files: list[Path] = []
@@ -131,92 +91,3 @@ def _require_known(found: list[str], classes: list[str], where: str) -> None:
     if unknown:
         names = ", ".join(map(repr, unknown[:10]))
         raise UserError(f"{where} has classes that train lacks: {names}; remove them or add them to train")
-
-
-def _headers(path: str) -> dict[str, tuple[int, ...]]:
-    """Shape of every array in the file, without reading the arrays."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            shapes = {}
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    version = np.lib.format.read_magic(member)
-                    read = np.lib.format.read_array_header_1_0
-                    if version != (1, 0):
-                        read = np.lib.format.read_array_header_2_0
-                    shapes[name.removesuffix(".npy")] = read(member)[0]
-            return shapes
-    except FileNotFoundError:
-        raise UserError(f"dataset.path={path}: no such file") from None
-    except Exception as error:
-        raise UserError(f"dataset.path={path}: not an .npz ({error}); write it with numpy.savez") from error
-
-
-def _member(path: str, name: str) -> Array:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            array: Array = file[name]
-            return array
-    except Exception as error:
-        raise UserError(f"{path}: array {name!r} cannot be read ({error})") from error
-
-
-def _pixels(x: Array, name: str, layout: str) -> Array:
-    """Images as uint8 or float32 (N, H, W, C), contiguous."""
-    if x.ndim == 3:
-        x = x[..., None]
-    elif x.ndim != 4:
-        raise UserError(f"{name} has shape {x.shape}; expected (N, H, W) or four axes {layout}")
-    elif layout == "NCHW":
-        x = x.transpose(0, 2, 3, 1)
-    elif x.shape[3] > 4 >= x.shape[1]:
-        raise UserError(f"{name} has shape {x.shape}, which looks like channels first; type dataset.layout=NCHW")
-    if x.dtype not in (np.uint8, np.uint16) and x.dtype.kind != "f":
-        low, high = (int(x.min()), int(x.max())) if x.size else (0, 0)
-        fits = "float32" if low < 0 or high > 65535 else "uint8" if high <= 255 else "uint16"
-        raise UserError(
-            f"{name} is {x.dtype} from {low} to {high}; expected uint8, uint16 or float; "
-            f"convert it with x.astype('{fits}'), which keeps these values"
-        )
-    return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("=") if x.dtype.kind == "u" else np.float32)
-
-
-def _class_names(path: str, y: Array, num_classes: int) -> list[str]:
-    if y.dtype.kind == "U" and y.size:
-        return [str(name) for name in np.unique(y)]
-    if y.dtype.kind not in "iu" or not y.size:
-        raise UserError(f"{path}: y is {y.dtype} {y.shape}; expected class numbers 0, 1, 2 … or strings")
-    if num_classes:
-        return [str(number) for number in range(num_classes)]
-    low, high = int(y.min()), int(y.max())
-    there = set(np.unique(y).tolist())
-    gap = next(number for number in range(len(there) + 1) if number not in there)
-    if (gap < 2 and high != gap - 1) or (low < 0 and high < 1):
-        raise UserError(f"{path}: y is in {low}..{high}; expected class numbers from 0 without gaps")
-    if gap < high:
-        where = int(np.argmax(y.reshape(-1) > gap))
-        raise UserError(
-            f"{path}: y has no {gap}, but {int(y.reshape(-1)[where])} at index {where}; expected class numbers "
-            f"from 0 without gaps; dataset.num_classes={gap} treats all above {gap - 1} as bad labels"
-        )
-    return [str(number) for number in range(high + 1)]
-
-
-def _labels(path: str, suffix: str, headers: dict[str, tuple[int, ...]], classes: list[str]) -> Array:
-    """int64 class numbers of one split, one per image; integers may be out of range, names may not."""
-    if "y" + suffix not in headers:
-        raise UserError(f"{path}: found x{suffix} but no y{suffix}")
-    y, images = _member(path, "y" + suffix), headers["x" + suffix]
-    if y.shape[:1] != images[:1] or y.size != len(y):
-        raise UserError(f"{path}: y{suffix} has shape {y.shape}, x{suffix} {images}; expected one label per image")
-    if images[1:] != headers["x"][1:]:
-        raise UserError(f"{path}: x{suffix} has shape {images}, x {headers['x']}; expected the same size")
-    if y.dtype.kind not in "iuU":
-        raise UserError(f"{path}: y{suffix} is {y.dtype}; expected class numbers 0, 1, 2 … or strings")
-    y = y.reshape(-1)
-    if y.dtype.kind != "U" and classes == [str(number) for number in range(len(classes))]:
-        return y.astype(np.int64)
-    names = [str(name) for name in y]
-    _require_known(sorted(set(names)), classes, f"{path}: y{suffix}")
-    numbers = {name: number for number, name in enumerate(classes)}
-    return np.array([numbers[name] for name in names], dtype=np.int64)

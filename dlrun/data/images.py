@@ -93,12 +93,13 @@ class Images(Protocol):
 class InMemory:
     """Images in one uint8, uint16 or float32 tensor (N, H, W, C); `rows` selects those of this set.
 
-    `source`: the files they were decoded from, if any, numbered as the images are.
+    `source`: the files they were decoded from, if any, numbered as the images are. `mapped`: they lie in a user's file.
     """
 
     pixels: Tensor
     rows: Tensor | None = None
     source: Streamed | None = None
+    mapped: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -116,7 +117,7 @@ class InMemory:
 
     def subset(self, index: Tensor) -> InMemory:
         source = None if self.source is None else self.source.subset(index)
-        return InMemory(self.pixels, index if self.rows is None else self.rows[index], source)
+        return InMemory(self.pixels, index if self.rows is None else self.rows[index], source, self.mapped)
 
     @cached_property
     def marks(self) -> Marks:

@@ -275,10 +275,13 @@ def _alike(split: Split | Callable[[], Split] | None, train: Split) -> Split:
 
 
 def _shared(raw: Raw, store: Cache) -> Raw:
-    """The same, with splits in memory mapped from the cache; before carving, while each split has all its pixels."""
+    """The same, with splits in memory mapped from the cache; before carving, while each split has all its pixels.
+
+    Those that lie in a user's file are mapped already.
+    """
 
     def mapped(split: Split) -> Split:
-        if not isinstance(split.images, InMemory):
+        if not isinstance(split.images, InMemory) or split.images.mapped:
             return split
         return replace(split, images=replace(split.images, pixels=store.shared(split.images.pixels)))
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.console import Screen
+from dlrun.data.array_files import Stored, converted, held_as, stored_arrays
 from dlrun.data.files import SUFFIXES
 from dlrun.data.headers import scaled
 from dlrun.data.identity import contents, keys_of
@@ -27,7 +28,7 @@ from dlrun.data.units import Unfit, factor, values_of
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
 from dlrun.inference.predictor import Predictor
-from dlrun.vocabulary import Exit
+from dlrun.vocabulary import Exit, array_slot
 
 __all__ = ["Outcome", "Sources", "predict"]
 
@@ -159,37 +160,45 @@ def _decoded(images: Streamed, number: int) -> NDArray[Any] | str:
         return error.strerror or str(error)
 
 
-def _from_npz(path: Path) -> NDArray[Any]:
-    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as found:
-        name = "x" if "x" in found.files or len(found.files) != 1 else found.files[0]
-        if name not in found.files:
-            raise ValueError(f"expected an array x, found {', '.join(found.files) or 'none'}")
-        array: NDArray[Any] = found[name]
-        return array
+def _stored(path: Path) -> Stored:
+    """The array x of an .npz, else the only one that has the name of images, of test if there are several."""
+    found = stored_arrays(str(path))
+    by_slot = {array_slot(name): one for name, one in found.items() if array_slot(name).startswith("x")}
+    images = [found["x"]] if "x" in found else [*(by_slot or found).values()]
+    one = images[0] if len(images) == 1 else by_slot.get("x_test")
+    if one is None:
+        raise ValueError(f"expected an array x, found {', '.join(found) or 'none'}")
+    return one
 
 
 def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
-    """Batches of an .npy, which stays on disk, or of the array x (else the only one) of an .npz, read whole."""
-    x = _from_npz(path) if path.suffix.lower() == ".npz" else np.load(path, mmap_mode="r", allow_pickle=False)
+    """Batches of an .npy, which stays on disk, or of the images of an .npz, read whole."""
+    if path.suffix.lower() == ".npz":
+        stored = _stored(path)
+        x, name = stored.read(), f"{path}:{stored.short}" if stored.short != "x" else str(path)
+    else:
+        x, name = np.load(path, mmap_mode="r", allow_pickle=False), str(path)
     shape = height, width, channels = predictor.shape
-    if x.ndim == 3 and channels == 1:
-        x = x[..., None]
+    if channels == 1 and x.shape[1:] in ((height, width), (height * width,)):
+        x = x.reshape(len(x), *shape)
     if x.ndim == 4 and x.shape[1:] == (channels, height, width) != shape:
         x = x.transpose(0, 2, 3, 1)
-    if x.ndim != 4 or x.shape[1:] != shape or x.dtype.kind not in "uif":
+    if x.ndim != 4 or x.shape[1:] != shape or x.dtype.kind not in "buif":
         raise ValueError(f"is {x.dtype} {x.shape}; expected numbers (N, {height}, {width}, {channels})")
-    found = values_of(x[start : start + size] for start in range(0, len(x), size))
+    held, starts = held_as(x, "the array")[0], range(0, len(x), size)
+    raw = (x[start : start + size] for start in starts)
+    found = values_of(converted(part, held) if part.dtype.kind == "b" else part for part in raw)
     scale = factor(found, predictor.units)
     if scale != 1 and predictor.units is not None:
-        done.scaled[str(path)] = f"is {found}; multiplied by {scale:.6g}: the training images are {predictor.units}"
-    whole = x.dtype == np.uint8 and scale == 1
-    for start in range(0, len(x), size):
-        part = np.array(x[start : start + size], dtype=np.uint8 if whole else np.float32, order="C")
-        part = part if scale == 1 else part.astype(np.float32) * np.float32(scale)
-        names = [f"{path}[{start + k}]" for k in range(len(part))]
+        done.scaled[name] = f"is {found}; multiplied by {scale:.6g}: the training images are {predictor.units}"
+    for start in starts:
+        part = converted(x[start : start + size], held)
+        digests = mark(part).digests if predictor.seen and scale == 1 else []
+        if scale != 1 or held != np.uint8:
+            part = part.astype(np.float32) * np.float32(scale)
+        names = [f"{name}[{start + k}]" for k in range(len(part))]
         fine = np.isfinite(part).reshape(len(part), -1).all(1)
         done.unreadable |= {names[k]: "contains nan or inf" for k in np.flatnonzero(~fine)}
-        if predictor.seen:
-            done.seen.update(predictor.seen[key] for key in mark(part).digests if key in predictor.seen)
+        done.seen.update(predictor.seen[key] for key in digests if key in predictor.seen)
         if fine.any():
             yield [names[k] for k in np.flatnonzero(fine)], torch.from_numpy(part[fine])

@@ -23,7 +23,7 @@ def there(here: Path) -> Path:
     (here / "photos").mkdir()
     write(here / "empty/train/cat/.hidden/x", "")
     (here / "empty/train/dog").mkdir()
-    np.savez(here / "data.npz", images=np.zeros((3, 8, 8)), y=np.zeros(3, int))
+    np.savez(here / "data.npz", a=np.zeros((3, 8, 8)), b=np.zeros(3), y=np.zeros(3, int))
     write(here / "text.npz", "no archive")
     write(here / "mynet.py", f"class MyNet: ...\n{RUNS}")
     write(here / "broken.py", f"{RUNS}class MyNet:\n")
@@ -34,7 +34,7 @@ def there(here: Path) -> Path:
 REFUSED = [
     ((*IMAGES,), "photos/<class>/<image>"),
     (("dataset=image_folder", "dataset.root=empty"), "empty/train/cat"),
-    ((*ARRAYS,), "'x', found images, y"),
+    ((*ARRAYS,), "'x', found a, b, y"),
     (("dataset=arrays", "dataset.path=text.npz"), "numpy.savez"),
     ((*MODEL, "model._target_=mynet.MyNett"), "mynet.MyNet?"),
     ((*MODEL, "model._target_=mynett.MyNet"), "trust=[mynett]"),

@@ -69,7 +69,7 @@ MISTAKES = {
     "model.kernel_size=4": "model.kernel_size=4: odd",
     "regularizer.dropout=2": "regularizer.dropout=2: 0 more less 1",
     "dataset=image_folder": "dataset.root dataset.root=FOLDER",
-    "dataset=arrays": "dataset.path dataset.path=FILE.npz",
+    "dataset=arrays": "dataset.path=FILE.npz dataset.x=X.npy dataset.y=Y.npy",
     "dataset=image_folder dataset.root=nowhere": "dataset.root=nowhere: folder;",
     "dataset=arrays dataset.path=nowhere.npz": "dataset.path=nowhere.npz: file;",
     "dataset=cifar10 dataset.download=false dataset.root=nowhere": "dataset.root=nowhere: dataset.download=true",
@@ -251,7 +251,7 @@ def words(option: str, key: str) -> tuple[Any, ...]:
 def test_allowed_words_agree_with_the_code_of_the_families() -> None:
     from typing import get_args, get_type_hints
 
-    from dlrun.data.files import arrays
+    from dlrun.data.arrays import arrays
     from dlrun.models import init, layers, resnet
     from dlrun.optim import schedulers
 
@@ -262,7 +262,8 @@ def test_allowed_words_agree_with_the_code_of_the_families() -> None:
     assert set(words("model=resnet50", "model.stem")) == set(resnet.STEMS)
     assert set(words("model=resnet50", "model.shortcut")) == set(resnet.SHORTCUTS)
     assert set(words("model=resnet50", "model.block")) == set(resnet.BLOCKS)
-    assert set(words("dataset=arrays", "dataset.layout")) == set(get_args(get_type_hints(arrays)["layout"]))
+    for key in ("layout", "labels"):
+        assert set(words("dataset=arrays", f"dataset.{key}")) == set(get_args(get_type_hints(arrays)[key]))
     assert schedulers.Scheduler.__init__.__kwdefaults__.keys() == {
         k.split(".")[1] for k, one in Options().common().items() if k.startswith("scheduler.") and one.bracket
     }

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import functional as tvf
 
 from dlrun.data import prepare
-from dlrun.data.files import arrays, image_folder
+from dlrun.data.files import image_folder
 from dlrun.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -165,90 +165,3 @@ def test_folder_broken_and_odd_sized_images_are_named(tmp_path, memory_gb):
     Image.fromarray(pixels(5, 7, 3)).save(tmp_path / name)
     with pytest.raises(UserError, match=rf"{name}: .* 12×10 .* 7×5; .*dataset.image_size=64"):
         ready(image_folder(str(tmp_path)), **keys)
-
-
-# ---- arrays
-
-
-def test_arrays_with_all_splits(tmp_path):
-    path = str(tmp_path / "mine.npz")
-    made = {name: pixels(n, 5, 4, 3) for name, n in (("x", 12), ("x_val", 4), ("x_test", 6))}
-    labels = {"y": np.arange(12) % 3, "y_val": np.arange(4) % 3, "y_test": (np.arange(6) % 3)[:, None]}
-    np.savez_compressed(path, **made, **labels)
-    raw = arrays(path)
-    assert raw.classes == ["0", "1", "2"]
-    for split, name in ((raw.train, "x"), (raw.val, "x_val"), (raw.test(), "x_test")):
-        assert np.array_equal(everything(split), made[name])
-    assert raw.test().labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert ready(raw).val.ids == [f"val/{number}" for number in range(4)]
-
-
-@pytest.mark.parametrize("dtype", ["uint8", "float16", "float32", "float64", ">f4"])
-def test_arrays_layouts_and_types(tmp_path, dtype):
-    path = str(tmp_path / "mine.npz")
-    x, y = pixels(8, 6, 5, 3).astype(dtype), np.array(["dog", "cat"] * 4)
-    expected = torch.uint8 if dtype == "uint8" else torch.float32
-    for stored, layout, want in (
-        (x, "NHWC", x),
-        (x.transpose(0, 3, 1, 2), "NCHW", x),
-        (x[..., 0], "NHWC", x[..., :1]),
-        (x[..., 0], "NCHW", x[..., :1]),
-    ):
-        np.savez(path, x=stored, y=y)
-        raw = arrays(path, layout=layout)
-        assert raw.train.images.pixels.dtype == expected
-        assert np.array_equal(everything(raw.train), want.astype(np.float32))
-        assert raw.classes == ["cat", "dog"]
-        assert raw.train.labels.tolist() == [1, 0] * 4
-
-
-def test_arrays_test_pixels_are_not_read_before_test(tmp_path):
-    path = tmp_path / "mine.npz"
-    x_test = pixels(400, 8, 8, 1)
-    np.savez(path, x=pixels(8, 8, 8, 1), y=np.arange(8) % 2, x_test=x_test, y_test=np.arange(400) % 2)
-    content = path.read_bytes()
-    at = content.index(x_test.tobytes())
-    path.write_bytes(content[:at] + bytes(25600) + content[at + 25600 :])  # the checksum is now wrong
-    data = ready(arrays(str(path)))
-    with pytest.raises(UserError, match="'x_test' cannot be read"):
-        data.test()
-
-
-X, Y = np.zeros((6, 4, 4, 1), np.uint8), np.arange(6) % 2
-
-
-@pytest.mark.parametrize(
-    ("stored", "message"),
-    [
-        ({"images": X, "y": Y}, r"array 'x'.*images, y"),
-        ({"x": X, "y": Y[:5]}, r"y has shape \(5,\), x \(6, 4, 4, 1\)"),
-        ({"x": X[0, 0], "y": Y}, r"x has shape \(4, 1\); expected"),
-        ({"x": np.zeros((6, 3, 32, 32), np.uint8), "y": Y}, "dataset.layout=NCHW"),
-        ({"x": X.astype(np.int64), "y": Y}, r"x is int64 .*astype\('uint8'\)"),
-        ({"x": X.astype(np.int64) + 300, "y": Y}, r"x is int64 .*astype\('uint16'\)"),
-        ({"x": X.astype(np.int64) - 1, "y": Y}, r"x is int64 .*astype\('float32'\)"),
-        ({"x": X, "y": Y.astype(float)}, "y is float64"),
-        ({"x": X, "y": Y - 1}, r"\by\b.*-1\.\.0"),
-        ({"x": X, "y": Y * 1000}, r"\by\b.*\b0\.\.1000"),
-        ({"x": X, "y": np.array([{}] * 6, dtype=object)}, "'y' cannot be read"),
-        ({"x": X, "y": Y, "x_test": X}, r"x_test.*\by_test"),
-        ({"x": X, "y": Y, "x_test": X, "y_test": Y + 1}, r"^test/1: has label 2, expected 0 to 1"),
-        ({"x": X, "y": Y, "x_test": X, "y_test": Y * 1.0}, r"y_test is float64; expected class numbers"),
-        ({"x": X, "y": ["a", "b"] * 3, "x_test": X, "y_test": ["b", "c"] * 3}, "train lacks: 'c'"),
-        ({"x": X, "y": [0, 1, 2, 255, 0, 1]}, r"no 3, but 255 at index 3; .* dataset.num_classes=3 "),
-        ({"x": X, "y": Y, "x_test": X[:, :3], "y_test": Y}, r"x_test has shape \(6, 3, 4, 1\)"),
-    ],
-)
-def test_arrays_errors(tmp_path, stored, message):
-    path = str(tmp_path / "mine.npz")
-    np.savez(path, **stored)
-    with pytest.raises(UserError, match=message):
-        arrays(path)
-
-
-def test_arrays_file_errors(tmp_path):
-    with pytest.raises(UserError, match=r"dataset.path=.*none.npz: no such file"):
-        arrays(str(tmp_path / "none.npz"))
-    (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(UserError, match=r"not an \.npz"):
-        arrays(str(tmp_path / "text.npz"))

@@ -74,6 +74,8 @@ def furnished(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write(here / name, "")
     write(here / "mynet.py", "from torch import nn\n\n\nclass MyNet(nn.Flatten):\n    pass\n")
     np.savez(here / "data.npz", x=np.zeros((2, 8, 8)), y=np.zeros(2))
+    np.save(here / "x.npy", np.zeros((2, 8, 8)))
+    np.save(here / "y.npy", np.zeros(2))
     assert init.main([]) == 0
     return here
 

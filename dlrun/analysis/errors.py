@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["COLUMNS", "PAIRS", "confusions", "losses", "ranked", "write"]
+__all__ = ["COLUMNS", "PAIRS", "confusions", "losses", "picked", "ranked", "write"]
 
 COLUMNS = ("rank", "split", "id", "true", "predicted", "confidence", "p_true", "loss", "rank_in_class", "rank_in_pair")
 PAIRS = ("split", "true", "predicted", "n", "share", "worst")
@@ -80,6 +80,29 @@ def confusions(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         | {"share": f"{len(names) / totals[split, true]:.4f}", "worst": "; ".join(names[:WORST])}
         for (split, true, guess), names in sorted(pairs.items(), key=lambda item: (order[item[0][0]], -len(item[1])))
     ]
+
+
+def picked(logits: Array, labels: Array, most: int, more: int) -> Array:
+    """Return the row numbers of wrong images for a gallery, from logits (N, K) and labels (N,).
+
+    The `most` with the highest loss come first, then up to `more` others: the worst image of each confused pair and each
+    class, then the second of each pair and so on, from the most frequent pairs.
+    """
+    log_p, loss = losses(logits, labels)
+    guesses, labels = log_p.argmax(1), np.asarray(labels)
+    wrong = np.flatnonzero(guesses != labels)
+    wrong = wrong[np.argsort(-loss[wrong], kind="stable")]
+    pairs: dict[tuple[int, int], list[int]] = {}
+    classes: dict[int, list[int]] = {}
+    for k in wrong.tolist():
+        pairs.setdefault((int(labels[k]), int(guesses[k])), []).append(k)
+        classes.setdefault(int(labels[k]), []).append(k)
+    by_size = sorted(pairs.values(), key=len, reverse=True)[:more]
+    queue = [group[0] for group in (*by_size, *sorted(classes.values(), key=len, reverse=True))]
+    queue += [group[place] for place in range(1, WORST) for group in by_size if place < len(group)]
+    first = wrong[:most].tolist()
+    others = [k for k in dict.fromkeys(queue) if k not in first][:more]
+    return np.array([*first, *sorted(others, key=lambda k: -loss[k])], dtype=np.int64)
 
 
 def write(folder: Path) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["CAPTIONS", "RESULT", "confused", "confusion", "draw", "names"]
+__all__ = ["CAPTIONS", "LARGEST", "RESULT", "confused", "confusion", "draw", "names"]
 
+LARGEST = 24  # images that a run stores for their loss alone
 NUMBERED = 20  # classes up to which a confusion matrix has room for its numbers
 SPLITS = {"val": "validation", "test": "test"}
 RESULT = ("accuracy", "loss", "confusion_val", "confusion_test")  # the pictures of the result; the others explain it
@@ -207,12 +209,13 @@ def _errors(folder: Path) -> Figure | None:
     if "val_logits" not in found or not len(shown.get("images", ())):
         return None
     classes = names(folder, found["val_logits"].shape[1])
-    count = len(shown["images"])
+    count = min(len(shown["images"]), LARGEST)  # beyond it are the worst of single classes and pairs
     across, rows = min(count, 8), math.ceil(count / 8)
     figure = canvas(0.8 + 1.75 * rows, left=0.1, right=0.1, top=0.9, bottom=0.05)
     figure.subplots_adjust(wspace=0.1, hspace=0.5)
     headline(figure, "Validation errors with the highest loss: look for wrong labels and for similar classes")
-    for k, (row, image, loss) in enumerate(zip(shown["rows"], shown["images"], shown["losses"], strict=True)):
+    found_images = zip(shown["rows"], shown["images"], shown["losses"], strict=True)
+    for k, (row, image, loss) in enumerate(islice(found_images, count)):
         axes = figure.add_subplot(rows, max(across, 4), k + 1)
         axes.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
         true, guess = found["val_labels"][row], found["val_logits"][row].argmax()

@@ -6,25 +6,19 @@ escaped, and the page may not load anything. Nothing imports torch.
 
 from __future__ import annotations
 
-import base64
-import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dlrun.analysis import scores, verdicts
 from dlrun.config.defaults import leaves
 from dlrun.folders import reading
-from dlrun.reports import run_plots
-from dlrun.reports.page import card, pictures, section, table, text, tone, write_page
+from dlrun.reports import galleries, run_plots
+from dlrun.reports.page import pictures, section, table, text, tone, write_page
 
 __all__ = ["write"]
-
-PHOTO = 48  # pixels from which an image is shown large and smooth; smaller ones show their pixels
 
 
 def write(run_folder: Path) -> Path:
@@ -42,7 +36,7 @@ def write(run_folder: Path) -> Path:
         _verdicts(result, metrics, reading.layers(run_folder), config),
         section("Result", pictures(result_of, run_plots.CAPTIONS)),
         section("Most confused classes", table(run_plots.confused(run_folder))),
-        section("Worst validation errors", _gallery(run_folder)),
+        section("Worst validation errors", galleries.worst(run_folder)),
         section("Training in detail", pictures(drawn, run_plots.CAPTIONS)),
         section("Checks before training", table(reading.checks(run_folder), long=("message",))),
         section("Config", _config(config, result.get("changed"))),
@@ -115,49 +109,6 @@ def _verdicts(
         fix = f"<p>To try next: <code>{text(one['try'])}</code></p>" if one.get("try") else ""
         cards.append(f"<div class='card {kind}'>{text(one.get('sentence', ''))}{fix}</div>")
     return section("Verdicts", "".join(cards) or "<div class='card fine'>No findings: a healthy run.</div>")
-
-
-def _gallery(folder: Path) -> str:
-    shown, found = reading.arrays(folder, "showcase"), reading.arrays(folder, "predictions")
-    if "val_logits" not in found or "images" not in shown:
-        return ""
-    if not len(shown["images"]):
-        return card("No image of the validation split is classified wrongly.", "fine")
-    classes, cards, largest = run_plots.names(folder, found["val_logits"].shape[1]), [], 0
-    for row, (kind, data, side), loss in zip(shown["rows"], _files(shown), shown["losses"], strict=True):
-        true, guess = classes[found["val_labels"][row]], classes[found["val_logits"][row].argmax()]
-        name = text(str(found["val_ids"][row]))
-        cards.append(
-            f"<figure><img alt='{name}' src='data:image/{kind};base64,{base64.b64encode(data).decode()}'>"
-            f"<figcaption><b>{escape(true)}</b>, predicted <b>{escape(guess)}</b><br>loss {loss:.2f}<br>"
-            f"<span class=soft>{name}</span></figcaption></figure>"
-        )
-        largest = max(largest, side)
-    wrong = int((found["val_logits"].argmax(1) != found["val_labels"]).sum())
-    count = "All errors" if len(cards) == wrong else f"{len(cards)} of {wrong:,} errors"
-    how = "images as they are stored, at most 1,600 pixels wide or high; " if "originals" in shown else ""
-    said = f"{count}, the highest loss first; {how}a click enlarges one."
-    kind = "gallery large" if largest >= PHOTO else "gallery"
-    return f"<p class=soft>{said}</p><div class='{kind}'>{''.join(cards)}</div>"
-
-
-def _files(shown: Mapping[str, Any]) -> Iterator[tuple[str, bytes, int]]:
-    """Kind, bytes and longer side of each image as it is stored; an older run has only what the network got."""
-    from PIL import Image
-
-    whole, start = np.asarray(shown.get("originals", ())).tobytes(), 0
-    ends = np.ravel(shown.get("ends", ()))
-    if ends.dtype.kind not in "iu" or len(ends) != len(shown["images"]):  # of an older run, or foreign
-        ends = np.zeros(len(shown["images"]), int)
-    for image, end in zip(shown["images"], ends.tolist(), strict=True):
-        data, start = whole[start:end], end
-        try:
-            with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as file:
-                yield str(file.format).lower(), data, max(file.size)
-        except Exception:  # none, or bytes that are no image
-            buffer = io.BytesIO()
-            Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
-            yield "png", buffer.getvalue(), max(image.shape[:2])
 
 
 def _config(config: Mapping[str, Any], changed: Any) -> str:

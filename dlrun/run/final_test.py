@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from dlrun.analysis import errors
 from dlrun.data.splits import Split
-from dlrun.run.gallery import MOST, originals
+from dlrun.run.gallery import MORE, MOST, originals
 from dlrun.training import choosing, loop
 from dlrun.training.experiment import Experiment
 from dlrun.training.loop import Predictions
@@ -68,12 +69,12 @@ def _by_weights(
 def showcase(exp: Experiment, found: Predictions) -> dict[str, Any]:
     """Return the worst validation errors as 8-bit images, and the filters of the first layer (D11).
 
+    They are the worst of all, and those of the classes and pairs that are confused most.
     `images` are those that the network gets, for one picture of all; of more than LARGE pixels they are averaged.
     `originals` are those that are stored, as encoded files for the report.
     """
     loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
-    wrong = (found.logits.argmax(1) != found.labels).nonzero().flatten()
-    worst = wrong[loss[wrong].argsort(descending=True)[:MOST]]
+    worst = torch.from_numpy(errors.picked(found.logits.float().numpy(), found.labels.numpy(), MOST, MORE))
     pixels = exp.data.val.images.take(worst)
     if pixels.dtype != torch.uint8 and pixels.numel():
         pixels = (pixels - pixels.min()) * (255 / max(float(pixels.max() - pixels.min()), 1e-30))

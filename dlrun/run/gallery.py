@@ -1,7 +1,7 @@
 """The images of the worst errors for the report, as they are stored on disk or in an array (`dlrun train`, D11).
 
-A page with them must still open, so they are bounded: at most MOST images, the longer side at most SIDE pixels, all
-together at most ROOM bytes. Small ones are PNG and exact, larger ones JPEG.
+A page with them must still open, so they are bounded: at most MOST images and MORE of single classes and pairs, the
+longer side at most SIDE pixels, all together at most ROOM bytes. Small ones are PNG and exact, larger ones JPEG.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from dlrun.data.splits import Split
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["MOST", "originals"]
+__all__ = ["MORE", "MOST", "originals"]
 
-MOST = 24
+MOST, MORE = 24, 12
 SIDE = 1600  # pixels: more than a phone or a page shows, enough to look into a detail
 EXACT = 256  # pixels of the longer side up to which an image is a PNG
 ROOM = 6_000_000  # bytes of all images; base64 makes 8 MB of them

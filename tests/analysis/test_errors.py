@@ -60,6 +60,17 @@ def test_confused_pairs_are_counted_by_split_the_most_frequent_first() -> None:
     assert [row["split"] for row in found] == ["val", "val", "test", "test"]
 
 
+def test_a_gallery_has_the_highest_losses_then_the_worst_of_pairs_and_classes() -> None:
+    # a, predicted b: losses falling from 9; b, predicted c: from 5; c, predicted a: one of 3; then one that is right
+    steps = [(0, 1, 9 - k / 10) for k in range(9)] + [(1, 2, 5 - k / 10) for k in range(4)] + [(2, 0, 3), (1, 1, 9)]
+    logits = np.stack([margin * np.eye(3)[guess] for _, guess, margin in steps]).astype(np.float32)
+    labels = np.array([true for true, *_ in steps])
+    assert errors.picked(logits, labels, 4, 0).tolist() == [0, 1, 2, 3]
+    assert errors.picked(logits, labels, 4, 3).tolist() == [0, 1, 2, 3, 9, 10, 13]
+    assert errors.picked(logits, labels, 20, 3).tolist() == list(range(14))
+    assert errors.picked(logits[14:], labels[14:], 4, 3).tolist() == []
+
+
 @pytest.mark.parametrize(
     ("changes", "splits"),
     [

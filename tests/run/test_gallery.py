@@ -114,6 +114,10 @@ def test_the_page_of_a_run_shows_the_originals(reported: Path, dlrun: Callable[.
     found = pictures(reported)
     assert len(found) > 2
     assert {image.size for image in found} == {(320, 240)}
+    shown = section(page(reported), "Worst validation errors")
+    figures = re.findall(r"<figure data-of='(c\d+) (p\d+-\d+)'", shown)
+    assert len(figures) == len(found)
+    assert set(re.findall(r"<option value='(\w+-?\d*)'", shown)) == {name for of in figures for name in of}
     arrays = dict(np.load(reported / "showcase.npz"))
     # an older run has only what the network got, and a file of others may hold anything
     for changed in (

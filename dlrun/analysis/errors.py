@@ -85,8 +85,8 @@ def confusions(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def picked(logits: Array, labels: Array, most: int, more: int) -> Array:
     """Return the row numbers of wrong images for a gallery, from logits (N, K) and labels (N,).
 
-    The `most` with the highest loss come first, then up to `more` others: the worst image of each confused pair and each
-    class, then the second of each pair and so on, from the most frequent pairs.
+    The `most` with the highest loss come first, then up to `more` others: the worst image of each confused pair and
+    each class, then the second of each pair and so on, from the most frequent pairs.
     """
     log_p, loss = losses(logits, labels)
     guesses, labels = log_p.argmax(1), np.asarray(labels)

@@ -21,6 +21,7 @@ CHEAP = ("trainer.threads=1", "dataset.limit=100", "check=none")
 NEEDS = {
     "dataset=image_folder": ("photos", "dataset.root={}"),
     "dataset=arrays": ("arrays", "dataset.path={}"),
+    "dataset=table": ("table", "dataset.csv={} dataset.image_size=16"),
     "model=custom": ("", "model._target_=torchmodel.Net trust=[torchmodel]"),
     "objective=distill": ("teacher", "objective.teacher={}"),
     "experiment=cifar10_speedrun": ("", "dataset=digits augment.progressive=[[6,1]]"),  # its own dataset is a download
@@ -54,6 +55,8 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(path)
     np.savez(tmp_path / "arrays", x=np.random.default_rng(0).random((60, 8, 8, 1)), y=np.arange(60) % 3)
+    rows = [f"photos/{label}/{i},{label}\n" for label in ("ant", "bee") for i in range(20)]
+    (tmp_path / "table.csv").write_text("id,label\n" + "".join(rows))
     (tmp_path / "torchmodel.py").write_text(
         "from torch import nn\n"
         "class Net(nn.Sequential):\n"
@@ -78,7 +81,7 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
 
         tiny = (*CHEAP, "trainer.epochs=1", "trainer.report=false", "model.width=4")
         assert execute(composed(*tiny), claim(str(outside / "teacher"), "")) == 0
-    source = {"photos": "photos", "arrays": "arrays.npz", "teacher": "teacher"}.get(where, "")
+    source = {"photos": "photos", "arrays": "arrays.npz", "table": "table.csv", "teacher": "teacher"}.get(where, "")
     more = words.format(outside / source).split()
     limit = ["dataset.limit=0"] if "dataset" in option else []
     exp = build(composed(*CHEAP, *limit, option, *more))

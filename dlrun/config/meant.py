@@ -86,6 +86,8 @@ def settings_meant(group: str, value: object) -> list[str]:
         return [f"model=torchvision model.name={fold(text)}"]
     if group == "dataset" and path.suffix in (".npz", ".npy"):
         return [f"dataset=arrays dataset.path={text}"]
+    if group == "dataset" and path.suffix in (".csv", ".tsv", ".parquet"):
+        return [f"dataset=table dataset.csv={text}"]
     if group == "dataset" and (text.startswith(("~", ".")) or "/" in text or path.is_dir()):
         return [f"dataset=image_folder dataset.root={text}"]
     if group == "experiment" and path.suffix in (".yaml", ".yml"):

@@ -32,6 +32,7 @@ NAMES = {
 _WANTED = {
     "dataset.root": "FOLDER",
     "objective.teacher": "RUN|ENSEMBLE",
+    "dataset.csv": "train.csv",
     "model._target_": "PACKAGE.CLASS trust=[PACKAGE]",
 }
 # sections that every config has, also a stored one
@@ -256,6 +257,11 @@ def _paths(cfg: Mapping[str, Any]) -> None:
         raise UserError(f"dataset.root={root}: no such folder; expected the folder of the data{fetch}")
     if path is not None and not Path(str(path)).expanduser().exists():
         raise UserError(f"dataset.path={path}: no such file; expected an .npz with x and y")
+    table, images = dataset.get("csv"), dataset.get("images")
+    if table is not None and not Path(str(table)).expanduser().is_file():
+        raise UserError(f"dataset.csv={table}: no such file; expected a table with one row per image")
+    if images is not None and not Path(str(images)).expanduser().is_dir():
+        raise UserError(f"dataset.images={images}: no such folder; expected the folder of the images")
 
 
 def _reaches(cfg: Mapping[str, Any]) -> None:

@@ -264,7 +264,8 @@ OPTIONS: dict[str, dict[str, str]] = {
     "dataset": _table("""
         cifar -> cifar10
         folder images photos imagenet custom own mine files directory pictures -> image_folder
-        npz numpy npy array tensor csv -> arrays
+        npz numpy npy array tensor -> arrays
+        csv tsv parquet dataframe spreadsheet excel kaggle labels -> table
         fashion fmnist -> fashion_mnist
         kuzushiji -> kmnist
         sklearn toy -> digits

@@ -27,6 +27,7 @@ OURS: tuple[str, ...] = (
     "dlrun.data.arrays",
     "dlrun.data.datasets",
     "dlrun.data.files",
+    "dlrun.data.table",
     "dlrun.data.augment",
     "dlrun.losses",
     "dlrun.regularizers",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dlrun.data.carving import Keys, carve, fold_of, slice_of
 from dlrun.data.changes import Rows, found_again
+from dlrun.data.groups import carve_groups, fold_of_groups
 from dlrun.data.identity import keys_of
 from dlrun.errors import UserError
 
@@ -65,8 +66,6 @@ class Rule:
         """One key per sample, which decides its fold; None if its position does."""
         if self.split == "position":
             return None
-        if split.groups is not None:
-            return [f"group {name}".encode(errors="surrogateescape") for name in split.groups]
         if self.split == "name" or split.digests is None:
             return [name.encode(errors="surrogateescape") for name in split.ids]
         return keys_of(split.digests)
@@ -75,34 +74,47 @@ class Rule:
 def divide(train: Split, val: Split | None, own_test: bool, rule: Rule, known: Callable[[Split], Split]) -> Divided:
     """Carve test (if there is none), then `limit`, then val (if there is none).
 
-    `known` adds digests to a split that lacks them. Raises UserError for a fraction outside (0, 1), too small a limit,
-    and folds of a dataset with its own validation split.
+    `known` adds digests to a split that lacks them. With val_fraction 0 and without folds val is empty. Raises
+    UserError for a fraction outside (0, 1), too small a limit, and folds of a dataset with its own validation split.
     """
     if rule.split == "content":
         train = known(train)
     keys, test = rule.keys(train), None
     number = torch.arange(len(train))
     if not own_test:
-        number, chosen = carve(train.labels, rule.test_fraction, rule.test_seed, "test", keys)
+        number, chosen = _carved(train, rule.test_fraction, rule.test_seed, "test", keys)
         test = train.subset(chosen)
     if rule.limit:
         classes = int(train.labels.max()) + 1
         number = number[slice_of(train.labels[number], rule.limit, classes, rule.split_seed, _of(keys, number))]
-    labels, keys = train.labels[number], _of(keys, number)
+    used, keys = train.subset(number), _of(keys, number)
     if val is not None:
         if rule.folds:
             what = "the dataset has a validation split of its own"
             raise UserError(f"dataset.folds={rule.folds}: {what}; omit dataset.folds, or merge that split into train")
-        return Divided(known(train.subset(number)), known(val), None if test is None else known(test))
+        return Divided(known(used), known(val), None if test is None else known(test))
     if rule.folds:
-        fold = fold_of(labels, rule.folds, rule.split_seed, keys)
+        fold = _folds(used, rule, keys)
         rest, chosen = ((fold != rule.fold).nonzero().flatten(), (fold == rule.fold).nonzero().flatten())
         if not len(chosen):
             raise UserError(f"dataset.fold={rule.fold}: the fold has no image; use fewer than {rule.folds} folds")
+    elif rule.val_fraction == 0:
+        rest, chosen = torch.arange(len(used)), torch.zeros(0, dtype=torch.int64)
     else:
-        rest, chosen = carve(labels, rule.val_fraction, rule.split_seed, "val", keys)
-    rest, chosen = number[rest], number[chosen]
-    return Divided(known(train.subset(rest)), known(train.subset(chosen)), None if test is None else known(test))
+        rest, chosen = _carved(used, rule.val_fraction, rule.split_seed, "val", keys)
+    return Divided(known(used.subset(rest)), known(used.subset(chosen)), None if test is None else known(test))
+
+
+def _carved(split: Split, fraction: float, seed: int, purpose: str, keys: Keys) -> tuple[Tensor, Tensor]:
+    if split.groups is not None:
+        return carve_groups(split.labels, split.groups, fraction, seed, purpose)
+    return carve(split.labels, fraction, seed, purpose, keys)
+
+
+def _folds(split: Split, rule: Rule, keys: Keys) -> Tensor:
+    if split.groups is not None:
+        return fold_of_groups(split.labels, split.groups, rule.folds, rule.split_seed)
+    return fold_of(split.labels, rule.folds, rule.split_seed, keys)
 
 
 def _of(keys: Keys, index: Tensor) -> Keys:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dlrun.errors import UserError
 
-__all__ = ["folders", "splits"]
+__all__ = ["ROLES", "folders", "splits"]
 
 NAMES = {
     "train": ("train", "training", "trainset"),

@@ -39,7 +39,7 @@ class Split:
     """Images, their int64 labels (N,), and an id per sample that survives reordering.
 
     `digests` (N, 16) are those of dlrun/data/identity.py. Samples of one of `groups` (N,), such as the images of a
-    patient, are never divided between folds.
+    patient, are never divided between folds. `weights` (N,): how much each sample counts in the training loss.
     """
 
     images: Images
@@ -47,6 +47,7 @@ class Split:
     ids: list[str]
     digests: Digests | None = None
     groups: NDArray[np.str_] | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,14 +56,15 @@ class Split:
         """The samples numbered by an int64 index, renumbered from 0; pixels are shared."""
         ids, rows = [self.ids[number] for number in index.tolist()], index.numpy()
         digests, groups = (None if part is None else part[rows] for part in (self.digests, self.groups))
-        return Split(self.images.subset(index), self.labels[index], ids, digests, groups)
+        weights = None if self.weights is None else self.weights[index]
+        return Split(self.images.subset(index), self.labels[index], ids, digests, groups, weights)
 
 
 @dataclass(frozen=True)
 class Raw:
     """The splits of a dataset: `test` is read when called, and None if the dataset has no test split.
 
-    `notes`: one line each on how the files were read, for the screen and the log.
+    `notes`: one line each on how the files were read, for the screen and the log. `bad`: samples omitted already.
     """
 
     train: Split
@@ -70,6 +72,7 @@ class Raw:
     classes: list[str]
     val: Split | None = None
     notes: tuple[str, ...] = ()
+    bad: tuple[Bad, ...] = ()
 
 
 class HeldOut(NamedTuple):
@@ -256,7 +259,7 @@ def prepare(
 
     read = _reader(test, known, classes, shape, memory_gb, workers, on_bad, store)
     fraction = val_fraction if raw.val is None and not folds else None
-    drawn = (fraction, tuple(bad), balance, held, split, folds, fold, raw.notes)
+    drawn = (fraction, (*raw.bad, *bad), balance, held, split, folds, fold, raw.notes)
     return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn)
 
 

@@ -36,6 +36,7 @@ GROUPS = _words(
 WEIGHTS = ("sampleweight", "sampleweights")  # `weight` alone may be that of an animal
 NONE = "none"  # what a key says if a column of a usual name is none
 LOOKED = 200  # rows that show whether a column names images
+MISSING = frozenset(("nan", "NaN", "<NA>", "#N/A"))  # NA, None and null may be names of classes
 TRUE = frozenset(("1", "1.0", "True", "true", "TRUE"))
 FALSE = frozenset(("0", "0.0", "False", "false", "FALSE", ""))
 
@@ -162,7 +163,7 @@ def _one_hot(sheet: Sheet, names: Sequence[str]) -> bool:
 def labels(sheet: Sheet, columns: Columns) -> list[str]:
     """Return the label of every row as text, "" if it has none. Raises UserError for a row with two of one-hot."""
     if len(columns.labels) == 1:
-        return sheet.column(columns.labels[0])
+        return ["" if label in MISSING else label for label in sheet.column(columns.labels[0])]
     found = []
     names = columns.labels
     for line, row in zip(sheet.lines, zip(*map(sheet.column, names), strict=True), strict=True):

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from dlrun.data import sheet
 from dlrun.data.bad import Bad, BadData
 from dlrun.data.columns import NONE, Columns, choose, choose_id, labels
 from dlrun.data.decoding import VERSION, Decoding
@@ -23,7 +22,7 @@ from dlrun.data.form import Form
 from dlrun.data.groups import by_pattern, named
 from dlrun.data.layout import ROLES
 from dlrun.data.places import Places
-from dlrun.data.sheet import Sheet, shown
+from dlrun.data.sheet import Sheet, read, shown
 from dlrun.data.splits import Raw, Split
 from dlrun.errors import UserError
 
@@ -79,7 +78,7 @@ def table(
     """
     how = Decoding(resize, interpolation, background, decode, max_pixels, decoder=decoder)
     form = Form(image_size, channels, how)
-    found = sheet.read(Path(csv).expanduser())
+    found = read(Path(csv).expanduser())
     places = _places(found.path, images)
     name = choose_id(found, id_column, lambda value: bool(places.find(value)))
     if places.find(name):

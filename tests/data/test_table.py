@@ -148,6 +148,7 @@ def test_tables_that_are_refused_in_one_line(tmp_path: Path, folder: Path, kind:
 BAD: dict[str, tuple[str, set[str], int]] = {  # added to four good rows: the bad ids, and how many rows are left
     "a row without a file": ("x9,cat\n", {"x9"}, 4),
     "a row without a label": ("twin.png,\n", {"twin.png"}, 4),
+    "a label that pandas lost": ("twin.png,nan\n", {"twin.png"}, 4),
     "a row without an id": (",cat\n", {"line 6"}, 4),
     "a row for two files": ("twin,cat\n", {"twin"}, 4),
     "a row twice": ("002,dog\n", {"002"}, 4),

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from enum import Enum, IntEnum
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "NOT_RANKED", "NUMBERS", "RESULTS", "SCORES"]
+__all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "FURTHER", "LOGGED", "MEASURES", "NOT_RANKED"]
+__all__ += ["NUMBERS", "PER_EPOCH", "RESULTS", "SCORES"]
 __all__ += ["Exit", "Number", "Outcome", "Status"]
 __all__ += ["array_slot", "is_accuracy", "is_loss", "lower_is_better", "minimised", "place", "worst"]
 
@@ -94,12 +95,23 @@ RESULTS = (
 )
 NUMBERS = tuple(number.name for number in RESULTS)
 SCORES = tuple(number.name for number in RESULTS if number.score)
+# scores beside loss and accuracy (dlrun/analysis/classification.py): the first three are computed in every epoch, all
+# at the end of a run; tables show those that somebody monitors or asks for
+PER_EPOCH = ("balanced_acc", "macro_f1", "kappa")
+MEASURES = (*PER_EPOCH, "weighted_f1", "macro_precision", "macro_recall", "mcc", "top5_acc", "auc", "ece")
+LOGGED = ("val_loss", "val_acc", *(f"val_{name}" for name in PER_EPOCH))
+FURTHER = tuple(f"{split}_{name}" for split in ("val", "test") for name in MEASURES)
 # of metrics.csv
 COLUMNS = (
     *("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "penalty", "grad_norm"),
     *("update_ratio", "dead_fraction"),
     *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
+    *(f"val_{name}" for name in PER_EPOCH),
 )
+# with trainer.ema: the scores of the averaged weights
+AVERAGED = tuple(f"ema_{column}" for column in LOGGED)
+# endings of columns of which a higher value is better
+HIGHER = ("_acc", "_f1", "_precision", "_recall", "_kappa", "_mcc", "_auc", "_per_second")
 # by what names files of arrays call images, labels and splits: Keras x_train, MedMNIST train_images, scikit-learn data
 _ARRAYS = {
     "x": ("x", "image", "images", "img", "imgs", "picture", "pictures", "photos", "pixels", "data", "input", "inputs"),
@@ -110,7 +122,6 @@ _SPLITS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "te", "tst", "eval", "evaluation"),
 }
-AVERAGED = ("ema_val_loss", "ema_val_acc")  # with trainer.ema: the scores of the averaged weights
 
 
 def worst(outcomes: Iterable[Any]) -> str:
@@ -125,13 +136,13 @@ def is_loss(column: str) -> bool:
 
 
 def is_accuracy(column: str) -> bool:
-    """Whether a column holds a share of images classified correctly, 0 to 1."""
-    return column.endswith("_acc")
+    """Whether a column holds a share of images classified correctly, 0 to 1: not a mean over classes."""
+    return column.endswith("_acc") and not column.endswith("_balanced_acc")
 
 
 def lower_is_better(column: str) -> bool:
-    """Whether a lower value of a column is better: not of accuracies and speeds, but of everything else."""
-    return not (is_accuracy(column) or column.endswith("_per_second"))
+    """Whether a lower value of a column is better: not of accuracies, other shares right and speeds, else yes."""
+    return not column.endswith(HIGHER)
 
 
 def minimised(column: str, direction: str) -> bool:

@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 from dlrun.analysis.finding import summary
 from dlrun.analysis.flat import Known, flat, uncollected
-from dlrun.analysis.ranking import FOLD, Scored, Setting, data_of, ranked, repeats
+from dlrun.analysis.ranking import FOLD, Scored, Setting, compared, data_of, further, ranked, repeats
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
 from dlrun.folders.version import NewerFormat
-from dlrun.vocabulary import FAILED, NOT_RANKED, NUMBERS, SCORES, Status, is_loss, lower_is_better, place
+from dlrun.vocabulary import FAILED, LOGGED, NOT_RANKED, NUMBERS, Status, lower_is_better, place
 
 __all__ = [
     "DERIVED",
@@ -110,12 +110,12 @@ def _at_best(path: Path, result: Mapping[str, Any]) -> dict[str, float]:
     with contextlib.suppress(UserError, ValueError, TypeError, csv.Error):
         best = str(result.get("best_epoch"))
         row = next((row for row in reading.metrics(path) if row.get("epoch") == best), {})
-        kinds = [{c: float(row[f"{kind}{c}"]) for c in ("val_loss", "val_acc")} for kind in ("", "ema_")
+        kinds = [{c: float(row[f"{kind}{c}"]) for c in LOGGED if row.get(f"{kind}{c}")} for kind in ("", "ema_")
                  if row.get(f"{kind}val_loss") and row.get(f"{kind}val_acc")]  # fmt: skip
         monitor = str(result.get("monitor"))
-        column = monitor if monitor in ("val_loss", "val_acc") else "val_acc"
+        column = monitor if monitor in LOGGED else "val_acc"
         lower = lower_is_better(column)
-        return min(kinds, key=lambda s: place(s[column], s["val_loss"], 0, lower=lower), default={})
+        return min(kinds, key=lambda s: place(s.get(column), s["val_loss"], 0, lower=lower), default={})
     return {}
 
 
@@ -129,7 +129,8 @@ def table(
 ) -> list[dict[str, Any]]:
     """Return one row per entry, best first `by` a score, failed ones last, with the columns of `rows`.
 
-    The completed runs come by their settings, as in `settings`. `also` are settings to include that do not differ.
+    The completed runs come by their settings, as in `settings`. `also` are settings to include that do not differ, and
+    further scores.
 
     `by` may be any number of the results; without `lower` its name decides whether a lower value is better.
     """
@@ -138,6 +139,7 @@ def table(
         key = next((k for k in (f"choices.{name}", name) if any(k in entry.config for entry in entries)), None)
         differing += [key] if key and key not in differing else []
     columns = [(key.removeprefix("choices."), key) for key in differing]
+    more = further(by, also)
     named = [key for key in ABOUT if any(entry.result.get(key) for entry in entries)]
     unreadable = any(entry.result.get("status") == Status.UNREADABLE for entry in entries)
     made = []
@@ -151,8 +153,8 @@ def table(
         row.update({key: _about(result.get(key)) for key in named})
         row.update([(name, config.get(key, "")) for name, key in columns])
         row.update([(key, result.get(key, "")) for key in NUMBERS])
-        if by:
-            row.setdefault(by, result.get(by, ""))
+        for key in more:
+            row.setdefault(key, "" if result.get(key) is None else result[key])
         if unreadable:
             row["reason"] = result["reason"] if result.get("status") == Status.UNREADABLE else ""
         made.append(row)
@@ -185,9 +187,8 @@ def settings(entries: Sequence[Entry], column: str, keys: Sequence[str], *, lowe
 
 
 def metric(entries: Sequence[Entry]) -> str:
-    """Return the column by which runs are compared: val_loss if every run monitored a loss, else val_acc."""
-    by_loss = bool(entries) and all(is_loss(str(e.result.get("monitor", ""))) for e in entries)
-    return "val_loss" if by_loss else "val_acc"
+    """Return the column by which runs are compared: what all monitored, if a loss or a further score; else val_acc."""
+    return compared({str(entry.result.get("monitor", "")) for entry in entries})
 
 
 def scored(row: Mapping[str, Any], column: str) -> bool:
@@ -202,7 +203,7 @@ def sorted_by(rows: Sequence[dict[str, Any]], column: str) -> list[dict[str, Any
     """
     name = column.removeprefix("-")
     key = _column(rows, name, f"--sort={column}")
-    best_first = name in SCORES and not lower_is_better(name)
+    best_first = not lower_is_better(name)
     there: list[dict[str, Any]] = []
     empty: list[dict[str, Any]] = []
     for row in rows:

@@ -6,13 +6,13 @@ The rule of every table, page and command that names a best run: `dlrun compare`
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence, Set
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from dlrun.vocabulary import place
+from dlrun.vocabulary import FURTHER, NUMBERS, is_loss, place
 
-__all__ = ["FOLD", "INDIFFERENT", "Scored", "Setting", "data_of", "ranked", "repeats"]
+__all__ = ["FOLD", "INDIFFERENT", "Scored", "Setting", "compared", "data_of", "further", "ranked", "repeats"]
 
 # these do not change what is learned, only where and how it is computed and stored
 INDIFFERENT = ("seed", "trainer.threads", "trainer.keep", "trainer.diagnostics")
@@ -76,3 +76,18 @@ def ranked(runs: Sequence[Scored], *, lower: bool) -> list[Setting]:
 def _mean(losses: Sequence[Any]) -> float | None:
     known = [float(loss) for loss in losses if isinstance(loss, (int, float))]
     return round(fmean(known), DIGITS) if len(known) == len(losses) else None
+
+
+def compared(monitors: Set[str]) -> str:
+    """Return the column by which runs with these monitors are compared: val_loss if all are losses, mostly val_acc."""
+    if len(monitors) == 1 and monitors < {*FURTHER}:
+        return next(iter(monitors))
+    return "val_loss" if monitors and all(map(is_loss, monitors)) else "val_acc"
+
+
+def further(by: str, also: Sequence[str]) -> list[str]:
+    """Return the scores that a table has beside NUMBERS: the one it is sorted by, also of test, and those asked for."""
+    if not by or by in NUMBERS:
+        return [name for name in also if name in FURTHER]
+    pair = by.replace("val_", "test_")
+    return list(dict.fromkeys((by, *(name for name in (pair, *also) if name in FURTHER))))

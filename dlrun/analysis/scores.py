@@ -25,6 +25,7 @@ __all__ = [
     "margin",
     "margins",
     "noise",
+    "said",
     "share",
     "short",
     "short_names",
@@ -89,6 +90,19 @@ def counted(column: str, value: Any, result: Mapping[str, Any]) -> str:
 def share(value: float, count: int) -> str:
     """Return an accuracy on `count` images in words, with how many are right if there are fewer than 1,000."""
     return f"{value:.3f} ({round(value * count)} of {count})" if 0 < count < FEW else f"{value:.4f}"
+
+
+def said(result: Mapping[str, Any]) -> str:
+    """Return one more line with the bootstrap intervals of the test scores; "" for a result without them."""
+    found = result.get("bootstrap")
+    if not isinstance(found, dict):
+        return ""
+    parts = [
+        f"{name} {result[name]:.4f} ({ends[0]:.4f} to {ends[1]:.4f})"
+        for name, ends in found.items()
+        if isinstance(ends, (list, tuple)) and len(ends) == 2 and isinstance(result.get(name), float)
+    ]
+    return f"\n{', '.join(parts)}: 95 % intervals, bootstrap of {found.get('resamples')} resamples" if parts else ""
 
 
 def margins(result: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:

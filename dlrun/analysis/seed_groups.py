@@ -16,7 +16,7 @@ from typing import Any
 
 from dlrun.analysis import compare
 from dlrun.analysis.compare import Entry
-from dlrun.analysis.ranking import FOLD, INDIFFERENT, Scored, data_of, ranked
+from dlrun.analysis.ranking import FOLD, INDIFFERENT, Scored, data_of, further, ranked
 from dlrun.vocabulary import RESULTS, Status, lower_is_better, worst
 
 __all__ = ["LEVEL", "difference", "grouped", "holm", "note"]
@@ -26,23 +26,30 @@ FEW = 5  # seeds below which a t-test detects only large differences (Colas, Sig
 
 
 def grouped(
-    entries: Sequence[Entry], by: str = "", *, lower: bool | None = None, over: str = "seed"
+    entries: Sequence[Entry],
+    by: str = "",
+    *,
+    lower: bool | None = None,
+    over: str = "seed",
+    also: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """Return one row per setting, best mean first: the keys that differ, mean and std of each score, n, a verdict.
 
-    Sorted `by` a number of the results, by default the one that the runs monitored. Only completed runs count; the
-    statuses of the others are in the column `rest`. Runs of one setting with the same seed are not independent: their
-    mean counts as one. Runs on other images are another setting, told apart by the column `data`. With `over` FOLD the
-    folds of one cross-validation take the place of the seeds, and the seeds of a fold count as one.
+    Sorted `by` a number of the results, by default the one that the runs monitored; `also` are further scores. Only
+    completed runs count; the statuses of the others are in the column `rest`. Runs of one setting with the same seed
+    are not independent: their mean counts as one. Runs on other images are another setting, told apart by the column
+    `data`. With `over` FOLD the folds of one cross-validation take the place of the seeds, and the seeds of a fold
+    count as one.
     """
     follow = {k for k in {k for e in entries for k in e.config} if _repeats_seed(k, entries)} | {over}
     groups, several = _settings(entries, follow, over)
     differing = compare.varying([{k: v for k, v in g[0].config.items() if k not in follow} for g in groups.values()])
     column = by or compare.metric(entries)
-    found = []
+    found, spread = [], [n.name for n in RESULTS if n.over_seeds == "spread"]
+    numbers = tuple(dict.fromkeys((*spread, column, *further(column, also))))
     for (_, data), group in groups.items():
         about = {"data": data[:8]} if several else {}
-        found.append((about | _row(group, differing, column, over), _by_seed(group, column, over)))
+        found.append((about | _row(group, differing, (column, numbers), over), _by_seed(group, column, over)))
     down = lower_is_better(column) if lower is None else lower
     done = [
         Scored(str(k), str(e.config.get(over, "")), float(e.result[column]), e.result.get("val_loss"), str(e.path))
@@ -90,12 +97,16 @@ def _by_seed(group: Sequence[Entry], column: str, over: str) -> dict[str, float]
     return {seed: fmean(values) for seed, values in scores.items()}
 
 
-def _row(group: Sequence[Entry], differing: Sequence[str], metric: str, over: str) -> dict[str, Any]:
+def _row(
+    group: Sequence[Entry], differing: Sequence[str], scores: tuple[str, Sequence[str]], over: str
+) -> dict[str, Any]:
+    """The row of a setting; `scores` are the metric, and all columns that are shown with their spread."""
+    metric, columns = scores
     config = group[0].config
     row: dict[str, Any] = {key.removeprefix("choices."): config.get(key, "") for key in differing}
     seeds = sorted(_by_seed(group, metric, over), key=_number)
     row |= {"n": len(seeds), "seeds" if over == "seed" else "folds": f"[{', '.join(seeds)}]"}
-    for column in dict.fromkeys((*(n.name for n in RESULTS if n.over_seeds == "spread"), metric)):
+    for column in columns:
         values = list(_by_seed(group, column, over).values())
         row[f"{column}_mean"] = fmean(values) if values else ""
         row[f"{column}_std"] = stdev(values) if len(values) > 1 else ""

@@ -59,10 +59,10 @@ def _compare(args: Namespace) -> None:
         over = "seed"
         if args.group_folds:
             args.group_seeds, over, entries = True, FOLD, _folds(entries)
-        table = seed_groups.grouped(entries, metric, lower=lower, over=over)
+        table = seed_groups.grouped(entries, metric, lower=lower, over=over, also=_asked(args))
         notes = seed_groups.note(table, metric, over)
     else:
-        table = compare.table([*entries, *votes], metric, lower=lower, also=_columns(args))
+        table = compare.table([*entries, *votes], metric, lower=lower, also=_asked(args))
     best = _leader(table, metric)
     if args.sort and table:
         table = compare.sorted_by(table, args.sort)
@@ -101,6 +101,11 @@ def _folds(entries: list[Entry]) -> list[Entry]:
 
 def _columns(args: Namespace) -> list[str]:
     return [name.strip() for name in (args.columns or "").split(",") if name.strip()]
+
+
+def _asked(args: Namespace) -> list[str]:
+    """The columns to show or to sort by, which the table must have."""
+    return [*_columns(args), *([args.sort.removeprefix("-")] if args.sort else [])]
 
 
 def _selects(args: Namespace) -> bool:

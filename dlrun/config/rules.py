@@ -24,7 +24,7 @@ from functools import cache
 from typing import Any
 
 from dlrun.config.check_names import check_names
-from dlrun.vocabulary import COLUMNS
+from dlrun.vocabulary import COLUMNS, FURTHER
 
 __all__ = ["METRICS", "NAMED", "Rule", "parse", "scalar", "split"]
 
@@ -61,6 +61,8 @@ _NAME = re.compile(r"\w[\w .+=-]{0,79}")  # it becomes part of the name of a fol
 _WORD = re.compile(r"[^\s,]{1,80}")
 # columns of metrics.csv that can decide which epoch or trial is best
 METRICS = tuple(column for column in COLUMNS if column not in ("epoch", "lr"))
+# and, for trials, the validation scores that a run computes at its end
+SCORED = tuple(dict.fromkeys((*METRICS, *(column for column in FURTHER if column.startswith("val_")))))
 # cuda:1 is the second GPU
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
@@ -111,6 +113,7 @@ NAMED: Mapping[str, Callable[[], Rule]] = {
         lambda: DEVICES,
     ),
     "metric": lambda: _one_of(lambda: METRICS),
+    "score": lambda: _one_of(lambda: SCORED),
     "check": lambda: _one_of(check_names),
 }
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from dlrun.config.meant import advice, likely_value, number
 from dlrun.config.options import Options, prefix
-from dlrun.config.rules import Rule
+from dlrun.config.rules import SCORED, Rule
 from dlrun.errors import UserError
+from dlrun.vocabulary import COLUMNS, FURTHER
 
 __all__ = ["NAMES", "check_rules", "check_value", "flatten", "lookup", "unknown", "validate"]
 
@@ -136,6 +137,10 @@ def _near(key: str, value: Any, rule: Rule) -> str:
         typed = number(key, value, "whole" in rule.text)
         return f"; type {typed}" if typed else ""
     near = likely_value(key, value, words)
+    late = likely_value("search.metric", value, SCORED) if key == "trainer.monitor" else None
+    if late is not None and late not in words:
+        other = f"search.metric={late} compares trials by it"
+        return f"; {late} is computed at the end of a run: {other}, trainer.monitor=val_macro_f1 chooses epochs"
     if near is None:
         return ""
     return f"; did you mean {near}?" if rule.listed else f"; did you mean {key}={near}?"
@@ -277,3 +282,8 @@ def _reaches(cfg: Mapping[str, Any]) -> None:
         raise UserError("trainer.while_gap_shrinks has no effect without patience; add trainer.patience=5")
     if trainer.get("monitor") in ("update_ratio", "dead_fraction") and not trainer.get("diagnostics"):
         raise UserError(f"trainer.monitor={trainer['monitor']}: it needs trainer.diagnostics=true")
+    search = cfg.get("search") or {}
+    early = "search=staged" if search.get("stages") else "search.prune" if search.get("prune") != "none" else ""
+    if early and search.get("metric") in FURTHER and search["metric"] not in COLUMNS:
+        why = f"it is computed at the end of a run, and {early} compares epochs"
+        raise UserError(f"search.metric={search['metric']}: {why}; choose another, such as search.metric=val_macro_f1")

@@ -187,6 +187,9 @@ VALUES: dict[str, dict[str, str]] = {
         acc accuracy val_accuracy valid_acc val/acc -> val_acc
         loss valid_loss val/loss -> val_loss
         train_accuracy -> train_acc
+        balanced_accuracy balanced_acc bacc val_balanced_accuracy uar -> val_balanced_acc
+        f1 macro_f1 f1_macro val_f1 f1_score val_f1_macro -> val_macro_f1
+        kappa cohen_kappa qwk -> val_kappa
     """),
     "trainer.multi_crop": _table("""
         flip hflip true tta -> mirror
@@ -195,6 +198,13 @@ VALUES: dict[str, dict[str, str]] = {
     "search.metric": _table("""
         acc accuracy val_accuracy valid_acc -> val_acc
         loss valid_loss -> val_loss
+        balanced_accuracy balanced_acc bacc val_balanced_accuracy uar -> val_balanced_acc
+        f1 macro_f1 f1_macro val_f1 f1_score val_f1_macro -> val_macro_f1
+        kappa cohen_kappa qwk -> val_kappa
+        auc roc_auc auroc rocauc val_auroc val_roc_auc -> val_auc
+        mcc matthews matthews_corrcoef -> val_mcc
+        top5 top5_acc top5_accuracy -> val_top5_acc
+        ece calibration_error -> val_ece
     """),
     "search.direction": _table("""
         maximize maximise maximum up -> max

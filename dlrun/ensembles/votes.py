@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dlrun.analysis.classification import ece
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["COLDEST", "FEWEST", "HOTTEST"]
 __all__ += ["VOTES", "Vote", "disagreement", "fit_temperature", "greedy", "heated", "scores", "softmax"]
 
-BINS = 15  # of the calibration error (Guo et al. 2017)
 TINY = 1e-12  # keeps the logarithm finite if a class has probability zero
 # range of temperatures that is searched; those of Guo et al. 2017, table 2, and of label smoothing lie within it
 COLDEST, HOTTEST = 0.25, 4.0
@@ -89,18 +90,12 @@ VOTES: dict[str, Callable[[Array, Array, Array], Vote]] = {
 
 
 def scores(vote: Vote, labels: Array) -> dict[str, float]:
-    """Return accuracy `acc`, log loss `loss` and expected calibration error `ece`.
-
-    The last is the mean over images of |accuracy - confidence| of their bin, of 15 equal bins: Guo et al. 2017,
-    On Calibration of Modern Neural Networks, equation 3.
-    """
+    """Return accuracy `acc`, log loss `loss` and expected calibration error `ece`."""
     rows = np.arange(len(labels))
     right = vote.classes == labels
     confidence = vote.probabilities[rows, vote.classes]
-    bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # (0, 1/15], (1/15, 2/15] …
-    gaps = np.bincount(bins, right - confidence, minlength=BINS)
     loss = -np.log(np.maximum(vote.probabilities[rows, labels], TINY)).mean()
-    return {"acc": float(right.mean()), "loss": float(loss), "ece": float(np.abs(gaps).sum() / len(labels))}
+    return {"acc": float(right.mean()), "loss": float(loss), "ece": ece(confidence, right)}
 
 
 def disagreement(logits: Array) -> float:

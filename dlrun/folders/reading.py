@@ -25,6 +25,7 @@ __all__ = [
     "is_run",
     "layers",
     "metrics",
+    "per_class",
     "pictures",
     "report",
     "result",
@@ -106,6 +107,11 @@ def metrics(path: Path) -> list[dict[str, str]]:
 def checks(path: Path) -> list[dict[str, str]]:
     """Return the rows of checks.csv as text, one per check."""
     return read_rows(path / "checks.csv")
+
+
+def per_class(path: Path) -> list[dict[str, str]]:
+    """Return the rows of per_class.csv as text, one per class; none for a run of an older dlrun."""
+    return read_rows(path / "per_class.csv")
 
 
 def report(path: Path) -> Path:

@@ -106,6 +106,10 @@ class Run:
         """Write name, content, label and split of every image."""
         write_arrays(self.path / "identity.npz", arrays, small=True)
 
+    def write_per_class(self, rows: list[dict[str, Any]]) -> None:
+        """Write the scores of each class, one row per class."""
+        write_atomic(self.path / "per_class.csv", as_csv(rows).encode())
+
     def write_checks(self, rows: list[dict[str, Any]]) -> None:
         """Write the results of the checks, one row per check."""
         write_atomic(self.path / "checks.csv", as_csv(rows).encode())

@@ -20,11 +20,11 @@ from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.disk import owned
 from dlrun.reports import tables
-from dlrun.vocabulary import AVERAGED, NUMBERS, SCORES, Status, is_loss
+from dlrun.vocabulary import FURTHER, NUMBERS, SCORES, Status, is_loss
 
 __all__ = ["Runs", "content"]
 
-CURVES = ("val_acc", "val_loss", "train_acc", "train_loss", "lr", *AVERAGED)
+CURVES = ("val_acc", "val_loss", "train_acc", "train_loss", "lr", "ema_val_loss", "ema_val_acc")
 UNSETTLED = (Status.RUNNING, Status.INTERRUPTED)  # which of the two depends on the owner, not on the files
 # epochs kept of a run, and of all runs together: a page of 1,000 runs stays below about 5 MB
 POINTS, ALL_POINTS, FEWEST = 300, 100_000, 20
@@ -81,7 +81,8 @@ class Runs:
             return self._bad[path][1]
         try:
             held = owned(path)
-            return Run(files, held, _entry(path), *_curves(path))
+            entry = _entry(path)
+            return Run(files, held, entry, *_curves(path, str(entry.result.get("monitor"))))
         except Exception as error:  # a damaged or a hostile file fails in any way
             self._bad[path] = (files, _reason(error))
             return self._bad[path][1]
@@ -102,8 +103,8 @@ def _entry(path: Path) -> Entry:
     return entry
 
 
-def _curves(path: Path) -> tuple[dict[str, list[float | None]], str]:
-    """The columns of metrics.csv that are drawn, by name, and why there are none."""
+def _curves(path: Path, monitor: str) -> tuple[dict[str, list[float | None]], str]:
+    """The columns of metrics.csv that are drawn, by name, and why there are none; `monitor` is one if it is a score."""
     try:
         rows = [row for row in reading.metrics(path) if (_number(row.get("epoch")) or 0) > 0]
     except Exception as error:  # no text, or no CSV
@@ -114,7 +115,7 @@ def _curves(path: Path) -> tuple[dict[str, list[float | None]], str]:
         seconds += sum(_number(row.get(name)) or 0.0 for name in ("train_seconds", "eval_seconds"))
         clock.append(_short(seconds))
     columns["time"] = clock
-    for name in CURVES if rows else ():
+    for name in (*CURVES, *({monitor} & {*FURTHER})) if rows else ():
         values = [_short(_number(row.get(name))) for row in rows]
         if any(value is not None for value in values):
             columns[name] = values

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dlrun.analysis import compare, scores
 from dlrun.folders import formats
-from dlrun.vocabulary import NUMBERS, RESULTS, SCORES, Outcome, Status, lower_is_better
+from dlrun.vocabulary import FURTHER, NUMBERS, RESULTS, SCORES, Outcome, Status, lower_is_better
 
 __all__ = ["as_csv", "as_json", "as_latex", "as_text", "cut", "cut_end", "informative", "interval_note"]
 
@@ -260,7 +260,7 @@ def _columns(
         cells = [_with_spread(row, name, score) if score != name else _cell(name, row[name]) for row in first]
         numeric = score in NUMBERS or name in ("n", "p") or all(map(_is_number, cells))
         down = lower if score == metric else lower_is_better(score)
-        best = _best(rows, name, lower=down) if score in (*SCORES, metric) else set()
+        best = _best(rows, name, lower=down) if score in (*SCORES, *FURTHER, metric) else set()
         if score == metric and best:  # the best setting's best run, which need not have the highest score
             best = {k for k, row in enumerate(rows) if row.get("run") == leader} if leader else {min(best)}
         found.append(Column(score, cells, best, numeric))

@@ -18,7 +18,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dlrun.analysis.scores import counted
+from dlrun.analysis.scores import counted, said
 from dlrun.config.settings import Settings
 from dlrun.console import Screen
 from dlrun.errors import DataChanged, UserError, first_line
@@ -222,6 +222,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     """Predict validation and test once, with the weights that trainer.keep chose; store predictions, return scores."""
     from dlrun.analysis import errors
     from dlrun.run.final_test import predicted, showcase
+    from dlrun.run.scoring import further
     from dlrun.training import checkpoint, loop, same_data
     from dlrun.training.normalised import probe
 
@@ -243,6 +244,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
         ending.update(loop.scores(exp, found[name], name))
         arrays = {"logits": found[name].logits.numpy(), "labels": found[name].labels.numpy(), "ids": split.ids}
         stored.update({f"{name}_{what}": values for what, values in arrays.items()})
+    ending.update(further(exp, run, found))
     run.write_showcase(showcase(exp, found["val"]))
     run.write_predictions(stored)
     errors.write(run.path)
@@ -271,7 +273,7 @@ def _summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: 
     screen.say(
         f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
         f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['tested_epoch']} "
-        f"(val_acc {shown('val_acc')}, {why})",
+        f"(val_acc {shown('val_acc')}, {why}){said(ending)}",
         style="bold",
     )
     if "weights" in ending:

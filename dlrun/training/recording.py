@@ -19,7 +19,7 @@ from dlrun.training.choosing import kept
 from dlrun.training.diagnostics import Look
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
-from dlrun.vocabulary import AVERAGED, COLUMNS
+from dlrun.vocabulary import AVERAGED, COLUMNS, PER_EPOCH
 
 __all__ = ["Recorder", "right"]
 
@@ -36,6 +36,9 @@ class Recorder:
         self.history: list[Mapping[str, Any]] = [*reading.metrics(run.path)]
         self._exp, self._run, self._state, self._screen, self._follower = exp, run, state, screen, follower
         self._config, self._data = exp.cfg.plain, exp.data.record()
+        columns = COLUMNS if exp.average is None else COLUMNS + AVERAGED
+        # a run that an older dlrun began keeps the columns of its file
+        self._columns = tuple(filter(None, self.history[0])) if self.history else columns
         self._writer = checkpoint.Writer()
 
     def __enter__(self) -> Recorder:
@@ -62,7 +65,7 @@ class Recorder:
     def _writing(self, row: Mapping[str, Any], look: Look, is_best: bool) -> Callable[[], None]:
         """Return what writes the epoch, from copies of everything that the next one changes."""
         run, trainer = self._run, self._exp.cfg.trainer
-        columns = {c: row[c] for c in (COLUMNS if self._exp.average is None else COLUMNS + AVERAGED)}
+        columns = {c: row.get(c) for c in self._columns}
         content = checkpoint.snapshot(self._exp, self._state)
         name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep in ("top3", "all") else None
         best = is_best and trainer.keep != "last"
@@ -93,5 +96,6 @@ def _progress(state: State, row: Mapping[str, Any]) -> dict[str, Any]:
         "best_epoch": int(best.get("epoch", 0)),
         "val_loss": row["val_loss"],
         "val_acc": row["val_acc"],
+        **{f"val_{name}": row[f"val_{name}"] for name in PER_EPOCH},
         "seconds": round(state.seconds, 3),
     }

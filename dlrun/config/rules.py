@@ -26,7 +26,7 @@ from typing import Any
 from dlrun.config.check_names import check_names
 from dlrun.vocabulary import COLUMNS, FURTHER
 
-__all__ = ["METRICS", "NAMED", "Rule", "parse", "scalar", "split"]
+__all__ = ["METRICS", "NAMED", "SCORED", "Rule", "parse", "scalar", "split"]
 
 
 @dataclass(frozen=True)

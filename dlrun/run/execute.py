@@ -250,12 +250,8 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     errors.write(run.path)
     if arrays := probe(exp):
         run.write_probe(arrays)
-    ending.update(
-        epochs=state.epoch,
-        seconds=round(state.seconds, 3),
-        test_seconds=round(time.perf_counter() - started, 3),
-    )
-    ending.update(test_samples=len(test), data=exp.data.record(final=True))
+    ending.update(epochs=state.epoch, seconds=round(state.seconds, 3), test_samples=len(test))
+    ending.update(test_seconds=round(time.perf_counter() - started, 3), data=exp.data.record(final=True))
     same_data.record(run, exp.data, final=True)
     if exp.cfg.regularizer.get("l1"):
         from dlrun.training.diagnostics import sparsity

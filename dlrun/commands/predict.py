@@ -58,6 +58,8 @@ def main(argv: list[str]) -> int:
         what = "the run was trained on" if found["train"] else "the run was selected by (validation)"
         number = found["train"] or found["val"]
         print(f"{number:,} of these images are among those that {what}: they do not show how it does on new ones")
+    if sources.account:
+        print(f"left out: {sources.account.left_out()}")
     left = f", {len(done.unreadable)} skipped" if done.unreadable else ""
     print(f"{done.predicted:,} images predicted{left}: {out}")
     return Exit.FINE

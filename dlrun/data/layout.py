@@ -1,8 +1,9 @@
 """Where the splits of an image folder are: `dlrun train dataset=image_folder dataset.root=photos` (D4).
 
 Splits by their usual names and in any case (`Train`, `valid`, `dev`, `evaluation`, `seg_train/seg_train`), one folder
-around everything, what archives and servers add, and dlrun's own outputs/ are understood. A folder that is nearly a
-split, or a split without class folders, is refused: made a class, it would be learned.
+around everything, what archives and servers add, and dlrun's own outputs/ are understood; `dataset.train_dir=` and
+its like name others. A folder that is nearly a split, or a split without class folders, is refused: made a class, it
+would be learned.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from dlrun.data.listing import BESIDE, NO_CLASS, Account, Folders, printable
 from dlrun.errors import UserError
 
-__all__ = ["ROLES", "folders", "splits"]
+__all__ = ["PARTS", "ROLES", "UNLABELLED", "class_folders", "role_of", "splits"]
 
 NAMES = {
     "train": ("train", "training", "trainset"),
@@ -24,70 +26,102 @@ NAMES = {
 }
 ROLES = {name: role for role, names in NAMES.items() for name in names}
 PARTS = {"image", "images", "img", "imgs", "mask", "masks", "annotation", "annotations", "label", "labels"}
-ADDED = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}  # by archives and file servers
 WRAPPED = 3  # folders around the one with the classes
 NEAR = 0.75  # of difflib: "tain" and "tests" are nearly "train" and "test"; "trail" is too, and says so
+UNLABELLED = "if its images have no labels, type dataset.test=none and classify them with `dlrun predict`"
 
 
-def splits(top: Path) -> dict[str, Path]:
+def splits(
+    top: Path, look: Folders, account: Account, given: Mapping[str, Path] | None = None, test: str = "auto"
+) -> dict[str, Path]:
     """Return the folders that hold the class folders: `train` and perhaps `val` and `test`, or "" if all is one.
 
+    `given` are those that are known; the others are found by their names. With `test` none a test folder is left out.
     Raises UserError for two folders of one split, for val or test without train, for splits that hold images and no
     class folders, and for a folder of classes beside train whose name is nearly a split's.
     """
-    for _ in range(WRAPPED):
-        here = folders(top)
-        if len(here) != 1 or not folders(here[0]) or _role(here[0]):
+    given = given or {}
+    for _ in range(0 if given else WRAPPED):
+        here = class_folders(top, look)
+        if len(here) != 1 or not class_folders(here[0], look) or role_of(here[0]):
             break
+        _leave_out(top, look, account, here)
         top = here[0]
-    here = folders(top)
-    divided = [place for place in here if folders(place)]
-    found: dict[str, Path] = {}
-    for place in divided:
-        role = _role(place)
-        if role in found:
-            raise UserError(f"{top}: both {found[role].name}/ and {place.name}/ look like {role}; keep one of them")
-        if role:
-            found[role] = place
-    if not found:
+    taken = {os.path.realpath(place) for place in given.values()}
+    here = [place for place in class_folders(top, look) if os.path.realpath(place) not in taken]
+    unused = [place for place in here if test == "none" and role_of(place) == "test"]
+    here = [place for place in here if place not in unused]
+    found = _named(top, [place for place in here if class_folders(place, look) and role_of(place) not in given])
+    if not found.keys() - given.keys() and "train" not in given:
         _refuse_flat(top, here)
-        return {"": top}
-    if "train" not in found:
-        other = next(iter(found.values()))
-        raise UserError(f"{top}: found {other.name}/ and no train/; expected train/<class>/<image> beside it")
-    _refuse_near(top, [place for place in here if place not in found.values()], found)
-    return {role: _inner(place) for role, place in found.items()}
+        for place in unused:
+            account.add(NO_CLASS, place)
+        return {"": top, **given}
+    places = {**found, **given}
+    if "train" not in places:
+        other = next(iter(found.values())).name
+        raise UserError(
+            f"{top}: found {other}/ and no train/; expected train/<class>/<image> beside it, "
+            "or type dataset.train_dir=FOLDER"
+        )
+    if os.path.realpath(places["train"]) != os.path.realpath(top):  # whose folders are classes
+        _refuse_near(top, [place for place in here if place not in found.values()], places)
+        inside = [place for place in places.values() if top in place.parents]
+        _leave_out(top, look, account, [top / place.relative_to(top).parts[0] for place in inside])
+    return {role: given.get(role) or _inner(place, look, account) for role, place in places.items()}
 
 
-def folders(folder: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones, what archives and servers add, and dlrun's outputs/."""
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith(".") and e.name not in ADDED)
-    return [folder / name for name in names if not _outputs(folder / name)]
+def class_folders(folder: Path, look: Folders) -> list[Path]:
+    """Return the folders in a folder, sorted."""
+    return [folder / name for name in look(folder).folders]
 
 
-def _outputs(folder: Path) -> bool:
-    """Whether dlrun writes its runs there."""
-    return folder.name == "outputs" and any(os.path.lexists(folder / name) for name in ("runs", "sweeps", "latest"))
-
-
-def _role(folder: Path) -> str:
+def role_of(folder: Path) -> str:
     """Return the split of which a folder has the name; the last word decides, as in seg_train. "" for others."""
     return ROLES.get(re.split(r"[\W_]+", folder.name.lower())[-1], "")
 
 
-def _inner(place: Path) -> Path:
+def _leave_out(folder: Path, look: Folders, account: Account, taken: Sequence[Path]) -> None:
+    """Count everything in a folder but those that are taken."""
+    entries = look(folder)
+    for reason, name in entries.others:
+        account.add(reason, folder / name)
+    for name in entries.images:
+        account.add(BESIDE, folder / name)
+    for place in class_folders(folder, look):
+        if place not in taken:
+            account.add(NO_CLASS, place)
+
+
+def _named(top: Path, divided: Sequence[Path]) -> dict[str, Path]:
+    """The folders of class folders that have the name of a split."""
+    found: dict[str, Path] = {}
+    for place in divided:
+        role = role_of(place)
+        if role in found:
+            raise UserError(
+                f"{top}: both {found[role].name}/ and {place.name}/ look like {role}; keep one of them, "
+                f"or type dataset.{role}_dir={place.name}"
+            )
+        if role:
+            found[role] = place
+    return found
+
+
+def _inner(place: Path, look: Folders, account: Account) -> Path:
     """The folder with the class folders of a split that was packed twice, as in seg_train/seg_train."""
-    inner = folders(place)
-    again = len(inner) == 1 and _role(inner[0]) == _role(place) and folders(inner[0])
-    return inner[0] if again else place
+    inner = class_folders(place, look)
+    if len(inner) == 1 and role_of(inner[0]) == role_of(place) and class_folders(inner[0], look):
+        _leave_out(place, look, account, inner)
+        return inner[0]
+    return place
 
 
 def _refuse_flat(top: Path, here: Sequence[Path]) -> None:
     """Raise UserError if the folders with the images are splits, or parts of a segmentation set, and not classes."""
-    names = [place.name for place in here]
+    names = [printable(place.name) for place in here]
     listed = " and ".join(f"{name}/" for name in names[:3])
-    roles = {role for place in here if (role := _role(place))}
+    roles = {role: place for place in here if (role := role_of(place))}
     if "train" in roles and len(roles) > 1:
         raise UserError(
             f"{top}: {listed} hold images and no class folders; expected train/<class>/<image>, "
@@ -95,16 +129,25 @@ def _refuse_flat(top: Path, here: Sequence[Path]) -> None:
         )
     if len(names) > 1 and all(name.lower() in PARTS for name in names):
         raise UserError(f"{top}: {listed} are no classes; expected <class>/<image>, one folder per class")
+    for role in {"test", "val"} & roles.keys():
+        how = UNLABELLED if role == "test" else "move it elsewhere"
+        raise UserError(
+            f"{roles[role]} has the name of a split and no class folders; {how}; if it is a class, rename it"
+        )
 
 
-def _refuse_near(top: Path, others: Sequence[Path], found: dict[str, Path]) -> None:
+def _refuse_near(top: Path, others: Sequence[Path], found: Mapping[str, Path]) -> None:
     """Raise UserError for a folder beside train/ that would be silently ignored although it looks like a split."""
     known = [name for name, role in ROLES.items() if role not in found]
     for place in others:
-        if role := _role(place):
-            raise UserError(
-                f"{place} holds no class folders; expected {place.name}/<class>/<image>, or move it elsewhere"
-            )
+        role = role_of(place)
+        if role in found:
+            continue  # another one was typed
+        if role:
+            how = f"; {UNLABELLED}" if role == "test" else ", or move it elsewhere"
+            raise UserError(f"{place} holds no class folders; expected {place.name}/<class>/<image>{how}")
         if near := difflib.get_close_matches(place.name.lower(), known, 1, NEAR):
             role = ROLES[near[0]]
-            raise UserError(f"{place} is no split; is it {role}/? Rename it to {role}, or move it elsewhere")
+            raise UserError(
+                f"{place} is no split; is it {role}/? Type dataset.{role}_dir={place.name}, or rename or move it"
+            )

@@ -25,6 +25,7 @@ from dlrun.data.folds import Rule, divide, recover, recover_test
 from dlrun.data.headers import alike, levelled
 from dlrun.data.identity import Digests, contents, overall
 from dlrun.data.images import Images, InMemory, Streamed
+from dlrun.data.listing import Account
 from dlrun.data.scan import scan
 from dlrun.data.units import Units, decoding_of, measured
 
@@ -73,6 +74,7 @@ class Raw:
     val: Split | None = None
     notes: tuple[str, ...] = ()
     bad: tuple[Bad, ...] = ()
+    account: Account | None = None  # of the files that were read and left out
 
 
 class HeldOut(NamedTuple):
@@ -111,6 +113,7 @@ class Data:
     folds: int = 0
     fold: int = 0
     notes: tuple[str, ...] = ()  # those of Raw
+    account: Account | None = None  # of the files that were read and left out
 
     @cached_property
     def audit(self) -> Audit:
@@ -144,6 +147,7 @@ class Data:
             "shape": list(self.shape),
             "classes": self.classes,
             "train_counts": counts.tolist(),
+            **({"left_out": self.account.record()} if self.account else {}),
             "dropped": {name: sum(item.split == name for item in dropped) for name in splits},
             "balance": self.balance,
             "mean": self.mean,
@@ -259,7 +263,7 @@ def prepare(
 
     read = _reader(test, known, classes, shape, memory_gb, workers, on_bad, store)
     fraction = val_fraction if raw.val is None and not folds else None
-    drawn = (fraction, (*raw.bad, *bad), balance, held, split, folds, fold, raw.notes)
+    drawn = (fraction, (*raw.bad, *bad), balance, held, split, folds, fold, raw.notes, raw.account)
     return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn)
 
 

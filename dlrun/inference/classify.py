@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +19,10 @@ from torch import Tensor
 
 from dlrun.console import Screen
 from dlrun.data.array_files import Stored, converted, held_as, stored_arrays
-from dlrun.data.files import SUFFIXES
 from dlrun.data.headers import scaled
 from dlrun.data.identity import contents, keys_of
 from dlrun.data.images import Streamed, Unreadable, mark, run_ahead
+from dlrun.data.listing import SUFFIXES, Account, Folders, printable
 from dlrun.data.units import Unfit, factor, values_of
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
@@ -49,29 +48,29 @@ class Outcome:
 class Sources:
     """The image files and arrays at or below `paths`, in order; images are decoded only when predicted.
 
-    `paths` must exist. Raises UserError for a folder without images.
+    Folders are read as those of training are; `account` counts what they hold besides images. `paths` must exist.
+    Raises UserError for a folder without images, and for a path that is no file and no folder.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.files: list[Path] = []
         self.arrays: list[Path] = []
+        self.account = Account()
+        look = Folders()
         for name in paths:
             path = Path(name).expanduser()
             if path.is_dir():
-                found = list(_below(path))
+                found = list(look.below(path, self.account))
                 if not found:
-                    raise UserError(f"{name}: no images below this folder ({', '.join(sorted(SUFFIXES))})")
+                    left = f"; left out: {self.account.left_out()}" if self.account else ""
+                    raise UserError(f"{name}: no images below this folder ({', '.join(sorted(SUFFIXES))}){left}")
                 self.files += found
+            elif not path.is_file():
+                raise UserError(f"{name}: a pipe or a device; expected a file or a folder")
             elif path.suffix.lower() in (".npy", ".npz"):
                 self.arrays.append(path)
             else:
                 self.files.append(path)
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for top, folders, names in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (Path(top) / n for n in sorted(names) if Path(n).suffix.lower() in SUFFIXES and n[0] != ".")
 
 
 def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -> Outcome:
@@ -105,7 +104,7 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
 def _count_seen(predictor: Predictor, sources: Sources, done: Outcome) -> None:
     """Count the files that the run was trained on or chosen by: predictions of them say little about new images."""
     if predictor.seen and sources.files:
-        names = [str(path) for path in sources.files]
+        names = [printable(path) for path in sources.files]
         digests = contents(Streamed(sources.files, predictor.shape, resize=True), names)
         done.seen.update(predictor.seen[key] for key in keys_of(digests) if key in predictor.seen)
 
@@ -117,8 +116,8 @@ def _batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -
     numbers = (range(k, min(k + size, len(sources.files))) for k in range(0, len(sources.files), size))
     tasks = ([partial(_decoded, images, n) for n in group] for group in numbers)
     for group, found in zip(groups, run_ahead(tasks), strict=True):
-        read = [(str(f), one) for f, one in zip(group, found, strict=True) if not isinstance(one, str)]
-        done.unreadable |= {str(f): one for f, one in zip(group, found, strict=True) if isinstance(one, str)}
+        read = [(printable(f), one) for f, one in zip(group, found, strict=True) if not isinstance(one, str)]
+        done.unreadable |= {printable(f): one for f, one in zip(group, found, strict=True) if isinstance(one, str)}
         if read:
             pixels = np.stack([one for _, one in read])
             if scale != 1 or pixels.dtype == np.uint16:
@@ -128,7 +127,7 @@ def _batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -
         try:
             yield from _from_array(path, predictor, size, done)
         except Exception as error:  # a damaged array fails as ValueError, EOFError, BadZipFile, zlib.error …
-            done.unreadable[str(path)] = " ".join(str(error).split()) or type(error).__name__
+            done.unreadable[printable(path)] = " ".join(str(error).split()) or type(error).__name__
 
 
 def _scale_of_files(predictor: Predictor, sources: Sources, done: Outcome) -> float:
@@ -141,7 +140,9 @@ def _scale_of_files(predictor: Predictor, sources: Sources, done: Outcome) -> fl
         raise UserError(f"{sources.files[0]}: {error}, in an .npy") from None
     if deeper := scaled(sources.files, predictor.decoding):
         more = f" and {len(deeper) - 1} more" if len(deeper) > 1 else ""
-        done.scaled[f"{deeper[0]}{more}"] = f"has more than 8 bits; 0 to 65535 is scaled to {predictor.units}"
+        done.scaled[f"{printable(deeper[0])}{more}"] = (
+            f"has more than 8 bits; 0 to 65535 is scaled to {predictor.units}"
+        )
     if scale != 1:
         done.scaled["image files"] = f"0 to 255 multiplied by {scale:.6g}: the training images are {predictor.units}"
     return scale
@@ -175,9 +176,9 @@ def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> I
     """Batches of an .npy, which stays on disk, or of the images of an .npz, read whole."""
     if path.suffix.lower() == ".npz":
         stored = _stored(path)
-        x, name = stored.read(), f"{path}:{stored.short}" if stored.short != "x" else str(path)
+        x, name = stored.read(), f"{printable(path)}:{stored.short}" if stored.short != "x" else printable(path)
     else:
-        x, name = np.load(path, mmap_mode="r", allow_pickle=False), str(path)
+        x, name = np.load(path, mmap_mode="r", allow_pickle=False), printable(path)
     shape = height, width, channels = predictor.shape
     if channels == 1 and x.shape[1:] in ((height, width), (height * width,)):
         x = x.reshape(len(x), *shape)

@@ -30,7 +30,8 @@ def look(cfg: Mapping[str, Any]) -> None:
     dataset = cfg["dataset"]
     if dataset.get("_target_") == "dlrun.data.files.image_folder":
         try:
-            _images(Path(str(dataset["root"])).expanduser())
+            root = Path(str(dataset["root"])).expanduser()
+            _images(root / Path(str(dataset.get("train_dir") or "")).expanduser())
         except OSError as error:
             raise UserError(f"dataset.root={dataset['root']}: {error.filename}: {error.strerror}") from None
     if dataset.get("_target_") == "dlrun.data.arrays.arrays":
@@ -54,13 +55,13 @@ def _folders(folder: Path) -> list[str]:
     return sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _has_file(folder: str, below: int = 3) -> bool:
-    """Whether there is a file in a folder or in those below it: a split, or one folder around all of them."""
+def _has_file(folder: str, below: int = 6) -> bool:
+    """Whether there is a file in a folder or below it: in a class, a split, or one folder around all of them."""
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if not entry.name.startswith(".")]
     if any(entry.is_file() for entry in found):
         return True
-    return below > 0 and any(_has_file(entry.path, below - 1) for entry in found if entry.is_dir(follow_symlinks=False))
+    return below > 0 and any(_has_file(entry.path, below - 1) for entry in found if entry.is_dir())
 
 
 def _arrays(dataset: Mapping[str, Any]) -> None:

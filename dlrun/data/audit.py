@@ -19,7 +19,7 @@ from dlrun.data.images import Marks, files_of
 from dlrun.data.scan import scan
 from dlrun.data.splits import Bad, Data, Split
 
-__all__ = ["VEILED", "Audit", "Finding", "audit", "listed"]
+__all__ = ["VEILED", "Audit", "Finding", "audit", "left_out", "listed"]
 
 VEILED = "blank through its transparency alone"
 KINDS = ("bad", "contradiction", "leak", "duplicate", "constant")
@@ -46,6 +46,12 @@ class Finding:
 def listed(bad: Iterable[Bad]) -> list[Finding]:
     """Return unusable samples as findings."""
     return [Finding("bad", item.split, item.id, detail=item.reason) for item in bad]
+
+
+def left_out(data: Data) -> list[Finding]:
+    """Return the files that were left out, up to a thousand for each reason."""
+    paths = data.account.paths if data.account else {}
+    return [Finding("left_out", "", path, detail=reason) for reason, found in paths.items() for path in found]
 
 
 @dataclass(frozen=True)

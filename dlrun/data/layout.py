@@ -33,8 +33,10 @@ UNLABELLED = "if its images have no labels, type dataset.test=none and classify 
 
 def splits(
     top: Path, look: Folders, account: Account, given: Mapping[str, Path] | None = None, test: str = "auto"
-) -> dict[str, Path]:
+) -> tuple[dict[str, Path], list[Path]]:
     """Return the folders that hold the class folders: `train` and perhaps `val` and `test`, or "" if all is one.
+
+    The list has the folders beside classes that are none.
 
     `given` are those that are known; the others are found by their names. With `test` none a test folder is left out.
     Raises UserError for two folders of one split, for val or test without train, for splits that hold images and no
@@ -56,7 +58,7 @@ def splits(
         _refuse_flat(top, here)
         for place in unused:
             account.add(NO_CLASS, place)
-        return {"": top, **given}
+        return {"": top, **given}, unused
     places = {**found, **given}
     if "train" not in places:
         other = next(iter(found.values())).name
@@ -68,7 +70,7 @@ def splits(
         _refuse_near(top, [place for place in here if place not in found.values()], places)
         inside = [place for place in places.values() if top in place.parents]
         _leave_out(top, look, account, [top / place.relative_to(top).parts[0] for place in inside])
-    return {role: given.get(role) or _inner(place, look, account) for role, place in places.items()}
+    return {role: given.get(role) or _inner(place, look, account) for role, place in places.items()}, unused
 
 
 def class_folders(folder: Path, look: Folders) -> list[Path]:

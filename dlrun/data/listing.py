@@ -1,8 +1,8 @@
 """The image files in folders, and an account of everything else there (`dlrun train dataset=image_folder`, D4).
 
 `dlrun train`, `dlrun check` and `dlrun predict` list folders here, so that they see the same files: by extension in any
-case, through links, without what is hidden or added by systems, and without dlrun's own outputs/. Only the names and kinds of
-entries are looked at; a pipe or a device is never opened.
+case, through links, without what is hidden or added by systems, and without dlrun's own outputs/. Only names and kinds
+of entries are looked at; a pipe or a device is never opened.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class ImageFolder:
     account: Account
 
 
-def read_folder(root: Path, typed: Mapping[str, str], test: str, level: str) -> ImageFolder:
-    """Return the image files of a folder; `typed` are the folders of splits that keys name, or "".
+def read_folder(root: Path, typed: Mapping[str, str | None], test: str, level: str) -> ImageFolder:
+    """Return the image files of a folder; `typed` are the folders of splits that keys name, or None.
 
     `test` and `level` are dataset.test and dataset.class_level. Raises UserError in one line for everything that is no
     folder of class folders.
@@ -41,19 +41,21 @@ def read_folder(root: Path, typed: Mapping[str, str], test: str, level: str) -> 
         raise UserError(f"dataset.root={root}: {what}")
     given = _given(root, typed)
     look, account = Folders(), Account()
-    places = splits(root, look, account, given, test)
+    places, unused = splits(root, look, account, given, test)
     found: dict[str, Labelled] = {}
     for role, place in places.items():
-        apart = [other for other in places.values() if other != place]
+        apart = [*unused, *(other for other in places.values() if other != place)]
         found[role or "train"] = labelled_files(place, level, look, account, apart, training=role in ("", "train"))
-    places["train"] = places.pop("", None) or places["train"]
+    if "" in places:
+        places["train"] = places.pop("")
     train = [label for _, label in found["train"]]
     names = class_names(train)
     read = {}
     for role, files in found.items():
         labels = [label for _, label in files]
-        known = [names[label] for label in labels]
-        if role != "train":
+        if role == "train":
+            known = [names[label] for label in labels]
+        else:
             known = require_known(labels, names, role, places[role], account)
         ids = _ids([file for file, _ in files], root, places[role], role)
         read[role] = [(file, name, id) for (file, _), name, id in zip(files, known, ids, strict=True)]
@@ -62,7 +64,7 @@ def read_folder(root: Path, typed: Mapping[str, str], test: str, level: str) -> 
     return ImageFolder(read, classes, account)
 
 
-def _given(root: Path, typed: Mapping[str, str]) -> dict[str, Path]:
+def _given(root: Path, typed: Mapping[str, str | None]) -> dict[str, Path]:
     """The folders that keys name. Raises UserError for one that is missing, and for one that two keys name."""
     given: dict[str, Path] = {}
     for role, name in typed.items():

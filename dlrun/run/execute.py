@@ -25,7 +25,7 @@ from dlrun.errors import DataChanged, UserError, first_line
 from dlrun.folders import own_code
 from dlrun.folders.outputs import OUTPUTS
 from dlrun.folders.run import Run
-from dlrun.run.gate import Omitted, headline, passed
+from dlrun.run.gate import Omitted, accounted, headline, passed
 from dlrun.run.provenance import origin
 from dlrun.training.loggers import Follower
 from dlrun.vocabulary import Exit, Status
@@ -155,8 +155,7 @@ def _train(
     if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:
         # threads of two programs that spin on the same cores wait for each other: measured up to 50 times slower
         screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
-    omitted = Omitted(run, screen)
-    omitted.report(exp.data.dropped)
+    omitted = accounted(exp, run, screen)
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     same_data.record(run, exp.data)
     run.update_result(train_acc_valid=exp.train_acc_valid)

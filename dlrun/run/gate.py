@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from dlrun.data.splits import Bad
     from dlrun.training.experiment import Experiment
 
-__all__ = ["Omitted", "check_only", "headline", "passed"]
+__all__ = ["Omitted", "accounted", "check_only", "headline", "passed"]
 
-AUDITS = {"data_audit", "data_duplicates"}  # the checks that read the test split, and only compare it (D4)
+AUDITS = {"data_audit", "data_duplicates"}  # the checks that compare the test split with the others (D4)
 
 
 class Omitted:
@@ -50,9 +50,27 @@ def _sentence(dropped: Sequence[Bad], where: str = "", most: int | None = None) 
     return f"{len(dropped)} bad samples omitted (dataset.on_bad=drop): {shown}{where}"
 
 
+def accounted(exp: Experiment, run: Run, screen: Screen) -> Omitted:
+    """Report bad samples and list what was left out, before an epoch is trained.
+
+    Images of a user that are for the test are decoded as well: the file that cannot be read is named now, not after
+    training. Raises UserError for them.
+    """
+    from dlrun.data.audit import left_out
+
+    omitted = Omitted(run, screen)
+    omitted.report(exp.data.dropped)
+    if exp.data.train.digests is not None:
+        omitted.report(exp.data.test().dropped)
+    if not run.last.exists() and (rows := [one.row() for one in left_out(exp.data)]):
+        run.write_audit(rows)  # the checks write what they find besides
+    return omitted
+
+
 def passed(exp: Experiment, run: Run | None, screen: Screen, omitted: Omitted) -> bool:
     """Run the checks, show and store their results, and return whether training may begin."""
     from dlrun import checks
+    from dlrun.data.audit import left_out
 
     screen.wait("checking …")
     results = checks.run(exp)
@@ -62,7 +80,7 @@ def passed(exp: Experiment, run: Run | None, screen: Screen, omitted: Omitted) -
     if run is not None:
         run.write_checks([r.row() for r in results])
         if audit is not None and audit.findings:
-            file = run.write_audit([one.row() for one in audit.findings])
+            file = run.write_audit([one.row() for one in [*audit.findings, *left_out(exp.data)]])
             screen.say(f"{len(audit.findings)} findings about the data are listed in {file}")
         run.update_result(checks=worst(r.status for r in results) or Outcome.PASS)
     _show(results, screen)

@@ -144,7 +144,7 @@ def test_folder_errors_name_the_culprit(tmp_path):
     write_folder(root, {"train/yak": 3, "train/zebra": 3, "train/empty": 0})
     with pytest.raises(UserError, match=r"train/empty .*no images"):
         image_folder(str(root))
-    (root / "train" / "empty" / "deeper").mkdir()
+    write_folder(root, {"train/empty/deeper": 1})
     with pytest.raises(UserError, match=r"train/empty: .*'deeper'"):
         image_folder(str(root))
     with pytest.raises(UserError, match=r"dataset\.channels=4"):

@@ -61,8 +61,8 @@ REFUSED = {  # folders: what the line names
     "img annotations": "<class>/<image>",
     PAIR.format("train") + " training/ant": "training/",
     PAIR.format("train") + " val/ant valid/ant": "valid/",
-    PAIR.format("train") + " tests/ant": "Rename it to test",
-    PAIR.format("train") + " vaild/ant": "Rename it to val",
+    PAIR.format("train") + " tests/ant": "dataset.test_dir=tests",
+    PAIR.format("train") + " vaild/ant": "dataset.val_dir=vaild",
     PAIR.format("train") + " test": "test/<class>/<image>",
     "test/ant val/ant": "train/",
 }

@@ -1,0 +1,218 @@
+"""Folders as people have them: how many images each split has and what is left out, or the line that refuses them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dlrun.data.changes import Rows
+from dlrun.data.files import image_folder
+from dlrun.errors import UserError
+from support.commands import Outcome
+from support.trees import plant
+
+AB = "ant/0.png ant/1.png bee/0.png bee/1.png"
+DIVIDED = "train/ant/0.png train/ant/1.png train/bee/0.png train/bee/1.png"
+HEIC = ".heic (pip install 'dlrun[heic]')"
+READ: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, int]]] = {
+    # tree, keys, images of train, val and test, what is left out
+    "nothing else": (AB, {}, (4, 0, 0), {}),
+    "extensions in capitals": ("ant/0.PNG ant/1.Jpg bee/0.TIFF bee/1.WebP", {}, (4, 0, 0), {}),
+    "less usual extensions": ("ant/0.jfif ant/1.jpe bee/0.jp2 bee/1.avif bee/2.pfm bee/3.bmp", {}, (6, 0, 0), {}),
+    "no extension": (f"{AB} ant/photo bee/photo", {}, (4, 0, 0), {"without an extension": 2}),
+    "texts beside images": (
+        f"{AB} ant/0.txt bee/list.csv ant/0.json",
+        {},
+        (4, 0, 0),
+        {".txt": 1, ".csv": 1, ".json": 1},
+    ),
+    "texts beside classes": (f"{AB} README.md labels.csv", {}, (4, 0, 0), {".md": 1, ".csv": 1}),
+    "raw photographs beside images": (f"{AB} ant/0.cr2 ant/1.CR2", {}, (4, 0, 0), {".cr2": 2}),
+    "HEIC without its package": (f"{AB} ant/2.heic bee/2.HEIC", {}, (4, 0, 0), {HEIC: 2}),
+    "a Mac": (f"{AB} .DS_Store ant/.DS_Store ant/._0.png __MACOSX/ant/._0.png", {}, (4, 0, 0), {"hidden": 4}),
+    "Windows": (f"{AB} Thumbs.db ant/Thumbs.db ant/desktop.ini", {}, (4, 0, 0), {"hidden": 3}),
+    "a file server": (f"{AB} @eaDir/x/0.png ant/@eaDir/0.png", {}, (4, 0, 0), {"hidden": 2}),
+    "a hidden folder": (f"{AB} .git/x.png ant/.ipynb_checkpoints/0.png", {}, (4, 0, 0), {"hidden": 2}),
+    "outputs of dlrun": (f"{AB} outputs/runs/1/a.png", {}, (4, 0, 0), {}),
+    "images beside the classes": (f"{AB} 0.png 1.jpg", {}, (4, 0, 0), {"beside the class folders": 2}),
+    "images beside the splits": (f"{DIVIDED} logo.png train/lost.png", {}, (4, 0, 0), {"beside the class folders": 2}),
+    "a folder beside the splits": (f"{DIVIDED} notes/a.png paper/b.pdf", {}, (4, 0, 0), {"beside the splits": 2}),
+    "a file beside the folder around": (
+        f"{AB.replace('ant', 'p/ant').replace('bee', 'p/bee')} note.txt",
+        {},
+        (4, 0, 0),
+        {".txt": 1},
+    ),
+    "an empty folder in a class": (f"{AB} ant/new/", {}, (4, 0, 0), {"without images": 1}),
+    "texts in a folder in a class": (f"{AB} ant/xml/0.xml", {}, (4, 0, 0), {"without images": 1, ".xml": 1}),
+    "an empty class of test": (f"{DIVIDED} test/ant/0.png test/bee/", {}, (4, 0, 1), {"without images": 1}),
+    "a class folder that is a link": ("ant/0.png bee->../far/bee ../far/bee/0.png", {}, (2, 0, 0), {}),
+    "a split that is a link": (
+        "train->far far/ant/0.png far/bee/0.png test/ant/0.png",
+        {},
+        (2, 0, 1),
+        {"beside the splits": 1},
+    ),
+    "images that are links": (
+        "ant/0.png->store/0.png bee/0.png->store/1.png store/0.png store/1.png",
+        {},
+        (4, 0, 0),
+        {},
+    ),
+    "a link to the folder around": (f"{AB} ant/all->. bee/up->..", {}, (4, 0, 0), {"links to a folder around them": 2}),
+    "a link to the whole disk": (f"{AB} ant/disk->/", {}, (4, 0, 0), {"links to a folder around them": 1}),
+    "links that name each other": (f"{AB} ant/x->ant/y ant/y->ant/x", {}, (4, 0, 0), {"links to nothing": 2}),
+    "a pipe": (f"{AB} ant/pipe.png|", {}, (4, 0, 0), {"pipes or devices": 1}),
+    "a device": (f"{AB} ant/zero.png->/dev/zero", {}, (4, 0, 0), {"pipes or devices": 1}),
+    "names that are not UTF-8": (f"{AB} ant/caf\udce9.png ant/caf\udce9.t\udcff", {}, (5, 0, 0), {".t\\xff": 1}),
+    "splits by keys": (
+        "a/ant/0.png a/bee/0.png b/ant/0.png c/bee/0.png",
+        {"train_dir": "a", "val_dir": "b", "test_dir": "c"},
+        (2, 1, 1),
+        {},
+    ),
+    "a key beside usual names": (f"{DIVIDED} test/ant/0.png holdout/ant/0.png", {"val_dir": "holdout"}, (4, 1, 1), {}),
+    "another test than the one there": (
+        f"{DIVIDED} test/ant/0.png new/ant/0.png new/bee/0.png",
+        {"test_dir": "new"},
+        (4, 0, 2),
+        {"beside the splits": 1},
+    ),
+    "classes in root, test by a key": (f"{AB} mine/ant/0.png", {"test_dir": "mine"}, (4, 0, 1), {}),
+    "classes in root, test by its name": (f"{AB} test/ant/0.png", {"train_dir": "."}, (4, 0, 1), {}),
+    "a split outside": (f"{AB} ../far/ant/0.png", {"test_dir": "../far"}, (4, 0, 1), {}),
+    "an unlabelled test folder": (f"{DIVIDED} test/0.png", {"test": "none"}, (4, 0, 0), {"beside the splits": 1}),
+    "an unlabelled test folder in one more": (
+        f"{DIVIDED} test/all/0.png",
+        {"test": "none"},
+        (4, 0, 0),
+        {"beside the splits": 1},
+    ),
+    "an unlabelled test beside classes": (f"{AB} test/0.png", {"test": "none"}, (4, 0, 0), {"beside the splits": 1}),
+    "deeper folders as one class": (
+        "ant/2019/0.png ant/2020/06/0.png ant/0.png bee/0.png",
+        {"class_level": 1},
+        (4, 0, 0),
+        {},
+    ),
+    "leaves": ("insects/ant/0.png insects/bee/0.png cat/0.png", {"class_level": "leaf"}, (3, 0, 0), {}),
+    "leaves in splits": (
+        "train/insects/ant/0.png train/insects/bee/0.png test/insects/bee/0.png",
+        {"class_level": "leaf"},
+        (2, 0, 1),
+        {},
+    ),
+    "an empty leaf": (
+        "x/ant/0.png x/bee/0.png y/cat/0.png y/dog/",
+        {"class_level": "leaf"},
+        (3, 0, 0),
+        {"without images": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_every_file_is_read_or_counted(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    tree, keys, images, left = READ[kind]
+    plant(tmp_path / "root", tree)
+    raw = image_folder(str(tmp_path / "root"), image_size=4, **keys)
+    test = raw.test() if raw.test else None
+    assert (len(raw.train), len(raw.val or ()), len(test or ())) == images
+    assert raw.account is not None
+    assert dict(raw.account.counts) == left
+    assert raw.account.images == sum(images)
+    for reason, count in left.items():
+        assert f"{count} {reason}" in raw.notes[0]
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # tree, keys, what the line has
+    "a class that is all HEIC": ("ant/0.png bee/0.heic bee/1.heic", {}, "bee.*2 .heic.*dlrun\\[heic\\]"),
+    "a class of another format": ("ant/0.png bee/0.dcm bee/1.dcm", {}, "bee.*2 .dcm"),
+    "an empty class": ("ant/0.png bee/0.png new/", {}, "new"),
+    "a class that is a link to nothing": (f"{AB} cat->gone/cat", {}, "root/cat.*gone/cat"),
+    "images without a class": ("0.png 1.png", {}, "<class>/<image>.*2 images"),
+    "folders in a class": (f"{AB} ant/2020/0.png", {}, "'2020'.*class_level=1.*class_level=leaf"),
+    "splits in a class": ("ant/train/0.png ant/test/0.png bee/train/0.png", {}, "ant.*class_level=1"),
+    "splits as leaves": ("ant/train/0.png bee/train/0.png", {"class_level": "leaf"}, "ant.*class_level=1"),
+    "images beside leaves": (
+        "ant/0.png ant/queen/0.png bee/0.png",
+        {"class_level": "leaf"},
+        "ant .*queen.*class_level=1",
+    ),
+    "an unlabelled test folder": (f"{DIVIDED} test/0.png", {}, "test.*dataset.test=none.*`dlrun predict`"),
+    "an unlabelled test folder in one more": (f"{DIVIDED} test/all/0.png", {}, "'all'.*dataset.test=none"),
+    "an unlabelled test beside classes": (f"{AB} test/0.png", {}, "dataset.test=none"),
+    "classes in root and a test folder": (f"{AB} test/ant/0.png", {}, "dataset.train_dir="),
+    "a class in other letters": (f"{DIVIDED} val/Ant/0.png", {}, "'Ant'.*'ant'"),
+    "a class with another form of a letter": (
+        "train/bie\u0300n/0.png train/bee/0.png val/bi\u00e8n/0.png",
+        {},
+        "train has",
+    ),
+    "a key for a folder that is not there": (AB, {"val_dir": "valid"}, "val_dir=valid.*root"),
+    "two keys for one folder": (f"{DIVIDED}", {"train_dir": "train", "val_dir": "./train"}, "val_dir.*train_dir"),
+    "a test folder and none": (f"{DIVIDED} t/ant/0.png", {"test": "none", "test_dir": "t"}, "test=none.*test_dir=t"),
+    "a test folder as the other key": (f"{DIVIDED} t/ant/0.png", {"test": "t"}, "dataset.test_dir=t"),
+    "another level": (AB, {"class_level": 2}, "class_level=2.*leaf"),
+    "two test folders": (f"{DIVIDED} test/ant/0.png Testing/ant/0.png", {}, "dataset.test_dir=T|t"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_read_is_one_line(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    tree, keys, named = REFUSED[kind]
+    plant(tmp_path / "root", tree)
+    with pytest.raises(UserError, match=named) as error:
+        image_folder(str(tmp_path / "root"), image_size=4, **keys)
+    assert "\n" not in str(error.value)
+
+
+SMALL = "dataset=image_folder dataset.root=photos trainer.epochs=1 trainer.threads=1 check=none trainer.report=false"
+SMALL += " model.width=4 dataset.cache=none"
+
+
+@pytest.fixture
+def photos(here: Path) -> Path:
+    """A folder with all splits, a class folder that is a link, and a name that is not UTF-8."""
+    tree = " ".join(
+        f"{split}/{name}/{k}.pgm" for split in ("train", "test") for name in ("ant", "bee") for k in range(4)
+    )
+    plant(
+        here / "photos",
+        f"{tree} train/cow->../far/cow ../far/cow/0.pgm ../far/cow/1.pgm train/cow/caf\udce9.pgm note.txt",
+    )
+    return here / "photos"
+
+
+def test_a_broken_image_of_test_stops_a_run_before_its_first_epoch(photos: Path, dlrun: Callable[..., Outcome]) -> None:
+    (photos / "test/bee/3.pgm").write_bytes(b"P5 4 4 255 half")
+    outcome = dlrun("train", *SMALL.split(), "run.dir=broken")
+    assert (outcome.code, "test/bee/3.pgm" in outcome.err) == (2, True)
+    assert not Path("broken/metrics.csv").exists()
+    assert dlrun("train", *SMALL.split(), "run.dir=dropped", "dataset.on_bad=drop").code == 0
+    assert json.loads(Path("dropped/result.json").read_text())["data"]["dropped"]["test"] == 1
+
+
+def test_predict_sees_the_files_that_training_sees(photos: Path, dlrun: Callable[..., Outcome]) -> None:
+    plant(
+        photos,
+        "train/ant/.hidden.pgm train/ant/x.PGM train/ant/a.pgm| outputs/runs/a.pgm train/@eaDir/0.pgm test/ant/2.txt",
+    )
+    outcome = dlrun("train", *SMALL.split(), "run.dir=run")
+    assert outcome.code == 0, outcome.err
+    data = json.loads(Path("run/result.json").read_text())["data"]
+    assert data["left_out"] == {"hidden": 2, ".txt": 2, "pipes or devices": 1}
+    assert dlrun("predict", "run", "photos", "--out", "all.csv").code == 0
+    rows = list(csv.DictReader(Path("all.csv").read_text(encoding="utf-8").splitlines()))
+    ids = Rows.read(np.load("run/identity.npz")).ids
+    assert sorted(row["file"] for row in rows) == sorted(f"photos/{name}" for name in ids)
+    assert len(rows) == data["train"] + data["val"] + data["test"] == 20

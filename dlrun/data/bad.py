@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from dlrun.errors import UserError
 
 if TYPE_CHECKING:
     from dlrun.data.splits import Split
 
-__all__ = ["Bad", "BadData", "bad_labels", "labelled", "require_any", "require_samples", "require_shape"]
+__all__ = ["Bad", "BadData", "bad_labels", "labelled", "require_any", "require_samples", "require_shape", "without"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,14 @@ def labelled(name: str, split: Split, classes: int, bad: list[Bad]) -> Split:
         return split
     bad += found
     return split.subset(((split.labels >= 0) & (split.labels < classes)).nonzero().flatten())
+
+
+def without(name: str, split: Split, reasons: dict[int, str], bad: list[Bad]) -> Split:
+    """Return the split without the samples in `reasons`, which are added to `bad`."""
+    if not reasons:
+        return split
+    bad += [Bad(split.ids[number], name, reason) for number, reason in reasons.items()]
+    return split.subset(torch.tensor([n for n in range(len(split)) if n not in reasons], dtype=torch.int64))
 
 
 def require_samples(train: Split, classes: list[str], bad: list[Bad] | None = None) -> None:

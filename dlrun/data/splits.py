@@ -14,11 +14,10 @@ from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlrun.data.bad import Bad, BadData, bad_labels, labelled, require_any, require_samples, require_shape
+from dlrun.data.bad import Bad, BadData, bad_labels, labelled, require_any, require_samples, require_shape, without
 from dlrun.data.cache import Cache, cache_at
 from dlrun.data.changes import Rows
 from dlrun.data.folds import Rule, divide, recover, recover_test
@@ -335,17 +334,9 @@ def _scanned(
     if store is not None and isinstance(split.images, Streamed):
         held = store.decoded(split.images, workers)
         if held is not None:
-            split = _without(name, replace(split, images=held[0]), held[1], bad)
+            split = without(name, replace(split, images=held[0]), held[1], bad)
     found = scan(split.images, keep=keep, workers=workers)
-    return _without(name, replace(split, images=found.images), found.bad, bad), found.mean, found.std
-
-
-def _without(name: str, split: Split, reasons: dict[int, str], bad: list[Bad]) -> Split:
-    """The split without the samples in `reasons`, which are added to `bad`."""
-    if not reasons:
-        return split
-    bad += [Bad(split.ids[number], name, reason) for number, reason in reasons.items()]
-    return split.subset(torch.tensor([n for n in range(len(split)) if n not in reasons], dtype=torch.int64))
+    return without(name, replace(split, images=found.images), found.bad, bad), found.mean, found.std
 
 
 def _fits(memory_gb: float, *splits: Split) -> bool:

@@ -56,4 +56,4 @@ def image_folder(
     read_test = (lambda: split("test")) if "test" in found.splits else None
     val = split("val") if "val" in found.splits else None
     notes = (str(found.account),) if found.account else ()
-    return Raw(split("train"), read_test, found.classes, val, notes, found.account)
+    return Raw(split("train"), read_test, found.classes, val, notes, account=found.account)

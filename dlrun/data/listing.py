@@ -103,15 +103,16 @@ class Account:
 
 
 class Folders:
-    """Looks into each folder once."""
+    """Looks into each folder once; formats whose package is missing are images only if `unreadable`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, unreadable: bool = False) -> None:
         self._known: dict[Path, Entries] = {}
+        self._heic = unreadable or importlib.util.find_spec("pillow_heif") is not None
 
     def __call__(self, folder: Path) -> Entries:
         """Return what a folder holds. Raises UserError for a folder that may not be listed."""
         if folder not in self._known:
-            self._known[folder] = _entries(folder)
+            self._known[folder] = _entries(folder, self._heic)
         return self._known[folder]
 
     def below(self, folder: Path, account: Account, around: frozenset[str] = frozenset()) -> Iterator[Path]:
@@ -147,7 +148,7 @@ def _some(names: list[str], total: int = 0) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {total - SHOWN:,} more" if total > SHOWN else "")
 
 
-def _entries(folder: Path) -> Entries:
+def _entries(folder: Path, heic: bool) -> Entries:
     try:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
@@ -156,7 +157,6 @@ def _entries(folder: Path) -> Entries:
             f"{printable(folder)}: this folder cannot be listed ({error.strerror}); give yourself the right, or move it"
         )
         raise UserError(why) from None
-    heic = importlib.util.find_spec("pillow_heif") is not None
     images, folders, others = [], [], []
     for entry in entries:
         name = entry.name

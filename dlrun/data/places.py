@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from dlrun.data.files import SUFFIXES
+from dlrun.data.listing import Account, Folders
 
 __all__ = ["Places"]
 
@@ -17,7 +16,7 @@ class Places:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files = sorted(_below(folder))
+        self.files = sorted(Folders(unreadable=True).below(folder, Account()))  # of which a row names some
         self._known: defaultdict[str, list[Path]] = defaultdict(list)
         for file in self.files:
             inside = PurePosixPath(file.relative_to(folder).as_posix())
@@ -44,11 +43,3 @@ class Places:
     def inside(self, file: Path) -> str:
         """Return the path of a file within the folder."""
         return file.relative_to(self.folder).as_posix()
-
-
-def _below(folder: Path) -> list[Path]:
-    found = []
-    for top, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(top, n) for n in names if not n.startswith(".") and Path(n).suffix.lower() in SUFFIXES]
-    return found

@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from dlrun.data import prepare
-from dlrun.data.files import arrays, image_folder
+from dlrun.data.arrays import arrays
+from dlrun.data.files import image_folder
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import Bad, BadData
 from dlrun.errors import UserError

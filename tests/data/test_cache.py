@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from dlrun.data import prepare
+from dlrun.data.arrays import arrays
 from dlrun.data.audit import audit
-from dlrun.data.files import arrays, image_folder
+from dlrun.data.files import image_folder
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.splits import BadData
 from support import warm
@@ -145,7 +146,8 @@ def test_the_longest_unused_leaves(photos, tmp_path):
 CHILD = """
 import sys
 from dlrun.data import images
-from dlrun.data.files import arrays, image_folder
+from dlrun.data.arrays import arrays
+from dlrun.data.files import image_folder
 from dlrun.data import prepare
 count, original = [], images.Streamed.decode
 images.Streamed.decode = lambda self, n: (count.append(n), original(self, n))[1]

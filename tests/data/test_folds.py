@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from dlrun.data import Raw, Split, identity, prepare
+from dlrun.data.arrays import arrays
 from dlrun.data.carving import carve, fold_of, slice_of
-from dlrun.data.files import arrays, image_folder
+from dlrun.data.files import image_folder
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Data
 from dlrun.errors import UserError

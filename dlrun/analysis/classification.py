@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["BINS", "Counts", "agreement", "auc", "calibration", "confusion", "count", "ece", "interval", "measures"]
-__all__ += ["per_class", "top"]
+__all__ = ["Counts", "agreement", "auc", "bootstrap", "by_class", "calibration", "confusion", "count", "ece"]
+__all__ += ["interval", "measures", "per_class", "top"]
 
+RESAMPLES, SEED = 1000, 0  # the same for every run, so that a repeated run has the same interval
 BINS = 15  # of the calibration error (Guo et al. 2017)
 
 
@@ -41,13 +42,15 @@ class Counts(NamedTuple):
 
 def count(labels: Array, predicted: Array, classes: int) -> Counts:
     """Return the counts of labels (N,) and predicted classes (N,)."""
+    labels = labels.astype(np.int64)  # stored ones may be of 8 bits
     right = np.bincount(labels[labels == predicted], minlength=classes)
     return Counts(right, np.bincount(labels, minlength=classes), np.bincount(predicted, minlength=classes))
 
 
 def confusion(labels: Array, predicted: Array, classes: int) -> Array:
     """Return the number of images by true and predicted class (K, K)."""
-    return np.bincount(labels * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+    pairs = labels.astype(np.int64) * classes + predicted
+    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def agreement(counts: Counts) -> dict[str, float | None]:
@@ -169,17 +172,33 @@ def per_class(counts: Counts, names: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def interval(
-    labels: Array, predicted: Array, classes: int, names: Sequence[str], *, resamples: int = 1000, seed: int = 0
-) -> Mapping[str, tuple[float, float]]:
+def by_class(found: Mapping[str, tuple[Array, Array]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of per_class.csv: those of `per_class` for labels and predicted classes of each split."""
+    rows: list[dict[str, Any]] = [{"class": name} for name in names]
+    for split, (labels, predicted) in found.items():
+        for row, one in zip(rows, per_class(count(labels, predicted, len(names)), names), strict=True):
+            row |= {f"{split}_{name}": value for name, value in one.items() if name != "class"}
+    return rows
+
+
+def bootstrap(
+    labels: Array, predicted: Array, classes: int, names: Sequence[str], split: str = "test"
+) -> dict[str, Any]:
+    """Return `bootstrap` of result.json: how the intervals were made, and that of each score, as `interval` does."""
+    ends = interval(labels, predicted, classes, names)
+    about = {"level": 0.95, "method": "percentile", "resamples": RESAMPLES, "seed": SEED}
+    return about | {f"{split}_{name}": list(pair) for name, pair in ends.items()}
+
+
+def interval(labels: Array, predicted: Array, classes: int, names: Sequence[str]) -> Mapping[str, tuple[float, float]]:
     """Return the 95 % bootstrap interval of scores by name, of those that `agreement` has.
 
-    Percentiles of the scores of `resamples` draws of the images with replacement (Efron 1979, Annals of Statistics 7).
+    Percentiles of the scores of 1,000 draws of the images with replacement (Efron 1979, Annals of Statistics 7).
     How often each pair of true and predicted class is drawn is multinomial, so no image is drawn one by one.
     """
-    pairs, found = np.unique(labels * classes + predicted, return_counts=True)
+    pairs, found = np.unique(labels.astype(np.int64) * classes + predicted, return_counts=True)
     true, chosen = np.divmod(pairs, classes)
-    drawn = np.random.default_rng(seed).multinomial(len(labels), found / len(labels), size=resamples)
+    drawn = np.random.default_rng(SEED).multinomial(len(labels), found / len(labels), size=RESAMPLES)
     parts = [drawn[:, true == chosen], drawn, drawn]
     at = [true[true == chosen], true, chosen]
     counts = Counts(*(_summed(part, places, classes) for part, places in zip(parts, at, strict=True)))

@@ -13,14 +13,15 @@ import numpy as np
 
 from dlrun.analysis import errors
 from dlrun.analysis import scores as shares
+from dlrun.analysis.classification import agreement, auc, bootstrap, by_class, count, top
 from dlrun.ensembles import folds
 from dlrun.ensembles.members import SPLITS, Member
 from dlrun.ensembles.votes import FEWEST, VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
-from dlrun.vocabulary import Status, is_accuracy, worst
+from dlrun.vocabulary import MEASURES, Status, is_accuracy, worst
 
-__all__ = ["ORDERS", "Table", "as_text", "each", "judge", "sizes", "store"]
+__all__ = ["ORDERS", "Table", "as_text", "each", "further", "judge", "sizes", "store"]
 
 
 ORDERS = 20  # random orders behind mean and std of the accuracy by number of members
@@ -49,7 +50,7 @@ def judge(members: Sequence[Member], temperature: bool = False) -> Table:
     p = {split: softmax(logits[split]) for split in SPLITS}
     table = Table([], {})
 
-    def scored(votes: dict[str, Vote], name: str = "") -> dict[str, float]:
+    def scored(votes: dict[str, Vote], name: str = "", *, ranks: bool = True) -> dict[str, float | None]:
         errors = int((votes["val"].classes != labels["val"]).sum())
         enough = errors >= FEWEST
         heat = fit_temperature(votes["val"], labels["val"]) if temperature and enough else 1.0
@@ -58,11 +59,15 @@ def judge(members: Sequence[Member], temperature: bool = False) -> Table:
             table.temperatures[name], table.votes[name], table.errors[name] = heat, votes, errors
         else:
             table.unfitted += not enough
-        found = {s: scores(vote, labels[s]) for s, vote in votes.items()}
-        return {f"{s}_{what}": value for s in SPLITS for what, value in found[s].items()}
+        found: dict[str, float | None] = {}
+        for split, vote in votes.items():
+            found |= {f"{split}_{what}": value for what, value in scores(vote, labels[split]).items()}
+        for split, vote in votes.items():
+            found |= {f"{split}_{what}": value for what, value in further(vote, labels[split], ranks=ranks).items()}
+        return found
 
-    each = [scored({s: Vote(p[s][m], p[s][m].argmax(1)) for s in SPLITS}) for m in range(len(members))]
-    mean = {key: float(np.mean([one[key] for one in each])) for key in each[0]}
+    each = [scored({s: Vote(p[s][m], p[s][m].argmax(1)) for s in SPLITS}, ranks=not m) for m in range(len(members))]
+    mean = {key: _mean([one[key] for one in each]) for key in each[0]}
     alone: dict[str, Any] = {f"{split}_disagreement": None for split in SPLITS}
     table.rows.append({"vote": "best member", "members": 1, **each[0], **_price(members[:1]), **alone})
     average = {key: _mean([_price([m])[key] for m in members]) for key in ("ms_per_image", "parameters")}
@@ -72,6 +77,13 @@ def judge(members: Sequence[Member], temperature: bool = False) -> Table:
         row = scored({s: vote(logits[s], p[s], weights) for s in SPLITS}, name)
         table.rows.append({"vote": name, "members": len(members), **row, **_price(members), **differ})
     return table
+
+
+def further(vote: Vote, labels: Any, *, ranks: bool = True) -> dict[str, float | None]:
+    """Return the scores of a vote beside those of `scores`; the area under the ROC curve, which sorts, with `ranks`."""
+    found = agreement(count(labels, vote.classes, vote.probabilities.shape[1]))
+    found |= {"top5_acc": top(vote.probabilities, labels, 5), "auc": auc(vote.probabilities, labels) if ranks else None}
+    return {name: found[name] for name in MEASURES if name != "ece"}
 
 
 def _price(members: Sequence[Member]) -> dict[str, Any]:
@@ -178,7 +190,10 @@ def store(path: Path, args: Namespace, members: Sequence[Member], table: Table) 
         listed.append(entry | ({"checkpoint": m.checkpoint} if m.checkpoint else {}))
     asked = {"members": listed, "vote": args.vote, "temperature": float(table.temperatures[args.vote])}
     asked["selection"] = f"top {args.top}" if args.top else "greedy" if args.greedy else "all"
+    answers = {s: (members[0].arrays[f"{s}_labels"], vote.classes) for s, vote in table.votes[args.vote].items()}
+    classes = [str(name) for name in members[0].data["classes"]]
     scores = {"status": Status.COMPLETED, **chosen, "data": dict(members[0].data), "votes": table.rows}
+    scores["bootstrap"] = bootstrap(*answers["test"], len(classes), ("acc",))
     arrays = {}
     for split, vote in table.votes[args.vote].items():
         # the logarithm of a probability is a logit, so the same code reads runs and ensembles
@@ -187,7 +202,7 @@ def store(path: Path, args: Namespace, members: Sequence[Member], table: Table) 
     curve = sizes(members)
     listing = each(members)
     scores["checks"] = worst(one.get("checks") for one in listing)
-    tables = {"table": table.rows, "members": listing, "sizes": curve}
+    tables = {"table": table.rows, "members": listing, "sizes": curve, "per_class": by_class(answers, classes)}
     if members[0].own is not None:
         tables["oof"] = folds.rows(members)
     ensemble_folder.write(path, asked, scores, arrays, tables)

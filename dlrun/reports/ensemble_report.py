@@ -19,6 +19,7 @@ from dlrun.folders import ensemble, reading
 from dlrun.reports import run_plots
 from dlrun.reports.figures import BLUE, HALF, ORANGE, SHARP, STYLE, canvas, number, save
 from dlrun.reports.page import card, is_number, pictures, section, table, text, write_page
+from dlrun.reports.score_tables import scores_table
 from dlrun.vocabulary import is_accuracy
 
 if TYPE_CHECKING:
@@ -51,8 +52,10 @@ def write(folder: Path) -> Path:
         _head(folder, asked, result),
         section("Is the vote better?", _gain(asked, votes, result)),
         section("Votes", _votes(asked, votes, result)),
+        section("Scores", scores_table(result)),
         section("Pictures", pictures(_draw(folder), CAPTIONS)),
         section("Most confused classes", table(run_plots.confused(folder))),
+        section("Scores by class", table(reading.per_class(folder), tall=True)),
         section("Members", _members(folder, asked, result)),
     ]
     return write_page(folder, f"{folder.resolve().name}: ensemble", parts)

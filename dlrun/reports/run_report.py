@@ -17,6 +17,7 @@ from dlrun.config.defaults import leaves
 from dlrun.folders import reading
 from dlrun.reports import galleries, run_plots
 from dlrun.reports.page import pictures, section, table, text, tone, write_page
+from dlrun.reports.score_tables import scores_table
 
 __all__ = ["write"]
 
@@ -35,7 +36,9 @@ def write(run_folder: Path) -> Path:
         _head(title, "" if title == kind else f"{kind}; ", run_folder, result),
         _verdicts(result, metrics, reading.layers(run_folder), config),
         section("Result", pictures(result_of, run_plots.CAPTIONS)),
+        section("Scores", scores_table(result)),
         section("Most confused classes", table(run_plots.confused(run_folder))),
+        section("Scores by class", table(reading.per_class(run_folder), tall=True)),
         section("Worst validation errors", galleries.worst(run_folder)),
         section("Training in detail", pictures(drawn, run_plots.CAPTIONS)),
         section("Checks before training", table(reading.checks(run_folder), long=("message",))),

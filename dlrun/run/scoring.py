@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dlrun.analysis.classification import count, interval, measures, per_class
+from dlrun.analysis.classification import bootstrap, by_class, measures
 from dlrun.folders.run import Run
 from dlrun.training.experiment import Experiment
 from dlrun.training.loop import Predictions
 from dlrun.vocabulary import PER_EPOCH
 
 __all__ = ["further"]
-
-RESAMPLES, SEED = 1000, 0  # the same for every run, so that a repeated run has the same interval
-CLASS = ("n", "precision", "recall", "f1")
 
 
 def further(exp: Experiment, run: Run, found: Mapping[str, Predictions]) -> dict[str, Any]:
@@ -24,20 +21,11 @@ def further(exp: Experiment, run: Run, found: Mapping[str, Predictions]) -> dict
     give it: not of a loss.
     """
     scores: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = [{"class": name} for name in exp.data.classes]
-    for split, (logits, labels) in found.items():
-        y, chosen = labels.numpy(), logits.argmax(1).numpy()
+    answers = {s: (labels.numpy(), logits.argmax(1).numpy()) for s, (logits, labels) in found.items()}
+    for split, (logits, _) in found.items():
         p = logits.double().softmax(1).numpy()
-        scores |= {f"{split}_{name}": value for name, value in measures(logits.numpy(), p, y, chosen).items()}
-        each = per_class(count(y, chosen, len(rows)), exp.data.classes)
-        for row, one in zip(rows, each, strict=True):
-            row |= {f"{split}_{name}": one[name] for name in CLASS}
-    test, monitored = found["test"], exp.cfg.trainer.monitor.removeprefix("val_")
+        scores |= {f"{split}_{name}": value for name, value in measures(logits.numpy(), p, *answers[split]).items()}
+    run.write_per_class(by_class(answers, exp.data.classes))
+    monitored = exp.cfg.trainer.monitor.removeprefix("val_")
     names = ("acc", *(name for name in PER_EPOCH if name == monitored))
-    ends = interval(
-        test.labels.numpy(), test.logits.argmax(1).numpy(), len(rows), names, resamples=RESAMPLES, seed=SEED
-    )
-    about = {"level": 0.95, "method": "percentile", "resamples": RESAMPLES, "seed": SEED}
-    scores["bootstrap"] = about | {f"test_{name}": list(pair) for name, pair in ends.items()}
-    run.write_per_class(rows)
-    return scores
+    return scores | {"bootstrap": bootstrap(*answers["test"], len(exp.data.classes), names)}

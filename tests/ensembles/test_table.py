@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from sklearn import metrics
 
 from dlrun.analysis.scores import margin
 from dlrun.ensembles.members import apart
@@ -55,11 +56,23 @@ def test_every_vote_stands_beside_best_and_mean(five: Path, dlrun: Callable[...,
     assert (rows[0]["parameters"], vote["parameters"]) == ("1000", "5000")
     for row in rows:
         assert row["vote"] in done.out
-    with np.load("e/predictions.npz", allow_pickle=False) as found:
+    with np.load("e/predictions.npz", allow_pickle=False) as stored:
+        found = dict(stored)
         right = (found["test_logits"].argmax(1) == found["test_labels"]).mean()
         np.testing.assert_allclose(np.exp(found["val_logits"]).sum(1), 1, rtol=1e-5)
     assert right == float(vote["test_acc"])
-    assert json.loads(Path("e/result.json").read_text())["test_acc"] == float(vote["test_acc"])
+    result = json.loads(Path("e/result.json").read_text())
+    assert result["test_acc"] == float(vote["test_acc"])
+    y, p = found["test_labels"], found["test_logits"].argmax(1)
+    f1 = metrics.f1_score(y, p, average="macro")
+    assert result["test_macro_f1"] == float(vote["test_macro_f1"]) == pytest.approx(f1)
+    shares = np.exp(found["test_logits"].astype(float))
+    area = metrics.roc_auc_score(y, shares / shares.sum(1, keepdims=True), multi_class="ovr")
+    assert result["test_auc"] == pytest.approx(area)
+    assert (rows[0]["test_auc"] != "", rows[1]["test_auc"]) == (True, "")  # the mean member has none
+    low, high = result["bootstrap"]["test_acc"]
+    assert low <= result["test_acc"] <= high
+    assert [row["class"] for row in table(Path("e"), "per_class")] == ["ant", "bee", "cow"]
 
 
 @pytest.fixture

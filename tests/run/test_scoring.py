@@ -12,6 +12,7 @@ import pytest
 from sklearn import metrics
 
 from dlrun.folders import reading
+from dlrun.reports import run_report
 from dlrun.vocabulary import COLUMNS, FURTHER, PER_EPOCH, minimised
 from support.commands import TINY, Outcome
 from support.swept import trial
@@ -58,6 +59,9 @@ def test_the_monitored_score_chooses_and_every_score_is_stored(run: tuple[Path, 
     f1 = metrics.f1_score(y, p, average=None, labels=range(10), zero_division=0)
     assert [float(row["test_f1"]) for row in each] == pytest.approx(list(f1))
     assert sum(int(row["test_n"]) for row in each) == len(y)
+    page = run_report.write(folder).read_text()
+    for value in (result["test_mcc"], result["val_auc"], low):
+        assert f"{value:.4f}" in page
 
 
 def test_tables_show_further_scores_when_they_are_monitored_or_asked_for(

@@ -1,0 +1,51 @@
+"""The scores of a model as a table of a page: validation beside test, with intervals (`dlrun report`, S9)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dlrun.reports.page import table
+from dlrun.vocabulary import MEASURES
+
+__all__ = ["scores_table"]
+
+# what a score is called on a page
+NAMES = {
+    "acc": "accuracy",
+    "balanced_acc": "balanced accuracy",
+    "macro_f1": "F1, mean over classes",
+    "weighted_f1": "F1, weighted by images",
+    "macro_precision": "precision, mean over classes",
+    "macro_recall": "recall, mean over classes",
+    "kappa": "Cohen's kappa",
+    "mcc": "Matthews correlation",
+    "top5_acc": "accuracy, best of five",
+    "auc": "area under the ROC curve",
+    "ece": "calibration error",
+}
+SPLITS = {"val": "validation", "test": "test"}
+
+
+def scores_table(result: Mapping[str, Any], splits: Mapping[str, str] = SPLITS) -> str:
+    """Return the scores that a result has; empty for an older run, whose page shows accuracy and loss alone."""
+    found = result.get("bootstrap")
+    intervals = found if isinstance(found, Mapping) else {}
+    splits = {split: name for split, name in splits.items() if f"{split}_kappa" in result}
+    rows = []
+    for score in ("acc", *MEASURES) if splits else ():
+        row = {"score": NAMES[score], "column": score}
+        for split, name in splits.items():
+            row[name] = _number(result.get(f"{split}_{score}"))
+            row["95 % interval"] = _interval(intervals.get(f"{split}_{score}"))
+        rows.append(row)
+    return table(rows)
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else ""
+
+
+def _interval(ends: Any) -> str:
+    fits = isinstance(ends, (list, tuple)) and len(ends) == 2 and all(isinstance(end, float) for end in ends)
+    return f"{ends[0]:.4f} to {ends[1]:.4f}" if fits else ""

@@ -1,44 +1,48 @@
 """Image files decoded once for all epochs, runs and workers: `dlrun train dataset=image_folder dataset.cache=auto`.
 
-The name of an entry is a hash of the shape and of every file's path, size and times (of change and of inode change,
-which no copy preserves), since reading those costs a thousandth of reading the files: a folder that changed gets a new
-entry. It holds raw pixels, which processes map into memory and share, one digest per image, and the reasons why
-files could not be read. Nothing in it is trusted: all digests are recomputed and unreadable files are retried; if
-anything differs, the entry is rebuilt. It may be deleted at any time.
+Every image is an entry of its own, in the pack (dlrun/data/packs.py) of its dataset, shape and `Decoding`, under the
+digest of its file's content: other splits, seeds and limits find it again, and only new content is decoded. Nothing in
+the cache is trusted: all digests of pixels are recomputed, what differs is decoded again, and unreadable files are
+retried. It may be deleted at any time.
 
-Datasets that are in memory go through it if the workers of a sweep share one copy; such an entry is named by a hash of
+The bound counts all files that dlrun keeps here, those of earlier versions as well; nothing else in the folder is
+counted or deleted, and no pack that a process uses.
+
+Datasets that are in memory go through it if the workers of a sweep share one copy; such a pack is named by a hash of
 its content, and compared with it bit by bit.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import partial
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlrun.data.images import InMemory, Streamed, Unreadable, mark, run_ahead
+from dlrun.data.cache_files import alone, locked, make_room
+from dlrun.data.images import Images, InMemory, Streamed, mark
+from dlrun.data.packs import SIZE, VERSION, Found, Pack, content_of, keys_of, top_of
 from dlrun.data.scan import parts
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
-__all__ = ["Cache", "cache_at"]
+__all__ = ["UNSETTLED", "Cache", "cache_at"]
 
-T = TypeVar("T")
-VERSION = 1
 REPORTED = 2000  # images: fewer decode in a moment and take little disk, so no message
 PART = 1 << 20  # bytes compared at a time
-CHUNK = 256  # images per task that computes digests
+STARTED = time.time()
+# seconds for which a changed file is not trusted: within one tick of its clock it may change twice
+UNSETTLED = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,39 @@ class Cache:
     folder: Path
     gigabytes: float
 
-    def decoded(self, images: Streamed, workers: int = 0) -> tuple[InMemory, dict[int, str]] | None:
-        """Return all images, mapped from disk, and by number why some could not be read (their pixels are 0).
+    def decoded(self, images: Streamed, digests: NDArray[np.uint8], workers: int = 0) -> tuple[Images, dict[int, str]]:
+        """Return all images mapped from disk, and by number why some could not be read (their pixels are arbitrary).
 
-        None if they exceed the limit, or, with a one-line message, if the disk is full or not writable. Raises
-        UserError for intact images of different sizes.
+        `digests` (N, 16) are those of the files' contents. What cannot be stored is decoded at every use: then, with a
+        one-line message, the images are files still, except for those that are cached. Raises UserError for intact
+        images of different sizes, and for a file that changes while it is read.
         """
         if not len(images) or images.nbytes > self.gigabytes * 1e9:
-            return None
-        opened, build = (
-            partial(_opened, images=images, workers=workers),
-            partial(_build, images=images, workers=workers),
-        )
-        return self._opened_or_built(_key(images), opened, build)
+            return images, {}
+        pack, keys, bad = _pack(self.folder, images), keys_of(digests), dict[int, str]()
+        found = pack.find(keys)
+        if not len(found.missing):
+            found.verify(workers)
+        try:
+            if len(found.missing):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                with locked(self.folder / f"{pack.name}.lock", f"decoding images of {_place(images)}"):
+                    found = pack.find(keys)
+                    found.verify(workers)
+                    _report_damage(found, pack)
+                    if len(found.missing):  # the process before may have decoded all
+                        self._require_room(pack, found)
+                        found, bad = _build(pack, images, keys, found, workers)
+            with suppress(OSError):
+                os.utime(pack.index)
+        except OSError as error:
+            why = f"{error.filename or self.folder}: {error.strerror or error}"
+            found = pack.find(keys)
+            found.verify(workers)
+            some = f"{len(found.missing):,} of {len(images):,} images are decoded without being cached ({why})"
+            print(f"dlrun: {some}; choose another folder with dataset.cache=FOLDER", file=sys.stderr)
+            return replace(images, cached=(found.pixels.numpy(), found.rows)), {}
+        return InMemory(found.pixels, torch.from_numpy(found.rows.clip(0)), images, known=found.marks), bad
 
     def shared(self, pixels: Tensor) -> Tensor:
         """Return the same pixels mapped from disk, one copy for all processes of this machine that use them.
@@ -71,40 +95,41 @@ class Cache:
         if not array.size or array.nbytes > self.gigabytes * 1e9:
             return pixels
         array = np.ascontiguousarray(array)
-        total = hashlib.sha256(f"{VERSION} {array.dtype} {array.shape}".encode())
+        total = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
         total.update(array.data.cast("B"))
-        key, opened, build = total.hexdigest()[:32], partial(_mapped, array=array), partial(_store, array=array)
-        found = self._opened_or_built(key, opened, build)
-        return pixels if found is None else found
-
-    def _opened_or_built(self, key: str, opened: Callable[[Path], T | None], build: Callable[[Path], None]) -> T | None:
-        """Return what `opened` reads from an entry; `build` writes it if it is missing or wrong."""
-        entry = self.folder / key
+        height, width, channels = array.shape[1:]
+        pack = Pack(self.folder, total.hexdigest()[:32], (height, width, channels), array.dtype)
+        if (mapped := _mapped(pack, array)) is not None:
+            return mapped
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with _locked(entry):
-                found = opened(entry)
-                if found is None:
-                    build(entry)
-                    self._make_room(entry)
-                    found = opened(entry)
-            return found
+            with locked(self.folder / f"{pack.name}.lock", "sharing a dataset"):
+                mapped = _mapped(pack, array)
+                if mapped is None and make_room(self.folder, self.gigabytes, array.nbytes, pack.name):
+                    pack.remove()
+                    _store(pack, array)
+                    mapped = _mapped(pack, array)
+            return pixels if mapped is None else mapped
         except OSError as error:
             why = f"{error.filename or self.folder}: {error.strerror or error}"
-            message = f"dlrun: decoded images are not cached ({why}); choose another folder with dataset.cache=FOLDER"
-            print(message, file=sys.stderr)
-            return None
+            print(f"dlrun: pixels are not shared between processes ({why})", file=sys.stderr)
+            return pixels
 
-    def _make_room(self, newest: Path) -> None:
-        entries = sorted(self.folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        sizes = {path: _size(path.with_suffix(".pixels")) for path in entries}
-        for path in entries:
-            if sum(sizes.values()) <= self.gigabytes * 1e9:
-                return
-            if path.stem != newest.name:
-                path.unlink(missing_ok=True)  # processes that have the pixels mapped keep them
-                path.with_suffix(".pixels").unlink(missing_ok=True)
-                del sizes[path]
+    def _require_room(self, pack: Pack, found: Found) -> None:
+        """Make room for the missing images; if rows of a pack that nobody uses are in the way, it is made anew.
+
+        Raises OSError if there is none.
+        """
+        if make_room(self.folder, self.gigabytes, len(found.missing) * pack.row_bytes, pack.name):
+            return
+        found.forget()
+        with alone(pack.data) as free:
+            freed = pack.data.stat().st_size if free and pack.data.exists() else 0
+            needed = len(found.rows) * pack.row_bytes - freed
+            if not freed or not make_room(self.folder, self.gigabytes, needed, pack.name):
+                full = f"running processes use what fills dataset.cache_gb={self.gigabytes:g}"
+                raise OSError(None, full, str(self.folder))
+            pack.remove()
 
 
 def cache_at(place: str, gigabytes: float) -> Cache | None:
@@ -116,116 +141,92 @@ def cache_at(place: str, gigabytes: float) -> Cache | None:
     return Cache(Path(folder).expanduser(), gigabytes)
 
 
-def _key(images: Streamed) -> str:
-    total = hashlib.sha256(f"{VERSION} {images.shape} {images.recipe}".encode())
-    for path in images.files:
-        try:
-            stat = path.stat()
-            about = (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-        except OSError:
-            about = (-1, 0, 0)  # decoding reports the file as unreadable
-        total.update(f"\0{os.path.abspath(path)}\0{about}".encode(errors="surrogateescape"))
-    return total.hexdigest()[:32]
+def _pack(folder: Path, images: Streamed) -> Pack:
+    """The pack of a dataset, shape and recipe."""
+    about = f"{VERSION} {images.shape} {images.recipe} {_place(images)}"
+    name = hashlib.sha256(about.encode(errors="surrogateescape")).hexdigest()[:32]
+    return Pack(folder, name, images.shape, images.dtype)
 
 
-@contextmanager
-def _locked(entry: Path) -> Iterator[None]:
-    """Lock an entry, so that only one of many processes that start together decodes."""
-    with open(entry.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _place(images: Streamed) -> str:
+    """The folder of a dataset, whose splits share a pack."""
+    return top_of(images.files) if images.root is None else os.path.abspath(images.root)
 
 
-def _build(entry: Path, images: Streamed, workers: int) -> None:
-    temporary = entry.with_suffix(".tmp")  # overwrites the leftovers of a killed process: we hold the lock
-    bad: dict[int, str] = {}
-    digests: list[bytes] = []
-    try:
-        with open(temporary, "wb") as file:
-            # written, not mapped: a full disk is an error here, in mapped memory it would be a signal
-            for first, part in parts(images, keep=True, workers=workers):
-                assert part.pixels is not None
-                file.write(part.pixels.data.cast("B"))
-                digests += mark(part.pixels).digests
-                bad.update({first + row: reason for row, reason in part.bad.items()})
-            file.flush()
-            os.fsync(file.fileno())
-        _enter(entry, temporary, {"key": entry.name, "digests": b"".join(digests).hex(), "bad": bad})
-    finally:
-        temporary.unlink(missing_ok=True)
-    if len(images) > REPORTED:
-        size = images.nbytes / 1e6
-        message = f"cached {len(images):,} decoded images in {entry}.pixels ({size:,.0f} MB) for later runs"
+def _build(
+    pack: Pack, images: Streamed, keys: Sequence[bytes], found: Found, workers: int
+) -> tuple[Found, dict[int, str]]:
+    """Decode the images that are missing; return all of them, and why some could not be read."""
+    first = {keys[n]: n for n in reversed(found.missing.tolist())}  # copies are decoded once
+    numbers = sorted(first.values())
+    made: dict[bytes, tuple[bytes, bool]] = {}
+    bad: dict[bytes, str] = {}
+    with pack.writer() as out:
+        for start, part in parts(images.subset(torch.tensor(numbers)), keep=True, workers=workers):
+            assert part.pixels is not None
+            these = numbers[start : start + len(part.pixels)]
+            bad.update({keys[these[row]]: reason for row, reason in part.bad.items()})
+            good = [row for row in range(len(these)) if row not in part.bad]
+            if not good:
+                continue
+            for row in good:
+                _require_unchanged(images.files[these[row]], keys[these[row]])
+            pixels, new = part.pixels[good] if part.bad else part.pixels, [keys[these[row]] for row in good]
+            marks = mark(pixels)
+            out.append(new, pixels, marks.digests)
+            made.update(zip(new, zip(marks.digests, marks.constant.tolist(), strict=True), strict=True))
+    whole = pack.find(keys)
+    for number in range(len(keys)):
+        if keys[number] in made:
+            whole.marks.digests[number], whole.marks.constant[number] = made[keys[number]]
+        else:
+            whole.marks.digests[number] = found.marks.digests[number]
+    whole.marks.constant[found.rows >= 0] = found.marks.constant[found.rows >= 0]
+    if any(keys[number] not in bad for number in whole.missing.tolist()):
+        raise OSError(None, "was changed by another program", str(pack.data))
+    if len(made) > REPORTED:
+        size = len(made) * pack.row_bytes / 1e6
+        message = f"cached {len(made):,} decoded images in {pack.data} ({size:,.0f} MB) for later runs"
         print(f"dlrun: {message}; you can delete it at any time", file=sys.stderr)
+    return whole, {number: bad[keys[number]] for number in whole.missing.tolist()}
 
 
-def _enter(entry: Path, temporary: Path, about: dict[str, Any]) -> None:
-    """Publish complete pixels as an entry, which exists once its .json does."""
-    entry.with_suffix(".json").unlink(missing_ok=True)
-    os.replace(temporary, entry.with_suffix(".pixels"))
-    temporary.write_text(json.dumps(about))
-    os.replace(temporary, entry.with_suffix(".json"))
+def _require_unchanged(path: Path, key: bytes) -> None:
+    """Raise UserError for a file whose content is no longer that of its digest, which was computed after STARTED."""
+    with suppress(OSError):
+        if os.stat(path).st_ctime >= STARTED - UNSETTLED and content_of(path) != key:
+            what = "changed while it was being read"
+            raise UserError(f"{path}: {what}; start again when nothing writes to this folder", Exit.FAILED)
 
 
-def _store(entry: Path, array: NDArray[Any]) -> None:
-    temporary = entry.with_suffix(".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(array.data.cast("B"))
-            file.flush()
-            os.fsync(file.fileno())
-        _enter(entry, temporary, {"key": entry.name})
-    finally:
-        temporary.unlink(missing_ok=True)
+def _report_damage(found: Found, pack: Pack) -> None:
+    if found.damaged:
+        what = f"{found.damaged:,} images in {pack.data} are damaged or missing"
+        print(f"dlrun: {what}; they are decoded again", file=sys.stderr)
 
 
-def _mapped(entry: Path, array: NDArray[Any]) -> Tensor | None:
-    """Return the pixels of an entry, or None if any bit differs from `array`."""
-    path = entry.with_suffix(".pixels")
-    if _size(path) != array.nbytes or not entry.with_suffix(".json").exists():
+def _store(pack: Pack, array: NDArray[Any]) -> None:
+    with pack.writer() as out:
+        for start, keys in _numbered(array):
+            out.append(keys, array[start : start + len(keys)], [bytes(SIZE)] * len(keys))
+
+
+def _numbered(array: NDArray[Any]) -> Iterator[tuple[int, list[bytes]]]:
+    """Parts of an array, as the number of the first image and a key for each."""
+    size = max(1, PART // max(1, array[0].nbytes))
+    for start in range(0, len(array), size):
+        yield start, [number.to_bytes(SIZE, "big") for number in range(start, min(len(array), start + size))]
+
+
+def _mapped(pack: Pack, array: NDArray[Any]) -> Tensor | None:
+    """Return the images of a pack, or None if any bit differs from `array`."""
+    found = pack.find([key for _, keys in _numbered(array) for key in keys])
+    if not np.array_equal(found.rows, np.arange(len(array))):
         return None
-    pixels = np.memmap(path, dtype=array.dtype, mode="c", shape=array.shape)
     # as bytes, since nan does not equal itself; in parts, to need little memory
-    ours, theirs = (each.reshape(-1).view(np.uint8) for each in (array, pixels))
+    ours, theirs = (each.reshape(-1).view(np.uint8) for each in (array, found.pixels.numpy()))
     if not all(np.array_equal(ours[at : at + PART], theirs[at : at + PART]) for at in range(0, len(ours), PART)):
         return None
-    os.utime(entry.with_suffix(".json"))
-    return torch.from_numpy(pixels)
-
-
-def _opened(entry: Path, images: Streamed, workers: int) -> tuple[InMemory, dict[int, str]] | None:
-    """Return the content of an entry, or None if any bit differs from what decoding gave when it was built."""
-    count, shape = len(images), images.shape
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        about = json.loads(entry.with_suffix(".json").read_bytes())
-        digests, bad = bytes.fromhex(about["digests"]), {int(k): str(v) for k, v in about["bad"].items()}
-        path = entry.with_suffix(".pixels")
-        if about["key"] != entry.name or len(digests) != 16 * count or _size(path) != images.nbytes:
-            return None
-        # copy on write: torch wants writable memory, and pages that are never written stay shared
-        pixels = np.memmap(path, dtype=images.dtype, mode="c", shape=(count, *shape))
-        if not _intact(pixels, digests, workers) or any(_readable(images, number) for number in bad):
-            return None
-        os.utime(entry.with_suffix(".json"))
-        return InMemory(torch.from_numpy(pixels), source=images), bad
-    return None
-
-
-def _intact(pixels: NDArray[Any], digests: bytes, workers: int) -> bool:
-    def same(first: int) -> bool:
-        found = mark(pixels[first : first + CHUNK]).digests
-        return b"".join(found) == digests[16 * first : 16 * (first + CHUNK)]
-
-    groups = ([partial(same, first)] for first in range(0, len(pixels), CHUNK))
-    return all(all(group) for group in run_ahead(groups, workers))
-
-
-def _readable(images: Streamed, number: int) -> bool:
-    with suppress(Unreadable):
-        images.decode(number)
-        return True
-    return False
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    with suppress(OSError):
+        os.utime(pack.index)
+    return found.pixels

@@ -43,9 +43,9 @@ def image_folder(
     """
     how = Decoding(resize, interpolation, background, decode, max_pixels, decoder=decoder)
     form = Form(image_size, channels, how)
-    typed = {"train": train_dir, "val": val_dir, "test": test_dir}
-    found = read_folder(Path(root).expanduser(), typed, test, str(class_level))
-    stream = form.stream([file for file, *_ in found.splits["train"]])
+    typed, top = {"train": train_dir, "val": val_dir, "test": test_dir}, Path(root).expanduser()
+    found = read_folder(top, typed, test, str(class_level))
+    stream = form.stream([file for file, *_ in found.splits["train"]], top)
     numbers = {name: number for number, name in enumerate(found.classes)}
 
     def split(role: str) -> Split:

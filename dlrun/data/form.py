@@ -38,8 +38,11 @@ class Form:
         size = self.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
-    def stream(self, files: Sequence[Path]) -> Callable[[Sequence[Path]], Streamed]:
-        """Return a function that makes images of files, of the shape and type that `files`, those of train, have."""
+    def stream(self, files: Sequence[Path], root: Path | None = None) -> Callable[[Sequence[Path]], Streamed]:
+        """Return a function that makes images of files, of the shape and type that `files`, those of train, have.
+
+        `root`: the folder of the dataset, whose splits share a pack of the cache.
+        """
         height, width = self._sides if self._sides[0] else first_size(files)
         shape, decoding = (height, width, self.channels), held(files, self.decoding)
-        return lambda chosen: Streamed(chosen, shape, resize=self._sides[0] > 0, decoding=decoding)
+        return lambda chosen: Streamed(chosen, shape, resize=self._sides[0] > 0, decoding=decoding, root=root)

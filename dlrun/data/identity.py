@@ -3,7 +3,7 @@
 `dlrun train dataset=image_folder dataset.root=photos dataset.split=content`. A file's digest is that of its bytes, an
 array's image that of its pixels. Digests of files are kept beside the decoded images (dlrun/data/cache.py), in a table
 per folder, and trusted as long as path, size, both times and inode of a file are the same: a later start reads no file
-again.
+again. The bound of the cache counts the tables.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun.data.cache import Cache
-from dlrun.data.images import Images, Streamed, run_ahead
+from dlrun.data.cache import UNSETTLED, Cache
+from dlrun.data.cache_files import locked, make_room
+from dlrun.data.images import PASSING, Images, Streamed, run_ahead
+from dlrun.data.packs import MARK, SIZE, content_of, keys_of, top_of
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
 
 __all__ = ["SIZE", "Digests", "contents", "keys_of", "overall"]
 
 Digests = NDArray[np.uint8]  # (N, SIZE)
-SIZE = 16  # bytes of a digest
-VERSION = b"1"
+HEAD = MARK + b"hashes 2\n"
 FILES = 64  # per task: enough to make the hand-over between threads cheap
-CHUNK = 1 << 20  # bytes read at a time
-# seconds for which the digest of a new file is not kept: within one tick of its clock a file may change twice
-UNSETTLED = 1.0
+OTHERS = 100_000  # rows of other files that a table may keep
 
 
 def contents(images: Images, ids: Sequence[str], store: Cache | None = None, workers: int = 0) -> Digests:
@@ -40,7 +41,7 @@ def contents(images: Images, ids: Sequence[str], store: Cache | None = None, wor
         assert marks is not None  # only files lack them
         return _rows(marks.digests)
     stats = [_stat(path) for path in images.files]
-    table = None if store is None or not len(images) else store.folder / f"{_top(images.files)}.hashes"
+    table = None if store is None or not len(images) else _table(store, images.files)
     known = {} if table is None else _read(table)
     found = [known.get(about) for about in stats]
     missing = [number for number, digest in enumerate(found) if digest is None]
@@ -52,12 +53,6 @@ def contents(images: Images, ids: Sequence[str], store: Cache | None = None, wor
     if table is not None and missing and store is not None:
         _keep(table, store, known, images.files, stats, found)
     return _rows(found)
-
-
-def keys_of(digests: Digests) -> list[bytes]:
-    """Return one key per image, by which images are assigned to folds."""
-    whole = np.ascontiguousarray(digests).tobytes()
-    return [whole[start : start + SIZE] for start in range(0, len(whole), SIZE)]
 
 
 def overall(classes: Sequence[str], splits: Sequence[tuple[str, Digests, NDArray[np.int64]]]) -> str:
@@ -83,15 +78,13 @@ def _hashed(files: Sequence[Path], ids: Sequence[str], numbers: Sequence[int]) -
 
 
 def _file(path: Path, name: str) -> bytes:
-    total = blake2b(digest_size=SIZE)
     try:
-        with open(path, "rb", buffering=0) as file:
-            while chunk := file.read(CHUNK):
-                total.update(chunk)
-    except OSError:
+        return content_of(path)
+    except OSError as error:
+        if error.errno in PASSING:
+            raise UserError(f"{path}: cannot be read now ({error.strerror}); try again", Exit.FAILED) from error
         # decoding reports it; its place must not depend on how it fails
         return blake2b(f"unreadable {name}".encode(errors="surrogateescape"), digest_size=SIZE).digest()
-    return total.digest()
 
 
 def _stat(path: Path) -> bytes:
@@ -104,19 +97,17 @@ def _stat(path: Path) -> bytes:
     return blake2b(f"{os.path.abspath(path)}\0{about}".encode(errors="surrogateescape"), digest_size=SIZE).digest()
 
 
-def _top(files: Sequence[Path]) -> str:
-    """The name of the table of the folder that contains all of these files."""
-    # of sorted paths the first and the last have no more in common than all
-    ends = (os.path.abspath(min(files)), os.path.abspath(max(files)))
-    top = os.path.commonpath(ends)
-    return sha256(VERSION + b"hashes" + top.encode(errors="surrogateescape")).hexdigest()[:32]
+def _table(store: Cache, files: Sequence[Path]) -> Path:
+    """The table of the folder that contains all of these files."""
+    top = top_of(files).encode(errors="surrogateescape")
+    return store.folder / f"{sha256(HEAD + top).hexdigest()[:32]}.hashes"
 
 
 def _read(table: Path) -> dict[bytes, bytes]:
     with suppress(OSError, ValueError):
         whole = table.read_bytes()
-        if whole.startswith(VERSION) and len(whole) % (2 * SIZE) == 1:
-            pairs = keys_of(np.frombuffer(whole, dtype=np.uint8)[1:])
+        if whole.startswith(HEAD) and (len(whole) - len(HEAD)) % (2 * SIZE) == 0:
+            pairs = keys_of(np.frombuffer(whole, dtype=np.uint8, offset=len(HEAD)))
             return dict(zip(pairs[::2], pairs[1::2], strict=True))
     return {}
 
@@ -129,23 +120,26 @@ def _keep(
     stats: Sequence[bytes],
     found: Sequence[bytes | None],
 ) -> None:
-    """Write the table again, with the rows of other files as long as they are no more than these."""
+    """Write the table again, with the rows of other files as long as they are not many more than these."""
     new = dict(_settled(files, stats, found, known))
-    rows = known | new if len(known) <= 2 * len(files) else new
-    whole = VERSION + b"".join(about + digest for about, digest in rows.items())
+    rows = known | new if len(known) <= 2 * len(files) + OTHERS else new
+    whole = HEAD + b"".join(about + digest for about, digest in rows.items())
     if not rows or len(whole) > store.gigabytes * 1e9:
         return
-    temporary = table.with_name(f"{table.name}.{os.getpid()}.tmp")
+    temporary, lock = table.with_suffix(".tmp"), table.with_suffix(".lock")
     with suppress(OSError):  # without the table the files are read again, and a message about the cache follows
         store.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(temporary, "wb") as file:
-                file.write(whole)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, table)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with locked(lock, "writing digests", wait=False) as free:
+            if not free or not make_room(store.folder, store.gigabytes, len(whole), table.stem):
+                return
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(whole)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, table)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 def _settled(

@@ -30,7 +30,8 @@ from dlrun.data.decoding import Decoding, OtherSize, decoded
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
-__all__ = ["Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "files_of", "mark", "read", "run_ahead"]
+__all__ = ["PASSING", "Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "files_of", "mark", "read"]
+__all__ += ["run_ahead"]
 
 AHEAD = 2  # batches decoded while the current one is in use
 # errors of the system, not of the file: reaching a limit must not drop an image
@@ -93,13 +94,15 @@ class Images(Protocol):
 class InMemory:
     """Images in one uint8, uint16 or float32 tensor (N, H, W, C); `rows` selects those of this set.
 
-    `source`: the files they were decoded from, if any, numbered as the images are. `mapped`: they lie in a user's file.
+    `source`: the files they were decoded from, if any, and `known` their marks, numbered as the images are. `mapped`:
+    they lie in a user's file.
     """
 
     pixels: Tensor
     rows: Tensor | None = None
     source: Streamed | None = None
     mapped: bool = False
+    known: Marks | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -117,10 +120,14 @@ class InMemory:
 
     def subset(self, index: Tensor) -> InMemory:
         source = None if self.source is None else self.source.subset(index)
-        return InMemory(self.pixels, index if self.rows is None else self.rows[index], source, self.mapped)
+        known = None if self.known is None else self.known.subset(index)
+        rows = index if self.rows is None else self.rows[index]
+        return InMemory(self.pixels, rows, source, self.mapped, known)
 
     @cached_property
     def marks(self) -> Marks:
+        if self.known is not None:
+            return self.known
         rows, pixels = torch.arange(len(self)) if self.rows is None else self.rows, self.pixels.numpy()
         found = [mark(pixels[part.numpy()]) for part in torch.split(rows, 1024)]
         digests = [digest for part in found for digest in part.digests]
@@ -137,8 +144,9 @@ class InMemory:
 class Streamed:
     """Image files decoded on demand, (B, H, W, C) with C 1 (gray) or 3 (RGB), as `decoding` says.
 
-    Without `resize` a file of another size is an error. Raises UserError that names a file which cannot be read or has
-    another size.
+    Without `resize` a file of another size is an error. Datasets have a `root`, by which the cache knows them.
+    `cached`: pixels (M, H, W, C), and by image its row there, -1 for those that have to be decoded. Raises UserError
+    that names a file which cannot be read or has another size.
     """
 
     files: Sequence[Path]
@@ -146,6 +154,8 @@ class Streamed:
     resize: bool
     marks: Marks | None = None
     decoding: Decoding = field(default_factory=Decoding)
+    root: Path | None = None
+    cached: tuple[NDArray[Any], NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -175,10 +185,14 @@ class Streamed:
 
     def subset(self, index: Tensor) -> Streamed:
         files = [self.files[number] for number in index.tolist()]
-        return replace(self, files=files, marks=self.marks and self.marks.subset(index))
+        cached = self.cached and (self.cached[0], self.cached[1][index.numpy()])
+        return replace(self, files=files, marks=self.marks and self.marks.subset(index), cached=cached)
 
     def decode(self, number: int) -> NDArray[Any]:
         """Return one image (H, W, C). Raises Unreadable, and UserError for an intact image of another size."""
+        if self.cached is not None and (row := self.cached[1][number]) >= 0:
+            pixels: NDArray[Any] = self.cached[0][row]
+            return pixels
         path, (height, width, _) = self.files[number], self.shape
         try:
             return decoded(path, self.shape, self.recipe)

@@ -332,9 +332,9 @@ def _scanned(
 ) -> tuple[Split, list[float], list[float]]:
     """The samples with usable pixels, mean and std of their channels; the others are added to `bad`."""
     if store is not None and isinstance(split.images, Streamed):
-        held = store.decoded(split.images, workers)
-        if held is not None:
-            split = without(name, replace(split, images=held[0]), held[1], bad)
+        assert split.digests is not None  # of files `_known` added them
+        images, reasons = store.decoded(split.images, split.digests, workers)
+        split = without(name, replace(split, images=images), reasons, bad)
     found = scan(split.images, keep=keep, workers=workers)
     return without(name, replace(split, images=found.images), found.bad, bad), found.mean, found.std
 

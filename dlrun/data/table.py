@@ -218,7 +218,7 @@ def _raw(sheet: Sheet, columns: Columns, rows: _Rows, places: Places, form: Form
         raise UserError(f"{sheet.path}: no row can be used for training ({len(sheet.rows):,} rows); see dataset.on_bad")
     classes = _classes(sheet.path, {row.label for row in by_split["train"]})
     numbers = {name: number for number, name in enumerate(classes)}
-    stream = form.stream([row.file for row in by_split["train"]])
+    stream = form.stream([row.file for row in by_split["train"]], places.folder)
 
     def split(role: str) -> Split | None:
         here = by_split[role]

@@ -112,7 +112,7 @@ def main() -> None:
         mine, other = (sorted(side)[0] for side in zip(*pairs, strict=True))
         print(f"later epochs: {mine:,.0f} images/s, ImageFolder and DataLoader {other:,.0f}: {mine / other:.1f} times")
         one, four = grown(root, cache, 1), grown(root, cache, 4)
-        size = Path(cache).glob("*.pixels")
+        size = Path(cache).glob("*.pack")
         held = sum(path.stat().st_size for path in size) / 1e6
         print(f"memory over imports: one worker {one:.0f} MB, four {four:.0f} MB in all; the cache is {held:.0f} MB")
 

@@ -18,9 +18,14 @@ def main(argv: list[str]) -> int:
         prog="dlrun predict", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"
     )
     parser.add_argument("model", help="a run or an ensemble, such as outputs/latest")
-    word = "image files, folders (searched recursively), .npy, or .npz with x; pixels scaled as in the training data"
+    word = "image files, folders (searched recursively), tables of ids (.csv, .tsv, .parquet), .npy, or .npz with x; "
+    word += "pixels scaled as in the training data"
     parser.add_argument("paths", nargs="+", metavar="PATH", help=word)
     parser.add_argument("--out", default="predictions.csv", metavar="FILE", help="default: predictions.csv")
+    word = "write the ids of this table, in its order and columns: the class, or one probability per class"
+    parser.add_argument("--like", metavar="FILE", help=word)
+    word = "where the images of a table of ids are; default: the folder of the run's images"
+    parser.add_argument("--images", metavar="FOLDER", help=word)
     parser.add_argument("--force", action="store_true", help="overwrite FILE")
     word = "auto (default), cpu, cuda, mps, or cuda:1 for the second GPU"
     parser.add_argument("--device", default="auto", metavar="DEVICE", help=word)
@@ -29,7 +34,7 @@ def main(argv: list[str]) -> int:
     from dlrun.analysis import scores, sweeps
 
     sweeps.expect_model(model := Path(args.model).expanduser())
-    for name in args.paths:
+    for name in [*args.paths, *filter(None, [args.like, args.images])]:
         if not Path(name).expanduser().exists():
             raise UserError(f"{name}: no such file or folder; expected images, folders of them, .npy or .npz")
     out = Path(args.out).expanduser()
@@ -38,10 +43,10 @@ def main(argv: list[str]) -> int:
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file name in an existing folder")
     from dlrun.console import Screen
-    from dlrun.inference import classify
+    from dlrun.inference import classify, submission
     from dlrun.inference.predictor import load
 
-    sources = classify.Sources(args.paths)
+    sources = classify.Sources(args.paths, _images(model, args.images))
     predictor = load(model, trust, args.device)
     print(scores.used(model))
     for line in predictor.changes(trust):
@@ -49,7 +54,11 @@ def main(argv: list[str]) -> int:
     if sources.files and predictor.decoding.decoder == 1:
         print("files are decoded as in training, by dataset.decoder=1: not turned upright by EXIF, as a new run does")
     with Screen() as screen:
-        done = classify.predict(predictor, sources, out, screen)
+        if args.like:
+            done, form = submission.write(predictor, sources, Path(args.like).expanduser(), out, screen)
+            print(f"as in {args.like}: {form}")
+        else:
+            done = classify.predict(predictor, sources, out, screen)
     for name, how in done.scaled.items():
         print(f"{name}: {how}")
     for name, why in done.unreadable.items():
@@ -63,3 +72,18 @@ def main(argv: list[str]) -> int:
     left = f", {len(done.unreadable)} skipped" if done.unreadable else ""
     print(f"{done.predicted:,} images predicted{left}: {out}")
     return Exit.FINE
+
+
+def _images(model: Path, typed: str | None) -> Path | None:
+    """The folder of the images that a table of ids names: as typed, or that of the run, or of an ensemble's first."""
+    from dlrun.folders import ensemble, reading
+
+    if typed:
+        return Path(typed).expanduser()
+    if ensemble.is_ensemble(model):
+        model = model / str(ensemble.read(model)["members"][0]["run"])
+    source = reading.config(model).get("dataset")
+    source = source if isinstance(source, dict) else {}
+    folder = source.get("images") or (Path(str(source["csv"])).parent if source.get("csv") else source.get("root"))
+    found = None if folder is None else Path(str(folder)).expanduser()
+    return found if found is not None and found.is_dir() else None

@@ -21,15 +21,17 @@ from dlrun.console import Screen
 from dlrun.data.array_files import Stored, converted, held_as, stored_arrays
 from dlrun.data.headers import scaled
 from dlrun.data.identity import contents, keys_of
+from dlrun.data.ids import located
 from dlrun.data.images import Streamed, Unreadable, mark, run_ahead
 from dlrun.data.listing import SUFFIXES, Account, Folders, printable
+from dlrun.data.sheet import is_table
 from dlrun.data.units import Unfit, factor, values_of
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
 from dlrun.inference.predictor import Predictor
 from dlrun.vocabulary import Exit, array_slot
 
-__all__ = ["Outcome", "Sources", "predict"]
+__all__ = ["Outcome", "Sources", "predict", "votes"]
 
 BATCH_BYTES = 32e6  # of decoded images: three batches are in memory at once
 BATCH = 256
@@ -48,12 +50,16 @@ class Outcome:
 class Sources:
     """The image files and arrays at or below `paths`, in order; images are decoded only when predicted.
 
-    Folders are read as those of training are; `account` counts what they hold besides images. `paths` must exist.
-    Raises UserError for a folder without images, and for a path that is no file and no folder.
+    Folders are read as those of training are; `account` counts what they hold besides images. Images named by a table
+    of ids are in the folder `images`, and have the ids as names; those that are not there are `missing`. `paths` must
+    exist. Raises UserError for a folder without images, a table that names none, and a path that is no file and no
+    folder.
     """
 
-    def __init__(self, paths: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[str], images: Path | None = None) -> None:
         self.files: list[Path] = []
+        self.missing: dict[str, str] = {}  # why, by id
+        self._ids: dict[Path, str] = {}
         self.arrays: list[Path] = []
         self.account = Account()
         look = Folders()
@@ -69,8 +75,22 @@ class Sources:
                 raise UserError(f"{name}: a pipe or a device; expected a file or a folder")
             elif path.suffix.lower() in (".npy", ".npz"):
                 self.arrays.append(path)
+            elif is_table(path):
+                self._listed(path, path.parent if images is None else images)
             else:
                 self.files.append(path)
+
+    def _listed(self, table: Path, folder: Path) -> None:
+        """Add the images that a table names."""
+        there = located(table, folder)
+        self.missing |= {name: why for name, why in there.missing.items() if name not in self.missing}
+        for name, file in there.files.items():
+            if self._ids.setdefault(file, name) == name:
+                self.files.append(file)
+
+    def name(self, file: Path) -> str:
+        """Return the id that a table gives a file, or its path."""
+        return self._ids.get(file) or printable(file)
 
 
 def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -> Outcome:
@@ -79,26 +99,36 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
     Unreadable images are listed in the outcome and omitted. Raises UserError, and writes no file, if nothing was
     predicted.
     """
-    done = Outcome()
-    size = max(1, min(BATCH, int(BATCH_BYTES / np.prod(predictor.shape))))
+    done = Outcome(unreadable=dict(sources.missing))
     with replacing(out) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", "class", "confidence", *(f"p_{name}" for name in predictor.classes)])
-        batches = _batches(predictor, sources, size, done)
-        total = -(-len(sources.files) // size) + len(sources.arrays)
-        for names, images in screen.work(batches, total, "predicting", lambda: f"{done.predicted:,} images"):
-            vote = predictor(images)
-            for name, p, k in zip(names, vote.probabilities, vote.classes, strict=True):
-                writer.writerow([name, predictor.classes[k], f"{p[k]:.6f}", *(f"{value:.6f}" for value in p)])
-            done.predicted += len(names)
+        for name, p, k in votes(predictor, sources, screen, done):
+            writer.writerow([name, predictor.classes[k], f"{p[k]:.6f}", *(f"{value:.6f}" for value in p)])
         text.flush()
         text.detach()
-        _count_seen(predictor, sources, done)
-        if not done.predicted:
-            reasons = "; ".join(f"{name}: {why}" for name, why in islice(done.unreadable.items(), 3))
-            raise UserError(f"no image could be predicted: {reasons}", Exit.FAILED)
     return done
+
+
+def votes(
+    predictor: Predictor, sources: Sources, screen: Screen, done: Outcome
+) -> Iterator[tuple[str, NDArray[np.floating[Any]], int]]:
+    """Yield the name of each image that can be read, its probabilities (K,) and its class; `done` counts.
+
+    Raises UserError at the end if there was none.
+    """
+    size = max(1, min(BATCH, int(BATCH_BYTES / np.prod(predictor.shape))))
+    batches = _batches(predictor, sources, size, done)
+    total = -(-len(sources.files) // size) + len(sources.arrays)
+    for names, images in screen.work(batches, total, "predicting", lambda: f"{done.predicted:,} images"):
+        vote = predictor(images)
+        yield from zip(names, vote.probabilities, map(int, vote.classes), strict=True)
+        done.predicted += len(names)
+    _count_seen(predictor, sources, done)
+    if not done.predicted:
+        reasons = "; ".join(f"{name}: {why}" for name, why in islice(done.unreadable.items(), 3))
+        raise UserError(f"no image could be predicted: {reasons}", Exit.FAILED)
 
 
 def _count_seen(predictor: Predictor, sources: Sources, done: Outcome) -> None:
@@ -116,8 +146,8 @@ def _batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -
     numbers = (range(k, min(k + size, len(sources.files))) for k in range(0, len(sources.files), size))
     tasks = ([partial(_decoded, images, n) for n in group] for group in numbers)
     for group, found in zip(groups, run_ahead(tasks), strict=True):
-        read = [(printable(f), one) for f, one in zip(group, found, strict=True) if not isinstance(one, str)]
-        done.unreadable |= {printable(f): one for f, one in zip(group, found, strict=True) if isinstance(one, str)}
+        read = [(sources.name(f), one) for f, one in zip(group, found, strict=True) if not isinstance(one, str)]
+        done.unreadable |= {sources.name(f): one for f, one in zip(group, found, strict=True) if isinstance(one, str)}
         if read:
             pixels = np.stack([one for _, one in read])
             if scale != 1 or pixels.dtype == np.uint16:

@@ -14,22 +14,7 @@ __all__ = ["main"]
 def main(argv: list[str]) -> int:
     """Predict and write the CSV; returns 0. Raises UserError if no image can be read."""
     argv, trust = trusted(argv)
-    parser = Parser(
-        prog="dlrun predict", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"
-    )
-    parser.add_argument("model", help="a run or an ensemble, such as outputs/latest")
-    word = "image files, folders (searched recursively), tables of ids (.csv, .tsv, .parquet), .npy, or .npz with x; "
-    word += "pixels scaled as in the training data"
-    parser.add_argument("paths", nargs="+", metavar="PATH", help=word)
-    parser.add_argument("--out", default="predictions.csv", metavar="FILE", help="default: predictions.csv")
-    word = "write the ids of this table, in its order and columns: the class, or one probability per class"
-    parser.add_argument("--like", metavar="FILE", help=word)
-    word = "where the images of a table of ids are; default: the folder of the run's images"
-    parser.add_argument("--images", metavar="FOLDER", help=word)
-    parser.add_argument("--force", action="store_true", help="overwrite FILE")
-    word = "auto (default), cpu, cuda, mps, or cuda:1 for the second GPU"
-    parser.add_argument("--device", default="auto", metavar="DEVICE", help=word)
-    args = parser.parse_args(argv)
+    args = _parser().parse_args(argv)
     expect_device(args.device)
     from dlrun.analysis import scores, sweeps
 
@@ -43,10 +28,12 @@ def main(argv: list[str]) -> int:
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file name in an existing folder")
     from dlrun.console import Screen
+    from dlrun.data.sheet import is_table
     from dlrun.inference import classify, submission
     from dlrun.inference.predictor import load
 
-    sources = classify.Sources(args.paths, _images(model, args.images))
+    tables = any(is_table(Path(name)) for name in args.paths)
+    sources = classify.Sources(args.paths, _images(model, args.images) if tables else None)
     predictor = load(model, trust, args.device)
     print(scores.used(model))
     for line in predictor.changes(trust):
@@ -72,6 +59,25 @@ def main(argv: list[str]) -> int:
     left = f", {len(done.unreadable)} skipped" if done.unreadable else ""
     print(f"{done.predicted:,} images predicted{left}: {out}")
     return Exit.FINE
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="dlrun predict", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"
+    )
+    parser.add_argument("model", help="a run or an ensemble, such as outputs/latest")
+    word = "image files, folders (searched recursively), tables of ids (.csv, .tsv, .parquet), .npy, or .npz with x; "
+    word += "pixels scaled as in the training data"
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=word)
+    parser.add_argument("--out", default="predictions.csv", metavar="FILE", help="default: predictions.csv")
+    word = "write the ids of this table, in its order and columns: the class, or one probability per class"
+    parser.add_argument("--like", metavar="FILE", help=word)
+    word = "where the images of a table of ids are; default: the folder of the run's images"
+    parser.add_argument("--images", metavar="FOLDER", help=word)
+    parser.add_argument("--force", action="store_true", help="overwrite FILE")
+    word = "auto (default), cpu, cuda, mps, or cuda:1 for the second GPU"
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help=word)
+    return parser
 
 
 def _images(model: Path, typed: str | None) -> Path | None:

@@ -25,6 +25,7 @@ VERBS = {
     "resume": "continue a killed or interrupted run or sweep",
     "ensemble": "combine trained models by voting, and measure the gain",
     "predict": "classify images with a run or an ensemble; writes a CSV",
+    "suspects": "list images whose labels may be wrong, from predictions of runs that did not train on them",
     "export": "export a run to one file (ONNX or torch.export), verified against the run",
     "compare": "list runs, sweeps and ensembles in one table",
     "board": "write one page of all runs: a table, their curves, sweeps; --watch keeps it up to date",

@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dlrun.folders.disk import make_folder, write_atomic
 from dlrun.folders.formats import as_csv
 from dlrun.vocabulary import Status
 
-__all__ = ["OUTPUTS", "latest_is_gone", "new_folder", "point_latest", "write_study"]
+__all__ = ["OUTPUTS", "latest_is_gone", "new_folder", "point_latest", "study_folder", "write_study"]
 
 
 OUTPUTS = Path("outputs")
@@ -28,15 +29,24 @@ def write_study(
 
     Into `folder`, or a new one below outputs/<verb>. Raises UserError when `folder` contains anything else.
     """
-    path = new_folder(OUTPUTS / verb, label) if folder is None else Path(folder).expanduser()
-    make_folder(path)
+    path = study_folder(verb, folder, label, (f"{verb}.csv", f"{verb}.png"), "run.dir=")
     table, drawn = path / f"{verb}.csv", path / f"{verb}.png"
-    if foreign := sorted(set(os.listdir(path)) - {table.name, drawn.name}):
-        raise UserError(f"{path} already contains {foreign[0]}; choose another run.dir=")
     if rows is not None:
         write_atomic(table, as_csv(rows).encode())
     write_atomic(drawn, picture)
     return [drawn] if rows is None else [table, drawn]
+
+
+def study_folder(verb: str, folder: str | None, label: str, names: Sequence[str], flag: str) -> Path:
+    """Make the folder of a verb's results and return it: `folder`, or a new one below outputs/<verb>.
+
+    Raises UserError that names `flag` when `folder` contains other files than those of `names`.
+    """
+    path = new_folder(OUTPUTS / verb, label) if folder is None else Path(folder).expanduser()
+    make_folder(path)
+    if foreign := sorted(set(os.listdir(path)) - set(names)):
+        raise UserError(f"{path} already contains {foreign[0]}; choose another {flag}")
+    return path
 
 
 def new_folder(root: Path, label: str) -> Path:

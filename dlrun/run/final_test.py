@@ -14,7 +14,7 @@ from torch import nn
 
 from dlrun.analysis import errors
 from dlrun.data.splits import Split
-from dlrun.run.gallery import MORE, MOST, originals
+from dlrun.run.gallery import MORE, MOST, originals, pixels
 from dlrun.training import choosing, loop
 from dlrun.training.experiment import Experiment
 from dlrun.training.loop import Predictions
@@ -75,14 +75,12 @@ def showcase(exp: Experiment, found: Predictions) -> dict[str, Any]:
     """
     loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
     worst = torch.from_numpy(errors.picked(found.logits.float().numpy(), found.labels.numpy(), MOST, MORE))
-    pixels = exp.data.val.images.take(worst)
-    if pixels.dtype != torch.uint8 and pixels.numel():
-        pixels = (pixels - pixels.min()) * (255 / max(float(pixels.max() - pixels.min()), 1e-30))
-    stored = originals(exp.data.val, worst, pixels.to(torch.uint8).cpu().numpy())
-    if (by := -(-max(pixels.shape[1:3]) // LARGE)) > 1 and pixels.numel():
-        smaller = torch.nn.functional.avg_pool2d(pixels.permute(0, 3, 1, 2).float(), by, ceil_mode=True)
-        pixels = smaller.permute(0, 2, 3, 1).to(pixels.dtype)
-    shown = {"rows": worst, "images": pixels.to(torch.uint8), "losses": loss[worst]}
+    images = pixels(exp.data.val, worst)
+    stored = originals(exp.data.val, worst, images.numpy())
+    if (by := -(-max(images.shape[1:3]) // LARGE)) > 1 and images.numel():
+        smaller = torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2).float(), by, ceil_mode=True)
+        images = smaller.permute(0, 2, 3, 1).to(torch.uint8)
+    shown = {"rows": worst, "images": images, "losses": loss[worst]}
     first = next((p for p in exp.model.parameters() if p.ndim >= 2), None)
     if first is not None and first.ndim == 4:
         shown["filters"] = first.detach()[:64].float()

@@ -1,4 +1,4 @@
-"""The images of the worst errors for the report, as they are stored on disk or in an array (`dlrun train`, D11).
+"""Images for a page, as they are stored on disk or in an array (`dlrun train`, `dlrun suspects`, D11).
 
 A page with them must still open, so they are bounded: at most MOST images and MORE of single classes and pairs, the
 longer side at most SIDE pixels, all together at most ROOM bytes. Small ones are PNG and exact, larger ones JPEG.
@@ -7,23 +7,24 @@ longer side at most SIDE pixels, all together at most ROOM bytes. Small ones are
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.data.decoding import VERSION, decoded
 from dlrun.data.headers import header
 from dlrun.data.images import Streamed, files_of
-from dlrun.data.splits import Split
+from dlrun.data.splits import Data, Split
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["MORE", "MOST", "originals"]
+__all__ = ["MORE", "MOST", "by_id", "originals", "pixels"]
 
 MOST, MORE = 24, 12
 SIDE = 1600  # pixels: more than a phone or a page shows, enough to look into a detail
@@ -35,16 +36,40 @@ QUALITY = 85  # of a JPEG: the eye sees no difference
 def originals(split: Split, rows: Tensor, taken: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
     """Return the images of a split numbered by `rows` as encoded files: their bytes, and where each ends.
 
-    `taken` are the same images (N, H, W, C) as the network gets them, shown in place of a file that is gone. Too many
-    bytes are answered by smaller images.
+    `taken` are the same images (N, H, W, C) as the network gets them, shown in place of a file that is gone.
     """
-    side, files = SIDE, list[bytes]()
+    files = _files(split, rows, taken, SIDE)
+    return {"originals": np.frombuffer(b"".join(files), np.uint8), "ends": np.cumsum([len(file) for file in files])}
+
+
+def pixels(split: Split, rows: Tensor) -> Tensor:
+    """Return the images of a split numbered by `rows` as the network gets them, (N, H, W, C), 8 bits to look at."""
+    found = split.images.take(rows)
+    if found.dtype != torch.uint8 and found.numel():
+        found = (found - found.min()) * (255 / max(float(found.max() - found.min()), 1e-30))
+    return found.to(torch.uint8).cpu()
+
+
+def by_id(data: Data, ids: Sequence[str], side: int) -> dict[str, bytes]:
+    """Return images of train and validation as encoded files by their ids; those of other ids are left out."""
+    found: dict[str, bytes] = {}
+    for split in (data.train, data.val):
+        numbers = {name: number for number, name in enumerate(split.ids)}
+        names = [name for name in ids if name in numbers]
+        rows = torch.tensor([numbers[name] for name in names], dtype=torch.int64)
+        found |= zip(names, _files(split, rows, pixels(split, rows).numpy(), side), strict=True)
+    return found
+
+
+def _files(split: Split, rows: Tensor, taken: NDArray[np.uint8], side: int) -> list[bytes]:
+    """The images as files whose longer side is at most `side` pixels; smaller if all have too many bytes."""
+    files = list[bytes]()
     while rows.numel():
         files = [_encoded(image, side) for image in _stored(split, rows, taken, side)]
         if sum(map(len, files)) <= ROOM or side <= EXACT:
             break
         side //= 2
-    return {"originals": np.frombuffer(b"".join(files), np.uint8), "ends": np.cumsum([len(file) for file in files])}
+    return files
 
 
 def _stored(split: Split, rows: Tensor, taken: NDArray[np.uint8], side: int) -> Iterator[Picture]:

@@ -100,6 +100,20 @@ def test_every_training_image_is_predicted_by_the_run_that_did_not_see_it(
     assert {row["id"] for row in rows("cv/0/errors.csv")} == {*members[0]["val_ids"], *test}
 
 
+def test_suspects_of_all_folds_are_shown_with_their_images(three: Path, dlrun: Callable[..., Outcome]) -> None:
+    pytest.importorskip("cleanlab", reason="the extra suspects is not installed")
+    done = dlrun("suspects", "cv", "--out", "s")
+    assert done.code == 0, done.err
+    count = sum(len(arrays(f"cv/{fold}")["val_ids"]) for fold in range(3))
+    assert f"of {count} images" in done.out
+    assert Path("s/report.html").read_text().count("<figure ") == min(96, len(rows("s/suspects.csv"))) > 0
+    Path("mine.npz").unlink()
+    done = dlrun("suspects", "cv", "--out", "s")
+    assert done.code == 0, done.err
+    assert "mine.npz" in done.out
+    assert "<figure " not in Path("s/report.html").read_text()
+
+
 @pytest.mark.parametrize("words", [["--top", "2"], ["--greedy"], ["--average", "weights"]])
 def test_folds_have_no_common_validation_to_choose_by(
     three: Path, dlrun: Callable[..., Outcome], words: list[str]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "suspects"]
 
-# as many images as the confident joint has off its diagonal, those with the lowest probability of their label: on scenes
-# with 5 % of labels swapped the most precise of cleanlab's rules, and it finds as many (tests/benchmarks)
+# as many images as the confident joint has off its diagonal, those with the lowest probability of their label: with 5 %
+# of the labels of scenes swapped, the most precise of cleanlab's rules (tests/benchmarks/bench_suspects.py)
 FILTER = "low_self_confidence"
 COLUMNS = ("rank", "id", "label", "suggested", "score", "probability")
 

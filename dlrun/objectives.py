@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from dlrun.models.outputs import auxiliary, logits_of
+
 if TYPE_CHECKING:
     from dlrun.data import Data
     from dlrun.data.batches import Batch
@@ -21,14 +23,25 @@ __all__ = ["Distill", "Supervised"]
 
 
 class Supervised:
-    """The loss of the model's logits against the labels of the batch."""
+    """The loss of the model's logits against the labels of the batch.
+
+    If the model returns more in training mode, a tuple or a mapping, outputs of the shape of the logits are those of
+    auxiliary classifiers, whose loss is added with the weight `aux_weight` (0.3: Szegedy et al. 2015, GoogLeNet, §5).
+    """
 
     train_acc_valid = True
 
+    def __init__(self, aux_weight: float = 0.3) -> None:
+        self.aux_weight = aux_weight
+
     def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss (scalar) and the logits (B, K)."""
-        logits: Tensor = model(batch.x)
-        return loss(logits, batch.y), logits
+        outputs = model(batch.x)
+        logits: Tensor = logits_of(outputs)
+        value: Tensor = loss(logits, batch.y)
+        for other in auxiliary(outputs) if self.aux_weight else ():
+            value = value + self.aux_weight * loss(other, batch.y)
+        return value, logits
 
 
 class Distill:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from dlrun.checks.advice import advice
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import data_loss, named, replica, samples
+from dlrun.checks.sandbox import data_loss, fitted, named, replica, samples, uniform
 from dlrun.errors import first_line
+from dlrun.models.outputs import logits_of
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -40,11 +41,11 @@ def initial_loss(exp: Experiment) -> Verdict:
     """Compare the data loss of untrained weights with its exact value at chance: ln C, C−1, label entropy."""
     x, y = samples(exp, SAMPLES, index=_as_frequent(exp) if exp.cfg.model.get("output_bias") == "frequency" else None)
     with torch.no_grad():
-        logits = replica(exp)(x).float()
+        logits = logits_of(replica(exp)(x)).float()
         value = float(data_loss(exp)(logits, y))
         size = float(logits.abs().mean())
     expected, name = expected_loss(exp, y)
-    off = (value - expected) / expected
+    off = (value - expected) / (abs(expected) or 1.0)
     shown = f"{value:.3f}", f"{expected:.3f} ({name})"
     if math.isnan(value):
         bad = int((~logits.isfinite()).any(1).sum())
@@ -53,7 +54,7 @@ def initial_loss(exp: Experiment) -> Verdict:
         return Verdict(Outcome.FAIL, *shown, message)
     if off > FAR:
         message = (
-            f"the initial loss is {value / expected:.3g} times that of guessing: check the scale of the inputs, "
+            f"the initial loss is {off + 1:.3g} times that of guessing: check the scale of the inputs, "
             "of the initial weights and of the loss" + _calmer(exp)
         )
         return Verdict(Outcome.FAIL, *shown, message)
@@ -100,7 +101,7 @@ def expected_loss(exp: Experiment, y: Tensor) -> tuple[float, str]:
         hinge = f"{classes} - 1" if margin == 1.0 else f"({classes} - 1) × {margin:g}"
         names = {"CrossEntropy": f"ln {classes}", "Hinge": hinge}
         return float(function.chance(classes)), names.get(type(function).__name__, "chance")  # type: ignore[operator]
-    return float(function(torch.zeros(len(y), classes, device=y.device), y)), "uniform logits"
+    return float(function(uniform(exp, len(y)), y)), "uniform logits"
 
 
 @check(order=70, needs_outputs=True)
@@ -109,11 +110,12 @@ def loss(exp: Experiment) -> Verdict:
     function, classes = data_loss(exp), exp.num_classes
     y = torch.arange(min(classes, CLASSES), device=exp.device)
     right = torch.nn.functional.one_hot(y, classes).float()
-    uniform = torch.zeros_like(right)
+    even = uniform(exp, len(y))
     try:
-        chance = float(function(uniform, y))
-        twice = float(function(uniform.repeat(2, 1), y.repeat(2)))
-        best = min(_each(function, s * right, y).max().item() for s in SCALES)
+        chance = float(function(even, y))
+        twice = float(function(even.repeat(2, 1), y.repeat(2)))
+        best = min(_each(function, fitted(exp, s * right), y).max().item() for s in SCALES)
+        right = fitted(exp, right)
         each_right, each_wrong = _each(function, right, y), _each(function, right.roll(1, 1), y)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
         message = f"the loss does not accept logits (B, {classes}) and labels (B,): {first_line(error)}; "
@@ -127,8 +129,9 @@ def loss(exp: Experiment) -> Verdict:
             Outcome.FAIL, *shown, "the loss of ordinary logits is not finite: look for a logarithm of 0 in it"
         )
     if abs(twice - chance) > 1e-3 * abs(chance):
-        message = f"the loss of a batch repeated twice is {twice / chance:.3g} times as high: "
-        summed = min(abs(twice / chance - factor) for factor in (2, 0.5)) < 0.01
+        ratio = twice / chance if chance else math.inf
+        message = f"the loss of a batch repeated twice is {ratio:.3g} times as high: "
+        summed = min(abs(ratio - factor) for factor in (2, 0.5)) < 0.01
         message += (
             "return the mean over samples, with .mean() or reduction='mean'"
             if summed

@@ -9,7 +9,6 @@ fixed reordering and can be learned.
 
 from __future__ import annotations
 
-import copy
 from itertools import repeat
 from time import perf_counter
 
@@ -21,6 +20,8 @@ from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import samples, settle, training
 from dlrun.errors import first_line
+from dlrun.models.outputs import logits_of
+from dlrun.training.copies import copied
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -43,7 +44,9 @@ def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
         return Verdict(
             Outcome.SKIP, f"{len(x)} samples", expected, f"too few samples to mix; add samples{limited(exp)}"
         )
-    model = copy.deepcopy(exp.model)  # not a replica: dropout that stays on must be detected
+    model = copied(exp.model)  # not a replica: dropout that stays on must be detected
+    with torch.no_grad():
+        model.train()(x)  # layers may initialise themselves from the first batch
     settle(model, x)
     model.eval()
     if _constant(model, x):
@@ -103,7 +106,7 @@ def _why_not_twice(model: nn.Module, x: Tensor, allowed: float) -> str:
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model(x)
+        logits: Tensor = logits_of(model(x))
     return logits.float()
 
 

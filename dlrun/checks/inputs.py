@@ -25,6 +25,7 @@ from dlrun.checks.sandbox import named, replica, samples
 from dlrun.data.batches import Batches
 from dlrun.data.splits import Split
 from dlrun.errors import first_line
+from dlrun.models.outputs import logits_of
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome, worst
 
@@ -172,14 +173,19 @@ def outputs(exp: Experiment) -> Verdict:
         model.train(mode == "training")
         try:
             with torch.no_grad():
-                logits = model(x)
+                outputs = model(x)
         except Exception as error:
             message = f"the model raises an error in {mode} mode on images {tuple(x.shape)}{raised_at(error)}: "
             message += f"{first_line(error)}; check the sizes of its layers"
             return Verdict(Outcome.FAIL, type(error).__name__, expected, message)
+        # auxiliary classifiers return more, but only while they train
+        logits = logits_of(outputs) if mode == "training" else outputs
         if not isinstance(logits, Tensor):
-            message = f"the model returns a {type(logits).__name__} in {mode} mode: return only the logits"
-            return Verdict(Outcome.FAIL, type(logits).__name__, expected, message)
+            kind = type(outputs).__name__
+            message = (
+                f"the model returns a {kind} in {mode} mode: return the logits; others may follow them in training"
+            )
+            return Verdict(Outcome.FAIL, kind, expected, message)
         if tuple(logits.shape) != (len(x), classes):
             message = (
                 f"the model must return one logit for each of {classes} classes: "

@@ -9,7 +9,6 @@ does not use, or functional norms.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from dlrun.checks.advice import advice
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, samples
+from dlrun.training.copies import copied
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -33,7 +33,7 @@ __all__ = ["lint_activation", "lint_bias", "lint_width"]
 @check(order=140, needs_outputs=True)
 def lint_bias(exp: Experiment) -> Verdict:
     """Find biases that the norm right after their layer cancels (M5)."""
-    model = copy.deepcopy(exp.model).train()
+    model = copied(exp.model).train()
     makers: dict[int, str] = {}
     alive: list[Tensor] = []  # an id is valid only while its tensor exists
     redundant: list[str] = []
@@ -91,7 +91,7 @@ class _Saturating(TorchFunctionMode):
 @check(order=150, needs_outputs=True)
 def lint_activation(exp: Experiment) -> Verdict:
     """Find sigmoid and tanh in hidden layers, which saturate there (M4)."""
-    model = copy.deepcopy(exp.model).train()
+    model = copied(exp.model).train()
     x, _ = samples(exp, 4)
     with torch.no_grad(), _Saturating() as watch:
         output = model(x)

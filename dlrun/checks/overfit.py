@@ -15,12 +15,12 @@ from __future__ import annotations
 from itertools import repeat
 from time import perf_counter
 
-import torch
+from torch import Tensor
 
 from dlrun.checks.advice import advice
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import data_loss, replica, samples, training
+from dlrun.checks.sandbox import data_loss, replica, samples, training, uniform
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -39,7 +39,7 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     started = perf_counter()
     deadline = started + seconds
     x, y = samples(exp, EXAMPLES)
-    goal = float(data_loss(exp)(torch.zeros(len(y), exp.num_classes, device=y.device), y)) / 20
+    goal = float(data_loss(exp)(uniform(exp, len(y)), y)) / 20
     expected = f"accuracy 1.00, loss < {goal:.2g}"
     reached: list[tuple[float, float]] = []
     for turn, rate in enumerate(RATES, 1):
@@ -69,7 +69,7 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
 
 
 def _learn(
-    exp: Experiment, x: torch.Tensor, y: torch.Tensor, rate: float, goal: float, hurry: float, deadline: float
+    exp: Experiment, x: Tensor, y: Tensor, rate: float, goal: float, hurry: float, deadline: float
 ) -> tuple[float, float, int]:
     """Return accuracy, loss and steps at the goal, when the loss no longer falls, or when the time is used up."""
     accuracy, losses = 0.0, [float("inf")]

@@ -11,11 +11,8 @@ detect: a rate that is merely poor (O5 does), or a gradient that exists and is w
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from itertools import repeat
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +23,7 @@ from dlrun.checks.advice import advice
 from dlrun.checks.chance import expected_loss
 from dlrun.checks.check import SETUP, check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import data_loss, named, replica, samples, training
+from dlrun.checks.sandbox import data_loss, named, peak_rates, replica, samples, training, twin
 from dlrun.data.batches import Batch
 from dlrun.training import loop
 from dlrun.training.experiment import Experiment
@@ -35,6 +32,7 @@ from dlrun.vocabulary import Outcome
 __all__ = ["optimizer", "parameters"]
 
 COUNT, TRIES = 16, 5
+MANY = 320  # samples that a tensor without a gradient is given in the end
 STEPS = 4
 ROSE, EXPLODED = 10.0, 100.0  # times the larger of the first loss and chance, after a few steps
 MOMENTUM = 0.999  # averages over a thousand steps
@@ -66,6 +64,8 @@ def parameters(exp: Experiment) -> Verdict:
             "put layers into nn.ModuleList, tensors into nn.Parameter"
         )
         return Verdict(Outcome.FAIL, f"{len(strangers)} unregistered", expected, message)
+    chosen = _routed(exp) if missed else ()
+    missed = [n for n in missed if not n.startswith(chosen)] if chosen else missed
     if missed:
         message = (
             f"no gradient reaches {named(missed)}: a detach() or no_grad(), a layer that forward() "
@@ -107,7 +107,41 @@ def _gradients(
                     return reached, [], False
         if len(reached) == len(trainable):
             break
+    _more(exp, model, trainable, reached)
     return reached, list(strangers.values()), True
+
+
+def _more(exp: Experiment, model: nn.Module, trainable: Mapping[str, Tensor], reached: set[str]) -> None:
+    """Add what other samples reach: a few samples need not reach every expert of a mixture of experts."""
+    missing = {n: p for n, p in trainable.items() if n not in reached}
+    if not missing or not reached or all(_excused(n, reached) for n in missing):
+        return
+    x, y = samples(exp, MANY)
+    batches = zip(torch.split(x, COUNT), torch.split(y, COUNT), strict=True)
+    for _ in training(exp, model, batches, 1e-3):
+        reached |= {n for n, p in missing.items() if p.grad is not None and bool(p.grad.any())}
+        if len(reached) == len(trainable):
+            return
+
+
+def _routed(exp: Experiment) -> tuple[str, ...]:
+    """The prefixes of parts that some samples run and others do not, as a mixture of experts does."""
+    model = replica(exp).eval()
+    lists = {name for name, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.ModuleDict))}
+    ran: set[str] = set()
+    seen: list[frozenset[str]] = []
+    hooks = [
+        m.register_forward_hook(lambda *_, name=name: ran.add(name))
+        for name, m in model.named_modules()
+        if name.rpartition(".")[0] in lists
+    ]
+    with torch.no_grad():
+        for x in torch.split(samples(exp, 2 * COUNT)[0], 1) if hooks else ():
+            ran.clear()
+            model(x)
+            seen.append(frozenset(ran))
+    varying = frozenset.union(*seen) - frozenset.intersection(*seen) if seen else ()
+    return tuple({f"{name.rpartition('.')[0]}." for name in varying})
 
 
 def _statistics(model: nn.Module) -> dict[str, tuple[int, Tensor]]:
@@ -166,9 +200,9 @@ def optimizer(exp: Experiment) -> Verdict:
     found = _membership(exp) or _settings(exp)
     if found is not None:
         return found
-    trial = _twin(exp)
+    trial = twin(exp)
     model, own = trial.model.train(), trial.optimizer
-    for group, rate in zip(own.param_groups, _rates(exp), strict=True):
+    for group, rate in zip(own.param_groups, peak_rates(exp), strict=True):
         group["lr"] = rate
     x, y = samples(exp, min(COUNT, exp.cfg.trainer.batch_size))
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
@@ -234,7 +268,7 @@ def _membership(exp: Experiment) -> Verdict | None:
 
 def _settings(exp: Experiment) -> Verdict | None:
     """A verdict on settings with which no training works, else None."""
-    for group, lr in zip(exp.optimizer.param_groups, _rates(exp), strict=True):
+    for group, lr in zip(exp.optimizer.param_groups, peak_rates(exp), strict=True):
         momentum = float(group.get("momentum") or 0.0)
         decay = lr * float(group.get("weight_decay") or 0.0)
         if momentum >= 1 or momentum < 0:
@@ -250,29 +284,8 @@ def _settings(exp: Experiment) -> Verdict | None:
                 exp, "optimizer.weight_decay=1e-4"
             )
             return Verdict(Outcome.FAIL, f"lr × weight_decay {decay:.3g}", "under 1", message)
-    if not any(rate > 0 for rate in _rates(exp)):
+    if not any(rate > 0 for rate in peak_rates(exp)):
         message = "a learning rate of 0 changes nothing"
         message += advice(exp, "optimizer.lr=1e-3") or "; look at what set it in optimizer.param_groups"
         return Verdict(Outcome.FAIL, "lr 0", "above 0", message)
     return None
-
-
-def _rates(exp: Experiment) -> list[float]:
-    """The learning rate of each group at the peak of its schedule; the present one may be the start of a warm-up."""
-    present = [float(group["lr"]) for group in exp.optimizer.param_groups]
-    base = exp.scheduler.state_dict()["base_lrs"]
-    if len(base) != len(present):  # not the optimizer of the schedule
-        return present
-    return [max(p, b) if p else 0.0 for p, b in zip(present, base, strict=True)]
-
-
-def _twin(exp: Experiment) -> Experiment:
-    """The experiment with copies of all that a step changes; one memo, so that the copy steps the copy."""
-    memo: dict[int, Any] = {}
-    model, loss = copy.deepcopy(exp.model, memo), copy.deepcopy(exp.loss, memo)
-    objective = copy.deepcopy(exp.objective, memo)
-    own = copy.deepcopy(exp.optimizer, memo)
-    for name, value in vars(exp.optimizer).items():
-        if name not in vars(own) and not callable(value):  # torch leaves out what L-BFGS keeps in attributes
-            setattr(own, name, copy.deepcopy(value, memo))
-    return replace(exp, model=model, loss=loss, objective=objective, optimizer=own)

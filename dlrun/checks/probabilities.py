@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from itertools import repeat
 
-import torch
 from torch import Tensor, nn
 
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import replica, samples, training
+from dlrun.checks.sandbox import replica, samples, training, wants_log_probabilities
 from dlrun.data.batches import Batch
+from dlrun.models.outputs import logits_of
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -26,6 +26,12 @@ __all__ = ["probabilities"]
 COUNT, STEPS = 8, 15  # so that a bias alone, after dead units, gets beyond 1
 RATES = (0.1, 0.01, 0.001)  # the next one if a deep network without norms overflows
 ALMOST = 1e-4
+LOOKED = 5  # operations at the end of a forward pass, reshapes among them
+
+# the last operations of a forward pass, as autograd names them; distances may be far below 0 without end
+CUTTING = ("LogSigmoid", "LogBackward", "LogSoftmax", "Relu", "Softplus", "Clamp", "Hardtanh", "Threshold")
+POOLING = ("MeanBackward", "AdaptiveAvgPool", "AvgPool")
+MAY_BE_MEANT = ("log_softmax", "pooled")
 
 WRONG = {
     "softmax": "outputs look like probabilities, but the loss applies softmax itself: return raw logits",
@@ -34,6 +40,10 @@ WRONG = {
     "tanh": "outputs stay between -1 and 1: a tanh, clamp or tiny factor is applied to the logits; return its input",
     "relu": "outputs never go below 0: a ReLU or softplus is applied to the logits; end with a plain nn.Linear",
     "negative": "outputs never go above 0: a log or -ReLU is applied to the logits; end with a plain nn.Linear",
+    "pooled": "outputs never go below 0: they are means of ReLU outputs, as in SqueezeNet, so a class whose units die "
+    "gets no gradient any more; another model, or a head without that ReLU, trains more safely",
+    "raw": "outputs are raw logits, but the loss takes log-probabilities: use loss=cross_entropy, or return "
+    "log_softmax(logits, 1)",
 }
 
 
@@ -44,17 +54,32 @@ def probabilities(exp: Experiment) -> Verdict:
         message = "every parameter is frozen, so there is nothing to train: unfreeze some with requires_grad_(True)"
         return Verdict(Outcome.SKIP, "frozen", "any value", message)
     x, y = samples(exp, COUNT)
-    with torch.no_grad():
-        logits = replica(exp)(x).float()
+    logits = logits_of(replica(exp)(x)).float()
+    last, logits = _last(logits), logits.detach()
     low, high = float(logits.min()), float(logits.max())
     kind = _rows(logits)
     if kind is None and not (low < -1 - ALMOST and high > 1 + ALMOST):
         low, high = min(low, _pushed(exp, x, y, -1.0)), max(high, _pushed(exp, x, y, 1.0))
         kind = _range(low, high)
+        if kind == "negative" and not any(name.startswith(CUTTING) for name in last):
+            kind = None
+        elif kind == "relu" and any(name.startswith(POOLING) for name in last):
+            kind = "pooled"
+    if wants_log_probabilities(exp):
+        kind = None if kind == "log_softmax" else kind or "raw"
     shown = f"{low:.3g} to {high:.3g}"
     if kind is None:
         return Verdict(Outcome.PASS, shown, "any value", "the loss gets logits")
-    return Verdict(Outcome.WARN if kind == "log_softmax" else Outcome.FAIL, shown, "any value", WRONG[kind])
+    return Verdict(Outcome.WARN if kind in MAY_BE_MEANT else Outcome.FAIL, shown, "any value", WRONG[kind])
+
+
+def _last(logits: Tensor) -> list[str]:
+    """The last operations of a forward pass, the last one first, as autograd names them."""
+    node, found = logits.grad_fn, list[str]()
+    while node is not None and len(found) < LOOKED:
+        found.append(node.name())
+        node = node.next_functions[0][0] if node.next_functions else None
+    return found
 
 
 def _rows(logits: Tensor) -> str | None:
@@ -77,7 +102,7 @@ def _pushed(exp: Experiment, x: Tensor, y: Tensor, sign: float) -> float:
     extreme = float("-inf")
 
     def pushed(model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        outputs = model(batch.x).float()
+        outputs = logits_of(model(batch.x)).float()
         return -sign * outputs.mean(), outputs
 
     for rate in RATES:

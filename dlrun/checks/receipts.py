@@ -6,8 +6,8 @@ that define the classes of model, loss, penalty and objective with all their bas
 folders, and the packages of `trust`. For other files there is check.fresh=true. The seed is not in the hash.
 Optimizer, schedule and trainer are only in those of the checks that look at them, such as `optimizer`, which steps with
 the configured rate. So a sweep over rates runs these quick checks for each rate; `parameters` and all others use fixed
-rates and run once per setup. The audit has no receipt, since its hash would depend on the test split; the process that holds the data
-remembers it (dlrun.data.audit), so a sweep runs it once per worker. Failures are never stored.
+rates and run once per setup. The audit has no receipt, since its hash would depend on the test split; the process that
+holds the data remembers it (dlrun.data.audit), so a sweep runs it once per worker. Failures are never stored.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _sources(exp: Experiment) -> list[str]:
     """Hashes of the files that define the classes of model, loss, penalty and objective, and the checks of dlrun."""
     classes = [type(m) for m in [*exp.model.modules(), *exp.loss.modules()]] + [
         type(exp.penalty),
-        type(exp.objective),
+        type(getattr(exp.objective, "inner", exp.objective)),
     ]
     own = {m for c in classes for base in c.__mro__ if not _ours(m := base.__module__)}
     modules = (

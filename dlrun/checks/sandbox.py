@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +19,12 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from dlrun.data.batches import Batch
 from dlrun.data.splits import Split
+from dlrun.training.copies import copied
 from dlrun.training.experiment import Experiment, Objective
 from dlrun.training.random_state import rng_state, set_rng_state
 
-__all__ = ["data_loss", "in_turn", "named", "no_trace", "replica", "samples", "settle", "training"]
+__all__ = ["data_loss", "fitted", "in_turn", "named", "no_trace", "replica", "samples", "settle", "training", "uniform"]
+__all__ += ["peak_rates", "twin", "wants_log_probabilities"]
 
 
 @contextmanager
@@ -35,7 +39,7 @@ def no_trace() -> Iterator[None]:
 
 def replica(exp: Experiment) -> nn.Module:
     """Return a copy of the model in training mode with dropout off (regularisation off, C1, C3)."""
-    model = copy.deepcopy(exp.model)
+    model = copied(exp.model)
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0
@@ -48,6 +52,32 @@ def data_loss(exp: Experiment) -> nn.Module:
     if hasattr(loss, "label_smoothing"):
         loss.label_smoothing = 0.0  # type: ignore[assignment]
     return loss
+
+
+def wants_log_probabilities(exp: Experiment) -> bool:
+    """Whether the loss takes log-probabilities, as torch.nn.NLLLoss does: adding 1 to all of them takes 1 off it.
+
+    A loss of dlrun, which knows its own value at chance, takes logits.
+    """
+    loss, classes = data_loss(exp), exp.num_classes
+    if hasattr(loss, "chance"):
+        return False
+    scores = torch.linspace(-2.0, 1.0, 4 * classes, device=exp.device).view(4, classes)
+    y = torch.arange(4, device=exp.device) % classes
+    try:
+        return abs(float(loss(scores, y)) - float(loss(scores + 1, y)) - 1) < 1e-4
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return False
+
+
+def fitted(exp: Experiment, logits: Tensor) -> Tensor:
+    """Return logits (B, K) as the loss takes them: as they are, or as log-probabilities."""
+    return logits.log_softmax(1) if wants_log_probabilities(exp) else logits
+
+
+def uniform(exp: Experiment, count: int) -> Tensor:
+    """Return the outputs (count, K) that give every class the same probability, as the loss takes them."""
+    return fitted(exp, torch.zeros(count, exp.num_classes, device=exp.device))
 
 
 def in_turn(labels: Tensor, classes: int) -> Tensor:
@@ -127,3 +157,24 @@ def named(names: list[str]) -> str:
     """Return the first three names, and how many more there are."""
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + rest
+
+
+def peak_rates(exp: Experiment) -> list[float]:
+    """Return the learning rate of each group at the peak of its schedule; now it may be warming up."""
+    present = [float(group["lr"]) for group in exp.optimizer.param_groups]
+    base = exp.scheduler.state_dict()["base_lrs"]
+    if len(base) != len(present):  # not the optimizer of the schedule
+        return present
+    return [max(p, b) if p else 0.0 for p, b in zip(present, base, strict=True)]
+
+
+def twin(exp: Experiment) -> Experiment:
+    """Return the experiment with copies of all that a step changes; one memo, so that the copy steps the copy."""
+    memo: dict[int, Any] = {}
+    model, loss = copied(exp.model, memo), copy.deepcopy(exp.loss, memo)
+    objective = copy.deepcopy(exp.objective, memo)
+    own = copy.deepcopy(exp.optimizer, memo)
+    for name, value in vars(exp.optimizer).items():
+        if name not in vars(own) and not callable(value):  # torch leaves out what L-BFGS keeps in attributes
+            setattr(own, name, copy.deepcopy(value, memo))
+    return replace(exp, model=model, loss=loss, objective=objective, optimizer=own)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import nn
+
+from dlrun.training.copies import copied
 
 __all__ = ["follow", "started"]
 
 
 def started(model: nn.Module) -> nn.Module:
     """Return the running average as it starts: a copy of the model, which no optimizer changes."""
-    return copy.deepcopy(model).requires_grad_(False).eval()
+    return copied(model).requires_grad_(False).eval()
 
 
 @torch.no_grad()

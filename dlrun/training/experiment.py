@@ -5,7 +5,6 @@ Reached by every verb that trains or evaluates. The one place that picks the dev
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from dlrun.config.settings import Settings, Trainer
 from dlrun.config.targets import check_targets, instantiate
@@ -26,7 +26,9 @@ from dlrun.optim.groups import parameter_groups
 from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
 from dlrun.training import averaging, memory, norms
+from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
+from dlrun.training.objective import with_batch
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
 from dlrun.vocabulary import lower_is_better
@@ -120,7 +122,9 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         model=model,
         loss=instantiate(plain["loss"], trust, "loss").to(device),
         penalty=instantiate(regularizer, trust, "regularizer"),
-        objective=instantiate(plain["objective"], trust, "objective", data=data, packages=trust, device=device),
+        objective=with_batch(
+            instantiate(plain["objective"], trust, "objective", data=data, packages=trust, device=device)
+        ),
         optimizer=optimizer,
         scheduler=_scheduler(plain["scheduler"], trust, optimizer, trainer.monitor),
         device=device,
@@ -168,7 +172,7 @@ def _smaller(exp: Experiment, sides: Sequence[int]) -> None:
     smallest = torch.zeros(2, channels, min(sides), min(sides), device=exp.device)
     try:
         with torch.inference_mode(), exp.autocast():
-            copy.deepcopy(exp.model).eval()(smallest)
+            copied(exp.model).eval()(smallest)
     except (RuntimeError, ValueError, IndexError) as error:
         what = f"the model does not take images of {min(sides)} pixels ({first_line(error)[:120]})"
         raise UserError(f"{key}: {what}; choose another size or model, such as model=resnet20") from error
@@ -210,6 +214,10 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
         raise UserError(f"model._target_={node['_target_']}: expected a torch.nn.Module, found {type(model).__name__}")
     if node.get("weights") and init != "default":
         raise UserError(f"model.init={init} would overwrite model.weights={node['weights']}; omit one of them")
+    if any(isinstance(p, UninitializedParameter) for p in model.parameters()):  # lazy layers
+        with torch.no_grad():
+            model.eval()(torch.zeros(2, channels, height, width))
+        model.train()
     initialise(model, init)
     return model
 

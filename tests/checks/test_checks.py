@@ -21,7 +21,7 @@ from dlrun.checks import independence as c8
 from dlrun.checks import parameters as c9
 from dlrun.checks.advice import advice
 from dlrun.checks.penalty import penalty
-from dlrun.checks.sandbox import in_turn, named, no_trace, samples, settle
+from dlrun.checks.sandbox import in_turn, named, no_trace, peak_rates, samples, settle
 from dlrun.config.settings import Settings
 from dlrun.training.experiment import Experiment, build
 from support.composed import alter, composed
@@ -236,7 +236,7 @@ def test_a_few_frozen_weights_pass_and_most_of_them_warn() -> None:
 def test_a_warm_up_is_tried_at_the_rate_it_leads_to() -> None:
     exp = experiment("scheduler.warmup=2", "optimizer.lr=0.5")
     assert exp.optimizer.param_groups[0]["lr"] < 0.01
-    assert c9._rates(exp) == [0.5]
+    assert peak_rates(exp) == [0.5]
 
 
 @pytest.mark.parametrize(

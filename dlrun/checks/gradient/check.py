@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dlrun.checks.advice import advice
 from dlrun.checks.check import check
 from dlrun.checks.gradient.differences import KINKED, SMOOTH, Comparison, NotComparable, Slopes
-from dlrun.checks.gradient.doubles import burn_in, doubled, float64, off_zero
+from dlrun.checks.gradient.doubles import burn_in, doubled, float64, holds_constant, off_zero
 from dlrun.checks.gradient.kinks import STEPS
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, no_trace
@@ -37,6 +37,7 @@ __all__ = ["gradient"]
 RANDOM_ENTRIES = {"start": 2, "burn-in": 1, "penalty": 1}
 BAD = ("wrong", "suspicious")
 TINY = 1e-10  # C6
+CONSTANT = "; the loss holds a part of itself constant, so the network was checked with cross-entropy"
 
 
 @dataclass
@@ -63,13 +64,15 @@ def gradient(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     deadline = time.perf_counter() + seconds
     with no_trace(), float64():
         try:
-            model, loss, samples = doubled(exp)
+            constant = holds_constant(exp)
+            model, loss, samples = doubled(replace(exp, loss=nn.CrossEntropyLoss()) if constant else exp)
             parameters = {n: p for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
             if not parameters:
                 raise NotComparable("no parameter is trainable")
             off_zero(parameters)
             found = _Findings(list(parameters), samples, advice=advice(exp, "model.norm=batch", "model.init=he_normal"))
-            return _phases(exp, model, loss, parameters, found, deadline)
+            verdict = _phases(exp, model, loss, parameters, found, deadline)
+            return replace(verdict, message=f"{verdict.message}{CONSTANT}") if constant else verdict
         except NotComparable as error:
             return Verdict(Outcome.SKIP, "", "", str(error))
 

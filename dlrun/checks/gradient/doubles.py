@@ -16,10 +16,11 @@ from dlrun.checks.gradient.differences import NotComparable, gradients
 from dlrun.checks.gradient.kinks import Winners
 from dlrun.checks.sandbox import samples
 from dlrun.data.batches import Batch
+from dlrun.training.copies import copied
 from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import seed_everything
 
-__all__ = ["burn_in", "doubled", "float64", "off_zero"]
+__all__ = ["burn_in", "doubled", "float64", "holds_constant", "off_zero"]
 
 SAMPLES = 4
 LARGE, SMALL = 5_000_000, 16  # one sample less above so many parameters, unless images have so few pixels a side
@@ -44,12 +45,15 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
     """
     device = torch.device("cpu") if exp.device.type == "mps" else exp.device  # which has no float64
     try:
-        model = copy.deepcopy(exp.model).to(device, torch.float64).train()
+        model = copied(exp.model).to(device, torch.float64).train()
     except (RuntimeError, TypeError) as error:
         raise NotComparable(f"the model cannot be copied ({error})") from error
     for module in model.modules():
         if type(module).__name__ == "_SpectralNorm":
             module.eval()  # its power iteration blocks gradients
+        for hook in module._forward_pre_hooks.values():
+            if type(hook).__name__ == "SpectralNorm":  # the older form
+                hook.n_power_iterations = 0  # type: ignore[attr-defined]
     # the last maps of small images have one pixel, and batch norm needs every sample
     large = sum(p.numel() for p in model.parameters()) > LARGE and max(exp.data.shape[:2]) > SMALL
     x, y = (t.to(device) for t in samples(exp, SAMPLES - large))
@@ -57,6 +61,8 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
     for inner in vars(objective).values():
         if isinstance(inner, nn.Module):
             inner.to(device).double()
+    with torch.no_grad():
+        objective(model, loss, Batch(x, y))  # layers may initialise themselves from the first batch
     owned = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
     before = [b.clone() for _, _, b in owned]
 
@@ -69,6 +75,28 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
         return found
 
     return model, value, len(y)
+
+
+def holds_constant(exp: Experiment) -> bool:
+    """Whether the loss, on purpose, differentiates a part of itself only: a focal loss with a detached weight.
+
+    Its gradient by the logits then is not the derivative, and still points uphill. Call it within `float64`.
+    """
+    loss, generator = copy.deepcopy(exp.loss).to("cpu").double(), torch.Generator().manual_seed(0)
+    logits = torch.randn(SAMPLES, exp.num_classes, generator=generator, requires_grad=True)
+    y = torch.arange(SAMPLES) % exp.num_classes
+    try:
+        value = loss(logits, y)
+        (slope,) = torch.autograd.grad(value, logits)
+        numeric = []
+        with torch.no_grad():
+            for direction in (slope / slope.norm(), torch.randn(slope.shape, generator=generator)):
+                ahead, behind = (float(loss(logits + h * direction, y)) for h in (1e-5, -1e-5))
+                numeric.append(((ahead - behind) / 2e-5, float((slope * direction).sum())))
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        return False
+    uphill = numeric[0][0] > 0.1 * numeric[0][1] > 0
+    return uphill and any(abs(found - own) > 1e-3 * max(abs(found), abs(own)) for found, own in numeric)
 
 
 @torch.no_grad()

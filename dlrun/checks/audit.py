@@ -1,8 +1,8 @@
 """D1, D2, D6: problems in the data itself, reported before training (`dlrun check`).
 
-`data_audit` reports samples that dataset.on_bad=drop left out, blank images, classes with too few samples, and the
-sizes of files, with a warning if `dataset.resize=crop` leaves out much of them; files and labels that cannot be used at
-all were refused earlier (dlrun.data). Cannot detect images that decode but show the wrong thing.
+`data_audit` reports groups in two splits, samples that dataset.on_bad=drop left out, blank images, classes with too few
+samples, and the sizes of files, with a warning if `dataset.resize=crop` leaves out much of them; files and labels that
+cannot be used at all were refused earlier (dlrun.data). Cannot detect images that decode but show the wrong thing.
 `data_duplicates` reports exact copies: within train, leaks of train into val and test,
 and one image under two labels. Cannot detect near-duplicates (another compression, crop or brightness) or a wrong
 label on a single image. `class_balance` reports unbalanced classes; cannot detect whether they are so in reality
@@ -60,6 +60,10 @@ def data_audit(exp: Experiment) -> Verdict:
     if few:
         parts.append(f"too few training samples of {named(few)}: add samples, merge classes{limited(exp)}")
     message = "; ".join([*(parts or ["all samples are usable"]), *([str(found.files)] if found.files else [])])
+    if divided := found.of("group"):
+        shown = named([f"{one.detail} ({one.other_split}, {one.split})" for one in divided])
+        remedy = "divide by groups: dataset.split_column=none, or another column"
+        return Verdict(Outcome.FAIL, value, expected, f"in two splits: {shown}; {remedy}; {message}")
     if any(len(found.of("constant", name)) > BLANK * size for name, size in found.sizes.items()):
         return Verdict(Outcome.FAIL, value, expected, f"most images of a split are blank; {message}")
     return Verdict(Outcome.WARN if parts else Outcome.PASS, value, expected, message)

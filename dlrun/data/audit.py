@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from dlrun.data.headers import Files, looked_at, veiled
 from dlrun.data.images import Marks, files_of
@@ -22,12 +22,15 @@ from dlrun.data.splits import Bad, Data, Split
 __all__ = ["VEILED", "Audit", "Finding", "audit", "left_out", "listed"]
 
 VEILED = "blank through its transparency alone"
-KINDS = ("bad", "contradiction", "leak", "duplicate", "constant")
+KINDS = ("bad", "group", "contradiction", "leak", "duplicate", "constant")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of audit.csv; for a duplicate (within a split), leak or contradiction, `other` is the earlier image."""
+    """One row of audit.csv; for a duplicate (within a split), leak or contradiction, `other` is the earlier image.
+
+    For a group in two splits they are its first images there, and `detail` is its name.
+    """
 
     kind: str
     split: str
@@ -98,11 +101,26 @@ def audit(data: Data) -> Audit:
                 alike[digest].append((name, number))
     for digest, others in alike.items():
         found += _pairs([_place(data, splits, place) for place in (first[digest], *others)])
+    found += _divided(data, splits)
     found.sort(key=lambda one: KINDS.index(one.kind))  # stable: within a kind, in the order of the splits
     files = files_of(data.train.images)
     return Audit(
         found, {name: len(split) for name, split in splits.items()}, None if files is None else looked_at(files)
     )
+
+
+def _divided(data: Data, splits: dict[str, Split]) -> Iterator[Finding]:
+    """Yield a finding for each group and each split after the first that has images of it."""
+    first: dict[str, tuple[str, int]] = {}
+    for name, split in splits.items():
+        here: dict[str, int] = {}
+        for number, group in enumerate([] if split.groups is None else split.groups.tolist()):
+            here.setdefault(group, number)
+        for group, number in here.items():
+            other = first.setdefault(group, (name, number))
+            if other[0] != name:
+                pair = _pair("group", _place(data, splits, (name, number)), _place(data, splits, other))
+                yield replace(pair, detail=group)
 
 
 def _detail(split: Split, number: int) -> str:

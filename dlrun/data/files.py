@@ -9,6 +9,7 @@ import torch
 
 from dlrun.data.decoding import VERSION, Decoding
 from dlrun.data.form import Form
+from dlrun.data.groups import by_pattern
 from dlrun.data.reader import read_folder
 from dlrun.data.splits import Raw, Split
 
@@ -25,6 +26,7 @@ def image_folder(
     test_dir: str | None = None,
     test: str = "auto",
     class_level: str | int = "auto",
+    group_pattern: str | None = None,
     resize: str = "crop",
     interpolation: str = "bilinear",
     background: str = "white",
@@ -38,7 +40,7 @@ def image_folder(
     `train_dir` and its like: folders of class folders, relative to root. `test`: none leaves a test folder out, auto
     reads it. `class_level` is that of `classes.labelled_files`. `image_size`: side, or height and width in pixels, to
     which `resize` brings all images; 0: all have one size. `channels`: 3 for RGB, 1 for gray, whatever the files
-    contain. The others are those of `Decoding`. Classes are the sorted names of those of train. Raises UserError for a
+    contain. `group_pattern` is that of `groups.by_pattern`. The others are those of `Decoding`. Classes are the sorted names of those of train. Raises UserError for a
     missing or empty folder and for a class that train does not have.
     """
     how = Decoding(resize, interpolation, background, decode, max_pixels, decoder=decoder)
@@ -51,9 +53,11 @@ def image_folder(
     def split(role: str) -> Split:
         files, names, ids = (list(part) for part in zip(*found.splits[role], strict=True))
         labels = torch.tensor([numbers[name] for name in names])
-        return Split(stream(files), labels, ids)
+        return Split(stream(files), labels, ids, groups=by_pattern(group_pattern, ids))
 
     read_test = (lambda: split("test")) if "test" in found.splits else None
     val = split("val") if "val" in found.splits else None
-    notes = (str(found.account),) if found.account else ()
-    return Raw(split("train"), read_test, found.classes, val, notes, account=found.account)
+    train = split("train")
+    counted = () if train.groups is None else (f"{len({*train.groups.tolist()}):,} groups by dataset.group_pattern",)
+    notes = (*((str(found.account),) if found.account else ()), *counted)
+    return Raw(train, read_test, found.classes, val, notes, account=found.account)

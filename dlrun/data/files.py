@@ -40,8 +40,8 @@ def image_folder(
     `train_dir` and its like: folders of class folders, relative to root. `test`: none leaves a test folder out, auto
     reads it. `class_level` is that of `classes.labelled_files`. `image_size`: side, or height and width in pixels, to
     which `resize` brings all images; 0: all have one size. `channels`: 3 for RGB, 1 for gray, whatever the files
-    contain. `group_pattern` is that of `groups.by_pattern`. The others are those of `Decoding`. Classes are the sorted names of those of train. Raises UserError for a
-    missing or empty folder and for a class that train does not have.
+    contain. `group_pattern` is that of `groups.by_pattern`. The others are those of `Decoding`. Classes are the sorted
+    names of those of train. Raises UserError for a missing or empty folder and for a class that train does not have.
     """
     how = Decoding(resize, interpolation, background, decode, max_pixels, decoder=decoder)
     form = Form(image_size, channels, how)

@@ -18,13 +18,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from dlrun.analysis.scores import counted, said
 from dlrun.config.settings import Settings
 from dlrun.console import Screen
 from dlrun.errors import DataChanged, UserError, first_line
 from dlrun.folders import own_code
-from dlrun.folders.outputs import OUTPUTS
 from dlrun.folders.run import Run
+from dlrun.run.ending import stop_reason, summarise
 from dlrun.run.gate import Omitted, accounted, headline, passed
 from dlrun.run.provenance import origin
 from dlrun.training.loggers import Follower
@@ -186,10 +185,10 @@ def _train(
             **_verdicts(exp, run, screen, stopped.status),
         }
     screen.close()
-    if (reason := _reason(exp, state)) != "all epochs done":
+    if (reason := stop_reason(exp, state)) != "all epochs done":
         screen.say(reason)
     ending = _finish(exp, run, state, omitted)
-    _summarise(exp, run, screen, state, ending)
+    summarise(exp, run, screen, state, ending)
     return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
 
 
@@ -232,7 +231,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     omitted.report(dropped)
     ending: dict[str, Any] = {
         "status": Status.COMPLETED,
-        "reason": _reason(exp, state),
+        "reason": stop_reason(exp, state),
         "best_epoch": int(tested["best"]["epoch"]),
         "tested_epoch": int(tested["epoch"]),
     }
@@ -257,41 +256,6 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
 
         ending["sparsity"] = sparsity(exp.model)
     return ending
-
-
-def _summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: dict[str, Any]) -> None:
-    def shown(column: str) -> str:
-        return counted(column, ending[column], ending)
-
-    correct = round(ending["test_acc"] * ending["test_samples"])
-    why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
-    screen.say(
-        f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
-        f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['tested_epoch']} "
-        f"(val_acc {shown('val_acc')}, {why}){said(ending)}",
-        style="bold",
-    )
-    if "weights" in ending:
-        both = ", ".join(f"{w} {shown(f'{w}_test_acc')}, val {shown(f'{w}_val_acc')}" for w in ("raw", "ema"))
-        screen.say(f"test accuracy by weights: {both}; better on validation: {ending['weights']}")
-    if "multi_crop" in ending:
-        screen.say(f"with multi_crop={ending['multi_crop']}; without it {shown('plain_test_acc')}")
-    epochs = "1 epoch" if state.epoch == 1 else f"{state.epoch} epochs"
-    screen.say(f"{epochs} in {state.seconds:.1f} s; all files are in {run.path}")
-    beneath = OUTPUTS.resolve() in run.path.resolve().parents
-    words = ["dlrun", "compare", *(() if beneath else [str(run.path)])]
-    screen.say(f"next: `{shlex.join(words)}` lists {'your runs' if beneath else 'this run'}")
-
-
-def _reason(exp: Experiment, state: State) -> str:
-    trainer, best = exp.cfg.trainer, state.best or {}
-    if state.epoch == trainer.epochs:
-        return "all epochs done"
-    images = {"data": {"train": len(exp.data.train), "val": len(exp.data.val)}}
-    score = f"{counted(trainer.monitor, best.get('value'), images)} of epoch {best.get('epoch')}"
-    epochs = f"{trainer.patience} epoch{'s' * (trainer.patience > 1)}"
-    gap = ", and the gap between val_loss and train_loss no longer shrinks" if trainer.while_gap_shrinks else ""
-    return f"stopped early: no {trainer.monitor} better than {score} for {epochs}{gap}"
 
 
 def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:

@@ -216,7 +216,8 @@ def files_of(images: Images) -> Streamed | None:
 
 def _reason(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        gone = isinstance(error, FileNotFoundError) and path.is_symlink()
+        return f"a link to {os.readlink(path)}, which does not exist" if gone else error.strerror
     if path.stat().st_size == 0:
         return "the file is empty"
     text = " ".join(str(error).split())

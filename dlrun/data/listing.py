@@ -39,9 +39,11 @@ ADDED = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}  # b
 ADDED |= {"Thumbs.db", "thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "Icon\r"}
 HIDDEN, SPECIAL, BROKEN, CYCLE = "hidden", "pipes or devices", "links to nothing", "links to a folder around them"
 BESIDE, NO_CLASS, EMPTY = "beside the class folders", "beside the splits", "without images"
+ONE = {SPECIAL: "pipe or device", BROKEN: "link to nothing", CYCLE: "link to a folder around it"}
+FIRST = (BESIDE, NO_CLASS, BROKEN, CYCLE, SPECIAL, EMPTY)  # in the line, after images of a missing format
 NAMED = {BROKEN, CYCLE, NO_CLASS, EMPTY, SPECIAL}  # reasons whose first names are in the line
 SHOWN = 3  # of these names
-KINDS = 6  # reasons in the line; of the others the total
+KINDS = 4  # extensions in the line; of the others the total
 MOST = 1000  # paths kept for each reason
 
 
@@ -84,18 +86,19 @@ class Account:
             self.paths[reason].append(printable(path))
 
     def left_out(self) -> str:
-        """Return how many were left out for each reason, the commonest first."""
-        ranked = self.counts.most_common()
-        parts = [f"{count:,} {reason}{self._names(reason)}" for reason, count in ranked[:KINDS]]
-        if rest := sum(count for _, count in ranked[KINDS:]):
-            parts.append(f"{rest:,} others")
-        return ", ".join(parts)
+        """Return how many were left out for each reason: what may be images first, what is hidden last."""
+        known = [reason for reason in FIRST if reason in self.counts]
+        ranked = [reason for reason, _ in self.counts.most_common() if reason not in (*known, HIDDEN)]
+        images, others = ([r for r in ranked if r.endswith(EXTRA) == may] for may in (True, False))
+        parts = [self._part(reason) for reason in (*images, *known, *others[:KINDS])]
+        if rest := sum(self.counts[reason] for reason in others[KINDS:]):
+            parts.append(f"{rest:,} more")
+        return ", ".join([*parts, *([self._part(HIDDEN)] if HIDDEN in self.counts else [])])
 
-    def _names(self, reason: str) -> str:
-        if reason not in NAMED:
-            return ""
-        names = [Path(path).name for path in self.paths[reason]]
-        return f" ({_some(names, self.counts[reason])})"
+    def _part(self, reason: str) -> str:
+        count = self.counts[reason]
+        names = f" ({_some([Path(path).name for path in self.paths[reason]], count)})" if reason in NAMED else ""
+        return f"{count:,} {ONE.get(reason, reason) if count == 1 else reason}{names}"
 
     def record(self) -> dict[str, object]:
         """Return counts by reason, as JSON types."""

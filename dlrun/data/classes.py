@@ -49,9 +49,9 @@ def labelled_files(
         files = list(look.below(folder, account))
         if not files:
             _refuse_empty(folder, look, account, training)
-        _refuse_nested(folder, {file.parent for file in files}, level)
-        labels = [file.parent if level == "leaf" else folder for file in files]
-        found += [(file, label.relative_to(place).as_posix()) for file, label in zip(files, labels, strict=True)]
+        labels = {parent: parent.relative_to(place).as_posix() for parent in {file.parent for file in files}}
+        _refuse_nested(folder, labels, level)
+        found += [(file, labels[file.parent] if level == "leaf" else folder.name) for file in files]
     if not found:
         beside = f"; it holds {len(entries.images):,} images without a class" if entries.images else ""
         raise UserError(f"{place} has no class folders; expected {place}/<class>/<image>{beside}")

@@ -138,7 +138,8 @@ class Folders:
 
 def printable(path: Path | str) -> str:
     """Return a path in which bytes that are not UTF-8 are written as \\xe9, for tables and messages."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    text = os.fspath(path)
+    return text if text.isascii() else os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def counted(others: list[tuple[str, str]]) -> str:
@@ -156,9 +157,7 @@ def _entries(folder: Path, heic: bool) -> Entries:
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        why = (
-            f"{printable(folder)}: this folder cannot be listed ({error.strerror}); give yourself the right, or move it"
-        )
+        why = f"{printable(folder)}: this folder cannot be listed ({error.strerror}); check its permissions, or move it"
         raise UserError(why) from None
     images, folders, others = [], [], []
     for entry in entries:

@@ -31,7 +31,10 @@ def main(argv: list[str]) -> int:
         from dlrun.run.execute import label
         from dlrun.training.experiment import build
 
-        picture = augmentations.draw(build(cfg), label(cfg))
+        exp = build(cfg)
+        for note in exp.data.notes:
+            print(note)
+        picture = augmentations.draw(exp, label(cfg))
         print(f"picture: {outputs.write_study('show', cfg.run_dir, label(cfg), None, picture)[0]}")
         return Exit.FINE
 

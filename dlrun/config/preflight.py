@@ -30,8 +30,7 @@ def look(cfg: Mapping[str, Any]) -> None:
     dataset = cfg["dataset"]
     if dataset.get("_target_") == "dlrun.data.files.image_folder":
         try:
-            root = Path(str(dataset["root"])).expanduser()
-            _images(root / Path(str(dataset.get("train_dir") or "")).expanduser())
+            _images(_training(dataset))
         except OSError as error:
             raise UserError(f"dataset.root={dataset['root']}: {error.filename}: {error.strerror}") from None
     if dataset.get("_target_") == "dlrun.data.arrays.arrays":
@@ -39,6 +38,15 @@ def look(cfg: Mapping[str, Any]) -> None:
     for key, name in targets_of(cfg):
         if isinstance(name, str) and name.split(".")[0] not in OURS:
             _module(f"{key}={name}", name)
+
+
+def _training(dataset: Mapping[str, Any]) -> Path:
+    """The folder in which the class folders or splits are. Raises UserError for a split's folder that is missing."""
+    root = Path(str(dataset["root"])).expanduser()
+    for key in ("train_dir", "val_dir", "test_dir"):
+        if (name := dataset.get(key)) is not None and not (root / Path(str(name)).expanduser()).is_dir():
+            raise UserError(f"dataset.{key}={name}: no such folder; expected one in {root}, or a path from /")
+    return root / Path(str(dataset.get("train_dir") or "")).expanduser()
 
 
 def _images(root: Path) -> None:

@@ -18,6 +18,7 @@ __all__ = ["readable", "refuse_bare", "refuse_idle", "refuse_repeated"]
 VERBATIM = (
     *("dataset.root", "dataset.path", "dataset.cache", "objective.teacher", "run.dir", "sweep.dir", "run.note"),
     *("dataset.x", "dataset.y", "dataset.x_val", "dataset.y_val", "dataset.x_test", "dataset.y_test"),
+    *("dataset.train_dir", "dataset.val_dir", "dataset.test_dir", "dataset.csv", "dataset.images"),
 )
 HELP = "`dlrun train --help` lists groups and keys"
 _CALL = re.compile(r"(choice|glob|sort|shuffle|range|interval|tag|cast)\(.*\)")

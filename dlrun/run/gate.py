@@ -114,7 +114,7 @@ def _failed(results: Sequence[Result]) -> list[str]:
 
 
 def _audit(exp: Experiment, results: Iterable[Result]) -> Audit | None:
-    """The audit of the data, if one of these checks made it: nothing else may read the test split so early (D4)."""
+    """The audit of the data, if one of these checks made it: it is not made for the screen alone (D4)."""
     return exp.data.audited if any(r.check in AUDITS and r.status != Outcome.SKIP for r in results) else None
 
 
@@ -131,8 +131,8 @@ def check_only(cfg: Settings, *, as_json: bool = False) -> int:
     if as_json:
         results = checks.run(exp)
         dropped = [*exp.data.dropped, *(exp.data.test().dropped if _audit(exp, results) is not None else ())]
-        if dropped:
-            print(_sentence(dropped), file=sys.stderr)
+        for line in (*exp.data.notes, *([_sentence(dropped)] if dropped else [])):
+            print(line, file=sys.stderr)
         print(json.dumps([r.row() for r in results], indent=1))
         return Exit.CHECK_FAILED if _failed(results) and not cfg.check.warn_only else Exit.FINE
     screen.say(headline(exp))

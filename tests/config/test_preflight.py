@@ -34,6 +34,7 @@ def there(here: Path) -> Path:
 REFUSED = [
     ((*IMAGES,), "photos/<class>/<image>"),
     (("dataset=image_folder", "dataset.root=empty"), "empty/train/cat"),
+    (("dataset=image_folder", "dataset.root=empty", "dataset.test_dir=2024"), "dataset.test_dir=2024"),
     ((*ARRAYS,), "'x', found a, b, y"),
     (("dataset=arrays", "dataset.path=text.npz"), "numpy.savez"),
     ((*MODEL, "model._target_=mynet.MyNett"), "mynet.MyNet?"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dlrun.data.changes import Rows
 from dlrun.data.files import image_folder
@@ -173,6 +175,29 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, kind: str, monkeypatch:
     with pytest.raises(UserError, match=named) as error:
         image_folder(str(tmp_path / "root"), image_size=4, **keys)
     assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path, AB)
+    listed = os.scandir
+
+    def refused(place: Path) -> Any:
+        if place.name == "bee":
+            raise PermissionError(13, "Permission denied", str(place))
+        return listed(place)
+
+    monkeypatch.setattr("dlrun.data.listing.os.scandir", refused)
+    with pytest.raises(UserError, match=r"/bee: .*Permission denied"):
+        image_folder(str(tmp_path), image_size=4)
+
+
+def test_a_link_to_an_image_that_is_gone_is_a_bad_image(tmp_path: Path) -> None:
+    plant(tmp_path, f"{AB} ant/2.png->gone/2.png ant/loop.png->ant/loop.png")
+    train = image_folder(str(tmp_path), image_size=4).train
+    for name, reason in (("2.png", r"ant/2\.png: .*gone/2\.png"), ("loop.png", r"ant/loop\.png: .*links")):
+        number = torch.tensor([train.ids.index(f"ant/{name}")])
+        with pytest.raises(UserError, match=reason):
+            train.images.take(number)
 
 
 SMALL = "dataset=image_folder dataset.root=photos trainer.epochs=1 trainer.threads=1 check=none trainer.report=false"

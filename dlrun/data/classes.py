@@ -11,9 +11,11 @@ import os
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 
-from dlrun.data.layout import PARTS, UNLABELLED, class_folders, role_of
+from dlrun.data.layout import PARTS, UNLABELLED, by_table, class_folders, role_of
 from dlrun.data.listing import BESIDE, BROKEN, EMPTY, HIDDEN, Account, Folders, counted, printable
 from dlrun.errors import UserError
 
@@ -43,9 +45,10 @@ def labelled_files(
         account.add(BESIDE, place / name)
     found: Labelled = []
     others = {os.path.realpath(split) for split in apart}
-    for folder in class_folders(place, look):
-        if os.path.realpath(folder) in others:
-            continue
+    folders = [folder for folder in class_folders(place, look) if os.path.realpath(folder) not in others]
+    if level == "auto":
+        _refuse_alike(place, folders, look)
+    for folder in folders:
         files = list(look.below(folder, account))
         if not files:
             _refuse_empty(folder, look, account, training)
@@ -54,6 +57,7 @@ def labelled_files(
         found += [(file, labels[file.parent] if level == "leaf" else folder.name) for file in files]
     if not found:
         beside = f"; it holds {len(entries.images):,} images without a class" if entries.images else ""
+        beside += by_table(place, look, place) if entries.images else ""
         raise UserError(f"{place} has no class folders; expected {place}/<class>/<image>{beside}")
     return found
 
@@ -63,11 +67,25 @@ def _refuse_empty(folder: Path, look: Folders, account: Account, training: bool)
     others = [(reason, name) for reason, name in look(folder).others if reason != HIDDEN]
     if others:
         raise UserError(
-            f"class folder {folder} has no images that dlrun reads, but {counted(others)}; convert or move them"
+            f"class folder {folder} has no images that dlrun reads, but {counted(others)}; "
+            "convert them, or move the folder"
         )
     if training:
         raise UserError(f"class folder {folder} has no images; add some or remove it")
     account.add(EMPTY, folder)
+
+
+def _refuse_alike(place: Path, folders: Sequence[Path], look: Folders) -> None:
+    """Raise UserError if two folders in place of classes hold the same folders: then those are the classes."""
+    inner = [(folder, look(folder).folders) for folder in folders]
+    for (one, names), (other, same) in pairwise((folder, names) for folder, names in inner if len(names) > 1):
+        if names == same and not any(map(role_of, map(Path, names))):
+            a, b = printable(one.name), printable(other.name)
+            raise UserError(
+                f"{place}: {a}/ and {b}/ hold the same folders, {', '.join(map(printable, names[:3]))}; "
+                f"if these are the classes, name the splits, such as dataset.train_dir={a} dataset.test_dir={b}; if {a} and {b} are, "
+                "type dataset.class_level=1"
+            )
 
 
 def _refuse_nested(folder: Path, parents: Collection[Path], level: str) -> None:
@@ -77,6 +95,8 @@ def _refuse_nested(folder: Path, parents: Collection[Path], level: str) -> None:
         return
     names = ", ".join(repr(printable(parent.relative_to(folder))) for parent in inner[:3])
     one = f"dataset.class_level=1 to make all images below it one class, {printable(folder.name)}"
+    if any(role_of(Path(parent.relative_to(folder).parts[0])) and parent.parent != folder for parent in inner):
+        raise UserError(f"{folder} holds splits, {names}; type {quote(f'dataset.root={folder}')} to take it alone")
     if any(role_of(parent) or parent.name.lower() in PARTS for parent in inner):
         raise UserError(
             f"class folder {folder}: found splits or parts inside, {names}; expected train/<class>/<image>; "

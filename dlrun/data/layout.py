@@ -13,17 +13,19 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from shlex import quote
 
-from dlrun.data.listing import BESIDE, NO_CLASS, Account, Folders, printable
+from dlrun.data.listing import BESIDE, EMPTY, HIDDEN, NO_CLASS, Account, Folders, printable
 from dlrun.errors import UserError
 
-__all__ = ["PARTS", "ROLES", "UNLABELLED", "class_folders", "role_of", "splits"]
+__all__ = ["PARTS", "ROLES", "UNLABELLED", "by_table", "class_folders", "role_of", "splits"]
 
 NAMES = {
     "train": ("train", "training", "trainset"),
-    "val": ("val", "valid", "validation", "dev"),
+    "val": ("val", "valid", "validation", "dev", "valset"),
     "test": ("test", "testing", "evaluation", "eval", "testset"),
 }
+AROUND = {"set", "images", "imgs", "data", "dataset", "folder", "dir", "split"}  # words after the name of a split
 ROLES = {name: role for role, names in NAMES.items() for name in names}
 PARTS = {"image", "images", "img", "imgs", "mask", "masks", "annotation", "annotations", "label", "labels"}
 WRAPPED = 3  # folders around the one with the classes
@@ -36,15 +38,14 @@ def splits(
 ) -> tuple[dict[str, Path], list[Path]]:
     """Return the folders that hold the class folders: `train` and perhaps `val` and `test`, or "" if all is one.
 
-    The list has the folders beside classes that are none.
-
-    `given` are those that are known; the others are found by their names. With `test` none a test folder is left out.
-    Raises UserError for two folders of one split, for val or test without train, for splits that hold images and no
-    class folders, and for a folder of classes beside train whose name is nearly a split's.
+    The list has the folders beside classes that are none. `given` are those that are known; the others are found by
+    their names. With `test` none a test folder is left out. Raises UserError for two folders of one split, for val or
+    test without train, for splits that hold images and no class folders, and for a folder of classes beside train whose
+    name is nearly a split's.
     """
     given = given or {}
     for _ in range(0 if given else WRAPPED):
-        here = class_folders(top, look)
+        here = [place for place in class_folders(top, look) if not _documents(place, look)]
         if len(here) != 1 or not class_folders(here[0], look) or role_of(here[0]):
             break
         _leave_out(top, look, account, here)
@@ -55,7 +56,7 @@ def splits(
     here = [place for place in here if place not in unused]
     found = _named(top, [place for place in here if class_folders(place, look) and role_of(place) not in given])
     if not found.keys() - given.keys() and "train" not in given:
-        _refuse_flat(top, here)
+        _refuse_flat(top, here, look)
         for place in unused:
             account.add(NO_CLASS, place)
         return {"": top, **given}, unused
@@ -78,9 +79,29 @@ def class_folders(folder: Path, look: Folders) -> list[Path]:
     return [folder / name for name in look(folder).folders]
 
 
+def by_table(top: Path, look: Folders, images: Path) -> str:
+    """Return what to type if a table beside images has their labels, with a semicolon before it; "" without a table."""
+    tables = [name for _, name in look(top).others if name.lower().endswith((".csv", ".tsv", ".parquet"))]
+    first = sorted(tables, key=lambda name: (not name.lower().startswith(("train", "label")), name))[:1]
+    words = (
+        f"dataset=table {quote(f'dataset.csv={top / first[0]}')} {quote(f'dataset.images={images}')}" if first else ""
+    )
+    return f"; for labels in a table type {words}" if words else ""
+
+
 def role_of(folder: Path) -> str:
-    """Return the split of which a folder has the name; the last word decides, as in seg_train. "" for others."""
-    return ROLES.get(re.split(r"[\W_]+", folder.name.lower())[-1], "")
+    """Return the split of which a folder has the name: by its last word, as in seg_train, before those of AROUND.
+
+    Numbers are ignored, as in train2017. "" for other folders.
+    """
+    words = re.findall(r"[^\W\d_]+", folder.name.lower())
+    return next((ROLES.get(word, "") for word in reversed(words) if word not in AROUND), "")
+
+
+def _documents(folder: Path, look: Folders) -> bool:
+    """Whether a folder holds files and no image, such as annotations/ beside images/."""
+    account = Account()
+    return next(look.below(folder, account), None) is None and account.counts.keys() - {HIDDEN, EMPTY} != set()
 
 
 def _leave_out(folder: Path, look: Folders, account: Account, taken: Sequence[Path]) -> None:
@@ -119,15 +140,17 @@ def _inner(place: Path, look: Folders, account: Account) -> Path:
     return place
 
 
-def _refuse_flat(top: Path, here: Sequence[Path]) -> None:
+def _refuse_flat(top: Path, here: Sequence[Path], look: Folders) -> None:
     """Raise UserError if the folders with the images are splits, or parts of a segmentation set, and not classes."""
     names = [printable(place.name) for place in here]
     listed = " and ".join(f"{name}/" for name in names[:3])
     roles = {role: place for place in here if (role := role_of(place))}
-    if "train" in roles and len(roles) > 1:
+    if "train" in roles and (len(roles) > 1 or len(here) == 1):
+        listed = " and ".join(f"{printable(place.name)}/" for place in roles.values())
         raise UserError(
-            f"{top}: {listed} hold images and no class folders; expected train/<class>/<image>, "
-            "or <class>/<image>; images without labels are for `dlrun predict`"
+            f"{top}: {listed} {'hold' if len(roles) > 1 else 'holds'} images and no class folders; "
+            f"expected train/<class>/<image>{by_table(top, look, roles['train'])}; "
+            "images without labels are for `dlrun predict`"
         )
     if len(names) > 1 and all(name.lower() in PARTS for name in names):
         raise UserError(f"{top}: {listed} are no classes; expected <class>/<image>, one folder per class")

@@ -38,8 +38,13 @@ EXTRA = "(pip install 'dlrun[heic]')"
 ADDED = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information"}  # by archives and file servers
 ADDED |= {"Thumbs.db", "thumbs.db", "ehthumbs.db", "desktop.ini", "Desktop.ini", "Icon\r"}
 HIDDEN, SPECIAL, BROKEN, CYCLE = "hidden", "pipes or devices", "links to nothing", "links to a folder around them"
-BESIDE, NO_CLASS, EMPTY = "beside the class folders", "beside the splits", "without images"
-ONE = {SPECIAL: "pipe or device", BROKEN: "link to nothing", CYCLE: "link to a folder around it"}
+BESIDE, NO_CLASS, EMPTY = "beside the class folders", "other folders", "without images"
+ONE = {
+    SPECIAL: "pipe or device",
+    NO_CLASS: "other folder",
+    BROKEN: "link to nothing",
+    CYCLE: "link to a folder around it",
+}
 FIRST = (BESIDE, NO_CLASS, BROKEN, CYCLE, SPECIAL, EMPTY)  # in the line, after images of a missing format
 NAMED = {BROKEN, CYCLE, NO_CLASS, EMPTY, SPECIAL}  # reasons whose first names are in the line
 SHOWN = 3  # of these names
@@ -59,7 +64,7 @@ class Entries(NamedTuple):
 class Account:
     """What was read, and how many files and folders were left out for each reason, with the first MOST paths of each.
 
-    `lacking`: for a split the classes of train that it has no image of.
+    `lacking`: for a split the classes of train that it has no image of. `alike`: classes that differ in case alone.
     """
 
     images: int = 0
@@ -67,9 +72,10 @@ class Account:
     counts: Counter[str] = field(default_factory=Counter)
     paths: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     lacking: dict[str, list[str]] = field(default_factory=dict)
+    alike: list[str] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.counts or self.lacking)
+        return bool(self.counts or self.lacking or self.alike)
 
     def __str__(self) -> str:
         parts = [f"read {self.images:,} images of {self.classes} classes"]
@@ -77,6 +83,8 @@ class Account:
             parts.append(f"left out: {self.left_out()}")
         for split, names in self.lacking.items():
             parts.append(f"{split} has no images of {_some(names)}")
+        if self.alike:
+            parts.append(f"some classes differ in case alone: {_some(self.alike)}")
         return "; ".join(parts)
 
     def add(self, reason: str, path: Path) -> None:

@@ -5,6 +5,8 @@ dataset.root=photos dataset.test_dir=holdout` (D4).
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,8 @@ def read_folder(root: Path, typed: Mapping[str, str | None], test: str, level: s
         ids = _ids([file for file, _ in files], root, places[role], role)
         read[role] = [*zip([file for file, _ in files], known, ids, strict=True)]
     classes = sorted({*names.values()})
+    times = Counter(unicodedata.normalize("NFC", name).casefold() for name in classes)
+    account.alike = [name for name in classes if times[unicodedata.normalize("NFC", name).casefold()] > 1]
     account.images, account.classes = sum(map(len, read.values())), len(classes)
     return ImageFolder(read, classes, account)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +46,7 @@ READ: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, int]]
     "outputs of dlrun": (f"{AB} outputs/runs/1/a.png", {}, (4, 0, 0), {}),
     "images beside the classes": (f"{AB} 0.png 1.jpg", {}, (4, 0, 0), {"beside the class folders": 2}),
     "images beside the splits": (f"{DIVIDED} logo.png train/lost.png", {}, (4, 0, 0), {"beside the class folders": 2}),
-    "a folder beside the splits": (f"{DIVIDED} notes/a.png paper/b.pdf", {}, (4, 0, 0), {"beside the splits": 2}),
+    "a folder beside the splits": (f"{DIVIDED} notes/a.png paper/b.pdf", {}, (4, 0, 0), {"other folders": 2}),
     "a file beside the folder around": (
         f"{AB.replace('ant', 'p/ant').replace('bee', 'p/bee')} note.txt",
         {},
@@ -60,7 +61,7 @@ READ: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, int]]
         "train->far far/ant/0.png far/bee/0.png test/ant/0.png",
         {},
         (2, 0, 1),
-        {"beside the splits": 1},
+        {"other folders": 1},
     ),
     "images that are links": (
         "ant/0.png->store/0.png bee/0.png->store/1.png store/0.png store/1.png",
@@ -74,6 +75,19 @@ READ: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, int]]
     "a pipe": (f"{AB} ant/pipe.png|", {}, (4, 0, 0), {"pipes or devices": 1}),
     "a device": (f"{AB} ant/zero.png->/dev/zero", {}, (4, 0, 0), {"pipes or devices": 1}),
     "names that are not UTF-8": (f"{AB} ant/caf\udce9.png ant/caf\udce9.t\udcff", {}, (5, 0, 0), {".t\\xff": 1}),
+    "splits with a word behind": (
+        "train_set/a/0.png train_set/b/0.png Test-Images/a/0.png val2017/b/0.png",
+        {},
+        (2, 1, 1),
+        {},
+    ),
+    "folders of documents beside the one with the classes": (
+        "food/images/a/0.png food/images/b/0.png food/meta/a.txt food/licence.pdf",
+        {},
+        (2, 0, 0),
+        {"other folders": 1, ".pdf": 1},
+    ),
+    "a copy inside": (f"{DIVIDED} copy/train/a/0.png", {}, (4, 0, 0), {"other folders": 1}),
     "splits by keys": (
         "a/ant/0.png a/bee/0.png b/ant/0.png c/bee/0.png",
         {"train_dir": "a", "val_dir": "b", "test_dir": "c"},
@@ -85,19 +99,19 @@ READ: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, int]]
         f"{DIVIDED} test/ant/0.png new/ant/0.png new/bee/0.png",
         {"test_dir": "new"},
         (4, 0, 2),
-        {"beside the splits": 1},
+        {"other folders": 1},
     ),
     "classes in root, test by a key": (f"{AB} mine/ant/0.png", {"test_dir": "mine"}, (4, 0, 1), {}),
     "classes in root, test by its name": (f"{AB} test/ant/0.png", {"train_dir": "."}, (4, 0, 1), {}),
     "a split outside": (f"{AB} ../far/ant/0.png", {"test_dir": "../far"}, (4, 0, 1), {}),
-    "an unlabelled test folder": (f"{DIVIDED} test/0.png", {"test": "none"}, (4, 0, 0), {"beside the splits": 1}),
+    "an unlabelled test folder": (f"{DIVIDED} test/0.png", {"test": "none"}, (4, 0, 0), {"other folders": 1}),
     "an unlabelled test folder in one more": (
         f"{DIVIDED} test/all/0.png",
         {"test": "none"},
         (4, 0, 0),
-        {"beside the splits": 1},
+        {"other folders": 1},
     ),
-    "an unlabelled test beside classes": (f"{AB} test/0.png", {"test": "none"}, (4, 0, 0), {"beside the splits": 1}),
+    "an unlabelled test beside classes": (f"{AB} test/0.png", {"test": "none"}, (4, 0, 0), {"other folders": 1}),
     "deeper folders as one class": (
         "ant/2019/0.png ant/2020/06/0.png ant/0.png bee/0.png",
         {"class_level": 1},
@@ -134,6 +148,13 @@ def test_every_file_is_read_or_counted(tmp_path: Path, kind: str, monkeypatch: p
     assert all(str(count) in raw.notes[0] for count in left.values())
 
 
+def test_classes_that_a_split_lacks_or_that_look_alike_are_noted(tmp_path: Path) -> None:
+    plant(tmp_path, "train/Cat/0.png train/cat/0.png train/dog/0.png test/cat/0.png")
+    (note,) = image_folder(str(tmp_path), image_size=4).notes
+    assert re.search("test .*Cat, dog", note)
+    assert re.search("alone: Cat, cat$", note)
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # tree, keys, what the line has
     "a class that is all HEIC": ("ant/0.png bee/0.heic bee/1.heic", {}, "bee.*2 .heic.*dlrun\\[heic\\]"),
     "a class of another format": ("ant/0.png bee/0.dcm bee/1.dcm", {}, "bee.*2 .dcm"),
@@ -143,6 +164,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # tree, keys, what the 
     "folders in a class": (f"{AB} ant/2020/0.png", {}, "'2020'.*class_level=1.*class_level=leaf"),
     "splits in a class": ("ant/train/0.png ant/test/0.png bee/train/0.png", {}, "ant.*class_level=1"),
     "splits as leaves": ("ant/train/0.png bee/train/0.png", {"class_level": "leaf"}, "ant.*class_level=1"),
+    "one split without classes": ("train/0.png", {}, "train/<class>"),
+    "labels in a table": ("train/0.png test/0.png test.csv train.csv", {}, "dataset=table dataset.csv=.*/train.csv"),
+    "labels in a table, one folder": ("0.png labels.csv", {}, "dataset=table .*images="),
+    "two versions": ("v1/train/a/0.png v1/train/b/0.png v2/train/a/0.png", {}, "dataset.root=.*/v1"),
+    "folds": ("f1/a/0.png f1/b/0.png f2/a/0.png f2/b/0.png", {}, "train_dir=f1 dataset.test_dir=f2"),
+    "COCO": ("train2017/0.png val2017/0.png annotations/x.json", {}, "train2017/ and val2017/.*<class>"),
     "images beside leaves": (
         "ant/0.png ant/queen/0.png bee/0.png",
         {"class_level": "leaf"},

@@ -1,11 +1,19 @@
 """Loss functions: from logits (B, K) and labels (B,) to the mean over samples.
 
-Reached by `loss=cross_entropy` and `loss=hinge`. `chance` is the exact value that check C1 expects.
+Reached by `loss=cross_entropy`, `loss=hinge` and `loss=focal`, with `loss.weight=balanced` (D6). `chance` is the exact
+value that check C1 expects.
+
+With class weights the mean is Σ w(y) loss / Σ w(y) over the batch, as torch.nn.CrossEntropyLoss normalises it: only the
+ratios of weights matter, and uniform logits still cost `chance`. The validation loss is weighted in the same way. With
+label smoothing a sample keeps the weight of its label, while torch weights each class's share: uniform logits would
+then cost more or less than ln K.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,49 +21,158 @@ from torch.nn import functional as F
 
 from dlrun.errors import UserError
 
-__all__ = ["CrossEntropy", "Hinge"]
+__all__ = ["CrossEntropy", "Focal", "Hinge", "Weighted", "class_weights"]
+
+Weight = str | Sequence[float]
 
 
-class CrossEntropy(nn.Module):
+class Weighted(nn.Module):
+    """A loss per sample (B,), `each`, and its weighted mean; weights follow from the number of samples of each class.
+
+    `weight`: none, balanced, effective or one number per class, see `class_weights`.
+    """
+
+    class_weight: Tensor | None
+
+    def __init__(self, weight: Weight = "none", beta: float = 0.999, class_counts: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.register_buffer("class_weight", class_weights(weight, class_counts, beta), persistent=False)
+
+    @abstractmethod
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each sample (B,), without weights."""
+
+    def weights(self, labels: Tensor, weight: Tensor | None = None) -> Tensor | None:
+        """Return the weight of each sample (B,): that of its class times its own; None if all count the same."""
+        if self.class_weight is None:
+            return weight
+        found = self.class_weight[labels]
+        return found if weight is None else found * weight
+
+    def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Return the mean over samples (scalar); `weight` (B,) are weights of the samples."""
+        losses, weights = self.each(logits, labels), self.weights(labels, weight)
+        if weights is None:
+            return losses.mean()
+        weights = weights.to(losses.dtype)
+        return (losses * weights).sum() / weights.sum()
+
+
+class CrossEntropy(Weighted):
     """Softmax cross-entropy in nats; the share label_smoothing of a label is spread over all classes.
 
     Label smoothing: Szegedy et al. 2016 (R3). Raises UserError when it is outside [0, 1).
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        weight: Weight = "none",
+        beta: float = 0.999,
+        class_counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(weight, beta, class_counts)
         if not 0.0 <= label_smoothing < 1.0:
             raise UserError(f"label_smoothing={label_smoothing:g} must be at least 0 and below 1, such as 0.1")
         self.label_smoothing = label_smoothing
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(_full(logits), labels, label_smoothing=self.label_smoothing)
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(_full(logits), labels, label_smoothing=self.label_smoothing, reduction="none")
+
+    def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        if self.class_weight is None and weight is None:  # one kernel
+            return F.cross_entropy(_full(logits), labels, label_smoothing=self.label_smoothing)
+        return super().forward(logits, labels, weight)
 
     def chance(self, num_classes: int) -> float:
-        """ln K: the loss of uniform logits, whatever the smoothing."""
+        """ln K: the loss of uniform logits, whatever smoothing and weights."""
         return math.log(num_classes)
 
 
-class Hinge(nn.Module):
+class Focal(Weighted):
+    """Focal loss, −(1 − p)^gamma ln p with p the probability of the label, in nats: easy samples count little.
+
+    Lin et al. 2017, Focal Loss for Dense Object Detection, equation 4; with `weight` equation 5. Raises UserError when
+    gamma is below 0; 0 is cross-entropy.
+    """
+
+    def __init__(
+        self,
+        gamma: float = 2.0,
+        weight: Weight = "none",
+        beta: float = 0.999,
+        class_counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(weight, beta, class_counts)
+        if not gamma >= 0.0:
+            raise UserError(f"loss.gamma={gamma:g} must be 0 or more, such as 2.0")
+        self.gamma = gamma
+
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = F.log_softmax(_full(logits), 1).gather(1, labels.unsqueeze(1)).squeeze(1)
+        # the power of 1 - p has no finite slope at 0 for a gamma below 1
+        easy = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny) if self.gamma else torch.ones_like(log_p)
+        return -(easy**self.gamma) * log_p
+
+    def chance(self, num_classes: int) -> float:
+        """(1 − 1/K)^gamma ln K: the loss of uniform logits."""
+        return float((1 - 1 / num_classes) ** self.gamma * math.log(num_classes))
+
+
+class Hinge(Weighted):
     """Multiclass hinge: sum over j ≠ y of max(0, s_j − s_y + margin), in units of the logits.
 
     Sum form of Weston & Watkins 1999. Raises UserError when the margin is not above 0.
     """
 
-    def __init__(self, margin: float = 1.0) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        margin: float = 1.0,
+        weight: Weight = "none",
+        beta: float = 0.999,
+        class_counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(weight, beta, class_counts)
         if not margin > 0.0:
             raise UserError(f"loss.margin={margin:g} must be above 0, such as 1.0")
         self.margin = margin
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         scores, index = _full(logits), labels.unsqueeze(1)
         violations = (scores - scores.gather(1, index) + self.margin).clamp_min(0.0)
-        return violations.scatter(1, index, 0.0).sum(1).mean()
+        return violations.scatter(1, index, 0.0).sum(1)
 
     def chance(self, num_classes: int) -> float:
         """(K − 1)·margin: the loss of uniform logits."""
         return (num_classes - 1) * self.margin
+
+
+def class_weights(weight: Weight, counts: Sequence[int] | None, beta: float = 0.999) -> Tensor | None:
+    """Return one weight per class (K,), with mean 1, from the training images of each class; None for `none`.
+
+    `balanced`: 1 / n, as scikit-learn's. `effective`: (1 − beta) / (1 − beta^n), the inverse of the effective number of
+    n samples that overlap (Cui et al. 2019, Class-Balanced Loss, equation 2): less extreme than 1 / n for large
+    classes. A list is taken as it is, scaled. Raises UserError for a wrong word or number of weights.
+    """
+    if weight == "none":
+        return None
+    if not isinstance(weight, str):
+        found = torch.tensor([float(value) for value in weight], dtype=torch.float64)
+        if counts is not None and len(found) != len(counts):
+            raise UserError(f"loss.weight has {len(found)} values; expected {len(counts)}, one per class")
+        if not bool((found > 0).all()) or not bool(found.isfinite().all()):
+            raise UserError(f"loss.weight={list(weight)}: must be above 0, one per class, such as [1,5]")
+    elif weight not in ("balanced", "effective"):
+        raise UserError(f"loss.weight={weight}: must be none, balanced, effective or a list, one number per class")
+    elif counts is None or min(counts, default=0) < 1:
+        raise UserError(f"loss.weight={weight}: needs training samples of every class; type loss.weight=none")
+    elif weight == "balanced":
+        found = torch.as_tensor(counts, dtype=torch.float64).reciprocal()
+    elif not 0 <= beta < 1:
+        raise UserError(f"loss.beta={beta:g} must be at least 0 and below 1, such as 0.999")
+    else:
+        found = torch.tensor([(1 - beta) / (1 - beta**count) for count in counts], dtype=torch.float64)
+    return (found / found.mean()).float()
 
 
 def _full(logits: Tensor) -> Tensor:

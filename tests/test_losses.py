@@ -11,15 +11,17 @@ from torch.nn import functional as F
 
 from dlrun.data.batches import Batch
 from dlrun.errors import UserError
-from dlrun.losses import CrossEntropy, Hinge
+from dlrun.losses import CrossEntropy, Focal, Hinge, Weighted, class_weights
 from dlrun.objectives import Supervised
 
-LOSSES = [CrossEntropy(), CrossEntropy(0.1), Hinge(), Hinge(0.25)]
+LOSSES = [CrossEntropy(), CrossEntropy(0.1), Hinge(), Hinge(0.25), Focal(), Focal(0.5), Focal(0.0)]
+WEIGHTS = [1.0, 2.0, 3.0, 4.0, 9.0]
+WEIGHTED = [CrossEntropy(0.1, WEIGHTS), Hinge(weight=WEIGHTS), Focal(weight=WEIGHTS)]
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("classes", [2, 10, 100])
-def test_uniform_logits_cost_exactly_the_chance_loss(loss: CrossEntropy | Hinge, classes: int) -> None:
+def test_uniform_logits_cost_exactly_the_chance_loss(loss: CrossEntropy | Hinge | Focal, classes: int) -> None:
     labels = torch.arange(2 * classes) % classes
     logits = torch.full((len(labels), classes), 3.5, dtype=torch.float64)
     assert loss(logits, labels).item() == pytest.approx(loss.chance(classes), rel=1e-12)
@@ -54,7 +56,7 @@ def test_hinge_is_torchs_averaged_form_times_the_classes() -> None:
     assert Hinge(0.7)(logits, labels).item() == pytest.approx(theirs.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [*LOSSES, *WEIGHTED])
 def test_gradients_match_finite_differences(loss: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 5, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -71,9 +73,11 @@ def test_half_precision_logits_are_summed_in_full(loss: nn.Module) -> None:
     assert value.item() == pytest.approx(loss(logits.double(), labels).item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("make", [lambda: CrossEntropy(1.0), lambda: CrossEntropy(-0.1), lambda: Hinge(0.0)])
+@pytest.mark.parametrize(
+    "make", [lambda: CrossEntropy(1.0), lambda: CrossEntropy(-0.1), lambda: Hinge(0.0), lambda: Focal(-1.0)]
+)
 def test_impossible_settings_are_user_errors(make: object) -> None:
-    with pytest.raises(UserError, match=r"label_smoothing=|margin="):
+    with pytest.raises(UserError, match=r"label_smoothing=|margin=|gamma="):
         make()  # type: ignore[operator]
 
 
@@ -85,3 +89,91 @@ def test_supervised_returns_loss_and_logits_with_a_graph() -> None:
     assert loss.item() == CrossEntropy()(model(x), y).item()
     loss.backward()
     assert model.weight.grad is not None
+
+
+# ---- classes of unequal size (D6)
+
+
+def test_weights_follow_from_the_counts_and_have_a_mean_of_one() -> None:
+    counts = [900, 90, 10]
+    assert class_weights("none", counts) is None
+    balanced = class_weights("balanced", counts)
+    assert balanced is not None
+    inverse = torch.tensor([1 / 900, 1 / 90, 1 / 10])
+    assert torch.allclose(balanced, inverse / inverse.mean())
+    # scikit-learn's n / (K n_k) has the same ratios
+    assert (balanced / balanced[0]).tolist() == pytest.approx([1.0, 10.0, 90.0], rel=1e-6)
+    # effective numbers of 900, 90 and 10 samples at beta 0.99: 99.988, 59.527, 9.562
+    effective = class_weights("effective", counts, 0.99)
+    assert effective is not None
+    assert (1 / (effective / effective[0])).tolist() == pytest.approx(
+        [1.0, 59.5268 / 99.9882, 9.5618 / 99.9882], rel=1e-4
+    )
+    near, even = class_weights("effective", counts, 1 - 1e-9), class_weights("effective", counts, 0.0)
+    assert near is not None
+    assert even is not None
+    assert torch.allclose(near, balanced, rtol=1e-3)
+    assert even.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_weighted_mean_is_that_of_torch(smoothing: float) -> None:
+    logits = torch.randn(32, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(32) % 5
+    ours = CrossEntropy(smoothing, WEIGHTS)
+    assert ours.class_weight is not None
+    if not smoothing:
+        theirs = nn.CrossEntropyLoss(torch.tensor(WEIGHTS, dtype=torch.float64))(logits, labels)
+        assert ours(logits, labels).item() == pytest.approx(theirs.item(), rel=1e-6)
+    each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    weight = ours.class_weight[labels].double()
+    assert ours(logits, labels).item() == pytest.approx(float((each * weight).sum() / weight.sum()), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", WEIGHTED)
+def test_a_sample_of_weight_three_counts_as_three(loss: Weighted) -> None:
+    logits = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 4, 2, 2])
+    thrice = torch.tensor([0, 1, 1, 1, 2, 3])
+    weighted = loss(logits, labels, torch.tensor([1.0, 3.0, 1.0, 1.0]))
+    assert weighted.item() == pytest.approx(loss(logits[thrice], labels[thrice]).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", WEIGHTED)
+def test_weights_leave_the_chance_loss_as_it_is(loss: CrossEntropy | Hinge | Focal) -> None:
+    labels = torch.tensor([0, 0, 0, 1, 4])
+    assert loss(torch.zeros(5, 5, dtype=torch.float64), labels).item() == pytest.approx(loss.chance(5), rel=1e-6)
+
+
+def test_focal_values() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)], [0.0, math.log(3.0)]], dtype=torch.float64)  # 1/4 and 3/4
+    expected = [(1 - p) ** 2 * -math.log(p) for p in (0.75, 0.25)]
+    assert Focal().each(logits, torch.tensor([1, 0])).tolist() == pytest.approx(expected, rel=1e-12)
+    same = CrossEntropy()(logits, torch.tensor([1, 0])).item()
+    assert Focal(0.0)(logits, torch.tensor([1, 0])).item() == pytest.approx(same, rel=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+def test_focal_has_a_finite_gradient_for_certain_predictions(gamma: float) -> None:
+    logits = torch.tensor([[200.0, 0.0], [-200.0, 0.0]], requires_grad=True)
+    loss = Focal(gamma)(logits, torch.tensor([0, 0]))
+    loss.backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+    assert logits.grad[1, 0].item() == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "counts", "named"),
+    [
+        ([1.0, 2.0], [5, 5, 5], "3"),
+        ([1.0, 0.0], [5, 5], "above 0"),
+        ([1.0, math.inf], [5, 5], "above 0"),
+        ("equal", [5, 5], "balanced"),
+        ("balanced", [5, 0], "loss.weight=none"),
+        ("effective", None, "loss.weight=none"),
+    ],
+)
+def test_wrong_weights_are_user_errors(weight: list[float] | str, counts: list[int] | None, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        class_weights(weight, counts)

@@ -217,7 +217,23 @@ class Evidence:
             return math.log(classes)
         if target == "dlrun.losses.Hinge" and classes:
             return (classes - 1) * float(self.key("loss.margin", 1))
+        if target == "dlrun.losses.Focal" and classes > 1:
+            return float((1 - 1 / classes) ** float(self.key("loss.gamma", 2)) * math.log(classes))
         return math.inf
+
+    @property
+    def balanced(self) -> list[str]:
+        """What makes up for classes of unequal size, as overrides (D6): balanced batches, and weights of the loss."""
+        found = ["dataset.balance=true"] if self.data.get("balance") else []
+        weight = self.key("loss.weight", "none")
+        ours = str(self.key("loss._target_")).startswith("dlrun.losses.") and weight != "none"
+        return [*found, f"loss.weight={weight if isinstance(weight, str) else 'a list'}"] if ours else found
+
+    @property
+    def shares(self) -> list[float]:
+        """Share of each class in the batches that train_acc is measured on."""
+        counts = [1 for _ in self.counts] if self.data.get("balance") else self.counts
+        return [n / sum(counts) for n in counts]
 
     @property
     def val_error(self) -> float:

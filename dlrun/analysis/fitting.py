@@ -129,15 +129,21 @@ def _falls(run: Evidence) -> tuple[float, str] | None:
 
 
 def imbalance(run: Evidence) -> Finding | None:
-    """D6: one class has many more images than another."""
-    counts = run.counts
+    """D6: one class has many more images than another, and nothing makes up for it, or two things do."""
+    counts, on = run.counts, run.balanced
     if not counts or max(counts) <= IMBALANCE * min(counts):
+        return None
+    ratio = max(counts) / max(min(counts), 1)
+    if len(on) > 1 and on[1] != "loss.weight=a list":
+        sentence = f"imbalance: corrected twice, by {' and '.join(on)}: rare classes count more than frequent ones"
+        return Finding("imbalance", "warn", sentence, ratio, "loss.weight=none")
+    if on:
         return None
     names = run.data.get("classes") or [str(k) for k in range(len(counts))]
     most, least = counts.index(max(counts)), counts.index(min(counts))
-    ratio = max(counts) / max(min(counts), 1)
     sentence = (
         f"imbalance: {names[most]} has {counts[most]} training images and {names[least]} {counts[least]}, "
         f"{ratio:.1f} times as many"
     )
-    return Finding("imbalance", "warn", sentence, ratio, "model.output_bias=frequency")
+    fix = "dataset.balance=true" if run.key("loss.weight") is None else "loss.weight=balanced"
+    return Finding("imbalance", "warn", sentence, ratio, fix)

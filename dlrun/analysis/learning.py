@@ -45,7 +45,7 @@ def flat(run: Evidence) -> Finding | None:
     """B1: the network does no better than always predicting the largest class."""
     if not run.acc or not run.counts:
         return None
-    share, accuracy = max(run.counts) / sum(run.counts), end(run.acc, 2)
+    share, accuracy = max(run.shares), end(run.acc, 2)
     if accuracy - share > LEARNT * (1 - share) or end(run.loss, 2) < 0.9 * min(run.loss[0], run.chance):
         return None
     severity: Severity = "stop"

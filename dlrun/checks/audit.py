@@ -109,12 +109,19 @@ def class_balance(exp: Experiment) -> Verdict:
     )
     if ratio <= UNEVEN:
         return Verdict(Outcome.PASS, value, expected, "classes are balanced")
-    if exp.data.balance:
-        return Verdict(
-            Outcome.PASS, value, expected, "classes are unbalanced, and dataset.balance=true samples them equally"
+    weight = exp.cfg.loss.get("weight", "none") if getattr(exp.loss, "class_weight", None) is not None else "none"
+    if exp.data.balance and weight in ("balanced", "effective"):
+        message = (
+            f"dataset.balance=true and loss.weight={weight} correct twice: rare classes count more than frequent ones"
         )
+        return Verdict(Outcome.WARN, value, expected, message + advice(exp, "loss.weight=none"))
+    if exp.data.balance:
+        message = "classes are unbalanced, and dataset.balance=true samples them equally"
+        return Verdict(Outcome.PASS, value, expected, message)
+    if weight != "none":
+        return Verdict(Outcome.PASS, value, expected, "classes are unbalanced, and loss.weight makes up for it")
     message = f"unbalanced classes: training favours {names[high]} over {names[low]}, and accuracy hides it"
-    return Verdict(Outcome.WARN, value, expected, message + advice(exp, "dataset.balance=true"))
+    return Verdict(Outcome.WARN, value, expected, message + advice(exp, "loss.weight=balanced", "dataset.balance=true"))
 
 
 def _leaked(found: Audit, split: str) -> int:

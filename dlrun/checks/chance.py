@@ -20,7 +20,7 @@ from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, fitted, named, replica, samples, uniform
 from dlrun.errors import first_line
 from dlrun.models.outputs import logits_of
-from dlrun.training.experiment import Experiment
+from dlrun.training.experiment import Experiment, prior
 from dlrun.vocabulary import Outcome
 
 __all__ = ["expected_loss", "initial_loss", "loss"]
@@ -39,7 +39,8 @@ CLASSES = 50  # at most, since each is evaluated alone
 @check(order=80, needs_outputs=True)
 def initial_loss(exp: Experiment) -> Verdict:
     """Compare the data loss of untrained weights with its exact value at chance: ln C, C−1, label entropy."""
-    x, y = samples(exp, SAMPLES, index=_as_frequent(exp) if exp.cfg.model.get("output_bias") == "frequency" else None)
+    frequent = exp.cfg.model.get("output_bias") == "frequency" and not exp.data.balance
+    x, y = samples(exp, SAMPLES, index=_as_frequent(exp) if frequent else None)
     with torch.no_grad():
         logits = logits_of(replica(exp)(x)).float()
         value = float(data_loss(exp)(logits, y))
@@ -87,19 +88,21 @@ def _as_frequent(exp: Experiment) -> Tensor:
 def expected_loss(exp: Experiment, y: Tensor) -> tuple[float, str]:
     """Return the loss at chance of samples with labels y (B,) and its name; C−1 and ln C do not depend on y.
 
-    With model.output_bias=frequency chance is a guess by frequency (M7) with any loss. For cross-entropy this is the
-    entropy of the labels, if y are as frequent as in the split.
+    With model.output_bias=frequency chance is a guess by frequency (M7) with any loss: that of training batches, which
+    dataset.balance changes, times the weights of the classes. For cross-entropy this is the entropy of the labels, if
+    y are as frequent as in the batches.
     """
     function, classes = data_loss(exp), exp.num_classes
     if exp.cfg.model.get("output_bias") == "frequency":
-        frequency = torch.bincount(exp.data.train.labels, minlength=classes).double()
-        prior = (frequency / frequency.sum()).log().float().to(y.device)
+        guess = prior(exp.data, function).log().float().to(y.device)
         name = "label entropy" if type(function).__name__ == "CrossEntropy" else "guessing by frequency"
-        return float(function(prior.expand(len(y), -1), y)), name
+        return float(function(guess.expand(len(y), -1), y)), name
     if hasattr(function, "chance"):
         margin = getattr(function, "margin", 1.0)
         hinge = f"{classes} - 1" if margin == 1.0 else f"({classes} - 1) × {margin:g}"
-        names = {"CrossEntropy": f"ln {classes}", "Hinge": hinge}
+        gamma = getattr(function, "gamma", 0.0)
+        focal = f"(1 - 1/{classes})^{gamma:g} ln {classes}"
+        names = {"CrossEntropy": f"ln {classes}", "Hinge": hinge, "Focal": focal}
         return float(function.chance(classes)), names.get(type(function).__name__, "chance")  # type: ignore[operator]
     return float(function(uniform(exp, len(y)), y)), "uniform logits"
 

@@ -8,7 +8,7 @@
     [auto|cpu|1]              one of these words, numbers, true, false, null
     [list of 0..1)            a list of such values; empty only if the default is
     [pair of 0..1)            two of them
-    [odd] [metric] [size]     a named rule, see NAMED
+    [odd] [metric] [weights]  a named rule, see NAMED
     [any]                     any value of the default's type
 
 null passes every rule: the type of the default decides whether it is allowed (`dlrun.config.schema`).
@@ -64,6 +64,7 @@ METRICS = tuple(column for column in COLUMNS if column not in ("epoch", "lr"))
 # and, for trials, the validation scores that a run computes at its end
 SCORED = tuple(dict.fromkeys((*METRICS, *(column for column in FURTHER if column.startswith("val_")))))
 # cuda:1 is the second GPU
+WEIGHTS = ("none", "balanced", "effective")  # of classes, in a loss
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
 
@@ -76,6 +77,11 @@ def _is_size(value: Any) -> bool:
     return all(_number(side, whole=True) for side in sides) and (
         (len(sides) == 1 and not isinstance(value, list) and value >= 0) or (len(sides) == 2 and min(sides) > 0)
     )
+
+
+def _is_weights(value: Any) -> bool:
+    numbers = value if isinstance(value, list) else []
+    return value in WEIGHTS or (bool(numbers) and all(_number(one) and 0 < one < math.inf for one in numbers))
 
 
 def _is_text(value: Any) -> bool:
@@ -97,6 +103,7 @@ NAMED: Mapping[str, Callable[[], Rule]] = {
     "seed": lambda: Rule(
         lambda v: _number(v, True) and 0 <= v < 2**63, "a whole number, 0 or more and less than 2**63"
     ),
+    "weights": lambda: Rule(_is_weights, f"one of {', '.join(WEIGHTS)}, or a list of numbers above 0", several=True),
     "folder": lambda: Rule(lambda v: str(v).strip() != "", "the name of a folder"),
     "name": lambda: Rule(
         lambda v: bool(_NAME.fullmatch(str(v))) and _is_text(v),

@@ -107,7 +107,9 @@ KEYS = _table("""
     val_fraction val_split val_size validation_split val_ratio valid_fraction -> dataset.val_fraction
     test_fraction test_split test_size test_ratio -> dataset.test_fraction
     limit subset max_samples num_samples n_samples train_size limit_train_batches max_images -> dataset.limit
-    balance balanced class_weights class_weight oversample weighted -> dataset.balance
+    balance balanced oversample weighted_sampler -> dataset.balance
+    class_weights class_weight pos_weight weighted weights -> loss.weight=balanced
+    gamma focal_gamma -> loss.gamma
     output_dir out out_dir outdir log_dir save_dir workdir output output_path results_dir logdir -> run.dir
     name run_name experiment_name exp_name -> run.name
     tag tags -> run.tags
@@ -281,7 +283,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         sklearn toy -> digits
     """),
     "loss": _table("""
-        ce xent nll softmax bce log logistic categoricalcrossentropy mse focal -> cross_entropy
+        ce xent nll softmax bce log logistic categoricalcrossentropy mse -> cross_entropy
         svm multimargin margin -> hinge
     """),
     "regularizer": _table("""

@@ -33,7 +33,7 @@ from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
 from dlrun.vocabulary import lower_is_better
 
-__all__ = ["Experiment", "Objective", "build", "build_model"]
+__all__ = ["Experiment", "Objective", "build", "build_model", "prior"]
 
 WHITENING = 2000  # images whose patches make the filters of a whitening layer
 # one kernel for all weights: a trial of a small network took 0.94 s in place of 1.0 on a processor
@@ -115,12 +115,16 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     last = head(model, len(data.classes))
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
     optimizer = _optimizer(plain["optimizer"], trainer, trust, model, **apart)
+    counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
+    loss = instantiate(plain["loss"], trust, "loss", class_counts=counts).to(device)
+    if plain["model"].get("output_bias") == "frequency":
+        output_bias(model, prior(data, loss))
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
     made = Experiment(
         cfg=cfg,
         data=data,
         model=model,
-        loss=instantiate(plain["loss"], trust, "loss").to(device),
+        loss=loss,
         penalty=instantiate(regularizer, trust, "regularizer"),
         objective=with_batch(
             instantiate(plain["objective"], trust, "objective", data=data, packages=trust, device=device)
@@ -143,13 +147,23 @@ def _started(plain: Mapping[str, Any], trust: list[str], data: Data, device: tor
     """The initialised model on its device."""
     model = build_model(plain["model"], trust, data.shape, data.classes)
     whiten(model, _measured(data))
-    if plain["model"].get("output_bias") == "frequency":
-        counts = torch.bincount(data.train.labels, minlength=len(data.classes)).double()
-        output_bias(model, counts / counts.sum())
     # torch's L-BFGS flattens gradients as they lie in memory, which fails for channels-last ones
     flat = plain["optimizer"]["_target_"].endswith(".LBFGS")
     layout = torch.contiguous_format if flat else torch.channels_last
     return model.to(device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def prior(data: Data, loss: nn.Module) -> Tensor:
+    """Return the share of each class (K,), float64, in training batches as the loss weights them (D6, M7)."""
+    classes = len(data.classes)
+    found = torch.bincount(data.train.labels, minlength=classes).double()
+    if data.balance:
+        found = torch.ones(classes, dtype=torch.float64)
+    weight = getattr(loss, "class_weight", None)
+    weight = getattr(loss, "weight", None) if weight is None else weight  # of torch's own
+    if isinstance(weight, Tensor) and weight.shape == (classes,):
+        found = found * weight.double().cpu()
+    return found / found.sum()
 
 
 def _normalised(data: Data, split: Split, device: torch.device, **options: Any) -> Batches:

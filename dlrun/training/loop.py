@@ -140,7 +140,7 @@ def step(exp: Experiment, batch: Batch) -> Step:
         data_loss, correct, penalty = zero, zero, zero
         for part in batch.parts(split):
             with exp.autocast():
-                loss, logits = exp.objective(exp.stepped, exp.loss, part)
+                loss, logits = exp.objective(exp.stepped, _of_part(exp.loss, part, batch), part)
             share = loss if split == 1 else loss * (len(part) / n)
             torch.autograd.backward(share)
             data_loss = data_loss + share.detach()
@@ -163,6 +163,27 @@ def step(exp: Experiment, batch: Batch) -> Step:
         return measured
     exp.penalty.project(exp.model)
     return measured
+
+
+class _OfPart(nn.Module):
+    """The weighted mean over a part, times a factor, so that those of all parts average to that of the batch."""
+
+    def __init__(self, loss: nn.Module, factor: Tensor) -> None:
+        super().__init__()
+        self.loss, self.factor = loss, factor
+
+    def forward(self, *given: Tensor) -> Tensor:
+        found: Tensor = self.loss(*given)
+        return found * self.factor
+
+
+def _of_part(loss: nn.Module, part: Batch, batch: Batch) -> nn.Module:
+    """The loss for a part of a batch; another one than for the whole only if its samples have weights (D6)."""
+    weights = getattr(loss, "weights", None)
+    if len(part) == len(batch) or weights is None:
+        return loss
+    ours, all_of_them = weights(part.y), weights(batch.y)
+    return loss if ours is None else _OfPart(loss, ours.mean() / all_of_them.mean())
 
 
 class _NotFinite(Exception):

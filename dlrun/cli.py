@@ -19,7 +19,7 @@ VERBS = {
     "check": "run the checks that precede training, and nothing else",
     "lr_range": "suggest a learning rate to start with",
     "batch_time": "measure the time per step by batch size, and suggest a batch size",
-    "show": "draw training images, raw and augmented: `dlrun show augment`",
+    "show": "draw training images: augmented, or a sheet per class: `dlrun show augment`, `dlrun show data`",
     "explain": "print what a key or group means, which values it allows and what sets it",
     "init": "write a commented conf/ with a preset, a model and a dataset to start from",
     "resume": "continue a killed or interrupted run or sweep",

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from dlrun.folders.disk import make_folder, write_atomic
 from dlrun.folders.formats import as_csv
 from dlrun.vocabulary import Status
 
-__all__ = ["OUTPUTS", "latest_is_gone", "new_folder", "point_latest", "study_folder", "write_study"]
+__all__ = ["OUTPUTS", "latest_is_gone", "new_folder", "point_latest", "study_folder", "write_sheets"]
+__all__ += ["write_study"]
 
 
 OUTPUTS = Path("outputs")
@@ -35,6 +36,17 @@ def write_study(
         write_atomic(table, as_csv(rows).encode())
     write_atomic(drawn, picture)
     return [drawn] if rows is None else [table, drawn]
+
+
+def write_sheets(
+    verb: str, folder: str | None, label: str, rows: list[dict[str, Any]], pictures: Mapping[str, bytes]
+) -> Path:
+    """Write the pictures by their names and data.csv; return the folder, as `study_folder` does."""
+    path = study_folder(verb, folder, label, ("data.csv", *pictures), "run.dir=")
+    write_atomic(path / "data.csv", as_csv(rows).encode())
+    for name, picture in pictures.items():
+        write_atomic(path / name, picture)
+    return path
 
 
 def study_folder(verb: str, folder: str | None, label: str, names: Sequence[str], flag: str) -> Path:

@@ -38,7 +38,7 @@ __all__ = ["root"]  # a fixture
 
 def checked(check, data, **dataset):
     cfg = Settings.of({"dataset": {"limit": 0, "balance": data.balance, **dataset}})
-    return check(SimpleNamespace(data=data, num_classes=len(data.classes), cfg=cfg))
+    return check(SimpleNamespace(data=data, num_classes=len(data.classes), cfg=cfg, loss=torch.nn.Identity()))
 
 
 def numbers(text: str) -> list[int]:

@@ -83,8 +83,8 @@ def _refuse_alike(place: Path, folders: Sequence[Path], look: Folders) -> None:
             a, b = printable(one.name), printable(other.name)
             raise UserError(
                 f"{place}: {a}/ and {b}/ hold the same folders, {', '.join(map(printable, names[:3]))}; "
-                f"if these are the classes, name the splits, such as dataset.train_dir={a} dataset.test_dir={b}; if {a} and {b} are, "
-                "type dataset.class_level=1"
+                f"if these are the classes, name the splits, such as dataset.train_dir={a} dataset.test_dir={b}; "
+                f"if {a} and {b} are, type dataset.class_level=1"
             )
 
 

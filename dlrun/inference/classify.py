@@ -157,7 +157,8 @@ def _batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -
         try:
             yield from _from_array(path, predictor, size, done)
         except Exception as error:  # a damaged array fails as ValueError, EOFError, BadZipFile, zlib.error …
-            done.unreadable[printable(path)] = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(str(error).split()).removeprefix("dataset.path=").removeprefix(f"{path}: ")
+            done.unreadable[printable(path)] = reason or type(error).__name__
 
 
 def _scale_of_files(predictor: Predictor, sources: Sources, done: Outcome) -> float:

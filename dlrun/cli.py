@@ -25,6 +25,7 @@ VERBS = {
     "resume": "continue a killed or interrupted run or sweep",
     "ensemble": "combine trained models by voting, and measure the gain",
     "predict": "classify images with a run or an ensemble; writes a CSV",
+    "evaluate": "score a run or an ensemble on labelled images: by class, errors, calibration, a page",
     "suspects": "list images whose labels may be wrong, from predictions of runs that did not train on them",
     "export": "export a run to one file (ONNX or torch.export), verified against the run",
     "compare": "list runs, sweeps and ensembles in one table",
@@ -37,7 +38,7 @@ VERBS = {
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves
 COMPOSED = ("train", "check", "lr_range", "batch_time", "show")
 # verbs that begin by loading torch, which takes seconds
-HEAVY = (*COMPOSED, "resume", "predict", "export")
+HEAVY = (*COMPOSED, "resume", "predict", "evaluate", "export")
 
 
 def _usage() -> str:

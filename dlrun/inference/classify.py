@@ -31,7 +31,7 @@ from dlrun.folders.disk import replacing
 from dlrun.inference.predictor import Predictor
 from dlrun.vocabulary import Exit, array_slot
 
-__all__ = ["Outcome", "Sources", "predict", "votes"]
+__all__ = ["Outcome", "Sources", "batches", "divided", "predict", "votes"]
 
 BATCH_BYTES = 32e6  # of decoded images: three batches are in memory at once
 BATCH = 256
@@ -119,9 +119,9 @@ def votes(
     Raises UserError at the end if there was none.
     """
     size = max(1, min(BATCH, int(BATCH_BYTES / np.prod(predictor.shape))))
-    batches = _batches(predictor, sources, size, done)
+    parts = batches(predictor, sources, size, done)
     total = -(-len(sources.files) // size) + len(sources.arrays)
-    for names, images in screen.work(batches, total, "predicting", lambda: f"{done.predicted:,} images"):
+    for names, images in screen.work(parts, total, "predicting", lambda: f"{done.predicted:,} images"):
         vote = predictor(images)
         yield from zip(names, vote.probabilities, map(int, vote.classes), strict=True)
         done.predicted += len(names)
@@ -139,11 +139,23 @@ def _count_seen(predictor: Predictor, sources: Sources, done: Outcome) -> None:
         done.seen.update(predictor.seen[key] for key in keys_of(digests) if key in predictor.seen)
 
 
-def _batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
+def divided(count: int, size: int) -> list[range]:
+    """Return the numbers of each batch, as in an evaluation: a single last image joins the batch before it."""
+    starts = [*range(0, count, size)]
+    if len(starts) > 1 and starts[-1] == count - 1:
+        starts.pop()
+    return [range(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
+
+
+def batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
+    """Yield names and images (B, H, W, C), in the units of the run, of all sources that can be read.
+
+    What cannot be read, and how values were scaled, is added to `done`.
+    """
     scale = _scale_of_files(predictor, sources, done)
-    groups = [sources.files[k : k + size] for k in range(0, len(sources.files), size)]
+    numbers = divided(len(sources.files), size)
+    groups = [[sources.files[k] for k in group] for group in numbers]
     images = Streamed(sources.files, predictor.shape, resize=True, decoding=predictor.decoding)
-    numbers = (range(k, min(k + size, len(sources.files))) for k in range(0, len(sources.files), size))
     tasks = ([partial(_decoded, images, n) for n in group] for group in numbers)
     for group, found in zip(groups, run_ahead(tasks), strict=True):
         read = [(sources.name(f), one) for f, one in zip(group, found, strict=True) if not isinstance(one, str)]

@@ -30,7 +30,7 @@ from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import own_code, reading
 from dlrun.training import checkpoint
-from dlrun.training.device import pick_device
+from dlrun.training.device import pick_device, pick_dtype
 from dlrun.training.experiment import Experiment, build, build_model
 from dlrun.training.multi_crop import viewed
 from dlrun.training.normalised import Normalised, differs
@@ -57,6 +57,8 @@ class Predictor:
     decoding: Decoding = field(default_factory=Decoding)  # of image files
     units: Units | None = None  # of images; None for an older run that does not tell
     members: tuple[Path, ...] = ()  # of an ensemble
+    dtypes: tuple[torch.dtype, ...] = ()  # of the forward passes of each model: that of its run
+    batch_size: int = 256  # of the evaluations of the run
 
     def changes(self, trust: list[str]) -> list[str]:
         """Return a line for the run, or the first member, whose own code has changed since it was trained."""
@@ -82,15 +84,21 @@ class Predictor:
 
     def __call__(self, images: Tensor) -> Vote:
         """Return probabilities and classes of images (B, H, W, C), uint8 or float, in the units of the dataset."""
-        logits = self.logits(images)
-        vote = VOTES[self.vote](logits, softmax(logits), np.array(self.weights))
-        return heated(vote, self.temperature)
+        return self.voted(self.logits(images))
+
+    def voted(self, logits: NDArray[np.float32]) -> Vote:
+        """Return probabilities and classes of the logits (M, B, K) of every model."""
+        return heated(VOTES[self.vote](logits, softmax(logits), np.array(self.weights)), self.temperature)
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> NDArray[np.float32]:
         """Return the logits (M, B, K) of every model."""
         x = images.to(self.device).permute(0, 3, 1, 2)
-        return np.stack([model(x).float().cpu().numpy() for model in self.models])
+        found = []
+        for model, dtype in zip(self.models, self.dtypes, strict=True):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+                found.append(model(x).float().cpu().numpy())
+        return np.stack(found)
 
 
 def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
@@ -139,6 +147,8 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
         first.decoding,
         first.units,
         tuple(part.path for part in parts),
+        tuple(dtype for part in parts for dtype in part.dtypes),
+        first.batch_size,
     )
 
 
@@ -172,8 +182,8 @@ def _here(device: str) -> str:
 def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:
     data, where = _data(path), pick_device(device, "--device ")
     plain = reading.config(path)
-    trainer = plain.get("trainer")
-    kind = str(trainer.get("multi_crop", "none")) if isinstance(trainer, dict) else "none"
+    trainer = plain["trainer"] if isinstance(plain.get("trainer"), dict) else {}
+    kind = str(trainer.get("multi_crop", "none"))
     try:
         check_targets(plain, trust)
         node = plain.get("model")
@@ -189,7 +199,10 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
         file = next((f for f in reading.epoch_checkpoints(path) if f.name == name), file.with_name(Path(name).name))
     averaged = not name and reading.stored(path).get("weights") == "ema"
     checkpoint.load_weights(file, checkpoint.load(file), model, averaged=averaged)
-    whole = Normalised(viewed(model, kind), data["mean"], data["std"]).eval().to(where)
+    whole = Normalised(viewed(model, kind), data["mean"], data["std"]).eval()
+    # as in training, so that the logits are the same to the last bit
+    layout = torch.contiguous_format if _target(plain, "optimizer").endswith(".LBFGS") else torch.channels_last
+    whole = whole.to(where, memory_format=layout)  # type: ignore[call-overload]
     probe = reading.arrays(path, "probe")
     if not name and (gap := differs(whole, probe, where)):
         why = own_code.mismatch(path, trust)
@@ -200,7 +213,15 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
         made.decoding = _decoding(plain.get("dataset"), data, made.units)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: result.json has no valid record of its images; train again") from error
+    made.dtypes = (pick_dtype(str(trainer.get("precision", "fp32")), where, model, data["shape"]),)
+    size = trainer.get("eval_batch_size")
+    made.batch_size = size if isinstance(size, int) and size > 0 else made.batch_size
     return made
+
+
+def _target(plain: dict[str, Any], part: str) -> str:
+    node = plain.get(part)
+    return str(node.get("_target_", "")) if isinstance(node, dict) else ""
 
 
 def _decoding(source: Any, data: dict[str, Any], known: Units | None) -> Decoding:

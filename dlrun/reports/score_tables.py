@@ -24,11 +24,25 @@ NAMES = {
     "auc": "area under the ROC curve",
     "ece": "calibration error",
 }
+INTERVAL = "95 % interval"
 SPLITS = {"val": "validation", "test": "test"}
 
 
 def scores_table(result: Mapping[str, Any], splits: Mapping[str, str] = SPLITS) -> str:
     """Return the scores that a result has; empty for an older run, whose page shows accuracy and loss alone."""
+    return table(_rows(result, splits))
+
+
+def as_lines(result: Mapping[str, Any]) -> str:
+    """Return the scores of an evaluation for reading: name, value and interval, one line per score."""
+    rows = [row for row in _rows(result, {"test": "value"}) if row["value"]]
+    width = max(len(row["score"]) for row in rows)
+    lines = [f"  {row['score']:<{width}}  {row['value']}  {row[INTERVAL]}".rstrip() for row in rows]
+    loss = _number(result.get("test_loss"))
+    return "\n".join([f"  {'':<{width}}  value   {INTERVAL}", *lines, f"  {'log loss':<{width}}  {loss}"])
+
+
+def _rows(result: Mapping[str, Any], splits: Mapping[str, str]) -> list[dict[str, str]]:
     found = result.get("bootstrap")
     intervals = found if isinstance(found, Mapping) else {}
     splits = {split: name for split, name in splits.items() if f"{split}_kappa" in result}
@@ -37,9 +51,9 @@ def scores_table(result: Mapping[str, Any], splits: Mapping[str, str] = SPLITS) 
         row = {"score": NAMES[score], "column": score}
         for split, name in splits.items():
             row[name] = _number(result.get(f"{split}_{score}"))
-            row["95 % interval"] = _interval(intervals.get(f"{split}_{score}"))
+            row[INTERVAL] = _interval(intervals.get(f"{split}_{score}"))  # of test, the last
         rows.append(row)
-    return table(rows)
+    return rows
 
 
 def _number(value: Any) -> str:

@@ -1,0 +1,107 @@
+"""`dlrun evaluate RUN|ENSEMBLE [DATA]`: all scores on labelled images, by class, errors, calibration and a page."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlrun.commands.arguments import Parser, expect_device, trusted
+from dlrun.errors import UserError
+from dlrun.vocabulary import Exit
+
+if TYPE_CHECKING:
+    from dlrun.inference.evaluate import Evaluation
+    from dlrun.inference.labelled import Labelled
+    from dlrun.inference.predictor import Predictor
+
+__all__ = ["main"]
+
+WORST = 3  # classes named
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate, write the folder and its page, print the scores; returns 0."""
+    argv, trust = trusted(argv)
+    args = _parser().parse_args(argv)
+    expect_device(args.device)
+    from dlrun.analysis import sweeps
+    from dlrun.folders import ensemble as ensemble_folder
+
+    sweeps.expect_model(model := Path(args.model).expanduser())
+    data = Path(args.data).expanduser() if args.data else None
+    if data is not None and not data.exists():
+        raise UserError(f"{args.data}: no such file or folder; expected class folders, a table, or arrays with labels")
+    if data is None and (args.split or args.images):
+        raise UserError("--split and --images belong to DATA; name it, or omit them for the run's own test split")
+    if args.out is not None:
+        ensemble_folder.free(args.out)
+    from dlrun.analysis import errors
+    from dlrun.console import Screen
+    from dlrun.folders import evaluation
+    from dlrun.inference import labelled
+    from dlrun.inference.evaluate import evaluate
+    from dlrun.inference.predictor import load
+    from dlrun.reports import evaluation_report
+
+    predictor = load(model, trust, args.device)
+    found = labelled.own(predictor, trust) if data is None else labelled.read(predictor, data, args.split, args.images)
+    with Screen(quiet=args.json) as screen:
+        made = evaluate(predictor, found, screen)
+    result = _about(args, found, made) | made.result(predictor.classes)
+    name = "test" if data is None else data.resolve().stem
+    path = evaluation.claim(args.out, f"{model.resolve().name}-on-{name}")
+    arrays = {"test_logits": made.logits, "test_labels": made.labels, "test_ids": made.ids}
+    evaluation.write(path, result, arrays, made.tables(predictor.classes))
+    errors.write(path)
+    page = evaluation_report.write(path)
+    if args.json:
+        print(json.dumps(result | {"folder": str(path)}, indent=1))
+    else:
+        _print(predictor, result, made, trust)
+        print(f"files: {path}\npage: {page}")
+    return Exit.FINE
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="dlrun evaluate", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"
+    )
+    parser.add_argument("model", help="a run or an ensemble, such as outputs/latest")
+    word = "class folders, perhaps below train/ and test/; a table of labels; an .npz with x and y (default: the run's "
+    parser.add_argument("data", nargs="?", metavar="DATA", help=word + "own test split, read and predicted again)")
+    parser.add_argument("--split", default="", metavar="SPLIT", help="train, val or test of DATA (default: test)")
+    parser.add_argument("--images", metavar="FOLDER", help="the images of a table (default: the folder of the table)")
+    word = "the folder to create (default: outputs/evaluations/<date>-…)"
+    parser.add_argument("--out", metavar="DIR", help=word)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
+    word = "auto (default), cpu, cuda, mps, or cuda:1 for the second GPU"
+    parser.add_argument("--device", default="auto", metavar="DEVICE", help=word)
+    return parser
+
+
+def _about(args: Namespace, found: Labelled, made: Evaluation) -> dict[str, Any]:
+    """What was evaluated on what, and what a reader of its scores must know."""
+    about = {"model": args.model, "on": args.data or "its own test split", "split": found.split}
+    about |= {"notes": found.notes, "omitted": made.done.unreadable, "scaled": made.done.scaled}
+    about |= {"seen": dict(made.done.seen)}
+    return about | ({} if made.gap is None else {"largest_difference_from_stored_logits": made.gap})
+
+
+def _print(predictor: Predictor, result: dict[str, Any], made: Evaluation, trust: list[str]) -> None:
+    from dlrun.analysis import scores
+    from dlrun.reports.evaluation_report import remarks
+    from dlrun.reports.score_tables import as_lines
+
+    print(scores.used(predictor.path))
+    for line in [*predictor.changes(trust), *(words for words, _ in remarks(result))]:
+        print(line)
+    what = f"{result['on']}, {result['split']}" if result["split"] else result["on"]
+    right = scores.counted("test_acc", result["test_acc"], result)
+    print(f"accuracy {right} on {result['test_samples']:,} images of {what}")
+    print(as_lines(result))
+    rows = [row for row in made.tables(predictor.classes)["per_class"] if row["n"]]
+    worst = sorted(rows, key=lambda row: row["f1"])[:WORST]
+    shown = (f"{row['class']} {row['f1']:.2f} ({row['n']:,} images)" for row in worst)
+    print(f"classes with the lowest F1: {', '.join(shown)}")

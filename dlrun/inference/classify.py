@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,7 @@ def divided(count: int, size: int) -> list[range]:
     starts = [*range(0, count, size)]
     if len(starts) > 1 and starts[-1] == count - 1:
         starts.pop()
-    return [range(*ends) for ends in zip(starts, [*starts[1:], count], strict=True)]
+    return [range(*ends) for ends in pairwise([*starts, count])]
 
 
 def batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:

@@ -8,7 +8,7 @@ from typing import Any
 from dlrun.reports.page import table
 from dlrun.vocabulary import MEASURES
 
-__all__ = ["scores_table"]
+__all__ = ["as_lines", "scores_table"]
 
 # what a score is called on a page
 NAMES = {

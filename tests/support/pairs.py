@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,13 +53,18 @@ def _config(words: str) -> Any:
 
 
 def experiment(words: str = "", change: str | Change = "") -> Experiment:
-    """Build an experiment from overrides, and change it."""
+    """Build an experiment from overrides, and change it: its parts are shared with others, so exchange whole ones."""
     if isinstance(change, str):
         words, change = f"{words} {change}".strip(), lambda exp: None
-    exp = build(_config(words))
+    exp = replace(_built(words))
     torch.manual_seed(0)
     change(exp)
     return exp
+
+
+@functools.cache
+def _built(words: str) -> Experiment:
+    return build(_config(words))
 
 
 def checked(check: str, words: str = "", change: str | Change = "") -> Verdict:

@@ -28,6 +28,8 @@ NAMES = {
 AROUND = {"set", "images", "imgs", "data", "dataset", "folder", "dir", "split"}  # words after the name of a split
 ROLES = {name: role for role, names in NAMES.items() for name in names}
 PARTS = {"image", "images", "img", "imgs", "mask", "masks", "annotation", "annotations", "label", "labels"}
+DOCUMENTS = {".cfg", ".csv", ".doc", ".docx", ".html", ".ipynb", ".json", ".mat", ".md", ".pdf", ".py", ".rst", ".sh"}
+DOCUMENTS |= {".tex", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".yaml", ".yml", "without an extension"}
 WRAPPED = 3  # folders around the one with the classes
 NEAR = 0.75  # of difflib: "tain" and "tests" are nearly "train" and "test"; "trail" is too, and says so
 UNLABELLED = "if its images have no labels, type dataset.test=none and classify them with `dlrun predict`"
@@ -54,7 +56,8 @@ def splits(
     here = [place for place in class_folders(top, look) if os.path.realpath(place) not in taken]
     unused = [place for place in here if test == "none" and role_of(place) == "test"]
     here = [place for place in here if place not in unused]
-    found = _named(top, [place for place in here if class_folders(place, look) and role_of(place) not in given])
+    divided = [place for place in here if class_folders(place, look) and role_of(place) not in given]
+    found = _named(top, [place for place in divided if look.holds_images(place)])
     if not found.keys() - given.keys() and "train" not in given:
         _refuse_flat(top, here, look)
         for place in unused:
@@ -68,7 +71,8 @@ def splits(
             "or type dataset.train_dir=FOLDER"
         )
     if os.path.realpath(places["train"]) != os.path.realpath(top):  # whose folders are classes
-        _refuse_near(top, [place for place in here if place not in found.values()], places)
+        _refuse_near([place for place in here if place not in found.values() and look.holds_images(place)], places)
+    if "train" not in given:  # else root may hold anything
         inside = [place for place in places.values() if top in place.parents]
         _leave_out(top, look, account, [top / place.relative_to(top).parts[0] for place in inside])
     return {role: given.get(role) or _inner(place, look, account) for role, place in places.items()}, unused
@@ -99,9 +103,12 @@ def role_of(folder: Path) -> str:
 
 
 def _documents(folder: Path, look: Folders) -> bool:
-    """Whether a folder holds files and no image, such as annotations/ beside images/."""
-    account = Account()
-    return next(look.below(folder, account), None) is None and account.counts.keys() - {HIDDEN, EMPTY} != set()
+    """Whether a folder holds documents and no image, such as annotations/ beside images/."""
+    if look.holds_images(folder):
+        return False
+    list(look.below(folder, account := Account()))
+    kinds = account.counts.keys() - {HIDDEN, EMPTY}
+    return bool(kinds) and kinds <= DOCUMENTS
 
 
 def _leave_out(folder: Path, look: Folders, account: Account, taken: Sequence[Path]) -> None:
@@ -161,7 +168,7 @@ def _refuse_flat(top: Path, here: Sequence[Path], look: Folders) -> None:
         )
 
 
-def _refuse_near(top: Path, others: Sequence[Path], found: Mapping[str, Path]) -> None:
+def _refuse_near(others: Sequence[Path], found: Mapping[str, Path]) -> None:
     """Raise UserError for a folder beside train/ that would be silently ignored although it looks like a split."""
     known = [name for name, role in ROLES.items() if role not in found]
     for place in others:

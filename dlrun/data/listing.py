@@ -126,6 +126,11 @@ class Folders:
             self._known[folder] = _entries(folder, self._heic)
         return self._known[folder]
 
+    def holds_images(self, folder: Path) -> bool:
+        """Whether there is an image in a folder or below it, be its format one that is missing."""
+        found = next(self.below(folder, account := Account()), None)
+        return found is not None or any(reason.endswith(EXTRA) for reason in account.counts)
+
     def below(self, folder: Path, account: Account, around: frozenset[str] = frozenset()) -> Iterator[Path]:
         """Yield the images in a folder and in those below, and count the others; folders around it are not entered."""
         here = os.path.realpath(folder)

@@ -75,6 +75,13 @@ READ: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, int]]
     "a pipe": (f"{AB} ant/pipe.png|", {}, (4, 0, 0), {"pipes or devices": 1}),
     "a device": (f"{AB} ant/zero.png->/dev/zero", {}, (4, 0, 0), {"pipes or devices": 1}),
     "names that are not UTF-8": (f"{AB} ant/caf\udce9.png ant/caf\udce9.t\udcff", {}, (5, 0, 0), {".t\\xff": 1}),
+    "splits by keys in a project": (
+        "photos/ant/0.png photos/bee/0.png tests/data/x.py eval/run/x.sh notes.txt",
+        {"train_dir": "photos"},
+        (2, 0, 0),
+        {},
+    ),
+    "code beside the splits": (f"{DIVIDED} tests/x.py eval/run/x.sh", {}, (4, 0, 0), {"other folders": 2}),
     "splits with a word behind": (
         "train_set/a/0.png train_set/b/0.png Test-Images/a/0.png val2017/b/0.png",
         {},
@@ -158,12 +165,18 @@ def test_classes_that_a_split_lacks_or_that_look_alike_are_noted(tmp_path: Path)
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # tree, keys, what the line has
     "a class that is all HEIC": ("ant/0.png bee/0.heic bee/1.heic", {}, "bee.*2 .heic.*dlrun\\[heic\\]"),
     "a class of another format": ("ant/0.png bee/0.dcm bee/1.dcm", {}, "bee.*2 .dcm"),
+    "a class of another format beside deeper ones": (
+        "pet/cat/0.png pet/dog/0.png bee/0.dcm",
+        {},
+        "pet.*class_level=leaf|bee",
+    ),
     "an empty class": ("ant/0.png bee/0.png new/", {}, "new"),
     "a class that is a link to nothing": (f"{AB} cat->gone/cat", {}, "root/cat.*gone/cat"),
     "images without a class": ("0.png 1.png", {}, "<class>/<image>.*2 images"),
     "folders in a class": (f"{AB} ant/2020/0.png", {}, "'2020'.*class_level=1.*class_level=leaf"),
     "splits in a class": ("ant/train/0.png ant/test/0.png bee/train/0.png", {}, "ant.*class_level=1"),
     "splits as leaves": ("ant/train/0.png bee/train/0.png", {"class_level": "leaf"}, "ant.*class_level=1"),
+    "a test of HEIC": (f"{DIVIDED} test/ant/0.heic", {}, r"test/ant.*dlrun\[heic\]"),
     "one split without classes": ("train/0.png", {}, "train/<class>"),
     "labels in a table": ("train/0.png test/0.png test.csv train.csv", {}, "dataset=table dataset.csv=.*/train.csv"),
     "labels in a table, one folder": ("0.png labels.csv", {}, "dataset=table .*images="),

@@ -3,9 +3,9 @@
 `data_audit` reports groups in two splits, samples that dataset.on_bad=drop left out, blank images, classes with too few
 samples, and the sizes of files, with a warning if `dataset.resize=crop` leaves out much of them; files and labels that
 cannot be used at all were refused earlier (dlrun.data). Cannot detect images that decode but show the wrong thing.
-`data_duplicates` reports exact copies: within train, leaks of train into val and test,
-and one image under two labels. Cannot detect near-duplicates (another compression, crop or brightness) or a wrong
-label on a single image. `class_balance` reports unbalanced classes; cannot detect whether they are so in reality
+`data_duplicates` reports exact copies within train, leaks of train into val and test, one image under two labels, and
+near duplicates (another compression, size or brightness, a mirror image, a slight crop). Cannot detect large crops or a
+wrong label on a single image. `class_balance` reports unbalanced classes; cannot detect whether they are so in reality
 as well.
 
 The first two read the test split, only to compare and count (D4); the run keeps the decoded images for its final
@@ -33,6 +33,7 @@ BLANK = 0.5  # share of a split: the reader is broken, it is not a dataset with 
 # one or two copies in a subset of a few dozen images are not a rate
 LEAKED, FEW_LEAKS = 0.01, 3
 REMEDY = "remove one image of each pair: `dlrun train` lists all in audit.csv"
+PAIRS = (("val", "train"), ("test", "train"), ("test", "val"))
 UNEVEN = 1.5  # D6, largest / smallest class
 
 
@@ -73,7 +74,7 @@ def data_audit(exp: Experiment) -> Verdict:
 def data_duplicates(exp: Experiment) -> Verdict:
     """Report leaks between splits, one image under two labels, and copies within a split."""
     found = exp.data.audit
-    leaks = {pair: len(found.of("leak", *pair)) for pair in (("val", "train"), ("test", "train"), ("test", "val"))}
+    leaks = {pair: len(found.of("leak", *pair)) for pair in PAIRS}
     contradictions, duplicates = found.of("contradiction"), found.of("duplicate")
     value = (
         ", ".join(f"{count} {other} images in {one}" for (one, other), count in leaks.items() if count) or "no leaks"
@@ -81,15 +82,17 @@ def data_duplicates(exp: Experiment) -> Verdict:
     crossing = sum(one.split != one.other_split for one in contradictions)
     across = f" ({crossing} of the leaks, {len(contradictions) - crossing} of the copies)" if crossing else ""
     value += f", {len(contradictions)} under two labels{across}, {len(duplicates)} copies within a split"
-    parts = []
+    counts, near = _near(found)
+    value, parts = value + counts, list[str]()
     if any(leaks.values()):
         parts.append(f"scores are inflated by images that training or selection has seen: {_pairs(found.of('leak'))}")
     if contradictions:
         parts.append(f"one image has two labels: {_pairs(contradictions)}")
     if len(duplicates) > LEAKED * sum(found.sizes.values()):
         parts.append(f"copies count more than other images: {_pairs(duplicates)}")
+    parts += near
     if not parts:
-        return Verdict(Outcome.PASS, value, "no leaks", f"no image is in two splits{_few(duplicates)}")
+        return Verdict(Outcome.PASS, value, "no leaks", f"no image is in two splits{_few(duplicates)}{_alike(found)}")
     heavy = [split for split in ("val", "test") if _leaked(found, split) > max(FEW_LEAKS, LEAKED * found.sizes[split])]
     expected = f"no leaks; a failure if more than {FEW_LEAKS} images and {LEAKED:.0%} of val or test are leaked"
     return Verdict(Outcome.FAIL if heavy else Outcome.WARN, value, expected, f"{'; '.join(parts)}; {REMEDY}")
@@ -137,9 +140,30 @@ def _ids(found: list[Finding], most: int) -> str:
 def _pairs(found: list[Finding]) -> str:
     def shown(one: Finding) -> str:
         labels = f" ({one.label}, {one.other_label})" if one.label != one.other_label else ""
-        return f"{one.id} = {one.other_id}{labels}"
+        return f"{one.id} {'≈' if one.kind == 'near duplicate' else '='} {one.other_id}{labels}"
 
     return named([shown(one) for one in found])
+
+
+def _near(found: Audit) -> tuple[str, list[str]]:
+    """The counts of near duplicates, and what is wrong with them, in words."""
+    near = found.of("near duplicate")
+    across = {pair: len({one.id for one in found.of("near duplicate", *pair)}) for pair in PAIRS}
+    split = [one for one in near if one.label != one.other_label]
+    if not near:
+        return "", []
+    shown = [f"{count} of {one} in {other}" for (one, other), count in across.items() if count]
+    value = f", {len(near)} near duplicates{f' ({named(shown)})' if shown else ''}"
+    parts = []
+    if crossing := [one for one in near if one.split != one.other_split]:
+        parts.append(f"nearly the same image is in two splits: {_pairs(crossing)}")
+    if split:
+        parts.append(f"nearly the same image has two labels: {_pairs(split)}")
+    return value, parts
+
+
+def _alike(found: Audit) -> str:
+    return "; most images look like several others, so that near duplicates are not listed" if found.alike else ""
 
 
 def _few(duplicates: list[Finding]) -> str:

@@ -3,8 +3,8 @@
 Behind the checks data_audit and data_duplicates (`dlrun check`), and the audit.csv of a run. Two images are
 identical if a 128-bit digest of their pixels is, as the network gets them: decoded, resized, before
 normalisation and augmentation. So copies in another format or size are found, and so are images that only
-resizing made identical, since the network cannot tell them apart either. Cannot detect near-duplicates: another
-compression, crop, mirror image or brightness of the same photograph. Blank images are listed as such, not as
+resizing made identical, since the network cannot tell them apart either. Near duplicates (another compression, size,
+brightness, a mirror image, a slight crop) are those of dlrun/data/near.py. Blank images are listed as such, not as
 copies, and those that only their transparency hides are named so. Sizes are those of the files in train.
 """
 
@@ -16,18 +16,19 @@ from dataclasses import asdict, dataclass, replace
 
 from dlrun.data.headers import Files, looked_at, veiled
 from dlrun.data.images import Marks, files_of
+from dlrun.data.near import Pair, near
 from dlrun.data.scan import scan
 from dlrun.data.splits import Bad, Data, Split
 
 __all__ = ["VEILED", "Audit", "Finding", "audit", "left_out", "listed"]
 
 VEILED = "blank through its transparency alone"
-KINDS = ("bad", "group", "contradiction", "leak", "duplicate", "constant")
+KINDS = ("bad", "group", "contradiction", "leak", "duplicate", "near duplicate", "constant")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of audit.csv; for a duplicate (within a split), leak or contradiction, `other` is the earlier image.
+    """One row of audit.csv; for a leak, contradiction, (near) duplicate, `other` is the earlier image.
 
     For a group in two splits they are its first images there, and `detail` is its name.
     """
@@ -59,11 +60,15 @@ def left_out(data: Data) -> list[Finding]:
 
 @dataclass(frozen=True)
 class Audit:
-    """All findings, by kind; `sizes` are the numbers of samples of the splits, `files` describes those of train."""
+    """All findings, by kind; `sizes` are the numbers of samples of the splits, `files` describes those of train.
+
+    `alike`: most images look like several others, so that near duplicates cannot be told from them.
+    """
 
     findings: list[Finding]
     sizes: dict[str, int]
     files: Files | None = None
+    alike: bool = False
 
     def of(self, kind: str, split: str = "", other: str = "") -> list[Finding]:
         """Return the findings of a kind; `split` and `other` select the two splits, empty means any."""
@@ -84,15 +89,18 @@ def audit(data: Data) -> Audit:
     `data.audit` is this, cached: two checks, audit.csv and the next runs on the same `data` share it. Only this
     report depends on test. A sample of val or test is a leak once per earlier split (train, val, test) that contains
     it; every sample after the first of its split is a duplicate; every sample whose label differs from that of the
-    first identical one is a contradiction, whatever their splits.
+    first identical one is a contradiction, whatever their splits. A near duplicate is listed with the most similar
+    image of its split and of each earlier one, and with the most similar one of another label.
     """
     test, dropped = data.test()
     splits = {"train": data.train, "val": data.val, "test": test}
     found = listed([*data.dropped, *dropped])
     first: dict[bytes, tuple[str, int]] = {}
     alike: defaultdict[bytes, list[tuple[str, int]]] = defaultdict(list)  # all but the first
+    digests: list[bytes] = []
     for name, split in splits.items():
         marks = _marks(split)
+        digests += marks.digests
         for number, digest in enumerate(marks.digests):
             if marks.constant[number]:
                 here = _place(data, splits, (name, number))
@@ -102,11 +110,28 @@ def audit(data: Data) -> Audit:
     for digest, others in alike.items():
         found += _pairs([_place(data, splits, place) for place in (first[digest], *others)])
     found += _divided(data, splits)
+    pairs = near([split.images for split in splits.values()])
+    found += _similar(data, splits, digests, pairs or ())
     found.sort(key=lambda one: KINDS.index(one.kind))  # stable: within a kind, in the order of the splits
     files = files_of(data.train.images)
-    return Audit(
-        found, {name: len(split) for name, split in splits.items()}, None if files is None else looked_at(files)
-    )
+    sizes = {name: len(split) for name, split in splits.items()}
+    return Audit(found, sizes, None if files is None else looked_at(files), pairs is None)
+
+
+def _similar(data: Data, splits: dict[str, Split], digests: list[bytes], pairs: Iterable[Pair]) -> Iterator[Finding]:
+    """Yield the near duplicates of pairs that are not identical, in the order of the splits."""
+    places = [(name, number) for name, split in splits.items() for number in range(len(split))]
+    chosen: dict[tuple[int, str], Pair] = {}
+    for pair in sorted(pairs, key=lambda pair: -pair.similarity):
+        if digests[pair.number] != digests[pair.other]:
+            here, there = places[pair.number], places[pair.other]
+            chosen.setdefault((pair.number, there[0]), pair)
+            if splits[here[0]].labels[here[1]] != splits[there[0]].labels[there[1]]:
+                chosen.setdefault((pair.number, "another label"), pair)
+    for pair in sorted(set(chosen.values())):
+        one, other = (_place(data, splits, places[number]) for number in pair[:2])
+        about = f"similarity {pair.similarity:.2f}{', mirrored' if pair.mirrored else ''}"
+        yield replace(_pair("near duplicate", one, other), detail=about)
 
 
 def _divided(data: Data, splits: dict[str, Split]) -> Iterator[Finding]:

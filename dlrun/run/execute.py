@@ -155,6 +155,8 @@ def _train(
         # threads of two programs that spin on the same cores wait for each other: measured up to 50 times slower
         screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
     omitted = accounted(exp, run, screen)
+    if exp.data.notes:
+        run.update_result(data_notes=list(exp.data.notes))  # for the end of a sweep
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     same_data.record(run, exp.data)
     run.update_result(train_acc_valid=exp.train_acc_valid)

@@ -112,10 +112,17 @@ def ending(results: Results, plan: Plan, found: Trials, importance: str, table: 
         lines.append("  ranked by the mean over seeds; each setting with its best seed")
     lines += [importance] if importance else []
     lines += noise(found)
+    lines += _notes(results)
     lines += [f"{n:04d} {word}: {results.trials[n].reason}" for n, word in status.items() if word in FAILED][:5]
     if not best:
         return lines
     return [*lines, "next:", *(f"  {command}" for command in _next(results.folder, plan, best))]
+
+
+def _notes(results: Results) -> list[str]:
+    """What the trials noted on how their data were read, each once."""
+    found = [results.result(n).get("data_notes") for n in sorted(results.trials)]
+    return [*dict.fromkeys(str(note) for notes in found if isinstance(notes, list) for note in notes)][:3]
 
 
 def _scores(results: Results, number: int) -> str:

@@ -41,6 +41,7 @@ class Instant:
         write(Path(job.folder) / "metrics.csv", "\n".join(["epoch,val_acc", *table]) + "\n")
         status = "paused" if asked["stop_after"] else "completed"
         result = {"status": status, "epochs": last, "val_acc": self.score(value, last), "config": job.config}
+        result["data_notes"] = ["left out: 1"]
         write(Path(job.folder) / "result.json", json.dumps(result))
         self.ended.append(Ended(job.number, 0))
 
@@ -87,6 +88,7 @@ def test_an_edge_is_warned_of_after_each_stage(search: Callable[..., Any]) -> No
     assert len([line for line in lines if line.endswith("try optimizer.lr=loguniform:0.0001:1")]) == 1
     assert all("search.extend=true" in line for line in lines)
     assert [line in said for r in rounds for line in r["said"]] == [True, True]
+    assert said.splitlines().count("left out: 1") == 1  # of thirty trials
 
 
 def test_the_page_says_of_edges_what_the_terminal_said(

@@ -131,22 +131,35 @@ class Folders:
         found = next(self.below(folder, account := Account()), None)
         return found is not None or any(reason.endswith(EXTRA) for reason in account.counts)
 
-    def below(self, folder: Path, account: Account, around: frozenset[str] = frozenset()) -> Iterator[Path]:
-        """Yield the images in a folder and in those below, and count the others; folders around it are not entered."""
+    def below(self, folder: Path, account: Account) -> Iterator[Path]:
+        """Yield the images in a folder and in those below, and count the others; folders around it are not entered.
+
+        Links inside of linked folders are followed once to each place: folders that all link to each other would have
+        more paths than there is time.
+        """
         here = os.path.realpath(folder)
         # those above the first one as well: a link to one of them would lead through the whole disk
-        around = (around or frozenset(map(str, Path(here).parents))) | {here}
+        around = frozenset(map(str, Path(here).parents)) | {here}
+        return self._below(folder, here, account, around, False, set())
+
+    def _below(
+        self, folder: Path, here: str, account: Account, around: frozenset[str], linked: bool, entered: set[str]
+    ) -> Iterator[Path]:
         found = self(folder)
         for reason, name in found.others:
             account.add(reason, folder / name)
         yield from (folder / name for name in found.images)
-        for inner in (folder / name for name in found.folders):
-            if os.path.realpath(inner) in around:
+        for name in found.folders:
+            inner, real = folder / name, os.path.realpath(folder / name)
+            link = real != os.path.join(here, name)
+            if real in around or (link and linked and real in entered):
                 account.add(CYCLE, inner)
                 continue
+            if link and linked:
+                entered.add(real)
             if not (self(inner).images or self(inner).folders):
                 account.add(EMPTY, inner)
-            yield from self.below(inner, account, around)
+            yield from self._below(inner, real, account, around | {real}, link or linked, entered)
 
 
 def printable(path: Path | str) -> str:

@@ -17,6 +17,7 @@ import torch
 
 from dlrun.data.changes import Rows
 from dlrun.data.files import image_folder
+from dlrun.data.listing import Account, Folders
 from dlrun.errors import UserError
 from support.commands import Outcome
 from support.trees import plant
@@ -240,6 +241,16 @@ def test_a_link_to_an_image_that_is_gone_is_a_bad_image(tmp_path: Path) -> None:
             train.images.take(number)
 
 
+def test_folders_that_all_link_to_each_other_are_read_in_time(tmp_path: Path) -> None:
+    names = [f"n{k}" for k in range(12)]  # which have 479,001,600 orders
+    plant(tmp_path, " ".join(f"{a}/0.png " + " ".join(f"{a}/{b}->{b}" for b in names if a != b) for a in names))
+    account = Account()
+    found = list(Folders().below(tmp_path, account))
+    assert {file.relative_to(tmp_path).parts[0] for file in found} == {*names}
+    assert len(found) < 10_000
+    assert account.counts["links to a folder around them"] > 0
+
+
 SMALL = "dataset=image_folder dataset.root=photos trainer.epochs=1 trainer.threads=1 check=none trainer.report=false"
 SMALL += " model.width=4 dataset.cache=none"
 
@@ -277,6 +288,14 @@ def test_predict_sees_the_files_that_training_sees(photos: Path, dlrun: Callable
     assert data["left_out"] == {"hidden": 2, ".txt": 2, "pipes or devices": 1}
     assert dlrun("predict", "run", "photos", "--out", "all.csv").code == 0
     rows = list(csv.DictReader(Path("all.csv").read_text(encoding="utf-8").splitlines()))
-    ids = Rows.read(np.load("run/identity.npz")).ids
+    with np.load("run/identity.npz") as identity:
+        ids = Rows.read(identity).ids
     assert sorted(row["file"] for row in rows) == sorted(f"photos/{name}" for name in ids)
     assert len(rows) == data["train"] + data["val"] + data["test"] == 20
+    with np.load("run/predictions.npz") as file:
+        stored, shown = dict(file), {row["file"]: row for row in rows}
+    for split in ("val", "test"):
+        odds = np.exp(stored[f"{split}_logits"].astype(np.float64))
+        for name, logits in zip(stored[f"{split}_ids"], odds / odds.sum(1, keepdims=True), strict=True):
+            found = [float(shown[f"photos/{name}"][f"p_{one}"]) for one in data["classes"]]
+            assert found == pytest.approx(logits.tolist(), abs=2e-6)

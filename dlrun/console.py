@@ -208,19 +208,19 @@ class Screen:
     def epoch(self, row: Mapping[str, Any], epochs: int, best: bool, rights: Mapping[str, tuple[str, str]]) -> None:
         """Print the row of an epoch; a narrow terminal gets it without its speed, its seconds or its rate.
 
-        `rights` are the accuracies of train and val in words, and shorter for a narrow terminal.
+        `rights` are the accuracies of train and, if there is one, val in words, and shorter for a narrow terminal.
         """
         width = len(str(epochs))
         parts = {
             "epoch": f"epoch {row['epoch']:>{width}}/{epochs}",
             "lr": f"lr {row['lr']:.2e}",
-            **{split: f"{split} loss {row[f'{split}_loss']:.4f} acc {rights[split][0]}" for split in ("train", "val")},
+            **{split: f"{split} loss {row[f'{split}_loss']:.4f} acc {right[0]}" for split, right in rights.items()},
             "seconds": (seconds := f"{row['train_seconds'] + row['eval_seconds']:.1f} s")
             + f" {row['samples_per_second']:,.0f}/s",
         }
         self.note("  ".join([*parts.values(), *(["best"] if best else [])]))
         room = self.console.width - len("  best") if self.live else sys.maxsize
-        brief = {s: f"{s} loss {row[f'{s}_loss']:.4f} acc {rights[s][1]}" for s in ("train", "val")}
+        brief = {s: f"{s} loss {row[f'{s}_loss']:.4f} acc {right[1]}" for s, right in rights.items()}
         for less in ({"seconds": seconds}, {"seconds": ""}, {"lr": ""}, brief):
             if len("  ".join(parts.values())) > room:
                 parts = {name: text for name, text in (parts | less).items() if text}

@@ -14,7 +14,7 @@ from dlrun.analysis import compare, scores
 from dlrun.analysis.compare import Entry
 from dlrun.analysis.ranking import Setting
 from dlrun.analysis.seed_groups import LEVEL, difference
-from dlrun.vocabulary import is_accuracy
+from dlrun.vocabulary import Status, is_accuracy
 
 __all__ = ["decision"]
 
@@ -41,6 +41,9 @@ def decision(
     done = [e for e in entries if compare.scored(e.result, column)]
     ranked = compare.settings(done, column, compare.varying([e.config for e in done], among=among), lower=lower)
     if not ranked:
+        data = [e.result.get("data") for e in entries if e.result.get("status") == Status.COMPLETED]
+        if data and all(isinstance(one, dict) and one.get("val") == 0 for one in data):
+            return [f"no {column}: these runs trained without a validation split, so none is best"]
         return ["no run has completed with a score; `dlrun list` shows the status of each"]
     first, best = ranked[0], done[ranked[0].runs[0]]
     count = len(first.by_seed)

@@ -23,6 +23,8 @@ CAUSES: tuple[Callable[[Evidence], Finding | None], ...] = (
     *(fitting.overfitting, fitting.gap, learning.slow, learning.short_steps, learning.noisy),
     *(fitting.unfinished, fitting.capacity),
 )
+# those that need no validation score: without one nothing tells when to stop
+UNVALIDATED = tuple(rule for rule in CAUSES if rule.__module__ == learning.__name__)
 FACTS = (fitting.imbalance,)  # what holds beside any cause
 
 
@@ -40,7 +42,8 @@ def judge(
     result.json records of the splits, status its status. Without a valid train_acc no verdict is given that needs it.
     """
     run = Evidence(metrics, layers, config, data or {}, status, train_acc_valid)
-    cause = next((f for rule in CAUSES if (f := rule(run)) is not None), None)
+    rules = UNVALIDATED if run.data.get("val") == 0 else CAUSES
+    cause = next((f for rule in rules if (f := rule(run)) is not None), None)
     return [f for f in (cause, *(rule(run) for rule in FACTS)) if f is not None]
 
 

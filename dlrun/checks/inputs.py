@@ -46,6 +46,8 @@ def inputs(exp: Experiment) -> Verdict:
         ("train", exp.train, exp.data.train, OFF),
         ("val", exp.val, exp.data.val, OFF_VAL),
     ):
+        if not len(split):
+            continue  # no validation split
         x, index = _fed(batches)
         bad = ~x.isfinite().flatten(1).all(1)
         if bad.any():
@@ -141,7 +143,7 @@ def labels(exp: Experiment) -> Verdict:
             f"look at how labels are read{limited(exp)}"
         )
         return Verdict(Outcome.FAIL, f"{classes - len(missing)} classes", expected, message)
-    missing = _missing(exp, data.val)
+    missing = _missing(exp, data.val) if len(data.val) else []
     if missing:
         # dlrun's own fold is stratified; a validation split of the dataset may lack a class for a reason
         status, where = Outcome.FAIL, "the fold was stratified, so look for code that changes exp.data.val"

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
     from dlrun.analysis import scores
     from dlrun.ensembles.folds import across
-    from dlrun.ensembles.members import SPLITS, agree, select
+    from dlrun.ensembles.members import agree, select, splits
     from dlrun.ensembles.table import as_text, judge, store
     from dlrun.ensembles.votes import FEWEST
     from dlrun.folders import ensemble as ensemble_folder
@@ -38,14 +38,18 @@ def main(argv: list[str]) -> int:
     agree(found)
     members = select(found, top=args.top or 0, by_greed=args.greedy)
     print(_headline(args, found, members))
-    print(f"best member: {scores.used(members[0].path).removeprefix('with ')}")
+    validated = "val" in splits(members)
+    if args.temperature and not validated:
+        raise UserError("--temperature: these runs have no validation split to fit it on; omit it")
+    if validated:
+        print(f"best member: {scores.used(members[0].path).removeprefix('with ')}")
     table = judge(members, args.temperature)
-    images = {split: len(members[0].arrays[f"{split}_labels"]) for split in SPLITS}
+    images = {split: len(members[0].arrays[f"{split}_labels"]) for split in splits(members)}
     if args.temperature and not args.average:
         _expect_errors(args.vote, table.errors[args.vote], images["val"])
     if args.average:
         print(as_text(table.rows, images))
-        return _average(args, members, trust, table.rows[1]["val_acc"])
+        return _average(args, members, trust, table.rows[1].get("val_acc"))
     path = ensemble_folder.claim(args.out, f"{len(members)}-members")
     store(path, args, members, table)
     if folded:
@@ -134,7 +138,7 @@ def _print_skipped(lines: list[str]) -> None:
         print(f"skipped: {line}")
 
 
-def _average(args: Namespace, members: Sequence[Member], trust: list[str], mean: float) -> int:
+def _average(args: Namespace, members: Sequence[Member], trust: list[str], mean: float | None) -> int:
     from dlrun.analysis import scores
     from dlrun.folders import outputs
     from dlrun.folders.run import claim
@@ -147,9 +151,10 @@ def _average(args: Namespace, members: Sequence[Member], trust: list[str], mean:
         ending = store_run(exp, run, [m.name for m in members])
     finally:
         run.release()
-    val, test = (scores.counted(column, ending[column], ending) for column in ("val_acc", "test_acc"))
-    print(f"average of the weights: validation accuracy {val}, test accuracy {test}; stored as a run: {run.path}")
-    if ending["val_acc"] < mean:
+    names = {"val_acc": "validation accuracy", "test_acc": "test accuracy"}
+    found = [f"{name} {scores.counted(c, ending[c], ending)}" for c, name in names.items() if c in ending]
+    print(f"average of the weights: {', '.join(found)}; stored as a run: {run.path}")
+    if mean is not None and ending["val_acc"] < mean:
         why = "averaging weights works only for models that share early training"
         print(f"worse than the average member: {why}; try --members checkpoints")
     return Exit.FINE
@@ -191,4 +196,6 @@ def _headline(args: Namespace, found: Sequence[Member], members: Sequence[Member
     if args.greedy:
         picks = ", ".join(f"{m.path.name} × {m.weight}" for m in members)
         how = f"{len(members)} of {count}, chosen greedily on validation log loss: {picks}"
-    return f"{how}; {len(members[0].data['classes'])} classes, {len(members[0].arrays['val_labels']):,} val images"
+    labels = members[0].arrays.get("val_labels")
+    images = "no validation split, so all vote alike" if labels is None else f"{len(labels):,} val images"
+    return f"{how}; {len(members[0].data['classes'])} classes, {images}"

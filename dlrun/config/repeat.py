@@ -1,11 +1,13 @@
 """The settings of an earlier run, or of a file, as words of a command (`dlrun train --from RUN seed=2`).
 
 Packages are trusted by this command alone; the run's folder, name and search are not repeated. A value that followed
-another key follows it again, so that trainer.epochs=5 shortens the schedule as well.
+another key follows it again, so that trainer.epochs=5 shortens the schedule as well. With trainer.fit_all=true
+the number of epochs is that of the run's best epoch.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,14 +30,33 @@ def repeated(source: str, typed: Sequence[str], defaults: _Defaults) -> list[str
     `defaults` returns the config of some chosen options before interpolation. Raises UserError if there is nothing to
     repeat, and for an option that this machine does not have.
     """
-    file = _file(source)
+    file, given = _file(source), [*typed]
     stored = _read(file)
+    if "trainer.fit_all=true" in typed:
+        typed = [*_best_epoch(file.parent, typed), *typed]
     keys = {word.lstrip("+").partition("=")[0] for word in typed}
     if not isinstance(stored.get("choices"), Mapping):
         words = list(_of_file(file, stored))
     else:
         words = _of_run(file, stored, keys, defaults)
-    return [w for w in words if not _replaced(w.lstrip("+").partition("=")[0], keys)]
+    own = [word for word in typed if word not in given]
+    return [w for w in words if not _replaced(w.lstrip("+").partition("=")[0], keys)] + own
+
+
+def _best_epoch(run: Path, typed: Sequence[str]) -> list[str]:
+    """The number of epochs of a run on all images: that of the best epoch of the earlier run, unless it is typed.
+
+    Raises UserError if that is not known.
+    """
+    if any(word.lstrip("+").startswith("trainer.epochs=") for word in typed):
+        return []
+    try:
+        found = json.loads((run / "result.json").read_text(encoding="utf-8")).get("best_epoch")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    if not isinstance(found, int) or found < 1:
+        raise UserError(f"trainer.fit_all=true: {run} has no best epoch to train for; type trainer.epochs=NUMBER")
+    return [f"trainer.epochs={found}", "trainer.stop_after=0"]
 
 
 def _replaced(key: str, typed: set[str]) -> bool:

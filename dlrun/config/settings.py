@@ -27,6 +27,7 @@ class Trainer:
     batch_size: int = 32
     eval_batch_size: int = 256
     device: str = "auto"
+    fit_all: bool = False
     multi_crop: str = "none"
     precision: str = "auto"
     compile: bool = False

@@ -23,8 +23,9 @@ from dlrun.data.changes import Rows
 from dlrun.data.folds import Rule, divide, recover, recover_test
 from dlrun.data.headers import alike, levelled
 from dlrun.data.identity import Digests, contents, overall
-from dlrun.data.images import Images, InMemory, Streamed
+from dlrun.data.images import Images, Streamed
 from dlrun.data.listing import Account
+from dlrun.data.raw import merged, none_of, shared
 from dlrun.data.scan import scan
 from dlrun.data.units import Units, decoding_of, measured
 
@@ -223,12 +224,14 @@ def prepare(
     folds: int = 0,
     fold: int = 0,
     recorded: Rows | None = None,
+    fit_all: bool = False,
 ) -> Data:
     """Carve test (if there is none), then `limit`, then val (if there is none), and measure train.
 
     By `split` the fold of a sample follows from its content, its name or its position, and `split_seed`, for test
     `test_seed`; seeds of an ensemble share them. With `folds` validation is number `fold` of them instead of
-    `val_fraction`. With `recorded` the splits are those that a run recorded.
+    `val_fraction`. With `recorded` the splits are those that a run recorded. With `fit_all`, and with `val_fraction` 0
+    unless the dataset has a validation split, all images but those of test train, and val is empty.
 
     Bad samples are found afterwards (bad labels before, since they belong to no class): with `on_bad` error all are
     reported, with drop each is omitted from its fold, and no other sample moves. Test is scanned when it is read. Image
@@ -237,10 +240,12 @@ def prepare(
     too, so that processes share one copy. Raises UserError for a fraction outside (0, 1), too small a limit, and a
     class without training samples.
     """
+    if fit_all:
+        raw, val_fraction, folds, fold = merged(raw), 0.0, 0, 0
     rule = Rule(split, split_seed, test_seed, val_fraction, test_fraction, limit, folds, fold, on_bad)
     store = cache_at(cache, cache_gb)
     if share and store is not None:
-        raw = _shared(raw, store)
+        raw = shared(raw, store)
     classes, bad = len(raw.classes), list[Bad]()
     train, read_test, total = labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
     val = None if raw.val is None else labelled("val", raw.val, classes, bad)
@@ -252,14 +257,14 @@ def prepare(
     test = partial(_alike, partial(recover_test, read_test, recorded, known) if read_test else held, train)
     val, shape = _alike(val, train), train.images.shape
     require_shape("validation", val, shape)
-    keep = _fits(memory_gb, train, val)
+    keep, validated = _fits(memory_gb, train, val), len(val) > 0
     train, mean, std = _scanned("train", train, keep, workers, bad, store)
-    val, *_ = _scanned("val", val, keep, workers, bad, store)
+    val = _scanned("val", val, keep, workers, bad, store)[0] if validated else none_of(train)
     if bad and on_bad == "error":
         raise BadData(bad, total)
     require_samples(train, raw.classes)
-    require_any("val", val)
-
+    if validated:
+        require_any("val", val)
     read = _reader(test, known, classes, shape, memory_gb, workers, on_bad, store)
     fraction = val_fraction if raw.val is None and not folds else None
     drawn = (fraction, (*raw.bad, *bad), balance, held, split, folds, fold, raw.notes, raw.account)
@@ -278,26 +283,6 @@ def _alike(split: Split | Callable[[], Split] | None, train: Split) -> Split:
     split = split() if callable(split) else split
     assert split is not None  # a dataset without a test split has a carved one
     return replace(split, images=alike(split.images, train.images))
-
-
-def _shared(raw: Raw, store: Cache) -> Raw:
-    """The same, with splits in memory mapped from the cache; before carving, while each split has all its pixels.
-
-    Those that lie in a user's file are mapped already.
-    """
-
-    def mapped(split: Split) -> Split:
-        if not isinstance(split.images, InMemory) or split.images.mapped:
-            return split
-        return replace(split, images=replace(split.images, pixels=store.shared(split.images.pixels)))
-
-    test = raw.test
-    return replace(
-        raw,
-        train=mapped(raw.train),
-        val=None if raw.val is None else mapped(raw.val),
-        test=None if test is None else lambda: mapped(test()),
-    )
 
 
 def _reader(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select", "settings"]
+__all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select", "settings", "splits"]
 
 SPLITS = ("val", "test")
 FEW = 4  # values of a list shown in a message
@@ -50,6 +50,11 @@ class Member:
     def name(self) -> str:
         """The folder, and the checkpoint if the run has several."""
         return str(self.path) + (f":{self.checkpoint}" if self.checkpoint else "")
+
+
+def splits(members: Sequence[Member]) -> tuple[str, ...]:
+    """Return the splits that members predicted; runs without a validation split have test alone."""
+    return tuple(split for split in SPLITS if f"{split}_labels" in members[0].arrays)
 
 
 def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -113,6 +118,8 @@ def member(path: Path) -> Member:
 def _malformed(arrays: Mapping[str, Array], classes: int) -> str:
     """What is wrong with stored predictions, which may be damaged or foreign; empty if nothing is."""
     for split in SPLITS:
+        if split == "val" and not any(name.startswith("val_") for name in arrays):
+            continue  # trained without a validation split
         if not {f"{split}_logits", f"{split}_labels", f"{split}_ids"} <= arrays.keys():
             return "missing, unreadable or incomplete"
         logits, labels, ids = (arrays[f"{split}_{what}"] for what in ("logits", "labels", "ids"))
@@ -131,7 +138,7 @@ def _milliseconds(path: Path, arrays: Mapping[str, Array]) -> float | None:
         seconds = [float(row["eval_seconds"]) for row in reading.metrics(path)]
     except (KeyError, TypeError, ValueError):
         return None
-    return 1e3 * float(np.median(seconds)) / len(arrays["val_labels"]) if seconds else None
+    return 1e3 * float(np.median(seconds)) / len(arrays["val_labels"]) if seconds and "val_labels" in arrays else None
 
 
 def agree(members: Sequence[Member]) -> None:
@@ -149,7 +156,10 @@ def agree(members: Sequence[Member]) -> None:
                 same = len(a) == len(b) and np.allclose(a, b, rtol=1e-5)
             if not same:
                 raise UserError(f"{other.name} and {first.name} differ in {what}: {' and '.join(apart(b, a))}")
-        for split in SPLITS:
+        if splits([other]) != splits([first]):
+            one, without = (first, other) if "val" in splits([first]) else (other, first)
+            raise UserError(f"{without.name} has no validation split, and {one.name} has one; combine runs of one kind")
+        for split in splits(members):
             for what in ("ids", "labels"):
                 a, b = first.arrays[f"{split}_{what}"], other.arrays[f"{split}_{what}"]
                 if a.shape != b.shape or not (a == b).all():
@@ -188,6 +198,10 @@ def settings(members: Sequence[Member]) -> list[Setting]:
     Among equal ones the recorded val_loss decides; if one has none, the log loss of the validation predictions.
     """
     keys = [key for key in compare.varying([m.config for m in members]) if not repeats(key)]
+    if "val" not in splits(members):
+        return ranked(
+            [Scored(tuple(map(m.config.get, keys)), "", 0.0, None, k) for k, m in enumerate(members)], lower=False
+        )
     labels, recorded = members[0].arrays["val_labels"], all(m.val_loss is not None for m in members)
     runs = []
     for place, m in enumerate(members):
@@ -204,6 +218,13 @@ def select(members: Sequence[Member], *, top: int = 0, by_greed: bool = False) -
     The order is that of `dlrun compare`: settings by their mean over seeds. Never uses the test split. Greedy selection
     sets `weight` to how often it picked a member.
     """
+    if "val" not in splits(members):
+        if top or by_greed:
+            flag = f"--top={top}" if top else "--greedy"
+            raise UserError(
+                f"{flag}: {members[0].name} has no validation split to choose by; omit it: all members vote"
+            )
+        return list(members)
     logits, labels = [m.arrays["val_logits"] for m in members], members[0].arrays["val_labels"]
     order = [m for setting in settings(members) for m in setting.runs]
     if top:

@@ -15,7 +15,7 @@ from dlrun.analysis import errors
 from dlrun.analysis import scores as shares
 from dlrun.analysis.classification import agreement, auc, bootstrap, by_class, count, top
 from dlrun.ensembles import folds
-from dlrun.ensembles.members import SPLITS, Member
+from dlrun.ensembles.members import SPLITS, Member, splits
 from dlrun.ensembles.votes import FEWEST, VOTES, Vote, disagreement, fit_temperature, heated, scores, softmax
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
@@ -45,13 +45,14 @@ def judge(members: Sequence[Member], temperature: bool = False) -> Table:
     validation, except those with fewer than FEWEST errors there.
     """
     weights = np.array([m.weight for m in members], dtype=float)
-    labels = {split: members[0].arrays[f"{split}_labels"] for split in SPLITS}
-    logits = {split: np.stack([m.arrays[f"{split}_logits"] for m in members]) for split in SPLITS}
-    p = {split: softmax(logits[split]) for split in SPLITS}
+    there = splits(members)
+    labels = {split: members[0].arrays[f"{split}_labels"] for split in there}
+    logits = {split: np.stack([m.arrays[f"{split}_logits"] for m in members]) for split in there}
+    p = {split: softmax(logits[split]) for split in there}
     table = Table([], {})
 
     def scored(votes: dict[str, Vote], name: str = "", *, ranks: bool = True) -> dict[str, float | None]:
-        errors = int((votes["val"].classes != labels["val"]).sum())
+        errors = int((votes["val"].classes != labels["val"]).sum()) if "val" in votes else 0
         enough = errors >= FEWEST
         heat = fit_temperature(votes["val"], labels["val"]) if temperature and enough else 1.0
         votes = {split: heated(vote, heat) for split, vote in votes.items()}
@@ -66,15 +67,23 @@ def judge(members: Sequence[Member], temperature: bool = False) -> Table:
             found |= {f"{split}_{what}": value for what, value in further(vote, labels[split], ranks=ranks).items()}
         return found
 
-    each = [scored({s: Vote(p[s][m], p[s][m].argmax(1)) for s in SPLITS}, ranks=not m) for m in range(len(members))]
+    each = [scored({s: Vote(p[s][m], p[s][m].argmax(1)) for s in there}, ranks=not m) for m in range(len(members))]
     mean = {key: _mean([one[key] for one in each]) for key in each[0]}
-    alone: dict[str, Any] = {f"{split}_disagreement": None for split in SPLITS}
-    table.rows.append({"vote": "best member", "members": 1, **each[0], **_price(members[:1]), **alone})
+    alone: dict[str, Any] = {f"{split}_disagreement": None for split in there}
+    table.rows.append(
+        {
+            "vote": "best member" if "val" in there else "first member",
+            "members": 1,
+            **each[0],
+            **_price(members[:1]),
+            **alone,
+        }
+    )
     average = {key: _mean([_price([m])[key] for m in members]) for key in ("ms_per_image", "parameters")}
     table.rows.append({"vote": "mean member", "members": 1, **mean, **average, **alone})
-    differ = {f"{split}_disagreement": disagreement(logits[split]) for split in SPLITS}
+    differ = {f"{split}_disagreement": disagreement(logits[split]) for split in there}
     for name, vote in VOTES.items():
-        row = scored({s: vote(logits[s], p[s], weights) for s in SPLITS}, name)
+        row = scored({s: vote(logits[s], p[s], weights) for s in there}, name)
         table.rows.append({"vote": name, "members": len(members), **row, **_price(members), **differ})
     return table
 
@@ -109,7 +118,7 @@ def sizes(members: Sequence[Member]) -> list[dict[str, float]]:
     count = len(members)
     orders = [np.arange(count)] + [draw.permutation(count) for _ in range(ORDERS if count > 1 else 0)]
     rows: list[dict[str, float]] = [{"members": n + 1} for n in range(count)]
-    for split in SPLITS:
+    for split in splits(members):
         labels = members[0].arrays[f"{split}_labels"]
         p = [
             (softmax(m.arrays[f"{split}_logits"]) * w).astype(np.float32) for m, w in zip(members, weights, strict=True)
@@ -132,7 +141,7 @@ def each(members: Sequence[Member]) -> list[dict[str, Any]]:
     rows = []
     for m in members:
         row: dict[str, Any] = {"member": m.name, "weight": m.weight}
-        for split in SPLITS:
+        for split in splits(members):
             arrays = m.arrays if m.own is None else m.own
             p = softmax(arrays[f"{split}_logits"])
             found = scores(Vote(p, p.argmax(1)), arrays[f"{split}_labels"])
@@ -148,7 +157,7 @@ def as_text(rows: Sequence[Mapping[str, Any]], images: Mapping[str, int] | None 
     member is the widest it may be: models that err alike have as much noise together as one has.
     """
     columns = {"vote": "", "members": "members"}
-    for split in SPLITS:
+    for split in (split for split in SPLITS if f"{split}_acc" in rows[0]):
         columns |= {f"{split}_acc": f"{split} acc", f"{split}_loss": "log loss", f"{split}_ece": "calib. error"}
     columns |= {"test_disagreement": "disagreement", "ms_per_image": "ms/image", "parameters": "parameters"}
     counts = {f"{split}_acc": count for split, count in (images or {}).items()}

@@ -63,7 +63,8 @@ def export(path: Path, kind: str, out: Path, trust: list[str]) -> Exported:
             "`dlrun ensemble … --average weights` or objective=distill"
         )
     model = predictor.models[0]
-    val = rebuilt(path, trust).data.val  # verifying needs the data of the run
+    known = rebuilt(path, trust).data  # verifying needs the data of the run
+    val = known.val if len(known.val) else known.train
     images = val.images.take(torch.arange(min(SAMPLES, len(val)))).permute(0, 3, 1, 2).contiguous()
     if len(images) < 2:
         raise UserError(f"{path}: verifying an export needs 2 validation images, found {len(images)}")

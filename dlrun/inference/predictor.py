@@ -166,7 +166,7 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
     # of a folder that has grown since, the images that the run recorded
-    data, _ = continued(path, exp.data, partial(read_data, plain["dataset"], trust))
+    data, _ = continued(path, exp.data, partial(read_data, plain["dataset"], trust, fit_all=exp.cfg.trainer.fit_all))
     return exp if data is exp.data else build(exp.cfg, data=data)
 
 

@@ -62,7 +62,10 @@ def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, 
     checkpoint.load_weights(file, checkpoint.load(file), exp.model, averaged=averaged)
     arrays: dict[str, NDArray[Any]] = {}
     test, seconds = exp.data.test().split, 0.0
-    for split, (samples, batches) in {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}.items():
+    splits = {"val": (exp.data.val, exp.val), "test": (test, exp.batches(test))}
+    for split, (samples, batches) in splits.items():
+        if not len(samples):
+            continue  # no validation split
         started = time.perf_counter()
         found = loop.predict(exp, batches, viewed(exp.model, exp.cfg.trainer.multi_crop))
         seconds += time.perf_counter() - started

@@ -123,7 +123,8 @@ def _loss(folder: Path, scale: str = "linear") -> Figure | str | None:
     if best is not None:
         axes.axvline(best, color=GREY, lw=1, ls=":", label=f"best epoch, {best}")
     if scale == "log":
-        if not positive(np.append(table["train_loss"], table["val_loss"])):
+        validated = np.isfinite(table["val_loss"]).any()
+        if not positive(np.append(table["train_loss"], table["val_loss"] if validated else [])):
             return None
         axes.set_yscale("log")
         low, high = axes.get_ylim()
@@ -142,7 +143,7 @@ def _accuracy(folder: Path) -> Figure | str | None:
     figure, best = canvas(3.2, width=HALF), _best_epoch(folder)
     axes = figure.add_subplot()
     _both(axes, table, "acc")
-    at = np.flatnonzero(table["epoch"] == best)
+    at = np.flatnonzero((table["epoch"] == best) & np.isfinite(table["val_acc"]))
     if len(at):
         value = float(table["val_acc"][at[0]])
         label = f"best epoch, {best}: {scores.counted('val_acc', value, reading.stored(folder))}"
@@ -157,9 +158,12 @@ def _one_epoch(table: Mapping[str, Any], what: str, result: Mapping[str, Any] | 
     if not table or not len(table["epoch"]):
         return None
     word = {"acc": "accuracy"}.get(what, what)
-    found = {column: float(table[column][0]) for column in (f"{short}_{what}" for short in _CURVES)}
-    shown = [scores.counted(column, value, result or {}) for column, value in found.items()]
-    numbers = (f"{split} {word} {value}" for split, value in zip(_CURVES.values(), shown, strict=True))
+    found = {short: float(table[f"{short}_{what}"][0]) for short in _CURVES}
+    numbers = (
+        f"{split} {word} {scores.counted(f'{short}_{what}', found[short], result or {})}"
+        for short, split in _CURVES.items()
+        if np.isfinite(found[short])
+    )
     return f"One epoch, so no curve: {', '.join(numbers)}."
 
 
@@ -262,9 +266,8 @@ def _best_epoch(folder: Path) -> int | None:
 def _both(axes: Axes, table: Mapping[str, Any], what: str) -> None:
     dots = "o" if len(table["epoch"]) < 15 else None
     axes.plot(table["epoch"], table[f"train_{what}"], color=BLUE, marker=dots, markersize=4, label="train")
-    axes.plot(
-        table["epoch"], table[f"val_{what}"], color=ORANGE, marker=dots, markersize=4, label="validation", ls="--"
-    )
+    if np.isfinite(val := table[f"val_{what}"]).any():  # of a run without a validation split there are none
+        axes.plot(table["epoch"], val, color=ORANGE, marker=dots, markersize=4, label="validation", ls="--")
 
 
 PICTURES: dict[str, Callable[[Path], Figure | str | None]] = {

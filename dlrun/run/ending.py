@@ -25,13 +25,14 @@ def summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: d
 
     correct = round(ending["test_acc"] * ending["test_samples"])
     why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
+    validated = f"val_acc {shown('val_acc')}, " if "val_acc" in ending else ""
     screen.say(
         f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
         f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['tested_epoch']} "
-        f"(val_acc {shown('val_acc')}, {why}){said(ending)}",
+        f"({validated}{why}){said(ending)}",
         style="bold",
     )
-    if "weights" in ending:
+    if "weights" in ending and validated:
         both = ", ".join(f"{w} {shown(f'{w}_test_acc')}, val {shown(f'{w}_val_acc')}" for w in ("raw", "ema"))
         screen.say(f"test accuracy by weights: {both}; better on validation: {ending['weights']}")
     if "multi_crop" in ending:

@@ -146,6 +146,9 @@ def _train(
 
     screen.wait("reading the data …")
     exp = build(cfg, shared)
+    if exp.cfg is not cfg:
+        run.write_config(exp.cfg.plain)
+        run.update_result(monitor=exp.cfg.trainer.monitor, config=exp.cfg.plain)
     if resuming:
         exp = _held(exp, run, screen, accept_changes)
     if changed := own_code.keep(run, cfg.trust):
@@ -200,7 +203,8 @@ def _held(exp: Experiment, run: Run, screen: Screen, accept_changes: bool) -> Ex
     from dlrun.training.same_data import continued
     from dlrun.training.shared_data import read_data
 
-    again = partial(read_data, exp.cfg.plain["dataset"], list(exp.cfg.trust)) if accept_changes else None
+    dataset, trust, fit_all = exp.cfg.plain["dataset"], list(exp.cfg.trust), exp.cfg.trainer.fit_all
+    again = partial(read_data, dataset, trust, fit_all=fit_all) if accept_changes else None
     data, said = continued(run.path, exp.data, again)
     if said:
         screen.say(said, style="yellow")
@@ -240,12 +244,14 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     more, found = predicted(exp, tested, test)
     ending.update(more)
     stored = {}
-    for name, split in {"val": exp.data.val, "test": test}.items():
+    splits = {"val": exp.data.val, "test": test}
+    for name, split in ((name, splits[name]) for name in found):
         ending.update(loop.scores(exp, found[name], name))
         arrays = {"logits": found[name].logits.numpy(), "labels": found[name].labels.numpy(), "ids": split.ids}
         stored.update({f"{name}_{what}": values for what, values in arrays.items()})
     ending.update(further(exp, run, found))
-    run.write_showcase(showcase(exp, found["val"]))
+    if "val" in found:
+        run.write_showcase(showcase(exp, found["val"]))
     run.write_predictions(stored)
     errors.write(run.path)
     if arrays := probe(exp):

@@ -35,7 +35,8 @@ def predicted(exp: Experiment, tested: dict[str, Any], test: Split) -> tuple[dic
 
     def by(model: nn.Module, kind: str = kind) -> dict[str, Predictions]:
         asked = viewed(model, kind)
-        return {n: loop.predict(exp, b, asked) for n, b in {"val": exp.val, "test": exp.batches(test)}.items()}
+        splits = {"val": exp.val, "test": exp.batches(test)}
+        return {name: loop.predict(exp, batches, asked) for name, batches in splits.items() if len(batches)}
 
     scores, found = _by_weights(exp, tested, by)
     if kind != "none":
@@ -58,6 +59,9 @@ def _by_weights(
         own = loop.scores(exp, raw[name], name)
         scores |= {f"raw_{key}": value for key, value in own.items()} | loop.scores(exp, averaged[name], f"ema_{name}")
         scores |= own if name == "val" else {}
+    if "val" not in raw:  # nothing to choose by: whoever sets trainer.ema wants the average
+        exp.model.load_state_dict(tested["ema"])
+        return {"weights": "ema", **scores}, averaged
     monitor = exp.cfg.trainer.monitor
     monitor = monitor if f"ema_{monitor}" in scores else "val_acc"
     weights = choosing.best_weights(scores, monitor).get("weights", "raw")

@@ -12,6 +12,7 @@ from dlrun.config.settings import Settings
 from dlrun.console import Screen
 from dlrun.errors import UserError
 from dlrun.folders.run import Run
+from dlrun.training.unselected import note
 from dlrun.vocabulary import Exit, Outcome, worst
 
 if TYPE_CHECKING:
@@ -153,4 +154,4 @@ def headline(exp: Experiment) -> str:
         f"{exp.device.type} {str(exp.dtype).removeprefix('torch.')}",
         f"seed {cfg.seed}",
     ]
-    return "\n".join(["; ".join(parts), *exp.data.notes])
+    return "\n".join(["; ".join(parts), *([] if len(exp.data.val) else [note(cfg)]), *exp.data.notes])

@@ -37,7 +37,7 @@ class State:
 
     epoch: int = 0
     step: int = 0
-    best: dict[str, float] | None = None  # epoch, value of the monitored column, val_loss
+    best: dict[str, Any] | None = None  # epoch, value of the monitored column, val_loss (None without validation)
     seconds: float = 0.0
 
 

@@ -20,7 +20,7 @@ def advance(state: State, row: Mapping[str, Any], monitor: str) -> bool:
     score = best_weights(row, monitor)
     is_best = better(score, state.best, monitor)
     if is_best:
-        state.best = {"epoch": state.epoch, "value": score[monitor], "val_loss": score["val_loss"]}
+        state.best = {"epoch": state.epoch, "value": score[monitor], "val_loss": score.get("val_loss")}
     return is_best
 
 
@@ -42,7 +42,7 @@ def better(row: Mapping[str, Any], best: Mapping[str, Any] | None, monitor: str)
         return True
     lower = lower_is_better(monitor)
     # an earlier epoch has the lower number
-    candidate, holder = ((row[monitor], row["val_loss"], 1), (best["value"], best["val_loss"], 0))
+    candidate, holder = ((row[monitor], row.get("val_loss"), 1), (best["value"], best["val_loss"], 0))
     return place(*candidate, lower=lower) < place(*holder, lower=lower)
 
 
@@ -68,7 +68,7 @@ def kept(run: Run, history: Sequence[Mapping[str, Any]], trainer: Trainer) -> se
         return set()
     ranked: list[tuple[str, dict[str, float | None]]] = []
     for text in history:
-        row = {c: float(text[c]) if text[c] not in ("", None) else None for c in ("epoch", monitor, "val_loss")}
+        row = {c: float(text[c]) if text.get(c) not in ("", None) else None for c in ("epoch", monitor, "val_loss")}
         score = {"value": row[monitor], "val_loss": row["val_loss"]}
         place = next((i for i, (_, other) in enumerate(ranked) if better(row, other, monitor)), len(ranked))
         ranked.insert(place, (run.epoch_checkpoint(row, monitor), score))

@@ -87,9 +87,10 @@ class Watch:
         self._histogram_epochs = {1, math.ceil(epochs / 4), math.ceil(epochs / 2), epochs}
         # spread over the split, since a folder's samples are sorted by class
         convolves = any(p.ndim > 2 for p in self._tensors)
-        count = min(CONV_SAMPLES if convolves else SAMPLES, len(exp.data.val))
-        index = torch.linspace(0, len(exp.data.val) - 1, count).long()
-        self._images, _, _ = next(exp.batches(exp.data.val.subset(index), batch_size=count).epoch(0))
+        split = exp.data.val if len(exp.data.val) else exp.data.train
+        count = min(CONV_SAMPLES if convolves else SAMPLES, len(split))
+        index = torch.linspace(0, len(split) - 1, count).long()
+        self._images, _, _ = next(exp.batches(split.subset(index), batch_size=count).epoch(0))
 
     def step(self, i: int, steps: int) -> AbstractContextManager[None]:
         """Measure the optimizer step `i` (from 0) of `steps` in the `with` block, if it is one of the few to measure.

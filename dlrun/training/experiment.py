@@ -31,6 +31,7 @@ from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.objective import with_batch
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
+from dlrun.training.unselected import unselected
 from dlrun.vocabulary import lower_is_better
 
 __all__ = ["Experiment", "Objective", "build", "build_model", "prior"]
@@ -106,7 +107,10 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     determinism(trainer.deterministic)
     if data is None:
         read = read_data if shared is None else shared.read
-        data = read(plain["dataset"], trust)
+        data = read(plain["dataset"], trust, fit_all=trainer.fit_all)
+    if not len(data.val):
+        cfg = unselected(cfg)
+        plain, trainer = cfg.plain, cfg.trainer
     seed_everything(cfg.seed)
     model = _started(plain, trust, data, device)
     if str(plain["model"]["_target_"]).startswith("dlrun."):  # the numbers in code of others are meant

@@ -78,11 +78,9 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
 
             row = train_epoch(exp, epoch, state, screen, watch)
             trained = time.perf_counter()
-            row |= scores(exp, predict(exp, exp.val), "val")
-            if exp.average is not None:
-                row |= scores(exp, predict(exp, exp.val, exp.average), "ema_val")
+            row |= _validated(exp)
             row["eval_seconds"] = time.perf_counter() - trained
-            _must_be_finite(row["val_loss"], f"validation after epoch {epoch}", row["lr"])
+            _must_be_finite(row.get("val_loss", 0.0), f"validation after epoch {epoch}", row["lr"])
             look = watch.look(epoch)
             row |= {"update_ratio": look.update_ratio, "dead_fraction": look.dead_fraction}
             row["memory_mb"] = memory.peak_mb(exp.device)
@@ -95,6 +93,16 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
                 raise Stopped(Status.PRUNED, reason)
     if last < trainer.epochs and state.epoch == last:
         raise Stopped(Status.PAUSED, f"paused after epoch {last} of {trainer.epochs} (trainer.stop_after={last})")
+
+
+def _validated(exp: Experiment) -> dict[str, Any]:
+    """The validation columns of metrics.csv; none without a validation split."""
+    if not len(exp.data.val):
+        return {}
+    row = scores(exp, predict(exp, exp.val), "val")
+    if exp.average is not None:
+        row |= scores(exp, predict(exp, exp.val, exp.average), "ema_val")
+    return row
 
 
 def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> dict[str, Any]:

@@ -42,11 +42,12 @@ class Normalised(nn.Module):
 
 
 def probe(exp: Experiment) -> dict[str, Any]:
-    """Return a few validation images (N, H, W, C) and the logits (N, K) that the model gives them now.
+    """Return a few images (N, H, W, C), of validation if there are any, and their logits (N, K) by the model as it is.
 
     Empty if it gives other logits the second time: then there is nothing to compare with.
     """
-    images = exp.data.val.images.take(torch.arange(min(COUNT, len(exp.data.val))))
+    split = exp.data.val if len(exp.data.val) else exp.data.train
+    images = split.images.take(torch.arange(min(COUNT, len(split))))
     record = exp.data.record()
     model = Normalised(viewed(exp.model, exp.cfg.trainer.multi_crop), record["mean"], record["std"])
     training = exp.model.training

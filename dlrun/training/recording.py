@@ -19,7 +19,7 @@ from dlrun.training.choosing import kept
 from dlrun.training.diagnostics import Look
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
-from dlrun.vocabulary import AVERAGED, COLUMNS, PER_EPOCH
+from dlrun.vocabulary import AVERAGED, COLUMNS, LOGGED
 
 __all__ = ["Recorder", "right"]
 
@@ -54,7 +54,11 @@ class Recorder:
         self.history.append(row)
         self._writer.wait()  # before the snapshot, so that no two are in memory
         self._writer.begin(self._writing(row, look, is_best))
-        rights = {split: right(row[f"{split}_acc"], scores.images({"data": self._data}, split)) for split in SPLITS}
+        rights = {
+            split: right(row[f"{split}_acc"], scores.images({"data": self._data}, split))
+            for split in SPLITS
+            if f"{split}_acc" in row
+        }
         self._screen.epoch(row, self._exp.cfg.trainer.epochs, is_best, rights)
         valid = self._exp.train_acc_valid
         self._screen.warn(verdicts.urgent(self.history, look.rows, self._config, self._data, valid))
@@ -94,8 +98,6 @@ def _progress(state: State, row: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "epochs": state.epoch,
         "best_epoch": int(best.get("epoch", 0)),
-        "val_loss": row["val_loss"],
-        "val_acc": row["val_acc"],
-        **{f"val_{name}": row[f"val_{name}"] for name in PER_EPOCH},
+        **{column: row[column] for column in LOGGED if column in row},
         "seconds": round(state.seconds, 3),
     }

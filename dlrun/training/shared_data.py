@@ -13,17 +13,26 @@ from dlrun.data.changes import Rows
 __all__ = ["SharedData", "read_data"]
 
 
-def read_data(node: dict[str, Any], trust: list[str], *, share: bool = False, recorded: Rows | None = None) -> Data:
+def read_data(
+    node: dict[str, Any],
+    trust: list[str],
+    *,
+    fit_all: bool = False,
+    share: bool = False,
+    recorded: Rows | None = None,
+) -> Data:
     """Read and prepare the data that the group `dataset` describes. Raises UserError.
 
-    `share` and `recorded` are those of `prepare`. A config from before `dataset.split` keeps the folds it had.
+    `fit_all`, `share` and `recorded` are those of `prepare`. A config from before `dataset.split` keeps its folds.
     """
-    own = set(inspect.signature(prepare).parameters) - {"raw", "share", "recorded"}
+    own = set(inspect.signature(prepare).parameters) - {"raw", "share", "recorded", "fit_all"}
     node = {"split": "position", "test_seed": node.get("split_seed", 0), **node}
     options = {k: node[k] for k in own if k in node}
     source = {k: v for k, v in node.items() if k not in own}
     takes = {k: v for k, v in options.items() if k in ("limit", "split_seed", "memory_gb", "test_fraction", "on_bad")}
-    return prepare(instantiate(source, trust, "dataset", **takes), **options, share=share, recorded=recorded)
+    return prepare(
+        instantiate(source, trust, "dataset", **takes), **options, share=share, recorded=recorded, fit_all=fit_all
+    )
 
 
 class SharedData:
@@ -37,10 +46,10 @@ class SharedData:
         self._asked = ""
         self._data: Data | None = None
 
-    def read(self, node: dict[str, Any], trust: list[str]) -> Data:
+    def read(self, node: dict[str, Any], trust: list[str], *, fit_all: bool = False) -> Data:
         """Return the data that is kept, or read other data in its place, as `read_data` does. Raises UserError."""
-        asked = json.dumps([node, trust], sort_keys=True, default=str)
+        asked = json.dumps([node, trust, fit_all], sort_keys=True, default=str)
         if self._data is None or asked != self._asked:
             self._data = None  # before the other data is read, so that only one is in memory
-            self._data, self._asked = read_data(node, trust, share=self._share), asked
+            self._data, self._asked = read_data(node, trust, fit_all=fit_all, share=self._share), asked
         return self._data

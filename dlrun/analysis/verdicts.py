@@ -18,13 +18,18 @@ __all__ = ["judge", "urgent"]
 
 # in the order in which they should be acted on: the first cause found is the verdict, since what follows from it would
 # only repeat or contradict it
-CAUSES: tuple[Callable[[Evidence], Finding | None], ...] = (
+Rules = tuple[Callable[[Evidence], Finding | None], ...]
+_FIRST: Rules = (
     *(learning.exploding, learning.flat, learning.long_steps, learning.dead, learning.saturated, learning.offset),
-    *(fitting.overfitting, fitting.gap, learning.slow, learning.short_steps, learning.noisy),
+)
+_STEPS: Rules = (learning.slow, learning.short_steps, learning.noisy)
+CAUSES: Rules = (
+    *_FIRST,
+    *(fitting.overfitting, fitting.gap, *_STEPS),
     *(fitting.unfinished, fitting.capacity),
 )
 # those that need no validation score: without one nothing tells when to stop
-UNVALIDATED = tuple(rule for rule in CAUSES if rule.__module__ == learning.__name__)
+UNVALIDATED = (*_FIRST, *_STEPS)
 FACTS = (fitting.imbalance,)  # what holds beside any cause
 
 

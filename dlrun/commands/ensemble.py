@@ -23,7 +23,6 @@ def main(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     if args.top is not None and args.top < 1:
         raise UserError(f"--top={args.top}: expected a whole number, 1 or more")
-    from dlrun.analysis import scores
     from dlrun.ensembles.folds import across
     from dlrun.ensembles.members import agree, select, splits
     from dlrun.ensembles.table import as_text, judge, store
@@ -38,15 +37,10 @@ def main(argv: list[str]) -> int:
     agree(found)
     members = select(found, top=args.top or 0, by_greed=args.greedy)
     print(_headline(args, found, members))
-    validated = "val" in splits(members)
-    if args.temperature and not validated:
-        raise UserError("--temperature: these runs have no validation split to fit it on; omit it")
-    if validated:
-        print(f"best member: {scores.used(members[0].path).removeprefix('with ')}")
     table = judge(members, args.temperature)
     images = {split: len(members[0].arrays[f"{split}_labels"]) for split in splits(members)}
     if args.temperature and not args.average:
-        _expect_errors(args.vote, table.errors[args.vote], images["val"])
+        _expect_errors(args.vote, table.errors[args.vote], images.get("val", 0))
     if args.average:
         print(as_text(table.rows, images))
         return _average(args, members, trust, table.rows[1].get("val_acc"))
@@ -82,6 +76,8 @@ def _expect_errors(vote: str, errors: int, images: int) -> None:
     """Raise UserError if validation has too few errors to fit the temperature of the vote that is stored."""
     from dlrun.ensembles.votes import FEWEST
 
+    if not images:
+        raise UserError("--temperature: these runs have no validation split to fit it on; omit it")
     if errors < FEWEST:
         raise UserError(
             f"--temperature: {vote} has {errors} errors on {images:,} validation images, expected at least {FEWEST}: "
@@ -185,7 +181,8 @@ def _parser() -> Parser:
 
 
 def _headline(args: Namespace, found: Sequence[Member], members: Sequence[Member]) -> str:
-    from dlrun.ensembles.members import settings
+    from dlrun.analysis import scores
+    from dlrun.ensembles.members import settings, splits
 
     count, groups = len(found), settings(found)
     how = f"{count} member{'s' * (count > 1)}"
@@ -196,6 +193,8 @@ def _headline(args: Namespace, found: Sequence[Member], members: Sequence[Member
     if args.greedy:
         picks = ", ".join(f"{m.path.name} × {m.weight}" for m in members)
         how = f"{len(members)} of {count}, chosen greedily on validation log loss: {picks}"
-    labels = members[0].arrays.get("val_labels")
-    images = "no validation split, so all vote alike" if labels is None else f"{len(labels):,} val images"
-    return f"{how}; {len(members[0].data['classes'])} classes, {images}"
+    how += f"; {len(members[0].data['classes'])} classes"
+    if "val" not in splits(members):
+        return f"{how}, no validation split, so all vote alike"
+    best = scores.used(members[0].path).removeprefix("with ")
+    return f"{how}, {len(members[0].arrays['val_labels']):,} val images\nbest member: {best}"

@@ -230,22 +230,20 @@ def prepare(
 
     By `split` the fold of a sample follows from its content, its name or its position, and `split_seed`, for test
     `test_seed`; seeds of an ensemble share them. With `folds` validation is number `fold` of them instead of
-    `val_fraction`. With `recorded` the splits are those that a run recorded. With `fit_all`, and with `val_fraction` 0
-    unless the dataset has a validation split, all images but those of test train, and val is empty.
+    `val_fraction`; `recorded` splits are those of a run. With `fit_all`, or `val_fraction` 0 and no validation split,
+    all images but those of test train, and val is empty.
 
-    Bad samples are found afterwards (bad labels before, since they belong to no class): with `on_bad` error all are
-    reported, with drop each is omitted from its fold, and no other sample moves. Test is scanned when it is read. Image
-    files come from a `cache` (auto, none or a folder) of at most `cache_gb` (1e9 bytes); without a cache, splits that
-    fit into `memory_gb` are held in memory, others are streamed. With `share` datasets in memory go through the cache
-    too, so that processes share one copy. Raises UserError for a fraction outside (0, 1), too small a limit, and a
-    class without training samples.
+    Bad samples are found afterwards (bad labels before): with `on_bad` error all are reported, with drop each is
+    omitted from its fold, and no other sample moves. Test is scanned when it is read. Image files come from a `cache`
+    (auto, none or a folder) of at most `cache_gb` (1e9 bytes); without a cache, splits that fit into `memory_gb` are
+    held in memory, others are streamed. With `share` processes share one copy of datasets in memory. Raises UserError
+    for a fraction outside (0, 1), too small a limit, and a class without training samples.
     """
     if fit_all:
         raw, val_fraction, folds, fold = merged(raw), 0.0, 0, 0
     rule = Rule(split, split_seed, test_seed, val_fraction, test_fraction, limit, folds, fold, on_bad)
     store = cache_at(cache, cache_gb)
-    if share and store is not None:
-        raw = shared(raw, store)
+    raw = shared(raw, store) if share and store is not None else raw
     classes, bad = len(raw.classes), list[Bad]()
     train, read_test, total = labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
     val = None if raw.val is None else labelled("val", raw.val, classes, bad)
@@ -255,8 +253,7 @@ def prepare(
     train, val, held = how(train, val, own_test=read_test is not None, known=known)
     train = replace(train, images=levelled(train.images, workers))
     test = partial(_alike, partial(recover_test, read_test, recorded, known) if read_test else held, train)
-    val, shape = _alike(val, train), train.images.shape
-    require_shape("validation", val, shape)
+    require_shape("validation", val := _alike(val, train), shape := train.images.shape)
     keep, validated = _fits(memory_gb, train, val), len(val) > 0
     train, mean, std = _scanned("train", train, keep, workers, bad, store)
     val = _scanned("val", val, keep, workers, bad, store)[0] if validated else none_of(train)
@@ -266,8 +263,17 @@ def prepare(
     if validated:
         require_any("val", val)
     read = _reader(test, known, classes, shape, memory_gb, workers, on_bad, store)
-    fraction = val_fraction if raw.val is None and not folds else None
-    drawn = (fraction, (*raw.bad, *bad), balance, held, split, folds, fold, raw.notes, raw.account)
+    drawn = (
+        val_fraction if raw.val is None and not folds else None,
+        (*raw.bad, *bad),
+        balance,
+        held,
+        split,
+        folds,
+        fold,
+        raw.notes,
+        raw.account,
+    )
     return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn)
 
 

@@ -146,9 +146,7 @@ def _train(
 
     screen.wait("reading the data …")
     exp = build(cfg, shared)
-    if exp.cfg is not cfg:
-        run.write_config(exp.cfg.plain)
-        run.update_result(monitor=exp.cfg.trainer.monitor, config=exp.cfg.plain)
+    _settle(exp, cfg, run)
     if resuming:
         exp = _held(exp, run, screen, accept_changes)
     if changed := own_code.keep(run, cfg.trust):
@@ -195,6 +193,13 @@ def _train(
     ending = _finish(exp, run, state, omitted)
     summarise(exp, run, screen, state, ending)
     return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
+
+
+def _settle(exp: Experiment, cfg: Settings, run: Run) -> None:
+    """Store the config that training follows if its data changed it: without validation, other defaults hold."""
+    if exp.cfg is not cfg:
+        run.write_config(exp.cfg.plain)
+        run.update_result(monitor=exp.cfg.trainer.monitor, config=exp.cfg.plain)
 
 
 def _held(exp: Experiment, run: Run, screen: Screen, accept_changes: bool) -> Experiment:

@@ -260,20 +260,10 @@ def prepare(
     if bad and on_bad == "error":
         raise BadData(bad, total)
     require_samples(train, raw.classes)
-    if validated:
-        require_any("val", val)
+    require_any("val", val if validated else train)
     read = _reader(test, known, classes, shape, memory_gb, workers, on_bad, store)
-    drawn = (
-        val_fraction if raw.val is None and not folds else None,
-        (*raw.bad, *bad),
-        balance,
-        held,
-        split,
-        folds,
-        fold,
-        raw.notes,
-        raw.account,
-    )
+    share_of_val = val_fraction if raw.val is None and not folds else None
+    drawn = (share_of_val, (*raw.bad, *bad), balance, held, split, folds, fold, raw.notes, raw.account)
     return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn)
 
 

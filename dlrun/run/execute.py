@@ -156,8 +156,6 @@ def _train(
         # threads of two programs that spin on the same cores wait for each other: measured up to 50 times slower
         screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
     omitted = accounted(exp, run, screen)
-    if exp.data.notes:
-        run.update_result(data_notes=list(exp.data.notes))  # for the end of a sweep
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     same_data.record(run, exp.data)
     run.update_result(train_acc_valid=exp.train_acc_valid)
@@ -196,7 +194,9 @@ def _train(
 
 
 def _settle(exp: Experiment, cfg: Settings, run: Run) -> None:
-    """Store the config that training follows if its data changed it: without validation, other defaults hold."""
+    """Store notes on the data, and the config if the data changed it: without validation, other defaults hold."""
+    if exp.data.notes:
+        run.update_result(data_notes=list(exp.data.notes))  # for the end of a sweep
     if exp.cfg is not cfg:
         run.write_config(exp.cfg.plain)
         run.update_result(monitor=exp.cfg.trainer.monitor, config=exp.cfg.plain)

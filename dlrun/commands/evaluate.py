@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
         raise UserError("--split and --images belong to DATA; name it, or omit them for the run's own test split")
     if args.out is not None:
         ensemble_folder.free(args.out)
+    import torch
+
     from dlrun.analysis import errors
     from dlrun.console import Screen
     from dlrun.folders import evaluation
@@ -44,6 +46,7 @@ def main(argv: list[str]) -> int:
     from dlrun.inference.evaluate import evaluate
     from dlrun.inference.predictor import load
     from dlrun.reports import evaluation_report
+    from dlrun.run.gallery import worst
 
     predictor = load(model, trust, args.device)
     found = labelled.own(predictor, trust) if data is None else labelled.read(predictor, data, args.split, args.images)
@@ -53,7 +56,8 @@ def main(argv: list[str]) -> int:
     name = "test" if data is None else data.resolve().stem
     path = evaluation.claim(args.out, f"{model.resolve().name}-on-{name}")
     arrays = {"test_logits": made.logits, "test_labels": made.labels, "test_ids": made.ids}
-    evaluation.write(path, result, arrays, made.tables(predictor.classes))
+    logits, labels = torch.from_numpy(made.logits), torch.from_numpy(made.labels)
+    evaluation.write(path, result, arrays, worst(made.split, logits, labels), made.tables(predictor.classes))
     errors.write(path)
     page = evaluation_report.write(path)
     if args.json:

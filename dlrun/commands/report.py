@@ -1,4 +1,4 @@
-"""`dlrun report PATH…`: draw the page of a run, a sweep or an ensemble again; of several runs, one page for all."""
+"""`dlrun report PATH…`: draw the page of a run, sweep, ensemble or evaluation again; of several runs, one page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help=word)
     args = parser.parse_args(argv)
     from dlrun.analysis import errors
-    from dlrun.folders import ensemble, reading
+    from dlrun.folders import ensemble, evaluation, reading
 
     if len(args.paths) > 1:
         print(_overlaid(args.paths, args.out))
@@ -33,6 +33,11 @@ def main(argv: list[str]) -> int:
 
         errors.write(path)
         print(ensemble_report.write(path))
+        return Exit.FINE
+    if evaluation.is_evaluation(path):
+        from dlrun.reports import evaluation_report
+
+        print(evaluation_report.write(path))
         return Exit.FINE
     from dlrun.reports import run_report, sweep_report
 

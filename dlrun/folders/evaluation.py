@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun.folders.disk import write_atomic
+from dlrun.folders.disk import has_file, write_atomic
 from dlrun.folders.ensemble import claim as claim_ensemble
 from dlrun.folders.formats import as_csv, read_rows, write_arrays
 from dlrun.folders.outputs import OUTPUTS, new_folder
+from dlrun.folders.reading import is_run
 from dlrun.folders.version import stamped
 
-__all__ = ["claim", "rows", "write"]
+__all__ = ["claim", "is_evaluation", "rows", "write"]
 
 
 def claim(folder: str | None, label: str) -> Path:
@@ -26,13 +27,23 @@ def claim(folder: str | None, label: str) -> Path:
 
 
 def write(
-    path: Path, result: Mapping[str, Any], arrays: Mapping[str, Any], tables: Mapping[str, list[dict[str, Any]]]
+    path: Path,
+    result: Mapping[str, Any],
+    arrays: Mapping[str, Any],
+    showcase: Mapping[str, Any],
+    tables: Mapping[str, list[dict[str, Any]]],
 ) -> None:
-    """Write predictions.npz, CSV tables by name, and result.json last."""
+    """Write predictions.npz, the worst errors as showcase.npz, CSV tables by name, and result.json last."""
     for name, lines in tables.items():
         write_atomic(path / f"{name}.csv", as_csv(lines).encode("utf-8", "surrogateescape"))
     write_arrays(path / "predictions.npz", arrays)
+    write_arrays(path / "showcase.npz", showcase, small=True)
     write_atomic(path / "result.json", (json.dumps(stamped(result), indent=1) + "\n").encode())
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether `dlrun evaluate` wrote a folder."""
+    return has_file(path, "calibration.csv") and not is_run(path)
 
 
 def rows(path: Path, name: str) -> list[dict[str, str]]:

@@ -20,6 +20,7 @@ from dlrun.data import images as pixels
 from dlrun.data.identity import contents, keys_of
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.listing import printable
+from dlrun.data.splits import Split
 from dlrun.data.units import Unfit, factor, values_of
 from dlrun.ensembles.votes import Vote, scores
 from dlrun.errors import UserError
@@ -42,6 +43,7 @@ class Evaluation:
     labels: NDArray[np.int64]
     ids: list[str]
     vote: Vote
+    split: Split  # the images that could be read
     done: Outcome
     gap: float | None  # the largest difference from the logits that the run stored; None if there are none
 
@@ -92,7 +94,9 @@ def evaluate(predictor: Predictor, found: Labelled, screen: Screen) -> Evaluatio
     gap = None
     if found.stored is not None and found.stored.shape == made.shape:
         gap = float(np.abs(found.stored - made).max())
-    return Evaluation(made, found.labels[kept], [found.ids[k] for k in kept], vote, done, gap)
+    labels, ids = found.labels[kept], [found.ids[k] for k in kept]
+    split = Split(found.images.subset(torch.tensor(kept)), torch.from_numpy(labels), ids)
+    return Evaluation(made, labels, ids, vote, split, done, gap)
 
 
 def _is_folder(found: Labelled) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from dlrun.analysis import scores
 from dlrun.folders import evaluation, reading
-from dlrun.reports import run_plots
+from dlrun.reports import galleries, run_plots
 from dlrun.reports.figures import BLUE, GREY, HALF, SHARP, canvas, number, save, styled
 from dlrun.reports.page import card, pictures, section, table, text, write_page
 from dlrun.reports.score_tables import scores_table
@@ -45,7 +45,7 @@ def write(folder: Path) -> Path:
         section("Pictures", pictures(_draw(folder), CAPTIONS)),
         section("Most confused classes", table(_pairs(folder))),
         section("Scores by class", table(evaluation.rows(folder, "per_class"), tall=True)),
-        section("Errors with the highest loss", _errors(folder)),
+        section("Worst errors", galleries.worst(folder, "test") or _errors(folder)),
     ]
     return write_page(folder, f"{_name(result)}: evaluation", parts)
 

@@ -36,19 +36,20 @@ class Shown(NamedTuple):
     caption: str  # HTML
 
 
-def worst(folder: Path) -> str:
-    """Return the gallery of the worst validation errors of a run; "" if the run has stored none."""
+def worst(folder: Path, split: str = "val") -> str:
+    """Return the gallery of the worst errors of a run, or on `test` of an evaluation; "" if none are stored."""
     shown, found = reading.arrays(folder, "showcase"), reading.arrays(folder, "predictions")
-    if "val_logits" not in found or "images" not in shown:
+    if f"{split}_logits" not in found or "images" not in shown:
         return ""
     if not len(shown["images"]):
-        return card("No image of the validation split is classified wrongly.", "fine")
-    classes, pictures = run_plots.names(folder, found["val_logits"].shape[1]), []
-    guesses, labels = found["val_logits"].argmax(1), found["val_labels"]
+        where = " of the validation split" if split == "val" else ""
+        return card(f"No image{where} is classified wrongly.", "fine")
+    logits, labels, ids = (found[f"{split}_{what}"] for what in ("logits", "labels", "ids"))
+    classes, pictures, guesses = run_plots.names(folder, logits.shape[1]), [], logits.argmax(1)
     for row, (data, side), loss in zip(shown["rows"], _files(shown), shown["losses"], strict=True):
         true, guess = classes[labels[row]], classes[guesses[row]]
         caption = f"<b>{escape(true)}</b>, predicted <b>{escape(guess)}</b><br>loss {loss:.2f}"
-        pictures.append(Shown(data, side, str(found["val_ids"][row]), true, guess, caption))
+        pictures.append(Shown(data, side, str(ids[row]), true, guess, caption))
     errors = [(classes[a], classes[b]) for a, b in zip(labels, guesses, strict=True) if a != b]
     how = "images as they are stored, at most 1,600 pixels wide or high; " if "originals" in shown else ""
     count = "All errors" if len(pictures) == len(errors) else f"{len(pictures)} of {len(errors):,} errors"

@@ -9,20 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
-from dlrun.analysis import errors
 from dlrun.data.splits import Split
-from dlrun.run.gallery import MORE, MOST, originals, pixels
+from dlrun.run.gallery import worst
 from dlrun.training import choosing, loop
 from dlrun.training.experiment import Experiment
 from dlrun.training.loop import Predictions
 from dlrun.training.multi_crop import viewed
 
 __all__ = ["predicted", "showcase"]
-
-LARGE = 256
 
 
 def predicted(exp: Experiment, tested: dict[str, Any], test: Split) -> tuple[dict[str, Any], dict[str, Predictions]]:
@@ -71,21 +67,9 @@ def _by_weights(
 
 
 def showcase(exp: Experiment, found: Predictions) -> dict[str, Any]:
-    """Return the worst validation errors as 8-bit images, and the filters of the first layer (D11).
-
-    They are the worst of all, and those of the classes and pairs that are confused most.
-    `images` are those that the network gets, for one picture of all; of more than LARGE pixels they are averaged.
-    `originals` are those that are stored, as encoded files for the report.
-    """
-    loss = torch.nn.functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
-    worst = torch.from_numpy(errors.picked(found.logits.float().numpy(), found.labels.numpy(), MOST, MORE))
-    images = pixels(exp.data.val, worst)
-    stored = originals(exp.data.val, worst, images.numpy())
-    if (by := -(-max(images.shape[1:3]) // LARGE)) > 1 and images.numel():
-        smaller = torch.nn.functional.avg_pool2d(images.permute(0, 3, 1, 2).float(), by, ceil_mode=True)
-        images = smaller.permute(0, 2, 3, 1).to(torch.uint8)
-    shown = {"rows": worst, "images": images, "losses": loss[worst]}
+    """Return the worst validation errors as 8-bit images, and the filters of the first layer (D11)."""
+    shown = worst(exp.data.val, found.logits.float(), found.labels)
     first = next((p for p in exp.model.parameters() if p.ndim >= 2), None)
     if first is not None and first.ndim == 4:
-        shown["filters"] = first.detach()[:64].float()
-    return {name: tensor.cpu().numpy() for name, tensor in shown.items()} | stored
+        shown["filters"] = first.detach()[:64].float().cpu().numpy()
+    return shown

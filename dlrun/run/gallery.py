@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlrun.analysis import errors
 from dlrun.data.decoding import VERSION, decoded
 from dlrun.data.headers import header
 from dlrun.data.images import Streamed, files_of
@@ -24,9 +26,10 @@ from dlrun.data.splits import Data, Split
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-__all__ = ["MORE", "MOST", "by_id", "originals", "pixels"]
+__all__ = ["by_id", "originals", "pixels", "worst"]
 
 MOST, MORE = 24, 12
+LARGE = 256  # pixels of a side
 SIDE = 1600  # pixels: more than a phone or a page shows, enough to look into a detail
 EXACT = 256  # pixels of the longer side up to which an image is a PNG
 ROOM = 6_000_000  # bytes of all images; base64 makes 8 MB of them
@@ -40,6 +43,23 @@ def originals(split: Split, rows: Tensor, taken: NDArray[np.uint8]) -> dict[str,
     """
     files = _files(split, rows, taken, SIDE)
     return {"originals": np.frombuffer(b"".join(files), np.uint8), "ends": np.cumsum([len(file) for file in files])}
+
+
+def worst(split: Split, logits: Tensor, labels: Tensor) -> dict[str, NDArray[Any]]:
+    """Return the worst errors of a split with logits (N, K) and labels (N,), as a showcase stores them.
+
+    They are the worst of all, and those of the classes and pairs that are confused most. `images` are those that the
+    network gets, 8 bits, for one picture of all; of more than LARGE pixels they are averaged. `originals` are those
+    that are stored, as encoded files for a page.
+    """
+    loss = F.cross_entropy(logits, labels, reduction="none")
+    rows = torch.from_numpy(errors.picked(logits.numpy(), labels.numpy(), MOST, MORE))
+    images = pixels(split, rows)
+    stored = originals(split, rows, images.numpy())
+    if (by := -(-max(images.shape[1:3]) // LARGE)) > 1 and images.numel():
+        smaller = F.avg_pool2d(images.permute(0, 3, 1, 2).float(), by, ceil_mode=True)
+        images = smaller.permute(0, 2, 3, 1).to(torch.uint8)
+    return {"rows": rows.numpy(), "images": images.numpy(), "losses": loss[rows].numpy()} | stored
 
 
 def pixels(split: Split, rows: Tensor) -> Tensor:

@@ -127,6 +127,10 @@ def test_files_scores_and_page_of_an_evaluation(work: Path, dlrun: Callable[...,
     assert f"{result['test_macro_f1']:.4f}" in page
     assert "'bee'" in page or "&#x27;bee&#x27;" in page  # the class without an image
     assert "broken.png" in page
+    assert page.count("<figcaption><b>") == (y != p).sum()  # the gallery of errors
+    Path(f"{folder}/report.html").unlink()
+    assert dlrun("report", folder).code == 0
+    assert Path(f"{folder}/report.html").read_text() == page
 
 
 def test_a_table_and_arrays_have_the_scores_of_the_folder(work: Path, dlrun: Callable[..., Outcome]) -> None:

@@ -61,8 +61,8 @@ def test_training_ends_with_a_page_that_has_everything(run: Path) -> None:
     assert section(text, "Result").count("data:image/png;base64,") == 4
     assert section(text, "Training in detail").count("data:image/png;base64,") == 7
     assert section(text, "Training in detail").count("class='card") == 1  # no unit is dead
-    order = ["Verdicts", "Result", "Most confused classes", "Worst validation errors", "Training in detail"]
-    assert re.findall("<h2>([^<]*)</h2>", text)[:5] == order
+    order = ["Verdicts", "Result", "Scores", "Most confused classes", "Scores by class", "Worst validation errors"]
+    assert re.findall("<h2>([^<]*)</h2>", text)[:6] == order
     assert section(text, "Worst validation errors").count("<figure ") == len(reading.arrays(run, "showcase")["rows"])
     assert f"{run / 'report.html'}" in (run / "log.txt").read_text()
 

@@ -30,9 +30,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.data.cache_files import alone, locked, make_room
-from dlrun.data.images import Images, InMemory, Streamed, mark
+from dlrun.data.images import InMemory, Streamed, mark
 from dlrun.data.packs import SIZE, VERSION, Found, Pack, content_of, keys_of, top_of
-from dlrun.data.scan import parts
+from dlrun.data.scan import Scan, Sums, moments, parts, scan, sums_of
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -52,25 +52,25 @@ class Cache:
     folder: Path
     gigabytes: float
 
-    def decoded(self, images: Streamed, digests: NDArray[np.uint8], workers: int = 0) -> tuple[Images, dict[int, str]]:
-        """Return all images mapped from disk, and by number why some could not be read (their pixels are arbitrary).
+    def decoded(self, images: Streamed, digests: NDArray[np.uint8], workers: int = 0) -> Scan | Streamed:
+        """Return all images mapped from disk, with what a scan finds; pixels of those that are bad are arbitrary.
 
         `digests` (N, 16) are those of the files' contents. What cannot be stored is decoded at every use: then, with a
-        one-line message, the images are files still, except for those that are cached. Raises UserError for intact
-        images of different sizes, and for a file that changes while it is read.
+        one-line message, files are returned, whose pixels are cached in part. Raises UserError for intact images of
+        different sizes, and for a file that changes while it is read.
         """
         if not len(images) or images.nbytes > self.gigabytes * 1e9:
-            return images, {}
+            return images
         pack, keys, bad = _pack(self.folder, images), keys_of(digests), dict[int, str]()
         found = pack.find(keys)
-        if not len(found.missing):
-            found.verify(workers)
         try:
+            if not len(found.missing):
+                found.verify(pack.data, workers)
             if len(found.missing):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with locked(self.folder / f"{pack.name}.lock", f"decoding images of {_place(images)}"):
                     found = pack.find(keys)
-                    found.verify(workers)
+                    found.verify(pack.data, workers)
                     _report_damage(found, pack)
                     if len(found.missing):  # the process before may have decoded all
                         self._require_room(pack, found)
@@ -78,13 +78,22 @@ class Cache:
             with suppress(OSError):
                 os.utime(pack.index)
         except OSError as error:
-            why = f"{error.filename or self.folder}: {error.strerror or error}"
-            found = pack.find(keys)
-            found.verify(workers)
-            some = f"{len(found.missing):,} of {len(images):,} images are decoded without being cached ({why})"
-            print(f"dlrun: {some}; choose another folder with dataset.cache=FOLDER", file=sys.stderr)
-            return replace(images, cached=(found.pixels.numpy(), found.rows)), {}
-        return InMemory(found.pixels, torch.from_numpy(found.rows.clip(0)), images, known=found.marks), bad
+            return self._in_part(pack, images, keys, error, workers)
+        held = InMemory(found.pixels, torch.from_numpy(found.rows.clip(0)), images, known=found.marks)
+        if held.pixels.dtype == torch.uint8:  # whose sums are the same in any order
+            return Scan(held, bad, *moments(found.sums, images.shape[2]))
+        good = torch.from_numpy(np.flatnonzero(found.rows >= 0))
+        return replace(scan(held.subset(good), keep=False, workers=workers), images=held, bad=bad)
+
+    def _in_part(self, pack: Pack, images: Streamed, keys: Sequence[bytes], error: OSError, workers: int) -> Streamed:
+        """The files, with the pixels of those that are cached, after an error kept others from being stored."""
+        found = pack.find(keys)
+        with suppress(OSError):
+            found.verify(pack.data, workers)
+        why = f"{error.filename or self.folder}: {error.strerror or error}"
+        some = f"{len(found.missing):,} of {len(images):,} images are decoded without being cached ({why})"
+        print(f"dlrun: {some}; choose another folder with dataset.cache=FOLDER", file=sys.stderr)
+        return replace(images, cached=(found.pixels.numpy(), found.rows))
 
     def shared(self, pixels: Tensor) -> Tensor:
         """Return the same pixels mapped from disk, one copy for all processes of this machine that use them.
@@ -160,10 +169,11 @@ def _build(
     first = {keys[n]: n for n in reversed(found.missing.tolist())}  # copies are decoded once
     numbers = sorted(first.values())
     made: dict[bytes, tuple[bytes, bool]] = {}
-    bad: dict[bytes, str] = {}
+    bad, sums = dict[bytes, str](), list[Sums]()
     with pack.writer() as out:
         for start, part in parts(images.subset(torch.tensor(numbers)), keep=True, workers=workers):
             assert part.pixels is not None
+            sums.append(part.sums)
             these = numbers[start : start + len(part.pixels)]
             bad.update({keys[these[row]]: reason for row, reason in part.bad.items()})
             good = [row for row in range(len(these)) if row not in part.bad]
@@ -176,14 +186,13 @@ def _build(
             out.append(new, pixels, marks.digests)
             made.update(zip(new, zip(marks.digests, marks.constant.tolist(), strict=True), strict=True))
     whole = pack.find(keys)
-    for number in range(len(keys)):
-        if keys[number] in made:
-            whole.marks.digests[number], whole.marks.constant[number] = made[keys[number]]
-        else:
-            whole.marks.digests[number] = found.marks.digests[number]
-    whole.marks.constant[found.rows >= 0] = found.marks.constant[found.rows >= 0]
     if any(keys[number] not in bad for number in whole.missing.tolist()):
         raise OSError(None, "was changed by another program", str(pack.data))
+    for number, key in enumerate(keys):
+        digest = made.get(key, (found.marks.digests[number], bool(found.marks.constant[number])))
+        whole.marks.digests[number], whole.marks.constant[number] = digest
+    copies = [n for n in found.missing.tolist() if keys[n] in made and first[keys[n]] != n]
+    whole.sums = [*found.sums, *sums, sums_of(whole.pixels.numpy()[whole.rows[copies]])]
     if len(made) > REPORTED:
         size = len(made) * pack.row_bytes / 1e6
         message = f"cached {len(made):,} decoded images in {pack.data} ({size:,.0f} MB) for later runs"

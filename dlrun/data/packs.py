@@ -16,10 +16,13 @@ import os
 import secrets
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -27,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.data.images import Marks, mark, run_ahead
+from dlrun.data.scan import Sums, sums_of
 
 __all__ = ["MARK", "SIZE", "VERSION", "Found", "Pack", "Writer", "content_of", "keys_of", "top_of"]
 
@@ -36,6 +40,7 @@ VERSION = 2  # 1: one entry per set of files
 HEAD = 4096  # bytes before the first row
 CHUNK = 256  # images per task that computes digests
 BLOCK = 1 << 20  # bytes read at a time
+_maps: WeakValueDictionary[tuple[int, int], NDArray[Any]] = WeakValueDictionary()  # by device and inode
 RECORD = np.dtype([("key", f"V{SIZE}"), ("pixels", f"V{SIZE}"), ("row", "<u8")])
 
 
@@ -64,7 +69,7 @@ def top_of(files: Sequence[Path]) -> str:
 class Found:
     """What a pack has of the images asked for: `pixels` (M, H, W, C), and by image its row there, -1 if missing.
 
-    `marks` are those of the rows found intact, once `verify` has run; `damaged` is the number of the others.
+    `marks` and `sums` are those of the rows found intact, once `verify` has run; `damaged` is the number of the others.
     """
 
     pixels: Tensor
@@ -72,6 +77,7 @@ class Found:
     digests: NDArray[np.void]  # of the records
     marks: Marks
     damaged: int = 0
+    sums: list[Sums] = field(default_factory=list)
 
     @property
     def missing(self) -> NDArray[np.int64]:
@@ -81,20 +87,34 @@ class Found:
     def forget(self) -> None:
         """Unmap the pack, and so unlock it."""
         self.pixels, self.rows = self.pixels.new_empty((0, *self.pixels.shape[1:])), np.full(len(self.rows), -1)
+        self.sums = []
 
-    def verify(self, workers: int) -> None:
-        """Compare the pixels of all rows with their digests, and forget rows that differ."""
-        there, pixels = np.flatnonzero(self.rows >= 0), self.pixels.numpy()
+    def verify(self, data: Path, workers: int) -> None:
+        """Compare the pixels of all rows with their digests, and forget rows that differ.
+
+        They are read from the file `data`, not from the mapping, whose pages would count as memory of this process.
+        """
+        there = np.flatnonzero(self.rows >= 0)
         there = there[np.argsort(self.rows[there], kind="stable")]  # the disk is read in order
         parts = [there[start : start + CHUNK] for start in range(0, len(there), CHUNK)]
-        groups = ([lambda part=part: mark(pixels[self.rows[part]])] for part in parts)
-        for part, (found,) in zip(parts, run_ahead(groups, workers), strict=True):
-            same = np.frombuffer(b"".join(found.digests), dtype=f"V{SIZE}") == self.digests[part]
-            for number, digest in zip(part.tolist(), found.digests, strict=True):
-                self.marks.digests[number] = digest
-            self.marks.constant[part] = found.constant
-            self.rows[part[~same]] = -1
-            self.damaged += int((~same).sum())
+        if not parts:
+            return
+        with open(data, "rb", buffering=0) as file:
+            groups = ([partial(self._looked_at, file.fileno(), part)] for part in parts)
+            for part, ((digests, constant, same, sums),) in zip(parts, run_ahead(groups, workers), strict=True):
+                for number, digest in zip(part.tolist(), digests, strict=True):
+                    self.marks.digests[number] = digest
+                self.marks.constant[part] = constant
+                self.rows[part[~same]] = -1
+                self.damaged += int((~same).sum())
+                self.sums.append(sums)
+
+    def _looked_at(self, file: int, part: NDArray[np.int64]) -> tuple[list[bytes], NDArray[np.bool_], Any, Sums]:
+        pixels = _pixels(file, self.rows[part], self.pixels)
+        marks = mark(pixels)
+        same = np.frombuffer(b"".join(marks.digests), dtype=f"V{SIZE}") == self.digests[part]
+        counted = pixels if same.all() else pixels[same]
+        return marks.digests, marks.constant, same, sums_of(counted if counted.dtype == np.uint8 else counted[:0])
 
 
 @dataclass(frozen=True)
@@ -143,12 +163,20 @@ class Pack:
             beyond = rows >= (stat.st_size - HEAD) // self.row_bytes
             found.damaged, rows[beyond] = int(beyond.sum()), -1
             found.rows, found.digests = rows, records["pixels"][number]
-            if (most := int(rows.max(initial=-1)) + 1) > 0:
-                # copy on write: torch wants writable memory, and pages that are never written stay shared. The mapping
-                # has a duplicate of the file's descriptor, and with it the lock
-                mapped = np.memmap(file, dtype=self.dtype, mode="c", offset=HEAD, shape=(most, *self.shape))
-                found.pixels = torch.from_numpy(mapped)
+            if rows.max(initial=-1) >= 0:
+                found.pixels = self._mapped(file, stat)
         return found
+
+    def _mapped(self, file: IO[bytes], stat: os.stat_result) -> Tensor:
+        """All rows of the file; mapped once, since each mapping counts as memory."""
+        key, rows = (stat.st_dev, stat.st_ino), (stat.st_size - HEAD) // self.row_bytes
+        known = _maps.get(key)
+        if known is None or len(known) < rows:
+            # copy on write: torch wants writable memory, and pages that are never written stay shared. The mapping has
+            # a duplicate of the file's descriptor, and with it the lock
+            known = np.memmap(file, dtype=self.dtype, mode="c", offset=HEAD, shape=(rows, *self.shape))
+            _maps[key] = known
+        return torch.from_numpy(known)
 
     def _records(self, head: bytes) -> NDArray[np.void] | None:
         """The records of the index that belongs to the pack with this header; None if there is none."""
@@ -229,6 +257,16 @@ class Writer:
             else:
                 with suppress(OSError):
                     self._data.truncate(HEAD + self._row * self._pack.row_bytes)
+
+
+def _pixels(file: int, rows: NDArray[np.int64], like: Tensor) -> NDArray[Any]:
+    """Rows of a pack (N, H, W, C), in ascending order; what the file lacks is 0."""
+    out = np.zeros((len(rows), *like.shape[1:]), like.numpy().dtype)
+    size = out[0].nbytes
+    ends = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]  # of neighbours
+    for start, end in pairwise(ends):
+        os.preadv(file, [out[start:end].data.cast("B")], HEAD + int(rows[start]) * size)
+    return out
 
 
 def _write(file: IO[bytes], data: bytes | memoryview) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dlrun.data.images import Images, InMemory, Marks, Streamed, Unreadable, cores, mark, run_ahead
 
-__all__ = ["Part", "Scan", "parts", "scan"]
+__all__ = ["Part", "Scan", "Sums", "moments", "parts", "scan", "sums_of"]
 
 VALUES = 2_000_000  # per task: a few megabytes
 FILES = 64  # per task: enough to make the hand-over between threads cheap
@@ -77,7 +77,7 @@ def scan(images: Images, *, keep: bool, workers: int = 0) -> Scan:
         digests = [digest for part_marks in marks for digest in part_marks.digests]
         constant = np.concatenate([part_marks.constant for part_marks in marks] or [np.zeros(0, dtype=bool)])
         images = replace(files, marks=Marks(digests, constant))
-    mean, std = _moments(sums, images.shape[2])
+    mean, std = moments(sums, images.shape[2])
     return Scan(images, bad, mean, std)
 
 
@@ -114,7 +114,7 @@ def _files(images: Streamed, index: Tensor, keep: bool) -> Part:
             pixels[row] = images.decode(number)
         except Unreadable as error:
             bad[row] = error.reason
-    return Part(pixels if keep else None, bad, _sums(_without(pixels, bad)), None if keep else mark(pixels))
+    return Part(pixels if keep else None, bad, sums_of(_without(pixels, bad)), None if keep else mark(pixels))
 
 
 def _arrays(images: InMemory, index: Tensor) -> Part:
@@ -124,14 +124,15 @@ def _arrays(images: InMemory, index: Tensor) -> Part:
     if pixels.dtype != np.uint8:
         finite = np.isfinite(pixels).all(axis=(1, 2, 3))
         bad = {int(row): "contains nan or inf" for row in np.flatnonzero(~finite)}
-    return Part(None, bad, _sums(_without(pixels, bad)), None)
+    return Part(None, bad, sums_of(_without(pixels, bad)), None)
 
 
 def _without(pixels: Pixels, bad: dict[int, str]) -> Pixels:
     return np.delete(pixels, list(bad), axis=0) if bad else pixels
 
 
-def _sums(pixels: Pixels) -> Sums:
+def sums_of(pixels: Pixels) -> Sums:
+    """Return the sums of images (N, H, W, C), for `moments`."""
     channels = pixels.shape[3]
     if pixels.dtype == np.uint8:
         flat = pixels.reshape(len(pixels), int(np.prod(pixels.shape[1:])))  # -1 fails if all are bad
@@ -151,7 +152,7 @@ def _by_channel(values: Pixels, channels: int) -> Pixels:
     return result
 
 
-def _moments(parts: list[Sums], channels: int) -> tuple[list[float], list[float]]:
+def moments(parts: list[Sums], channels: int) -> tuple[list[float], list[float]]:
     """Mean and standard deviation per channel.
 
     uint8 is summed in integers, so that the result is exact and the same for any number of threads.

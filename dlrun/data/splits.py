@@ -26,7 +26,7 @@ from dlrun.data.identity import Digests, contents, overall
 from dlrun.data.images import Images, Streamed
 from dlrun.data.listing import Account
 from dlrun.data.raw import merged, none_of, shared
-from dlrun.data.scan import scan
+from dlrun.data.scan import Scan, scan
 from dlrun.data.units import Units, decoding_of, measured
 
 if TYPE_CHECKING:
@@ -312,11 +312,12 @@ def _scanned(
     name: str, split: Split, keep: bool, workers: int, bad: list[Bad], store: Cache | None
 ) -> tuple[Split, list[float], list[float]]:
     """The samples with usable pixels, mean and std of their channels; the others are added to `bad`."""
+    found: Scan | Images = split.images
     if store is not None and isinstance(split.images, Streamed):
         assert split.digests is not None  # of files `_known` added them
-        images, reasons = store.decoded(split.images, split.digests, workers)
-        split = without(name, replace(split, images=images), reasons, bad)
-    found = scan(split.images, keep=keep, workers=workers)
+        found = store.decoded(split.images, split.digests, workers)
+    if not isinstance(found, Scan):
+        found = scan(found, keep=keep, workers=workers)
     return without(name, replace(split, images=found.images), found.bad, bad), found.mean, found.std
 
 

@@ -20,6 +20,7 @@ from dlrun.errors import UserError
 __all__ = [
     "BESIDE",
     "BROKEN",
+    "CYCLE",
     "EMPTY",
     "HIDDEN",
     "NO_CLASS",

@@ -97,7 +97,9 @@ def _raw(predictor: Predictor, path: Path, images: str | None) -> Raw:
     if images is not None and suffix not in TABLES:
         raise UserError(f"--images={images}: expected with a table ({', '.join(TABLES)}) alone; omit it")
     if path.is_dir() and not any(path.glob("*.npy")):
-        return files.image_folder(str(path), [height, width], channels)
+        source = reading.config((predictor.members or (predictor.path,))[0]).get("dataset") or {}
+        level = source.get("class_level", "auto")  # classes are where they were in training
+        return files.image_folder(str(path), [height, width], channels, class_level=level)
     if suffix in TABLES:
         return table.table(str(path), images, [height, width], channels)
     if path.is_dir() or suffix in (".npz", ".npy"):

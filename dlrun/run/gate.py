@@ -61,6 +61,8 @@ def accounted(exp: Experiment, run: Run, screen: Screen) -> Omitted:
 
     omitted = Omitted(run, screen)
     omitted.report(exp.data.dropped)
+    if exp.data.notes:
+        run.update_result(data_notes=list(exp.data.notes))  # for the end of a sweep
     if exp.data.train.digests is not None:
         omitted.report(exp.data.test().dropped)
     if not run.last.exists() and (rows := [one.row() for one in left_out(exp.data)]):

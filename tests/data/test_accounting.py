@@ -17,7 +17,7 @@ import torch
 
 from dlrun.data.changes import Rows
 from dlrun.data.files import image_folder
-from dlrun.data.listing import Account, Folders
+from dlrun.data.listing import CYCLE, Account, Folders
 from dlrun.errors import UserError
 from support.commands import Outcome
 from support.trees import plant
@@ -248,7 +248,7 @@ def test_folders_that_all_link_to_each_other_are_read_in_time(tmp_path: Path) ->
     found = list(Folders().below(tmp_path, account))
     assert {file.relative_to(tmp_path).parts[0] for file in found} == {*names}
     assert len(found) < 10_000
-    assert account.counts["links to a folder around them"] > 0
+    assert account.counts[CYCLE] > 0
 
 
 SMALL = "dataset=image_folder dataset.root=photos trainer.epochs=1 trainer.threads=1 check=none trainer.report=false"
@@ -299,3 +299,14 @@ def test_predict_sees_the_files_that_training_sees(photos: Path, dlrun: Callable
         for name, logits in zip(stored[f"{split}_ids"], odds / odds.sum(1, keepdims=True), strict=True):
             found = [float(shown[f"photos/{name}"][f"p_{one}"]) for one in data["classes"]]
             assert found == pytest.approx(logits.tolist(), abs=2e-6)
+
+
+def test_evaluate_finds_the_classes_where_training_found_them(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    plant(
+        here / "photos", " ".join(f"{name}/{k}.pgm" for name in ("insect/ant", "insect/bee", "cat") for k in range(6))
+    )
+    assert dlrun("train", *SMALL.split(), "run.dir=run", "dataset.class_level=leaf").code == 0
+    plant(here / "new", "insect/ant/8.pgm insect/bee/8.pgm insect/bee/9.pgm cat/8.pgm")
+    outcome = dlrun("evaluate", "run", "new", "--out", "scores")
+    assert outcome.code == 0, outcome.err
+    assert " 4 images" in outcome.out

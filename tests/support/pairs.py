@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch import nn
 from dlrun.checks.result import Verdict
 from dlrun.checks.runner import CHECKS
 from dlrun.checks.sandbox import no_trace
+from dlrun.config.settings import Settings
 from dlrun.training.experiment import Experiment, build
 from support.composed import alter, composed
 
@@ -47,9 +49,20 @@ class Pair:
 
 
 @functools.cache
-def _config(words: str) -> Any:
+def _composed(words: str) -> Settings:
     width = () if "model=" in words else ("model.width=8",)
     return composed(*HEALTHY, *width, *words.split())
+
+
+def _config(words: str) -> Settings:
+    """The settings of these overrides; numbers are put in without composing again."""
+    simple = {word for word in words.split() if re.match(r"[a-z]+\.[a-z_]+=[-+.e0-9]+$", word) and "epochs" not in word}
+    found = _composed(" ".join(word for word in words.split() if word not in simple))
+    for word in simple:
+        group, _, key = word.partition("=")[0].partition(".")
+        assert key in found.plain[group], word
+        found = found.changed(**{group: {key: json.loads(word.partition("=")[2])}})
+    return found
 
 
 def experiment(words: str = "", change: str | Change = "") -> Experiment:

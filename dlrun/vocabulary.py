@@ -107,6 +107,7 @@ COLUMNS = (
     *("update_ratio", "dead_fraction"),
     *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
     *(f"val_{name}" for name in PER_EPOCH),
+    "train_eval_acc",  # of a fixed part of the training images, without augmentation, in evaluation mode
 )
 # with trainer.ema: the scores of the averaged weights
 AVERAGED = tuple(f"ema_{column}" for column in LOGGED)

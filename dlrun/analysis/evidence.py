@@ -47,6 +47,9 @@ class Evidence:
             [_number(row.get(column)) for row in rows]
             for column in ("lr", "train_loss", "train_acc", "val_loss", "val_acc", self.monitor)
         )
+        self.train_eval, self.grad_norm = (
+            [_number(row.get(c)) for row in rows] for c in ("train_eval_acc", "grad_norm")
+        )
         self._medians = [_number(row.get("update_ratio")) for row in rows]
         if not train_acc_valid:
             self.acc = []

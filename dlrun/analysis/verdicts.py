@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dlrun.analysis import fitting, learning
+from dlrun.analysis import fitting, learning, unlike
 from dlrun.analysis.evidence import Evidence
 from dlrun.analysis.finding import Finding
 from dlrun.vocabulary import Status
@@ -20,12 +20,14 @@ __all__ = ["judge", "urgent"]
 # only repeat or contradict it
 Rules = tuple[Callable[[Evidence], Finding | None], ...]
 _FIRST: Rules = (
-    *(learning.exploding, learning.flat, learning.long_steps, learning.dead, learning.saturated, learning.offset),
+    learning.exploding,
+    *(unlike.unlike_evaluation, unlike.clipped, unlike.idle, unlike.warming),
+    *(learning.flat, learning.long_steps, learning.dead, learning.saturated, learning.offset),
 )
 _STEPS: Rules = (learning.slow, learning.short_steps, learning.noisy)
 CAUSES: Rules = (
     *_FIRST,
-    *(fitting.overfitting, fitting.gap, *_STEPS),
+    *(unlike.unlike_validation, fitting.overfitting, fitting.gap, *_STEPS),
     *(fitting.unfinished, fitting.capacity),
 )
 # those that need no validation score: without one nothing tells when to stop

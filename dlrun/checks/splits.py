@@ -22,7 +22,7 @@ from dlrun.vocabulary import Outcome
 
 __all__ = ["splits"]
 
-COUNT = 300
+COUNT, LEAST = 300, 20
 GRID = 4  # cells a side of the mean image
 FAR, NEARER = 40.0, 4.0  # squared distance in standard errors, and how much nearer another order has to be
 NOISE = 1.6  # squared difference of neighbours over the variance: 2 for noise, under 1 for images
@@ -48,9 +48,9 @@ def splits(exp: Experiment) -> Verdict:
         return Verdict(Outcome.WARN, shown, expected, message)
     compared = 0
     for name, split in _others(exp):
-        other = _pixels(split)
-        if other.shape[1:] != train.shape[1:] or len(other) < 20:
+        if len(split) < LEAST or split.images.shape != exp.data.train.images.shape:
             continue
+        other = _pixels(split)
         compared += 1
         if (message := _channels(train, other) or _turned(train, other)) is not None:
             message = f"{name} images look {message} compared with training images: read every split by the same code"

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dlrun.training.bends import Bend, bend_of
 from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import rng_state, set_rng_state
 
@@ -32,29 +33,6 @@ STEPS = 3  # steps of an epoch whose update is measured
 BINS = 50
 HISTOGRAM_VALUES = 20_000  # drawn from a layer's activations, gradients or weights: enough for BINS bins
 TINY = 1e-3  # a weight below this share of its layer's largest counts as zero (R4)
-
-
-class Bend(NamedTuple):
-    """The inputs at which an activation function passes no gradient; None if there are none."""
-
-    dead: float | None = None  # a unit never above this input is dead: the slope stays under about 0.01
-    saturated: float | None = None  # beyond this |input| the output is over 97 % of its limit
-
-
-BENDS = {
-    **dict.fromkeys(("relu", "relu_", "relu6"), Bend(dead=0.0)),
-    "gelu": Bend(dead=-3.0),
-    "silu": Bend(dead=-6.0),
-    "mish": Bend(dead=-6.0),
-    "hardswish": Bend(dead=-3.0),
-    **dict.fromkeys(("tanh", "tanh_"), Bend(saturated=math.atanh(0.97))),
-    # its limits are 0 and 1, its middle 0.5
-    **dict.fromkeys(("sigmoid", "sigmoid_"), Bend(saturated=2 * math.atanh(0.97))),
-    "softsign": Bend(saturated=0.97 / 0.03),
-    "hardtanh": Bend(saturated=0.97),
-    "hardsigmoid": Bend(saturated=3 * 0.97),
-    **dict.fromkeys(("leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "softplus"), Bend()),
-}
 
 
 @dataclass
@@ -278,7 +256,7 @@ class _Listener(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if (bend := BENDS.get(getattr(func, "__name__", ""))) is not None and self._output is not None:
+        if (bend := bend_of(func, args, kwargs)) is not None and self._output is not None:
             self._measure(args[0] if args else kwargs["input"], bend)
         return func(*args, **kwargs)
 

@@ -30,6 +30,9 @@ from dlrun.vocabulary import PER_EPOCH, Status
 __all__ = ["Diverged", "Predictions", "Step", "Stopped", "fit", "predict", "scores", "step", "train_epoch"]
 
 
+PART = 256  # their accuracy is known within three points
+
+
 class Diverged(Exception):
     """The loss is not finite: the run stops before such weights are saved (B8)."""
 
@@ -69,6 +72,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
     earlier. In every case all files are written before it returns.
     """
     trainer, watch, last = exp.cfg.trainer, Watch(exp), exp.cfg.trainer.last_epoch
+    part = exp.batches(exp.data.train.subset(_spread(len(exp.data.train))))
     with Recorder(exp, run, state, screen, follower) as recorder:
         for epoch in range(state.epoch + 1, last + 1):
             if stopped_early(state, trainer, recorder.history):
@@ -79,6 +83,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
             row = train_epoch(exp, epoch, state, screen, watch)
             trained = time.perf_counter()
             row |= _validated(exp)
+            row |= {"train_eval_acc": scores(exp, predict(exp, part), "part")["part_acc"]}
             row["eval_seconds"] = time.perf_counter() - trained
             _must_be_finite(row.get("val_loss", 0.0), f"validation after epoch {epoch}", row["lr"])
             look = watch.look(epoch)
@@ -103,6 +108,11 @@ def _validated(exp: Experiment) -> dict[str, Any]:
     if exp.average is not None:
         row |= scores(exp, predict(exp, exp.val, exp.average), "ema_val")
     return row
+
+
+def _spread(count: int) -> Tensor:
+    """Indices of the training images that are evaluated after every epoch: a tenth of them, 256 at most."""
+    return torch.linspace(0, count - 1, max(1, min(PART, count // 10))).long()
 
 
 def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> dict[str, Any]:

@@ -55,7 +55,8 @@ class Weighted(nn.Module):
         if weights is None:
             return losses.mean()
         weights = weights.to(losses.dtype)
-        return (losses * weights).sum() / weights.sum()
+        # of samples that do not count the mean is 0
+        return (losses * weights).sum() / weights.sum().clamp_min(torch.finfo(losses.dtype).tiny)
 
 
 class CrossEntropy(Weighted):

@@ -79,5 +79,7 @@ class Distill:
         heat = self.temperature
         theirs = log_softmax(self.targets[batch.index] / heat, 1)
         mine = log_softmax(logits.float() / heat, 1)
-        soft = kl_div(mine, theirs, reduction="batchmean", log_target=True)
+        each = kl_div(mine, theirs, reduction="none", log_target=True).sum(1)
+        weight = torch.ones_like(each) if batch.weight is None else batch.weight
+        soft = (each * weight).sum() / weight.sum().clamp_min(torch.finfo(each.dtype).tiny)
         return self.alpha * heat**2 * soft + (1 - self.alpha) * hard, logits

@@ -27,7 +27,8 @@ Augment = Callable[..., Tensor]  # its contract is in dlrun/data/augment.py
 class Batch:
     """The input of an objective: x float32 (B, C, H, W) and labels y int64 (B,), on one device.
 
-    `index` int64 (B,) numbers the samples of the training split, None if a check or a probe generated them. Epochs
+    `index` int64 (B,) numbers the samples of the training split, None if a check or a probe generated them. `weight`
+    float32 (B,) is how much each counts in the loss, None if all count the same. Epochs
     count from 1, steps of an epoch from 0. `other` has samples from another source, such as unlabelled ones.
     """
 
@@ -38,6 +39,7 @@ class Batch:
     step: int = 0
     seed: int = 0
     other: Batch | None = None
+    weight: Tensor | None = None
     part: int = 0  # which part of a batch that is computed in parts (trainer.accumulate)
 
     def __len__(self) -> int:
@@ -55,13 +57,15 @@ class Batch:
         """
         if count == 1:
             other = None if self.other is None else self.other.parts(1)[0]
-            return [Batch(self.x, self.y, self.index, self.epoch, self.step, self.seed, other)]
-        numbers = [None] * count if self.index is None else self.index.tensor_split(count)
+            return [Batch(self.x, self.y, self.index, self.epoch, self.step, self.seed, other, self.weight)]
+        numbers, weights = (
+            [None] * count if held is None else held.tensor_split(count) for held in (self.index, self.weight)
+        )
         others = [None] * count if self.other is None else self.other.parts(count)
-        pieces = zip(self.x.tensor_split(count), self.y.tensor_split(count), numbers, others, strict=True)
+        pieces = zip(self.x.tensor_split(count), self.y.tensor_split(count), numbers, others, weights, strict=True)
         return [
-            Batch(x, y, index, self.epoch, self.step, self.seed, other, part)
-            for part, (x, y, index, other) in enumerate(pieces)
+            Batch(x, y, index, self.epoch, self.step, self.seed, other, weight, part)
+            for part, (x, y, index, other, weight) in enumerate(pieces)
         ]
 
 
@@ -95,6 +99,7 @@ class Batches:
         self.device = torch.device(device)
         self.images = _resident(split.images, self.device)
         self.labels = split.labels.to(self.device)
+        self.weights = None if split.weights is None else split.weights.to(self.device)
         self.batch_size, self.drop_last, self.workers = batch_size, drop_last, workers
         self.augment, self.shuffle, self.balance, self.seed = augment, shuffle, balance, seed
         # one value per pixel, not per channel: an operation along 3 values at a time is many times slower

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dlrun.data.cache import UNSETTLED, Cache
 from dlrun.data.cache_files import locked, make_room
@@ -26,7 +27,7 @@ from dlrun.data.packs import MARK, SIZE, content_of, keys_of, top_of
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
-__all__ = ["SIZE", "Digests", "contents", "keys_of", "overall"]
+__all__ = ["SIZE", "Digests", "contents", "keys_of", "overall", "weighted"]
 
 Digests = NDArray[np.uint8]  # (N, SIZE)
 HEAD = MARK + b"hashes 2\n"
@@ -66,6 +67,14 @@ def overall(classes: Sequence[str], splits: Sequence[tuple[str, Digests, NDArray
         rows = np.concatenate([digests, labels.astype(">i8")[:, None].view(np.uint8).reshape(-1, 8)], axis=1)
         total.update(np.sort(np.ascontiguousarray(rows).view(f"S{SIZE + 8}").reshape(-1)).tobytes())
     return total.hexdigest()
+
+
+def weighted(digests: Digests, weights: Tensor | None) -> Digests:
+    """Return digests (N, 16) of images with their weights (N,); the same without weights."""
+    if weights is None:
+        return digests
+    pairs = zip(keys_of(digests), weights.numpy().astype(">f4"), strict=True)
+    return _rows([blake2b(key + weight.tobytes(), digest_size=SIZE).digest() for key, weight in pairs])
 
 
 def _rows(digests: Sequence[bytes | None]) -> Digests:

@@ -22,7 +22,7 @@ from dlrun.data.cache import Cache, cache_at
 from dlrun.data.changes import Rows
 from dlrun.data.folds import Rule, divide, recover, recover_test
 from dlrun.data.headers import alike, levelled
-from dlrun.data.identity import Digests, contents, overall
+from dlrun.data.identity import Digests, contents, overall, weighted
 from dlrun.data.images import Images, Streamed
 from dlrun.data.listing import Account
 from dlrun.data.raw import merged, none_of, shared
@@ -158,6 +158,7 @@ class Data:
             **decoding_of(self.train.images, self.units),
             "split": self.split,
             **self._fold(),
+            **self._weights(),
             "identity": self.identity("train", "val"),
             **({"test_identity": self.identity("test")} if final else {}),
             "val_sha256": hashlib.sha256("\n".join(self.val.ids).encode()).hexdigest(),
@@ -175,6 +176,11 @@ class Data:
             splits["test"] = self.test().split if final or self.held is None else self.held
         return Rows.joined(splits)
 
+    def _weights(self) -> dict[str, Any]:
+        """The range of the weights of the training samples, if they have some."""
+        found = self.train.weights
+        return {} if found is None else {"weights": [float(found.min()), float(found.max())]}
+
     def _fold(self) -> dict[str, Any]:
         """Which fold validates, and the hash of all images that the folds divide."""
         if not self.folds:
@@ -182,12 +188,13 @@ class Data:
         return {"folds": self.folds, "fold": self.fold, "folds_identity": self.identity("train", "val", merged=True)}
 
     def identity(self, *names: str, merged: bool = False) -> str:
-        """Return one hash over classes, and content and labels of these splits; their order and names are left out.
+        """Return one hash over classes, and content, labels and weights of these splits, without order and names.
 
         With `merged` it does not matter which of the splits an image is in.
         """
         splits = [self.test().split if n == "test" else getattr(self, n) for n in names]
         digests = [contents(s.images, s.ids) if s.digests is None else s.digests for s in splits]
+        digests = [weighted(d, s.weights) for d, s in zip(digests, splits, strict=True)]
         labels = [s.labels.numpy() for s in splits]
         if merged:
             return overall(self.classes, [("all", np.concatenate(digests), np.concatenate(labels))])

@@ -246,7 +246,10 @@ def _notes(sheet: Sheet, columns: Columns, rows: _Rows, places: Places, train: S
     """What was understood, and what is left out."""
     several = f"one of {len(columns.labels)} columns" if len(columns.labels) > 1 else columns.labels[0]
     parts = [f"{sheet.path}: images by column {columns.id}, labels by {several}"]
-    parts += [f"{what} by {name}" for what, name in (("splits", columns.split), ("weights", columns.weight)) if name]
+    parts += [f"{what} by {name}" for what, name in (("splits", columns.split),) if name]
+    if train.weights is not None:
+        low, high = float(train.weights.min()), float(train.weights.max())
+        parts.append(f"the training loss weighted by {columns.weight} ({low:g} to {high:g})")
     if train.groups is not None:
         by = columns.group or "dataset.group_pattern"
         parts.append(f"groups by {by} ({len(set(train.groups)):,})")

@@ -68,7 +68,8 @@ def measure(exp: Experiment, low: float, high: float, steps: int) -> list[Point]
         held = _held(exp)
         try:
             for i, (x, y, index) in zip(range(steps), endless(exp.train), strict=False):
-                batch = Batch(x, y, index, step=i, seed=exp.cfg.seed)
+                weight = None if exp.train.weights is None else exp.train.weights[index]
+                batch = Batch(x, y, index, step=i, seed=exp.cfg.seed, weight=weight)
                 lr = low * (high / low) ** (i / (steps - 1))
                 for group, own in zip(exp.optimizer.param_groups, first, strict=True):
                     group["lr"] = lr * own / base

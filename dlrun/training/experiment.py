@@ -123,6 +123,9 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     loss = instantiate(plain["loss"], trust, "loss", class_counts=counts).to(device)
     if plain["model"].get("output_bias") == "frequency":
         output_bias(model, prior(data, loss))
+    if data.train.weights is not None and not hasattr(loss, "weights"):
+        name = plain["loss"]["_target_"]
+        raise UserError(f"loss._target_={name}: takes no weights of samples; choose loss=cross_entropy, or omit them")
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
     made = Experiment(
         cfg=cfg,

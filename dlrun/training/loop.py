@@ -129,7 +129,8 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
 
     for i, (x, y, index) in enumerate(screen.steps(exp.train.epoch(epoch), steps, epoch, trainer.epochs, progress)):
         exp.scheduler.set(epoch - 1 + i / steps)
-        batch = Batch(x, y, index, epoch=epoch, step=i, seed=exp.cfg.seed)
+        weight = None if exp.train.weights is None else exp.train.weights[index]
+        batch = Batch(x, y, index, epoch=epoch, step=i, seed=exp.cfg.seed, weight=weight)
         with watch.step(i, steps):
             sums += torch.stack(step(exp, batch)).to(sums)
         seen += len(batch)
@@ -184,24 +185,30 @@ def step(exp: Experiment, batch: Batch) -> Step:
 
 
 class _OfPart(nn.Module):
-    """The weighted mean over a part, times a factor, so that those of all parts average to that of the batch."""
+    """The mean over a part weighted by its samples, times a factor, so that all parts average to that of the batch.
 
-    def __init__(self, loss: nn.Module, factor: Tensor) -> None:
+    An objective calls it with logits and labels. Samples that it has from elsewhere count the same.
+    """
+
+    def __init__(self, loss: nn.Module, weight: Tensor | None, factor: Tensor | float) -> None:
         super().__init__()
-        self.loss, self.factor = loss, factor
+        self.loss, self.weight, self.factor = loss, weight, factor
 
-    def forward(self, *given: Tensor) -> Tensor:
-        found: Tensor = self.loss(*given)
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        ours = self.weight is not None and len(labels) == len(self.weight)
+        found: Tensor = self.loss(logits, labels, self.weight) if ours else self.loss(logits, labels)
         return found * self.factor
 
 
 def _of_part(loss: nn.Module, part: Batch, batch: Batch) -> nn.Module:
     """The loss for a part of a batch; another one than for the whole only if its samples have weights (D6)."""
     weights = getattr(loss, "weights", None)
-    if len(part) == len(batch) or weights is None:
+    if weights is None or (len(part) == len(batch) and batch.weight is None):
         return loss
-    ours, all_of_them = weights(part.y), weights(batch.y)
-    return loss if ours is None else _OfPart(loss, ours.mean() / all_of_them.mean())
+    ours, all_of_them = weights(part.y, part.weight), weights(batch.y, batch.weight)
+    if ours is None:
+        return loss
+    return _OfPart(loss, part.weight, ours.mean() / all_of_them.mean().clamp_min(torch.finfo(all_of_them.dtype).tiny))
 
 
 class _NotFinite(Exception):

@@ -46,14 +46,24 @@ def continued(path: Path, data: Data, again: Callable[..., Data] | None) -> tupl
         return data, ""
     found = changes(rows, now, list(before.get("classes") or ()), data.classes)
     if not found:
-        return data, ""
+        return _weighted_alike(path, before, data), ""
     if again is not None and found.recoverable:
-        return again(recorded=rows), f"the data changed: {found}: only the {len(rows.ids):,} recorded images are used"
+        kept = _weighted_alike(path, before, again(recorded=rows))
+        return kept, f"the data changed: {found}: only the {len(rows.ids):,} recorded images are used"
     if found.recoverable:
         remedy = "undo it, or add dataset.changed=accept to continue with the recorded images alone"
     else:
         remedy = "restore what is missing, or start a new run"
     raise DataChanged(f"{path}: the data are not those that the run began with: {found}; {remedy}")
+
+
+def _weighted_alike(path: Path, before: dict[str, Any], data: Data) -> Data:
+    """The data, whose images are those of the run. Raises DataChanged if their weights in the loss are not."""
+    if (before.get("weights") or data.train.weights is not None) and before.get("identity") != data.identity(
+        "train", "val"
+    ):
+        raise DataChanged(f"{path}: the weights of its images have changed; restore the table, or start a new run")
+    return data
 
 
 def _compare_hashes(path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

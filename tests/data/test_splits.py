@@ -104,7 +104,7 @@ def test_limit_decodes_nothing_else(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"val_fraction": 0.0}, "dataset.val_fraction=0.0: must lie between 0 and 1"),
+        ({"val_fraction": -0.5}, "dataset.val_fraction=-0.5: must lie between 0 and 1"),
         ({"val_fraction": 1.0}, "dataset.val_fraction=1.0"),
         ({"test_fraction": -0.1}, "dataset.test_fraction=-0.1"),
         ({"split_seed": -1}, "dataset.split_seed=-1"),

@@ -7,6 +7,7 @@ its validation split. Nothing is changed: look at the images, and correct the la
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -30,7 +31,9 @@ def main(argv: list[str]) -> int:
     """Print how many labels are suspicious, write suspects.csv and a page with the images; returns 0."""
     argv, trust = trusted(argv)
     parser = Parser(prog="dlrun suspects", description=__doc__)
-    parser.add_argument("paths", nargs="+", metavar="PATH", help="runs of a cross-validation or their sweep; or a run")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help="runs of a cross-validation, their sweep or ensemble; or a run"
+    )
     parser.add_argument("--out", metavar="DIR", help="the folder to write (default: outputs/suspects/<date>-…)")
     args = parser.parse_args(argv)
     if find_spec("cleanlab") is None:
@@ -65,23 +68,32 @@ def _covered(paths: Sequence[str]) -> tuple[Member, list[str]]:
     from dlrun.ensembles.folds import across, joined, missing
     from dlrun.ensembles.members import agree, read
 
-    found, skipped = read(paths)
+    found, skipped = read([run for path in paths for run in _runs(path)])
     said = [f"skipped: {line}" for line in skipped]
     if across(found):
         absent = missing(found)
         for fold in absent:
             said.append(f"fold {fold} has no run: its images are not covered")
-        count = "runs" if len(found) > 1 else "run"
-        said.append(
-            f"{len(found)} {count} of {found[0].data['folds']} folds: each image by the runs that did not see it"
-        )
+        folds = found[0].data["folds"]
+        said.append(f"{len(found)} runs of {folds} folds: each image by the runs that did not see it")
         members = joined(found)
         agree(members)
         return members[0], said
     agree(found)
-    whole = "dlrun train -m dataset.folds=5 dataset.fold=range:0:5 …"
-    said.append(f"only the validation split is covered; to cover all training images: {whole}")
+    whole = shlex.join(["dlrun", "train", "-m", "--from", str(found[0].path)])
+    words = "dataset.folds=5 dataset.fold=range:0:5 sweep.dir=folds"
+    said.append(f"only the validation split is covered; to cover all training images: {whole} {words}")
     return _together(found), said
+
+
+def _runs(path: str) -> list[str]:
+    """The members of an ensemble; any other path alone."""
+    from dlrun.folders import ensemble
+
+    folder = Path(path).expanduser()
+    if not ensemble.is_ensemble(folder):
+        return [path]
+    return [str(folder / str(member["run"])) for member in ensemble.read(folder)["members"]]
 
 
 def _together(found: list[Member]) -> Member:

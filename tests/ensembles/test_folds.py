@@ -98,6 +98,9 @@ def test_every_training_image_is_predicted_by_the_run_that_did_not_see_it(
     assert json.loads(Path("e/result.json").read_text())["val_acc"] == pytest.approx(right)
     assert {row["id"] for row in rows("e/errors.csv") if row["split"] == "val"} == found.keys()
     assert {row["id"] for row in rows("cv/0/errors.csv")} == {*members[0]["val_ids"], *test}
+    pytest.importorskip("cleanlab", reason="the extra suspects is not installed")
+    assert dlrun("suspects", "cv", "--out", "of-runs").code == dlrun("suspects", "e", "--out", "of-votes").code == 0
+    assert Path("of-runs/suspects.csv").read_text() == Path("of-votes/suspects.csv").read_text()
 
 
 def test_suspects_of_all_folds_are_shown_with_their_images(three: Path, dlrun: Callable[..., Outcome]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrun.data import arrays, files, table
+from dlrun.data.bad import Bad, BadData, bad_labels
 from dlrun.data.images import Images
 from dlrun.data.layout import class_folders, role_of
 from dlrun.data.listing import Folders
@@ -53,7 +54,10 @@ def read(predictor: Predictor, path: Path, split: str, images: str | None) -> La
     class that the model does not know, and for arrays of another shape.
     """
     path, wanted = _alone(path, split)
-    raw = _raw(predictor, path, images)
+    try:
+        raw = _raw(predictor, path, images)
+    except BadData as error:
+        raise _unusable(path, error.bad) from None
     there = {"train": raw.train, "val": raw.val, "test": raw.test}
     names = [name for name in SPLITS if there[name] is not None and (name != "train" or len(raw.train))]
     chosen = _chosen(path, names, wanted)
@@ -61,6 +65,8 @@ def read(predictor: Predictor, path: Path, split: str, images: str | None) -> La
     part = found if isinstance(found, Split) else found() if found is not None else raw.train
     if not len(part):
         raise UserError(f"{path}: no labelled images in {chosen}; images without labels are for `dlrun predict`")
+    if bad := bad_labels(part, chosen, len(raw.classes)):
+        raise _unusable(path, bad)
     if part.images.shape != predictor.shape:
         shapes = ["×".join(map(str, shape)) for shape in (part.images.shape, predictor.shape)]
         raise UserError(f"{path}: images of {shapes[0]}, expected {shapes[1]} like those of {predictor.path}")
@@ -120,6 +126,13 @@ def _chosen(path: Path, names: Sequence[str], split: str) -> str:
     if "test" not in names:
         raise UserError(f"{path} has {' and '.join(names)} and no test; type --split {names[-1]}")
     return "test"
+
+
+def _unusable(path: Path, bad: Sequence[Bad]) -> UserError:
+    """What is wrong with images or labels: all are refused, since a score without them would be another one."""
+    shown = "; ".join(f"{one.id}: {one.reason}" for one in bad[:NAMED])
+    more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
+    return UserError(f"{path}: {shown}{more}; repair them, or remove them from {path.name}")
 
 
 def _matched(

@@ -19,7 +19,7 @@ from dlrun.training.choosing import kept
 from dlrun.training.diagnostics import Look
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
-from dlrun.vocabulary import AVERAGED, COLUMNS, LOGGED
+from dlrun.vocabulary import AVERAGED, COLUMNS, FURTHER, LOGGED
 
 __all__ = ["Recorder", "right"]
 
@@ -59,6 +59,10 @@ class Recorder:
             for split in SPLITS
             if f"{split}_acc" in row
         }
+        monitor = self._exp.cfg.trainer.monitor
+        if monitor in FURTHER and row.get(monitor) is not None:
+            score = f" {monitor.removeprefix('val_')} {row[monitor]:.4f}"
+            rights["val"] = (rights["val"][0] + score, rights["val"][1] + score)
         self._screen.epoch(row, self._exp.cfg.trainer.epochs, is_best, rights)
         valid = self._exp.train_acc_valid
         self._screen.warn(verdicts.urgent(self.history, look.rows, self._config, self._data, valid))

@@ -137,6 +137,9 @@ def test_a_table_and_arrays_have_the_scores_of_the_folder(work: Path, dlrun: Cal
     files = sorted(Path("photos/test").rglob("*.png"))
     lines = ["image,label", *(f"{f.relative_to('photos/test')},{f.parent.name}" for f in files)]
     Path("labels.csv").write_text("\n".join(lines) + "\n")
+    Path("gone.csv").write_text("\n".join([*lines, "nowhere.png,ant"]) + "\n")
+    done = dlrun("evaluate", "run1", "gone.csv", "--images", "photos/test")
+    assert (done.code, "nowhere.png" in done.err, "on_bad" in done.err) == (2, True, False)
     for words in (("labels.csv", "--images", "photos/test", "--out", "t"), ("photos/test", "--out", "f")):
         done = dlrun("evaluate", "run1", *words)
         assert done.code == 0, done.err
@@ -153,6 +156,9 @@ def test_a_table_and_arrays_have_the_scores_of_the_folder(work: Path, dlrun: Cal
     assert done.code == 0, done.err
     assert json.loads(Path("a/result.json").read_text())["test_samples"] == 40
     assert (arrays("a")["test_labels"] == y).all()
+    np.savez("far.npz", x=x[:4], y=np.arange(4) + 9)
+    done = dlrun("evaluate", "d", "far.npz")
+    assert (done.code, "far.npz" in done.err, "label 12" in done.err, done.err.count("\n")) == (2, True, True, 1)
     done = dlrun("evaluate", "d", "scaled.npz")
     assert (done.code, "scaled.npz" in done.err, "9×9" in done.err, done.err.count("\n")) == (2, True, True, 1)
 

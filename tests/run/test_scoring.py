@@ -48,6 +48,7 @@ def test_the_monitored_score_chooses_and_every_score_is_stored(run: tuple[Path, 
     assert set(FURTHER) <= result.keys()
     epochs = rows(folder / "metrics.csv")
     best = max(max(float(row[f"{kind}val_macro_f1"]) for kind in ("", "ema_")) for row in epochs)
+    assert f"macro_f1 {float(epochs[0]['val_macro_f1']):.4f}" in done.out
     at = epochs[result["best_epoch"] - 1]
     assert max(float(at["val_macro_f1"]), float(at["ema_val_macro_f1"])) == best == result["val_macro_f1"]
     assert all("val_macro_f1" in file.name for file in reading.epoch_checkpoints(folder))

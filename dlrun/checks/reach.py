@@ -32,6 +32,9 @@ UNSEEN = 0.4  # of the pixels: strided first layers may leave out a border
 def reach(exp: Experiment) -> Verdict:
     """Compare the scale of the first layer's input with that of the images, and look for pixels without influence."""
     model = replica(exp)
+    for p in model.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.02)  # behind a head that starts at zero nothing has an influence yet
     x, _ = samples(exp, COUNT)
     x = x.clone().requires_grad_()
     seen: list[tuple[str, float, bool]] = []

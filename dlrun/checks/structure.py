@@ -116,7 +116,7 @@ def _idle(model: nn.Module, ran: set[int]) -> Found:
         and not any(True for _ in m.parameters())
         and not any(True for _ in m.children())
         and type(m).__module__.startswith("torch.nn.")  # others may be called if there is a use for them
-        and not isinstance(m, nn.Identity)
+        and not isinstance(m, (nn.Identity, nn.Sequential))
         and not any(name.startswith(f"{prefix}.") or name == prefix or not prefix for prefix in routed)
     ]
     if not idle:

@@ -313,6 +313,48 @@ NETWORKS = [
     Pair("the middle alone", "reach", "pixels", net(lambda x: F.pad(x[:, :, 2:6, 2:6], (2, 2, 2, 2))), net()),
 ]
 
+
+class Dropped(nn.Module):
+    """Dropout by hand, and a place for its mistakes."""
+
+    def __init__(self, mistake: str = "") -> None:
+        super().__init__()
+        self.mistake = mistake
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return -x if self.mistake == "flipped" else x
+        kept = torch.rand(x.shape) < 0.5
+        return x * kept if self.mistake == "not scaled" else x * kept * 2
+
+
+class Standardised(nn.Module):
+    """A norm by hand: by the batch in training, by nothing in evaluation if it forgets."""
+
+    def __init__(self, forgets: bool) -> None:
+        super().__init__()
+        self.norm, self.forgets = nn.BatchNorm2d(8), forgets
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 30 * x + 100
+        if self.forgets and not self.training:
+            return x
+        found: Tensor = self.norm(x)
+        return found
+
+
+MODES = [
+    Pair("dropout not scaled", "modes", "dropout keeps", net(between=Dropped("not scaled")), net(between=Dropped())),
+    Pair("flag the wrong way round", "modes", "wrong way", net(between=Dropped("flipped")), net(between=Dropped())),
+    Pair(
+        "norm forgotten",
+        "modes",
+        "norm",
+        net(between=Standardised(True)),
+        net(between=Standardised(False)),
+    ),
+]
+
 # splits, of images in three colours that have an up and a down
 
 
@@ -367,7 +409,7 @@ SPLITS = [
     Pair("ten bits in sixteen", "splits", "white level", both(lambda x: x // 64), both(lambda x: x // 4)),
 ]
 
-PAIRS = [*OPTIMIZERS, *LOSSES, *OBJECTIVES, *NETWORKS, *SPLITS]
+PAIRS = [*OPTIMIZERS, *LOSSES, *OBJECTIVES, *NETWORKS, *MODES, *SPLITS]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)

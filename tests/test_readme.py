@@ -70,8 +70,9 @@ def test_the_number_of_checks_is_right() -> None:
 def furnished(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what the README's commands name."""
     monkeypatch.delitem(sys.modules, "mynet", raising=False)  # that of another test
-    for name in ("photos/train/cat/a.png", "photos/test/cat/b.png", "five-votes/ensemble.yaml"):
+    for name in ("photos/train/cat/a.png", "photos/test/cat/b.png", "five-votes/ensemble.yaml", "train_images/a.png"):
         write(here / name, "")
+    write(here / "train.csv", "id,label\na,cat\n")
     write(here / "mynet.py", "from torch import nn\n\n\nclass MyNet(nn.Flatten):\n    pass\n")
     np.savez(here / "data.npz", x=np.zeros((2, 8, 8)), y=np.zeros(2))
     np.save(here / "x.npy", np.zeros((2, 8, 8)))

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from dlrun.config.targets import targets_of
@@ -54,7 +55,10 @@ def _images(root: Path) -> None:
     folder = root / "train" if classes else root
     classes = classes or _folders(root)
     if not classes:
-        raise UserError(f"dataset.root={root}: no class folders; expected {folder}/<class>/<image>")
+        tables = sorted(name for name in os.listdir(root) if name.lower().endswith((".csv", ".tsv", ".parquet")))
+        words = f"dataset=table {quote(f'dataset.csv={root / tables[0]}')}" if tables else ""
+        hint = f"; for labels in a table type {words}" if tables else ""
+        raise UserError(f"dataset.root={root}: no class folders; expected {folder}/<class>/<image>{hint}")
     if not any(map(_has_file, classes)):
         raise UserError(f"dataset.root={root}: no images in {len(classes)} class folders, such as {classes[0]}")
 

@@ -259,7 +259,8 @@ def _paths(cfg: Mapping[str, Any]) -> None:
     root, path = dataset.get("root"), dataset.get("path")
     if root is not None and not dataset.get("download") and not Path(str(root)).expanduser().is_dir():
         fetch = "; dataset.download=true downloads it" if "download" in dataset else " with train/<class>/<image> in it"
-        raise UserError(f"dataset.root={root}: no such folder; expected the folder of the data{fetch}")
+        what = "is a file" if Path(str(root)).expanduser().exists() else "no such folder"
+        raise UserError(f"dataset.root={root}: {what}; expected the folder of the data{fetch}")
     if path is not None and not Path(str(path)).expanduser().exists():
         raise UserError(f"dataset.path={path}: no such file; expected an .npz with x and y")
     table, images = dataset.get("csv"), dataset.get("images")

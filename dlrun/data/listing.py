@@ -105,7 +105,10 @@ class Account:
         return ", ".join([*parts, *([self._part(HIDDEN)] if HIDDEN in self.counts else [])])
 
     def _part(self, reason: str) -> str:
-        count = self.counts[reason]
+        count, places = self.counts[reason], {Path(path).parent.name for path in self.paths[reason]}
+        if reason not in (*FIRST, HIDDEN) and len(places) == 1 and count > 1:  # perhaps of one class alone
+            kind, note, extra = reason.partition(" (")
+            return f"{count:,} {kind} in {places.pop()}/{note}{extra}"
         names = f" ({_some([Path(path).name for path in self.paths[reason]], count)})" if reason in NAMED else ""
         return f"{count:,} {ONE.get(reason, reason) if count == 1 else reason}{names}"
 

@@ -22,6 +22,7 @@ def there(here: Path) -> Path:
     """Data that cannot be used, and modules of which one cannot be parsed and one lacks a package."""
     (here / "photos").mkdir()
     write(here / "empty/train/cat/.hidden/x", "")
+    write(here / "flat/labels.csv", "id,label\n")
     (here / "empty/train/dog").mkdir()
     np.savez(here / "data.npz", a=np.zeros((3, 8, 8)), b=np.zeros(3), y=np.zeros(3, int))
     write(here / "text.npz", "no archive")
@@ -34,6 +35,8 @@ def there(here: Path) -> Path:
 REFUSED = [
     ((*IMAGES,), "photos/<class>/<image>"),
     (("dataset=image_folder", "dataset.root=empty"), "empty/train/cat"),
+    (("dataset=image_folder", "dataset.root=flat"), "dataset=table dataset.csv=flat/labels.csv"),
+    (("dataset=image_folder", "dataset.root=text.npz"), "dataset.root=text.npz"),
     (("dataset=image_folder", "dataset.root=empty", "dataset.test_dir=2024"), "dataset.test_dir=2024"),
     ((*ARRAYS,), "'x', found a, b, y"),
     (("dataset=arrays", "dataset.path=text.npz"), "numpy.savez"),

@@ -163,6 +163,13 @@ def test_classes_that_a_split_lacks_or_that_look_alike_are_noted(tmp_path: Path)
     assert re.search("alone: Cat, cat$", note)
 
 
+def test_a_format_that_is_left_out_of_one_class_alone_is_said_so(tmp_path: Path) -> None:
+    plant(tmp_path, f"{AB} ant/0.cr2 ant/1.cr2 ant/0.txt bee/0.txt")
+    (note,) = image_folder(str(tmp_path), image_size=4).notes
+    assert "2 .cr2 in ant/" in note
+    assert "2 .txt" in note.replace("2 .txt in", "")
+
+
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # tree, keys, what the line has
     "a class that is all HEIC": ("ant/0.png bee/0.heic bee/1.heic", {}, "bee.*2 .heic.*dlrun\\[heic\\]"),
     "a class of another format": ("ant/0.png bee/0.dcm bee/1.dcm", {}, "bee.*2 .dcm"),

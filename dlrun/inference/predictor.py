@@ -31,6 +31,7 @@ from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import own_code, reading
 from dlrun.training import checkpoint
 from dlrun.training.device import pick_device, pick_dtype
+from dlrun.training.evaluating import logits
 from dlrun.training.experiment import Experiment, build, build_model
 from dlrun.training.multi_crop import viewed
 from dlrun.training.normalised import Normalised, differs
@@ -92,12 +93,12 @@ class Predictor:
 
     @torch.inference_mode()
     def logits(self, images: Tensor) -> NDArray[np.float32]:
-        """Return the logits (M, B, K) of every model."""
+        """Return the logits (M, B, K) of every model, which do not depend on the batch: see training/evaluating.py."""
         x = images.to(self.device).permute(0, 3, 1, 2)
         found = []
         for model, dtype in zip(self.models, self.dtypes, strict=True):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-                found.append(model(x).float().cpu().numpy())
+                found.append(logits(model, x).cpu().numpy())
         return np.stack(found)
 
 

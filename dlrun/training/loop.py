@@ -22,6 +22,7 @@ from dlrun.training.checkpoint import State
 from dlrun.training.choosing import advance, stopped_early
 from dlrun.training.clipping import clip
 from dlrun.training.diagnostics import Watch
+from dlrun.training.evaluating import logits
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
 from dlrun.training.recording import Recorder
@@ -219,12 +220,12 @@ def predict(exp: Experiment, batches: Batches, model: nn.Module | None = None) -
     """Return the logits of a split in its order, in evaluation mode."""
     model = exp.model if model is None else model
     model.eval()
-    logits, labels = [], []
+    found, labels = [], []
     with torch.inference_mode(), exp.autocast():
         for x, y, _ in batches.epoch(0):
-            logits.append(model(x).float())
+            found.append(logits(model, x))
             labels.append(y)
-    return Predictions(torch.cat(logits).cpu(), torch.cat(labels).cpu())
+    return Predictions(torch.cat(found).cpu(), torch.cat(labels).cpu())
 
 
 def scores(exp: Experiment, predictions: Predictions, split: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from support.commands import TINY, Outcome
-from support.pixels import FILES, GRAY, SCENE, STORED, image
+from support.pixels import GRAY, SCENE, STORED, image
 
 Predict = Callable[..., dict[str, list[float]]]
 WORDS = (*TINY, "model=cnn", "model.width=4", "trainer.epochs=1", "dataset.limit=0", "check=none")
@@ -26,13 +26,6 @@ def deep(number: int, top: int) -> np.ndarray:
     return np.clip(GRAY.astype(np.int64) * top // 255 - noise, 0, top).astype(np.uint16)
 
 
-def every_kind(root: Path) -> None:
-    for label in ("a", "b"):
-        (root / label).mkdir(parents=True)
-        for name, (write, _, _) in FILES.items():
-            write(root / label / name)
-
-
 def twelve_bits(root: Path) -> None:
     for k, label in enumerate(("a", "b") * 12):
         (root / label).mkdir(parents=True, exist_ok=True)
@@ -40,12 +33,6 @@ def twelve_bits(root: Path) -> None:
             image(SCENE).rotate(k).save(root / label / f"{k}.jpg")
         else:
             image(deep(k, 4095)).save(root / label / f"{k}.{('png', 'tif')[k % 2]}")
-
-
-def floats(root: Path) -> None:
-    for k, label in enumerate(("a", "b") * 10):
-        (root / label).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(deep(k, 4095).astype(np.float32) / 5000).save(root / label / f"{k}.tif")
 
 
 def stored(run: str) -> dict[str, np.ndarray]:
@@ -66,37 +53,6 @@ def rows(name: str = "predictions.csv") -> dict[str, list[float]]:
 
 def data_of(run: str) -> dict:
     return json.loads((Path(run) / "result.json").read_text())["data"]
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (every_kind, ("dataset.image_size=0",)),
-        (every_kind, ("dataset.image_size=12", "dataset.background=black", "dataset.decode=fast")),
-        (every_kind, ("dataset.image_size=[10,14]", "dataset.resize=squash", "dataset.interpolation=area")),
-        (every_kind, ("dataset.image_size=[20,12]", "dataset.resize=letterbox", "dataset.background=average")),
-        (twelve_bits, ("dataset.image_size=[20,20]", "dataset.resize=letterbox", "dataset.interpolation=bicubic")),
-        (twelve_bits, ("dataset.image_size=0", "dataset.channels=1", "dataset.memory_gb=0", "dataset.cache=none")),
-        (floats, ("dataset.image_size=12", "dataset.channels=1")),
-    ],
-)
-def test_predict_gives_what_evaluation_gave(
-    make: Callable[[Path], None], words: tuple[str, ...], here: Path, dlrun: Callable[..., Outcome]
-) -> None:
-    make(here / "photos")
-    done = dlrun("train", "dataset=image_folder", "dataset.root=photos", *WORDS, *words, "run.dir=run")
-    assert done.code == 0, done.err
-    assert dlrun("predict", "run", "photos", *PREDICTED).code == 0
-    found, expected = rows(), stored("run")
-    assert len(found) == sum(path.is_file() for path in Path("photos").rglob("*"))
-    assert expected
-    for name, p in expected.items():
-        np.testing.assert_allclose(found[f"photos/{name}"], p, atol=1.01e-6, err_msg=name)
-    # a link to an image is that image
-    name = next(iter(expected))
-    Path(f"link{Path(name).suffix}").symlink_to(here / "photos" / name)
-    assert dlrun("predict", "run", f"link{Path(name).suffix}", *PREDICTED).code == 0
-    np.testing.assert_allclose(next(iter(rows().values())), expected[name], atol=1.01e-6)
 
 
 def test_twelve_bits_keep_their_levels_and_the_run_knows_its_white(here: Path, dlrun: Callable[..., Outcome]) -> None:

@@ -236,6 +236,8 @@ def test_no_step_waits_for_an_accelerator_except_to_look_whether_the_loss_is_fin
         return 0.0
 
     class Meta:
+        weights = None
+
         def __len__(self) -> int:
             return 3
 

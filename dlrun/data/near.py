@@ -50,7 +50,7 @@ def near(splits: Sequence[Images]) -> list[Pair] | None:
     kept = np.flatnonzero((np.abs(steps) > STEP).sum((1, 2)) >= STRUCTURE)
     if len(kept) < 2:
         return []
-    cells, steps = cells[kept], steps[kept]
+    cells, steps = cells[kept], steps[kept]  # 576 bytes per image
     # mirrored, the steps come in the other order with the other sign
     hashes, mirrored = _hashes(steps > 0), _hashes(steps[:, :, ::-1] < 0)
     some = np.unique(np.linspace(0, len(kept) - 1, SAMPLE).astype(int))
@@ -68,15 +68,15 @@ def _thumbnails(images: Images) -> Array:
     """Mean brightness of the cells of each image (N, ROWS, COLUMNS), 0 to 255; plain for images not compared."""
     height, width, channels = images.shape
     if min(height, width) < SIDE or not isinstance(images, InMemory) or images.pixels.dtype != torch.uint8:
-        return np.zeros((len(images), ROWS, COLUMNS), np.float32)
+        return np.zeros((len(images), ROWS, COLUMNS), np.float16)
     by = max(1, min(height, width) // 64)  # of larger images every second, third … row and column is enough
     down = _areas(len(range(0, height, by)), ROWS)
     across = np.repeat(_areas(len(range(0, width, by)), COLUMNS), channels, axis=1).T / channels
     parts = []
     for rows in torch.split(torch.arange(len(images)), 512):
         pixels = images.take(rows).numpy()[:, ::by, ::by].astype(np.float32)
-        parts.append(down @ (pixels.reshape(*pixels.shape[:2], len(across)) @ across))
-    return np.concatenate([np.zeros((0, ROWS, COLUMNS), np.float32), *parts])
+        parts.append((down @ (pixels.reshape(*pixels.shape[:2], len(across)) @ across)).astype(np.float16))
+    return np.concatenate([np.zeros((0, ROWS, COLUMNS), np.float16), *parts])
 
 
 def _areas(pixels: int, cells: int) -> Array:
@@ -139,5 +139,6 @@ def _confirmed(cells: Array, first: Array, second: Array, flip: bool = False) ->
 
 def _edges(cells: Array) -> Array:
     """The differences of neighbouring cells in both directions (N, …), of length 1."""
+    cells = cells.astype(np.float32)
     found = np.concatenate([np.diff(cells, axis=axis).reshape(len(cells), -1) for axis in (1, 2)], axis=1)
     return np.asarray(found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6))

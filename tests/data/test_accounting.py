@@ -293,7 +293,16 @@ def test_predict_sees_the_files_that_training_sees(photos: Path, dlrun: Callable
     assert outcome.code == 0, outcome.err
     data = json.loads(Path("run/result.json").read_text())["data"]
     assert data["left_out"] == {"hidden": 2, ".txt": 2, "pipes or devices": 1}
-    assert dlrun("predict", "run", "photos", "--out", "all.csv").code == 0
+    listed = [
+        row for row in csv.DictReader(Path("run/audit.csv").read_text().splitlines()) if row["kind"] == "left_out"
+    ]
+    assert {"photos/note.txt", "photos/train/ant/a.pgm"} < {row["id"] for row in listed}
+    assert len(listed) == 5
+    predicted = dlrun("predict", "run", "photos", "--out", "all.csv")
+    assert (predicted.code, "(a.pgm)" in predicted.out) == (0, True)
+    os.mkfifo("pipe.pgm")
+    refused = dlrun("predict", "run", "pipe.pgm", "--out", "none.csv")
+    assert (refused.code, "pipe.pgm" in refused.err) == (2, True)
     rows = list(csv.DictReader(Path("all.csv").read_text(encoding="utf-8").splitlines()))
     with np.load("run/identity.npz") as identity:
         ids = Rows.read(identity).ids

@@ -47,8 +47,8 @@ class Evidence:
             [_number(row.get(column)) for row in rows]
             for column in ("lr", "train_loss", "train_acc", "val_loss", "val_acc", self.monitor)
         )
-        self.train_eval, self.grad_norm = (
-            [_number(row.get(c)) for row in rows] for c in ("train_eval_acc", "grad_norm")
+        self.train_eval, self.grad_norm, self._val_balanced = (
+            [_number(row.get(c)) for row in rows] for c in ("train_eval_acc", "grad_norm", "val_balanced_acc")
         )
         self._medians = [_number(row.get("update_ratio")) for row in rows]
         if not train_acc_valid:
@@ -245,11 +245,25 @@ class Evidence:
 
     @property
     def gap(self) -> tuple[float, float]:
-        """Train accuracy minus validation accuracy, and the standard error of that; nan without train_acc."""
+        """Train accuracy minus validation accuracy, and the standard error of that; nan without train_acc.
+
+        Of balanced batches the train accuracy is compared with the balanced accuracy of validation (D6).
+        """
         if not self.acc:
             return math.nan, math.nan
-        train, val = end(self.acc), end(self.val_acc)
-        return train - val, math.hypot(self.val_error, _error(train, int(self.data.get("train") or 1000)))
+        train, val, error = end(self.acc), end(self.comparable), self.val_error
+        if self.comparable is not self.val_acc:
+            # the variance of a mean over classes of n_k images each: that of K² / Σ 1/n_k images
+            total, images = sum(self.counts), int(self.data.get("val") or 1000)
+            error = _error(val, max(1, round(len(self.counts) ** 2 / sum(total / (images * n) for n in self.counts))))
+        return train - val, math.hypot(error, _error(train, int(self.data.get("train") or 1000)))
+
+    @property
+    def comparable(self) -> list[float]:
+        """The validation accuracy of the same mixture of classes as the train accuracy."""
+        known = self.data.get("balance") and min(self.counts, default=0) > 0
+        known = known and all(map(math.isfinite, self._val_balanced))
+        return self._val_balanced if known else self.val_acc
 
     @property
     def augmented(self) -> bool:

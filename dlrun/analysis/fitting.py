@@ -51,7 +51,8 @@ def gap(run: Evidence) -> Finding | None:
     gap, error = run.gap
     if not gap >= max(GAP, 3 * error, run.train_error) or (run.coarse and run.underfits):
         return None
-    sentence = f"gap: train accuracy {end(run.acc):.3f}, validation accuracy {end(run.val_acc):.3f}"
+    which = "validation" if run.comparable is run.val_acc else "balanced validation"
+    sentence = f"gap: train accuracy {end(run.acc):.3f}, {which} accuracy {end(run.comparable):.3f}"
     return Finding("gap", "warn", sentence, gap, more_regularisation(run, memorised=False))
 
 

@@ -190,13 +190,22 @@ def test_the_check_of_the_counts_knows_what_makes_up_for_them(
     assert found.message.endswith(f"; try {advice}" if advice else found.message)
 
 
-def verdicts(exp: Experiment, acc: float = 0.95, loss: float = 0.1) -> dict[str, str]:
+def verdicts(exp: Experiment, acc: float = 0.95, loss: float = 0.1, **val: float) -> dict[str, str]:
     losses = np.linspace(math.log(3), loss, 10)
     rows = [
-        {"epoch": k + 1, "lr": 0.1, "train_loss": v, "train_acc": acc, "val_loss": v, "val_acc": acc}
+        {"epoch": k + 1, "lr": 0.1, "train_loss": v, "train_acc": acc, "val_loss": v, "val_acc": acc, **val}
         for k, v in enumerate(losses)
     ]
     return {one.name: one.try_ for one in judge(rows, [], exp.cfg.plain, exp.data.record())}
+
+
+def test_a_gap_is_one_between_the_same_mixtures_of_classes(path: Path) -> None:
+    balanced, plain = experiment(path, "dataset.balance=true"), experiment(path)
+    # rare classes are learned better than frequent ones: balanced batches are, as balanced validation images
+    assert "gap" in verdicts(plain, acc=0.95, val_acc=0.65, val_balanced_acc=0.94)
+    assert "gap" not in verdicts(balanced, acc=0.95, val_acc=0.65, val_balanced_acc=0.94)
+    assert "gap" in verdicts(balanced, acc=0.95, val_acc=0.94, val_balanced_acc=0.5)
+    assert "gap" in verdicts(balanced, acc=0.95, val_acc=0.65)  # runs before that column
 
 
 def test_verdicts_know_what_makes_up_for_unequal_classes(path: Path) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     Array = NDArray[Any]
 
 __all__ = ["Counts", "agreement", "auc", "bootstrap", "by_class", "calibration", "confusion", "count", "ece"]
-__all__ += ["interval", "measures", "per_class", "top"]
+__all__ += ["interval", "interval_of_mean", "measures", "per_class", "top"]
 
 RESAMPLES, SEED = 1000, 0  # the same for every run, so that a repeated run has the same interval
 BINS = 15  # of the calibration error (Guo et al. 2017)
@@ -206,6 +206,14 @@ def interval(labels: Array, predicted: Array, classes: int, names: Sequence[str]
         scores = _agreement(counts)
     ends = {name: np.nanquantile(scores[name], (0.025, 0.975)) for name in names if np.isfinite(scores[name]).any()}
     return {name: (float(low), float(high)) for name, (low, high) in ends.items()}
+
+
+def interval_of_mean(values: Array) -> tuple[float, float]:
+    """Return the 95 % bootstrap interval of the mean of one value per image (N,), as `interval` draws them."""
+    draw, count = np.random.default_rng(SEED), len(values)
+    means = [float(values[draw.integers(0, count, count)].mean()) for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def _summed(drawn: Array, places: Array, classes: int) -> Array:

@@ -139,3 +139,10 @@ def test_a_calibration_curve_has_the_error_of_its_bins() -> None:
     error = (curve["n"] * np.abs(curve["accuracy"] - curve["confidence"]))[there].sum() / 500
     assert ours.ece(confidence, right) == pytest.approx(error)
     assert np.isnan(curve["accuracy"][~there]).all()
+
+
+def test_an_interval_of_a_mean_is_two_standard_errors_wide() -> None:
+    values = np.random.default_rng(0).exponential(size=900)
+    low, high = ours.interval_of_mean(values)
+    error = 1.96 * values.std() / 30
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.15 * error)

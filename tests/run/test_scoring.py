@@ -91,6 +91,19 @@ def test_tables_show_further_scores_when_they_are_monitored_or_asked_for(
     assert [row["run"] for row in json.loads(filtered)] == ["other"]
 
 
+@pytest.mark.parametrize(("loss", "mean"), [("loss=hinge", True), ("loss.weight=balanced", False)])
+def test_a_monitored_loss_has_an_interval_if_it_is_a_mean_over_images(
+    loss: str, mean: bool, here: Path, dlrun: Callable[..., Outcome]
+) -> None:
+    done = dlrun("train", *TINY, "dataset.limit=105", "trainer.monitor=val_loss", loss, "run.dir=run")
+    assert done.code == 0, done.err
+    result = json.loads((here / "run/result.json").read_text())
+    assert ("test_loss" in result["bootstrap"]) == mean
+    if mean:
+        low, high = result["bootstrap"]["test_loss"]
+        assert low < result["test_loss"] < high
+
+
 def test_a_sweep_is_ranked_by_a_score_of_the_end(here: Path) -> None:
     from dlrun.search.results import Results
     from dlrun.search.study import Trial

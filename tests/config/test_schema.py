@@ -301,11 +301,13 @@ def test_every_default_obeys_its_rule(here: Path, monkeypatch: pytest.MonkeyPatc
     given = {
         "dataset=image_folder": ("dataset.root=.",),
         "dataset=arrays": ("dataset.path=a.npz",),
+        "dataset=table": ("dataset.csv=a.csv",),
         "model=custom": ("model._target_=mine.Net", "trust=[mine]"),
         "objective=distill": ("objective.teacher=.",),
     }
     write(here / "cat/1.png", "")
     write(here / "mine.py", "class Net: ...\n")
+    write(here / "a.csv", "id,label\n1,cat\n")
     np.savez(here / "a.npz", x=np.zeros(1), y=np.zeros(1))
     (here / "data").mkdir()
     with composer({}) as made:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from shlex import quote
@@ -98,8 +99,16 @@ def role_of(folder: Path) -> str:
 
     Numbers are ignored, as in train2017. "" for other folders.
     """
+    words = _words(folder)
+    return ROLES.get(words[-1], "") if words else ""
+
+
+def _words(folder: Path) -> list[str]:
+    """The words of a folder's name without those of AROUND at its end."""
     words = re.findall(r"[^\W\d_]+", folder.name.lower())
-    return next((ROLES.get(word, "") for word in reversed(words) if word not in AROUND), "")
+    while words and words[-1] in AROUND:
+        words.pop()
+    return words
 
 
 def _documents(folder: Path, look: Folders) -> bool:
@@ -151,7 +160,12 @@ def _refuse_flat(top: Path, here: Sequence[Path], look: Folders) -> None:
     """Raise UserError if the folders with the images are splits, or parts of a segmentation set, and not classes."""
     names = [printable(place.name) for place in here]
     listed = " and ".join(f"{name}/" for name in names[:3])
-    roles = {role: place for place in here if (role := role_of(place))}
+    alike: defaultdict[tuple[str, ...], dict[str, Path]] = defaultdict(dict)
+    for place in here:
+        if role := role_of(place):
+            alike[tuple(_words(place)[:-1])][role] = place
+    # seg_train and seg_test are splits; bullet train and crash test are classes
+    roles = alike.get(()) or next((found for found in alike.values() if len(found) > 1), {})
     if "train" in roles and (len(roles) > 1 or len(here) == 1):
         listed = " and ".join(f"{printable(place.name)}/" for place in roles.values())
         raise UserError(

@@ -95,6 +95,7 @@ READ: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], dict[str, int]]
         (2, 0, 0),
         {"other folders": 1, ".pdf": 1},
     ),
+    "classes that end in the name of a split": ("bullet_train/0.png crash_test/0.png car/0.png", {}, (3, 0, 0), {}),
     "a copy inside": (f"{DIVIDED} copy/train/a/0.png", {}, (4, 0, 0), {"other folders": 1}),
     "splits by keys": (
         "a/ant/0.png a/bee/0.png b/ant/0.png c/bee/0.png",
@@ -185,6 +186,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # tree, keys, what the 
     "splits in a class": ("ant/train/0.png ant/test/0.png bee/train/0.png", {}, "ant.*class_level=1"),
     "splits as leaves": ("ant/train/0.png bee/train/0.png", {"class_level": "leaf"}, "ant.*class_level=1"),
     "a test of HEIC": (f"{DIVIDED} test/ant/0.heic", {}, r"test/ant.*dlrun\[heic\]"),
+    "splits with a word before": ("seg_train/0.png seg_test/0.png", {}, "seg_test/ and seg_train/"),
     "one split without classes": ("train/0.png", {}, "train/<class>"),
     "labels in a table": ("train/0.png test/0.png test.csv train.csv", {}, "dataset=table dataset.csv=.*/train.csv"),
     "labels in a table, one folder": ("0.png labels.csv", {}, "dataset=table .*images="),

@@ -33,7 +33,7 @@ class BadData(UserError):
         shown = f"{first.id}: {first.reason}"
         if others:
             more = f" and {len(bad) - 10} more" if len(bad) > 10 else ""
-            shown += f"; so are {others}{more}: {len(bad)} of {total} samples cannot be used"
+            shown += f"; also {others}{more}: {len(bad)} of {total} samples cannot be used"
         super().__init__(f"{shown}; repair or remove, or omit with dataset.on_bad=drop")
         self.bad = bad
 

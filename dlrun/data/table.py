@@ -21,6 +21,7 @@ from dlrun.data.decoding import VERSION, Decoding
 from dlrun.data.form import Form
 from dlrun.data.groups import by_pattern, named
 from dlrun.data.layout import ROLES
+from dlrun.data.listing import Account
 from dlrun.data.places import Places
 from dlrun.data.sheet import Sheet, read, shown
 from dlrun.data.splits import Raw, Split
@@ -239,10 +240,17 @@ def _raw(sheet: Sheet, columns: Columns, rows: _Rows, places: Places, form: Form
     train, val, test = (split(role) for role in ("train", "val", "test"))
     assert train is not None
     read_test = None if test is None else lambda: test
-    return Raw(train, read_test, classes, val, _notes(sheet, columns, rows, places, train), tuple(rows.bad))
+    left, account = _rowless(sheet, columns, rows, places), Account(len(rows.good), len(classes))
+    for name in left:
+        account.add("without a row", places.folder / name)
+    return Raw(
+        train, read_test, classes, val, _notes(sheet, columns, rows, left, places, train), tuple(rows.bad), account
+    )
 
 
-def _notes(sheet: Sheet, columns: Columns, rows: _Rows, places: Places, train: Split) -> tuple[str, ...]:
+def _notes(
+    sheet: Sheet, columns: Columns, rows: _Rows, left: Sequence[str], places: Places, train: Split
+) -> tuple[str, ...]:
     """What was understood, and what is left out."""
     several = f"one of {len(columns.labels)} columns" if len(columns.labels) > 1 else columns.labels[0]
     parts = [f"{sheet.path}: images by column {columns.id}, labels by {several}"]
@@ -256,12 +264,16 @@ def _notes(sheet: Sheet, columns: Columns, rows: _Rows, places: Places, train: S
     notes = [", ".join(parts)]
     if rows.unlabelled:
         notes.append(f"{rows.unlabelled:,} rows of test have no label; `dlrun predict` is for them")
-    used = {row.file for row in rows.good}
-    names = set(sheet.column(columns.id))
-    left = [places.inside(file) for file in places.files if file not in used]
-    left = [name for name in left if not names & {name, Path(name).name, Path(name).stem}]
     if left:
         notes.append(
             f"{len(left):,} images in {places.folder} have no row in {sheet.path} and are left out: {shown(left)}"
         )
     return (*notes,)
+
+
+def _rowless(sheet: Sheet, columns: Columns, rows: _Rows, places: Places) -> list[str]:
+    """The images that no row names."""
+    used = {row.file for row in rows.good}
+    names = set(sheet.column(columns.id))
+    left = [places.inside(file) for file in places.files if file not in used]
+    return [name for name in left if not names & {name, Path(name).name, Path(name).stem}]

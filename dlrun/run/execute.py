@@ -194,9 +194,7 @@ def _train(
 
 
 def _settle(exp: Experiment, cfg: Settings, run: Run) -> None:
-    """Store notes on the data, and the config if the data changed it: without validation, other defaults hold."""
-    if exp.data.notes:
-        run.update_result(data_notes=list(exp.data.notes))  # for the end of a sweep
+    """Store the config that training follows if its data changed it: without validation, other defaults hold."""
     if exp.cfg is not cfg:
         run.write_config(exp.cfg.plain)
         run.update_result(monitor=exp.cfg.trainer.monitor, config=exp.cfg.plain)

@@ -203,6 +203,10 @@ def test_parquet_is_read_or_the_extra_named(tmp_path: Path, folder: Path, monkey
 def test_files_without_a_row_are_counted_and_named(tmp_path: Path, folder: Path) -> None:
     raw = made(tmp_path, folder, PLAIN)
     (left,) = raw.notes[1:]
+    assert raw.account is not None
+    assert [Path(path).name for path in raw.account.paths["without a row"]] == [
+        Path(name).name for name in sorted(FILES[4:])
+    ]
     assert left.startswith("4 images")
     assert all(name in left for name in FILES[4:])
 

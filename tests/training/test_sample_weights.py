@@ -95,6 +95,8 @@ def test_a_run_does_not_continue_with_other_weights(here_with_weights: Path, dlr
     Path("train.csv").write_text(table.replace(",2.5", ",1.5"))
     assert "weights" in dlrun("resume", "run").err
     assert dlrun("resume", "run", "dataset.changed=accept").code == 2
+    Path("train.csv").write_text(table.replace("\n01,1", "\n01,0"))
+    assert "01.png" in dlrun("resume", "run").err
     shuffled = sorted(table.splitlines()[1:], reverse=True)
     Path("train.csv").write_text("\n".join(["id,label,trust", *shuffled]))
     assert dlrun("resume", "run").code == 0

@@ -80,7 +80,8 @@ class _Step:
         planned = exp.scheduler.plan(exp.cfg.trainer.epochs, POINTS)
         steps = len(exp.train) * sum(map(sum, planned)) / POINTS / (max(map(max, planned)) or 1.0)
         momentum = max(float(group.get("momentum") or 0.0) for group in trial.optimizer.param_groups)
-        far = [float(m.norm() / before[n].norm()) for n, m in moves.items() if m.ndim > 1 and before[n].any()]
+        # a layer that starts at zero has moved by more than its whole norm
+        far = [float(m.norm() / before[n].norm()) for n, m in moves.items() if m.ndim > 1 and m.any()]
         self.reach = max(far, default=math.inf) * steps / (1 - min(momentum, 0.999))
 
 
@@ -176,6 +177,6 @@ def _short(exp: Experiment, step: _Step) -> Found:
     else:
         rate = max(peak_rates(exp))
         message += f": the rate of {rate:g} is far too small" + advice(
-            exp, f"optimizer.lr={rate * 0.3 / step.reach:.1g}"
+            exp, f"optimizer.lr={rate * 0.3 / max(step.reach, 1e-9):.1g}"
         )
     return Outcome.FAIL if step.reach < REACH[0] else Outcome.WARN, message

@@ -120,7 +120,7 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
     optimizer = _optimizer(plain["optimizer"], trainer, trust, model, **apart)
     counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
-    loss = instantiate(plain["loss"], trust, "loss", class_counts=counts).to(device)
+    loss = instantiate(_own_loss(plain["loss"]), trust, "loss", class_counts=counts).to(device)
     if plain["model"].get("output_bias") == "frequency":
         output_bias(model, prior(data, loss))
     if data.train.weights is not None and not hasattr(loss, "weights"):
@@ -148,6 +148,13 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     if sides := getattr(made.train.augment, "sides", ()):
         _smaller(made, sides)
     return made
+
+
+def _own_loss(node: dict[str, Any]) -> dict[str, Any]:
+    """The config of a loss; that of another package does not get weights of classes that are off (loss._target_=…)."""
+    if str(node["_target_"]).startswith("dlrun.") or node.get("weight") != "none":
+        return node
+    return {key: value for key, value in node.items() if key not in ("weight", "beta")}
 
 
 def _started(plain: Mapping[str, Any], trust: list[str], data: Data, device: torch.device) -> nn.Module:

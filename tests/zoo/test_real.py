@@ -433,5 +433,17 @@ def test_options_of_conf_pass(words: str) -> None:
     assert {check: checked(check, words).status for check in names} == dict.fromkeys(names, "pass")
 
 
+def test_a_head_that_starts_at_zero_is_sound() -> None:
+    def make() -> nn.Module:
+        model = Net()
+        nn.init.zeros_(model.head.weight)
+        nn.init.zeros_(model.head.bias)
+        return model
+
+    assert {check: checked(check, "", wear(make)).status for check in ("reach", "descent", "modes")} == dict.fromkeys(
+        ("reach", "descent", "modes"), "pass"
+    )
+
+
 def test_every_pair_stands_once() -> None:
     assert len({pair.name for pair in PAIRS}) == len(PAIRS) >= 50

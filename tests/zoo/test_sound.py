@@ -240,3 +240,9 @@ def test_an_objective_may_take_images_and_labels() -> None:
     assert not found.train_acc_valid
     new = Supervised()
     assert with_batch(new) is new
+
+
+def test_a_loss_of_others_needs_no_argument_for_weights_that_are_off() -> None:
+    exp = experiment("loss._target_=torch.nn.CrossEntropyLoss")
+    assert type(exp.loss) is nn.CrossEntropyLoss
+    assert exp.loss.weight is None

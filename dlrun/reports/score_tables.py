@@ -49,9 +49,8 @@ def _rows(result: Mapping[str, Any], splits: Mapping[str, str]) -> list[dict[str
     rows = []
     for score in ("acc", *MEASURES) if splits else ():
         row = {"score": NAMES[score], "column": score}
-        for split, name in splits.items():
-            row[name] = _number(result.get(f"{split}_{score}"))
-            row[INTERVAL] = _interval(intervals.get(f"{split}_{score}"))  # of test, the last
+        row |= {name: _number(result.get(f"{split}_{score}")) for split, name in splits.items()}
+        row[INTERVAL if len(splits) == 1 else f"{INTERVAL} of test"] = _interval(intervals.get(f"test_{score}"))
         rows.append(row)
     return rows
 

@@ -63,6 +63,9 @@ def test_the_monitored_score_chooses_and_every_score_is_stored(run: tuple[Path, 
     page = run_report.write(folder).read_text()
     for value in (result["test_mcc"], result["val_auc"], low):
         assert f"{value:.4f}" in page
+    assert (
+        page.index("<button>validation<") < page.index("<button>test<") < page.index("<button>95 % interval of test<")
+    )
 
 
 def test_tables_show_further_scores_when_they_are_monitored_or_asked_for(

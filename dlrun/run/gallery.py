@@ -110,7 +110,7 @@ def _displayed(source: Streamed, number: int, side: int) -> NDArray[np.uint8] | 
     scale = min(1.0, side / max(about.height, about.width))
     height, width = (max(1, round(scale * length)) for length in (about.height, about.width))
     try:
-        how = replace(source.recipe, resize="squash", decoder=VERSION)
+        how = replace(source.recipe, resize="squash", decode="fast", decoder=VERSION)
         found = decoded(path, (height, width, source.shape[2]), how)
     except Exception:  # moved or damaged since; Pillow raises a dozen kinds
         return None

@@ -1,6 +1,6 @@
 """The first epoch of camera photos: `dlrun train` against ImageFolder, DataLoader (two workers) and a plain loop.
 
-    python tests/benchmarks/bench_photos.py [--count 500] [--turns 1] [--side 224] [--folder FOLDER] [--checks]
+    python tests/benchmarks/bench_photos.py [--count 500] [--turns 1] [--threads 0] [--folder FOLDER] [--checks]
 
 Draws photos of 12 megapixels as JPEG files of 3 to 5 MB, twenty of them; all others are one of these with another
 comment, so that their bytes differ. Both sides train the same small network for one epoch on 72 % of them, evaluate 8 %
@@ -24,22 +24,24 @@ import numpy as np
 from PIL import Image
 
 HEIGHT, WIDTH = 3000, 4000
-DRAWN, CLASSES, NOISE = 20, 5, 8
+DRAWN, CLASSES, NOISE = 20, 5, 6
 QUIET = ("check=none", "trainer.report=false")
-SMALL = ("model=cnn", "model.width=8", "model.pool=stride", "trainer.epochs=1")
+SMALL = ("model=mlp", "model.depth=1", "model.width=16", "optimizer=sgd", "trainer.epochs=1")
 THEIRS = """
 import sys
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, random_split
 from torchvision import datasets, transforms as t
-from dlrun.models.cnn import CNN
+from dlrun.models.mlp import MLP
 
-root, side = sys.argv[1], int(sys.argv[2])
+root, side, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+if threads:
+    torch.set_num_threads(threads)
 steps = t.Compose([t.Resize(side * 256 // 224), t.CenterCrop(side), t.ToTensor(), t.Normalize([0.5] * 3, [0.25] * 3)])
 whole = datasets.ImageFolder(root, steps)
 train, val, test = random_split(whole, [0.72, 0.08, 0.2], generator=torch.Generator().manual_seed(0))
-model = CNN(3, len(whole.classes), width=8, pool="stride")
+model = MLP(3, side, len(whole.classes), depth=1, width=16)
 optimizer, loss_of = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9), nn.CrossEntropyLoss()
 for x, y in DataLoader(train, 32, shuffle=True, num_workers=2):
     optimizer.zero_grad()
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--folder", type=Path, help="keep the photos here, and use those that are there")
+    parser.add_argument("--threads", type=int, default=0, help="of the network; 0: all cores")
     parser.add_argument("--checks", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -116,9 +119,12 @@ def main() -> None:
         for turn in range(asked.turns):
             run = ["-m", "dlrun", "train", "dataset=image_folder", f"dataset.root={root}", *SMALL]
             run += [f"dataset.image_size={asked.side}", f"dataset.cache={name}/cache{turn}"]
+            run += [f"trainer.threads={asked.threads}"]
             run += [] if asked.checks else QUIET
             rows = {
-                "ImageFolder and DataLoader": timed(["-c", THEIRS, str(root), str(asked.side)], Path(name)),
+                "ImageFolder and DataLoader": timed(
+                    ["-c", THEIRS, str(root), str(asked.side), str(asked.threads)], Path(name)
+                ),
                 "dlrun train, first start": timed(run, Path(name)),
                 "dlrun train, second start": timed(run, Path(name)),
             }

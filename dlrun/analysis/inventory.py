@@ -96,7 +96,8 @@ def beyond_best(paths: Sequence[str], count: int) -> list[Found]:
     """Return the single runs at or below `paths` that have ended, without the best `count` of each dataset."""
     by_data: dict[tuple[str, ...], list[tuple[Found, compare.Entry]]] = {}
     for found, entry in _runs(paths):
-        data = tuple(entry.config.get(key, "") for key in ("choices.dataset", "dataset.root", "dataset.path"))
+        keys = ("choices.dataset", *(f"dataset.{name}" for name in ("root", "path", "x", "csv")))
+        data = tuple(entry.config.get(key, "") for key in keys)
         by_data.setdefault(data, []).append((found, entry))
     dropped = []
     for group in by_data.values():

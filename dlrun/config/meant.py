@@ -84,8 +84,10 @@ def settings_meant(group: str, value: object) -> list[str]:
     foreign = [word for word, option in OPTIONS["model"].items() if option == "torchvision"]
     if group == "model" and squeezed(text).startswith(tuple(foreign)) and text[-1].isdigit():
         return [f"model=torchvision model.name={fold(text)}"]
-    if group == "dataset" and path.suffix in (".npz", ".npy"):
+    if group == "dataset" and path.suffix == ".npz":
         return [f"dataset=arrays dataset.path={text}"]
+    if group == "dataset" and path.suffix == ".npy":
+        return [f"dataset=arrays dataset.x={text} dataset.y=Y.npy"]
     if group == "dataset" and path.suffix in (".csv", ".tsv", ".parquet"):
         return [f"dataset=table dataset.csv={text}"]
     if group == "dataset" and (text.startswith(("~", ".")) or "/" in text or path.is_dir()):

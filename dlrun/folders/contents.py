@@ -23,7 +23,7 @@ __all__ = ["MARKERS", "Found", "delete", "find", "foreign", "in_use", "kind", "s
 
 MARKERS = {"run": "config.yaml", "sweep": "sweep.yaml", "ensemble": "ensemble.yaml"}
 # the names that dlrun writes; anything else in a folder is the user's
-OF_ALL = r"result\.json|report\.html|predictions\.npz|(errors|confusions)\.csv|plots|log\.txt"
+OF_ALL = r"result\.json|report\.html|predictions\.npz|(errors|confusions|per_class)\.csv|plots|log\.txt"
 OF_ALL += r"|\.owner|\..*\.tmp|\.nfs.*|\.DS_Store"
 OF_ONE = {
     "run": r"config\.yaml|(checks|metrics|layers|dropped|audit)\.csv|(histograms|identity|showcase|probe)\.npz"

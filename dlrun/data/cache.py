@@ -41,6 +41,7 @@ __all__ = ["UNSETTLED", "Cache", "cache_at"]
 REPORTED = 2000  # images: fewer decode in a moment and take little disk, so no message
 PART = 1 << 20  # bytes compared at a time
 STARTED = time.time()
+_reported: set[str] = set()  # why images are not cached, and packs that were damaged
 # seconds for which a changed file is not trusted: within one tick of its clock it may change twice
 UNSETTLED = 1.0
 
@@ -91,8 +92,10 @@ class Cache:
         with suppress(OSError):
             found.verify(pack.data, workers)
         why = f"{error.filename or self.folder}: {error.strerror or error}"
-        some = f"{len(found.missing):,} of {len(images):,} images are decoded without being cached ({why})"
-        print(f"dlrun: {some}; choose another folder with dataset.cache=FOLDER", file=sys.stderr)
+        if why not in _reported:  # the splits are read one after the other
+            _reported.add(why)
+            some = f"{len(found.missing):,} of {len(images):,} images are decoded without being cached ({why})"
+            print(f"dlrun: {some}; choose another folder with dataset.cache=FOLDER", file=sys.stderr)
         return replace(images, cached=(found.pixels.numpy(), found.rows))
 
     def shared(self, pixels: Tensor) -> Tensor:
@@ -209,9 +212,9 @@ def _require_unchanged(path: Path, key: bytes) -> None:
 
 
 def _report_damage(found: Found, pack: Pack) -> None:
-    if found.damaged:
-        what = f"{found.damaged:,} images in {pack.data} are damaged or missing"
-        print(f"dlrun: {what}; they are decoded again", file=sys.stderr)
+    if found.damaged and str(pack.data) not in _reported:
+        _reported.add(str(pack.data))
+        print(f"dlrun: {pack.data}: damaged or cut short; images missing there are decoded again", file=sys.stderr)
 
 
 def _store(pack: Pack, array: NDArray[Any]) -> None:

@@ -24,6 +24,8 @@ def located(table: Path, folder: Path) -> Located:
     """Return the files of all ids of a table. Raises UserError if no image of the folder is named."""
     sheet, places = read(table), Places(folder)
     column = choose_id(sheet, None, lambda name: bool(places.find(name)))
+    if places.find(column):
+        raise UserError(f"{table}: its first line names an image, {column}; write the name of the column above it")
     files, missing = dict[str, Path](), dict[str, str]()
     for line, name in zip(sheet.lines, sheet.column(column), strict=True):
         found = places.find(name)

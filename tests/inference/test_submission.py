@@ -93,5 +93,7 @@ def test_every_id_has_a_row_or_nothing_is_written(run: Path, dlrun: Callable[...
         code, said = submitted(f"id,label\n42,0\n{missing},0\n", "test.csv")
         assert (code, missing in said, Path("out.csv").read_text().count("42")) == (1, True, 2)
     assert dlrun("predict", "run", "test.csv", "--images", ".", "--out", "again.csv").code == 0
+    Path("bare.csv").write_text("40\n41\n")
+    assert "40" in dlrun("predict", "run", "bare.csv", "--out", "no.csv").err
     Path("empty").mkdir()
     assert dlrun("predict", "run", "test.csv", "--images", "empty", "--out", "no.csv").code == 2

@@ -1,7 +1,6 @@
 """`dlrun show augment [key=value ...]`: draw training images, raw and augmented (D7).
 
-`dlrun show data [key=value ...]`: draw one sheet per class with its images, counts and sizes, and all classes on a page
-(D6).
+`dlrun show data [key=value ...]`: draw one sheet per class with images, counts and sizes, and a page of all (D6).
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,16 @@ def _near(key: str, value: Any, rule: Rule) -> str:
         return f"; type {typed}" if typed else ""
     near = likely_value(key, value, words)
     late = likely_value("search.metric", value, SCORED) if key == "trainer.monitor" else None
-    if late is not None and late not in words:
+    if late is not None and late not in words and (near is None or _alike(value, late) > _alike(value, near)):
         other = f"search.metric={late} compares trials by it"
         return f"; {late} is computed at the end of a run: {other}, trainer.monitor=val_macro_f1 chooses epochs"
     if near is None:
         return ""
     return f"; did you mean {near}?" if rule.listed else f"; did you mean {key}={near}?"
+
+
+def _alike(value: Any, name: Any) -> float:
+    return SequenceMatcher(None, str(value), str(name)).ratio()
 
 
 @dataclass

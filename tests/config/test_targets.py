@@ -175,10 +175,10 @@ STRANGERS = {
 
 def test_resume_refuses_a_strangers_run(marked: Path, stored: dict[str, Any]) -> None:
     evil = {"model": {"_target_": "marker.Net"}, "trust": ["marker"]}
-    nested = {"loss": {**stored["loss"], "weight": {"_target_": "marker.Net", "_partial_": True}}}
+    nested = {"loss": {**stored["loss"], "inner": {"_target_": "marker.Net", "_partial_": True}}}
     changed = {
         "trusting": ({**stored, **evil}, "model._target_=marker.Net: refused"),
-        "nested": ({**stored, **nested}, "loss.weight._target_=marker.Net: refused"),
+        "nested": ({**stored, **nested}, "loss.inner._target_=marker.Net: refused"),
         "open": ({**stored, "seed": "${oc.env:HOME}"}, "open/config.yaml: seed="),
         "hidden": ({**stored, "model": "${oc.decode:'{_target_: marker.Net}'}"}, "hidden/config.yaml: model="),
         "range": ({**stored, "seed": -1}, "seed=-1: expected"),

@@ -153,7 +153,7 @@ from moody import Net
 
 class Looks(Net):
     def forward(self, x):
-        mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if ".pixels" in line]
+        mapped = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if ".pack" in line]
         print("pid", os.getpid(), *{f"{words[3]}:{words[4]}" for words in mapped}, "made with")
         time.sleep(0.1)  # so that both workers get a trial
         return super().forward(x)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -61,8 +61,9 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
     for inner in vars(objective).values():
         if isinstance(inner, nn.Module):
             inner.to(device).double()
-    with torch.no_grad():
-        objective(model, loss, Batch(x, y))  # layers may initialise themselves from the first batch
+    # layers may initialise themselves from the first batch; what does not run at all is reported by Slopes
+    with torch.no_grad(), suppress(RuntimeError, TypeError, ValueError):
+        objective(model, loss, Batch(x, y))
     owned = [(m, n, b) for m in model.modules() for n, b in m._buffers.items() if b is not None]
     before = [b.clone() for _, _, b in owned]
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.data.cache_files import alone, locked, make_room
-from dlrun.data.images import InMemory, Streamed, mark
+from dlrun.data.images import InMemory, Streamed
 from dlrun.data.packs import SIZE, VERSION, Found, Pack, content_of, keys_of, top_of
 from dlrun.data.scan import Scan, Sums, moments, parts, scan, sums_of
 from dlrun.errors import UserError
@@ -176,6 +176,7 @@ def _build(
     with pack.writer() as out:
         for start, part in parts(images.subset(torch.tensor(numbers)), keep=True, workers=workers):
             assert part.pixels is not None
+            assert part.marks is not None
             sums.append(part.sums)
             these = numbers[start : start + len(part.pixels)]
             bad.update({keys[these[row]]: reason for row, reason in part.bad.items()})
@@ -185,7 +186,7 @@ def _build(
             for row in good:
                 _require_unchanged(images.files[these[row]], keys[these[row]])
             pixels, new = part.pixels[good] if part.bad else part.pixels, [keys[these[row]] for row in good]
-            marks = mark(pixels)
+            marks = part.marks.subset(torch.tensor(good))
             out.append(new, pixels, marks.digests)
             made.update(zip(new, zip(marks.digests, marks.constant.tolist(), strict=True), strict=True))
     whole = pack.find(keys)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dlrun.data.cache import UNSETTLED, Cache
 from dlrun.data.cache_files import locked, make_room
-from dlrun.data.images import PASSING, Images, Streamed, run_ahead
+from dlrun.data.images import PASSING, Images, Streamed, run_ahead, threads_for
 from dlrun.data.packs import MARK, SIZE, content_of, keys_of, top_of
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
@@ -48,7 +48,7 @@ def contents(images: Images, ids: Sequence[str], store: Cache | None = None, wor
     missing = [number for number, digest in enumerate(found) if digest is None]
     parts = [missing[start : start + FILES] for start in range(0, len(missing), FILES)]
     groups = ([partial(_hashed, images.files, ids, part)] for part in parts)
-    for part, (digests,) in zip(parts, run_ahead(groups, workers), strict=True):
+    for part, (digests,) in zip(parts, run_ahead(groups, workers or threads_for(images)), strict=True):
         for number, digest in zip(part, digests, strict=True):
             found[number] = digest
     if table is not None and missing and store is not None:

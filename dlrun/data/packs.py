@@ -39,7 +39,7 @@ MARK = b"dlrun "  # the first bytes of all files of a cache
 VERSION = 2  # 1: one entry per set of files
 HEAD = 4096  # bytes before the first row
 CHUNK = 256  # images per task that computes digests
-BLOCK = 1 << 20  # bytes read at a time
+FIRST, BLOCK = 1 << 16, 1 << 20  # bytes read at a time: most files end in the first
 _maps: WeakValueDictionary[tuple[int, int], NDArray[Any]] = WeakValueDictionary()  # by device and inode
 RECORD = np.dtype([("key", f"V{SIZE}"), ("pixels", f"V{SIZE}"), ("row", "<u8")])
 
@@ -48,8 +48,9 @@ def content_of(path: Path) -> bytes:
     """Return the digest of a file's bytes. Raises OSError."""
     total = blake2b(digest_size=SIZE)
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(BLOCK):
-            total.update(chunk)
+        total.update(chunk := file.read(FIRST))
+        while len(chunk) >= FIRST:
+            total.update(chunk := file.read(BLOCK))
     return total.digest()
 
 

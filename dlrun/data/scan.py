@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlrun.data.images import Images, InMemory, Marks, Streamed, Unreadable, cores, mark, run_ahead
+from dlrun.data.images import Images, InMemory, Marks, Streamed, Unreadable, mark, run_ahead, threads_for
 
 __all__ = ["Part", "Scan", "Sums", "moments", "parts", "scan", "sums_of"]
 
@@ -71,12 +71,12 @@ def scan(images: Images, *, keep: bool, workers: int = 0) -> Scan:
             marks.append(part.marks)
         if pixels is not None and part.pixels is not None:
             pixels[first : first + len(part.pixels)] = part.pixels
-    if pixels is not None:
-        images = InMemory(torch.from_numpy(pixels), source=files)
-    elif files:
+    if files:
         digests = [digest for part_marks in marks for digest in part_marks.digests]
         constant = np.concatenate([part_marks.constant for part_marks in marks] or [np.zeros(0, dtype=bool)])
-        images = replace(files, marks=Marks(digests, constant))
+        known = Marks(digests, constant)
+        kept = None if pixels is None else InMemory(torch.from_numpy(pixels), source=files, known=known)
+        images = replace(files, marks=known) if kept is None else kept
     mean, std = moments(sums, images.shape[2])
     return Scan(images, bad, mean, std)
 
@@ -88,7 +88,7 @@ def parts(images: Images, *, keep: bool, workers: int = 0) -> Iterator[tuple[int
     index = torch.split(torch.arange(len(images)), min(FILES, size) if files else size)
     look: Callable[..., Part] = partial(_files, keep=keep) if files else _arrays
     tasks = [partial(look, images, rows) for rows in index]
-    at_once = workers or cores()
+    at_once = workers or threads_for(images)
     groups = (tasks[start : start + at_once] for start in range(0, len(tasks), at_once))
     found = (part for group in run_ahead(groups, at_once) for part in group)
     for rows, part in zip(_shown(index, len(images), files), found, strict=True):
@@ -114,7 +114,7 @@ def _files(images: Streamed, index: Tensor, keep: bool) -> Part:
             pixels[row] = images.decode(number)
         except Unreadable as error:
             bad[row] = error.reason
-    return Part(pixels if keep else None, bad, sums_of(_without(pixels, bad)), None if keep else mark(pixels))
+    return Part(pixels if keep else None, bad, sums_of(_without(pixels, bad)), mark(pixels))
 
 
 def _arrays(images: InMemory, index: Tensor) -> Part:
@@ -136,12 +136,12 @@ def sums_of(pixels: Pixels) -> Sums:
     channels = pixels.shape[3]
     if pixels.dtype == np.uint8:
         flat = pixels.reshape(len(pixels), int(np.prod(pixels.shape[1:])))  # -1 fails if all are bad
-        squares = np.square(flat, dtype=np.uint16).sum(0, dtype=np.int64)
-        return (
-            pixels.size // channels,
-            _by_channel(flat.sum(0, dtype=np.int64), channels),
-            _by_channel(squares, channels),
-        )
+        if len(flat) <= FILES:  # 64 × 255² is exact in float32, 64 × 255 in uint16
+            total, values = flat.sum(0, dtype=np.uint16), flat.astype(np.float32)
+            squares = np.einsum("ij,ij->j", values, values).astype(np.int64)
+        else:
+            total, squares = flat.sum(0, dtype=np.int64), np.square(flat, dtype=np.uint16).sum(0, dtype=np.int64)
+        return pixels.size // channels, _by_channel(total.astype(np.int64), channels), _by_channel(squares, channels)
     values = pixels.reshape(-1, channels).astype(np.float64)
     mean = values.mean(0) if len(values) else np.zeros(channels)
     return len(values), mean, ((values - mean) ** 2).sum(0)

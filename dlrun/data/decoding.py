@@ -17,9 +17,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageStat
+from PIL import Image, ImageCms
 from PIL.Image import Image as Picture
-from PIL.Image import Resampling, Transpose
+from PIL.Image import Transpose
+
+from dlrun.data.fitting import FILTERS, fitted, ground, scaled
+from dlrun.data.sixteen import LUMA, of_sixteen, opaque, sixteen
 
 __all__ = [
     "FULL",
@@ -29,6 +32,7 @@ __all__ = [
     "Decoding",
     "OtherSize",
     "decoded",
+    "deep",
     "kind_of",
     "opened",
     "upright",
@@ -36,14 +40,12 @@ __all__ = [
 
 VERSION = 2  # 1: EXIF orientation, transparency and colour profiles were ignored, and 16 bits were cut to 8
 FULL = {"uint8": 255.0, "uint16": 65535.0}  # the white level of a kind of values, if none was measured
-FILTERS = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC, "area": Resampling.BOX}  # all antialiased
 # sides of a reduced JPEG in units of the sides that are needed; 2 as in Pillow's thumbnail
 GAPS = {"fast": 1.0, "auto": 2.0}
 KINDS = ("uint8", "uint16", "int32", "float32")  # of values; the last one present is held
 RESIZES, GROUNDS = ("crop", "squash", "letterbox", "none"), ("white", "black", "average")
 TWELVE_BITS = 4095
 AT_ONCE = 1 << 16  # bytes
-STRIP = 16  # resized images with more times the pixels of their crop are cut before resizing
 TURNS = {
     2: Transpose.FLIP_LEFT_RIGHT,
     3: Transpose.ROTATE_180,
@@ -124,19 +126,23 @@ def decoded(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[A
         if how.resize != "none" and how.decode != "exact":
             _draft(image, height, width, how)
         _require_room(image, how)
-        image.load()
-        kind = kind_of(image)
-        if kind == "uint8":
-            image = _displayed(upright(image), how.background)
+        kind = kind_of(image)  # loading forgets how the values are stored
+        if deep(image):
+            planes = _planes(path, image, channels, how)
+        elif kind == "uint8":
+            image.load()
+            shown = _displayed(upright(image), how.background)
             wanted = "RGB" if channels == 3 else "L"
-            image = shown = image if image.mode == wanted else image.convert(wanted)
+            planes = [shown if shown.mode == wanted else shown.convert(wanted)]
         else:
-            image = shown = upright(_values(image, kind, how))
-        if image.size != (width, height):
+            image.load()
+            planes = [upright(_values(image, kind, how))]
+        if planes[0].size != (width, height):
             if how.resize == "none":
-                raise OtherSize(image.size)
-            shown = _fitted(image, height, width, how, white=255 if kind == "uint8" else how.whites.get(kind, 0))
-    pixels = np.asarray(shown)
+                raise OtherSize(planes[0].size)
+            white = 255 if kind == "uint8" else how.whites.get(kind, 0)
+            planes = [fitted(plane, height, width, how, white) for plane in planes]
+    pixels = np.dstack([np.asarray(plane) for plane in planes]) if len(planes) > 1 else np.asarray(planes[0])
     if kind != how.held:
         pixels = pixels * how.scale(kind)
     if pixels.dtype != how.dtype:
@@ -168,13 +174,22 @@ def _at_once(path: Path) -> Path | io.BytesIO:
 
 
 def kind_of(image: Picture) -> str:
-    """The type of an opened image's values: uint8, uint16, int32 or float32."""
-    if image.mode.startswith("I;16"):
+    """The type of an image's values, opened and not loaded: uint8, uint16, int32 or float32."""
+    if image.mode.startswith("I;16") or deep(image):
         return "uint16"
     # Pillow opens PGM of more than 8 bits as integers scaled to 16 bits; older Pillow 16-bit PNG as well
     if image.mode == "I":
         return "uint16" if image.format in ("PNG", "PPM") else "int32"
     return "float32" if image.mode == "F" else "uint8"
+
+
+def deep(image: Picture) -> bool:
+    """Whether an image, opened and not loaded, has colours of 16 bits that all count.
+
+    In another colour space than sRGB the high bytes do: Pillow converts 8 bits.
+    """
+    profile = image.info.get("icc_profile") or b""
+    return of_sixteen(image) and (not profile or _transform(profile, "RGB", "RGB") is None)
 
 
 def upright(image: Picture) -> Picture:
@@ -205,8 +220,36 @@ def _draft(image: Picture, height: int, width: int, how: Decoding) -> None:
         turned = False
     columns, rows = (height, width) if turned else (width, height)
     if how.resize != "squash":
-        columns, rows = _scaled(image.size, columns, rows, inside=how.resize == "letterbox")
+        columns, rows = scaled(image.size, columns, rows, inside=how.resize == "letterbox")
     image.draft(None, (round(columns * GAPS[how.decode]), round(rows * GAPS[how.decode])))
+
+
+def _planes(path: Path, image: Picture, channels: int, how: Decoding) -> list[Picture]:
+    """The colours of 16 bits of an image, or its brightness, one plane each, upright and opaque."""
+    clear = image.info.get("transparency")
+    with opened(path) as again:
+        values = sixteen(image, again)
+    if isinstance(clear, tuple) and values.shape[2] == 3:
+        hidden = (values == np.array(clear, dtype=np.float32)).all(2)
+        values = np.dstack((values, np.where(hidden, np.float32(0), np.float32(65535))))
+    _require_known(values, how)
+    if values.shape[2] == 4:
+        white = how.whites.get("uint16") or float(values[..., :3].max())
+        values = opaque(values, how.background, white)
+    found = [values[..., band] for band in range(3)] if channels == 3 else [values @ LUMA]
+    planes = []
+    for band in found:
+        plane = Image.fromarray(np.ascontiguousarray(band, dtype=np.float32))
+        plane.info = {key: value for key, value in image.info.items() if key in METADATA}
+        planes.append(upright(plane))
+    return planes
+
+
+def _require_known(values: NDArray[np.float32], how: Decoding) -> None:
+    """Raise ValueError for dark values of 16 bits among images of another kind: their white level is not known."""
+    if how.held != "uint16" and not how.whites.get("uint16") and 0 < values.max() <= TWELVE_BITS:
+        bits = f"values of 16 bits up to {values.max():.0f}, which may be of 8 or 12 bits and not dark"
+        raise ValueError(f"has {bits}; convert it to 8 bits, or scale it to 65535")
 
 
 def _values(image: Picture, kind: str, how: Decoding) -> Picture:
@@ -215,9 +258,8 @@ def _values(image: Picture, kind: str, how: Decoding) -> Picture:
     if kind == "int32" and image.format == "TIFF" and np.all(getattr(image, "tag_v2", {}).get(UNSIGNED, 2) == 1):
         stored = stored.view(np.uint32)  # Pillow has no mode for it
     values = stored.astype(np.float32)
-    if kind == "uint16" != how.held and not how.whites.get(kind) and 0 < values.max() <= TWELVE_BITS:
-        bits = f"values of 16 bits up to {values.max():.0f}, which may be of 8 or 12 bits and not dark"
-        raise ValueError(f"has {bits}; convert it to 8 bits, or scale it to 65535")
+    if kind == "uint16":
+        _require_known(values, how)
     if not np.isfinite(values).all():
         raise ValueError("contains nan or inf")
     clear = image.info.get("transparency")
@@ -278,53 +320,9 @@ def _transform(profile: bytes, mode: str, to: str) -> ImageCms.ImageCmsTransform
 def _on_ground(image: Picture, background: str) -> Picture:
     """An image with alpha on an opaque ground."""
     colours, alpha = image.convert(image.mode[:-1]), image.getchannel("A")
-    ground = Image.new(colours.mode, image.size, _ground(colours, background, alpha, 255))
-    ground.paste(colours, mask=alpha)
-    return ground
-
-
-def _ground(image: Picture, background: str, alpha: Picture | None, white: float) -> Any:
-    """The colour of the background: of one band a number, of three a tuple."""
-    bands = len(image.getbands())
-    if background == "average" and (alpha is None or alpha.getbbox() is not None):
-        if alpha is None:
-            mean = ImageStat.Stat(image).mean
-        else:
-            weight = np.asarray(alpha, dtype=np.float64)[..., None]
-            mean = (np.asarray(image).reshape(*weight.shape[:2], bands) * weight).sum((0, 1)) / weight.sum()
-        colour = [value if image.mode == "F" else round(value) for value in mean]
-    else:
-        colour = [0 if background == "black" else white] * bands
-    return colour[0] if bands == 1 else tuple(colour)
-
-
-def _scaled(size: tuple[int, int], width: int, height: int, *, inside: bool) -> tuple[int, int]:
-    """The size of an image that just fits inside (width, height), or just covers it, with its aspect ratio."""
-    columns, rows = size
-    if (columns * height >= rows * width) == inside:
-        return width, max(1, round(rows * width / columns)) if inside else int(width * rows / columns)
-    return max(1, round(columns * height / rows)) if inside else int(height * columns / rows), height
-
-
-def _fitted(image: Picture, height: int, width: int, how: Decoding, white: float) -> Picture:
-    """An image of size (width, height): squashed, cropped as torchvision's Resize and CenterCrop do, or letterboxed."""
-    chosen = FILTERS[how.interpolation]
-    if how.resize == "squash":
-        return image.resize((width, height), chosen)
-    columns, rows = _scaled(image.size, width, height, inside=how.resize == "letterbox")
-    left, top = round((columns - width) / 2), round((rows - height) / 2)
-    if how.resize == "crop" and columns * rows > STRIP * width * height:
-        # the same pixels up to rounding, without the memory of the whole: a strip of 5,000 × 1 took a gigabyte
-        across, down = image.width / columns, image.height / rows
-        box = (left * across, top * down, (left + width) * across, (top + height) * down)
-        return image.resize((width, height), chosen, (*box[:2], min(box[2], image.width), min(box[3], image.height)))
-    if image.size != (columns, rows):
-        image = image.resize((columns, rows), chosen)
-    if how.resize == "crop":
-        return image.crop((left, top, left + width, top + height))
-    whole = Image.new(image.mode, (width, height), _ground(image, how.background, None, white))
-    whole.paste(image, ((width - columns) // 2, (height - rows) // 2))
-    return whole
+    below = Image.new(colours.mode, image.size, ground(colours, background, alpha, 255))
+    below.paste(colours, mask=alpha)
+    return below
 
 
 def _as_before(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[Any]:
@@ -335,11 +333,11 @@ def _as_before(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArra
         image: Picture = file
         if file.mode == "P" and "transparency" in file.info:
             image = file.convert("RGBA")
-        elif kind_of(file) == "uint16" and file.format != "PPM":
+        elif kind_of(file) == "uint16" and file.format != "PPM" and not deep(file):
             image = Image.fromarray((np.asarray(file).astype(np.uint32) >> 8).astype(np.uint8))
         image = image.convert("RGB" if channels == 3 else "L")
     if image.size != (width, height):
         if how.resize == "none":
             raise OtherSize(image.size)
-        image = _fitted(image, height, width, Decoding(resize="crop"), white=255)
+        image = fitted(image, height, width, Decoding(resize="crop"), white=255)
     return np.asarray(image).reshape(shape)

@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlrun.data.decoding import KINDS, Decoding, kind_of, opened, upright
+from dlrun.data.decoding import KINDS, Decoding, deep, kind_of, opened, upright
 from dlrun.data.images import Images, Streamed, run_ahead
+from dlrun.data.sixteen import sixteen
 from dlrun.errors import UserError
 
 __all__ = ["Files", "alike", "first_size", "header", "held", "levelled", "looked_at", "scaled", "veiled", "white_level"]
@@ -175,8 +176,12 @@ def levelled(images: Images, workers: int = 0) -> Images:
 
 def _peak(path: Path) -> _Peak | None:
     with suppress(Exception), opened(path) as image:
+        kind = kind_of(image)
+        if deep(image):
+            with opened(path) as again:
+                return _Peak(kind, float(sixteen(image, again)[..., :3].max()))
         image.load()
-        return _Peak(kind_of(image), float(np.nanmax(np.asarray(image))))
+        return _Peak(kind, float(np.nanmax(np.asarray(image))))
     return None  # decoding reports it
 
 

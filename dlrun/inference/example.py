@@ -1,14 +1,15 @@
 """The script beside an export: it classifies photos with the exported file and without dlrun (`dlrun export`, E6).
 
-It decodes as `dlrun predict` does because it contains the same module, copied from its source.
+It decodes as `dlrun predict` does because it contains the same modules, copied from their source.
 """
 
 from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import ModuleType
 
-from dlrun.data import decoding
+from dlrun.data import decoding, fitting, sixteen
 from dlrun.folders.disk import write_atomic
 
 __all__ = ["write"]
@@ -81,6 +82,12 @@ def write(kind: str, model: Path) -> Path:
     """Write the script that classifies photos with an exported file, beside it; return the script."""
     path = model.with_suffix(".example.py")
     head = HEAD.format(model=model.name, module=MODULE[kind])
-    _, _, copied = inspect.getsource(decoding).partition("from __future__ import annotations\n")
+    copied = "".join(map(_alone, (sixteen, fitting, decoding)))
     write_atomic(path, f"{head}{OPEN[kind]}\n\n# how photos are decoded\n{copied}\n{BODY}".encode())
     return path
+
+
+def _alone(module: ModuleType) -> str:
+    """The source of a module without what it imports from dlrun."""
+    _, _, source = inspect.getsource(module).partition("from __future__ import annotations\n")
+    return "".join(line for line in source.splitlines(keepends=True) if not line.startswith("from dlrun."))

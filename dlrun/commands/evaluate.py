@@ -18,12 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+LEVEL = "dataset.class_level="
 WORST = 3  # classes named
 
 
 def main(argv: list[str]) -> int:
     """Evaluate, write the folder and its page, print the scores; returns 0."""
     argv, trust = trusted(argv)
+    typed = [word for word in argv if word.startswith(LEVEL)]
+    argv = [word for word in argv if word not in typed]
     args = _parser().parse_args(argv)
     expect_device(args.device)
     from dlrun.analysis import sweeps
@@ -49,7 +52,11 @@ def main(argv: list[str]) -> int:
     from dlrun.run.gallery import worst
 
     predictor = load(model, trust, args.device)
-    found = labelled.own(predictor, trust) if data is None else labelled.read(predictor, data, args.split, args.images)
+    level = typed[-1].removeprefix(LEVEL) if typed else None
+    if data is None:
+        found = labelled.own(predictor, trust)
+    else:
+        found = labelled.read(predictor, data, args.split, args.images, level)
     with Screen(quiet=args.json) as screen:
         made = evaluate(predictor, found, screen)
     result = _about(args, found, made) | made.result(predictor.classes)
@@ -70,7 +77,10 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> Parser:
     parser = Parser(
-        prog="dlrun evaluate", description=__doc__, epilog="trust=[PACKAGE] allows a run to use classes of that package"
+        prog="dlrun evaluate",
+        description=__doc__,
+        epilog="trust=[PACKAGE] allows a run to use classes of that package; dataset.class_level=1 or leaf says which "
+        "folders are classes (default: as in the training)",
     )
     parser.add_argument("model", help="a run or an ensemble, such as outputs/latest")
     word = "class folders, perhaps below train/ and test/; a table of labels; an .npz with x and y (default: the run's "

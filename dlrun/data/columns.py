@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from dlrun.data.sheet import Sheet, simple
 from dlrun.errors import UserError
 
-__all__ = ["NONE", "Columns", "choose", "choose_id", "labels"]
+__all__ = ["NONE", "Columns", "choose", "choose_id", "is_number", "labels"]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -142,11 +142,12 @@ def _one_of_equals(sheet: Sheet, names: list[str]) -> list[str]:
     counts = [len(set(values)) for values in parts]
     if len(set(zip(*parts, strict=True))) != max(counts) or len(set(counts)) > 1:
         return names
-    text = [name for name, values in zip(names, parts, strict=True) if not all(map(_is_number, values))]
+    text = [name for name, values in zip(names, parts, strict=True) if not all(map(is_number, values))]
     return (text or names)[:1]
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Return whether a cell of a table is a number."""
     try:
         float(text)
     except ValueError:

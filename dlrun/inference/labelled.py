@@ -47,15 +47,16 @@ class Labelled:
     own: bool = False
 
 
-def read(predictor: Predictor, path: Path, split: str, images: str | None) -> Labelled:
+def read(predictor: Predictor, path: Path, split: str, images: str | None, level: str | None = None) -> Labelled:
     """Return the images of a folder, a table or arrays; of several splits those of `split`, or of test.
 
-    `images` is the folder of the images of a table. Raises UserError in one line for a split that is not there, for a
-    class that the model does not know, and for arrays of another shape.
+    `images` is the folder of the images of a table; `level` is dataset.class_level, by default that of the run. Raises
+    UserError in one line for a split that is not there, a class that the model does not know, and arrays of another
+    shape.
     """
     path, wanted = _alone(path, split)
     try:
-        raw = _raw(predictor, path, images)
+        raw = _raw(predictor, path, images, level)
     except BadData as error:
         raise _unusable(path, error.bad) from None
     there = {"train": raw.train, "val": raw.val, "test": raw.test}
@@ -97,14 +98,14 @@ def _alone(path: Path, split: str) -> tuple[Path, str]:
     return there[chosen], ""
 
 
-def _raw(predictor: Predictor, path: Path, images: str | None) -> Raw:
+def _raw(predictor: Predictor, path: Path, images: str | None, level: str | None) -> Raw:
     height, width, channels = predictor.shape
     suffix = path.suffix.lower()
     if images is not None and suffix not in TABLES:
         raise UserError(f"--images={images}: expected with a table ({', '.join(TABLES)}) alone; omit it")
     if path.is_dir() and not any(path.glob("*.npy")):
         source = reading.config((predictor.members or (predictor.path,))[0]).get("dataset") or {}
-        level = source.get("class_level", "auto")  # classes are where they were in training
+        level = level or source.get("class_level", "auto")  # classes are where they were in training
         return files.image_folder(str(path), [height, width], channels, class_level=level)
     if suffix in TABLES:
         return table.table(str(path), images, [height, width], channels)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrun.console import Screen
+from dlrun.data.columns import is_number
 from dlrun.data.sheet import Sheet, read, shown, simple
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
@@ -136,7 +137,7 @@ def form_of(sheet: Sheet, classes: Sequence[str], numbers: dict[str, int]) -> Fo
             f"{sheet.path}: column {name} holds fractions, and no class of the run is called so; rename it to the "
             f"class whose probability it wants ({shown(classes, 5)})"
         )
-    if values and all(map(_is_number, values)) and not any(map(_is_number, classes)):
+    if values and all(map(is_number, values)) and not any(map(is_number, classes)):
         raise UserError(
             f"{sheet.path}: column {name} holds numbers, such as {values[0]}, and the classes of the run are names "
             f"({shown(classes, 5)}); train with the column of numbers: dataset.label_column=COLUMN"
@@ -164,13 +165,5 @@ def _by_name(columns: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
     return {}
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _fractional(text: str) -> bool:
-    return _is_number(text) and not float(text).is_integer()
+    return is_number(text) and not float(text).is_integer()

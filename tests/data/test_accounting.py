@@ -328,3 +328,7 @@ def test_evaluate_finds_the_classes_where_training_found_them(here: Path, dlrun:
     outcome = dlrun("evaluate", "run", "new", "--out", "scores")
     assert outcome.code == 0, outcome.err
     assert " 4 images" in outcome.out
+    plant(here / "deeper", "cat/tabby/8.pgm cat/9.pgm insect/ant/8.pgm")
+    assert "dataset.class_level=1" in dlrun("evaluate", "run", "deeper", "dataset.class_level=auto").err
+    refused = dlrun("evaluate", "run", "deeper", "dataset.class_level=1")  # a class that is unknown
+    assert (refused.code, "insect" in refused.err, "class_level" in refused.err) == (2, True, False)

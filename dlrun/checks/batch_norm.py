@@ -52,7 +52,13 @@ def batch_norm(exp: Experiment) -> Verdict:
     if frozen:
         message = (
             f"{named(frozen)} stays in evaluation mode during training, with the statistics that it was built with, "
-            "0 and 1, so it normalises nothing: remove eval() from train() and forward(), or use pretrained weights"
+            "0 and 1, so it normalises nothing: "
+        )
+        asked = exp.frozen is not None
+        message += (
+            "model.freeze and model.hold_norms need pretrained weights, such as model.weights=FILE"
+            if asked
+            else ("remove eval() from train() and forward(), or use pretrained weights")
         )
         return Verdict(Outcome.FAIL, f"{len(frozen)} frozen at 0 and 1", expected, message)
     following = {n: m for n, m in found.items() if m.training and n in share}

@@ -1,11 +1,11 @@
 """C9: every parameter learns, and the optimizer updates it at a reasonable rate.
 
 `parameters` detects: tensors that get no gradient (detached, never used, behind dead units), layers kept in
-a plain list, which neither the model nor the optimizer knows, frozen weights, batch norms whose running
-statistics never change. A tensor whose gradient starts at exactly zero, as behind a residual branch that starts
-at zero, has a few steps to get one; that of a bias before a norm may stay zero, but must exist. `optimizer`
-takes a few real training steps on a copy with the configured optimizer: it detects tensors that it lacks or
-should not have, a rate of zero, a rate that explodes at once, impossible momentum or weight decay. Cannot
+a plain list, which neither the model nor the optimizer knows, weights that are frozen without model.freeze, and the
+reverse, batch norms whose running statistics never change. A tensor whose gradient starts at exactly zero, as behind a
+residual branch that starts at zero, has a few steps to get one; that of a bias before a norm may stay zero, but must
+exist. `optimizer` takes a few real training steps on a copy with the configured optimizer: it detects tensors that it
+lacks or should not have, a rate of zero, a rate that explodes at once, impossible momentum or weight decay. Cannot
 detect: a rate that is merely poor (O5 does), or a gradient that exists and is wrong (C4 does).
 """
 
@@ -42,13 +42,12 @@ SANE = 0.01  # a rate at which few optimizers explode
 @check(order=120, needs_outputs=True)
 def parameters(exp: Experiment) -> Verdict:
     """Look for parameters without a gradient and for tensors that get one but are not parameters."""
+    if (found := _frozen(exp)) is not None:
+        return found
     model = replica(exp)
     trainable = {n: p for n, p in model.named_parameters() if p.requires_grad}
     frozen = sum(1 for p in model.parameters() if not p.requires_grad)
     expected = f"a gradient for each of {len(trainable)} tensors"
-    if not trainable:
-        message = "every parameter is frozen, so nothing can be learned: unfreeze some with requires_grad_(True)"
-        return Verdict(Outcome.FAIL, f"{frozen} frozen", "some that train", message)
     before = _statistics(model)
     reached, strangers, finite = _gradients(exp, model, trainable)
     stuck = [n for n, now in _statistics(model).items() if now[0] > before[n][0] and torch.equal(now[1], before[n][1])]
@@ -78,15 +77,33 @@ def parameters(exp: Experiment) -> Verdict:
             "initial values, 0 and 1: build the norm with momentum=0.1, and remove code that resets them"
         )
         return Verdict(Outcome.FAIL, f"{len(stuck)} norms do not change", "statistics that change", message)
-    fixed = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    if 2 * fixed > sum(p.numel() for p in model.parameters()):
-        message = (
-            f"{frozen} tensors, most of the weights, are frozen: expected if they are pretrained, "
-            "else call model.requires_grad_(True)"
-        )
-        return Verdict(Outcome.WARN, shown, expected, message)
     message = f"every trainable tensor gets a gradient{f'; {frozen} are frozen' if frozen else ''}"
+    if exp.frozen is not None and exp.frozen.text:
+        message += f" (model.freeze: {exp.frozen.text})"
     return Verdict(Outcome.PASS, shown, expected, message)
+
+
+def _frozen(exp: Experiment) -> Verdict | None:
+    """A verdict if weights are frozen and should not be, or train and should not, else None."""
+    parameters = dict(exp.model.named_parameters())
+    asked = exp.frozen.starts if exp.frozen is not None else {}
+    frozen = [n for n, p in parameters.items() if not p.requires_grad]
+    if len(frozen) == len(parameters):
+        message = "every parameter is frozen, so nothing can be learned: unfreeze some with requires_grad_(True)"
+        return Verdict(Outcome.FAIL, f"{len(frozen)} frozen", "some that train", message)
+    expected = "frozen as model.freeze asks"
+    if training := [n for n in asked if parameters[n].requires_grad]:
+        message = f"model.freeze asks to freeze {named(training)}, which train: code sets requires_grad afterwards"
+        return Verdict(Outcome.FAIL, f"{len(training)} train", expected, message)
+    mistaken = [n for n in frozen if n not in asked]
+    if 2 * sum(parameters[n].numel() for n in mistaken) > sum(p.numel() for p in parameters.values()):
+        message = (
+            f"{named(mistaken)}, most of the weights, are frozen by the code of the model, not by model.freeze: if they"
+            " are meant to be, type model.freeze=backbone, which also holds their batch norms; else call "
+            "model.requires_grad_(True)"
+        )
+        return Verdict(Outcome.FAIL, f"{len(mistaken)} frozen", expected, message)
+    return None
 
 
 def _gradients(

@@ -38,8 +38,13 @@ def no_trace() -> Iterator[None]:
 
 
 def replica(exp: Experiment) -> nn.Module:
-    """Return a copy of the model in training mode with dropout off (regularisation off, C1, C3)."""
+    """Return a copy of the model in training mode with dropout off (regularisation off, C1, C3).
+
+    What is frozen in the first epochs alone trains in it.
+    """
     model = copied(exp.model)
+    if exp.frozen is not None:
+        exp.frozen.released(model, exp.cfg.trainer.epochs)
     for module in model.modules():
         if isinstance(module, _DropoutNd):
             module.p = 0.0

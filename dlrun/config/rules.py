@@ -88,6 +88,24 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, (str, int, float))  # Hydra reads `run.name=7` as a number
 
 
+def _is_patterns(value: Any) -> bool:
+    names = value if isinstance(value, list) else [value]
+    return bool(names) and all(isinstance(name, str) and name.strip() for name in names)
+
+
+def _is_epochs(value: Any) -> bool:
+    epochs = value if isinstance(value, list) else [value]
+    rising = all(_number(epoch, whole=True) and epoch > 1 for epoch in epochs) and epochs == sorted(set(epochs))
+    return (value == 0 and _number(value, whole=True)) or (bool(epochs) and rising)
+
+
+def _is_rate(value: Any) -> bool:
+    if isinstance(value, str):
+        found = re.fullmatch(rf"({_NUMBER})x", value)
+        return found is not None and 0 < float(found[1]) < math.inf
+    return _number(value) and 0 <= value < math.inf
+
+
 def _one_of(listing: Callable[[], tuple[Any, ...]]) -> Rule:
     def holds(value: Any) -> bool:
         return any(type(value) is type(word) and value == word for word in listing())
@@ -104,6 +122,9 @@ NAMED: Mapping[str, Callable[[], Rule]] = {
         lambda v: _number(v, True) and 0 <= v < 2**63, "a whole number, 0 or more and less than 2**63"
     ),
     "weights": lambda: Rule(_is_weights, f"one of {', '.join(WEIGHTS)}, or a list of numbers above 0", several=True),
+    "patterns": lambda: Rule(_is_patterns, "backbone, or a list of names or patterns", several=True),
+    "epochs": lambda: Rule(_is_epochs, "0, an epoch after the first, or a rising list of such epochs", several=True),
+    "rate": lambda: Rule(_is_rate, "a number, 0 or more, or a multiple such as 10x", several=True),
     "folder": lambda: Rule(lambda v: str(v).strip() != "", "the name of a folder"),
     "name": lambda: Rule(
         lambda v: bool(_NAME.fullmatch(str(v))) and _is_text(v),

@@ -280,6 +280,8 @@ def _reaches(cfg: Mapping[str, Any]) -> None:
     for key, part in (("dropout", "model"), ("label_smoothing", "loss")):
         if lookup(cfg, f"regularizer.{key}") and key not in cfg[part]:
             raise UserError(f"regularizer.{key} has no effect: this {part} has no {key}; choose another {part}=")
+    if lookup(cfg, "model.unfreeze_at") and not lookup(cfg, "model.freeze"):
+        raise UserError("model.unfreeze_at has no effect without frozen weights; add model.freeze=backbone")
     only, skip = (set(lookup(cfg, f"check.{key}") or ()) for key in ("only", "skip"))
     if only and only <= skip:
         raise UserError(f"check.skip leaves nothing of check.only=[{','.join(sorted(only))}]; change one of them")

@@ -1,12 +1,13 @@
 """Parameter groups: which tensors decay, and learning rates by layer.
 
-Reached by `optimizer.weight_decay=5e-4` and `optimizer.per_layer={stem: {lr: 0.01}}` (practices R1, O7).
+Reached by `optimizer.weight_decay=5e-4`, `optimizer.per_layer={stem: {lr: 0.01}}`, `optimizer.layer_decay=0.75` and
+`optimizer.head_lr=10x` (practices R1, O7).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import nn
 
 from dlrun.errors import UserError
 
-__all__ = ["parameter_groups"]
+__all__ = ["layer_rates", "parameter_groups", "similar"]
+
+RATES = ("lr", "sgd_lr")  # Muon has both
 
 
 def parameter_groups(
@@ -22,6 +25,8 @@ def parameter_groups(
     weight_decay: float = 0.0,
     per_layer: Mapping[str, Mapping[str, Any]] | None = None,
     known: Collection[str] = (),
+    rates: Mapping[str, Mapping[str, float]] | None = None,
+    starts: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Sort the trainable parameters into as few groups as possible, ready for a torch optimizer.
 
@@ -29,7 +34,8 @@ def parameter_groups(
     regular expression, searched in parameter names, to overrides; if several match, the later one wins, key by
     key. `known` names the keys that the optimizer has; empty means any. There is one group if nothing differs,
     which is all that L-BFGS allows. Every optimizer has the override `epochs`: the tensors train only for that
-    many (see Scheduler).
+    many (see Scheduler). `rates` has learning rates by parameter, which `per_layer` overrides; `starts` the epochs
+    after which a parameter trains.
 
     Raises UserError for a bad pattern, one that matches nothing, an unknown key, and a frozen model.
     """
@@ -40,12 +46,38 @@ def parameter_groups(
     groups: dict[str, dict[str, Any]] = {}
     for name in names:
         parameter = model.get_parameter(name)
-        options = dict(overrides[name])
+        options = {**(rates or {}).get(name, {}), **overrides[name]}
+        if start := (starts or {}).get(name):
+            options["starts"] = start
         if weight_decay:
             options = {"weight_decay": weight_decay if parameter.ndim >= 2 else 0.0, **options}
         key = repr(sorted(options.items()))
         groups.setdefault(key, {"params": [], **options})["params"].append(parameter)
     return list(groups.values())
+
+
+def layer_rates(
+    node: Mapping[str, Any], depths: Mapping[str, int], classifier: Collection[str]
+) -> dict[str, dict[str, float]]:
+    """Return the learning rates of each parameter by the keys `layer_decay` and `head_lr` of an optimizer's config.
+
+    The rate of a layer is that of the next deeper one times layer_decay (Howard & Ruder 2018, ULMFiT, §3.2; Bao et al.
+    2021, BEiT); `depths` by parameter, the highest for those of the `classifier`, whose rate is head_lr, or a multiple
+    of lr if it is written as 10x. Empty if neither is set. Raises UserError for an optimizer without lr.
+    """
+    decay, head = float(node.get("layer_decay", 1.0)), node.get("head_lr")
+    if decay == 1.0 and head is None:
+        return {}
+    base = {key: float(node[key]) for key in RATES if isinstance(node.get(key), (int, float))}
+    if "lr" not in base:
+        raise UserError("optimizer.layer_decay and optimizer.head_lr scale optimizer.lr, which this optimizer lacks")
+    top = max(depths.values())
+    found = {name: {key: rate * decay ** (top - depth) for key, rate in base.items()} for name, depth in depths.items()}
+    for name in classifier if head is not None else ():
+        times = isinstance(head, str) and head.endswith("x")
+        number = float(str(head).removesuffix("x"))
+        found[name] = {key: rate * number if times else number for key, rate in base.items()}
+    return found
 
 
 def _overrides(
@@ -61,7 +93,7 @@ def _overrides(
         if not matched:
             raise UserError(
                 f"optimizer.per_layer: {pattern!r} matches no trainable parameter; "
-                f"similar names: {', '.join(_near(pattern, names))}"
+                f"similar names: {', '.join(similar(pattern, names))}"
             )
         for option in options:
             if known and option not in (*known, "epochs"):
@@ -78,8 +110,8 @@ def _overrides(
     return found
 
 
-def _near(pattern: str, names: list[str]) -> list[str]:
-    """Parameter names, or their dotted prefixes, that resemble the pattern; else the first few."""
+def similar(pattern: str, names: Sequence[str]) -> list[str]:
+    """Return parameter names, or their dotted prefixes, that resemble the pattern; else the first few."""
     plain = re.sub(r"[\^$*+?()\[\]|\\]", "", pattern)
     prefixes = {".".join(parts[:n]) for name in names if (parts := name.split(".")) for n in range(1, len(parts) + 1)}
-    return get_close_matches(plain, sorted(prefixes), n=3, cutoff=0.5) or names[:3]
+    return get_close_matches(plain, sorted(prefixes), n=3, cutoff=0.5) or list(names[:3])

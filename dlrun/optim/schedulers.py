@@ -160,7 +160,7 @@ class Scheduler:
     torch.optim.lr_scheduler, which is stepped once per epoch. For `warmup` epochs the rate is multiplied by a
     factor that rises linearly from WARMUP_START to 1. Momentum (Adam: the first beta) moves linearly from
     `momentum_start` to `momentum_end` within `momentum_epochs`; `momentum_end` 0 leaves it unchanged. The tensors
-    of a group that has `epochs` are frozen after that many.
+    of a group that has `epochs` are frozen after that many, those of one that has `starts` before so many.
 
     Raises UserError if the rule lacks an argument or the optimizer has no momentum to move.
     """
@@ -211,9 +211,10 @@ class Scheduler:
                 lr = float(scheduled["lr"])
                 group.update({key: scheduled[key] for key in ("momentum", "betas") if key in scheduled})
             group["lr"] = lr * warmup
-            if "epochs" in group:
+            if {"starts", "epochs"} & group.keys():
+                learns = group.get("starts", 0.0) <= t + _ROUNDING < group.get("epochs", math.inf)
                 for parameter in group["params"]:
-                    parameter.requires_grad_(t + _ROUNDING < group["epochs"])
+                    parameter.requires_grad_(learns)
             self._set_momentum(group, t)
 
     def plan(self, epochs: int, points: int) -> list[list[float]]:

@@ -8,7 +8,7 @@ their numbers. dlrun/analysis/verdicts.py draws conclusions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
@@ -98,7 +98,7 @@ class Watch:
         sizes = _by_layer(self._weights, _norms([p.detach() for p in self._tensors]).tolist())
         rows = []
         for k, (name, tensors) in enumerate(self._weights.items()):
-            learns = bool(ratios) and any(p.requires_grad for p in tensors)
+            learns = bool(ratios) and not _frozen(tensors)
             row: dict[str, Any] = {"epoch": epoch, "layer": name, "weight_norm": sizes[k]}
             row.update(grad_norm=gradients[k] if learns else None, update_ratio=ratios[k] if learns else None)
             rows.append(row | seen.columns(name))
@@ -106,7 +106,7 @@ class Watch:
         return Look(
             rows=rows,
             update_ratio=median(moving) if moving else None,
-            dead_fraction=seen.dead_fraction(),
+            dead_fraction=seen.dead_fraction({row["layer"] for row in rows if _frozen(self._weights[row["layer"]])}),
             histograms=self._histograms(seen) if wanted else None,
         )
 
@@ -158,6 +158,11 @@ class Watch:
             found[f"{kind}_counts"] = np.array([counts for counts, _ in pairs], dtype=np.int32)
             found[f"{kind}_edges"] = np.array([edges for _, edges in pairs], dtype=np.float32)
         return found
+
+
+def _frozen(tensors: Iterable[Tensor]) -> bool:
+    """Whether none of these weights trains: a unit of a frozen layer may be silent, but did not die (B4)."""
+    return not any(p.requires_grad for p in tensors)
 
 
 def sparsity(model: nn.Module) -> dict[str, float]:
@@ -234,9 +239,9 @@ class _Seen:
             "saturated_fraction": None if bend.saturated is None else saturated,
         }
 
-    def dead_fraction(self) -> float | None:
-        """Return the share of dead units among all that can die."""
-        mortal = [name for name, bend in self.bends.items() if bend.dead is not None]
+    def dead_fraction(self, without: Collection[str] = ()) -> float | None:
+        """Return the share of dead units among all that can die, `without` some layers."""
+        mortal = [name for name, bend in self.bends.items() if bend.dead is not None and name not in without]
         units = sum(self.units[name] for name in mortal)
         return sum(self.numbers[name][2] for name in mortal) / units if units else None
 

@@ -6,6 +6,7 @@ Reached by every verb that trains or evaluates. The one place that picks the dev
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from dlrun.config.targets import check_targets, instantiate
 from dlrun.data import Data, Split
 from dlrun.data.batches import Augment, Batch, Batches
 from dlrun.errors import UserError, first_line
+from dlrun.models.depths import classifiers, depths
 from dlrun.models.init import head, initialise, output_bias
 from dlrun.models.whitening import whiten
-from dlrun.optim.groups import parameter_groups
+from dlrun.optim.groups import layer_rates, parameter_groups
 from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
-from dlrun.training import averaging, memory, norms
+from dlrun.training import averaging, freezing, memory, norms
 from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.objective import with_batch
@@ -65,6 +67,7 @@ class Experiment:
     train: Batches
     val: Batches
     average: nn.Module | None = None  # the running average of the weights, with trainer.ema
+    frozen: freezing.Freezing | None = None  # what model.freeze asks for
     compiled: nn.Module | None = None  # the model as torch.compile made it, with trainer.compile
 
     @property
@@ -116,9 +119,12 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     if str(plain["model"]["_target_"]).startswith("dlrun."):  # the numbers in code of others are meant
         norms.fit_momentum(model, norms.planned(trainer, len(data.train)))
     dtype = pick_dtype(trainer.precision, device, model, data.shape)
+    frozen = freezing.planned(plain["model"], model, len(data.classes))
+    if frozen is not None:
+        freezing.begin(model, frozen)
     last = head(model, len(data.classes))
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
-    optimizer = _optimizer(plain["optimizer"], trainer, trust, model, **apart)
+    optimizer = _optimizer(plain["optimizer"], trainer, trust, model, frozen, len(data.classes), **apart)
     counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
     loss = instantiate(_own_loss(plain["loss"]), trust, "loss", class_counts=counts).to(device)
     if plain["model"].get("output_bias") == "frequency":
@@ -140,6 +146,7 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         scheduler=_scheduler(plain["scheduler"], trust, optimizer, trainer.monitor),
         device=device,
         dtype=dtype,
+        frozen=frozen,
         compiled=compiled(model, device) if trainer.compile else None,
         average=averaging.started(model) if trainer.ema else None,
         train=_train_batches(cfg, data, device, _augment(plain["augment"], trust, data)),
@@ -227,7 +234,8 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
     """Build an initialised model for images of a shape (H, W, C). Raises UserError for what it refuses."""
     node = dict(node)
     init = node.pop("init", "default")
-    node.pop("output_bias", None)  # `build` applies it, with the class counts of the data
+    for later in ("output_bias", "freeze", "unfreeze_at", "hold_norms"):  # `build` applies them
+        node.pop(later, None)
     height, width, channels = shape
     model = instantiate(
         node,
@@ -251,9 +259,18 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
 
 
 def _optimizer(
-    node: dict[str, Any], trainer: Trainer, trust: list[str], model: nn.Module, **given: Any
+    node: dict[str, Any],
+    trainer: Trainer,
+    trust: list[str],
+    model: nn.Module,
+    frozen: freezing.Freezing | None,
+    classes: int,
+    **given: Any,
 ) -> torch.optim.Optimizer:
-    node = dict(node)
+    last = classifiers(model, classes)
+    deep = depths(model, classes)
+    rates = layer_rates(node, deep, [name for name in deep if any(name.startswith(f"{place}.") for place in last)])
+    node = {key: value for key, value in node.items() if key not in ("layer_decay", "head_lr")}
     there = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters())
     known = node.keys() - {"_target_", "per_layer"}
     own = {"fused", "foreach", "differentiable"} & known  # one excludes the others
@@ -261,7 +278,9 @@ def _optimizer(
         node["fused"] = True
     per_layer = node.pop("per_layer", {})
     decay = 0.0 if trainer.weight_decay_biases else node.get("weight_decay", 0.0)
-    groups = parameter_groups(model, decay, per_layer, known=known)
+    groups = parameter_groups(model, decay, per_layer, known, rates, frozen.starts if frozen else None)
+    if rates:  # the rate shown is that of the first group: optimizer.lr, or the nearest to it
+        groups.sort(key=lambda group: abs(math.log(max(group["lr"], 1e-30) / max(node["lr"], 1e-30))))
     optimizer: torch.optim.Optimizer = instantiate(node, trust, "optimizer", groups, **given)
     return optimizer
 

@@ -118,6 +118,7 @@ def _spread(count: int) -> Tensor:
 
 def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> dict[str, Any]:
     """Train on every batch once; return the training columns of metrics.csv. Raises Diverged."""
+    exp.scheduler.set(epoch - 1)  # which layers train from now on, before the others are held in evaluation mode
     exp.model.train()
     steps, device, trainer = len(exp.train), exp.device, exp.cfg.trainer
     # the sums of Step stay on the device, so that no step waits for the one before

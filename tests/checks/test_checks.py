@@ -221,7 +221,7 @@ def test_widths_are_information_only() -> None:
     assert "stage1.conv1.conv 12" in found.message
 
 
-def test_a_few_frozen_weights_pass_and_most_of_them_warn() -> None:
+def test_a_few_frozen_weights_pass_and_most_of_them_fail_unless_they_are_asked_for() -> None:
     exp = experiment()
     head = [p for n, p in exp.model.named_parameters() if n.startswith("head")]
     for p in head:
@@ -230,7 +230,13 @@ def test_a_few_frozen_weights_pass_and_most_of_them_warn() -> None:
     assert (found.status, "2 are frozen" in found.message) == ("pass", True)
     for p in exp.model.parameters():
         p.requires_grad_(p is head[0] or p is head[1])
-    assert c9.parameters(exp).status == "warn"
+    found = c9.parameters(exp)
+    assert (found.status, "model.freeze=backbone" in found.message) == ("fail", True)
+    asked = experiment("model.freeze=backbone")
+    found = c9.parameters(asked)
+    assert (found.status, "9 tensors frozen" in found.message) == ("pass", True)
+    asked.model.get_parameter("stage1.conv1.conv.weight").requires_grad_()
+    assert c9.parameters(asked).status == "fail"
 
 
 def test_a_warm_up_is_tried_at_the_rate_it_leads_to() -> None:

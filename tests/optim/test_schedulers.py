@@ -305,3 +305,27 @@ def test_scheduler_option_names_only_keys_that_exist_and_starts_at_a_usable_rate
     optimizer = make_optimizer()
     scheduler = Scheduler(optimizer, rule)
     assert 0.0 < scheduler.lr <= 0.1
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_group_keeps_its_ratio(option: str) -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": lr} for lr in (0.1, 0.025, 1e-9)]
+    scheduler = Scheduler(torch.optim.SGD(groups, lr=0.1), build_rule(option), warmup=1.5)
+    for epoch in range(EPOCHS):
+        for part in (0.0, 0.4):
+            scheduler.set(epoch + part)
+            rates = [group["lr"] for group in scheduler.optimizer.param_groups]
+            assert [rate / rates[0] for rate in rates] == pytest.approx([1, 0.25, 1e-8])
+        scheduler.end_epoch(0.5)
+    assert rates[0] > 0
+
+
+def test_a_group_that_starts_later_is_frozen_before() -> None:
+    late, brief = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
+    groups = [{"params": [late], "starts": 2.0}, {"params": [brief], "starts": 1.0, "epochs": 3}]
+    scheduler = Scheduler(torch.optim.SGD(groups, lr=0.1), build_rule("constant"))
+    found = []
+    for t in (0.0, 1.0, 1.9, 2.0, 3.0):
+        scheduler.set(t)
+        found.append((late.requires_grad, brief.requires_grad))
+    assert found == [(False, False), (False, True), (False, True), (True, True), (True, False)]

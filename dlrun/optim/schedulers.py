@@ -268,6 +268,11 @@ class Scheduler:
                 self._torch = self._rule(self._rates)
                 if not isinstance(self._torch, LRScheduler):
                     raise TypeError("expected a class of torch.optim.lr_scheduler or a function of epochs")
+                if isinstance(self._torch, ReduceLROnPlateau) and len(set(self._torch.min_lrs)) == 1:
+                    # the limits of torch are the same for all groups, and would change the ratio of their rates
+                    most = max(self._base_lrs) or 1.0
+                    self._torch.min_lrs = [self._torch.min_lrs[0] * lr / most for lr in self._base_lrs]
+                    self._torch.eps = 0.0
             else:
                 float(self._rule(0.0))
         except (TypeError, ValueError) as error:

@@ -320,6 +320,16 @@ def test_every_group_keeps_its_ratio(option: str) -> None:
     assert rates[0] > 0
 
 
+def test_the_lowest_rate_of_a_plateau_is_that_of_the_group_with_the_highest() -> None:
+    groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": lr} for lr in (0.1, 0.01)]
+    rule = partial(lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.1, min_lr=0.005)
+    scheduler = Scheduler(torch.optim.SGD(groups, lr=0.1), rule)
+    for _ in range(5):
+        scheduler.end_epoch(0.5)
+    scheduler.set(5.0)
+    assert [group["lr"] for group in scheduler.optimizer.param_groups] == pytest.approx([0.005, 0.0005])
+
+
 def test_a_group_that_starts_later_is_frozen_before() -> None:
     late, brief = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     groups = [{"params": [late], "starts": 2.0}, {"params": [brief], "starts": 1.0, "epochs": 3}]

@@ -85,16 +85,22 @@ def _idle(exp: Experiment, planned: list[list[float]]) -> Found:
 def _unreached(exp: Experiment, planned: list[list[float]]) -> Found:
     epochs, base = len(planned), max(exp.scheduler.state_dict()["base_lrs"])
     peak, last = max(map(max, planned)), planned[-1][-1]
-    warmup = float(exp.cfg.plain["scheduler"].get("warmup") or 0)
+    warmup = exp.scheduler.warmup
     if warmup >= epochs or (peak < REACHED * base and last >= 0.99 * peak and planned[0][0] < 0.5 * peak):
-        long = f"scheduler.warmup={warmup:g} epochs" if warmup >= epochs else "its rise"
+        long = f"a warm-up of {warmup:g} epochs" if warmup >= epochs else "its rise"
         message = f"the rate never reaches its peak: {long} outlasts the {epochs} epochs of the training"
-        message += advice(exp, f"scheduler.warmup={max(1, epochs // 10) if epochs > 2 else 0}", *_keys(epochs))
+        message += advice(exp, *_warmups(exp, max(1, epochs // 10) if epochs > 2 else 0), *_keys(epochs))
         return Outcome.FAIL if peak < REACHED * base else Outcome.WARN, message
     if warmup > epochs / 2:
-        fix = advice(exp, f"scheduler.warmup={max(1, epochs // 10)}")
-        return Outcome.WARN, f"scheduler.warmup={warmup:g} takes more than half of the {epochs} epochs{fix}"
+        fix = advice(exp, *_warmups(exp, max(1, epochs // 10)))
+        return Outcome.WARN, f"a warm-up of {warmup:g} epochs takes more than half of the {epochs} epochs{fix}"
     return None
+
+
+def _warmups(exp: Experiment, epochs: int) -> tuple[str, ...]:
+    """The override for a warm-up of so many epochs, by the key that is in use."""
+    steps = bool(exp.cfg.scheduler.get("warmup_steps"))
+    return (f"scheduler.warmup_steps={epochs * len(exp.train)}" if steps else f"scheduler.warmup={epochs}",)
 
 
 def _rising(exp: Experiment, rates: list[float]) -> Found:

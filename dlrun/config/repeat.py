@@ -56,7 +56,7 @@ def _best_epoch(run: Path, typed: Sequence[str]) -> list[str]:
         found = None
     if not isinstance(found, int) or found < 1:
         raise UserError(f"trainer.fit_all=true: {run} has no best epoch to train for; type trainer.epochs=NUMBER")
-    return [f"trainer.epochs={found}", "trainer.stop_after=0"]
+    return [f"trainer.epochs={found}", "trainer.stop_after=0", "trainer.hours=0"]
 
 
 def _replaced(key: str, typed: set[str]) -> bool:

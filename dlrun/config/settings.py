@@ -23,6 +23,7 @@ class Trainer:
     """The keys of `trainer`; conf/trainer/default.yaml explains them."""
 
     epochs: int = 30
+    hours: float = 0.0
     stop_after: int = 0
     batch_size: int = 32
     eval_batch_size: int = 256

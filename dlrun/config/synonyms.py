@@ -122,7 +122,9 @@ KEYS = _table("""
     max_time stop_after stop -> trainer.stop_after
     keep save_top_k save_best checkpointing save_best_only save_checkpoints -> trainer.keep
     warmup warmup_epochs num_warmup_epochs warm_up -> scheduler.warmup
-    warmup_steps -> scheduler.warmup
+    warmup_steps num_warmup_steps -> scheduler.warmup_steps, scheduler.warmup
+    hours max_hours time_limit -> trainer.hours
+    drop_path drop_path_rate stochastic_depth_prob -> model.stochastic_depth
     gamma -> scheduler.gamma, scheduler.factor
     t_max tmax -> scheduler.epochs, trainer.epochs
     nesterov -> optimizer=nesterov | optimizer=sgd

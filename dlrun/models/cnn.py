@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from torch import nn
 
 from dlrun.errors import UserError
+from dlrun.models.blur_pool import max_blur_pool
 from dlrun.models.layers import GlobalAverage, Style, conv_block, dropout_layer, one_of
+from dlrun.models.squeeze_excitation import SqueezeExcitation
 from dlrun.models.whitening import WhiteningBlock
 
 __all__ = ["CNN"]
@@ -20,9 +22,10 @@ class CNN(nn.Sequential):
 
     There are three stages whose widths double from `width`, or one stage per entry of `widths`; the `depth`
     convolutions are spread evenly over them, early stages first. Every stage but the first starts by halving
-    the map: `pool` is max or avg over 2×2, stride 2 in the convolution, or none. Odd sides are rounded up, so
-    that images of any size work. `whiten` adds a frozen first layer that whitens patches of 2×2. Dropout comes
-    before the head.
+    the map: `pool` is max or avg over 2×2, blur (max over 3×3, then anti-aliased), stride 2 in the convolution, or
+    none. Odd sides are rounded up, so that images of any size work. `se_ratio` above 0 adds squeeze-and-excitation
+    after every convolution. `whiten` adds a frozen first layer that whitens patches of 2×2. Dropout comes before the
+    head.
 
     (B, in_channels, H, W) -> logits (B, num_classes). Raises UserError on unknown names and impossible sizes.
     """
@@ -37,6 +40,7 @@ class CNN(nn.Sequential):
         widths: Sequence[int] | None = None,
         kernel_size: int = 3,
         pool: str = "max",
+        se_ratio: float = 0.0,
         activation: str = "relu",
         norm: str = "batch",
         maxout_pieces: int = 2,
@@ -44,7 +48,7 @@ class CNN(nn.Sequential):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        one_of("model.pool", pool, (*_POOLINGS, "stride", "none"))
+        one_of("model.pool", pool, (*_POOLINGS, "blur", "stride", "none"))
         style = Style(activation, norm, maxout_pieces)
         stages = _stage_widths(depth, width, widths)
         channels = in_channels
@@ -55,10 +59,14 @@ class CNN(nn.Sequential):
             layers = nn.Sequential()
             if stage > 0 and pool in _POOLINGS:
                 layers.add_module("pool", _POOLINGS[pool](2, ceil_mode=True))
+            elif stage > 0 and pool == "blur":
+                layers.add_module("pool", max_blur_pool(channels))
             for conv in range(depth // len(stages) + (stage < depth % len(stages))):
                 stride = 2 if pool == "stride" and stage > 0 and conv == 0 else 1
                 layers.add_module(f"conv{conv + 1}", conv_block(channels, wide, kernel_size, style, stride=stride))
                 channels = wide
+                if se_ratio:
+                    layers.add_module(f"se{conv + 1}", SqueezeExcitation(wide, se_ratio))
             self.add_module(f"stage{stage + 1}", layers)
         self.pool = GlobalAverage()
         self.flatten = nn.Flatten()

@@ -24,6 +24,7 @@ __all__ = [
     "constant",
     "cosine",
     "exponential",
+    "flat_cosine",
     "halve",
     "inverse_sqrt",
     "inverse_time",
@@ -89,6 +90,15 @@ def cosine(t: float, *, epochs: float, final: float = 0.0) -> float:
     """From 1 to final along half a cosine, then final (Loshchilov & Hutter 2017); as CosineAnnealingLR."""
     _positive(epochs=epochs)
     return _cosine_between(1.0, final, min(1.0, t / epochs))
+
+
+def flat_cosine(t: float, *, epochs: float, flat_fraction: float = 0.72, final: float = 0.0) -> float:
+    """1 for flat_fraction of the epochs, then along half a cosine to final (Wright & Demeure 2021, Ranger21)."""
+    _positive(epochs=epochs)
+    if not 0.0 <= flat_fraction < 1.0:
+        raise UserError(f"scheduler.flat_fraction={flat_fraction:g} must be at least 0 and below 1, such as 0.72")
+    done = min(1.0, t / epochs)
+    return _cosine_between(1.0, final, max(0.0, done - flat_fraction) / (1.0 - flat_fraction))
 
 
 def one_cycle(
@@ -157,24 +167,29 @@ class Scheduler:
     """Sets the learning rates, and optionally the momentum, of an optimizer before each of its steps.
 
     `rule` is a function of t (epochs) that returns a factor, or a `functools.partial` of a class of
-    torch.optim.lr_scheduler, which is stepped once per epoch. For `warmup` epochs the rate is multiplied by a
-    factor that rises linearly from WARMUP_START to 1. Momentum (Adam: the first beta) moves linearly from
-    `momentum_start` to `momentum_end` within `momentum_epochs`; `momentum_end` 0 leaves it unchanged. The tensors
-    of a group that has `epochs` are frozen after that many, those of one that has `starts` before so many.
+    torch.optim.lr_scheduler, which is stepped once per epoch. For `warmup` epochs, or `warmup_steps` of the
+    `steps` of an epoch, the rate is multiplied by a factor that rises linearly from WARMUP_START to 1.
+    Momentum (Adam: the first beta) moves linearly from `momentum_start` to `momentum_end` within
+    `momentum_epochs`; `momentum_end` 0 leaves it unchanged. The tensors of a group that has `epochs` are frozen
+    after that many, those of one that has `starts` before so many.
 
-    Raises UserError if the rule lacks an argument or the optimizer has no momentum to move.
+    Raises UserError if the rule lacks an argument, the optimizer has no momentum to move, or both warm-ups are given.
     """
 
     def __init__(
         self,
         optimizer: Optimizer,
         rule: Callable[..., Any],
+        steps: int = 1,
         *,
         warmup: float = 0.0,
+        warmup_steps: int = 0,
         momentum_start: float = 0.0,
         momentum_end: float = 0.0,
         momentum_epochs: float = 0.0,
     ) -> None:
+        if warmup and warmup_steps:
+            raise UserError(f"scheduler.warmup={warmup:g} and scheduler.warmup_steps={warmup_steps}: give one of them")
         for key, value in (("momentum_start", momentum_start), ("momentum_end", momentum_end)):
             if not 0.0 <= value < 1.0:
                 raise UserError(f"scheduler.{key}={value:g} must be at least 0 and below 1, such as 0.9")
@@ -185,13 +200,18 @@ class Scheduler:
             )
         self.optimizer = optimizer
         self._rule = rule
-        self._warmup = warmup
+        self._warmup = warmup or warmup_steps / steps
         self._momentum = (momentum_start, momentum_end, momentum_epochs)
         self._first_groups = [_options(group) for group in optimizer.param_groups]
         self._base_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self._values: list[float] = []
         self._start()
         self.set(0.0)
+
+    @property
+    def warmup(self) -> float:
+        """Length of the warm-up in epochs."""
+        return self._warmup
 
     @property
     def lr(self) -> float:

@@ -46,9 +46,11 @@ def summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: d
 
 def stop_reason(exp: Experiment, state: State) -> str:
     """Return why training ended, for result.json."""
+    from dlrun.training import pace
+
     trainer, best = exp.cfg.trainer, state.best or {}
-    if state.epoch == trainer.epochs:
-        return "all epochs done"
+    if pace.finished(trainer, state):
+        return f"trainer.hours={trainer.hours:g} used" if trainer.hours else "all epochs done"
     images = {"data": {"train": len(exp.data.train), "val": len(exp.data.val)}}
     score = f"{counted(trainer.monitor, best.get('value'), images)} of epoch {best.get('epoch')}"
     epochs = f"{trainer.patience} epoch{'s' * (trainer.patience > 1)}"

@@ -141,9 +141,10 @@ def _train(
     accept_changes: bool,
 ) -> tuple[int, dict[str, Any]]:
     # imported here, since torch takes seconds and many errors are found without it
-    from dlrun.training import checkpoint, loop, same_data
+    from dlrun.training import loop, same_data
     from dlrun.training.experiment import build
 
+    started = time.monotonic()
     screen.wait("reading the data …")
     exp = build(cfg, shared)
     _settle(exp, cfg, run)
@@ -163,11 +164,7 @@ def _train(
     if fresh and cfg.check.enabled and not passed(exp, run, screen, omitted):
         reason = "a check before training failed, see checks.csv"
         return Exit.CHECK_FAILED, {"status": Status.CHECK_FAILED, "reason": reason}
-    state = checkpoint.restore(run, exp)
-    run.trim_metrics(state.epoch)
-    if not fresh:
-        screen.say(f"resuming after epoch {state.epoch} of {cfg.trainer.epochs}")
-        run.update_result(epochs=state.epoch, seconds=round(state.seconds, 3))
+    state = _restored(exp, run, screen, time.monotonic() - started)
     try:
         loop.fit(exp, run, state, screen, follower)
     except loop.Diverged as error:
@@ -191,6 +188,20 @@ def _train(
     ending = _finish(exp, run, state, omitted)
     summarise(exp, run, screen, state, ending)
     return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
+
+
+def _restored(exp: Experiment, run: Run, screen: Screen, before: float) -> State:
+    """The state of the last checkpoint, or that of a new run, `before` seconds after it began."""
+    from dlrun.training import checkpoint, pace
+
+    fresh = not run.last.exists()
+    state = checkpoint.restore(run, exp)
+    pace.begin(exp.cfg.trainer, state, before)
+    run.trim_metrics(state.epoch)
+    if not fresh:
+        screen.say(f"resuming after epoch {state.epoch} of {pace.planned(exp.cfg.trainer, state)}")
+        run.update_result(epochs=state.epoch, seconds=round(state.seconds, 3))
+    return state
 
 
 def _settle(exp: Experiment, cfg: Settings, run: Run) -> None:

@@ -33,12 +33,18 @@ KEYS = ("model", "optimizer", "scheduler", "ema", "rng", "epoch", "step", "best"
 
 @dataclass
 class State:
-    """The progress of a run: epochs and optimizer steps done, the best epoch so far, seconds of training."""
+    """The progress of a run: epochs and optimizer steps done, the best epoch so far, seconds of training.
+
+    With trainer.hours also the seconds before training, the epochs left, and the place in the schedule (see pace.py).
+    """
 
     epoch: int = 0
     step: int = 0
     best: dict[str, Any] | None = None  # epoch, value of the monitored column, val_loss (None without validation)
     seconds: float = 0.0
+    before: float = 0.0
+    left: int = 0
+    position: float = 0.0
 
 
 def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
@@ -57,6 +63,7 @@ def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
         "step": state.step,
         "best": state.best,
         "seconds": state.seconds,
+        "pace": {"before": state.before, "left": state.left, "position": state.position},
     }
 
 
@@ -163,7 +170,8 @@ def restore(run: Run, exp: Experiment) -> State:
         if exp.average is not None:
             exp.average.load_state_dict(found["ema"])
         set_rng_state(found["rng"])
-        return State(int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
+        done = (int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
+        return State(*done, **found.get("pace", {}))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{run.last}: does not fit this optimizer or schedule: {first_line(error)[:160]}") from error
 

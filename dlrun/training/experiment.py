@@ -133,6 +133,7 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         name = plain["loss"]["_target_"]
         raise UserError(f"loss._target_={name}: takes no weights of samples; choose loss=cross_entropy, or omit them")
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
+    batches = _train_batches(cfg, data, device, _augment(plain["augment"], trust, data))
     made = Experiment(
         cfg=cfg,
         data=data,
@@ -143,13 +144,13 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
             instantiate(plain["objective"], trust, "objective", data=data, packages=trust, device=device)
         ),
         optimizer=optimizer,
-        scheduler=_scheduler(plain["scheduler"], trust, optimizer, trainer.monitor),
+        scheduler=_scheduler(plain["scheduler"], trust, optimizer, trainer.monitor, len(batches)),
         device=device,
         dtype=dtype,
         frozen=frozen,
         compiled=compiled(model, device) if trainer.compile else None,
         average=averaging.started(model) if trainer.ema else None,
-        train=_train_batches(cfg, data, device, _augment(plain["augment"], trust, data)),
+        train=batches,
         val=_normalised(data, data.val, device, batch_size=trainer.eval_batch_size),
     )
     if sides := getattr(made.train.augment, "sides", ()):
@@ -285,10 +286,12 @@ def _optimizer(
     return optimizer
 
 
-def _scheduler(node: dict[str, Any], trust: list[str], optimizer: torch.optim.Optimizer, monitor: str) -> Scheduler:
-    own = set(inspect.signature(Scheduler).parameters) & set(node)
-    given = {}
+def _scheduler(
+    node: dict[str, Any], trust: list[str], optimizer: torch.optim.Optimizer, monitor: str, steps: int
+) -> Scheduler:
+    own = set(inspect.signature(Scheduler).parameters) & set(node) - {"steps"}
+    given: dict[str, Any] = {}
     if str(node["_target_"]).endswith(".ReduceLROnPlateau"):
         given["mode"] = "min" if lower_is_better(monitor) else "max"
     rule = instantiate({k: v for k, v in node.items() if k not in own}, trust, "scheduler", **given)
-    return Scheduler(optimizer, rule, **{k: node[k] for k in own})
+    return Scheduler(optimizer, rule, steps, **{k: node[k] for k in own})

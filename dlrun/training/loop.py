@@ -17,7 +17,7 @@ from dlrun.analysis.classification import agreement, count
 from dlrun.console import Screen
 from dlrun.data.batches import Batch, Batches
 from dlrun.folders.run import Run
-from dlrun.training import averaging, memory, norms
+from dlrun.training import averaging, memory, norms, pace
 from dlrun.training.checkpoint import State
 from dlrun.training.choosing import advance, stopped_early
 from dlrun.training.clipping import clip
@@ -72,10 +72,10 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
     Raises Diverged if the loss is not finite (the last checkpoint is still finite), and Stopped if the run is to end
     earlier. In every case all files are written before it returns.
     """
-    trainer, watch, last = exp.cfg.trainer, Watch(exp), exp.cfg.trainer.last_epoch
+    trainer, watch = exp.cfg.trainer, Watch(exp)
     part = exp.batches(exp.data.train.subset(_spread(len(exp.data.train))))
     with Recorder(exp, run, state, screen, follower) as recorder:
-        for epoch in range(state.epoch + 1, last + 1):
+        for epoch in pace.epochs(trainer, state):
             if stopped_early(state, trainer, recorder.history):
                 return  # tested before an epoch, so that a run killed after its last one stops here when resumed
             started = time.perf_counter()
@@ -93,12 +93,14 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
             exp.scheduler.end_epoch(row[trainer.monitor])
             is_best = advance(state, row, trainer.monitor)
             state.seconds += time.perf_counter() - started
+            pace.end_epoch(trainer, state)
             recorder.record(row, look, is_best=is_best)
 
-            if epoch < last and (reason := run.asked_to_stop()) is not None:
+            if not pace.finished(trainer, state) and (reason := run.asked_to_stop()) is not None:
                 raise Stopped(Status.PRUNED, reason)
-    if last < trainer.epochs and state.epoch == last:
-        raise Stopped(Status.PAUSED, f"paused after epoch {last} of {trainer.epochs} (trainer.stop_after={last})")
+    if not pace.finished(trainer, state):
+        last, planned = state.epoch, pace.planned(trainer, state)
+        raise Stopped(Status.PAUSED, f"paused after epoch {last} of {planned} (trainer.stop_after={last})")
 
 
 def _validated(exp: Experiment) -> dict[str, Any]:
@@ -121,6 +123,7 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
     exp.scheduler.set(epoch - 1)  # which layers train from now on, before the others are held in evaluation mode
     exp.model.train()
     steps, device, trainer = len(exp.train), exp.device, exp.cfg.trainer
+    planned = pace.planned(trainer, state)
     # the sums of Step stay on the device, so that no step waits for the one before
     sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     seen, started = 0, time.perf_counter()
@@ -129,8 +132,8 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
         loss, correct = (sums[:2] / max(seen, 1)).tolist()
         return f"loss {loss:.4f} acc {correct:.4f} {seen / (time.perf_counter() - started):,.0f}/s"
 
-    for i, (x, y, index) in enumerate(screen.steps(exp.train.epoch(epoch), steps, epoch, trainer.epochs, progress)):
-        exp.scheduler.set(epoch - 1 + i / steps)
+    for i, (x, y, index) in enumerate(screen.steps(exp.train.epoch(epoch), steps, epoch, planned, progress)):
+        exp.scheduler.set(pace.at(trainer, state, i / steps))
         weight = None if exp.train.weights is None else exp.train.weights[index]
         batch = Batch(x, y, index, epoch=epoch, step=i, seed=exp.cfg.seed, weight=weight)
         with watch.step(i, steps):

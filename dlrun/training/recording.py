@@ -13,7 +13,7 @@ from dlrun.analysis import scores, verdicts
 from dlrun.console import Screen
 from dlrun.folders import reading
 from dlrun.folders.run import Run
-from dlrun.training import checkpoint
+from dlrun.training import checkpoint, pace
 from dlrun.training.checkpoint import State
 from dlrun.training.choosing import kept
 from dlrun.training.diagnostics import Look
@@ -63,7 +63,7 @@ class Recorder:
         if monitor in FURTHER and row.get(monitor) is not None:
             score = f" {monitor.removeprefix('val_')} {row[monitor]:.4f}"
             rights["val"] = (rights["val"][0] + score, rights["val"][1] + score)
-        self._screen.epoch(row, self._exp.cfg.trainer.epochs, is_best, rights)
+        self._screen.epoch(row, pace.planned(self._exp.cfg.trainer, self._state), is_best, rights)
         valid = self._exp.train_acc_valid
         self._screen.warn(verdicts.urgent(self.history, look.rows, self._config, self._data, valid))
         if self._follower is not None and self._follower.listens:

@@ -181,7 +181,7 @@ def test_names_and_sizes_that_do_not_exist_are_explained() -> None:
         Style("rleu")
     with pytest.raises(UserError, match=r"model.norm=batchnorm .*\bbatch\b"):
         Style(norm="batchnorm")
-    with pytest.raises(UserError, match=r"model.pool=sum .*\bavg max none stride$"):
+    with pytest.raises(UserError, match=r"model.pool=sum .*\bblur\b.*\bnone stride$"):
         CNN(1, 10, pool="sum")
     with pytest.raises(UserError, match=r"model.stem=imagnet .*\bimagenet"):
         ResNet(1, 10, stem="imagnet")

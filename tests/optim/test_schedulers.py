@@ -61,6 +61,8 @@ FORMULAS = [
     (s.halve, {}, {0: 1, 0.99: 1, 1: 0.5, 3.5: 0.125}),
     (s.cosine, {"epochs": 10}, {0: 1, 5: 0.5, 2.5: (1 + math.sqrt(0.5)) / 2, 10: 0, 11: 0}),
     (s.cosine, {"epochs": 10, "final": 0.1}, {0: 1, 5: 0.55, 10: 0.1}),
+    (s.flat_cosine, {"epochs": 10, "flat_fraction": 0.6}, {0: 1, 6: 1, 8: 0.5, 10: 0, 11: 0}),
+    (s.flat_cosine, {"epochs": 10, "flat_fraction": 0.0, "final": 0.2}, {0: 1, 5: 0.6, 10: 0.2}),
     (s.one_cycle, {"epochs": 10}, {0: 0.04, 1.5: 0.52, 3: 1, 6.5: 0.500002, 10: 4e-6, 11: 4e-6}),
     (s.warm_restarts, {"period": 4}, {0: 1, 2: 0.5, 4: 1, 6: 0.5, 40: 1}),
     (s.warm_restarts, {"period": 1, "mult": 2, "final": 0.2}, {0.5: 0.6, 1: 1, 2: 0.6, 3: 1, 5: 0.6, 7: 1}),
@@ -171,6 +173,19 @@ def test_warm_up_rises_linearly_from_a_hundredth() -> None:
         scheduler.set(t)
         rates[t] = scheduler.lr
     assert rates == pytest.approx({0.0: 0.01, 0.5: 0.2575, 1.0: 0.505, 2.0: 1.0, 5.0: 1.0})
+
+
+def test_warm_up_counts_steps_too_but_not_both() -> None:
+    scheduler = Scheduler(make_optimizer(lr=1.0), s.constant, warmup_steps=25, steps=10)
+    assert scheduler.warmup == 2.5
+    rates = {}
+    for step in (0, 5, 20, 24, 25):
+        scheduler.set(step / 10)
+        rates[step] = scheduler.lr
+    assert rates == pytest.approx({step: min(1.0, 0.01 + 0.99 * step / 25) for step in rates})
+    assert Scheduler(make_optimizer(lr=1.0), s.constant).warmup == 0
+    with pytest.raises(UserError, match=r"scheduler\.warmup=1\b.*\bscheduler\.warmup_steps=5\b"):
+        Scheduler(make_optimizer(), s.constant, warmup=1.0, warmup_steps=5)
 
 
 def test_plateau_halves_when_the_monitor_stalls() -> None:

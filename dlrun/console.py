@@ -1,6 +1,7 @@
 """The screen during a run: on a terminal a live bar and one row per epoch, otherwise plain lines (`dlrun train`).
 
-Everything printed also goes to the run's log.txt, there in full: a terminal gets lines that fit its width.
+In a notebook (`dlrun.train([...])`) the bar is an output of the cell that changes in place. Everything printed also
+goes to the run's log.txt, there in full: a terminal gets lines that fit its width.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = ["Screen", "fitted", "waiting"]
 
 T = TypeVar("T")
 REFRESH = 0.1  # seconds between two updates of the bar: reading the loss may wait for the accelerator
+IN_NOTEBOOK = 0.5  # the same in a notebook, where an update is a message to a browser
 LINE = 10.0  # seconds between two plain lines of long work
 UNITS = re.compile(r"(\s*)(`[^`\n]*`\S*|\S+)")  # a command in backticks is copied whole, so it is not broken
 
@@ -86,6 +88,43 @@ def fitted(text: str, width: int, indent: int = 2) -> str:
     return "\n".join(lines)
 
 
+def _display() -> Callable[..., Any] | None:
+    """The function that shows an output of a notebook's cell; None outside of notebooks."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if type(shell).__name__ != "ZMQInteractiveShell":
+        return None
+    from IPython.display import display  # type: ignore[import-not-found,unused-ignore]
+
+    return display  # type: ignore[no-any-return,unused-ignore]
+
+
+class _NotebookBar:
+    """The bar in a notebook, with the methods of rich's Progress that are used here: rich's needs ipywidgets."""
+
+    WIDTH = 24
+
+    def __init__(self, display: Callable[..., Any], console: Any, total: float) -> None:
+        self.console = console
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self._began, self._total = time.monotonic(), total
+
+    def update(self, task: Any, *, completed: float, epoch: str, text: str, total: float | None = None) -> None:
+        """Draw the bar again."""
+        self._total = self._total if total is None else total
+        share = min(1.0, completed / max(self._total, 1e-9))
+        full = round(self.WIDTH * share)
+        left = (time.monotonic() - self._began) * (1 / share - 1) if share else 0.0
+        clock = f"{int(left) // 3600}:{int(left) // 60 % 60:02}:{int(left) % 60:02}" if share else "-:--:--"
+        self._show(f"{epoch} {'━' * full}{'─' * (self.WIDTH - full)} {text} {clock}")
+
+    def stop(self) -> None:
+        """Remove the bar."""
+        self._show("")
+
+    def _show(self, text: str) -> None:
+        self._handle.update({"text/plain": text}, raw=True)
+
+
 class Screen:
     """The terminal, or plain lines without one; use as a context manager around training.
 
@@ -95,11 +134,15 @@ class Screen:
     def __init__(self, log: Path | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
         from rich.console import Console
 
-        self.console = Console(highlight=False, soft_wrap=True)
+        self._display = None if quiet else _display()
+        # in a notebook the lines are plain text, like those of a pipe, whatever FORCE_COLOR says
+        plain = False if self._display else None
+        self.console = Console(highlight=False, soft_wrap=True, force_terminal=plain, force_jupyter=plain)
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
         self.verbose = verbose
         self.log = log
-        self._bar: Progress | None = None
+        self._bar: Progress | _NotebookBar | None = None
+        self._task: Any = None
         self._warned: set[str] = set()
         self._unread = quiet  # nobody reads: training continues and the log is complete
 
@@ -145,18 +188,18 @@ class Screen:
 
     def steps(self, items: Iterable[T], total: int, epoch: int, epochs: int, look: Callable[[], str]) -> Iterator[T]:
         """Yield the steps of an epoch; `look` returns the loss as text and is called only when the bar is drawn."""
-        if not self.live:
+        if not self._moves:
             yield from items
             return
         label = f"epoch {epoch}/{epochs}"
         self._progress(epochs * total)
-        yield from self._drawn(items, REFRESH, lambda n: self._draw((epoch - 1) * total + n, label, look()))
+        yield from self._drawn(items, self._every, lambda n: self._draw((epoch - 1) * total + n, label, look()))
 
     def work(self, items: Iterable[T], total: int, label: str, look: Callable[[], str]) -> Iterator[T]:
         """Yield the parts of a piece of work, under a bar; without a terminal a line every LINE seconds."""
-        if self.live:
+        if self._moves:
             self._progress(total)
-            yield from self._drawn(items, REFRESH, lambda n: self._draw(n, label, look()))
+            yield from self._drawn(items, self._every, lambda n: self._draw(n, label, look()))
         else:
             yield from self._drawn(items, LINE, lambda n: self.say(f"{label}: {n} of {total}, {look()}"))
 
@@ -169,7 +212,7 @@ class Screen:
             if (now := time.monotonic()) - last > every:
                 last, drawn = now, done
                 draw(done)
-        if drawn != done and (self.live or drawn >= 0):  # quick work needs no line
+        if drawn != done and (self._moves or drawn >= 0):  # quick work needs no line
             draw(done)
 
     def _draw(self, done: float, label: str, text: str) -> None:
@@ -177,15 +220,26 @@ class Screen:
             self._bar.update(self._task, completed=done, epoch=label, text=text)
 
     def count(self, done: float, total: int, label: str, text: str) -> None:
-        """Draw the bar of work that is not counted in steps; nothing without a terminal."""
-        if self.live:
+        """Draw the bar of work that is not counted in steps; nothing without a bar."""
+        if self._moves:
             self._progress(total).update(self._task, completed=done, total=total, epoch=label, text=text)
 
-    def _progress(self, total: int) -> Progress:
+    @property
+    def _moves(self) -> bool:
+        """Whether there is a bar: on a terminal or in a notebook."""
+        return self.live or self._display is not None
+
+    @property
+    def _every(self) -> float:
+        return REFRESH if self.live else IN_NOTEBOOK
+
+    def _progress(self, total: float) -> Progress | _NotebookBar:
+        if self._bar is None and self._display is not None:
+            self._bar, self._task = _NotebookBar(self._display, self.console, total), None
         if self._bar is None:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            self._bar = Progress(
+            bar = Progress(
                 TextColumn("{task.fields[epoch]}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[text]}"),
@@ -194,8 +248,9 @@ class Screen:
                 transient=True,
                 refresh_per_second=8,
             )
-            self._task = self._bar.add_task("", total=total, epoch="", text="")
-            self._bar.start()
+            self._task = bar.add_task("", total=total, epoch="", text="")
+            bar.start()
+            self._bar = bar
         return self._bar
 
     def warn(self, findings: Iterable[Any]) -> None:

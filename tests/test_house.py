@@ -38,7 +38,7 @@ PACKAGE = ROOT / "dlrun"
 GROUND = frozenset({"errors", "vocabulary", "console"})
 # package by package, what it may import besides; a file without an entry here is a failure
 TABLE = {
-    "__init__": "",
+    "__init__": "python",
     "__main__": "cli",
     "analysis": "folders",
     "checks": "config data folders models training",
@@ -55,6 +55,7 @@ TABLE = {
     "models": "",
     "objectives": "data inference models",
     "optim": "",
+    "python": "*",
     "probes": "data optim reports training",
     "regularizers": "",
     "reports": "analysis config folders",

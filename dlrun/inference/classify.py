@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
@@ -52,11 +52,14 @@ class Sources:
 
     Folders are read as those of training are; `account` counts what they hold besides images. Images named by a table
     of ids are in the folder `images`, and have the ids as names; those that are not there are `missing`. `paths` must
-    exist. Raises UserError for a folder without images, a table that names none, and a path that is no file and no
-    folder.
+    exist. `held` are arrays in memory by name. Raises UserError for a folder without images, a table that names none,
+    and a path that is no file and no folder.
     """
 
-    def __init__(self, paths: Sequence[str], images: Path | None = None) -> None:
+    def __init__(
+        self, paths: Sequence[str], images: Path | None = None, held: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
+        self.held = dict(held or {})
         self.files: list[Path] = []
         self.missing: dict[str, str] = {}  # why, by id
         self._ids: dict[Path, str] = {}
@@ -120,7 +123,7 @@ def votes(
     """
     size = max(1, min(BATCH, int(BATCH_BYTES / np.prod(predictor.shape))))
     parts = batches(predictor, sources, size, done)
-    total = -(-len(sources.files) // size) + len(sources.arrays)
+    total = -(-len(sources.files) // size) + len(sources.arrays) + len(sources.held)
     for names, images in screen.work(parts, total, "predicting", lambda: f"{done.predicted:,} images"):
         vote = predictor(images)
         yield from zip(names, vote.probabilities, map(int, vote.classes), strict=True)
@@ -171,6 +174,11 @@ def batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) ->
         except Exception as error:  # a damaged array fails as ValueError, EOFError, BadZipFile, zlib.error …
             reason = " ".join(str(error).split()).removeprefix("dataset.path=").removeprefix(f"{path}: ")
             done.unreadable[printable(path)] = reason or type(error).__name__
+    for name, x in sources.held.items():
+        try:
+            yield from _of_array(x, name, predictor, size, done)
+        except ValueError as error:
+            done.unreadable[name] = str(error)
 
 
 def _scale_of_files(predictor: Predictor, sources: Sources, done: Outcome) -> float:
@@ -222,6 +230,13 @@ def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> I
         x, name = stored.read(), f"{printable(path)}:{stored.short}" if stored.short != "x" else printable(path)
     else:
         x, name = np.load(path, mmap_mode="r", allow_pickle=False), printable(path)
+    yield from _of_array(x, name, predictor, size, done)
+
+
+def _of_array(
+    x: NDArray[Any], name: str, predictor: Predictor, size: int, done: Outcome
+) -> Iterator[tuple[list[str], Tensor]]:
+    """Batches of images in memory or mapped. Raises ValueError for another shape or kind of values."""
     shape = height, width, channels = predictor.shape
     if channels == 1 and x.shape[1:] in ((height, width), (height * width,)):
         x = x.reshape(len(x), *shape)

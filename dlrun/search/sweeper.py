@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,14 +42,24 @@ LOOK = 0.5  # seconds between two reads of the files of running trials
 PATIENCE = 20  # seconds for interrupted trials to record their status
 
 
-def sweep(composer: Composer, overrides: Sequence[str], flags: dict[str, Any] | None = None) -> int:
-    """Search over the axes in the overrides; returns 0, 5 when trials failed, 130 when interrupted."""
+def sweep(
+    composer: Composer,
+    overrides: Sequence[str],
+    flags: dict[str, Any] | None = None,
+    begun: Callable[[Path], object] | None = None,
+) -> int:
+    """Search over the axes in the overrides; returns 0, 5 when trials failed, 130 when interrupted.
+
+    `begun` gets the folder before the first trial starts.
+    """
     axes, fixed = read(composer, overrides)
     first = composer.compose(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
     plan = Plan.asked(fixed, axes, first.config["search"], flags or {})
     extras.require_launcher(first.launcher)
     check(composer, axes, fixed, plan.search["sampler"] == "grid")
     with sweep_folder.open_sweep(first.config["sweep"]["dir"], str(first.config["run"]["name"] or "")) as folder:
+        if begun is not None:
+            begun(folder)
         if sweep_folder.is_sweep(folder):
             old = Plan.recorded(sweep_folder.plan(folder))
             old.renew(plan, str(folder))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Bend", "bend_of"]
+__all__ = ["BENDS", "Bend", "bend_of"]
 
 
 class Bend(NamedTuple):

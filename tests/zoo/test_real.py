@@ -286,26 +286,26 @@ NETWORKS = [
     Pair("activation never called", "structure", "act (ReLU)", wear(Unused), net()),
     Pair(
         "dropout by the share kept",
-        "structure",
+        "flow",
         "nn.Dropout(0.1)",
         net(between=nn.Dropout(0.9)),
         net(between=nn.Dropout(0.1)),
     ),
     Pair(
         "functional dropout of too much",
-        "structure",
+        "flow",
         "dropout 0.8",
         net(between=lambda x: F.dropout(x, 0.8)),
         net(between=lambda x: F.dropout(x, 0.2)),
     ),
     Pair(
         "dropout on the logits",
-        "structure",
+        "flow",
         "before the last",
         net(behind=nn.Dropout(0.2)),
         net(between=nn.Dropout(0.2)),
     ),
-    Pair("skip overwritten", "structure", "inplace=False", wear(lambda: InPlace(True)), wear(lambda: InPlace(False))),
+    Pair("skip overwritten", "flow", "inplace=False", wear(lambda: InPlace(True)), wear(lambda: InPlace(False))),
     Pair("divided by 255 again", "reach", "/ 255", net(lambda x: x / 255), net()),
     Pair("multiplied by 255", "reach", "normalised already", net(lambda x: x * 255), net()),
     Pair("half of the image sliced off", "reach", "pixels", net(lambda x: F.pad(x[:, :, :4], (0, 0, 0, 4))), net()),
@@ -395,7 +395,7 @@ OPTIONS = {
     "augment=crop_flip": "mixture",
     "augment=randaugment": "mixture",
     "loss=hinge": "loss_terms mixture",
-    "model=resnet20": "structure reach descent",
+    "model=resnet20": "structure flow reach descent",
 }
 
 

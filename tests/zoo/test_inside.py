@@ -1,0 +1,263 @@
+"""What of the model works: faults inside of forward(), in pairs of a network with one and its repair (M2-M5, R2).
+
+Each network takes `fault`; nothing else differs between the two of a pair.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from support.pairs import Pair, checked, wear
+
+
+class Net(nn.Module):
+    """Two convolutions and a head, with places for what is wrong."""
+
+    def __init__(self, fault: bool = True) -> None:
+        super().__init__()
+        self.fault = fault
+        self.conv1, self.conv2 = nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(512, 10)
+        self.build(fault)
+
+    def build(self, fault: bool) -> None: ...
+
+    def before(self, x: Tensor) -> Tensor:
+        return x
+
+    def between(self, x: Tensor) -> Tensor:
+        return x
+
+    def late(self, x: Tensor) -> Tensor:
+        return x
+
+    def behind(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.between(F.relu(self.conv1(self.before(x))))
+        return self.behind(self.head(self.late(F.relu(self.conv2(x)).flatten(1))))
+
+
+FAULTS: list[tuple[str, str, str, str, type[Net]]] = []
+
+
+def fault(name: str, check: str, word: str, status: str = "") -> Callable[[type[Net]], type[Net]]:
+    def keep(net: type[Net]) -> type[Net]:
+        FAULTS.append((name, check, word, status, net))
+        return net
+
+    return keep
+
+
+# values that are lost, met twice or overwritten
+
+
+@fault("activation not assigned", "flow", "relu at test_inside.py:")
+class NotAssigned(Net):
+    def between(self, x: Tensor) -> Tensor:
+        x = self.conv2(x)
+        y = F.relu(x)
+        return x if self.fault else y
+
+
+@fault("residual sum not assigned", "flow", "add at test_inside.py:")
+class SumNotAssigned(Net):
+    def between(self, x: Tensor) -> Tensor:
+        y = self.conv2(x)
+        z = y + x
+        return y if self.fault else z
+
+
+@fault("branch not joined", "flow", "flatten at")
+class NotJoined(Net):
+    def build(self, fault: bool) -> None:
+        self.head = nn.Linear(1024, 10)
+
+    def late(self, x: Tensor) -> Tensor:
+        pooled = F.max_pool2d(x.view(-1, 8, 8, 8), 3, 1, 1).flatten(1)
+        return torch.cat([x, x * 2 if self.fault else pooled], 1)
+
+
+@fault("residual of the wrong tensor", "flow", "itself")
+class WrongResidual(Net):
+    def between(self, x: Tensor) -> Tensor:
+        out = self.conv2(x)
+        return out + (out if self.fault else x)
+
+
+@fault("one branch twice", "flow", "joins")
+class OneBranchTwice(Net):
+    def build(self, fault: bool) -> None:
+        self.head = nn.Linear(1024, 10)
+
+    def late(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x if self.fault else x.square()], 1)
+
+
+@fault("relu in place on what is skipped", "flow", "inplace=False")
+class InPlaceFunction(Net):
+    def between(self, x: Tensor) -> Tensor:
+        x = self.conv2(x)
+        return x + self.conv2(F.relu(x, inplace=self.fault))
+
+
+@fault("relu_ on what is skipped", "flow", "test_inside.py:")
+class InPlaceMethod(Net):
+    def between(self, x: Tensor) -> Tensor:
+        x = self.conv2(x)
+        return x + self.conv2(x.relu_() if self.fault else x.relu())
+
+
+@fault("sum into the first of a list", "flow", "x = x + y")
+class SumOfAList(Net):
+    def between(self, x: Tensor) -> Tensor:
+        features = [self.conv2(x), x, x.square()]
+        total = features[0]
+        for one in features[1:]:
+            if self.fault:
+                total += one
+            else:
+                total = total + one
+        return total + F.relu(features[0])
+
+
+@fault("mean subtracted from the batch itself", "flow", "images changed")
+class BatchChanged(Net):
+    def before(self, x: Tensor) -> Tensor:
+        mean = x.mean((1, 2, 3), keepdim=True)
+        if not self.fault:
+            return x - mean
+        x -= mean
+        return x
+
+
+@fault("images clipped in place", "flow", "images changed")
+class BatchClipped(Net):
+    def before(self, x: Tensor) -> Tensor:
+        return x.clamp_(max=1) if self.fault else x.clamp(max=1)
+
+
+# activations, softmax and dropout
+
+
+@fault("relu on the images", "flow", "below the mean")
+class Rectified(Net):
+    def before(self, x: Tensor) -> Tensor:
+        return F.relu(x) if self.fault else x
+
+
+@fault("two linear layers in a row", "flow", "without an activation")
+class Linears(Net):
+    def build(self, fault: bool) -> None:
+        self.hidden, self.head = nn.Linear(512, 128), nn.Linear(128, 10)
+
+    def late(self, x: Tensor) -> Tensor:
+        return self.hidden(x) if self.fault else F.relu(self.hidden(x), inplace=True)
+
+
+@fault("softmax between layers", "flow", "hidden activation")
+class SoftmaxBetween(Net):
+    def late(self, x: Tensor) -> Tensor:
+        return x.softmax(1) if self.fault else x
+
+
+@fault("attention over the wrong axis", "flow", "dim=-1")
+class Attention(Net):
+    def build(self, fault: bool) -> None:
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+    def between(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        scores = self.query(tokens) @ self.key(tokens).transpose(1, 2) / math.sqrt(8)
+        weights = F.dropout(scores.softmax(1 if self.fault else 2), 0.1, self.training)
+        return x + (weights @ self.value(tokens)).transpose(1, 2).reshape(x.shape)
+
+
+@fault("the flag as dropout's rate", "flow", "training=self.training")
+class FlagAsRate(Net):
+    def late(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.training) if self.fault else F.dropout(x, 0.2, self.training)
+
+
+@fault("dropout of whole samples", "flow", "whole samples")
+class WholeSamples(Net):
+    def build(self, fault: bool) -> None:
+        self.drop = nn.Dropout1d(0.2) if fault else nn.Dropout(0.2)
+
+    def late(self, x: Tensor) -> Tensor:
+        return self.drop(x)
+
+
+@fault("dropout on logits that are then scaled", "flow", "logits")
+class LogitsDropped(Net):
+    def behind(self, x: Tensor) -> Tensor:
+        return (F.dropout(x, 0.2, self.training and self.fault) / 2).view(-1, 10)
+
+
+@fault("functional batch norm in evaluation mode", "flow", "training=self.training")
+class FrozenFunction(Net):
+    def build(self, fault: bool) -> None:
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+
+    def between(self, x: Tensor) -> Tensor:
+        mean, var = self.mean, self.var
+        assert isinstance(mean, Tensor)
+        assert isinstance(var, Tensor)
+        return F.batch_norm(x, mean, var, training=self.training and not self.fault)
+
+
+PAIRS = [Pair(n, c, w, wear(lambda net=net: net(True)), wear(lambda net=net: net(False)), "", s) for n, c, w, s, net in FAULTS]  # type: ignore[misc]  # fmt: skip  # noqa: E501
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_a_fault_inside_of_the_network_is_marked_and_its_repair_is_not(pair: Pair) -> None:
+    pair.holds()
+
+
+# what is unusual and sound
+
+
+class Straight(Net):
+    """A straight-through estimator: the difference is used, and detached."""
+
+    def between(self, x: Tensor) -> Tensor:
+        return x + (x.round() - x).detach()
+
+
+class Kept(Net):
+    """Keeps features for an objective, and computes in place where nobody looks again."""
+
+    features: Any = None
+
+    def between(self, x: Tensor) -> Tensor:
+        self.features = F.normalize(x.flatten(1))
+        x = self.conv2(x)
+        x.relu_()
+        y = x * 1
+        y += x
+        return y
+
+
+class Gated(Net):
+    """A mixture whose weights are a softmax, and a low-rank layer of two linear ones."""
+
+    def build(self, fault: bool) -> None:
+        self.gate, self.low = nn.Linear(512, 512), nn.Linear(512, 4)
+        self.high = nn.Linear(4, 512)
+
+    def late(self, x: Tensor) -> Tensor:
+        return x * self.gate(x).softmax(1) + self.high(self.low(x))
+
+
+@pytest.mark.parametrize("net", [Straight, Kept, Gated])
+def test_what_is_sound_inside_of_a_network_passes(net: type[Net]) -> None:
+    assert checked("flow", "", wear(lambda: net(False))).status == "pass"

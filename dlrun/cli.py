@@ -27,6 +27,8 @@ VERBS = {
     "predict": "classify images with a run or an ensemble; writes a CSV",
     "evaluate": "score a run or an ensemble on labelled images: by class, errors, calibration, a page",
     "suspects": "list images whose labels may be wrong, from predictions of runs that did not train on them",
+    "embed": "write the features of images: what the last layer of a run gets",
+    "explain_image": "draw which parts of an image the class of a run depends on",
     "export": "export a run to one file (ONNX or torch.export), verified against the run",
     "compare": "list runs, sweeps and ensembles in one table",
     "board": "write one page of all runs: a table, their curves, sweeps; --watch keeps it up to date",
@@ -38,11 +40,11 @@ VERBS = {
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves
 COMPOSED = ("train", "check", "lr_range", "batch_time", "show")
 # verbs that begin by loading torch, which takes seconds
-HEAVY = (*COMPOSED, "resume", "predict", "evaluate", "export")
+HEAVY = (*COMPOSED, "resume", "predict", "evaluate", "embed", "explain_image", "export")
 
 
 def _usage() -> str:
-    rows = "\n".join(f"  {verb:<12}{text}" for verb, text in VERBS.items())
+    rows = "\n".join(f"  {verb:<14}{text}" for verb, text in VERBS.items())
     return (
         "usage: dlrun <verb> [flags] [key=value ...]\n\n"
         f"verbs:\n{rows}\n\n"
@@ -237,6 +239,7 @@ def _answer(argv: list[str]) -> int:
         return Exit.FINE
     if argv[0] in ("-sc", "--shell-completion", "--shell_completion"):
         return _completion(argv)
+    argv = [argv[0].replace("-", "_"), *argv[1:]]
     if argv[0] not in VERBS:
         from dlrun.config.meant import likely_verb
 

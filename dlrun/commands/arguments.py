@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from dlrun.errors import UserError
 
-__all__ = ["Parser", "described", "expect_device", "next_command", "numbers", "trusted", "verbose"]
+__all__ = ["Parser", "described", "expect_device", "expect_paths", "new_file", "next_command", "numbers", "trusted"]
+__all__ += ["verbose"]
 
 IDS = re.compile(r" \([A-Z]\d+(?:[,–-] ?[A-Z]?\d+)*\)")  # practices, whose list users do not have
 
@@ -47,6 +50,23 @@ def expect_device(name: str) -> None:
         near = likely_value("trainer.device", name, rule.words)
         hint = f"did you mean --device {near}?" if near else f"expected {rule.expected}"
         raise UserError(f"--device {name}: {hint}")
+
+
+def expect_paths(names: Iterable[str]) -> None:
+    """Raise UserError for the first name of images that is not there."""
+    for name in names:
+        if not Path(name).expanduser().exists():
+            raise UserError(f"{name}: no such file or folder; expected images, folders of them, .npy or .npz")
+
+
+def new_file(name: str, force: bool) -> Path:
+    """Return the file to write. Raises UserError if it exists and not `force`, and if its folder does not exist."""
+    out = Path(name).expanduser()
+    if out.exists() and not force:
+        raise UserError(f"{out} already exists; add --force to overwrite it, or choose another --out")
+    if (out.exists() and not out.is_file()) or not out.parent.is_dir():
+        raise UserError(f"--out={out}: expected a file name in an existing folder")
+    return out
 
 
 def verbose(argv: list[str]) -> tuple[bool, list[str]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun.commands.arguments import Parser, trusted
+from dlrun.commands.arguments import Parser, new_file, trusted
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -30,11 +30,7 @@ def main(argv: list[str]) -> int:
     from dlrun.analysis import scores, sweeps
 
     sweeps.expect_model(run := Path(args.run).expanduser())
-    out = Path(args.out or f"model{SUFFIX[args.to]}").expanduser()
-    if out.exists() and not args.force:
-        raise UserError(f"{out} already exists; add --force to overwrite it, or choose another --out")
-    if out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"--out={out}: expected a file name in an existing folder")
+    out = new_file(args.out or f"model{SUFFIX[args.to]}", args.force)
     if (beside := out.with_suffix(".example.py")).exists() and not args.force:
         raise UserError(f"{beside} already exists; add --force to overwrite it, or choose another --out")
     from dlrun.inference import export

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.commands.arguments import Parser, expect_device, trusted
-from dlrun.errors import UserError
+from dlrun.commands.arguments import Parser, expect_device, expect_paths, new_file, trusted
 from dlrun.vocabulary import Exit
 
 __all__ = ["main"]
@@ -19,14 +18,8 @@ def main(argv: list[str]) -> int:
     from dlrun.analysis import scores, sweeps
 
     sweeps.expect_model(model := Path(args.model).expanduser())
-    for name in [*args.paths, *filter(None, [args.like, args.images])]:
-        if not Path(name).expanduser().exists():
-            raise UserError(f"{name}: no such file or folder; expected images, folders of them, .npy or .npz")
-    out = Path(args.out).expanduser()
-    if out.exists() and not args.force:
-        raise UserError(f"{out} already exists; add --force to overwrite it, or choose another --out")
-    if (out.exists() and not out.is_file()) or not out.parent.is_dir():
-        raise UserError(f"--out={out}: expected a file name in an existing folder")
+    expect_paths([*args.paths, *filter(None, [args.like, args.images])])
+    out = new_file(args.out, args.force)
     from dlrun.console import Screen
     from dlrun.data.sheet import is_table
     from dlrun.inference import classify, submission

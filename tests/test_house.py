@@ -50,7 +50,7 @@ TABLE = {
     "ensembles": "analysis folders reports",
     "errors": "",
     "folders": "",
-    "inference": "analysis config data ensembles folders training",
+    "inference": "analysis config data ensembles folders models training",
     "losses": "",
     "models": "",
     "objectives": "data inference models",

@@ -31,7 +31,7 @@ def test_help_names_every_verb(dlrun: Callable[..., Outcome], word: str) -> None
     outcome = dlrun(word)
     assert (outcome.code, outcome.err) == (0, "")
     for verb, what in VERBS.items():
-        assert f"  {verb:<12}{what}\n" in outcome.out
+        assert f"  {verb:<14}{what}\n" in outcome.out
 
 
 def test_without_a_verb_the_usage_is_the_answer_and_an_error(dlrun: Callable[..., Outcome]) -> None:

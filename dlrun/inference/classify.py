@@ -31,7 +31,7 @@ from dlrun.folders.disk import replacing
 from dlrun.inference.predictor import Predictor
 from dlrun.vocabulary import Exit, array_slot
 
-__all__ = ["Outcome", "Sources", "batches", "divided", "predict", "votes"]
+__all__ = ["BATCH", "Outcome", "Sources", "batches", "divided", "predict", "votes"]
 
 BATCH_BYTES = 32e6  # of decoded images: three batches are in memory at once
 BATCH = 256

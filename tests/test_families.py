@@ -26,6 +26,7 @@ NEEDS = {
     "objective=distill": ("teacher", "objective.teacher={}"),
     "experiment=cifar10_speedrun": ("", "dataset=digits augment.progressive=[[6,1]]"),  # its own dataset is a download
     "model=torchvision": ("", "model.name=mobilenet_v3_small"),
+    "model=timm": ("", "model.name=test_resnet dataset.limit=40"),
 }
 DOWNLOADED = (
     "mnist",
@@ -74,6 +75,8 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
     group, _, name = option.partition("=")
     if group == "logger" and name != "none":
         pytest.importorskip(name, reason=f"the extra {name} is not installed")
+    if option == "model=timm":
+        pytest.importorskip("timm", reason="the extra timm is not installed")
     where, words = NEEDS.get(option, ("", ""))
     if where == "teacher":
         from dlrun.folders.run import claim

@@ -114,7 +114,8 @@ def _momentum(exp: Experiment, found: dict[str, _BatchNorm], steps: int, shown: 
             f"those of the last batch or two: build the norm with momentum={max(1 - (value or 1), 0.1):.2g}"
         )
         return Verdict(Outcome.WARN, f"momentum {value:g}", expected, message)
-    slow = {n: norms.left(norms.was(m), steps) for n, m in found.items() if norms.was(m)}
+    fresh = {n for n, m in norms.running(exp.model).items() if _untouched(m)}  # others were loaded with their weights
+    slow = {n: norms.left(norms.was(m), steps) for n, m in found.items() if norms.was(m) and n in fresh}
     slow = {n: share for n, share in slow.items() if share > START}
     if not slow:
         return None

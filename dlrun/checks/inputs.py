@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dlrun.checks.advice import advice, limited, raised_at
 from dlrun.checks.check import check
+from dlrun.checks.pretrained import disagreement
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, replica, samples
 from dlrun.data.batches import Batches
@@ -39,8 +40,12 @@ IMAGES, VALUES = 2000, 20_000_000  # measured at most
 
 @check(order=50)
 def inputs(exp: Experiment) -> Verdict:
-    """Compare mean and standard deviation of what the model is fed with 0 and 1, channel by channel."""
+    """Compare mean and standard deviation of what the model is fed with 0 and 1, channel by channel.
+
+    If other statistics than those of the training split normalise, with what these make of them.
+    """
     shown, expected = [], f"mean 0, std 1, each ± {OFF}, of val ± {OFF_VAL}"
+    shift, scale = _normalised_otherwise(exp)
     found: list[tuple[Outcome, str]] = []
     for name, batches, split, allowed in (
         ("train", exp.train, exp.data.train, OFF),
@@ -62,13 +67,22 @@ def inputs(exp: Experiment) -> Verdict:
                 f"all {len(x)} {name} images are identical, so there is nothing to learn; look at how they are read"
             )
             return Verdict(Outcome.FAIL, f"{name} constant", expected, message)
-        mean, std, slack = _moments(x)
+        mean, std, slack = _moments((x - shift) / scale)
         shown.append(f"{name} mean {_widest(mean):+.2f}, std {_widest(std - 1) + 1:.2f}")
         off = torch.maximum(mean.abs(), (std - 1).abs())
         found.append(_judge(name, mean, std, bool((off - slack > allowed).any())))
     # a problem of the training split explains one of validation, which its statistics normalise
     status, message = next(one for one in found if one[0] == worst(status for status, _ in found))
+    if status == Outcome.PASS and (problem := disagreement(exp)):
+        status, message = Outcome.WARN, problem
     return Verdict(status, "; ".join(shown), expected, message)
+
+
+def _normalised_otherwise(exp: Experiment) -> tuple[Tensor, Tensor]:
+    """What dataset.normalize makes of mean 0 and std 1, each (C, 1, 1)."""
+    own = exp.data.own or (exp.data.mean, exp.data.std)
+    mean, std, given, by = (torch.tensor(part).view(-1, 1, 1) for part in (*own, exp.data.mean, exp.data.std))
+    return (mean - given) / by, std / by
 
 
 def _judge(name: str, mean: Tensor, std: Tensor, off: bool) -> tuple[Outcome, str]:

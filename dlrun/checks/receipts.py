@@ -28,6 +28,7 @@ import dlrun
 from dlrun.checks.check import Check
 from dlrun.checks.result import Verdict
 from dlrun.folders.memo import read_receipt, write_receipt
+from dlrun.models.loading import loaded
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -43,6 +44,7 @@ def setup(exp: Experiment) -> dict[str, Any]:
         "config": exp.cfg.plain,
         "data": exp.data.record(),
         "code": _sources(exp),
+        "weights": made.sha256 if (made := loaded(exp.model)) else "",
         "device": [exp.device.type, str(exp.dtype)],
         "versions": [dlrun.__version__, torch.__version__],
     }

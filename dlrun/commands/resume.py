@@ -62,7 +62,7 @@ def _sweep(folder: Path, trust: list[str]) -> int:
 
 
 def _continue(run: Run, trust: list[str], accept: bool) -> int:
-    from dlrun.config.extras import require_logger
+    from dlrun.config.extras import require_logger, require_model
     from dlrun.config.schema import check_rules
     from dlrun.config.settings import Settings
     from dlrun.config.targets import check_targets
@@ -77,6 +77,7 @@ def _continue(run: Run, trust: list[str], accept: bool) -> int:
         check_rules(plain)
         check_targets(plain, trust)
         require_logger(plain)
+        require_model(plain)
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error
     from dlrun.run.execute import execute

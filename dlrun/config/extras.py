@@ -8,7 +8,7 @@ from typing import Any
 
 from dlrun.errors import UserError
 
-__all__ = ["PACKAGES", "require_launcher", "require_logger"]
+__all__ = ["PACKAGES", "require_launcher", "require_logger", "require_model"]
 
 
 def require_logger(cfg: Mapping[str, Any]) -> None:
@@ -16,6 +16,13 @@ def require_logger(cfg: Mapping[str, Any]) -> None:
     kind = _kind(cfg)
     if kind != "none" and find_spec(kind) is None:
         raise UserError(f"logger={kind}: the package {kind} is not installed; type pip install 'dlrun[{kind}]'")
+
+
+def require_model(cfg: Mapping[str, Any]) -> None:
+    """Raise UserError if the package of the chosen model is not installed; imports nothing."""
+    target = str((cfg.get("model") or {}).get("_target_", ""))
+    if target == "dlrun.models.timm.build" and find_spec("timm") is None:
+        raise UserError("model=timm: the package timm is not installed; type pip install 'dlrun[timm]'")
 
 
 def _kind(cfg: Any) -> str:

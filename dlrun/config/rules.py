@@ -84,6 +84,16 @@ def _is_weights(value: Any) -> bool:
     return value in WEIGHTS or (bool(numbers) and all(_number(one) and 0 < one < math.inf for one in numbers))
 
 
+def _is_normalize(value: Any) -> bool:
+    parts = value if isinstance(value, list) and len(value) == 2 else []
+    numbers = all(isinstance(part, list) and part and all(map(_number, part)) for part in parts)
+    return value in ("auto", "data", "weights") or (bool(parts) and numbers and min(parts[1]) > 0)
+
+
+def _is_crop(value: Any) -> bool:
+    return value == "auto" or (_number(value) and 0 < value <= 1)
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, (str, int, float))  # Hydra reads `run.name=7` as a number
 
@@ -125,6 +135,10 @@ NAMED: Mapping[str, Callable[[], Rule]] = {
     "patterns": lambda: Rule(_is_patterns, "backbone, or a list of names or patterns", several=True),
     "epochs": lambda: Rule(_is_epochs, "0, an epoch after the first, or a rising list of such epochs", several=True),
     "rate": lambda: Rule(_is_rate, "a number, 0 or more, or a multiple such as 10x", several=True),
+    "normalize": lambda: Rule(
+        _is_normalize, "auto, data, weights, or [[mean,…],[std,…]] with each std above 0", several=True
+    ),
+    "crop_pct": lambda: Rule(_is_crop, "auto, or a number more than 0 and at most 1", several=True),
     "folder": lambda: Rule(lambda v: str(v).strip() != "", "the name of a folder"),
     "name": lambda: Rule(
         lambda v: bool(_NAME.fullmatch(str(v))) and _is_text(v),

@@ -253,7 +253,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         own my mine mynet mymodel -> custom
         resnet101 resnet152 resnext50 -> resnet50
         resnet110 -> resnet56
-        vgg vgg16 vgg19 vgg11 densenet densenet121 efficientnet mobilenet vit timm pretrained -> torchvision
+        vgg vgg16 vgg19 vgg11 densenet densenet121 efficientnet mobilenet vit pretrained -> torchvision
     """),
     "optimizer": _table("""
         momentum sgdm sgdmomentum sgdwithmomentum -> sgd

@@ -21,7 +21,7 @@ from PIL import Image, ImageCms
 from PIL.Image import Image as Picture
 from PIL.Image import Transpose
 
-from dlrun.data.fitting import FILTERS, fitted, ground, scaled
+from dlrun.data.fitting import FILTERS, fitted, ground, scaled, wider
 from dlrun.data.sixteen import LUMA, of_sixteen, opaque, sixteen
 
 __all__ = [
@@ -67,7 +67,8 @@ class Decoding:
     `resize`: crop (shorter side resized, centre cut out), squash, letterbox, or none for files that have the size.
     `background`: white, black or average (of the visible pixels): under transparent pixels and around a letterbox.
     `decode`: exact, or fast and auto, which decode large JPEGs at 1/2, 1/4 or 1/8. `dtype` of the pixels; `whites`:
-    white level by kind of value (uint8, uint16, int32, float32), to scale kinds other than `held`.
+    white level by kind of value (uint8, uint16, int32, float32), to scale kinds other than `held`. `crop`: the share of
+    the shorter side that crop keeps.
     """
 
     resize: str = "crop"
@@ -78,6 +79,7 @@ class Decoding:
     held: str = "uint8"
     whites: dict[str, float] = field(default_factory=dict)
     decoder: int = VERSION
+    crop: float = 1.0
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Decoding:
@@ -85,6 +87,7 @@ class Decoding:
         made = cls(**{one.name: record[one.name] for one in fields(cls) if one.name in record})
         words = made.resize in RESIZES and made.interpolation in FILTERS and made.background in GROUNDS
         words = words and made.decode in ("exact", *GAPS) and made.held in KINDS and made.decoder in (1, VERSION)
+        words = words and isinstance(made.crop, (int, float)) and 0 < made.crop <= 1
         if not words or not isinstance(made.max_pixels, int) or not isinstance(made.whites, dict):
             raise ValueError("decoding")
         return replace(made, whites={str(kind): float(level) for kind, level in made.whites.items()})
@@ -220,7 +223,7 @@ def _draft(image: Picture, height: int, width: int, how: Decoding) -> None:
         turned = False
     columns, rows = (height, width) if turned else (width, height)
     if how.resize != "squash":
-        columns, rows = scaled(image.size, columns, rows, inside=how.resize == "letterbox")
+        columns, rows = scaled(image.size, *wider(columns, rows, how), inside=how.resize == "letterbox")
     image.draft(None, (round(columns * GAPS[how.decode]), round(rows * GAPS[how.decode])))
 
 

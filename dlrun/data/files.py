@@ -28,7 +28,8 @@ def image_folder(
     class_level: str | int = "auto",
     group_pattern: str | None = None,
     resize: str = "crop",
-    interpolation: str = "bilinear",
+    interpolation: str = "auto",
+    crop_pct: str | float = "auto",
     background: str = "white",
     decode: str = "auto",
     max_pixels: int = Decoding.max_pixels,
@@ -43,7 +44,10 @@ def image_folder(
     contain. `group_pattern` is that of `groups.by_pattern`. The others are those of `Decoding`. Classes are the sorted
     names of those of train. Raises UserError for a missing or empty folder and for a class that train does not have.
     """
-    how = Decoding(resize, interpolation, background, decode, max_pixels, decoder=decoder)
+    # those of pretrained weights are in the config by now, see dlrun/training/statistics.py
+    chosen = "bilinear" if interpolation == "auto" else interpolation
+    share = 1.0 if isinstance(crop_pct, str) else float(crop_pct)
+    how = Decoding(resize, chosen, background, decode, max_pixels, decoder=decoder, crop=share)
     form = Form(image_size, channels, how)
     typed, top = {"train": train_dir, "val": val_dir, "test": test_dir}, Path(root).expanduser()
     found = read_folder(top, typed, test, str(class_level))

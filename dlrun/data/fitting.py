@@ -9,7 +9,7 @@ from PIL import Image, ImageStat
 from PIL.Image import Image as Picture
 from PIL.Image import Resampling
 
-__all__ = ["FILTERS", "fitted", "ground", "scaled"]
+__all__ = ["FILTERS", "fitted", "ground", "scaled", "wider"]
 
 FILTERS = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC, "area": Resampling.BOX}  # all antialiased
 STRIP = 16  # resized images with more times the pixels of their crop are cut before resizing
@@ -24,6 +24,8 @@ class Fit(Protocol):
     def interpolation(self) -> str: ...
     @property
     def background(self) -> str: ...
+    @property
+    def crop(self) -> float: ...
 
 
 def fitted(image: Picture, height: int, width: int, how: Fit, white: float) -> Picture:
@@ -31,7 +33,7 @@ def fitted(image: Picture, height: int, width: int, how: Fit, white: float) -> P
     chosen = FILTERS[how.interpolation]
     if how.resize == "squash":
         return image.resize((width, height), chosen)
-    columns, rows = scaled(image.size, width, height, inside=how.resize == "letterbox")
+    columns, rows = scaled(image.size, *wider(width, height, how), inside=how.resize == "letterbox")
     left, top = round((columns - width) / 2), round((rows - height) / 2)
     if how.resize == "crop" and columns * rows > STRIP * width * height:
         # the same pixels up to rounding, without the memory of the whole: a strip of 5,000 × 1 took a gigabyte
@@ -60,6 +62,13 @@ def ground(image: Picture, background: str, alpha: Picture | None, white: float)
     else:
         colour = [0 if background == "black" else white] * bands
     return colour[0] if bands == 1 else tuple(colour)
+
+
+def wider(width: int, height: int, how: Fit) -> tuple[int, int]:
+    """The size that an image covers before a crop of (width, height) is cut out, rounded down as in timm."""
+    if how.resize != "crop" or how.crop == 1:
+        return width, height
+    return int(width / how.crop + 1e-6), int(height / how.crop + 1e-6)
 
 
 def scaled(size: tuple[int, int], width: int, height: int, *, inside: bool) -> tuple[int, int]:

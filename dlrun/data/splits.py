@@ -114,6 +114,7 @@ class Data:
     fold: int = 0
     notes: tuple[str, ...] = ()  # those of Raw
     account: Account | None = None  # of the files that were read and left out
+    own: tuple[list[float], list[float]] | None = None  # of `train`, if other mean and std normalise
 
     @cached_property
     def audit(self) -> Audit:
@@ -152,6 +153,7 @@ class Data:
             "balance": self.balance,
             "mean": self.mean,
             "std": self.std,
+            **({"train_mean": self.own[0], "train_std": self.own[1]} if self.own else {}),
             "split_seed": self.split_seed,
             "val_fraction": self.val_fraction,
             "units": self.units.record(),

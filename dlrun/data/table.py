@@ -64,7 +64,8 @@ def table(
     weight_column: str | None = None,
     group_pattern: str | None = None,
     resize: str = "crop",
-    interpolation: str = "bilinear",
+    interpolation: str = "auto",
+    crop_pct: str | float = "auto",
     background: str = "white",
     decode: str = "auto",
     max_pixels: int = Decoding.max_pixels,
@@ -77,7 +78,10 @@ def table(
     the sorted labels; labels that are numbers sort as numbers. The keys from `resize` to `decoder` are those of
     `Decoding`, image_size and channels those of `Form`. Raises UserError for a table that cannot be read, and BadData.
     """
-    how = Decoding(resize, interpolation, background, decode, max_pixels, decoder=decoder)
+    # those of pretrained weights are in the config by now, see dlrun/training/statistics.py
+    chosen = "bilinear" if interpolation == "auto" else interpolation
+    share = 1.0 if isinstance(crop_pct, str) else float(crop_pct)
+    how = Decoding(resize, chosen, background, decode, max_pixels, decoder=decoder, crop=share)
     form = Form(image_size, channels, how)
     found = read(Path(csv).expanduser())
     places = _places(found.path, images)

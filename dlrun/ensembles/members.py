@@ -149,7 +149,8 @@ def agree(members: Sequence[Member]) -> None:
     first = members[0]
     for other in members[1:]:
         for what in ("classes", "shape", *(("mean", "std") if first.own is None else ())):
-            a, b = first.data[what], other.data[what]
+            # of the training images: members may normalise by other statistics, such as those of pretrained weights
+            a, b = (member.data.get(f"train_{what}", member.data[what]) for member in (first, other))
             if what in ("classes", "shape"):
                 same = list(a) == list(b)
             else:

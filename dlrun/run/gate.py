@@ -156,4 +156,4 @@ def headline(exp: Experiment) -> str:
         f"{exp.device.type} {str(exp.dtype).removeprefix('torch.')}",
         f"seed {cfg.seed}",
     ]
-    return "\n".join(["; ".join(parts), *([] if len(exp.data.val) else [note(cfg)]), *exp.data.notes])
+    return "\n".join(["; ".join(parts), *([] if len(exp.data.val) else [note(cfg)]), *exp.data.notes, *exp.notes])

@@ -23,6 +23,7 @@ from dlrun.data.batches import Augment, Batch, Batches
 from dlrun.errors import UserError, first_line
 from dlrun.models.depths import classifiers, depths
 from dlrun.models.init import head, initialise, output_bias
+from dlrun.models.loading import loaded
 from dlrun.models.whitening import whiten
 from dlrun.optim.groups import layer_rates, parameter_groups
 from dlrun.optim.schedulers import Scheduler
@@ -33,6 +34,7 @@ from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.objective import with_batch
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
+from dlrun.training.statistics import fitted_to_weights
 from dlrun.training.unselected import unselected
 from dlrun.vocabulary import lower_is_better
 
@@ -69,6 +71,7 @@ class Experiment:
     average: nn.Module | None = None  # the running average of the weights, with trainer.ema
     frozen: freezing.Freezing | None = None  # what model.freeze asks for
     compiled: nn.Module | None = None  # the model as torch.compile made it, with trainer.compile
+    notes: tuple[str, ...] = ()  # one line each on pretrained weights and their input, for the screen
 
     @property
     def stepped(self) -> nn.Module:
@@ -102,8 +105,9 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     Data comes from `shared`, if given, unless it is `data` that was read before. Raises UserError for what the config
     asks for and cannot be had.
     """
+    check_targets(cfg.plain, list(cfg.trust))
+    cfg, notes = fitted_to_weights(cfg)
     plain, trust, trainer = cfg.plain, list(cfg.trust), cfg.trainer
-    check_targets(plain, trust)
     device = pick_device(trainer.device)
     torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
     memory.keep_freed()
@@ -150,6 +154,7 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         frozen=frozen,
         compiled=compiled(model, device) if trainer.compile else None,
         average=averaging.started(model) if trainer.ema else None,
+        notes=(*notes, *(made.lines() if (made := loaded(model)) else ())),
         train=batches,
         val=_normalised(data, data.val, device, batch_size=trainer.eval_batch_size),
     )

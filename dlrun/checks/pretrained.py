@@ -79,10 +79,8 @@ def _by_norm(exp: Experiment, mean: Sequence[float], std: Sequence[float], chann
     other, scale = tried[best]
     words = f"{now:.2g} from what its first batch norm has kept, with {best} {distances[best]:.2g}"
     fix = "data" if best == "the data's own" else f"[[{_row(other)}],[{_row(scale)}]]"
-    return (
-        now,
-        f"the loaded weights were trained on inputs of another mean and std ({words}): type dataset.normalize={fix}",
-    )
+    what = f"the loaded weights were trained on inputs of another mean and std ({words})"
+    return now, f"{what}: type dataset.normalize={fix}"
 
 
 def _channels(values: Sequence[float], channels: int, x: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ def _channels(filters: Tensor, own: Tensor) -> Tensor:
     have, want = filters.shape[1] if filters.ndim == 4 else 0, own.shape[1]
     if have == want or have not in (1, 3):
         return filters
-    return filters.sum(1, keepdim=True).div(want).repeat(1, want, 1, 1)
+    return filters.to(own.dtype).sum(1, keepdim=True).div(want).repeat(1, want, 1, 1)
 
 
 def _fitted(

@@ -129,13 +129,9 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     last = head(model, len(data.classes))
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
     optimizer = _optimizer(plain["optimizer"], trainer, trust, model, frozen, len(data.classes), **apart)
-    counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
-    loss = instantiate(_own_loss(plain["loss"]), trust, "loss", class_counts=counts).to(device)
+    loss = _loss(plain["loss"], trust, data).to(device)
     if plain["model"].get("output_bias") == "frequency":
         output_bias(model, prior(data, loss))
-    if data.train.weights is not None and not hasattr(loss, "weights"):
-        name = plain["loss"]["_target_"]
-        raise UserError(f"loss._target_={name}: takes no weights of samples; choose loss=cross_entropy, or omit them")
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
     batches = _train_batches(cfg, data, device, _augment(plain["augment"], trust, data))
     made = Experiment(
@@ -154,13 +150,22 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         frozen=frozen,
         compiled=compiled(model, device) if trainer.compile else None,
         average=averaging.started(model) if trainer.ema else None,
-        notes=(*notes, *(made.lines() if (made := loaded(model)) else ())),
+        notes=(*notes, *(start.lines() if (start := loaded(model)) is not None else ())),
         train=batches,
         val=_normalised(data, data.val, device, batch_size=trainer.eval_batch_size),
     )
     if sides := getattr(made.train.augment, "sides", ()):
         _smaller(made, sides)
     return made
+
+
+def _loss(node: dict[str, Any], trust: list[str], data: Data) -> nn.Module:
+    counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
+    loss: nn.Module = instantiate(_own_loss(node), trust, "loss", class_counts=counts)
+    if data.train.weights is not None and not hasattr(loss, "weights"):
+        name = node["_target_"]
+        raise UserError(f"loss._target_={name}: takes no weights of samples; choose loss=cross_entropy, or omit them")
+    return loss
 
 
 def _own_loss(node: dict[str, Any]) -> dict[str, Any]:

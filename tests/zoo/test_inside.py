@@ -215,6 +215,111 @@ class FrozenFunction(Net):
         return F.batch_norm(x, mean, var, training=self.training and not self.fault)
 
 
+# state that a forward pass changes
+
+
+@fault("a layer created in forward", "state", "Conv2d at test_inside.py:", "fail")
+class CreatedAnew(Net):
+    def between(self, x: Tensor) -> Tensor:
+        return nn.Conv2d(8, 8, 1)(x) if self.fault else self.conv2(x)
+
+
+@fault("weights initialised in forward", "state", "conv2.weight", "fail")
+class InitialisedAnew(Net):
+    def before(self, x: Tensor) -> Tensor:
+        if self.fault:
+            nn.init.xavier_uniform_(self.conv2.weight)
+        return x
+
+
+@fault("weights rounded in forward", "state", "optimizer changes is lost", "fail")
+class Rounded(Net):
+    def before(self, x: Tensor) -> Tensor:
+        if self.fault:
+            self.conv2.weight.data = (self.conv2.weight.data * 8).round() / 8
+        return x
+
+
+@fault("weights binary for good", "state", "sign()", "fail")
+class Binary(Net):
+    def late(self, x: Tensor) -> Tensor:
+        if self.fault:
+            self.head.weight.data = 0.05 * self.head.weight.data.sign()
+        return x
+
+
+class WithDropout(Net):
+    def build(self, fault: bool) -> None:
+        self.drop = nn.Dropout(0.3)
+
+    def late(self, x: Tensor) -> Tensor:
+        return self.drop(x)
+
+
+@fault("eval() in forward", "state", "remove eval()", "fail")
+class EvalInForward(WithDropout):
+    def before(self, x: Tensor) -> Tensor:
+        if self.fault:
+            self.eval()
+        return x
+
+
+@fault("train() in forward", "state", "remove train()", "fail")
+class TrainInForward(WithDropout):
+    def before(self, x: Tensor) -> Tensor:
+        if self.fault:
+            self.drop.train()
+        return x
+
+
+@fault("train() that keeps evaluation mode", "state", "drops nothing in training")
+class NeverTrains(WithDropout):
+    def train(self, mode: bool = True) -> Any:
+        return super().train(mode and not self.fault)
+
+
+@fault("train() that stops at the model", "state", "super().train(mode)")
+class StopsAtTheTop(WithDropout):
+    def train(self, mode: bool = True) -> Any:
+        self.training = mode
+        return self if self.fault else super().train(mode)
+
+
+@fault("a part in evaluation mode that is trained", "state", "part.1 drops nothing")
+class PartInEvaluation(Net):
+    def build(self, fault: bool) -> None:
+        self.part = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Dropout(0.3))
+        self.part.requires_grad_(fault)
+
+    def train(self, mode: bool = True) -> Any:
+        super().train(mode)
+        self.part.eval()  # right if its weights are frozen
+        return self
+
+    def between(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
+@fault("a mean that evaluation changes", "state", "if self.training")
+class MeanOfEvaluation(Net):
+    def build(self, fault: bool) -> None:
+        self.register_buffer("mean", torch.zeros(8))
+
+    def between(self, x: Tensor) -> Tensor:
+        assert isinstance(self.mean, Tensor)
+        if self.fault or self.training:
+            self.mean.mul_(0.99).add_(0.01 * x.detach().mean((0, 2, 3)))
+        return x - self.mean.view(1, -1, 1, 1)
+
+
+@fault("a seed in forward", "state", "manual_seed")
+class Seeded(WithDropout):
+    def before(self, x: Tensor) -> Tensor:
+        if self.fault:
+            torch.manual_seed(0)
+        return x
+
+
 PAIRS = [Pair(n, c, w, wear(lambda net=net: net(True)), wear(lambda net=net: net(False)), "", s) for n, c, w, s, net in FAULTS]  # type: ignore[misc]  # fmt: skip  # noqa: E501
 
 
@@ -258,6 +363,30 @@ class Gated(Net):
         return x * self.gate(x).softmax(1) + self.high(self.low(x))
 
 
-@pytest.mark.parametrize("net", [Straight, Kept, Gated])
+class Projected(Net):
+    """Weights of a norm of at most 1, as in EEGNet: a projection of what the optimizer made."""
+
+    def before(self, x: Tensor) -> Tensor:
+        self.conv1.weight.data = self.conv1.weight.data.renorm(2, 0, 1.0)
+        return x
+
+
+class Cached(Net):
+    """Computes a table in the first pass."""
+
+    def build(self, fault: bool) -> None:
+        self.register_buffer("table", torch.zeros(0))
+
+    def between(self, x: Tensor) -> Tensor:
+        assert isinstance(self.table, Tensor)
+        if not len(self.table):
+            self.table = torch.linspace(0, 1, 8)
+        return x * self.table
+
+
+@pytest.mark.parametrize("net", [Straight, Kept, Gated, Projected, Cached])
 def test_what_is_sound_inside_of_a_network_passes(net: type[Net]) -> None:
-    assert checked("flow", "", wear(lambda: net(False))).status == "pass"
+    assert {check: checked(check, "", wear(lambda: net(False))).status for check in ("flow", "state")} == {
+        "flow": "pass",
+        "state": "pass",
+    }

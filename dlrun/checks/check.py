@@ -38,6 +38,7 @@ class Check:
     timed: the function takes the remaining seconds as its second argument, and ends in time
     depends_on: the parts of the config that its receipt depends on
     keeps_receipt: whether a pass or a warning may be reused for the same setup
+    by_module: it can omit single modules, check.skip=[NAME:MODULE] (dlrun.checks.exempt)
     """
 
     name: str
@@ -47,6 +48,7 @@ class Check:
     timed: bool = False
     depends_on: tuple[str, ...] = SETUP
     keeps_receipt: bool = True
+    by_module: bool = False
 
     @property
     def module(self) -> str:
@@ -65,11 +67,13 @@ def check(
     timed: bool = False,
     depends_on: tuple[str, ...] = SETUP,
     keeps_receipt: bool = True,
+    by_module: bool = False,
 ) -> Callable[[Callable[..., Verdict]], Check]:
     """Make a function a check; the attributes are those of `Check`."""
 
     def decorate(function: Callable[..., Verdict]) -> Check:
-        return Check(function.__name__, function, order, needs_outputs, timed, depends_on, keeps_receipt)
+        name = function.__name__
+        return Check(name, function, order, needs_outputs, timed, depends_on, keeps_receipt, by_module)
 
     return decorate
 

@@ -80,16 +80,16 @@ def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
     if best is None:
         message = f"too few samples to hold some out, or no trainable parameter; add samples{limited(exp)}"
         return Verdict(Outcome.SKIP, "", expected, message)
+    if steps < LEAST or (seconds < SECONDS and perf_counter() > deadline):
+        why = "the model is too slow on this device" if seconds == SECONDS else "raise check.budget"
+        message = f"undecided after {steps} steps in {seconds:.0f} s: {why}"
+        return Verdict(Outcome.SKIP, best.shown, expected, message)
     if best.p < POSSIBLE:
         message = (
             "the network barely generalises from a subset: a hard dataset, or a partly corrupted one; "
             "look at some images and their labels"
         )
         return Verdict(Outcome.WARN, best.shown, expected, message)
-    if steps < LEAST or (seconds < SECONDS and perf_counter() > deadline):
-        why = "the model is too slow on this device" if seconds == SECONDS else "raise check.budget"
-        message = f"undecided after {steps} steps in {seconds:.0f} s: {why}"
-        return Verdict(Outcome.SKIP, best.shown, expected, message)
     if not learned:
         message = f"undecided: in {steps} steps the network did not learn the subset itself; see `overfit`"
         return Verdict(Outcome.SKIP, best.shown, expected, message)

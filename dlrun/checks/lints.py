@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from dlrun.checks.advice import advice
 from dlrun.checks.check import check
+from dlrun.checks.exempt import judged
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, samples
 from dlrun.training.copies import copied
@@ -30,7 +31,7 @@ from dlrun.vocabulary import Outcome
 __all__ = ["lint_activation", "lint_bias", "lint_width"]
 
 
-@check(order=140, needs_outputs=True)
+@check(order=140, needs_outputs=True, by_module=True)
 def lint_bias(exp: Experiment) -> Verdict:
     """Find biases that the norm right after their layer cancels (M5)."""
     model = copied(exp.model).train()
@@ -56,7 +57,7 @@ def lint_bias(exp: Experiment) -> Verdict:
             module.register_forward_pre_hook(used)
     with torch.no_grad():
         model(samples(exp, 4)[0])
-    if redundant:
+    if redundant := judged(exp, "lint_bias", redundant):
         message = f"the norm after {named(redundant)} cancels its bias: build the layer with bias=False"
         return Verdict(Outcome.WARN, f"{len(redundant)} redundant", "none", message)
     return Verdict(Outcome.PASS, "none redundant", "none", "no bias is cancelled by a norm")

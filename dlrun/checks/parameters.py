@@ -22,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from dlrun.checks.advice import advice
 from dlrun.checks.chance import expected_loss
 from dlrun.checks.check import SETUP, check
+from dlrun.checks.exempt import judged
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, named, peak_rates, replica, samples, training, twin
 from dlrun.data.batches import Batch
@@ -39,7 +40,7 @@ MOMENTUM = 0.999  # averages over a thousand steps
 SANE = 0.01  # a rate at which few optimizers explode
 
 
-@check(order=120, needs_outputs=True)
+@check(order=120, needs_outputs=True, by_module=True)
 def parameters(exp: Experiment) -> Verdict:
     """Look for parameters without a gradient and for tensors that get one but are not parameters."""
     if (found := _frozen(exp)) is not None:
@@ -64,7 +65,7 @@ def parameters(exp: Experiment) -> Verdict:
         )
         return Verdict(Outcome.FAIL, f"{len(strangers)} unregistered", expected, message)
     chosen = _routed(exp) if missed else ()
-    missed = [n for n in missed if not n.startswith(chosen)] if chosen else missed
+    missed = judged(exp, "parameters", (n for n in missed if not chosen or not n.startswith(chosen)))
     if missed:
         message = (
             f"no gradient reaches {named(missed)}: a detach() or no_grad(), a layer that forward() "

@@ -52,7 +52,10 @@ def setup(exp: Experiment) -> dict[str, Any]:
 
 def key(check: Check, setup: Mapping[str, Any]) -> str:
     """Return the hash of a check and everything that it depends on."""
-    about = {**setup, "check": check.name, "config": {part: setup["config"][part] for part in check.depends_on}}
+    skip = setup["config"]["check"]["skip"] if check.by_module else []
+    omitted = [word for word in skip if word.startswith(f"{check.name}:")]
+    config = {part: setup["config"][part] for part in check.depends_on}
+    about = {**setup, "check": check.name, "omitted": sorted(omitted), "config": config}
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from dlrun.checks import receipts
+from dlrun.checks import exempt, receipts
 from dlrun.checks.advice import raised_at
 from dlrun.checks.check import Check, find_checks
 from dlrun.checks.result import Result, Verdict
@@ -25,8 +25,12 @@ CHECKS = find_checks()
 
 
 def run(exp: Experiment) -> list[Result]:
-    """Run the chosen checks on copies; the experiment and the random state are the same afterwards."""
+    """Run the chosen checks on copies; the experiment and the random state are the same afterwards.
+
+    Raises UserError if check.skip names a module that the model does not have.
+    """
     options = exp.cfg.check
+    exempt.verify(exp, CHECKS)
     chosen = [c for n, c in CHECKS.items() if (not options.only or n in options.only) and n not in options.skip]
     began = time.perf_counter()
     setup = receipts.setup(exp)

@@ -7,10 +7,16 @@ are warnings. Cannot detect: an activation missing in one place among others; se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.overrides import TorchFunctionMode
 
 from dlrun.checks.check import check
+from dlrun.checks.exempt import judged
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, samples, settle
 from dlrun.training.copies import copied
@@ -24,7 +30,7 @@ AFFINE = 1e-4  # of the spread of the logits: rounding leaves less, the least be
 ROUTES = (nn.ModuleList, nn.ModuleDict, nn.MultiheadAttention)
 
 
-@check(order=68, needs_outputs=True)
+@check(order=68, needs_outputs=True, by_module=True)
 def structure(exp: Experiment) -> Verdict:
     """Look for parts that do not run, run twice by accident, or do nothing."""
     model = copied(exp.model).train()
@@ -32,12 +38,12 @@ def structure(exp: Experiment) -> Verdict:
     ran: set[int] = set()
     for module in model.modules():
         module.register_forward_hook(lambda m, *_: ran.add(id(m)) or None)  # type: ignore[func-returns-value]
-    with torch.no_grad():
+    with torch.no_grad(), _Attention() as attention:
         model(x)
     count = sum(1 for _ in model.modules())
     for value, message in (
         _shared(model),
-        _idle(model, ran),
+        _idle(exp, model, ran, attention.rates),
         _affine(exp, x),
     ):
         if message:
@@ -67,24 +73,42 @@ def _shared(model: nn.Module) -> Found:
     return FINE
 
 
-def _idle(model: nn.Module, ran: set[int]) -> Found:
+class _Attention(TorchFunctionMode):
+    """Collects the rates at which attention drops within its one kernel, taken from a dropout that never runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rates = {0.0}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
+            self.rates.add(float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)))
+        return func(*args, **kwargs)
+
+
+def _idle(exp: Experiment, model: nn.Module, ran: set[int], rates: set[float]) -> Found:
     """Modules without weights, such as activations, that the forward pass leaves out; for others see `parameters`."""
     routed = [name for name, m in model.named_modules() if isinstance(m, ROUTES)]
     idle = [
-        f"{name} ({type(m).__name__})"
+        name
         for name, m in model.named_modules()
         if id(m) not in ran
         and not any(True for _ in m.parameters())
         and not any(True for _ in m.children())
         and type(m).__module__.startswith("torch.nn.")  # others may be called if there is a use for them
         and not isinstance(m, (nn.Identity, nn.Sequential))
+        and not (isinstance(m, _DropoutNd) and m.p in rates)
         and not any(name.startswith(f"{prefix}.") or name == prefix or not prefix for prefix in routed)
     ]
-    if not idle:
+    if not (idle := judged(exp, "structure", idle)):
         return FINE
+    shown = named([f"{name} ({type(model.get_submodule(name)).__name__})" for name in idle])
     return (
         f"{len(idle)} never run",
-        f"{named(idle)} is part of the model, but forward() never calls it: use or remove it",
+        f"{shown} is part of the model, but forward() never calls it: use or remove it",
     )
 
 

@@ -123,6 +123,11 @@ def _one_of(listing: Callable[[], tuple[Any, ...]]) -> Rule:
     return Rule(holds, "one of ", listing)
 
 
+def _omitted(word: str) -> str:
+    """The check of `CHECK` or `CHECK:MODULE`."""
+    return word.partition(":")[0]
+
+
 NAMED: Mapping[str, Callable[[], Rule]] = {
     "any": lambda: Rule(lambda v: True, "any value"),
     "odd": lambda: Rule(lambda v: _number(v, True) and v > 0 and v % 2 == 1, "an odd number: 1, 3, 5, 7 …"),
@@ -157,6 +162,12 @@ NAMED: Mapping[str, Callable[[], Rule]] = {
     "metric": lambda: _one_of(lambda: METRICS),
     "score": lambda: _one_of(lambda: SCORED),
     "check": lambda: _one_of(check_names),
+    # the modules are those of the model, which is built later (dlrun.checks.exempt)
+    "omission": lambda: Rule(
+        lambda v: isinstance(v, str) and _omitted(v) in check_names() and not v.endswith(":"),
+        "one of ",
+        check_names,
+    ),
 }
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"

@@ -9,7 +9,8 @@ Detects: a custom backward with a wrong sign, factor or term, down to that of on
 item(), rounding; gradients that are NaN or too small to compare (C6). Cannot detect: a forward that computes
 something other than intended, a backward that is wrong for a few entries of a big tensor only, code that does
 not run on these samples, errors that appear only in float32 or bfloat16. An intentional surrogate gradient, such as
-straight-through rounding, is reported as wrong: check.skip=[gradient].
+straight-through rounding, is reported as wrong: check.skip=[gradient:blocks.3.ste] holds the output of this module
+constant, so that all other gradients are compared, and names the tensors that act through it alone as not judged.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from torch import Tensor, nn
 
 from dlrun.checks.advice import advice
 from dlrun.checks.check import check
+from dlrun.checks.exempt import exempt
 from dlrun.checks.gradient.differences import KINKED, SMOOTH, Comparison, NotComparable, Slopes
-from dlrun.checks.gradient.doubles import burn_in, doubled, float64, holds_constant, off_zero
+from dlrun.checks.gradient.doubles import burn_in, doubled, float64, hold_outputs, holds_constant, off_zero
 from dlrun.checks.gradient.kinks import STEPS
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, no_trace
@@ -51,6 +53,8 @@ class _Findings:
     tiny: list[str] = field(default_factory=list)
     advice: str = ""
     unreached: str = ""  # the phase in which the time ran out
+    exempt: tuple[str, ...] = ()  # modules with a surrogate gradient (check.skip)
+    behind: list[str] = field(default_factory=list)  # tensors that act through these alone
 
     def tensors(self, *states: str, whole: bool = False) -> set[str]:
         """Names of those with a comparison in one of the states; along a direction if `whole`."""
@@ -58,7 +62,7 @@ class _Findings:
         return {m.name for m in moves if m.entry is None or not whole}
 
 
-@check(order=190, needs_outputs=True, timed=True)
+@check(order=190, needs_outputs=True, timed=True, by_module=True)
 def gradient(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Compare the gradients of a float64 copy with centred differences, for about `seconds` at most."""
     deadline = time.perf_counter() + seconds
@@ -71,6 +75,8 @@ def gradient(exp: Experiment, seconds: float = float("inf")) -> Verdict:
                 raise NotComparable("no parameter is trainable")
             off_zero(parameters)
             found = _Findings(list(parameters), samples, advice=advice(exp, "model.norm=batch", "model.init=he_normal"))
+            hold_outputs(model, exempt(exp, "gradient"))
+            found.exempt = exempt(exp, "gradient")
             verdict = _phases(exp, model, loss, parameters, found, deadline)
             return replace(verdict, message=f"{verdict.message}{CONSTANT}") if constant else verdict
         except NotComparable as error:
@@ -92,6 +98,10 @@ def _phases(
         if phase == "burn-in":
             burn_in(loss, parameters)
         slopes = Slopes(function, parameters, deadline)
+        if found.exempt and phase == "start":
+            found.behind = [n for n in slopes.parameters if not slopes.gradients[n].any()]
+            if len(found.behind) == len(slopes.parameters):
+                raise NotComparable(f"undecided: every gradient passes through {named([*found.exempt])} (check.skip)")
         found.layers = max(found.layers, slopes.layers)
         bad = _not_finite(slopes, phase, found.advice) or _compared(slopes, phase, found)
         if bad is None and phase == "start":
@@ -171,7 +181,10 @@ def _cause(c: Comparison, samples: int) -> str:
     if c.state != "wrong":
         return "too large for rounding: the backward lacks a small term, or has an inexact constant"
     if abs(c.numeric) <= c.floor:
-        return "the loss does not change: an intentional surrogate gradient (straight-through), or a mistake"
+        return (
+            "the loss does not change: a mistake, or an intentional surrogate gradient (straight-through), "
+            "which check.skip=[gradient:MODULE] declares"
+        )
     ratio = c.analytic / c.numeric
     known = {
         -1.0: "the sign is flipped",
@@ -193,7 +206,7 @@ def _vanished(slopes: Slopes, found: _Findings) -> Verdict | None:
     lost = [n for n in slopes.parameters if n in zero and slopes.reaches(n)]
     without = [n for n in lost if not slopes.gradients[n].any()]
     steps = [s for s in slopes.seen.cuts if s in STEPS]
-    if without and steps:
+    if without and steps and not found.exempt:
         message = f"the loss depends on {without[0]}, but its gradient is 0: it is lost in {', '.join(steps)}"
         return Verdict(Outcome.FAIL, f"0 in {len(without)} tensors", "a gradient", message)
     largest = {n: float(g.abs().max()) for n, g in slopes.gradients.items()}
@@ -237,10 +250,12 @@ def _summary(found: _Findings) -> Verdict:
             Outcome.WARN,
             f"not smooth enough for a difference quotient: {named(rough)}; jumps, rounding or noise: ",
         )
-        message += "if intended, use check.skip=[gradient]"
+        message += "if intended, use check.skip=[gradient], or check.skip=[gradient:MODULE] for one module"
     else:
         crossed = sum(c.crossed > 0 for c in found.done)
         message += f"; {crossed} of {len(found.done)} comparisons crossed a kink" if crossed else ""
+        if found.behind:
+            message += f"; not judged, as they act through {named([*found.exempt])} alone: {named(found.behind)}"
     return Verdict(status, value, _expected(found.layers), message)
 
 

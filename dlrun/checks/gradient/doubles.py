@@ -6,11 +6,13 @@ Reached by `dlrun check check.only=[gradient]`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from dlrun.checks.gradient.differences import NotComparable, gradients
 from dlrun.checks.gradient.kinks import Winners
@@ -20,7 +22,7 @@ from dlrun.training.copies import copied
 from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import seed_everything
 
-__all__ = ["burn_in", "doubled", "float64", "holds_constant", "off_zero"]
+__all__ = ["burn_in", "doubled", "float64", "hold_outputs", "holds_constant", "off_zero"]
 
 SAMPLES = 4
 LARGE, SMALL = 5_000_000, 16  # one sample less above so many parameters, unless images have so few pixels a side
@@ -98,6 +100,26 @@ def holds_constant(exp: Experiment) -> bool:
         return False
     uphill = numeric[0][0] > 0.1 * numeric[0][1] > 0
     return uphill and any(abs(found - own) > 1e-3 * max(abs(found), abs(own)) for found, own in numeric)
+
+
+def hold_outputs(model: nn.Module, names: Iterable[str]) -> None:
+    """Let modules answer every forward pass of the model with the outputs of the first, as constants.
+
+    What lies before them then neither has a gradient through them nor changes the loss through them.
+    """
+    for name in names:
+        kept: list[Any] = []
+        calls = [0]
+        model.register_forward_pre_hook(lambda *_, calls=calls: calls.__setitem__(0, 0))
+
+        def hold(_module: nn.Module, _args: Any, output: Any, kept: list[Any] = kept, calls: list[int] = calls) -> Any:
+            if calls[0] == len(kept):
+                with torch.no_grad():
+                    kept.append(tree_map_only(Tensor, torch.clone, output))
+            calls[0] += 1
+            return kept[calls[0] - 1]
+
+        model.get_submodule(name).register_forward_hook(hold)
 
 
 @torch.no_grad()

@@ -25,6 +25,8 @@ NEEDS = {
     "model=custom": ("", "model._target_=torchmodel.Net trust=[torchmodel]"),
     "objective=distill": ("teacher", "objective.teacher={}"),
     "experiment=cifar10_speedrun": ("", "dataset=digits augment.progressive=[[6,1]]"),  # its own dataset is a download
+    "experiment=scratch": ("photos", "dataset.root={} dataset.image_size=16 model.width=8"),
+    "experiment=fast": ("photos", "dataset.root={} dataset.image_size=16 model.width=8"),
     "model=torchvision": ("", "model.name=mobilenet_v3_small"),
     "model=timm": ("", "model.name=test_resnet dataset.limit=40"),
 }
@@ -86,7 +88,7 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
         assert execute(composed(*tiny), claim(str(outside / "teacher"), "")) == 0
     source = {"photos": "photos", "arrays": "arrays.npz", "table": "table.csv", "teacher": "teacher"}.get(where, "")
     more = words.format(outside / source).split()
-    limit = ["dataset.limit=0"] if "dataset" in option else []
+    limit = ["dataset.limit=0"] if where == "photos" or "dataset" in option else []
     exp = build(composed(*CHEAP, *limit, option, *more))
     x, y, _ = next(exp.train.epoch(exp.cfg.trainer.epochs))  # the first may have smaller images
     channels = exp.data.shape[2]

@@ -167,7 +167,7 @@ class Composer:
             base = self._read(self._root, chosen)
             default = base["hydra"]["launcher"]
             schema = {**self._schema(chosen, base), "hydra": {"launcher": default}}
-            cfg = OmegaConf.create(base, flags={"struct": True})
+            cfg = OmegaConf.create(_fitting(base, schema, chosen), flags={"struct": True})
             values = [o for o in overrides if not self.chooses(o)]
             for override in values:
                 self._set(cfg, override, schema)
@@ -282,6 +282,15 @@ class Composer:
             folders = cfg["hydra"]["runtime"]["folders"]
             known = groups if "." not in str(wrong) else ()
             raise UserError(unknown(str(wrong), names, known, text, Options(folders, self._root))) from None
+
+
+def _fitting(base: dict[str, Any], schema: dict[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
+    """The config without what a preset sets for the option that was typed away, such as the image size of a folder."""
+    if base["hydra"]["runtime"]["choices"].get("experiment") is None:
+        return base
+    typed = {word.partition("=")[0] for word in chosen} & schema.keys() & base.keys()
+    kept = {group: {k: v for k, v in base[group].items() if k in schema[group]} for group in typed}
+    return {**base, **kept}
 
 
 def _known_to_dlrun(key: str) -> bool:

@@ -133,6 +133,7 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
         return f"loss {loss:.4f} acc {correct:.4f} {seen / (time.perf_counter() - started):,.0f}/s"
 
     for i, (x, y, index) in enumerate(screen.steps(exp.train.epoch(epoch), steps, epoch, planned, progress)):
+        pace.measure(trainer, state, i, steps, lambda: time.perf_counter() - started)
         exp.scheduler.set(pace.at(trainer, state, i / steps))
         weight = None if exp.train.weights is None else exp.train.weights[index]
         batch = Batch(x, y, index, epoch=epoch, step=i, seed=exp.cfg.seed, weight=weight)

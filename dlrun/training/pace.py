@@ -1,19 +1,21 @@
 """Where a run is in its schedule, and how many epochs are left: by number, or by time (`trainer.hours=2`, O3).
 
 With trainer.hours the schedule of trainer.epochs epochs is stretched or compressed, so that it ends with the time.
-After each epoch the epochs that still fit are counted anew, from the mean time of those before, and the rest of the
-schedule is divided among them. The plan is part of the checkpoint: only measured times decide, and a resumed run
-continues it.
+After a twentieth of the first epoch, and after each epoch, the epochs that still fit are counted anew, from the mean
+time of those before, and the rest of the schedule is divided among them. The plan is part of the checkpoint: only
+measured times decide, and a resumed run continues it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dlrun.config.settings import Trainer
 from dlrun.training.checkpoint import State
 
-__all__ = ["at", "begin", "end_epoch", "epochs", "finished", "planned"]
+__all__ = ["at", "begin", "end_epoch", "epochs", "finished", "measure", "planned"]
+
+MEASURED = 3  # steps, at least: the first one is slower
 
 
 def begin(trainer: Trainer, state: State, before: float = 0.0) -> None:
@@ -43,6 +45,13 @@ def at(trainer: Trainer, state: State, done: float) -> float:
     if not trainer.hours:
         return state.epoch + done
     return state.position + (trainer.epochs - state.position) / max(1, state.left) * done
+
+
+def measure(trainer: Trainer, state: State, step: int, steps: int, clock: Callable[[], float]) -> None:
+    """Plan a new run by a twentieth of its first epoch; `clock` gives the seconds that these steps took."""
+    if trainer.hours and not state.epoch and step == max(MEASURED, steps // 20):
+        seconds = trainer.hours * 3600 - state.before
+        state.left = max(1, int(seconds / (clock() / step * steps)))
 
 
 def end_epoch(trainer: Trainer, state: State) -> None:

@@ -54,6 +54,25 @@ def test_the_schedule_ends_with_the_time(epochs: int, seconds: float, before: fl
     assert pace.finished(trainer, state)
 
 
+def test_the_first_steps_decide_how_much_of_the_schedule_the_first_epoch_takes() -> None:
+    trainer, state = Trainer(epochs=30, hours=100 / 3600), State()
+    pace.begin(trainer, state, before=10.0)
+    asked = []
+
+    def clock() -> float:
+        asked.append(1)
+        return 4.0
+
+    for step in range(100):
+        pace.measure(trainer, state, step, 100, clock)
+        assert state.left == (30 if step < 5 else 1)  # 5 of 100 steps took 4 of the 90 seconds
+    assert pace.at(trainer, state, 1.0) == 30
+    assert len(asked) == 1
+    pace.measure(Trainer(), State(), 5, 100, clock)
+    pace.measure(trainer, State(epoch=1), 5, 100, clock)
+    assert len(asked) == 1
+
+
 def test_a_machine_that_slows_down_shortens_the_rest() -> None:
     trainer = Trainer(epochs=10, hours=100 / 3600)
     state, places = walked(trainer, lambda epoch: 5.0 if epoch < 8 else 20.0)

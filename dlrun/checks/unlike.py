@@ -8,13 +8,14 @@ place, which no such change explains, are not marked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 from math import log
 
 import torch
 from torch import Tensor
 
-__all__ = ["noisy", "order", "rough", "unlike"]
+__all__ = ["alike", "noisy", "order", "rough", "unlike"]
 
 GRID = 4  # cells a side of the mean image
 FAR, NEARER = 40.0, 4.0  # squared distance in standard errors, and how much nearer another order has to be
@@ -39,6 +40,12 @@ def unlike(train: Tensor, other: Tensor) -> str | None:
         if (word := differs(train, other)) is not None:
             return word
     return None
+
+
+def alike(a: Tensor, b: Tensor) -> bool:
+    """Whether images (N, C, H, W) of two splits have the same colours and mean image, as two samples of one source."""
+    a, b = (x.permute(0, 2, 3, 1) for x in (a, b))
+    return all(_distance(made(a), made(b)) < FAR for made in (_brightness, _cells, partial(_colours, order=())))
 
 
 def rough(x: Tensor) -> float:
@@ -156,6 +163,11 @@ def _turned(train: Tensor, other: Tensor) -> str | None:
     found = {w: _distance(mine, _cells(t(other))) for w, t in TURNS.items() if square or t(other).shape == other.shape}
     best = min(found, key=lambda word: found[word])
     return best if found[best] * NEARER < now else None
+
+
+def _brightness(x: Tensor) -> Tensor:
+    """Mean and spread of each image (N, 2)."""
+    return torch.stack([x.mean((1, 2, 3)), x.std((1, 2, 3))], 1)
 
 
 def _cells(x: Tensor) -> Tensor:

@@ -5,11 +5,19 @@ A fault and its repair differ in one thing; the check has to mark the first and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
+import torch
 from torch import Tensor
 
-from support.pairs import Pair
+from dlrun.training.experiment import Experiment
+from support.composed import alter
+from support.pairs import Change, Pair
 from support.pictures import both, read, repaint
+
+Relabel = Callable[[Tensor], Tensor]
 
 
 def as_gray(x: Tensor) -> Tensor:
@@ -42,7 +50,45 @@ SPLITS = [
     Pair("reshaped from images last", "splits", "transpose(3", repaint(images_last, images_last), repaint()),
 ]
 
-PAIRS = [*SPLITS]
+
+def labelled(val: Relabel | None = None, train: Relabel | None = None) -> Change:
+    """Give a split other labels: `Relabel` takes those that it has (N,)."""
+
+    def change(exp: Experiment) -> None:
+        splits = {"train": train, "val": val}
+        made = {n: replace(s, labels=f(s.labels)) for n, f in splits.items() if f and (s := getattr(exp.data, n))}
+        alter(exp, data=replace(exp.data, **made))
+
+    return change
+
+
+def numbers(*order: int) -> Relabel:
+    return lambda y: torch.tensor(order)[y]
+
+
+def half_shuffled(y: Tensor) -> Tensor:
+    return torch.where(torch.arange(len(y)) % 5 < 3, y.flip(0), y)
+
+
+SOUND = labelled()
+LABELS = [
+    Pair("val sorted otherwise", "numbering", "one list", labelled(numbers(3, 1, 4, 0, 5, 9, 2, 6, 8, 7)), SOUND),
+    Pair(
+        *("two classes of val exchanged", "numbering", "2 of val is 4"),
+        *(labelled(numbers(0, 1, 4, 3, 2, 5, 6, 7, 8, 9)), SOUND, "dataset.limit=1200"),
+    ),
+    Pair("classes of val counted from 1", "numbering", "from 0 in one", labelled(lambda y: (y + 1) % 10), SOUND),
+    Pair(
+        *("classes of train in another order", "numbering", "differently"),
+        *(labelled(train=lambda y: 9 - y), labelled(lambda y: 9 - y, lambda y: 9 - y)),
+    ),
+    Pair("labels of val a row late", "numbering", "from the row after", labelled(lambda y: y.roll(1)), SOUND),
+    Pair("labels of val reversed", "numbering", "reversed", labelled(lambda y: y.flip(0)), SOUND),
+    Pair("labels of train a row early", "numbering", "row before", labelled(train=lambda y: y.roll(-1)), SOUND),
+    Pair("most labels of val shuffled", "numbering", "are wrong", labelled(half_shuffled), SOUND, "", "warn"),
+]
+
+PAIRS = [*SPLITS, *LABELS]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)

@@ -1,0 +1,238 @@
+"""D4: labels of training and validation number the classes alike, and belong to their images; `dlrun check`.
+
+A linear probe (ridge regression on small images and random patches: Coates et al. 2011, An Analysis of Single-Layer
+Networks) is fitted to a part of the training images and asked about others: held out of train, and of validation. It
+knows nothing of the model. Detects: classes numbered in another order or from another start in one split, labels that
+belong to the row before or that are reversed, validation labels of which many are wrong though its images are like
+those of train. Labels of test are never read. Cannot detect: classes exchanged alike in all splits, classes that such a
+probe cannot tell apart.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlrun.checks.check import check
+from dlrun.checks.result import Verdict
+from dlrun.checks.sandbox import in_turn, named
+from dlrun.checks.unlike import alike
+from dlrun.data.images import InMemory
+from dlrun.data.splits import Split
+from dlrun.training.experiment import Experiment
+from dlrun.vocabulary import Outcome
+
+__all__ = ["numbering"]
+
+FITTED, ASKED, STREAMED = 1500, 1000, 0.4  # images, and the share of them if each has to be decoded
+LEAST = 40  # images of a split that are asked about
+SIDE, CELLS, FILTERS = 24, 8, 32  # pixels and cells of a side, random patches
+RIDGE = 0.3  # of the mean square of a feature
+SURE, LOWER = 5.0, 0.5  # standard errors, and the share of the held-out score that makes validation far lower
+GAIN = 4.0  # standard errors of answers that become right
+KEPT = 0.6  # of the held-out score that renumbered classes have to reach
+
+
+@check(order=46, depends_on=("dataset",))
+def numbering(exp: Experiment) -> Verdict:
+    """Fit a linear probe to training images, and compare its score on validation with that on held-out images."""
+    expected, classes = "validation like held-out training images", exp.num_classes
+    train, val = exp.data.train, exp.data.val
+    share = 1.0 if isinstance(train.images, InMemory) else STREAMED
+    order = in_turn(train.labels, classes)
+    fit = order[: min(round(FITTED * share), len(order) * 2 // 3)]
+    held = order[len(fit) :][: round(ASKED * share)]
+    if len(held) < LEAST or len(fit) < 2 * classes:
+        return Verdict(Outcome.SKIP, "not run", expected, "too few samples for a probe")
+    features = _Features(_seen(train, fit))
+    x, asked = features(_seen(train, fit)), features(_seen(train, held))
+    guess = _fitted(x, train.labels[fit], asked, classes)
+    chance = _score(guess[torch.randperm(len(guess))], train.labels[held])
+    now = _score(guess, train.labels[held])
+    shown = f"held {now.rate:.2f}"
+    if not now.above(chance):
+        for word, labels in _orders(train):
+            if _score(_fitted(x, labels[fit], asked, classes), labels[held]).above(chance):
+                return Verdict(Outcome.FAIL, shown, expected, _rows("training", word))
+        message = "undecided: a linear probe recognises nothing of the held-out images; see `garbage`"
+        return Verdict(Outcome.SKIP, shown, expected, message)
+    if len(val) < LEAST or val.images.shape != train.images.shape:
+        return Verdict(Outcome.PASS, shown, expected, "labels belong to their images")
+    index = in_turn(val.labels, classes)[: round(ASKED * share)]
+    pixels = _seen(val, index)
+    answers, truth = _fitted(x, train.labels[fit], features(pixels), classes), val.labels[index]
+    found = _score(answers, truth)
+    shown += f", val {found.rate:.2f}"
+    if (
+        other_numbers := _renumbered(answers, truth, _by_class(guess, train.labels[held], classes), classes)
+    ) is not None:
+        return Verdict(Outcome.FAIL, shown, expected, _names(exp, other_numbers))
+    if not now.above(found):
+        return Verdict(Outcome.PASS, shown, expected, "labels of both splits number the classes alike")
+    for word, labels in _orders(val):
+        other = _score(answers, labels[index])
+        if other.above(found) and other.rate > KEPT * now.rate:
+            return Verdict(Outcome.FAIL, shown, expected, _rows("val", word))
+    if found.rate - chance.rate < LOWER * (now.rate - chance.rate) and alike(_seen(train, held), pixels):
+        message = (
+            f"a linear probe is right about {now.rate:.0%} of held-out training images and {found.rate:.0%} of val, "
+            "though these look like them: many labels of val are wrong, or belong to other images; look at some"
+        )
+        return Verdict(Outcome.WARN, shown, expected, message)
+    return Verdict(Outcome.PASS, shown, expected, "validation is harder, but no other numbering explains it")
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Share of right answers, and the number of them asked for."""
+
+    rate: float
+    count: int
+
+    def above(self, other: _Score) -> bool:
+        """Whether the difference is too large for chance."""
+        pooled = (self.rate * self.count + other.rate * other.count) / (self.count + other.count)
+        error = math.sqrt(max(pooled * (1 - pooled), 0.01) * (1 / self.count + 1 / other.count))
+        return bool(self.rate - other.rate > SURE * error)
+
+
+def _score(guess: Tensor, y: Tensor) -> _Score:
+    return _Score(float((guess == y).double().mean()), len(y))
+
+
+def _by_class(guess: Tensor, y: Tensor, classes: int) -> Tensor:
+    """Counts of answers (K, K): rows are the labels, columns what the probe answers."""
+    return torch.bincount(y * classes + guess, minlength=classes**2).view(classes, classes).double()
+
+
+def _seen(split: Split, index: Tensor) -> Tensor:
+    """Images (N, C, H, W) of a split, at most SIDE pixels a side."""
+    parts = []
+    for rows in torch.split(index, 256):
+        x = split.images.take(rows).permute(0, 3, 1, 2).float()
+        size = [min(SIDE, side) for side in x.shape[2:]]
+        parts.append(F.adaptive_avg_pool2d(x, size))  # type: ignore[arg-type]
+    return torch.cat(parts)
+
+
+class _Features:
+    """Cells of an image and its likeness to random patches of training images, standardised (N, D)."""
+
+    def __init__(self, x: Tensor) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.mean, self.std = x.mean(), x.std().clamp_min(1e-6)
+        side = 5 if min(x.shape[2:]) >= 12 else 3
+        self.patch = side if min(x.shape[2:]) > side else 0
+        self.moments = None
+        if self.patch:
+            images, rows, columns = (
+                torch.randint(n, (FILTERS,), generator=generator)
+                for n in (len(x), x.shape[2] - side + 1, x.shape[3] - side + 1)
+            )
+            cut = [
+                x[i, :, r : r + side, c : c + side]
+                for i, r, c in zip(images.tolist(), rows.tolist(), columns.tolist(), strict=True)
+            ]
+            weight = torch.stack(cut)
+            weight = weight - weight.mean((1, 2, 3), keepdim=True)
+            self.weight = F.normalize(weight.flatten(1)).view_as(weight)
+        found = self._made(x)
+        self.moments = found.mean(0), found.std(0).clamp_min(1e-6)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert self.moments is not None
+        return (self._made(x) - self.moments[0]) / self.moments[1]
+
+    def _made(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.std
+        cells = F.adaptive_avg_pool2d(x, [min(CELLS, side) for side in x.shape[2:]]).flatten(1)  # type: ignore[arg-type]
+        parts = [cells]
+        for part in torch.split(x, 256) if self.patch else ():
+            found = F.conv2d(part, self.weight)
+            parts.append(F.adaptive_avg_pool2d(torch.cat([found.relu(), (-found).relu()], 1), 2).flatten(1))
+        return torch.cat([cells, torch.cat(parts[1:])], 1) if self.patch else cells
+
+
+def _fitted(x: Tensor, y: Tensor, asked: Tensor, classes: int) -> Tensor:
+    """The answers (M,) of a ridge regression from features (N, D) to labels (N,) about others (M, D)."""
+    square = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1])
+    target = F.one_hot(y, classes).float()
+    mean = target.mean(0)
+    weights = torch.linalg.solve(square, x.T @ (target - mean))
+    answers: Tensor = (asked @ weights + mean).argmax(1)
+    return answers
+
+
+def _renumbered(guess: Tensor, y: Tensor, held: Tensor, classes: int) -> Tensor | None:
+    """Which class of train each class of validation is (K,), if another numbering explains the answers.
+
+    It is chosen on one half of the images and judged on the other, so that it cannot fit noise.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    likely = ((held + 0.5) / (held + 0.5).sum(1, keepdim=True)).log()
+    halves = [torch.arange(len(y)) // classes % 2 == half for half in (0, 1)]  # the classes alternate
+    renamed = torch.empty_like(y)
+    for mine, other in (halves, halves[::-1]):
+        _, columns = linear_sum_assignment(-(_by_class(guess[mine], y[mine], classes) @ likely.T).numpy())
+        renamed[other] = torch.from_numpy(columns)[y[other]]
+    moved = renamed != y
+    if not moved.any():
+        return None
+    better, worse = (int(((guess == a) & (guess != b) & moved).sum()) for a, b in ((renamed, y), (y, renamed)))
+    right = held.diagonal() / held.sum(1).clamp_min(1)
+    reach, before = float((guess == renamed)[moved].double().mean()), float((guess == y)[moved].double().mean())
+    wanted = float(right[renamed[moved]].mean())
+    if better - worse < GAIN * math.sqrt(better + worse) or reach < KEPT * wanted or before > LOWER * wanted:
+        return None
+    _, columns = linear_sum_assignment(-(_by_class(guess, y, classes) @ likely.T).numpy())
+    return torch.from_numpy(columns)
+
+
+def _names(exp: Experiment, order: Tensor) -> str:
+    """The sentence on another numbering; `order` (K,) is which class of train each class of validation is."""
+    classes, numbers = exp.data.classes, order.tolist()
+    count = len(numbers)
+    pairs = [f"{classes[a]} of val is {classes[b]} of train" for a, b in enumerate(numbers) if a != b]
+    text = sorted(range(count), key=str)
+    why = "folders or a list sorted in another way, or another mapping from names to numbers"
+    shifts = {(b - a) % count for a, b in enumerate(numbers)}
+    if len(shifts) == 1:
+        by = min(shifts) if min(shifts) <= count // 2 else min(shifts) - count
+        why = f"numbers shifted by {abs(by)}: counted from 0 in one split and from 1 in the other"
+    elif numbers == text or [numbers[n] for n in text] == list(range(count)):
+        why = "classes sorted as text (0, 1, 10, 11, 2) in one split and as numbers in the other"
+    return (
+        f"validation numbers {len(pairs)} of {count} classes differently: {named(pairs)}; {why}. "
+        "Make the numbers of all splits from one list, such as sorted(set(names)) of train"
+    )
+
+
+def _rows(split: str, word: str) -> str:
+    return (
+        f"labels of {split} do not belong to their images, but do if they are {word}: images and labels were read in "
+        "different orders; sort both by the same key, or store each label beside its image"
+    )
+
+
+def _orders(split: Split) -> Iterator[tuple[str, Tensor]]:
+    """Yield labels of a split in other orders of its rows, and a word for each."""
+    numbers = [int(end.group()) if (end := re.search(r"\d+$", name)) else -1 for name in split.ids]
+    rows = torch.tensor(numbers)
+    place = rows.argsort(stable=True) if int(rows.min()) >= 0 else torch.arange(len(rows))
+    ordered = split.labels[place]
+    words = {"taken from the row before": ordered.roll(1), "taken from the row after": ordered.roll(-1)}
+    words["reversed"] = ordered.flip(0)
+    text = torch.tensor(sorted(range(len(rows)), key=str))
+    words["sorted as text (0, 1, 10, 100, 11)"] = ordered[text]
+    words["sorted as numbers, not as text"] = ordered[text.argsort()]
+    for word, labels in words.items():
+        made = torch.empty_like(labels)
+        made[place] = labels
+        yield word, made

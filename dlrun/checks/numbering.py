@@ -39,7 +39,7 @@ GAIN = 4.0  # standard errors of answers that become right
 KEPT = 0.6  # of the held-out score that renumbered classes have to reach
 
 
-@check(order=46, depends_on=("dataset",))
+@check(order=46)
 def numbering(exp: Experiment) -> Verdict:
     """Fit a linear probe to training images, and compare its score on validation with that on held-out images."""
     expected, classes = "validation like held-out training images", exp.num_classes

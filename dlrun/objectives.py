@@ -30,6 +30,7 @@ class Supervised:
     """
 
     train_acc_valid = True
+    on_features = True  # it looks at nothing of an image but its logits
 
     def __init__(self, aux_weight: float = 0.3) -> None:
         self.aux_weight = aux_weight
@@ -55,6 +56,7 @@ class Distill:
     """
 
     train_acc_valid = True
+    on_features = True
 
     def __init__(
         self,

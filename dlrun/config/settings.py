@@ -29,6 +29,7 @@ class Trainer:
     eval_batch_size: int = 256
     device: str = "auto"
     fit_all: bool = False
+    feature_views: int = 8
     multi_crop: str = "none"
     precision: str = "auto"
     compile: bool = False

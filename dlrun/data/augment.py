@@ -75,6 +75,11 @@ class Augment:
         self.operations, self.magnitude = randaugment, magnitude
         self.beyond_crop = any((*self.moves.values(), *self.tones.values(), blur, noise, cutout, randaugment))
 
+    @property
+    def active(self) -> bool:
+        """Whether it changes images."""
+        return self.first is not None or self.beyond_crop
+
     def __call__(self, images: Tensor, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
         if self.first is not None:
             images = self.first(images, generator, mirrored)

@@ -141,7 +141,7 @@ def _train(
     accept_changes: bool,
 ) -> tuple[int, dict[str, Any]]:
     # imported here, since torch takes seconds and many errors are found without it
-    from dlrun.training import loop, same_data
+    from dlrun.training import features, loop, same_data
     from dlrun.training.experiment import build
 
     started = time.monotonic()
@@ -164,9 +164,10 @@ def _train(
     if fresh and cfg.check.enabled and not passed(exp, run, screen, omitted):
         reason = "a check before training failed, see checks.csv"
         return Exit.CHECK_FAILED, {"status": Status.CHECK_FAILED, "reason": reason}
-    state = _restored(exp, run, screen, time.monotonic() - started)
+    trained = features.swapped(exp, run, screen)
+    state = _restored(trained, run, screen, time.monotonic() - started)
     try:
-        loop.fit(exp, run, state, screen, follower)
+        loop.fit(trained, run, state, screen, follower)
     except loop.Diverged as error:
         screen.close()
         screen.say(f"stopped: {error}", style="bold red")

@@ -54,10 +54,10 @@ def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
     """
     return {
         "version": FORMAT,
-        "model": _copied(exp.model.state_dict()),
+        "model": _copied(exp.kept.model.state_dict()),
         "optimizer": _copied(exp.optimizer.state_dict()),
         "scheduler": _copied(exp.scheduler.state_dict()),
-        "ema": _copied(exp.average.state_dict()) if exp.average is not None else None,
+        "ema": _copied(exp.kept.average.state_dict()) if exp.kept.average is not None else None,
         "rng": rng_state(),
         "epoch": state.epoch,
         "step": state.step,
@@ -163,12 +163,12 @@ def restore(run: Run, exp: Experiment) -> State:
     if not run.last.exists():
         return State()
     found = load(run.last)
-    load_weights(run.last, found, exp.model)
+    load_weights(run.last, found, exp.kept.model)
     try:
         exp.optimizer.load_state_dict(found["optimizer"])
         exp.scheduler.load_state_dict(found["scheduler"])
-        if exp.average is not None:
-            exp.average.load_state_dict(found["ema"])
+        if exp.kept.average is not None:
+            exp.kept.average.load_state_dict(found["ema"])
         set_rng_state(found["rng"])
         done = (int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
         return State(*done, **found.get("pace", {}))

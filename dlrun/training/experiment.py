@@ -73,6 +73,13 @@ class Experiment:
     compiled: nn.Module | None = None  # the model as torch.compile made it, with trainer.compile
     notes: tuple[str, ...] = ()  # one line each on pretrained weights and their input, for the screen
 
+    whole: Experiment | None = None  # of one that trains the end of a network on features: that of the network
+
+    @property
+    def kept(self) -> Experiment:
+        """What a checkpoint stores and a run records: that of the whole network."""
+        return self if self.whole is None else self.whole
+
     @property
     def stepped(self) -> nn.Module:
         """What training steps call: the compiled model if there is one and it is this model's, no copy's original."""

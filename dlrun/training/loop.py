@@ -22,16 +22,13 @@ from dlrun.training.checkpoint import State
 from dlrun.training.choosing import advance, stopped_early
 from dlrun.training.clipping import clip
 from dlrun.training.diagnostics import Watch
-from dlrun.training.evaluating import logits
+from dlrun.training.evaluating import logits, spread
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
 from dlrun.training.recording import Recorder
 from dlrun.vocabulary import PER_EPOCH, Status
 
 __all__ = ["Diverged", "Predictions", "Step", "Stopped", "fit", "predict", "scores", "step", "train_epoch"]
-
-
-PART = 256  # their accuracy is known within three points
 
 
 class Diverged(Exception):
@@ -73,7 +70,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
     earlier. In every case all files are written before it returns.
     """
     trainer, watch = exp.cfg.trainer, Watch(exp)
-    part = exp.batches(exp.data.train.subset(_spread(len(exp.data.train))))
+    part = exp.batches(exp.data.train.subset(spread(len(exp.data.train))))
     with Recorder(exp, run, state, screen, follower) as recorder:
         for epoch in pace.epochs(trainer, state):
             if stopped_early(state, trainer, recorder.history):
@@ -113,16 +110,11 @@ def _validated(exp: Experiment) -> dict[str, Any]:
     return row
 
 
-def _spread(count: int) -> Tensor:
-    """Indices of the training images that are evaluated after every epoch: a tenth of them, 256 at most."""
-    return torch.linspace(0, count - 1, max(1, min(PART, count // 10))).long()
-
-
 def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch: Watch) -> dict[str, Any]:
     """Train on every batch once; return the training columns of metrics.csv. Raises Diverged."""
-    exp.scheduler.set(epoch - 1)  # which layers train from now on, before the others are held in evaluation mode
-    exp.model.train()
     steps, device, trainer = len(exp.train), exp.device, exp.cfg.trainer
+    exp.scheduler.set(pace.at(trainer, state, 0.0))  # which layers train now; `train` holds the others
+    exp.model.train()
     planned = pace.planned(trainer, state)
     # the sums of Step stay on the device, so that no step waits for the one before
     sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)

@@ -35,7 +35,7 @@ class Recorder:
     def __init__(self, exp: Experiment, run: Run, state: State, screen: Screen, follower: Follower | None) -> None:
         self.history: list[Mapping[str, Any]] = [*reading.metrics(run.path)]
         self._exp, self._run, self._state, self._screen, self._follower = exp, run, state, screen, follower
-        self._config, self._data = exp.cfg.plain, exp.data.record()
+        self._config, self._data = exp.cfg.plain, exp.kept.data.record()
         columns = COLUMNS if exp.average is None else COLUMNS + AVERAGED
         # a run that an older dlrun began keeps the columns of its file
         self._columns = tuple(filter(None, self.history[0])) if self.history else columns

@@ -13,6 +13,7 @@ from torch import nn
 
 from dlrun.config.compose import builtin_conf
 from dlrun.data.batches import Batch
+from dlrun.data.crops import fed
 from dlrun.training.experiment import build
 from support.composed import composed
 
@@ -91,8 +92,8 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
     limit = ["dataset.limit=0"] if where == "photos" or "dataset" in option else []
     exp = build(composed(*CHEAP, *limit, option, *more))
     x, y, _ = next(exp.train.epoch(exp.cfg.trainer.epochs))  # the first may have smaller images
-    channels = exp.data.shape[2]
-    assert x.shape[1:] == (channels, *exp.data.shape[:2])
+    height, width, channels = fed(exp.cfg.augment, exp.data.shape)
+    assert x.shape[1:] == (channels, height, width)
     assert x.dtype == torch.float32
     assert abs(float(x.mean())) < 1.0  # normalised: raw pixels would be around 100
     logits = exp.model(x)

@@ -109,7 +109,7 @@ def _fed(batches: Batches) -> tuple[Tensor, Tensor]:
     """A random choice of the images (N, C, H, W) as the model is fed them, and their indices in the split (N,)."""
     plain = copy.copy(batches)
     plain.augment, plain.shuffle, plain.batch_size, plain.drop_last = None, True, 64, False
-    plain.balance = False
+    plain.balance, plain.crop = False, None  # the statistics are those of whole images
     images: list[Tensor] = []
     numbers: list[Tensor] = []
     with closing(plain.epoch(0)) as epoch:  # type: ignore[type-var]

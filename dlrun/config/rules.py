@@ -131,6 +131,16 @@ def _omitted(word: str) -> str:
 NAMED: Mapping[str, Callable[[], Rule]] = {
     "any": lambda: Rule(lambda v: True, "any value"),
     "odd": lambda: Rule(lambda v: _number(v, True) and v > 0 and v % 2 == 1, "an odd number: 1, 3, 5, 7 …"),
+    "crop": lambda: Rule(
+        lambda v: v in ("none", "full") or (_is_size(v) and v != 0),
+        "none, full (the size of the images), pixels of a side, or [height,width]",
+        several=True,
+    ),
+    "eval_crop": lambda: Rule(
+        lambda v: v in ("auto", "full") or (_is_size(v) and v != 0),
+        "auto (that of training), full (the whole image), pixels of a side, or [height,width]",
+        several=True,
+    ),
     "size": lambda: Rule(_is_size, "pixels of a side, 0 or more, or [height,width]", several=True),
     # torch, NumPy and Optuna all take 63 bits
     "seed": lambda: Rule(

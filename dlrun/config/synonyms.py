@@ -139,6 +139,9 @@ KEYS = _table("""
     freeze_bias bias_decay -> trainer.weight_decay_biases
     tta test_time_augmentation -> trainer.multi_crop=mirror | trainer.multi_crop=none
     flip hflip horizontal_flip random_flip -> augment.flip
+    vflip vertical_flip random_vertical_flip -> augment.flip_vertical
+    crop_size train_crop_size random_resized_crop rrc resized_crop -> augment.crop
+    val_crop val_crop_size eval_size test_size_pixels crop_pct -> augment.eval_crop
     rotate rotation degrees -> augment.rotate
     cutout random_erasing -> augment.cutout
     cache -> dataset.cache

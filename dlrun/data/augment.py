@@ -2,9 +2,10 @@
 
 An augmentation is any callable `(images, generator) -> images`: images (B, H, W, C) uint8 or float32 in raw
 units, before normalisation, on any device; every random number comes from the generator, which lives on that
-device. If its attribute `alternates` is true, it is also given `mirrored`, one bool per image (B,). If it has `sides`,
-the images of the first epochs are shrunk: `sides` lists the pixels of the shorter side, one entry per epoch. Only
-training batches are augmented. `dlrun show augment` draws the effect.
+device. If its attribute `per_sample` is true, it gets `Draws` in place of the generator: numbers that do not depend on
+the batch. If `alternates` is true, it is also given `mirrored`, one bool per image (B,), on the processor. If it has
+`sides`, the images of the first epochs are shrunk: `sides` lists the pixels of the shorter side, one entry per epoch.
+Only training batches are augmented. `dlrun show augment` draws the effect.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlrun.data import colour, geometry, randaugment
+from dlrun.data import colour, crops, geometry, randaugment
+from dlrun.data.draws import Draws
 from dlrun.errors import UserError
 
-__all__ = ["Augment", "CropFlip"]
+__all__ = ["Augment", "CropFlip", "ResizedCrop"]
 
 # what each of a sample's numbers between -1 and 1 is for; one call draws all, cheaper than one call per number
 DRAWS: tuple[str, ...] = ("rotate", "shear_x", "shear_y", "scale", "shift_x", "shift_y", "skew_x", "skew_y")
@@ -30,7 +32,8 @@ DRAWS += ("brightness", "contrast", "saturation", "hue", "blur", "noise", "cutou
 class Augment:
     """Any combination of augmentations, all off by default; each sample gets its own random draws.
 
-    In this order: crop and mirror image as in `CropFlip`; rotate, scale, shift, shear and skew in one resampling;
+    In this order: crop and mirror image as in `ResizedCrop` or `CropFlip`; rotate, scale, shift, shear and skew in one
+    resampling;
     blur, sharpness; brightness, contrast, saturation, hue; autocontrast, equalize, posterize, solarize; noise; cutout.
     Only `randaugment` uses sharpness and the operations between hue and noise. Units and ranges are in
     conf/augment/none.yaml; each value is the maximum of a uniform draw, which starts at 0 for blur and noise and goes
@@ -40,11 +43,18 @@ class Augment:
     UserError if padding or cutout is too large for an image.
     """
 
+    per_sample = True
+
     def __init__(
         self,
         *,
+        crop: str | int | Sequence[int] = "none",
+        crop_scale: Sequence[float] = (0.08, 1.0),
+        crop_ratio: Sequence[float] = (3 / 4, 4 / 3),
+        eval_crop: str | int | Sequence[int] = "auto",
         pad: int = 0,
         flip: bool | Literal["alternating"] = False,
+        flip_vertical: bool = False,
         padding: Literal["zero", "reflect"] = "zero",
         rotate: float = 0.0,
         shift: float = 0.0,
@@ -63,7 +73,12 @@ class Augment:
         progressive: Sequence[Sequence[int]] = (),
         span: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        self.first = CropFlip(pad, flip, padding) if pad or flip else None
+        self.first: CropFlip | ResizedCrop | None = None
+        if crop != "none":
+            self.first = ResizedCrop(crop, crop_scale, crop_ratio, flip, flip_vertical)
+        elif pad or flip or flip_vertical:
+            self.first = CropFlip(pad, flip, padding, flip_vertical)
+        self.eval_crop = eval_crop  # of evaluation, which does not augment: see crops.evaluated
         self.alternates = self.first is not None and self.first.alternates
         self.sides = _sides(progressive)
         self.reflect, self.span = padding == "reflect", span
@@ -80,27 +95,28 @@ class Augment:
         """Whether it changes images."""
         return self.first is not None or self.beyond_crop
 
-    def __call__(self, images: Tensor, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
+    def __call__(self, images: Tensor, draws: Draws | torch.Generator, mirrored: Tensor | None = None) -> Tensor:
+        draws = Draws.of(draws, len(images))
         if self.first is not None:
-            images = self.first(images, generator, mirrored)
+            images = self.first(images, draws, mirrored)
         if not self.beyond_crop:
             return images
         low, high = (0.0, 255.0) if images.dtype == torch.uint8 else self.span
         # one plane per channel: operations along 3 values at a time would be many times slower
         x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         between = (high - low) or 1.0
-        x = self._changed((x - low) / between, generator) * between + low
+        x = self._changed((x - low) / between, draws) * between + low
         if images.dtype == torch.uint8:
             x = x.round_().to(torch.uint8)
         return x.permute(0, 2, 3, 1).contiguous()
 
-    def _changed(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def _changed(self, x: Tensor, source: Draws) -> Tensor:
         """Apply everything except crop and flip to images (B, C, H, W) between 0 and 1."""
-        drawn = torch.rand(len(DRAWS), len(x), generator=generator, device=x.device) * 2 - 1
+        drawn = source.uniform("changes", len(DRAWS)).to(x.device, non_blocking=True) * 2 - 1
         draws = dict(zip(DRAWS, drawn, strict=True))
         random = None
         if self.operations:
-            random = randaugment.draw(self.operations, self.magnitude, len(x), generator)
+            random = randaugment.draw(self.operations, self.magnitude, source, x.device)
         x = self._moved(x, draws, random)
         if self.blur:
             x = colour.blur(x, self.blur * draws["blur"].abs(), self.blur)
@@ -110,7 +126,7 @@ class Augment:
         if random is not None:
             x = randaugment.toned(x, random)
         if self.noise:
-            x = colour.noise(x, self.noise * draws["noise"].abs(), generator)
+            x = colour.noise(x, self.noise * draws["noise"].abs(), source.normal("noise", x.shape[1:], x.device))
         return self._cut(x, draws) if self.cutout else x
 
     def _moved(self, x: Tensor, draws: dict[str, Tensor], random: randaugment.Drawn | None) -> Tensor:
@@ -151,40 +167,38 @@ def _sides(progressive: Sequence[Sequence[int]]) -> list[int]:
 
 
 class CropFlip:
-    """Random crop after padding every side by `pad` pixels, and a mirror image with probability ½ (`flip`).
+    """Random crop after padding every side by `pad` pixels, and mirror images with probability ½ (`flip`).
 
     `padding`: zero (black) or reflect (the border row is not repeated; needs `pad` < height and width). With `flip`
     alternating the caller passes which images are `mirrored`: half of them in the first epoch, and each in every other
-    epoch (Jordan 2024, 94% on CIFAR-10 in 3.29 seconds, §3.6); without it they are drawn.
+    epoch (Jordan 2024, 94% on CIFAR-10 in 3.29 seconds, §3.6); without it they are drawn. `flip_vertical`: upside
+    down with probability ½.
     """
+
+    per_sample = True
 
     def __init__(
         self,
         pad: int = 4,
         flip: bool | Literal["alternating"] = True,
         padding: Literal["zero", "reflect"] = "zero",
+        flip_vertical: bool = False,
     ) -> None:
         if pad < 0:
             raise UserError(f"augment.pad={pad}: must be 0 or more pixels")
         if padding not in ("zero", "reflect"):
             raise UserError(f"augment.padding={padding}: must be zero or reflect")
-        if flip not in (True, False, "alternating"):
-            raise UserError(f"augment.flip={flip}: must be true, false or alternating")
-        self.pad, self.flip, self.padding = pad, bool(flip), padding
-        self.alternates = flip == "alternating"
+        self.pad, self.flip, self.padding = pad, _Flip(flip, flip_vertical), padding
+        self.alternates = self.flip.alternates
 
-    def __call__(self, images: Tensor, generator: torch.Generator, mirrored: Tensor | None = None) -> Tensor:
+    def __call__(self, images: Tensor, draws: Draws | torch.Generator, mirrored: Tensor | None = None) -> Tensor:
         batch, height, width, channels = images.shape
-        device = images.device
-        top, left = torch.randint(0, 2 * self.pad + 1, (2, batch), generator=generator, device=device)
+        device, draws = images.device, Draws.of(draws, batch)
+        top, left = draws.integers("crop", 2 * self.pad + 1, 2).to(device, non_blocking=True)
         padded = self._padded(images)
-        rows = torch.arange(height, device=device) + top[:, None]
-        cols = torch.arange(width, device=device).expand(batch, width)
-        if self.flip:
-            if mirrored is None:
-                mirrored = torch.rand(batch, generator=generator, device=device) < 0.5
-            cols = torch.where(mirrored[:, None], width - 1 - cols, cols)
-        cols = cols + left[:, None]
+        places = zip((width, height), self.flip(draws, mirrored), strict=True)
+        cols, rows = (_reversed(size, chosen.to(device, non_blocking=True)) for size, chosen in places)
+        rows, cols = rows + top[:, None], cols + left[:, None]
         # rows first, as whole lines of memory, then columns: a third less time than one gather of pixels
         first_rows = torch.arange(batch, device=device)[:, None] * padded.shape[1]
         lines = padded.flatten(0, 1).flatten(1).index_select(0, (rows + first_rows).flatten())
@@ -201,6 +215,57 @@ class CropFlip:
         # F.pad cannot reflect uint8
         rows, cols = _mirror(height, pad, images), _mirror(width, pad, images)
         return images.index_select(1, rows).index_select(2, cols)
+
+
+class ResizedCrop:
+    """A random part of each image, resized to `crop`: full, a side or height and width in pixels.
+
+    `scale` is the range of its share of the area, `ratio` that of its width in heights; flips as in `CropFlip`.
+    """
+
+    per_sample = True
+
+    def __init__(
+        self,
+        crop: str | int | Sequence[int] = "full",
+        scale: Sequence[float] = (0.08, 1.0),
+        ratio: Sequence[float] = (3 / 4, 4 / 3),
+        flip: bool | Literal["alternating"] = False,
+        flip_vertical: bool = False,
+    ) -> None:
+        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
+            if not 0 < low <= high:
+                raise UserError(f"augment.crop_{name}=[{low:g},{high:g}]: expected the smaller number first, above 0")
+        self.crop, self.scale, self.ratio, self.flip = crop, scale, ratio, _Flip(flip, flip_vertical)
+        self.alternates = self.flip.alternates
+
+    def __call__(self, images: Tensor, draws: Draws | torch.Generator, mirrored: Tensor | None = None) -> Tensor:
+        height, width, channels = images.shape[1:]
+        draws = Draws.of(draws, len(images))
+        size = crops.fed({"crop": self.crop}, (height, width, channels))[:2]
+        box = crops.boxes(draws, (height, width), self.scale, self.ratio)
+        return crops.resized(images, box, size, *self.flip(draws, mirrored))
+
+
+class _Flip:
+    """Which images are mirrored, and which are upside down: two bools (B,) on the processor."""
+
+    def __init__(self, flip: bool | Literal["alternating"], vertical: bool) -> None:
+        if flip not in (True, False, "alternating"):
+            raise UserError(f"augment.flip={flip}: must be true, false or alternating")
+        self.flip, self.vertical, self.alternates = bool(flip), vertical, flip == "alternating"
+
+    def __call__(self, draws: Draws, mirrored: Tensor | None) -> tuple[Tensor, Tensor]:
+        none = torch.zeros(len(draws), dtype=torch.bool)
+        across = draws.uniform("flip")[0] < 0.5 if self.flip and mirrored is None else mirrored
+        down = draws.uniform("flip vertical")[0] < 0.5 if self.vertical else none
+        return none if across is None or not self.flip else across, down
+
+
+def _reversed(size: int, chosen: Tensor) -> Tensor:
+    """The places (B, size) along one side, counted from the other end in the chosen images."""
+    places = torch.arange(size, device=chosen.device)
+    return torch.where(chosen[:, None], size - 1 - places, places)
 
 
 def _mirror(size: int, pad: int, like: Tensor) -> Tensor:

@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dlrun.data import crops
+from dlrun.data.draws import REPEAT, Draws, occurrences
 from dlrun.data.images import Images, InMemory, read
 from dlrun.data.splits import Split
 
@@ -74,9 +77,11 @@ class Batches:
 
     All three are on `device`; `index` numbers the samples of the split. Order and augmentation of an epoch depend
     only on (seed, epoch): a resume needs no saved state, and the global random state is not touched. If an
-    augmentation `alternates`, half of the images are mirrored in epoch 1, and each in every other epoch. If it has
+    augmentation is `per_sample`, what it draws depends on (seed, epoch, sample), not on the batch. If it
+    `alternates`, half of the images are mirrored in epoch 1, and each in every other epoch. If it has
     `sides`, images of the first epochs are shrunk, antialiased, to that shorter side in pixels (progressive
-    resizing: Tan & Le 2021, EfficientNetV2, §4). `mean` and `std` are per channel, in raw units. The last batch is
+    resizing: Tan & Le 2021, EfficientNetV2, §4). Without augmentation, only the centre of `crop` (height, width) is
+    left of each image. `mean` and `std` are per channel, in raw units. The last batch is
     short unless `drop_last`. With `balance` an epoch of the same length draws all classes equally often (D6):
     samples of rare classes repeat, those of frequent ones alternate between epochs; it shuffles too.
     """
@@ -90,6 +95,7 @@ class Batches:
         std: Sequence[float],
         device: torch.device | str = "cpu",
         augment: Augment | None = None,
+        crop: tuple[int, int] | None = None,
         shuffle: bool = False,
         balance: bool = False,
         seed: int = 0,
@@ -101,11 +107,9 @@ class Batches:
         self.labels = split.labels.to(self.device)
         self.weights = None if split.weights is None else split.weights.to(self.device)
         self.batch_size, self.drop_last, self.workers = batch_size, drop_last, workers
-        self.augment, self.shuffle, self.balance, self.seed = augment, shuffle, balance, seed
-        # one value per pixel, not per channel: an operation along 3 values at a time is many times slower
-        pixels = split.images.shape[0] * split.images.shape[1]
-        self._mean = torch.tensor(mean, device=self.device).repeat(pixels)
-        self._scale = torch.tensor(std, device=self.device).reciprocal().repeat(pixels)
+        self.augment, self.crop, self.shuffle, self.balance, self.seed = augment, crop, shuffle, balance, seed
+        self._mean, self._scale = torch.tensor(mean, device=self.device), torch.tensor(std, device=self.device)
+        self._scale = self._scale.reciprocal()
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.images), self.batch_size)
@@ -121,22 +125,23 @@ class Batches:
             order = _balanced(self.labels.cpu(), _generator("cpu", self.seed, "balance", number))
         elif self.shuffle:
             order = torch.randperm(count, generator=_generator("cpu", self.seed, "shuffle", number))
-        generator = _generator(self.device, self.seed, "augment", number)
         side = dict(enumerate(getattr(self.augment, "sides", ()), 1)).get(number)
-        mirrored = self._mirrored(number) if getattr(self.augment, "alternates", False) else None
+        changed = self._changes(number)
         home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
-        chunks = list(torch.split(order.to(home), self.batch_size))
-        if len(chunks) > 1 and len(chunks[-1]) == 1 and not self.drop_last:
-            chunks[-2:] = [torch.cat(chunks[-2:])]
-        chunks = chunks[: len(self)]
+        chunks = [*torch.split(order.to(home), self._sizes(count))][: len(self)]
+        samples = torch.split(occurrences(order) if self.balance else order, self._sizes(count))
         with closing(read(self.images, chunks, self.workers)) as batches:
-            for index, raw in zip(chunks, batches, strict=True):
+            for index, sample, raw in zip(chunks, samples, batches, strict=False):
                 index, images = self._sent(index), self._sent(raw)
-                if self.augment is not None:
-                    more = {} if mirrored is None else {"mirrored": mirrored[index]}
-                    images = self.augment(images, generator, **more)
-                x = self._normalised(images)
+                x = self._normalised(changed(images, sample))
                 yield x if side is None else _smaller(x, side), self.labels[index], index
+
+    def _sizes(self, count: int) -> list[int]:
+        """Of the batches, and of what drop_last drops."""
+        starts = [*range(0, count, self.batch_size)]
+        if len(starts) > 1 and starts[-1] == count - 1 and not self.drop_last:
+            starts.pop()  # a single remaining sample joins the batch before it
+        return [end - start for start, end in pairwise([*starts, count])]
 
     def _sent(self, held: Tensor) -> Tensor:
         """A tensor on the device; to CUDA through pinned memory, so that no step waits for the copy."""
@@ -144,13 +149,32 @@ class Batches:
             return held.pin_memory().to(self.device, non_blocking=True)
         return held.to(self.device)
 
+    def _changes(self, number: int) -> Callable[[Tensor, Tensor], Tensor]:
+        """What an epoch makes of images (B, H, W, C), given the numbers of their samples for `Draws`."""
+        augment = self.augment
+        if augment is None:
+            return lambda images, _: crops.centre(images, self.crop)
+        generator = _generator(self.device, self.seed, "augment", number)
+        mirrored = self._mirrored(number) if getattr(augment, "alternates", False) else None
+
+        def changed(images: Tensor, sample: Tensor) -> Tensor:
+            more = {} if mirrored is None else {"mirrored": mirrored[sample % REPEAT]}
+            if getattr(augment, "per_sample", False):
+                return augment(images, Draws(self.seed, number, sample), **more)
+            return augment(images, generator, **{key: value.to(self.device) for key, value in more.items()})
+
+        return changed
+
     def _mirrored(self, number: int) -> Tensor:
         """Whether each image is mirrored in an epoch (N,): in odd epochs the drawn ones, in even ones the others."""
         drawn = torch.rand(len(self.images), generator=_generator("cpu", self.seed, "mirror", 0)) < 0.5
-        return (drawn if number % 2 else ~drawn).to(self.device)
+        return drawn if number % 2 else ~drawn
 
     def _normalised(self, images: Tensor) -> Tensor:
-        x = (images.flatten(1) - self._mean).mul_(self._scale)
+        # one value per pixel, not per channel: an operation along 3 values at a time is many times slower
+        flat = images.flatten(1)
+        mean, scale = (value.repeat(flat.shape[1] // len(value)) for value in (self._mean, self._scale))
+        x = (flat - mean).mul_(scale)
         return x.view(images.shape).permute(0, 3, 1, 2)
 
 

@@ -132,9 +132,8 @@ def blur(x: Tensor, sigma: Tensor, most: float) -> Tensor:
     return F.conv2d(rows, kernel[:, None, None, :], groups=batch * channels).view_as(x)
 
 
-def noise(x: Tensor, sigma: Tensor, generator: torch.Generator) -> Tensor:
-    """Gaussian noise of standard deviation `sigma` added to every value."""
-    drawn = torch.randn(x.shape, generator=generator, device=x.device)
+def noise(x: Tensor, sigma: Tensor, drawn: Tensor) -> Tensor:
+    """Gaussian noise of standard deviation `sigma` added to every value; `drawn` (B, C, H, W) has 1."""
     return x.addcmul(drawn, _each(sigma)).clamp_(0, 1)
 
 

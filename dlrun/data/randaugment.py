@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data import colour
+from dlrun.data.draws import Draws
 
 __all__ = ["OPERATIONS", "Drawn", "draw", "toned"]
 
@@ -37,11 +38,11 @@ class Drawn:
     equalize: Tensor
 
 
-def draw(count: int, magnitude: int, batch: int, generator: torch.Generator) -> Drawn:
+def draw(count: int, magnitude: int, draws: Draws, device: torch.device) -> Drawn:
     """Choose `count` operations for each sample, with replacement, of strength `magnitude` of 30."""
-    device, strength = generator.device, magnitude / STRONGEST
-    numbers = torch.randint(0, len(OPERATIONS), (count, batch), generator=generator, device=device)
-    signs = torch.randint(0, 2, (count, batch), generator=generator, device=device) * 2 - 1
+    strength = magnitude / STRONGEST
+    numbers = draws.integers("randaugment", len(OPERATIONS), count).to(device, non_blocking=True)
+    signs = draws.integers("randaugment signs", 2, count).to(device, non_blocking=True) * 2 - 1
     picked = {name: numbers == number for number, name in enumerate(OPERATIONS)}
     posterized, solarized = picked["posterize"].any(0), picked["solarize"].any(0)
     return Drawn(

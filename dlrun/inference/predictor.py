@@ -20,7 +20,7 @@ from dlrun.analysis import sweeps
 from dlrun.config.schema import check_rules
 from dlrun.config.settings import Settings
 from dlrun.config.targets import check_targets
-from dlrun.data import units
+from dlrun.data import crops, units
 from dlrun.data.changes import Rows
 from dlrun.data.decoding import VERSION, Decoding
 from dlrun.data.identity import keys_of
@@ -192,7 +192,9 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
             raise UserError("model is missing")
         if node.get("weights"):
             node = {**node, "weights": None}  # only the start of training; the checkpoint has all weights
-        model = build_model(node, trust, data["shape"], data["classes"])
+        changes = plain.get("augment") or {}  # of which only the crops count
+        shape, crop = crops.fed(changes, data["shape"]), crops.evaluated(changes, data["shape"])
+        model = build_model(node, trust, shape, data["classes"])
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
     file = reading.tested(path)
@@ -200,7 +202,7 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
         file = next((f for f in reading.epoch_checkpoints(path) if f.name == name), file.with_name(Path(name).name))
     averaged = not name and reading.stored(path).get("weights") == "ema"
     checkpoint.load_weights(file, checkpoint.load(file), model, averaged=averaged)
-    whole = Normalised(viewed(model, kind), data["mean"], data["std"]).eval()
+    whole = Normalised(viewed(model, kind), data["mean"], data["std"], crop).eval()
     # as in training, so that the logits are the same to the last bit
     layout = torch.contiguous_format if _target(plain, "optimizer").endswith(".LBFGS") else torch.channels_last
     whole = whole.to(where, memory_format=layout)  # type: ignore[call-overload]
@@ -214,7 +216,7 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
         made.decoding = _decoding(plain.get("dataset"), data, made.units)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: result.json has no valid record of its images; train again") from error
-    made.dtypes = (pick_dtype(str(trainer.get("precision", "fp32")), where, model, data["shape"]),)
+    made.dtypes = (pick_dtype(str(trainer.get("precision", "fp32")), where, model, shape),)
     size = trainer.get("eval_batch_size")
     made.batch_size = size if isinstance(size, int) and size > 0 else made.batch_size
     return made

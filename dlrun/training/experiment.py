@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from dlrun.config.settings import Settings, Trainer
 from dlrun.config.targets import check_targets, instantiate
-from dlrun.data import Data, Split
+from dlrun.data import Data, Split, crops
 from dlrun.data.batches import Augment, Batch, Batches
 from dlrun.errors import UserError, first_line
 from dlrun.models.depths import classifiers, depths
@@ -103,6 +103,7 @@ class Experiment:
     def batches(self, split: Split, **options: Any) -> Batches:
         """Batches of a split, normalised like the training data; `options` are those of Batches."""
         options.setdefault("batch_size", self.cfg.trainer.eval_batch_size)
+        options.setdefault("crop", crops.evaluated(self.cfg.augment, self.data.shape))
         return _normalised(self.data, split, self.device, **options)
 
 
@@ -126,10 +127,11 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         cfg = unselected(cfg)
         plain, trainer = cfg.plain, cfg.trainer
     seed_everything(cfg.seed)
-    model = _started(plain, trust, data, device)
+    shape = crops.fed(cfg.augment, data.shape)
+    model = _started(plain, trust, data, device, shape)
     if str(plain["model"]["_target_"]).startswith("dlrun."):  # the numbers in code of others are meant
         norms.fit_momentum(model, norms.planned(trainer, len(data.train)))
-    dtype = pick_dtype(trainer.precision, device, model, data.shape)
+    dtype = pick_dtype(trainer.precision, device, model, shape)
     frozen = freezing.planned(plain["model"], model, len(data.classes))
     if frozen is not None:
         freezing.begin(model, frozen)
@@ -159,10 +161,9 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         average=averaging.started(model) if trainer.ema else None,
         notes=(*notes, *(start.lines() if (start := loaded(model)) is not None else ())),
         train=batches,
-        val=_normalised(data, data.val, device, batch_size=trainer.eval_batch_size),
+        val=_val_batches(cfg, data, device),
     )
-    if sides := getattr(made.train.augment, "sides", ()):
-        _smaller(made, sides)
+    _must_take_others(made, shape)
     return made
 
 
@@ -182,9 +183,11 @@ def _own_loss(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in ("weight", "beta")}
 
 
-def _started(plain: Mapping[str, Any], trust: list[str], data: Data, device: torch.device) -> nn.Module:
-    """The initialised model on its device."""
-    model = build_model(plain["model"], trust, data.shape, data.classes)
+def _started(
+    plain: Mapping[str, Any], trust: list[str], data: Data, device: torch.device, shape: tuple[int, int, int]
+) -> nn.Module:
+    """The initialised model for images of a shape on its device."""
+    model = build_model(plain["model"], trust, shape, data.classes)
     whiten(model, _measured(data))
     # torch's L-BFGS flattens gradients as they lie in memory, which fails for channels-last ones
     flat = plain["optimizer"]["_target_"].endswith(".LBFGS")
@@ -219,15 +222,33 @@ def _smaller(exp: Experiment, sides: Sequence[int]) -> None:
     key, epochs = f"augment.progressive={exp.cfg.augment.get('progressive')}", exp.cfg.trainer.epochs
     if len(sides) >= epochs:
         raise UserError(f"{key}: leaves none of trainer.epochs={epochs} epochs for images of full size; train longer")
-    height, width, channels = exp.data.shape
+    height, width, _ = crops.fed(exp.cfg.augment, exp.data.shape)
     if max(sides) >= min(height, width):
         raise UserError(f"{key}: expected less than the {min(height, width)} pixels of the images' shorter side")
-    smallest = torch.zeros(2, channels, min(sides), min(sides), device=exp.device)
+    _must_take(exp, (min(sides), min(sides)), key)
+
+
+def _must_take_others(exp: Experiment, shape: tuple[int, int, int]) -> None:
+    """Raise UserError if the model refuses other sizes than that of training images, in evaluation or first epochs."""
+    if sides := getattr(exp.train.augment, "sides", ()):
+        _smaller(exp, sides)
+    size = exp.val.crop or exp.data.shape[:2]
+    if size != shape[:2] and shape != exp.data.shape:
+        _must_take(exp, size, f"augment.eval_crop={exp.cfg.augment.get('eval_crop')}")
+
+
+def _val_batches(cfg: Settings, data: Data, device: torch.device) -> Batches:
+    options = {"batch_size": cfg.trainer.eval_batch_size, "crop": crops.evaluated(cfg.augment, data.shape)}
+    return _normalised(data, data.val, device, **options)
+
+
+def _must_take(exp: Experiment, size: tuple[int, int], key: str) -> None:
+    images = torch.zeros(2, exp.data.shape[2], *size, device=exp.device)
     try:
         with torch.inference_mode(), exp.autocast():
-            copied(exp.model).eval()(smallest)
-    except (RuntimeError, ValueError, IndexError) as error:
-        what = f"the model does not take images of {min(sides)} pixels ({first_line(error)[:120]})"
+            copied(exp.model).eval()(images)
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
+        what = f"the model does not take images of {size[0]} pixels ({first_line(error)[:120]})"
         raise UserError(f"{key}: {what}; choose another size or model, such as model=resnet20") from error
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dlrun.data import crops
 from dlrun.training.experiment import Experiment
 from dlrun.training.multi_crop import viewed
 
@@ -24,20 +25,29 @@ ON_PROCESSOR, ELSEWHERE = 1e-3, 3e-2
 
 
 class Normalised(nn.Module):
-    """A model of raw pixels: images (B, C, H, W) in the units of the dataset -> logits (B, K)."""
+    """A model of raw pixels: images (B, C, H, W) in the units of the dataset -> logits (B, K).
+
+    Only the centre of `crop` (height, width) is looked at.
+    """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.crop = model, crop
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         # multiplied, as in Batches: the same logits to the last bit
-        logits: Tensor = self.model((images.float() - self.mean) * self.std.reciprocal())
+        logits: Tensor = self.model((crops.centre(images, self.crop, 2).float() - self.mean) * self.std.reciprocal())
         return logits
 
 
@@ -49,7 +59,7 @@ def probe(exp: Experiment) -> dict[str, Any]:
     split = exp.data.val if len(exp.data.val) else exp.data.train
     images = split.images.take(torch.arange(min(COUNT, len(split))))
     record = exp.data.record()
-    model = Normalised(viewed(exp.model, exp.cfg.trainer.multi_crop), record["mean"], record["std"])
+    model = Normalised(viewed(exp.model, exp.cfg.trainer.multi_crop), record["mean"], record["std"], exp.val.crop)
     training = exp.model.training
     model.eval().to(exp.device)
     logits = _logits(model, images, exp.device)

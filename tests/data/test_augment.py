@@ -16,6 +16,7 @@ from torch import Tensor
 from dlrun.data import colour, geometry, randaugment
 from dlrun.data.augment import Augment, CropFlip
 from dlrun.data.batches import Batches
+from dlrun.data.draws import Draws
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
 from dlrun.errors import UserError
@@ -49,10 +50,10 @@ def test_everything_on_is_every_operation_in_its_order() -> None:
     height, width = 14, 11
     before = raw(height, width, 3)
     found = Augment(**ALL)(before, seeded(5))
-    generator = seeded(5)
-    x = CropFlip(2)(before, generator).permute(0, 3, 1, 2) / 255
-    u = torch.rand(16, COUNT, generator=generator) * 2 - 1
-    chosen = randaugment.draw(2, 9, COUNT, generator)
+    drawn = Draws.of(seeded(5), COUNT)
+    x = CropFlip(2)(before, drawn).permute(0, 3, 1, 2) / 255
+    u = drawn.uniform("changes", 16) * 2 - 1
+    chosen = randaugment.draw(2, 9, drawn, before.device)
     moves, factors, tangent = chosen.moves, chosen.factors, math.tan(math.radians(10))
     matrix = geometry.matrices(
         u[0] * math.radians(15) + moves["rotate"],
@@ -69,7 +70,7 @@ def test_everything_on_is_every_operation_in_its_order() -> None:
     x = colour.saturation(x, (1 + 0.2 * u[10]) * factors["saturation"])
     x = colour.autocontrast(colour.hue(x, 0.1 * u[11]), chosen.autocontrast)
     x = colour.solarize(colour.posterize(colour.equalize(x, chosen.equalize), chosen.bits), chosen.threshold)
-    x = colour.noise(x, 0.05 * u[13].abs(), generator)
+    x = colour.noise(x, 0.05 * u[13].abs(), drawn.normal("noise", x.shape[1:], x.device))
     centre = (((u[15] + 1) / 2 * height).long(), ((u[14] + 1) / 2 * width).long())
     expected = colour.cutout(x, centre, 4)
     torch.testing.assert_close(found, (expected * 255).round().to(torch.uint8).permute(0, 2, 3, 1), atol=1, rtol=0)
@@ -121,7 +122,7 @@ def test_numbers_are_drawn_evenly_to_either_side() -> None:
 
 
 def test_randaugment_chooses_every_operation_equally_often_with_torchvisions_strengths() -> None:
-    drawn = randaugment.draw(1, 9, 28000, seeded())
+    drawn = randaugment.draw(1, 9, Draws.of(seeded(), 28000), torch.device("cpu"))
     counts = {**{k: v != 0 for k, v in drawn.moves.items()}, **{k: v != 1 for k, v in drawn.factors.items()}}
     counts |= {"posterize": drawn.bits < 8, "solarize": drawn.threshold < 2}
     counts |= {"autocontrast": drawn.autocontrast, "equalize": drawn.equalize}
@@ -135,7 +136,7 @@ def test_randaugment_chooses_every_operation_equally_often_with_torchvisions_str
     assert drawn.factors["contrast"].max() == pytest.approx(1 + space["Contrast"])
     assert drawn.bits.min() == space["Posterize"]
     assert drawn.threshold.min() == pytest.approx(space["Solarize"])
-    twice = randaugment.draw(2, 9, 4000, seeded()).moves["rotate"]
+    twice = randaugment.draw(2, 9, Draws.of(seeded(), 40000), torch.device("cpu")).moves["rotate"]
     assert twice.max() == pytest.approx(2 * math.radians(space["Rotate"]))
 
 

@@ -9,6 +9,7 @@ from torchvision.transforms import functional as tvf
 
 from dlrun.data import Batches
 from dlrun.data.augment import CropFlip
+from dlrun.data.draws import Draws
 from dlrun.errors import UserError
 from support.samples import made
 
@@ -23,9 +24,9 @@ def test_crop_flip_equals_one_image_at_a_time(dtype, padding, shape, flip):
     pad, count = 3, 40
     images = torch.from_numpy(RNG.integers(0, 256, (count, *shape), dtype=np.uint8)).to(dtype)
     found = CropFlip(pad, flip=flip, padding=padding)(images, torch.Generator().manual_seed(11))
-    generator = torch.Generator().manual_seed(11)
-    top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).tolist()
-    mirrored = (torch.rand(count, generator=generator) < 0.5).tolist() if flip else [False] * count
+    drawn = Draws.of(torch.Generator().manual_seed(11), count)
+    top, left = drawn.integers("crop", 2 * pad + 1, 2).tolist()
+    mirrored = (drawn.uniform("flip")[0] < 0.5).tolist() if flip else [False] * count
     mode = {"mode": "reflect"} if padding == "reflect" else {"mode": "constant"}
     for number, image in enumerate(images):
         padded = np.pad(image.numpy(), ((pad, pad), (pad, pad), (0, 0)), **mode)

@@ -83,10 +83,11 @@ def test_blur_does_what_torchvision_does() -> None:
 
 def test_noise_has_the_spread_that_was_asked_for_and_is_clamped() -> None:
     sigmas = torch.linspace(0, 0.1, COUNT)
-    out = colour.noise(torch.full((COUNT, 3, 60, 70), 0.5), sigmas, seeded())
+    drawn = torch.randn(COUNT, 3, 60, 70, generator=seeded())
+    out = colour.noise(torch.full(drawn.shape, 0.5), sigmas, drawn)
     assert (out.std((1, 2, 3)) - sigmas).abs().max() < 0.002
     assert (out.mean((1, 2, 3)) - 0.5).abs().max() < 0.003
-    out = colour.noise(torch.ones(COUNT, 1, 60, 70), sigmas, seeded())
+    out = colour.noise(torch.ones(COUNT, 3, 60, 70), sigmas, drawn)
     assert out.max() == 1
     assert out.min() > 0.5
 

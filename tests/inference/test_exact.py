@@ -104,7 +104,7 @@ def logits(predictor: Predictor, *paths: str, size: int = 256) -> Iterator[tuple
         (twelve_bits, ("dataset.image_size=[20,20]", "dataset.resize=letterbox", "dataset.interpolation=bicubic")),
         (twelve_bits, ("dataset.image_size=0", "dataset.channels=1", "dataset.memory_gb=0")),
         (floats, ("dataset.image_size=12", "dataset.channels=1")),
-        (turned_photos, ("dataset.image_size=24", "dataset.decode=auto")),
+        (turned_photos, ("dataset.image_size=24", "dataset.decode=auto", "augment.crop=16", "augment.eval_crop=20")),
         (turned_photos, ("dataset.image_size=[16,24]", "dataset.decode=fast", "trainer.precision=bf16")),
         (turned_photos, ("dataset.image_size=[16,24]", "dataset.decode=exact", "trainer.multi_crop=mirror")),
     ],

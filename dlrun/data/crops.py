@@ -1,0 +1,130 @@
+"""Parts of images: random-resized crops for training, the centre for evaluation (`augment=resized_crop`, D7).
+
+`dlrun train augment=resized_crop dataset.image_size=256 augment.crop=224` keeps images larger than the network sees
+them. A training image is a random part of one, resized to 224 × 224 (Szegedy et al. 2015, GoogLeNet, §6); evaluation,
+`dlrun predict` and an exported model cut out the centre. With `augment.eval_crop=256` they see larger images than
+training did (Touvron et al. 2019, Fixing the train-test resolution discrepancy).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dlrun.data.draws import Draws
+from dlrun.errors import UserError
+
+__all__ = ["Boxes", "boxes", "centre", "evaluated", "fed", "resized"]
+
+Boxes = tuple[Tensor, Tensor, Tensor, Tensor]  # top, left, height, width (B,), int64, on the processor
+TRIES = 10  # boxes per image, as in torchvision's RandomResizedCrop; if none fits, the centre is taken
+
+
+def fed(augment: Mapping[str, Any], shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the shape (H, W, C) of training images, of a dataset's shape. Raises UserError for too large a crop."""
+    height, width = _size("crop", augment.get("crop", "none"), shape) or shape[:2]
+    return height, width, shape[2]
+
+
+def evaluated(augment: Mapping[str, Any], shape: tuple[int, int, int]) -> tuple[int, int] | None:
+    """Return height and width of the centre that is evaluated; None: the whole image. Raises UserError."""
+    asked = augment.get("eval_crop", "auto")
+    name = "crop" if asked == "auto" else "eval_crop"
+    size = _size(name, augment.get("crop", "none") if asked == "auto" else asked, shape)
+    return None if size == shape[:2] else size
+
+
+def _size(name: str, asked: Any, shape: tuple[int, int, int]) -> tuple[int, int] | None:
+    if asked in ("none", "full"):
+        return shape[:2] if asked == "full" else None
+    height, width = (asked, asked) if isinstance(asked, int) else asked
+    if height > shape[0] or width > shape[1]:
+        least = "×".join(map(str, shape[:2]))
+        hint = f"choose a smaller crop, or a larger dataset.image_size for image files, such as {round(height * 8 / 7)}"
+        raise UserError(f"augment.{name}={_shown(asked)}: the images have {least} pixels; {hint}")
+    return height, width
+
+
+def _shown(asked: Any) -> str:
+    return str(asked) if isinstance(asked, int) else "[" + ",".join(map(str, asked)) + "]"
+
+
+def centre(images: Tensor, size: tuple[int, int] | None, rows: int = 1) -> Tensor:
+    """Cut out the centre as torchvision's CenterCrop does; axis `rows` is the height, the next one the width."""
+    if size is None:
+        return images
+    for axis, length in zip((rows, rows + 1), size, strict=True):
+        images = images.narrow(axis, round((images.shape[axis] - length) / 2), length)
+    return images
+
+
+def boxes(draws: Draws, shape: tuple[int, int], area: Sequence[float], aspect: Sequence[float]) -> Boxes:
+    """Draw a box per sample as torchvision's RandomResizedCrop does.
+
+    `area` is the range of shares of the image, `aspect` that of widths in heights, drawn evenly on a log scale.
+    """
+    height, width = shape
+    u = draws.uniform("resized crop", 2 * TRIES + 2)
+    share = area[0] + (area[1] - area[0]) * u[:TRIES]
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    ratio = (low + (high - low) * u[TRIES : 2 * TRIES]).exp()
+    across = (share * (height * width) * ratio).sqrt().round().long()
+    down = (share * (height * width) / ratio).sqrt().round().long()
+    fits = (across > 0) & (across <= width) & (down > 0) & (down <= height)
+    first = fits.int().argmax(0, keepdim=True)
+    widest = min(max(width / height, aspect[0]), aspect[1])  # the centre, within the ratios
+    fallback = round(min(height, width / widest)), round(min(width, height * widest))
+    h, w = (
+        torch.where(fits.any(0), tried.gather(0, first)[0], other)
+        for tried, other in zip((down, across), fallback, strict=True)
+    )
+    top, left = ((u[k] * (size - side + 1)).long() for k, size, side in ((-2, height, h), (-1, width, w)))
+    middle = [(size - side) // 2 for size, side in ((height, h), (width, w))]
+    top, left = (torch.where(fits.any(0), drawn, m) for drawn, m in zip((top, left), middle, strict=True))
+    return top, left, h, w
+
+
+def resized(images: Tensor, box: Boxes, size: tuple[int, int], mirrored: Tensor, upside_down: Tensor) -> Tensor:
+    """Boxes of images (B, H, W, C) resized to `size`, bilinearly and antialiased, as torchvision's resized_crop does.
+
+    Those that are `mirrored` and `upside_down` (B,), bools on the processor, are flipped afterwards. On the processor
+    by the same kernel; on an accelerator the whole batch at once, and bytes may differ by 1.
+    """
+    if images.device.type != "cpu":
+        return _by_matrices(images, box, size, mirrored, upside_down)
+    out = images.new_empty(len(images), *size, images.shape[3])
+    given = (part.tolist() for part in (*box, mirrored, upside_down))
+    for image, made, top, left, height, width, across, down in zip(images, out, *given, strict=True):
+        part = image[top : top + height, left : left + width].permute(2, 0, 1)[None]
+        part = F.interpolate(part, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+        made.copy_(part.flip([axis for axis, yes in enumerate((down, across)) if yes]) if down or across else part)
+    return out
+
+
+def _by_matrices(images: Tensor, box: Boxes, size: tuple[int, int], mirrored: Tensor, upside_down: Tensor) -> Tensor:
+    """Rows and columns of every box as weighted means: two products of matrices for the whole batch."""
+    top, left, height, width = (part.to(images.device, non_blocking=True).float() for part in box)
+    down, across = _weights(top, height, images.shape[1], size[0]), _weights(left, width, images.shape[2], size[1])
+    down, across = (
+        torch.where(chosen.to(images.device, non_blocking=True)[:, None, None], weights.flip(1), weights)
+        for chosen, weights in ((upside_down, down), (mirrored, across))
+    )
+    x = images.permute(0, 3, 1, 2).float()
+    x = (down[:, None] @ x @ across[:, None].transpose(2, 3)).permute(0, 2, 3, 1)
+    return (x.round_().clamp_(0, 255).to(torch.uint8) if images.dtype == torch.uint8 else x).contiguous()
+
+
+def _weights(start: Tensor, length: Tensor, whole: int, count: int) -> Tensor:
+    """The share (B, count, whole) of each old pixel in each new one: a triangle, as wide as a new pixel is."""
+    step = (length / count)[:, None, None]
+    wide = step.clamp_min(1)
+    middle = step * (torch.arange(count, device=start.device) + 0.5)[None, :, None]
+    old = torch.arange(whole, device=start.device)[None, None, :] - start[:, None, None]
+    inside = (old >= 0) & (old < length[:, None, None])
+    found = (1 - (old + 0.5 - middle).abs() / wide).clamp_min(0) * inside
+    return found / found.sum(2, keepdim=True)

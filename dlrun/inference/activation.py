@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dlrun.data import crops
 from dlrun.errors import UserError
 from dlrun.inference.predictor import Predictor
 
@@ -39,13 +40,15 @@ def activations(predictor: Predictor, images: Tensor, label: int | None) -> list
     vote = predictor(images)
     labels = [int(k) for k in vote.classes] if label is None else [label] * len(images)
     x = images.to(predictor.device).permute(0, 3, 1, 2).float()
-    heat = np.zeros((len(images), *predictor.shape[:2]), dtype=np.float32)
+    heat = torch.zeros(len(images), *predictor.shape[:2])
     for whole in predictor.models:
         layer, last = _last_map(whole, x[:1])
         whole.requires_grad_()  # also of frozen layers: the map is made of gradients
         with GradCAM(whole, [layer], reshape_transform=_first if last else None) as cam:
-            heat += cam(x, [ClassifierOutputTarget(k) for k in labels]) / len(predictor.models)
-    found = zip(heat, labels, vote.classes, vote.probabilities, strict=True)
+            seen = crops.centre(x, whole.crop, 2)  # the rest of an image has no part in it
+            made = cam(seen, [ClassifierOutputTarget(k) for k in labels]) / len(predictor.models)
+            crops.centre(heat, whole.crop).add_(torch.from_numpy(made))
+    found = zip(heat.numpy(), labels, vote.classes, vote.probabilities, strict=True)
     return [Activation(one, k, int(best), np.asarray(p, dtype=np.float64)) for one, k, best, p in found]
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
+from types import FrameType
 
 from dlrun.config.schema import lookup
 from dlrun.training.experiment import Experiment
 
-__all__ = ["advice", "limited", "raised_at"]
+__all__ = ["advice", "limited", "line_now", "raised_at"]
 
 
 def advice(exp: Experiment, *words: str) -> str:
@@ -41,9 +43,24 @@ def _same(now: float | str | bool, value: str) -> bool:
 
 def raised_at(error: BaseException) -> str:
     """Return " at FILE:LINE", the innermost frame of a traceback outside of libraries and dlrun, or ""."""
-    ours = Path(__file__).resolve().parents[1]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        if "site-packages" not in file.parts and ours not in file.resolve().parents and file.is_file():
+        if file := _others_code(frame.filename):
             return f" at {file.name}:{frame.lineno}"
     return ""
+
+
+def line_now() -> str:
+    """Return " at FILE:LINE", the innermost frame that runs now outside of libraries and dlrun, or ""."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if place := _others_code(frame.f_code.co_filename):
+            return f" at {place.name}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def _others_code(filename: str) -> Path | None:
+    """The file of a frame, unless it is part of a library or of dlrun."""
+    file, ours = Path(filename), Path(__file__).resolve().parents[1]
+    foreign = "site-packages" not in file.parts and ours not in file.resolve().parents and file.is_file()
+    return file if foreign else None

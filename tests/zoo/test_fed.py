@@ -10,14 +10,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dlrun.training.experiment import Experiment
 from support.composed import alter
-from support.pairs import Change, Pair
+from support.pairs import Change, Pair, wear
 from support.pictures import both, read, repaint
 
 Relabel = Callable[[Tensor], Tensor]
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
 
 
 def as_gray(x: Tensor) -> Tensor:
@@ -88,7 +97,88 @@ LABELS = [
     Pair("most labels of val shuffled", "numbering", "are wrong", labelled(half_shuffled), SOUND, "", "warn"),
 ]
 
-PAIRS = [*SPLITS, *LABELS]
+
+class Tokens(nn.Module):
+    """Cuts images (B, 1, 8, 8) into patches or rows, lets these meet, and averages them."""
+
+    def __init__(self, cut: Callable[[Tensor], Tensor], pooled: int = 1, heads: str = "") -> None:
+        super().__init__()
+        self.cut, self.pooled, self.heads = cut, pooled, heads
+        width = cut(torch.zeros(2, 1, 8, 8)).shape[2]
+        self.embed, self.query, self.mix = nn.Linear(width, 24), nn.Linear(24, 24), nn.Linear(24, 24)
+        self.head = nn.LazyLinear(10)
+        self(torch.zeros(2, 1, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(self.cut(x)).relu()
+        if self.heads:
+            x = x + self.attention(x)
+        x = x + self.mix(x).relu()
+        return self.head(x.mean(self.pooled))
+
+    def attention(self, x: Tensor) -> Tensor:
+        batch, count, width = x.shape
+        q = self.query(x)
+        q = q.view(batch, 4, count, 6) if self.heads == "view" else q.view(batch, count, 4, 6).transpose(1, 2)
+        found = F.scaled_dot_product_attention(q, q, q)
+        return (found if self.heads == "joined" else found.transpose(1, 2)).reshape(batch, count, width)
+
+
+def tokens(cut: Callable[[Tensor], Tensor], pooled: int = 1, heads: str = "") -> Change:
+    return wear(lambda: Tokens(cut, pooled, heads))
+
+
+def patches(x: Tensor) -> Tensor:
+    return F.unfold(x, 2, stride=2).transpose(1, 2)
+
+
+def untransposed(x: Tensor) -> Tensor:
+    return F.unfold(x, 2, stride=2).view(-1, 16, 4)
+
+
+class Convolved(nn.Module):
+    """Two convolutions, and a function between them and one behind."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor], behind: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.between, self.behind = between, behind
+        self.conv1, self.conv2 = nn.Conv2d(1, 6, 3, padding=1), nn.LazyConv2d(12, 3, padding=1)
+        self.head = nn.LazyLinear(10)
+        self(torch.zeros(2, 1, 8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.between(self.conv1(x).relu())).relu()
+        return self.head(self.behind(x))
+
+
+def convolved(between: Callable[[Tensor], Tensor] = same, behind: Callable[[Tensor], Tensor] = flat) -> Change:
+    return wear(lambda: Convolved(between, behind))
+
+
+LAYOUT = [
+    Pair("patches by a view", "layout", "patches are cut", tokens(lambda x: x.view(-1, 16, 4)), tokens(patches)),
+    Pair(
+        "unfold without transpose",
+        "layout",
+        "view",
+        tokens(lambda x: F.unfold(x, 2, stride=2).view(-1, 16, 4)),
+        tokens(patches),
+    ),
+    Pair("mean over features", "layout", "averages the channels", tokens(patches, 2), tokens(patches, 1)),
+    Pair("heads by a view", "layout", "heads", tokens(patches, heads="view"), tokens(patches, heads="sound")),
+    Pair("heads joined by a view", "layout", "places", tokens(patches, heads="joined"), tokens(patches, heads="sound")),
+    Pair(
+        *("channels last by a view", "layout", "places"),
+        *(convolved(behind=lambda x: x.reshape(-1, 64, 12).mean(1)), convolved(behind=lambda x: x.flatten(2).mean(2))),
+    ),
+    Pair("mean over channels", "layout", "averages", convolved(behind=lambda x: x.mean(1).flatten(1)), convolved()),
+    Pair(
+        *("space to depth by a view", "layout", "pixel_unshuffle"),
+        *(convolved(lambda x: x.reshape(-1, 24, 4, 4)), convolved(lambda x: F.pixel_unshuffle(x, 2))),
+    ),
+]
+
+PAIRS = [*SPLITS, *LABELS, *LAYOUT]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)

@@ -93,7 +93,7 @@ class _Watch(TorchFunctionMode):
 
     def _averaged(self, name: str, before: Tensor, out: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         axis = kwargs.get("dim", args[0] if args else None)
-        features: int | None = self.features[before] if before in self.features else None
+        features: int | None = self.features.get(before)  # type: ignore[no-untyped-call]
         axes = [axis] if isinstance(axis, int) else list(axis) if isinstance(axis, (tuple, list)) else []
         if not axes or not all(isinstance(a, int) for a in axes) or features is None or before.ndim not in (3, 4):
             return

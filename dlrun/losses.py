@@ -1,4 +1,4 @@
-"""Loss functions: from logits (B, K) and labels (B,) to the mean over samples.
+"""Loss functions: from logits (B, K) and labels (B,), or shares of classes (B, K), to the mean over samples.
 
 Reached by `loss=cross_entropy`, `loss=hinge` and `loss=focal`, with `loss.weight=balanced` (D6). `chance` is the exact
 value that check C1 expects.
@@ -40,18 +40,23 @@ class Weighted(nn.Module):
 
     @abstractmethod
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of each sample (B,), without weights."""
+        """Return the loss of each sample (B,), without weights; `labels` (B,), or shares of classes (B, K)."""
 
     def weights(self, labels: Tensor, weight: Tensor | None = None) -> Tensor | None:
         """Return the weight of each sample (B,): that of its class times its own; None if all count the same."""
         if self.class_weight is None:
             return weight
-        found = self.class_weight[labels]
+        found = labels @ self.class_weight if labels.is_floating_point() else self.class_weight[labels]
         return found if weight is None else found * weight
 
     def forward(self, logits: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """Return the mean over samples (scalar); `weight` (B,) are weights of the samples."""
-        losses, weights = self.each(logits, labels), self.weights(labels, weight)
+        weights = self.weights(labels, weight)
+        if labels.is_floating_point() and self.class_weight is not None:
+            # a sample of several classes counts as several samples, each with the weight of its class
+            labels = labels * self.class_weight
+            labels = labels / labels.sum(1, keepdim=True).clamp_min(torch.finfo(labels.dtype).tiny)
+        losses = self.each(logits, labels)
         if weights is None:
             return losses.mean()
         weights = weights.to(losses.dtype)
@@ -110,10 +115,13 @@ class Focal(Weighted):
         self.gamma = gamma
 
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
-        log_p = F.log_softmax(_full(logits), 1).gather(1, labels.unsqueeze(1)).squeeze(1)
+        log_p = F.log_softmax(_full(logits), 1)
+        if not labels.is_floating_point():
+            log_p = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
         # the power of 1 - p has no finite slope at 0 for a gamma below 1
         easy = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny) if self.gamma else torch.ones_like(log_p)
-        return -(easy**self.gamma) * log_p
+        losses = -(easy**self.gamma) * log_p
+        return (losses * labels).sum(1) if labels.is_floating_point() else losses
 
     def chance(self, num_classes: int) -> float:
         """(1 − 1/K)^gamma ln K: the loss of uniform logits."""
@@ -139,6 +147,8 @@ class Hinge(Weighted):
         self.margin = margin
 
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels.is_floating_point():
+            raise TypeError("the hinge loss compares the scores of one class with those of all others")
         scores, index = _full(logits), labels.unsqueeze(1)
         violations = (scores - scores.gather(1, index) + self.margin).clamp_min(0.0)
         return violations.scatter(1, index, 0.0).sum(1)

@@ -2,7 +2,8 @@
 
 Reached by `objective=supervised` and `objective=distill objective.teacher=ENSEMBLE` (E6). An objective of another
 package is called in the same way; `train_acc_valid = False` declares that accuracy on its batches means nothing, since
-it mixes images or changes labels, and verdicts then ignore train_acc.
+it mixes images or changes labels, and verdicts then ignore train_acc. Its `mixing`, if it has one, is applied to whole
+batches before (`objective=mixup`, `objective=cutmix`, R3).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
+from dlrun.data.mixing import Mixing
 from dlrun.models.outputs import auxiliary, logits_of
 
 if TYPE_CHECKING:
@@ -27,21 +29,31 @@ class Supervised:
 
     If the model returns more in training mode, a tuple or a mapping, outputs of the shape of the logits are those of
     auxiliary classifiers, whose loss is added with the weight `aux_weight` (0.3: Szegedy et al. 2015, GoogLeNet, §5).
+    The last three numbers are those of `Mixing`.
     """
 
     train_acc_valid = True
-    on_features = True  # it looks at nothing of an image but its logits
 
-    def __init__(self, aux_weight: float = 0.3) -> None:
+    def __init__(
+        self,
+        aux_weight: float = 0.3,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_share: float = 1.0,
+        num_classes: int = 2,
+    ) -> None:
         self.aux_weight = aux_weight
+        self.mixing = Mixing(mixup, cutmix, mix_share, num_classes)
+        self.train_acc_valid = not self.mixing.active
+        self.on_features = not self.mixing.active  # it looks at nothing of an image but its logits
 
     def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss (scalar) and the logits (B, K)."""
         outputs = model(batch.x)
         logits: Tensor = logits_of(outputs)
-        value: Tensor = loss(logits, batch.y)
+        value: Tensor = loss(logits, batch.target)
         for other in auxiliary(outputs) if self.aux_weight else ():
-            value = value + self.aux_weight * loss(other, batch.y)
+            value = value + self.aux_weight * loss(other, batch.target)
         return value, logits
 
 
@@ -51,12 +63,14 @@ class Distill:
     alpha T² KL(teacher || student), both at temperature T, + (1 - alpha) loss: Hinton et al. 2015, Distilling the
     Knowledge in a Neural Network; T² keeps the soft gradients at the size of the hard ones. The teacher predicts every
     training image once, without augmentation, and its predictions are cached on disk; the student may see augmented
-    images. A batch without `index` has no predictions, and its labels alone count. `packages` are those that the
-    teacher's config may name. Raises UserError if the teacher was trained on other data.
+    images. A batch without `index` has no predictions, and its labels alone count. Of mixed images the predictions have
+    the shares of the labels. `packages` are those that the teacher's config may name. Raises UserError if the teacher
+    was trained on other data.
     """
 
-    train_acc_valid = True
     on_features = True
+
+    train_acc_valid = True
 
     def __init__(
         self,
@@ -66,22 +80,33 @@ class Distill:
         device: torch.device,
         temperature: float = 4.0,
         alpha: float = 0.9,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_share: float = 1.0,
     ) -> None:
         from dlrun.inference.teacher import log_probabilities
 
         self.temperature, self.alpha = temperature, alpha
+        self.mixing = Mixing(mixup, cutmix, mix_share, len(data.classes))
+        self.train_acc_valid = not self.mixing.active
         self.targets = log_probabilities(teacher, data, packages, device).to(device)  # where `index` is
 
     def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss (scalar) and the logits (B, K)."""
         logits: Tensor = model(batch.x)
-        hard: Tensor = loss(logits, batch.y)
+        hard: Tensor = loss(logits, batch.target)
         if batch.index is None:
             return hard, logits
         heat = self.temperature
-        theirs = log_softmax(self.targets[batch.index] / heat, 1)
         mine = log_softmax(logits.float() / heat, 1)
-        each = kl_div(mine, theirs, reduction="none", log_target=True).sum(1)
+        each = self._each(mine, batch.index)
+        if batch.mix is not None and batch.mix.index is not None:
+            each = torch.lerp(self._each(mine, batch.mix.index), each, batch.mix.share)
         weight = torch.ones_like(each) if batch.weight is None else batch.weight
         soft = (each * weight).sum() / weight.sum().clamp_min(torch.finfo(each.dtype).tiny)
         return self.alpha * heat**2 * soft + (1 - self.alpha) * hard, logits
+
+    def _each(self, mine: Tensor, index: Tensor) -> Tensor:
+        """The divergence (B,) of log probabilities (B, K) from those of the teacher for these samples."""
+        theirs = log_softmax(self.targets[index] / self.temperature, 1)
+        return kl_div(mine, theirs, reduction="none", log_target=True).sum(1)

@@ -21,6 +21,7 @@ from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, in_turn
 from dlrun.data.batches import Batch, Batches
 from dlrun.training.experiment import Experiment
+from dlrun.training.objective import prepared
 from dlrun.vocabulary import Outcome
 
 __all__ = ["mixture"]
@@ -113,7 +114,8 @@ def _mislabelled(exp: Experiment, x: Tensor, y: Tensor) -> tuple[float, float] |
     for draw in range(DRAWS):
         model = _StandIn(len(y), exp.num_classes, exp.device).train()
         try:
-            value, _ = objective(model, data_loss(exp), Batch(x.clone(), y.clone(), step=draw))
+            batch = prepared(objective, Batch(x.clone(), y.clone(), epoch=draw, step=draw))
+            value, _ = objective(model, data_loss(exp), batch)
             (slope,) = torch.autograd.grad(value, model.logits)
         except Exception:  # the objective wants a real network
             return None

@@ -165,7 +165,8 @@ UNNEEDED = _table(
     wandb use_wandb -> not a logger of dlrun: type logger=tensorboard or logger=mlflow
     save_path model_path -> not needed: the run's folder has checkpoints/best.pt; run.dir=FOLDER names the folder
     normalize normalise mean std -> not needed: images are normalised with the mean and std of the training split
-    mixup cutmix -> not available; type augment=randaugment or regularizer=label_smoothing
+    mixup mixup_alpha mix_up augment.mixup -> objective.mixup
+    cutmix cutmix_alpha cut_mix augment.cutmix -> objective.cutmix
     distributed ddp local_rank world_size strategy num_nodes nodes
         -> not available: a run uses one device; a sweep runs several at once: add -m and seed=0,1
 """.replace("\n        ->", " ->")

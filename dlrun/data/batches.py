@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -21,9 +21,26 @@ from dlrun.data.draws import REPEAT, Draws, occurrences
 from dlrun.data.images import Images, InMemory, read
 from dlrun.data.splits import Split
 
-__all__ = ["Augment", "Batch", "Batches"]
+__all__ = ["Augment", "Batch", "Batches", "Mix"]
 
 Augment = Callable[..., Tensor]  # its contract is in dlrun/data/augment.py
+
+
+@dataclass(frozen=True, eq=False)
+class Mix:
+    """What was mixed into the images of a batch: labels y and numbers of other samples (B,), and the `share` (B,) of
+    the own label, of `classes` classes."""
+
+    y: Tensor
+    index: Tensor | None
+    share: Tensor
+    classes: int
+
+    def parts(self, count: int) -> list[Mix]:
+        """Split as the batch is."""
+        numbers = [None] * count if self.index is None else self.index.tensor_split(count)
+        pieces = zip(self.y.tensor_split(count), numbers, self.share.tensor_split(count), strict=True)
+        return [Mix(y, index, share, self.classes) for y, index, share in pieces]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +49,8 @@ class Batch:
 
     `index` int64 (B,) numbers the samples of the training split, None if a check or a probe generated them. `weight`
     float32 (B,) is how much each counts in the loss, None if all count the same. Epochs
-    count from 1, steps of an epoch from 0. `other` has samples from another source, such as unlabelled ones.
+    count from 1, steps of an epoch from 0. `other` has samples from another source, such as unlabelled ones. `mix`: its
+    images are mixed; then a loss gets `target` instead of y.
     """
 
     x: Tensor
@@ -44,9 +62,20 @@ class Batch:
     other: Batch | None = None
     weight: Tensor | None = None
     part: int = 0  # which part of a batch that is computed in parts (trainer.accumulate)
+    mix: Mix | None = None
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @cached_property
+    def target(self) -> Tensor:
+        """The labels y, or of mixed images the share of each class, float32 (B, K)."""
+        mix = self.mix
+        if mix is None:
+            return self.y
+        made = torch.zeros(len(self), mix.classes, device=self.y.device)
+        shares = torch.stack([mix.share, 1 - mix.share], 1).to(made.dtype)
+        return made.scatter_add_(1, torch.stack([self.y, mix.y], 1), shares)
 
     @cached_property
     def generator(self) -> torch.Generator:
@@ -60,15 +89,18 @@ class Batch:
         """
         if count == 1:
             other = None if self.other is None else self.other.parts(1)[0]
-            return [Batch(self.x, self.y, self.index, self.epoch, self.step, self.seed, other, self.weight)]
+            return [replace(self, other=other, part=0)]
         numbers, weights = (
             [None] * count if held is None else held.tensor_split(count) for held in (self.index, self.weight)
         )
         others = [None] * count if self.other is None else self.other.parts(count)
-        pieces = zip(self.x.tensor_split(count), self.y.tensor_split(count), numbers, others, weights, strict=True)
+        mixes = [None] * count if self.mix is None else self.mix.parts(count)
+        pieces = zip(
+            self.x.tensor_split(count), self.y.tensor_split(count), numbers, others, weights, mixes, strict=True
+        )
         return [
-            Batch(x, y, index, self.epoch, self.step, self.seed, other, weight, part)
-            for part, (x, y, index, other, weight) in enumerate(pieces)
+            Batch(x, y, index, self.epoch, self.step, self.seed, other, weight, part, mix)
+            for part, (x, y, index, other, weight, mix) in enumerate(pieces)
         ]
 
 

@@ -31,7 +31,7 @@ from dlrun.regularizers import Penalty
 from dlrun.training import averaging, freezing, memory, norms
 from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
-from dlrun.training.objective import with_batch
+from dlrun.training.objective import must_fit, with_batch
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
 from dlrun.training.statistics import fitted_to_weights
@@ -149,9 +149,7 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         model=model,
         loss=loss,
         penalty=instantiate(regularizer, trust, "regularizer"),
-        objective=with_batch(
-            instantiate(plain["objective"], trust, "objective", data=data, packages=trust, device=device)
-        ),
+        objective=_objective(plain["objective"], trust, data, device, loss),
         optimizer=optimizer,
         scheduler=_scheduler(plain["scheduler"], trust, optimizer, trainer.monitor, len(batches)),
         device=device,
@@ -174,6 +172,14 @@ def _loss(node: dict[str, Any], trust: list[str], data: Data) -> nn.Module:
         name = node["_target_"]
         raise UserError(f"loss._target_={name}: takes no weights of samples; choose loss=cross_entropy, or omit them")
     return loss
+
+
+def _objective(node: dict[str, Any], trust: list[str], data: Data, device: torch.device, loss: nn.Module) -> Any:
+    classes = len(data.classes)
+    given = {"data": data, "packages": trust, "device": device, "num_classes": classes}
+    made = with_batch(instantiate(node, trust, "objective", **given))
+    must_fit(made, loss, classes, device)
+    return made
 
 
 def _own_loss(node: dict[str, Any]) -> dict[str, Any]:

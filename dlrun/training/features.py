@@ -241,7 +241,7 @@ def _about(exp: Experiment, names: Sequence[str]) -> dict[str, Any]:
         "model": model,
         "cut": names[0],
         "device": [exp.device.type, str(exp.dtype)],
-        "data": [exp.data.shape, exp.data.mean, exp.data.std],
+        "data": [exp.data.shape, exp.val.crop, exp.data.mean, exp.data.std],
     }
 
 

@@ -25,6 +25,7 @@ from dlrun.training.diagnostics import Watch
 from dlrun.training.evaluating import logits, spread
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
+from dlrun.training.objective import prepared
 from dlrun.training.recording import Recorder
 from dlrun.vocabulary import PER_EPOCH, Status
 
@@ -146,6 +147,7 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
 def step(exp: Experiment, batch: Batch) -> Step:
     """Take one optimizer step on a batch, in trainer.accumulate parts, without waiting for an accelerator."""
     trainer, n, zero = exp.cfg.trainer, len(batch), batch.x.new_zeros(())
+    batch = prepared(exp.objective, batch)
     split = norms.parts(n, trainer.accumulate)
     parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
     measured = Step(zero, zero, zero, zero)
@@ -203,7 +205,7 @@ def _of_part(loss: nn.Module, part: Batch, batch: Batch) -> nn.Module:
     weights = getattr(loss, "weights", None)
     if weights is None or (len(part) == len(batch) and batch.weight is None):
         return loss
-    ours, all_of_them = weights(part.y, part.weight), weights(batch.y, batch.weight)
+    ours, all_of_them = weights(part.target, part.weight), weights(batch.target, batch.weight)
     if ours is None:
         return loss
     return _OfPart(loss, part.weight, ours.mean() / all_of_them.mean().clamp_min(torch.finfo(all_of_them.dtype).tiny))

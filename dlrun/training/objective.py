@@ -5,11 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dlrun.data.batches import Batch
+from dlrun.errors import UserError
 
-__all__ = ["Unpacked", "with_batch"]
+__all__ = ["Unpacked", "must_fit", "prepared", "with_batch"]
 
 WORDS = ("x", "images", "inputs")  # names of the third argument, after the model and the loss
 
@@ -37,3 +39,25 @@ def with_batch(objective: Any) -> Any:
     if len(names) < 4 or names[2] not in WORDS:
         return objective
     return Unpacked(objective, indexed=len(names) > 4 and names[4] == "index")
+
+
+def prepared(objective: Any, batch: Batch) -> Batch:
+    """Return what the objective makes of a whole batch before it is divided into parts: mixed images (R3)."""
+    mixing = getattr(objective, "mixing", None)
+    made: Batch = batch if mixing is None else mixing(batch)
+    return made
+
+
+def must_fit(objective: Any, loss: nn.Module, classes: int, device: torch.device) -> None:
+    """Raise UserError if images are to be mixed and the loss takes no shares of classes (B, K) in place of labels."""
+    mixing = getattr(objective, "mixing", None)
+    if mixing is None or not mixing.active:
+        return
+    shares = torch.full((2, classes), 1 / classes, device=device)
+    try:
+        loss(torch.zeros_like(shares), shares)
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError) as error:
+        key = f"objective.mixup={mixing.mixup:g} objective.cutmix={mixing.cutmix:g}"
+        name = f"{type(loss).__module__}.{type(loss).__name__}"
+        what = f"mixed images have shares of classes, which loss._target_={name} does not take"
+        raise UserError(f"{key}: {what}; choose loss=cross_entropy, or type objective=supervised") from error

@@ -1,4 +1,7 @@
-"""`dlrun resume RUN`: continue a killed or interrupted run or sweep; a run gives the same weights, bit for bit."""
+"""`dlrun resume RUN`: continue a killed or interrupted run or sweep; a run gives the same weights, bit for bit.
+
+`dlrun resume RUN trainer.epochs=60` extends a finished run (dlrun/run/extending.py).
+"""
 
 from __future__ import annotations
 
@@ -23,17 +26,16 @@ def main(argv: list[str]) -> int:
     argv, trust = trusted(argv)
     words = (
         "trust=[PACKAGE] allows a run to use classes of that package; "
-        f"{ACCEPT} continues with the recorded images although others were added or images were renamed"
+        f"{ACCEPT} continues with the recorded images although others were added or images were renamed; "
+        "trainer.epochs=60 trains a finished run on, with trainer.patience=0 one that stopped early"
     )
     parser = Parser(prog="dlrun resume", description=__doc__, epilog=words)
     parser.add_argument("run", help="the folder of a run or a sweep, such as outputs/latest")
     args, more = parser.parse_known_args(argv)
     accept = ACCEPT in more
     more = [word for word in more if word != ACCEPT]
-    if settings := [word for word in more if "=" in word]:
-        why = "a resumed run keeps the config it was started with, its number of epochs included"
-        raise UserError(f"{settings[0]}: {why}; for a new run type `dlrun train … {' '.join(settings)}`")
-    if more:
+    more_epochs = [word for word in more if "=" in word]
+    if more := [word for word in more if "=" not in word]:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     from dlrun.folders import sweep as sweep_folder
     from dlrun.folders.run import reopen
@@ -41,10 +43,12 @@ def main(argv: list[str]) -> int:
     if sweep_folder.is_sweep(folder := Path(args.run).expanduser()):
         if accept:
             raise UserError(f"{ACCEPT}: expected a run, found a sweep; type it for each of its unfinished runs")
+        if more_epochs:
+            raise UserError(f"{more_epochs[0]}: expected a run, found a sweep; type it for one of its runs")
         return _sweep(folder, trust)
     run = reopen(args.run)
     try:
-        return _continue(run, trust, accept)
+        return _continue(run, trust, accept, more_epochs)
     finally:
         run.release()
 
@@ -61,14 +65,14 @@ def _sweep(folder: Path, trust: list[str]) -> int:
         return again(made, folder, trust)
 
 
-def _continue(run: Run, trust: list[str], accept: bool) -> int:
+def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str]) -> int:
     from dlrun.config.extras import require_logger, require_model
     from dlrun.config.schema import check_rules
     from dlrun.config.settings import Settings
     from dlrun.config.targets import check_targets
     from dlrun.folders import reading
 
-    if reading.stored(run.path).get("status") == Status.COMPLETED:
+    if reading.stored(run.path).get("status") == Status.COMPLETED and not more_epochs:
         print(f"{run.path} is complete; nothing to do{_unfinished()}")
         return Exit.FINE
     # only the command line may trust packages, never a stored config
@@ -80,6 +84,10 @@ def _continue(run: Run, trust: list[str], accept: bool) -> int:
         require_model(plain)
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error
+    if more_epochs:
+        from dlrun.run.extending import extended
+
+        plain = extended(run, plain, more_epochs) | {"trust": trust}
     from dlrun.run.execute import execute
 
     settings = Settings.of(plain).changed(trainer={"stop_after": 0})  # a paused run continues to its end

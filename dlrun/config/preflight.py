@@ -36,6 +36,9 @@ def look(cfg: Mapping[str, Any]) -> None:
             raise UserError(f"dataset.root={dataset['root']}: {error.filename}: {error.strerror}") from None
     if dataset.get("_target_") == "dlrun.data.arrays.arrays":
         _arrays(dataset)
+    start = cfg["trainer"].get("start_from")
+    if start is not None and not Path(str(start)).expanduser().exists():
+        raise UserError(f"trainer.start_from={start}: no such run or file; expected a run, or a file of weights")
     for key, name in targets_of(cfg):
         if isinstance(name, str) and name.split(".")[0] not in OURS:
             _module(f"{key}={name}", name)

@@ -27,6 +27,7 @@ class Trainer:
     stop_after: int = 0
     batch_size: int = 32
     eval_batch_size: int = 256
+    start_from: str | None = None
     device: str = "auto"
     fit_all: bool = False
     feature_views: int = 8

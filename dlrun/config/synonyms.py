@@ -75,6 +75,7 @@ KEYS = _table("""
     epochs epoch num_epochs n_epochs max_epochs max_epoch nepochs total_epochs train_epochs -> trainer.epochs
     batch_size batchsize batch bs minibatch mini_batch train_batch_size -> trainer.batch_size
     eval_batch_size test_batch_size val_batch_size -> trainer.eval_batch_size
+    start_from startfrom init_from finetune_from load_weights load_from pretrained_weights -> trainer.start_from
     device accelerator -> trainer.device
     gpu gpus cuda use_cuda use_gpu -> trainer.device=cuda | trainer.device=cpu
     no_cuda cpu use_cpu -> trainer.device=cpu | trainer.device=auto

@@ -26,8 +26,8 @@ MARKERS = {"run": "config.yaml", "sweep": "sweep.yaml", "ensemble": "ensemble.ya
 OF_ALL = r"result\.json|report\.html|predictions\.npz|(errors|confusions|per_class)\.csv|plots|log\.txt"
 OF_ALL += r"|\.owner|\..*\.tmp|\.nfs.*|\.DS_Store"
 OF_ONE = {
-    "run": r"config\.yaml|(checks|metrics|layers|dropped|audit)\.csv|(histograms|identity|showcase|probe)\.npz"
-    r"|checkpoints|code|tensorboard|mlruns|mlflow.*|stop",
+    "run": r"config\.yaml|(checks|metrics|layers|dropped|audit|weights)\.csv|(histograms|identity|showcase|probe)\.npz"
+    r"|checkpoints|earlier|code|tensorboard|mlruns|mlflow.*|stop",
     "sweep": r"sweep\.yaml|study\.journal(\.lock)?|table\.csv|jobs|\d{4,}",
     "ensemble": r"ensemble\.yaml|(table|members|sizes|oof)\.csv",
 }

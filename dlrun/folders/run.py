@@ -114,6 +114,10 @@ class Run:
         """Write the results of the checks, one row per check."""
         write_atomic(self.path / "checks.csv", as_csv(rows).encode())
 
+    def write_weights(self, rows: list[dict[str, Any]]) -> None:
+        """Write what training started from, one row per weight: loaded, new, or left in its file."""
+        write_atomic(self.path / "weights.csv", as_csv(rows).encode())
+
     def write_dropped(self, rows: list[dict[str, Any]]) -> Path:
         """Write the samples that were omitted, one row each, and return the file."""
         write_atomic(self.path / "dropped.csv", as_csv(rows).encode())
@@ -196,7 +200,7 @@ class Run:
         measured = ("metrics.csv", "checks.csv", "audit.csv", "dropped.csv", "checkpoints/last.pt")
         if any((self.path / name).exists() for name in measured):
             return
-        for name in ("config.yaml", "result.json", "identity.npz", "log.txt", OWNER):
+        for name in ("config.yaml", "result.json", "identity.npz", "weights.csv", "log.txt", OWNER):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "code", ignore_errors=True)
         with contextlib.suppress(OSError):  # not empty

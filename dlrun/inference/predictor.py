@@ -163,12 +163,12 @@ def rebuilt(path: Path, trust: list[str]) -> Experiment:
         check_rules(plain)
         check_targets(plain, trust)
         plain["trainer"]["device"] = _here(str(plain["trainer"].get("device", "auto")))
-        exp = build(Settings.of(plain))
+        exp = build(Settings.of(plain), begun=True)
     except UserError as error:
         raise UserError(f"{path / 'config.yaml'}: {error}") from error
     # of a folder that has grown since, the images that the run recorded
     data, _ = continued(path, exp.data, partial(read_data, plain["dataset"], trust, fit_all=exp.cfg.trainer.fit_all))
-    return exp if data is exp.data else build(exp.cfg, data=data)
+    return exp if data is exp.data else build(exp.cfg, data=data, begun=True)
 
 
 def _here(device: str) -> str:

@@ -35,6 +35,7 @@ class Loaded:
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     head: str = "loaded"  # loaded, partly loaded, new
+    part: str = ""  # the entry of a checkpoint: model, or ema, the average of its weights
 
     def count(self, state: str) -> int:
         """The number of weights that were `loaded`, `partly loaded`, made `new`, or `left` in the file."""
@@ -43,7 +44,14 @@ class Loaded:
     def record(self) -> dict[str, Any]:
         """The source and the counts as JSON types."""
         counts = {state.replace(" ", "_"): self.count(state) for state in ("loaded", "partly loaded", "new", "left")}
-        return {"source": self.source, "sha256": self.sha256, **counts, "head": self.head, "notes": self.notes}
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "part": self.part,
+            **counts,
+            "head": self.head,
+            "notes": self.notes,
+        }
 
     def lines(self) -> list[str]:
         """What the screen shows: the counts, what is new and left, and the notes."""

@@ -23,6 +23,7 @@ from dlrun.console import Screen
 from dlrun.errors import DataChanged, UserError, first_line
 from dlrun.folders import own_code
 from dlrun.folders.run import Run
+from dlrun.run import extending
 from dlrun.run.ending import stop_reason, summarise
 from dlrun.run.gate import Omitted, accounted, headline, passed
 from dlrun.run.provenance import origin
@@ -146,7 +147,7 @@ def _train(
 
     started = time.monotonic()
     screen.wait("reading the data …")
-    exp = build(cfg, shared)
+    exp = build(cfg, shared, begun=run.last.exists())
     _settle(exp, cfg, run)
     if resuming:
         exp = _held(exp, run, screen, accept_changes)
@@ -200,16 +201,21 @@ def _restored(exp: Experiment, run: Run, screen: Screen, before: float) -> State
     pace.begin(exp.cfg.trainer, state, before)
     run.trim_metrics(state.epoch)
     if not fresh:
+        if line := extending.said(exp, run, state):
+            screen.say(line)
         screen.say(f"resuming after epoch {state.epoch} of {pace.planned(exp.cfg.trainer, state)}")
         run.update_result(epochs=state.epoch, seconds=round(state.seconds, 3))
     return state
 
 
 def _settle(exp: Experiment, cfg: Settings, run: Run) -> None:
-    """Store the config that training follows if its data changed it: without validation, other defaults hold."""
+    """Store the config that training follows if its data or weights changed it, and what was loaded."""
     if exp.cfg is not cfg:
         run.write_config(exp.cfg.plain)
         run.update_result(monitor=exp.cfg.trainer.monitor, config=exp.cfg.plain)
+    if exp.start is not None:
+        run.write_weights(exp.start.rows)
+        run.update_result(started_from=exp.start.record())
 
 
 def _held(exp: Experiment, run: Run, screen: Screen, accept_changes: bool) -> Experiment:
@@ -223,7 +229,7 @@ def _held(exp: Experiment, run: Run, screen: Screen, accept_changes: bool) -> Ex
     data, said = continued(run.path, exp.data, again)
     if said:
         screen.say(said, style="yellow")
-    return exp if data is exp.data else build(exp.cfg, data=data)
+    return exp if data is exp.data else build(exp.cfg, data=data, begun=run.last.exists())
 
 
 def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[str, Any]:

@@ -156,4 +156,6 @@ def headline(exp: Experiment) -> str:
         f"{exp.device.type} {str(exp.dtype).removeprefix('torch.')}",
         f"seed {cfg.seed}",
     ]
-    return "\n".join(["; ".join(parts), *([] if len(exp.data.val) else [note(cfg)]), *exp.data.notes, *exp.notes])
+    start = exp.start.lines() if exp.start is not None else ()
+    unselected = [] if len(exp.data.val) else [note(cfg)]
+    return "\n".join(["; ".join(parts), *unselected, *exp.data.notes, *exp.notes, *start])

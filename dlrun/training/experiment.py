@@ -23,7 +23,7 @@ from dlrun.data.batches import Augment, Batch, Batches
 from dlrun.errors import UserError, first_line
 from dlrun.models.depths import classifiers, depths
 from dlrun.models.init import head, initialise, output_bias
-from dlrun.models.loading import loaded
+from dlrun.models.loading import Loaded, loaded
 from dlrun.models.whitening import whiten
 from dlrun.optim.groups import layer_rates, parameter_groups
 from dlrun.optim.schedulers import Scheduler
@@ -34,6 +34,7 @@ from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.objective import must_fit, with_batch
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
+from dlrun.training.starting import begin
 from dlrun.training.statistics import fitted_to_weights
 from dlrun.training.unselected import unselected
 from dlrun.vocabulary import lower_is_better
@@ -71,7 +72,8 @@ class Experiment:
     average: nn.Module | None = None  # the running average of the weights, with trainer.ema
     frozen: freezing.Freezing | None = None  # what model.freeze asks for
     compiled: nn.Module | None = None  # the model as torch.compile made it, with trainer.compile
-    notes: tuple[str, ...] = ()  # one line each on pretrained weights and their input, for the screen
+    start: Loaded | None = None  # what the model was loaded with before training
+    notes: tuple[str, ...] = ()  # for the screen: one line on the input that pretrained weights expect
 
     whole: Experiment | None = None  # of one that trains the end of a network on features: that of the network
 
@@ -107,14 +109,16 @@ class Experiment:
         return _normalised(self.data, split, self.device, **options)
 
 
-def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = None) -> Experiment:
+def build(
+    cfg: Settings, shared: SharedData | None = None, data: Data | None = None, *, begun: bool = False
+) -> Experiment:
     """Build data, model, loss, regularizer, optimizer and schedule from settings.
 
-    Data comes from `shared`, if given, unless it is `data` that was read before. Raises UserError for what the config
-    asks for and cannot be had.
+    Data comes from `shared`, if given, unless it is `data` that was read before. A run that has `begun` has a
+    checkpoint and needs no pretrained weights. Raises UserError for what the config asks for and cannot be had.
     """
     check_targets(cfg.plain, list(cfg.trust))
-    cfg, notes = fitted_to_weights(cfg)
+    cfg, notes = (cfg, ()) if begun else fitted_to_weights(cfg)
     plain, trust, trainer = cfg.plain, list(cfg.trust), cfg.trainer
     device = pick_device(trainer.device)
     torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
@@ -126,6 +130,8 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     if not len(data.val):
         cfg = unselected(cfg)
         plain, trainer = cfg.plain, cfg.trainer
+    if begun and plain["model"].get("weights"):
+        plain["model"]["weights"] = None
     seed_everything(cfg.seed)
     shape = crops.fed(cfg.augment, data.shape)
     model = _started(plain, trust, data, device, shape)
@@ -141,6 +147,8 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
     loss = _loss(plain["loss"], trust, data).to(device)
     if plain["model"].get("output_bias") == "frequency":
         output_bias(model, prior(data, loss))
+    if not begun:
+        begin(cfg, model, data)
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
     batches = _train_batches(cfg, data, device, _augment(plain["augment"], trust, data))
     made = Experiment(
@@ -157,7 +165,8 @@ def build(cfg: Settings, shared: SharedData | None = None, data: Data | None = N
         frozen=frozen,
         compiled=compiled(model, device) if trainer.compile else None,
         average=averaging.started(model) if trainer.ema else None,
-        notes=(*notes, *(start.lines() if (start := loaded(model)) is not None else ())),
+        start=loaded(model),
+        notes=notes,
         train=batches,
         val=_val_batches(cfg, data, device),
     )

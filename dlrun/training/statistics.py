@@ -11,6 +11,7 @@ from typing import Any
 from dlrun.config.settings import Settings
 from dlrun.errors import UserError
 from dlrun.models.pretrained import Statistics, expected_input
+from dlrun.training.starting import input_of, source
 
 __all__ = ["expected", "fitted_to_weights"]
 
@@ -19,6 +20,8 @@ INTERPOLATIONS = {"bilinear": "bilinear", "area": "area", "box": "area"}  # of o
 
 def expected(cfg: Settings) -> Statistics | None:
     """Return the input that the weights of this config expect; None without weights, or if it is unknown."""
+    if (found := source(cfg)) is not None:
+        return expected_input(cfg.model) if found.run is None else input_of(found.run)
     return expected_input(cfg.model) if cfg.model.get("weights") else None
 
 

@@ -1,0 +1,220 @@
+"""Every two options of fine-tuning together: they train, and continue after a kill with the same bits (M3, O7, D3).
+
+To add an option, add a line to OPTIONS; what excludes another is in REFUSED. `{run}` is an earlier run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dlrun.config.defaults import leaves
+from dlrun.config.settings import Settings
+from dlrun.console import Screen
+from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.folders.run import Run, claim, reopen
+from dlrun.run.execute import execute
+from dlrun.training import checkpoint, loop
+from dlrun.training.diagnostics import Watch
+from dlrun.training.experiment import Experiment, build
+from support.commands import Outcome
+from support.composed import composed
+
+BASE = (
+    "dataset.limit=60", "model.width=2", "trainer.batch_size=20", "trainer.epochs=2", "trainer.threads=1", "check=none",
+    "trainer.report=false", "trainer.diagnostics=false",
+)  # fmt: skip
+OPTIONS = {
+    "start_from": ("trainer.start_from={run}",),
+    "normalize": ("dataset.normalize=[[0.4],[0.3]]",),
+    "ema": ("trainer.ema=0.9",),
+    "accumulate": ("trainer.accumulate=2",),
+    "distill": ("objective=distill", "objective.teacher={run}"),
+    "output_bias": ("model.output_bias=frequency",),
+    "freeze": ("model.freeze=backbone", "model.unfreeze_at=2"),
+    "layer_decay": ("optimizer.layer_decay=0.75",),
+}
+REFUSED: dict[frozenset[str], str] = {}  # and the key that the message names
+PAIRS = [*combinations(OPTIONS, 2)]
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("earlier") / "run"
+    assert execute(composed(*BASE), claim(str(folder), ""), quiet=True) == 0
+    return folder
+
+
+@cache
+def single(earlier: Path, name: str = "") -> dict[str, Any]:
+    return composed(*BASE, *(word.format(run=earlier) for word in OPTIONS.get(name, ()))).plain
+
+
+def settings(earlier: Path, *names: str) -> Settings:
+    """The settings of some options together, without composing each combination."""
+    made, usual = single(earlier), dict(leaves(single(earlier)))
+    for name in names:
+        for key, value in leaves(single(earlier, name)):
+            if key not in usual or usual[key] != value:
+                section, _, last = key.partition(".")
+                made = {**made, section: {**made[section], last: value}} if last else {**made, section: value}
+    return Settings.of(made)
+
+
+def epoch(exp: Experiment, number: int, state: checkpoint.State) -> None:
+    row = loop.train_epoch(exp, number, state, Screen(quiet=True), Watch(exp))
+    exp.scheduler.end_epoch(row["train_loss"])
+    state.epoch, state.best = number, {"epoch": number, "value": 0.0, "val_loss": None}
+
+
+def tensors(exp: Experiment) -> dict[str, Tensor]:
+    found = {f"model.{name}": value for name, value in exp.model.state_dict().items()}
+    if exp.average is not None:
+        found |= {f"ema.{name}": value for name, value in exp.average.state_dict().items()}
+    return {name: value.detach().clone() for name, value in found.items()}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=map("-".join, PAIRS))
+def test_a_killed_run_of_two_options_continues_with_the_same_bits(
+    pair: tuple[str, str], earlier: Path, tmp_path: Path
+) -> None:
+    cfg, refusal = settings(earlier, *pair), REFUSED.get(frozenset(pair))
+    if refusal is not None:
+        with pytest.raises(UserError, match=refusal):
+            build(cfg)
+        return
+    exp, state, run = build(cfg), checkpoint.State(), Run(tmp_path, "")
+    before = tensors(exp)
+    epoch(exp, 1, state)
+    run.checkpoints.mkdir()
+    checkpoint.write(run, checkpoint.snapshot(exp, state), is_best=True)
+    run.write_config(exp.cfg.plain)
+    epoch(exp, 2, state)
+    whole = tensors(exp)
+    assert any(not torch.equal(value, before[name]) for name, value in whole.items())
+    again = build(Settings.of(reading.config(tmp_path) | {"trust": []}), begun=True)
+    state = checkpoint.restore(run, again)
+    epoch(again, 2, state)
+    run.release()
+    for name, value in tensors(again).items():
+        assert torch.equal(value, whole[name]), name
+
+
+@pytest.fixture(scope="module")
+def finished(earlier: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that starts from another one, which is gone, with other classes, an average and teacher."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    cfg = settings(earlier, "start_from", "ema", "normalize")
+    assert execute(cfg, claim(str(folder), ""), quiet=True) == 0
+    return folder
+
+
+def test_what_was_loaded_is_listed_and_recorded(finished: Path, earlier: Path) -> None:
+    from dlrun.models.weights_file import digest
+
+    lines = (finished / "weights.csv").read_text().splitlines()
+    names = set(checkpoint.load(earlier / "checkpoints/best.pt")["model"])
+    assert {line.partition(",")[0] for line in lines[1:]} == names
+    assert all(",loaded," in line for line in lines[1:])
+    record = reading.stored(finished)["started_from"]
+    assert record["sha256"] == digest(earlier / "checkpoints/best.pt")
+    assert (record["loaded"], record["new"], record["left"], record["head"]) == (len(names), 0, 0, "loaded")
+    assert str(earlier) in (finished / "log.txt").read_text()
+
+
+def test_the_first_weights_are_those_of_the_run(earlier: Path) -> None:
+    theirs = checkpoint.load(earlier / "checkpoints/best.pt")["model"]
+    exp = build(settings(earlier, "start_from", "ema"))
+    assert all(torch.equal(value, theirs[name]) for name, value in exp.model.state_dict().items())
+    assert exp.average is not None
+    assert all(torch.equal(value, theirs[name]) for name, value in exp.average.state_dict().items())
+
+
+def test_classes_are_matched_by_name(earlier: Path, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 17, (60, 8, 8, 1)).astype(np.uint8) * 15
+    np.savez(tmp_path / "a.npz", x=x, y=np.array(["7", "other", "3"])[np.arange(60) % 3])
+    words = ("dataset=arrays", f"dataset.path={tmp_path / 'a.npz'}", f"trainer.start_from={earlier}")
+    exp = build(composed(*BASE, *words))
+    theirs = checkpoint.load(earlier / "checkpoints/best.pt")["model"]
+    head = [name for name in theirs if theirs[name].shape[:1] == (10,)]
+    own = exp.model.state_dict()
+    assert exp.data.classes == ["3", "7", "other"]
+    assert head
+    for name in head:
+        assert torch.equal(own[name][:2], theirs[name][[3, 7]])
+    assert exp.start is not None
+    assert exp.start.head == "partly loaded"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("model.width=4",), r"stage1\..*\[2, .*\[4, "),
+        (("model=mlp", "model.width=4"), "stage1"),
+        (("model=torchvision", "model.name=squeezenet1_1", "model.weights=true"), r"model\.weights"),
+    ],
+)
+def test_weights_of_another_network_are_refused(earlier: Path, words: tuple[str, ...], named: str) -> None:
+    width = () if "torchvision" not in words[0] else ("~",)
+    base = [word for word in BASE if not width or not word.startswith("model.width")]
+    with pytest.raises(UserError, match=rf"trainer\.start_from=.*{named}"):
+        build(composed(*base, *words, f"trainer.start_from={earlier}"))
+
+
+def test_a_folder_or_file_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"trainer\.start_from=nowhere"):
+        composed(*BASE, "trainer.start_from=nowhere")
+    (tmp_path / "a.pt").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"trainer\.start_from=.*a\.pt"):
+        build(composed(*BASE, f"trainer.start_from={tmp_path / 'a.pt'}"))
+
+
+def test_checks_pass_on_loaded_weights(earlier: Path) -> None:
+    from dlrun.checks.runner import CHECKS
+    from dlrun.checks.sandbox import no_trace
+
+    exp = build(settings(earlier, "start_from").changed(optimizer={"lr": 0.001}))
+    with torch.no_grad():
+        exp.model.get_submodule("head").weight.mul_(50)  # a classifier that is sure of itself
+    with no_trace():
+        found = CHECKS["initial_loss"](exp)
+    assert found.status == "pass", found
+
+
+def test_evaluate_and_ensembles_need_no_source(
+    earlier: Path, finished: Path, dlrun: Callable[..., Outcome], here: Path
+) -> None:
+    hidden = earlier.with_name("hidden")
+    earlier.rename(hidden)
+    try:
+        for words in (
+            ("evaluate", str(finished)),
+            ("ensemble", str(finished), str(hidden), "--out", "both"),  # members of different mean and std
+            ("evaluate", "both"),
+        ):
+            done = dlrun(*words)
+            assert done.code == 0, (words, done.err)
+    finally:
+        hidden.rename(earlier)
+
+
+def test_a_run_resumes_although_its_source_is_gone(earlier: Path, tmp_path: Path) -> None:
+    cfg = settings(earlier, "start_from")
+    assert execute(cfg.changed(trainer={"stop_after": 1}), claim(str(tmp_path / "run"), ""), quiet=True) == 0
+    hidden = earlier.with_name("hidden")
+    earlier.rename(hidden)
+    try:
+        stored = Settings.of(reading.config(tmp_path / "run") | {"trust": []}).changed(trainer={"stop_after": 0})
+        assert execute(stored, reopen(str(tmp_path / "run")), resuming=True, quiet=True) == 0
+    finally:
+        hidden.rename(earlier)
+    assert reading.stored(tmp_path / "run")["started_from"]["head"] == "loaded"

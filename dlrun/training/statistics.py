@@ -44,10 +44,15 @@ def fitted_to_weights(cfg: Settings) -> tuple[Settings, tuple[str, ...]]:
         changed["normalize"] = [list(found.mean), list(found.std)]
     if dataset.get("interpolation") == "auto":
         changed["interpolation"] = INTERPOLATIONS.get(found.interpolation, "bicubic")
+    crop = cfg.augment.get("crop")
+    if not isinstance(crop, int) or isinstance(crop, bool):
+        crop = 0  # none, full, or another shape
     if dataset.get("crop_pct") == "auto":
-        changed["crop_pct"] = round(found.crop, 4) if dataset.get("resize") == "crop" else 1.0
-        if dataset.get("image_size") == 0 and found.size:
-            changed["image_size"] = found.size[0] if len({*found.size}) == 1 else list(found.size)
+        changed["crop_pct"] = round(found.crop, 4) if dataset.get("resize") == "crop" and not crop else 1.0
+        if dataset.get("image_size") == 0 and (crop or found.size):
+            square = found.size[:1] if len({*found.size}) == 1 else ()
+            # images are kept larger than a crop, which evaluation cuts out of their centre
+            changed["image_size"] = int(crop / found.crop) if crop else square[0] if square else list(found.size)
     if not changed:
         return cfg, ()
     shown = ", ".join(f"dataset.{key}={_shown(value)}" for key, value in changed.items())

@@ -62,6 +62,12 @@ def test_what_the_config_leaves_open_is_that_of_the_weights(weighted: tuple[str,
     assert any("some network" in note for note in exp.notes)
 
 
+def test_images_are_kept_larger_than_an_augmented_crop(weighted: tuple[str, ...]) -> None:
+    exp = build(composed(*weighted, "augment.crop=12"))
+    assert (exp.data.shape, exp.data.record()["decoding"]["crop"]) == ((16, 16, 3), 1.0)
+    assert next(exp.val.epoch(0))[0].shape[2:] == (12, 12)
+
+
 @pytest.mark.parametrize(
     ("word", "mean"),
     [

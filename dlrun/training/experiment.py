@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -130,13 +130,9 @@ def build(
     if not len(data.val):
         cfg = unselected(cfg)
         plain, trainer = cfg.plain, cfg.trainer
-    if begun and plain["model"].get("weights"):
-        plain["model"]["weights"] = None
     seed_everything(cfg.seed)
     shape = crops.fed(cfg.augment, data.shape)
-    model = _started(plain, trust, data, device, shape)
-    if str(plain["model"]["_target_"]).startswith("dlrun."):  # the numbers in code of others are meant
-        norms.fit_momentum(model, norms.planned(trainer, len(data.train)))
+    model = _started(cfg, data, device, shape, begun)
     dtype = pick_dtype(trainer.precision, device, model, shape)
     frozen = freezing.planned(plain["model"], model, len(data.classes))
     if frozen is not None:
@@ -145,10 +141,8 @@ def build(
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
     optimizer = _optimizer(plain["optimizer"], trainer, trust, model, frozen, len(data.classes), **apart)
     loss = _loss(plain["loss"], trust, data).to(device)
-    if plain["model"].get("output_bias") == "frequency":
-        output_bias(model, prior(data, loss))
     if not begun:
-        begin(cfg, model, data)
+        _set_weights(cfg, model, data, loss)
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
     batches = _train_batches(cfg, data, device, _augment(plain["augment"], trust, data))
     made = Experiment(
@@ -198,16 +192,26 @@ def _own_loss(node: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in node.items() if key not in ("weight", "beta")}
 
 
-def _started(
-    plain: Mapping[str, Any], trust: list[str], data: Data, device: torch.device, shape: tuple[int, int, int]
-) -> nn.Module:
-    """The initialised model for images of a shape on its device."""
-    model = build_model(plain["model"], trust, shape, data.classes)
+def _started(cfg: Settings, data: Data, device: torch.device, shape: tuple[int, int, int], begun: bool) -> nn.Module:
+    """The initialised model for images of a shape on its device; without pretrained weights if a run has begun."""
+    plain = cfg.plain
+    node = {**plain["model"], "weights": None} if begun and plain["model"].get("weights") else plain["model"]
+    model: nn.Module = build_model(node, list(cfg.trust), shape, data.classes)
     whiten(model, _measured(data))
     # torch's L-BFGS flattens gradients as they lie in memory, which fails for channels-last ones
     flat = plain["optimizer"]["_target_"].endswith(".LBFGS")
     layout = torch.contiguous_format if flat else torch.channels_last
-    return model.to(device, memory_format=layout)  # type: ignore[call-overload,no-any-return]
+    model.to(device, memory_format=layout)  # type: ignore[call-overload]
+    if str(node["_target_"]).startswith("dlrun."):  # the numbers in code of others are meant
+        norms.fit_momentum(model, norms.planned(cfg.trainer, len(data.train)))
+    return model
+
+
+def _set_weights(cfg: Settings, model: nn.Module, data: Data, loss: nn.Module) -> None:
+    """Set the output bias of a new run, and load the weights that it starts from."""
+    if cfg.model.get("output_bias") == "frequency":
+        output_bias(model, prior(data, loss))
+    begin(cfg, model, data)
 
 
 def prior(data: Data, loss: nn.Module) -> Tensor:

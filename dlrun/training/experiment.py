@@ -31,6 +31,7 @@ from dlrun.regularizers import Penalty
 from dlrun.training import averaging, freezing, memory, norms
 from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
+from dlrun.training.loss import loss_of
 from dlrun.training.objective import must_fit, with_batch
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
@@ -140,7 +141,7 @@ def build(
     last = head(model, len(data.classes))
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
     optimizer = _optimizer(plain["optimizer"], trainer, trust, model, frozen, len(data.classes), **apart)
-    loss = _loss(plain["loss"], trust, data).to(device)
+    loss = loss_of(plain["loss"], trust, data).to(device)
     if not begun:
         _set_weights(cfg, model, data, loss)
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
@@ -168,28 +169,12 @@ def build(
     return made
 
 
-def _loss(node: dict[str, Any], trust: list[str], data: Data) -> nn.Module:
-    counts = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
-    loss: nn.Module = instantiate(_own_loss(node), trust, "loss", class_counts=counts)
-    if data.train.weights is not None and not hasattr(loss, "weights"):
-        name = node["_target_"]
-        raise UserError(f"loss._target_={name}: takes no weights of samples; choose loss=cross_entropy, or omit them")
-    return loss
-
-
 def _objective(node: dict[str, Any], trust: list[str], data: Data, device: torch.device, loss: nn.Module) -> Any:
     classes = len(data.classes)
     given = {"data": data, "packages": trust, "device": device, "num_classes": classes}
     made = with_batch(instantiate(node, trust, "objective", **given))
     must_fit(made, loss, classes, device)
     return made
-
-
-def _own_loss(node: dict[str, Any]) -> dict[str, Any]:
-    """The config of a loss; that of another package does not get weights of classes that are off (loss._target_=…)."""
-    if str(node["_target_"]).startswith("dlrun.") or node.get("weight") != "none":
-        return node
-    return {key: value for key, value in node.items() if key not in ("weight", "beta")}
 
 
 def _started(cfg: Settings, data: Data, device: torch.device, shape: tuple[int, int, int], begun: bool) -> nn.Module:

@@ -1,12 +1,14 @@
 """M3, M4, R2: which parts of the network do their work; `dlrun check`.
 
 Watches forward passes of copies. Detects: modules that are registered and never run, one module standing under several
-names ([block] * 6), a network that is affine in its input since no activation is called. Each may be meant, so these
-are warnings. Cannot detect: an activation missing in one place among others; see `flow`.
+names ([block] * 6), a network that is affine in its input since no activation is called, one that sees patches without
+their positions. Each may be meant, so these are warnings. Cannot detect: an activation missing in one place among
+others; see `flow`.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +29,7 @@ __all__ = ["structure"]
 
 COUNT = 6
 AFFINE = 1e-4  # of the spread of the logits: rounding leaves less, the least bent activation more
-ROUTES = (nn.ModuleList, nn.ModuleDict, nn.MultiheadAttention)
+MOVED = 1e-5  # of the spread of the logits, for images whose parts were exchanged
 
 
 @check(order=68, needs_outputs=True, by_module=True)
@@ -35,16 +37,17 @@ def structure(exp: Experiment) -> Verdict:
     """Look for parts that do not run, run twice by accident, or do nothing."""
     model = copied(exp.model).train()
     x, _ = samples(exp, COUNT)
-    ran: set[int] = set()
+    ran: Counter[int] = Counter()
     for module in model.modules():
-        module.register_forward_hook(lambda m, *_: ran.add(id(m)) or None)  # type: ignore[func-returns-value]
+        module.register_forward_hook(lambda m, *_: ran.update([id(m)]))
     with torch.no_grad(), _Attention() as attention:
         model(x)
     count = sum(1 for _ in model.modules())
     for value, message in (
-        _shared(model),
+        _shared(model, ran),
         _idle(exp, model, ran, attention.rates),
         _affine(exp, x),
+        _positions(exp, x),
     ):
         if message:
             return Verdict(Outcome.WARN, value, "every part works", message)
@@ -55,21 +58,22 @@ Found = tuple[str, str]
 FINE = ("", "")
 
 
-def _shared(model: nn.Module) -> Found:
-    """Modules with weights that are children of one parent under several names."""
-    for name, parent in model.named_modules():
-        places: dict[int, list[str]] = {}
-        for child, module in parent._modules.items():
-            if module is not None and any(True for _ in module.parameters()):
-                places.setdefault(id(module), []).append(child)
-        for same in places.values():
-            if len(same) > 1:
-                full = [".".join(filter(None, (name, child))) for child in same]
-                message = (
-                    f"{named(full)} are one module, so they share their weights and running statistics: build each "
-                    "anew, [block() for _ in range(n)] instead of [block()] * n"
-                )
-                return f"one module {len(same)} times", message
+def _shared(model: nn.Module, ran: Counter[int]) -> Found:
+    """A module with weights that stands under several names and runs several times; under one name it is meant.
+
+    Another name for a module that runs once, such as self.trunk = backbone.features, is no second one.
+    """
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if ran[id(module)] > 1 and any(True for _ in module.parameters()):
+            names.setdefault(id(module), []).append(name)
+    for same in names.values():
+        if len(same) > 1:
+            message = (
+                f"{named(same)} are one module, so they share their weights and running statistics: build each "
+                "anew, [block() for _ in range(n)] instead of [block()] * n"
+            )
+            return f"one module {len(same)} times", message
     return FINE
 
 
@@ -89,17 +93,22 @@ class _Attention(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _idle(exp: Experiment, model: nn.Module, ran: set[int], rates: set[float]) -> Found:
+def _idle(exp: Experiment, model: nn.Module, ran: Counter[int], rates: set[float]) -> Found:
     """Modules without weights, such as activations, that the forward pass leaves out; for others see `parameters`."""
-    routed = [name for name, m in model.named_modules() if isinstance(m, ROUTES)]
+    routed = [
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.MultiheadAttention)
+        or (isinstance(m, (nn.ModuleList, nn.ModuleDict)) and any(ran[id(part)] for part in m.modules()))
+    ]
     idle = [
         name
         for name, m in model.named_modules()
-        if id(m) not in ran
+        if not ran[id(m)]
         and not any(True for _ in m.parameters())
         and not any(True for _ in m.children())
         and type(m).__module__.startswith("torch.nn.")  # others may be called if there is a use for them
-        and not isinstance(m, (nn.Identity, nn.Sequential))
+        and not isinstance(m, (nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict))
         and not (isinstance(m, _DropoutNd) and m.p in rates)
         and not any(name.startswith(f"{prefix}.") or name == prefix or not prefix for prefix in routed)
     ]
@@ -131,3 +140,29 @@ def _affine(exp: Experiment, x: Tensor) -> Found:
         "activation is called between them; call it in forward()"
     )
     return "affine", message
+
+
+def _positions(exp: Experiment, x: Tensor) -> Found:
+    """Whether the logits stay the same if two quarters of the images are exchanged."""
+    model = copied(exp.model)
+    for p in model.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.02)  # embeddings of positions may start at zero
+    settle(model, x)
+    model.eval()
+    rows, columns = x.shape[2] // 2, x.shape[3] // 2
+    moved = x.clone()
+    moved[:, :, :rows, :columns], moved[:, :, -rows:, -columns:] = (
+        x[:, :, -rows:, -columns:],
+        x[:, :, :rows, :columns],
+    )
+    with torch.no_grad():
+        before, after = (model(one.clone()).float() for one in (x, moved))
+    spread = float(before.std(0).max())
+    if not float((before - after).abs().max()) <= MOVED * spread or spread == 0 or torch.equal(x, moved):
+        return FINE
+    message = (
+        "the logits stay the same if two quarters of an image are exchanged, so the network does not know where its "
+        "parts are: add the embedding of positions to the patches, or convolve with a kernel that overlaps them"
+    )
+    return "positions unknown", message

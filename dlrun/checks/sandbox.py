@@ -24,7 +24,7 @@ from dlrun.training.experiment import Experiment, Objective
 from dlrun.training.random_state import rng_state, set_rng_state
 
 __all__ = ["data_loss", "fitted", "in_turn", "named", "no_trace", "replica", "samples", "settle", "training", "uniform"]
-__all__ += ["peak_rates", "twin", "wants_log_probabilities"]
+__all__ += ["copied_optimizer", "peak_rates", "twin", "wants_log_probabilities"]
 
 
 @contextmanager
@@ -178,8 +178,13 @@ def twin(exp: Experiment) -> Experiment:
     memo: dict[int, Any] = {}
     model, loss = copied(exp.model, memo), copy.deepcopy(exp.loss, memo)
     objective = copy.deepcopy(exp.objective, memo)
-    own = copy.deepcopy(exp.optimizer, memo)
-    for name, value in vars(exp.optimizer).items():
+    return replace(exp, model=model, loss=loss, objective=objective, optimizer=copied_optimizer(exp.optimizer, memo))
+
+
+def copied_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:
+    """Return a copy of an optimizer for the tensors that `memo` holds under the ids of its own."""
+    own = copy.deepcopy(optimizer, memo)
+    for name, value in vars(optimizer).items():
         if name not in vars(own) and not callable(value):  # torch leaves out what L-BFGS keeps in attributes
             setattr(own, name, copy.deepcopy(value, memo))
-    return replace(exp, model=model, loss=loss, objective=objective, optimizer=own)
+    return own

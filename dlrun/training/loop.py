@@ -152,6 +152,7 @@ def step(exp: Experiment, batch: Batch) -> Step:
     parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
     measured = Step(zero, zero, zero, zero)
 
+    @torch.enable_grad()  # a step under no_grad() may call it as it is
     def closure() -> Tensor:
         # a closure, since L-BFGS evaluates the batch several times per step; the others call it once
         nonlocal measured

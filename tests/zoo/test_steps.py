@@ -1,0 +1,197 @@
+"""What the optimizer does over several steps: hand-written rules with one mistake each, in pairs (O1, R1, C9)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from support.composed import alter
+from support.pairs import Change, Pair, checked, experiment
+
+
+class Rule(torch.optim.Optimizer):
+    """An optimizer by hand; `one` moves a tensor, and `mistake` says what is wrong with it."""
+
+    def __init__(self, params: Any, mistake: str = "", **settings: Any) -> None:
+        super().__init__(params, {"lr": 0.05, **settings})
+        self.mistake, self.count = mistake, 0
+
+    def one(self, group: dict[str, Any], p: Tensor, kept: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        if self.mistake != "never zeroed":
+            super().zero_grad(set_to_none)
+
+    def step(self, closure: Any = None) -> Any:
+        loss = None if self.mistake == "closure forgotten" else closure()
+        with torch.no_grad():
+            self.count += 1
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        self.one(group, p, self.state[p])
+        return loss
+
+
+class Sgd(Rule):
+    def one(self, group: dict[str, Any], p: Tensor, kept: dict[str, Any]) -> None:
+        rate, momentum, mistake = group["lr"], group["momentum"], self.mistake
+        gradient = p.grad + group["weight_decay"] * (rate if mistake == "rate in the decay" else 1) * p
+        if mistake == "shared buffer":
+            kept = self.state.setdefault(tuple(p.shape), {})  # type: ignore[call-overload]
+        buffer = kept.get("buffer", torch.zeros_like(p))
+        buffer = (1.0 if mistake == "never fades" else momentum) * buffer + gradient
+        if mistake == "running mean":
+            buffer = buffer - momentum * gradient
+        if mistake != "never stored":
+            kept["buffer"] = buffer
+        power = {"rate squared": 2.0, "root of the rate": 0.5}.get(mistake, 1.0)
+        p.sub_(rate**power * buffer)
+
+
+class AdamW(Rule):
+    def one(self, group: dict[str, Any], p: Tensor, kept: dict[str, Any]) -> None:
+        (first, second), rate, decay, mistake = group["betas"], group["lr"], group["weight_decay"], self.mistake
+        gradient = p.grad
+        assert gradient is not None
+        if mistake == "decay inside":
+            gradient = gradient + decay * p
+        else:
+            p.mul_(1 - decay * {"decay without rate": 1.0, "rate twice": rate**2}.get(mistake, rate))
+        kept.setdefault("mean", torch.zeros_like(p)).lerp_(gradient, 1 - first)
+        kept.setdefault("square", torch.zeros_like(p)).lerp_(gradient.square(), 1 - second)
+        kept["step"] = kept.get("step", 0) + (mistake != "step never counted" or not kept.get("step", 0))
+        self.count += mistake == "one step for all"
+        step = self.count if mistake == "one step for all" else kept["step"]
+        corrections = (1.0, 1.0) if mistake == "no correction" else (1 - first**step, 1 - second**step)
+        if mistake == "corrections swapped":
+            corrections = corrections[::-1]
+        square = kept["square"] / corrections[1]
+        p.sub_(rate * kept["mean"] / corrections[0] / ((square if mistake == "no root" else square.sqrt()) + 1e-8))
+
+
+class Every(Rule):
+    """Steps once in four, by the mean of the gradients."""
+
+    def one(self, group: dict[str, Any], p: Tensor, kept: dict[str, Any]) -> None:
+        total = kept["total"] = kept.get("total", 0) + p.grad
+        if self.count % 4 == 0:
+            p.sub_(group["lr"] * total / (1 if self.mistake == "not divided" else 4))
+            kept["total"] = 0
+
+
+class Lookahead(Rule):
+    """Fast weights return to slow ones every five steps, which follow them."""
+
+    def one(self, group: dict[str, Any], p: Tensor, kept: dict[str, Any]) -> None:
+        slow = kept.setdefault("slow", p.clone())
+        p.sub_(group["lr"] * p.grad)
+        if self.count % 5 == 0:
+            slow.lerp_(p, 0.0 if self.mistake == "slow weights stay" else 0.5)
+            p.copy_(slow)
+
+
+def steps(rule: type[Rule], mistake: str = "", **settings: Any) -> Change:
+    return lambda exp: alter(exp, optimizer=rule([{"params": [*exp.model.parameters()]}], mistake, **settings))
+
+
+def wrong(rule: type[Rule], mistake: str, word: str, status: str = "warn", name: str = "", **settings: Any) -> Pair:
+    faulty, sound = steps(rule, mistake, **settings), steps(rule, **settings)
+    return Pair(name or f"{rule.__name__}: {mistake}", "updates", word, faulty, sound, "", status)
+
+
+SGD: dict[str, Any] = {"momentum": 0.9, "weight_decay": 1e-3}
+ADAM: dict[str, Any] = {"lr": 1e-3, "betas": (0.9, 0.999), "weight_decay": 0.01}
+PAIRS = [
+    wrong(Sgd, "shared buffer", "share a buffer", **SGD),
+    wrong(Sgd, "never stored", "no effect", "fail", **SGD),
+    wrong(Sgd, "never fades", "never fades", "fail", **SGD),
+    wrong(Sgd, "running mean", "0.1, 0.1, 0.1 times", **SGD),
+    wrong(Sgd, "rate squared", "100 times", **SGD),
+    wrong(Sgd, "root of the rate", "3.16 times", **SGD),
+    wrong(Sgd, "rate in the decay", "twice", **SGD),
+    wrong(Sgd, "never zeroed", "add up", "fail", **SGD),
+    wrong(Sgd, "closure forgotten", "closure()", "fail", **SGD),
+    wrong(AdamW, "decay inside", "p.mul_", **ADAM),
+    wrong(AdamW, "decay without rate", "not multiplied", **ADAM),
+    wrong(AdamW, "rate twice", "twice", **ADAM),
+    wrong(AdamW, "step never counted", "bias correction", **ADAM),
+    wrong(AdamW, "one step for all", "bias correction", **ADAM),
+    wrong(AdamW, "no correction", "bias correction", **ADAM),
+    wrong(AdamW, "corrections swapped", "bias correction", **ADAM),
+    wrong(AdamW, "no root", "bias correction", **ADAM),
+    wrong(Every, "not divided", "trainer.accumulate=4"),
+    wrong(Lookahead, "slow weights stay", "where it began", "fail"),
+    Pair(
+        "betas swapped", "updates", "[0.9,0.999]", steps(AdamW, **ADAM | {"betas": (0.999, 0.9)}), steps(AdamW, **ADAM)
+    ),
+]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
+def test_a_faulty_step_is_marked_and_its_repair_is_not(pair: Pair) -> None:
+    pair.holds()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adagrad", "adadelta", "rmsprop", "adamw", "lbfgs", "muon"])
+def test_optimizers_of_conf_pass(name: str) -> None:
+    words = f"optimizer={name}"
+    assert {check: checked(check, words).status for check in ("updates", "descent")} == {
+        "updates": "pass",
+        "descent": "pass",
+    }
+
+
+class Lion(Rule):
+    """Sign of a running mean (Chen et al. 2023): momentum that shows in no length."""
+
+    def one(self, group: dict[str, Any], p: Tensor, kept: dict[str, Any]) -> None:
+        assert p.grad is not None
+        mean = kept.setdefault("mean", torch.zeros_like(p))
+        p.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * (0.9 * mean + 0.1 * p.grad).sign())
+        mean.lerp_(p.grad, 0.01)
+
+
+class Lars(Sgd):
+    """SGD with a rate per tensor (You et al. 2017)."""
+
+    def one(self, group: dict[str, Any], p: Tensor, kept: dict[str, Any]) -> None:
+        assert p.grad is not None
+        trust = 0.01 * p.norm() / (p.grad.norm() + 1e-9) if bool(p.grad.any()) else 1.0
+        super().one({**group, "lr": group["lr"] * float(trust)}, p, kept)
+
+
+class NoClosure(Rule):
+    """Evaluates the closure without a gradient of its own, as a step under torch.no_grad() does."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+    def one(self, group: dict[str, Any], p: Tensor, kept: dict[str, Any]) -> None:
+        p.sub_(group["lr"] * p.grad)
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings"),
+    [(Lion, {"lr": 1e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}), (Lars, SGD), (NoClosure, {})],
+)
+def test_sound_rules_by_hand_pass(rule: type[Rule], settings: dict[str, Any]) -> None:
+    for name in ("updates", "descent", "optimizer"):
+        assert checked(name, "", steps(rule, **settings)).status == "pass", name
+
+
+def test_the_optimizer_is_the_same_afterwards() -> None:
+    exp = experiment("", steps(Sgd, **SGD))
+    before = [p.detach().clone() for p in exp.model.parameters()]
+    checked("updates", "", lambda other: alter(other, optimizer=exp.optimizer, model=exp.model))
+    assert not exp.optimizer.state
+    assert all(torch.equal(p, old) for p, old in zip(exp.model.parameters(), before, strict=True))
+
+
+def test_every_pair_stands_once() -> None:
+    assert len({pair.name for pair in PAIRS}) == len(PAIRS) >= 20

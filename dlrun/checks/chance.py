@@ -120,7 +120,8 @@ def loss(exp: Experiment) -> Verdict:
     try:
         chance = float(function(even, y))
         twice = float(function(even.repeat(2, 1), y.repeat(2)))
-        best = min(_each(function, fitted(exp, s * right), y).max().item() for s in SCALES)
+        curve = [_surest(exp, function, s * right, y) for s in SCALES]
+        best = float(torch.stack(curve).max(1).values.min())
         right = fitted(exp, right)
         each_right, each_wrong = _each(function, right, y), _each(function, right.roll(1, 1), y)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -131,9 +132,12 @@ def loss(exp: Experiment) -> Verdict:
     expected = float(function.chance(classes)) if known else chance  # type: ignore[operator]
     shown = f"uniform {chance:.3f}, correct {best:.3f}", f"uniform {expected:.3f}, correct lower, wrong higher"
     if not math.isfinite(chance) or not math.isfinite(best):
-        return Verdict(
-            Outcome.FAIL, *shown, "the loss of ordinary logits is not finite: look for a logarithm of 0 in it"
-        )
+        lost = [exp.data.classes[c] for c in y.tolist() if not bool(torch.stack(curve)[:, c].isfinite().all())]
+        message = "the loss of ordinary logits is not finite: look for a logarithm of 0 in it"
+        if 0 < len(lost) < len(y):
+            message = f"the loss of a sample of {named(lost)} alone is 0 / 0: the class never counts; "
+            message += "look for ignore_index or a weight of 0"
+        return Verdict(Outcome.FAIL, *shown, message)
     if abs(twice - chance) > 1e-3 * abs(chance):
         ratio = twice / chance if chance else math.inf
         message = f"the loss of a batch repeated twice is {ratio:.3g} times as high: "
@@ -145,7 +149,10 @@ def loss(exp: Experiment) -> Verdict:
         )
         return Verdict(Outcome.FAIL, *shown, message)
     if chance < 0:
-        return Verdict(Outcome.FAIL, *shown, "the loss of uniform logits is negative: look for a wrong sign in it")
+        message = "the loss of uniform logits is negative: look for a wrong sign in it"
+        if abs(chance * classes + 1) < 1e-3:
+            message = f"the loss of uniform logits is -1/{classes}: nll_loss wants log_softmax, and gets probabilities"
+        return Verdict(Outcome.FAIL, *shown, message)
     if abs(chance - expected) > 1e-3 * expected:
         message = f"the loss of uniform logits is {chance:.4g}, but chance() returns {expected:.4g}: fix one of them"
         return Verdict(Outcome.FAIL, *shown, message)
@@ -153,13 +160,47 @@ def loss(exp: Experiment) -> Verdict:
     if bad:
         message = (
             f"the loss of a correct answer must be lower than that of a wrong one, and is not for {named(bad)}: "
-            "look for a wrong sign or index"
+            + _other(exp, function, y)
         )
         return Verdict(Outcome.FAIL, *shown, message)
     if best > CONFIDENT * chance:
-        message = "the loss stays high on confident, correct logits: softmax may be applied twice; pass it raw logits"
-        return Verdict(Outcome.WARN, *shown, message)
+        return Verdict(
+            Outcome.WARN,
+            *shown,
+            f"the loss stays high on confident, correct logits: {_bound([float(c.max()) for c in curve])}",
+        )
     return Verdict(Outcome.PASS, *shown, "a mean over samples, lower for correct answers than for wrong ones")
+
+
+def _surest(exp: Experiment, function: nn.Module, logits: Tensor, y: Tensor) -> Tensor:
+    """The loss of each sample (B,) for correct logits, the others at 0 or as far below, as a sigmoid wants them."""
+    both = [_each(function, fitted(exp, made), y) for made in (logits, 2 * logits - logits.max())]
+    return torch.minimum(*both)
+
+
+def _bound(curve: list[float]) -> str:
+    """Why the loss of correct logits of the sizes in SCALES stays high."""
+    if curve[-1] > 1.05 * min(curve):
+        size = SCALES[curve.index(min(curve))]
+        return (
+            f"it is lowest at a size of {size:g} and rises beyond: too much label smoothing, usual values are near 0.1"
+        )
+    if curve[-1] < 0.98 * curve[-2]:
+        return (
+            f"it still falls at a size of {SCALES[-1]:g}: the logits are divided by a large temperature; leave it out"
+        )
+    return "softmax may be applied twice; pass it raw logits"
+
+
+def _other(exp: Experiment, function: nn.Module, y: Tensor) -> str:
+    """Which class has the lowest loss in place of the label's, if it is the same step away for all."""
+    logits = fitted(exp, 10 * torch.eye(exp.num_classes, device=exp.device))
+    with torch.no_grad():
+        best = torch.stack([_each(function, logits, label.expand(len(logits))).argmin() for label in y[:10]])
+    steps = {int(step) for step in (best - y[:10]) % exp.num_classes}
+    if len(steps) == 1 and steps != {0}:
+        return f"the label of class 0 is taken for class {steps.pop()}: look for an index that is shifted"
+    return "look for a wrong sign or index"
 
 
 def _each(function: nn.Module, logits: Tensor, y: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
 """C1: the loss is a mean over samples, counts every class, and is finite for large logits; `dlrun check`.
 
 Evaluates the loss alone, on random logits: a batch of one class against its samples one by one, each class by itself,
-logits of ±10,000, and the weights by class against the frequencies. Detects: a batch averaged before a nonlinear
-function (focal loss of the mean), classes that are never counted (ignore_index), a logarithm of a softmax that
-underflows, weights that favour the frequent classes. Cannot detect: a loss that is all this and does not fit the task.
+logits of ±10,000, and the gradient of each class against the frequencies. Detects: a loss without a gradient, a batch
+averaged before a nonlinear function (focal loss of the mean), samples that are given the labels of others, classes that
+are never counted (ignore_index), a logarithm of a softmax that underflows, a temperature, a mean over classes as well
+as samples, too much label smoothing, weights that favour the frequent classes or balance them twice. Cannot detect: a
+loss that is all this and does not fit the task.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +27,9 @@ COUNT, CLASSES = 8, 50  # samples of a class; classes at most
 OFF = 1e-3  # relative: rounding of float32 is 1e-6
 CERTAIN = 1e4
 UNEQUAL = 1.2  # largest : smallest class, above which weights by class should say something
+OWN = 0.9  # cosine of a sample's gradient in a batch with that alone: a weight changes its length, not its direction
+HEATED = 0.3, 5.0  # times the gradient of cross-entropy at uniform logits
+SMOOTHED = 0.5  # of the label's weight given to others
 
 
 @check(order=72, needs_outputs=True)
@@ -37,9 +44,16 @@ def loss_terms(exp: Experiment) -> Verdict:
         whole, each = _batch(function, fitted(exp, scores), y[:1].expand(COUNT))
         alone, slopes = _classes(function, fitted(exp, scores[:1].expand(len(y), -1) - 2), y)
         sure = [_extreme(exp, function, y, sign) for sign in (1.0, -1.0)]
+        gradients = _Gradients(exp, function, scores, y)
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return Verdict(Outcome.SKIP, "not run", expected, "skipped: see `loss`")
     shown = f"{len(y)} classes, batch {whole:.4g}, samples {each:.4g}"
+    if not gradients.any:
+        message = (
+            "the loss has no gradient, so nothing is learned: look for detach(), .data, .item(), argmax, no_grad() or "
+            "numpy in it"
+        )
+        return Verdict(Outcome.FAIL, "no gradient", expected, message)
     silent = [exp.data.classes[c] for c in y.tolist() if not (alone[c].isfinite() and slopes[c] > 0)]
     if 0 < len(silent) < len(y):
         message = (
@@ -53,14 +67,17 @@ def loss_terms(exp: Experiment) -> Verdict:
             "averages before a nonlinear function; compute the cost of each sample (reduction='none'), and average last"
         )
         return Verdict(Outcome.WARN, shown, expected, message)
+    if (stray := gradients.stray()) is not None:
+        return Verdict(Outcome.FAIL, shown, expected, stray)
     if not all(sure):
         message = (
             "the loss or its gradient is not finite for logits of ±10,000, which confident networks reach in few "
             "steps: use log_softmax or cross_entropy, not the logarithm of a softmax"
         )
         return Verdict(Outcome.WARN, "not finite when certain", expected, message)
-    if (unlike := _weights(exp, function)) is not None:
-        return Verdict(Outcome.WARN, shown, expected, unlike)
+    for doubt in (gradients.heat(), _smoothing(exp), _weights(exp, gradients.sizes)):
+        if doubt is not None:
+            return Verdict(Outcome.WARN, shown, expected, doubt)
     return Verdict(Outcome.PASS, shown, expected, "a mean over samples; every class counts")
 
 
@@ -93,17 +110,94 @@ def _extreme(exp: Experiment, function: nn.Module, y: Tensor, sign: float) -> bo
     return not value.requires_grad or bool(torch.autograd.grad(value, scores)[0].isfinite().all())
 
 
-def _weights(exp: Experiment, function: nn.Module) -> str | None:
-    """A sentence if frequent classes have larger weights than rare ones, else None."""
-    weight = getattr(function, "weight", None)
+class _Gradients:
+    """The gradients of the loss by the logits, in a batch of several classes, alone, and at uniform logits."""
+
+    def __init__(self, exp: Experiment, function: nn.Module, scores: Tensor, y: Tensor) -> None:
+        self.classes, self.known = exp.num_classes, hasattr(function, "chance")
+        labels = y[torch.arange(len(scores), device=y.device) % len(y)]
+        rows = fitted(exp, scores)
+        self.whole = _slope(function, rows, labels)
+        self.any = self.whole is not None
+        self.alone = [_slope(function, rows[i : i + 1], labels[i : i + 1]) for i in range(len(rows))]
+        even = fitted(exp, torch.zeros(len(y), exp.num_classes, device=exp.device))
+        level = _slope(function, even, y)
+        self.sizes = torch.zeros(len(y)) if level is None else level.norm(dim=1).cpu() * len(y)
+        self.level = 0.0 if level is None else float(level.gather(1, y[:, None]).abs().mean()) * len(y)
+        with torch.no_grad():
+            self.even, heat = float(function(even, y)), self.level / (1 - 1 / exp.num_classes)
+            softened = nn.functional.cross_entropy(5 * heat * scores, labels)
+            self.softens = abs(float(function(fitted(exp, 5 * scores), labels)) - float(softened)) < 0.01 * float(
+                softened
+            )
+
+    def stray(self) -> str | None:
+        """A sentence if samples in a batch are pulled to other classes than alone, else None."""
+        off = 0
+        for i, one in enumerate(self.alone):
+            if one is not None and self.whole is not None and bool(one.any()) and bool(self.whole[i].any()):
+                off += float(torch.cosine_similarity(self.whole[i], one[0], dim=0)) < OWN
+        if 2 * off < len(self.alone):
+            return None
+        return (
+            f"{off} of {len(self.alone)} samples are pulled to the labels of others in their batch: pick the logit of "
+            "each label with gather(1, labels[:, None]), not with [:, labels], and compute softmax over dim=1"
+        )
+
+    def heat(self) -> str | None:
+        """A sentence if the loss is cross-entropy of logits that it scales, or its mean over classes, else None."""
+        chance = math.log(self.classes)
+        if self.known or not self.level:
+            return None
+        if abs(self.even * self.classes - chance) < OFF * chance:
+            return (
+                f"the loss of uniform logits is ln {self.classes} / {self.classes}: a mean over the classes as well as "
+                "the samples makes every gradient so much smaller; use reduction='batchmean', or sum(1).mean()"
+            )
+        ratio = self.level / (1 - 1 / self.classes)
+        if self.softens and not HEATED[0] < ratio < HEATED[1]:
+            return (
+                f"the gradient at uniform logits is {ratio:.2g} times that of cross-entropy: the loss divides the "
+                f"logits by about {1 / ratio:.2g}; leave out this temperature, which belongs to distillation"
+            )
+        return None
+
+
+def _slope(function: nn.Module, scores: Tensor, y: Tensor) -> Tensor | None:
+    """The gradient of the loss by the logits (B, K), None if it has none."""
+    scores = scores.detach().clone().requires_grad_()
+    value = function(scores, y)
+    if not value.requires_grad:
+        return None
+    found: Tensor | None = torch.autograd.grad(value, scores, allow_unused=True)[0]
+    return found
+
+
+def _smoothing(exp: Experiment) -> str | None:
+    share = getattr(exp.loss, "label_smoothing", 0.0)
+    if not isinstance(share, float) or share <= SMOOTHED:
+        return None
+    return (
+        f"label smoothing gives {share:.0%} of each label's weight to all classes alike: was the share that the label "
+        f"keeps meant? Type label_smoothing={1 - share:.2g}, usual values are near 0.1"
+    )
+
+
+def _weights(exp: Experiment, sizes: Tensor) -> str | None:
+    """A sentence if weights by class, seen in the gradients (K,), and frequencies do not fit, else None."""
     counts = torch.bincount(exp.data.train.labels, minlength=exp.num_classes).float()
-    if not isinstance(weight, Tensor) or weight.shape != counts.shape or counts.max() < UNEQUAL * counts.min():
+    if len(sizes) != len(counts) or counts.max() < UNEQUAL * counts.min() or not float(sizes.min()) > 0:
         return None
     most, least = int(counts.argmax()), int(counts.argmin())
-    if not weight[most] > UNEQUAL * weight[least]:
-        return None
-    names, ratio = exp.data.classes, float(weight[most] / weight[least])
-    return (
-        f"the loss weighs {names[most]}, the most frequent class, {ratio:.2g} times as much "
-        f"as {names[least]}, the rarest: were the counts taken for their inverse? loss.weight=balanced does it"
-    )
+    names, ratio, uneven = exp.data.classes, float(sizes[most] / sizes[least]), float(counts[most] / counts[least])
+    if ratio > UNEQUAL:
+        return (
+            f"the loss weighs {names[most]}, the most frequent class, {ratio:.2g} times as much "
+            f"as {names[least]}, the rarest: were the counts taken for their inverse? loss.weight=balanced does it"
+        )
+    if exp.data.balance and 1 / ratio > max(UNEQUAL, math.sqrt(uneven)):
+        return (
+            f"the classes are balanced twice, by dataset.balance and by the loss, which weighs {names[least]}, the "
+            f"rarest, {1 / ratio:.2g} times as much as {names[most]}: type loss.weight=none or dataset.balance=false"
+        )
+    return None

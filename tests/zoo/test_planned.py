@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from torch import nn
 
+from dlrun.optim.schedulers import Scheduler
 from dlrun.training import norms
-from support.pairs import Pair, checked, experiment, wear
+from support.composed import alter
+from support.pairs import Change, Pair, checked, experiment, wear
 
 
 def normed(**options: float | None) -> nn.Module:
@@ -30,6 +34,12 @@ class Frozen(nn.Module):
 
 
 SGD = "optimizer=sgd"
+TORCH = "scheduler=constant scheduler._target_=torch.optim.lr_scheduler"
+
+
+def planned(rule: Callable[[float], float]) -> Change:
+    return lambda exp: alter(exp, scheduler=Scheduler(exp.optimizer, rule))
+
 
 PAIRS = [
     Pair("rate plays out in an epoch", "schedule", "every=7.5", "scheduler.every=0.05", "", "scheduler=step", "fail"),
@@ -41,6 +51,46 @@ PAIRS = [
     Pair(
         *("restart cut short", "schedule", "rises again"),
         *("scheduler.period=7", "scheduler.period=10", "scheduler=warm_restarts scheduler.mult=1", "warn"),
+    ),
+    Pair(
+        *("cosine that rises again", "schedule", "turns 2 times"),
+        *("+scheduler.T_max=10", "+scheduler.T_max=30", f"{TORCH}.CosineAnnealingLR", "warn"),
+    ),
+    Pair(
+        *("cosine in steps", "schedule", "100% of the peak"),
+        *("+scheduler.T_max=1200", "+scheduler.T_max=30", f"{TORCH}.CosineAnnealingLR", "warn"),
+    ),
+    Pair(
+        *("one cycle in steps", "schedule", "scheduler.total_steps=30"),
+        *("+scheduler.total_steps=1200", "+scheduler.total_steps=30"),
+        *(f"{TORCH}.OneCycleLR +scheduler.max_lr=0.01", "fail"),
+    ),
+    Pair(
+        *("one cycle that ends early", "schedule", "scheduler.total_steps=30"),
+        *("+scheduler.total_steps=10", "+scheduler.total_steps=30"),
+        *(f"{TORCH}.OneCycleLR +scheduler.max_lr=0.01", "fail"),
+    ),
+    Pair(
+        *("gamma per step", "schedule", "1.4% only"),
+        *("+scheduler.gamma=0.9995", "+scheduler.gamma=0.95", f"{TORCH}.ExponentialLR", "warn"),
+    ),
+    Pair("rate that grows", "schedule", "optimizer.lr=0.001", "scheduler.gamma=2", "", "scheduler=step", "warn"),
+    Pair("decay over at once", "schedule", "scheduler.tau=30", "scheduler.tau=2", "", "scheduler=linear", "warn"),
+    Pair("rises to the end", "schedule", "=0.3", "scheduler.warm_fraction=0.9", "scheduler.warm_fraction=0.3"),
+    Pair("one milestone in steps", "schedule", "4000", "scheduler.milestones=[9,4000]", "", "scheduler=multi_step"),
+    Pair("patience for ever", "schedule", "patience=3", "scheduler.patience=40", "", "scheduler=plateau", "warn"),
+    Pair(
+        *("plateau the wrong way", "schedule", "scheduler.mode=max"),
+        *("+scheduler.mode=min", "+scheduler.mode=max", "scheduler=plateau", "fail"),
+    ),
+    Pair(
+        "a rate for a factor",
+        "schedule",
+        "factor",
+        planned(lambda t: 1e-3),
+        planned(lambda t: 1.0 - t / 30),
+        "",
+        "fail",
     ),
     Pair(
         *("milestones in steps", "schedule", "changes nothing"),

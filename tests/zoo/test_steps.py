@@ -1,13 +1,17 @@
-"""What the optimizer does over several steps: hand-written rules with one mistake each, in pairs (O1, R1, C9)."""
+"""What optimizer and loss do: hand-written rules and losses with one mistake each, in pairs (O1, R1, C1, C9)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dlrun.training.experiment import Experiment
 from support.composed import alter
 from support.pairs import Change, Pair, checked, experiment
 
@@ -132,8 +136,90 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
-def test_a_faulty_step_is_marked_and_its_repair_is_not(pair: Pair) -> None:
+def scored(function: Callable[[Tensor, Tensor], Tensor]) -> Change:
+    class Loss(nn.Module):
+        def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return function(logits, labels)
+
+    return lambda exp: alter(exp, loss=Loss())
+
+
+def likely(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.log_softmax(logits, 1)[:, labels].mean()
+
+
+def divergence(whole: bool) -> Change:
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        found = F.kl_div(F.log_softmax(logits, 1), F.one_hot(labels, 10).float(), reduction="none")
+        return found.mean() if whole else found.sum(1).mean()
+
+    return scored(loss)
+
+
+def smoothed(share: float) -> Change:
+    return lambda exp: alter(exp, loss=nn.CrossEntropyLoss(label_smoothing=share))
+
+
+def smooth(share: float) -> Change:
+    return scored(lambda s, y: F.cross_entropy(s, y, label_smoothing=share))
+
+
+def uneven(balance: bool, inverse: bool) -> Change:
+    """Few samples of class 0, class weights by frequency or its inverse, and batches that are balanced or not."""
+
+    def change(exp: Experiment) -> None:
+        labels = exp.data.train.labels
+        few = exp.data.train.subset(torch.cat([(labels != 0).nonzero()[:, 0], (labels == 0).nonzero()[:4, 0]]))
+        alter(exp, data=replace(exp.data, train=few, balance=balance))
+        counts = torch.bincount(few.labels, minlength=10).float()
+        weight = counts.reciprocal() if inverse else counts
+        alter(exp, loss=nn.CrossEntropyLoss(weight / weight.mean()))
+
+    return change
+
+
+sound = scored(F.cross_entropy)
+LOSSES = [
+    Pair("detached", "loss_terms", "detach()", scored(lambda s, y: F.cross_entropy(s.detach(), y)), sound, "", "fail"),
+    Pair("errors", "loss_terms", "argmax", scored(lambda s, y: (s.argmax(1) != y).float().mean()), sound, "", "fail"),
+    Pair("all labels for each", "loss_terms", "gather", scored(lambda s, y: -likely(s, y)), sound, "", "fail"),
+    Pair(
+        "labels turned", "loss_terms", "pulled", scored(lambda s, y: F.cross_entropy(s, y.flip(0))), sound, "", "fail"
+    ),
+    Pair("mean over classes", "loss_terms", "batchmean", divergence(True), divergence(False)),
+    Pair("hot", "loss_terms", "by about 10;", scored(lambda s, y: F.cross_entropy(s / 10, y)), sound),
+    Pair("cold", "loss_terms", "by about 0.05;", scored(lambda s, y: F.cross_entropy(s / 0.05, y)), sound),
+    Pair("keeps a tenth", "loss_terms", "smoothing=0.1", smoothed(0.9), smoothed(0.1)),
+    Pair("keeps a tenth, by hand", "loss", "rises beyond", smooth(0.9), smooth(0.1)),
+    Pair("not the log", "loss", "log_softmax", scored(lambda s, y: F.nll_loss(s.softmax(1), y)), sound, "", "fail"),
+    Pair("next class", "loss", "class 1:", scored(lambda s, y: F.cross_entropy(s, (y + 1) % 10)), sound, "", "fail"),
+    Pair("weights by counts", "loss_terms", "inverse", uneven(False, False), uneven(False, True)),
+    Pair("balanced twice", "loss_terms", "twice", uneven(True, True), uneven(False, True)),
+]
+
+
+def sigmoids(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, F.one_hot(labels, 10).float())
+
+
+def squares(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(logits, F.one_hot(labels, 10).float())
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits - 0.35 * F.one_hot(labels, 10), labels)
+
+
+@pytest.mark.parametrize("function", [sigmoids, squares, margins, F.multi_margin_loss])
+def test_sound_losses_pass(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert {check: checked(check, "", scored(function)).status for check in ("loss", "loss_terms")} == {
+        "loss": "pass",
+        "loss_terms": "pass",
+    }
+
+
+@pytest.mark.parametrize("pair", [*PAIRS, *LOSSES], ids=lambda pair: pair.name)
+def test_a_fault_is_marked_and_its_repair_is_not(pair: Pair) -> None:
     pair.holds()
 
 
@@ -194,4 +280,4 @@ def test_the_optimizer_is_the_same_afterwards() -> None:
 
 
 def test_every_pair_stands_once() -> None:
-    assert len({pair.name for pair in PAIRS}) == len(PAIRS) >= 20
+    assert len({pair.name for pair in (*PAIRS, *LOSSES)}) == len(PAIRS) + len(LOSSES) >= 33

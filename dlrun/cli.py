@@ -73,6 +73,12 @@ def _completion(argv: list[str]) -> int:
     try:
         if words[1] == "explain":
             return _complete_explain(line)
+        if words[1] == "check":
+            from dlrun.commands.check import complete
+
+            if (names := complete(line)) is not None:
+                print(" ".join(names))
+                return Exit.FINE
         from dlrun.config.hydra_quirks import completing
 
         # Hydra removes the name of the program only, so the verb is removed here

@@ -290,6 +290,7 @@ def test_completion_answers(dlrun: Callable[..., Outcome], monkeypatch: pytest.M
     assert ask("dlrun train model=resnet1 seed=3", point=25) == ["model=resnet18"]
     assert ask("dlrun resume ") == []  # files, which the shell completes by itself
     assert ask("dlrun train model=nope trainer.ep") == []
+    assert ask("dlrun check --explain over") == ask("dlrun check --explain=over") == ["overfit"]
 
 
 def test_completion_in_a_real_bash(here: Path) -> None:

@@ -1,4 +1,4 @@
-"""O1, R1: how the optimizer answers gradients that are known, on small copies of the tensors; `dlrun check`.
+"""C9, O1, R1: how the optimizer answers gradients that are known, on small copies of the tensors; `dlrun check`.
 
 The optimizer is copied onto small tensors, and gets made gradients. Its steps must be proportional to the rate of each
 group, reach only tensors that have a gradient, use the momentum that is configured and let it fade, and lead away from

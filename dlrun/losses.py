@@ -1,7 +1,7 @@
 """Loss functions: from logits (B, K) and labels (B,), or shares of classes (B, K), to the mean over samples.
 
-Reached by `loss=cross_entropy`, `loss=hinge` and `loss=focal`, with `loss.weight=balanced` (D6). `chance` is the exact
-value that check C1 expects.
+Reached by `loss=cross_entropy`, `loss=bce`, `loss=hinge` and `loss=focal`, with `loss.weight=balanced` (D6). `chance`
+is the exact value that check C1 expects.
 
 With class weights the mean is Σ w(y) loss / Σ w(y) over the batch, as torch.nn.CrossEntropyLoss normalises it: only the
 ratios of weights matter, and uniform logits still cost `chance`. The validation loss is weighted in the same way. With
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from dlrun.errors import UserError
 
-__all__ = ["CrossEntropy", "Focal", "Hinge", "Weighted", "class_weights"]
+__all__ = ["BinaryCrossEntropy", "CrossEntropy", "Focal", "Hinge", "Weighted", "class_weights"]
 
 Weight = str | Sequence[float]
 
@@ -78,9 +78,7 @@ class CrossEntropy(Weighted):
         class_counts: Sequence[int] | None = None,
     ) -> None:
         super().__init__(weight, beta, class_counts)
-        if not 0.0 <= label_smoothing < 1.0:
-            raise UserError(f"label_smoothing={label_smoothing:g} must be at least 0 and below 1, such as 0.1")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing = _smoothing(label_smoothing)
 
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(_full(logits), labels, label_smoothing=self.label_smoothing, reduction="none")
@@ -93,6 +91,35 @@ class CrossEntropy(Weighted):
     def chance(self, num_classes: int) -> float:
         """ln K: the loss of uniform logits, whatever smoothing and weights."""
         return math.log(num_classes)
+
+
+class BinaryCrossEntropy(Weighted):
+    """Sum over classes of the sigmoid cross-entropy in nats, each class against the others.
+
+    The targets are 1 for the label and 0 for the others, label_smoothing of them spread evenly; linear in the targets,
+    so that a mixture of the losses of two labels is the loss of the mixed labels. Raises UserError when label_smoothing
+    is outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        weight: Weight = "none",
+        beta: float = 0.999,
+        class_counts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(weight, beta, class_counts)
+        self.label_smoothing = _smoothing(label_smoothing)
+
+    def each(self, logits: Tensor, labels: Tensor) -> Tensor:
+        scores = _full(logits)
+        shared = self.label_smoothing / scores.shape[1]
+        targets = torch.full_like(scores, shared).scatter(1, labels.unsqueeze(1), 1 - self.label_smoothing + shared)
+        return F.binary_cross_entropy_with_logits(scores, targets, reduction="none").sum(1)
+
+    def chance(self, num_classes: int) -> float:
+        """K ln 2: the loss of logits of 0, whatever smoothing and weights."""
+        return num_classes * math.log(2)
 
 
 class Focal(Weighted):
@@ -184,6 +211,12 @@ def class_weights(weight: Weight, counts: Sequence[int] | None, beta: float = 0.
     else:
         found = torch.tensor([(1 - beta) / (1 - beta**count) for count in counts], dtype=torch.float64)
     return (found / found.mean()).float()
+
+
+def _smoothing(value: float) -> float:
+    if not 0.0 <= value < 1.0:
+        raise UserError(f"label_smoothing={value:g} must be at least 0 and below 1, such as 0.1")
+    return value
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ NEEDS = {
     "model=torchvision": ("", "model.name=mobilenet_v3_small"),
     "model=timm": ("", "model.name=test_resnet dataset.limit=40"),
 }
+FURTHER = ("optimizer=lion", "optimizer=lamb", "optimizer=adan")  # of an extra
 DOWNLOADED = (
     "mnist",
     "fashion_mnist",
@@ -76,6 +77,8 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
     from dlrun.training import loop
 
     group, _, name = option.partition("=")
+    if option in FURTHER:
+        pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
     if group == "logger" and name != "none":
         pytest.importorskip(name, reason=f"the extra {name} is not installed")
     if option == "model=timm":

@@ -11,11 +11,12 @@ from torch.nn import functional as F
 
 from dlrun.data.batches import Batch
 from dlrun.errors import UserError
-from dlrun.losses import CrossEntropy, Focal, Hinge, Weighted, class_weights
+from dlrun.losses import BinaryCrossEntropy, CrossEntropy, Focal, Hinge, Weighted, class_weights
 from dlrun.objectives import Supervised
 
 LOSSES = [CrossEntropy(), CrossEntropy(0.1), Hinge(), Hinge(0.25), Focal(), Focal(0.5), Focal(0.0)]
 WEIGHTS = [1.0, 2.0, 3.0, 4.0, 9.0]
+BINARY = [BinaryCrossEntropy(), BinaryCrossEntropy(0.1), BinaryCrossEntropy(0.2, WEIGHTS)]
 WEIGHTED = [CrossEntropy(0.1, WEIGHTS), Hinge(weight=WEIGHTS), Focal(weight=WEIGHTS)]
 
 
@@ -56,7 +57,29 @@ def test_hinge_is_torchs_averaged_form_times_the_classes() -> None:
     assert Hinge(0.7)(logits, labels).item() == pytest.approx(theirs.item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, *WEIGHTED])
+def test_binary_cross_entropy_values() -> None:
+    # sigmoids of 1/4 and 3/4
+    logits = torch.tensor([[-math.log(3.0), math.log(3.0)]], dtype=torch.float64)
+    wrong, right = math.log(4.0), math.log(4 / 3)
+    assert BinaryCrossEntropy()(logits, torch.tensor([1])).item() == pytest.approx(2 * right, rel=1e-12)
+    assert BinaryCrossEntropy()(logits, torch.tensor([0])).item() == pytest.approx(2 * wrong, rel=1e-12)
+    # targets of 0.95 and 0.05
+    smoothed = 2 * (0.95 * right + 0.05 * wrong)
+    assert BinaryCrossEntropy(0.1)(logits, torch.tensor([1])).item() == pytest.approx(smoothed, rel=1e-12)
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(6, 4, dtype=torch.float64, generator=generator)
+    a, b, share = torch.tensor([0, 1, 2, 3, 0, 1]), torch.tensor([3, 3, 2, 1, 0, 0]), 0.3
+    soft = share * F.one_hot(a, 4).double() + (1 - share) * F.one_hot(b, 4).double()
+    mixed = F.binary_cross_entropy_with_logits(scores, soft) * 4
+    loss = BinaryCrossEntropy()
+    assert (share * loss(scores, a) + (1 - share) * loss(scores, b)).item() == pytest.approx(mixed.item(), rel=1e-12)
+    zeros = torch.zeros(5, 5, dtype=torch.float64)
+    for one in BINARY:
+        assert one(zeros, torch.arange(5)).item() == pytest.approx(one.chance(5), rel=1e-6)
+        assert one.chance(10) == pytest.approx(6.931471805599453, rel=1e-15)
+
+
+@pytest.mark.parametrize("loss", [*LOSSES, *WEIGHTED, *BINARY])
 def test_gradients_match_finite_differences(loss: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4, 5, dtype=torch.float64, generator=generator, requires_grad=True)
@@ -74,7 +97,14 @@ def test_half_precision_logits_are_summed_in_full(loss: nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: CrossEntropy(1.0), lambda: CrossEntropy(-0.1), lambda: Hinge(0.0), lambda: Focal(-1.0)]
+    "make",
+    [
+        lambda: BinaryCrossEntropy(1.0),
+        lambda: CrossEntropy(1.0),
+        lambda: CrossEntropy(-0.1),
+        lambda: Hinge(0.0),
+        lambda: Focal(-1.0),
+    ],
 )
 def test_impossible_settings_are_user_errors(make: object) -> None:
     with pytest.raises(UserError, match=r"label_smoothing=|margin=|gamma="):
@@ -130,7 +160,7 @@ def test_the_weighted_mean_is_that_of_torch(smoothing: float) -> None:
     assert ours(logits, labels).item() == pytest.approx(float((each * weight).sum() / weight.sum()), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", WEIGHTED)
+@pytest.mark.parametrize("loss", [*WEIGHTED, BINARY[2]])
 def test_a_sample_of_weight_three_counts_as_three(loss: Weighted) -> None:
     logits = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 4, 2, 2])

@@ -178,7 +178,9 @@ def twin(exp: Experiment) -> Experiment:
     memo: dict[int, Any] = {}
     model, loss = copied(exp.model, memo), copy.deepcopy(exp.loss, memo)
     objective = copy.deepcopy(exp.objective, memo)
-    return replace(exp, model=model, loss=loss, objective=objective, optimizer=copied_optimizer(exp.optimizer, memo))
+    own = copied_optimizer(exp.optimizer, memo)
+    scale = copy.deepcopy(exp.scale)
+    return replace(exp, model=model, loss=loss, objective=objective, optimizer=own, scale=scale)
 
 
 def copied_optimizer(optimizer: torch.optim.Optimizer, memo: dict[int, Any]) -> torch.optim.Optimizer:

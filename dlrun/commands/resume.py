@@ -66,7 +66,7 @@ def _sweep(folder: Path, trust: list[str]) -> int:
 
 
 def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str]) -> int:
-    from dlrun.config.extras import require_logger, require_model
+    from dlrun.config.extras import require_logger, require_model, require_optimizer
     from dlrun.config.schema import check_rules
     from dlrun.config.settings import Settings
     from dlrun.config.targets import check_targets
@@ -81,6 +81,7 @@ def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str]) 
         check_rules(plain)
         check_targets(plain, trust)
         require_logger(plain)
+        require_optimizer(plain)
         require_model(plain)
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error

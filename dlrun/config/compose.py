@@ -177,7 +177,7 @@ class Composer:
         runtime = base["hydra"]["runtime"]
         options = self._options_of.setdefault(runtime["folders"], Options(runtime["folders"], self._root))
         validate({**plain, "hydra": {"launcher": launcher}}, schema, added, runtime["choices"], options)
-        from dlrun.config.extras import require_logger, require_model
+        from dlrun.config.extras import require_logger, require_model, require_optimizer
         from dlrun.config.targets import check_targets
 
         if plain["trust"] and not any(o.key_or_group == "trust" for o in overrides):
@@ -185,6 +185,7 @@ class Composer:
         check_targets(plain, plain["trust"])
         look(plain)
         require_logger(plain)
+        require_optimizer(plain)
         require_model(plain)
         plain["choices"] = _choices(base)
         name = base["hydra"]["runtime"]["choices"]["hydra/launcher"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlrun.errors import UserError
 
-__all__ = ["PACKAGES", "require_launcher", "require_logger", "require_model"]
+__all__ = ["PACKAGES", "require_launcher", "require_logger", "require_model", "require_optimizer"]
 
 
 def require_logger(cfg: Mapping[str, Any]) -> None:
@@ -23,6 +23,15 @@ def require_model(cfg: Mapping[str, Any]) -> None:
     target = str((cfg.get("model") or {}).get("_target_", ""))
     if target == "dlrun.models.timm.build" and find_spec("timm") is None:
         raise UserError("model=timm: the package timm is not installed; type pip install 'dlrun[timm]'")
+
+
+def require_optimizer(cfg: Mapping[str, Any]) -> None:
+    """Raise UserError if the package of the chosen optimizer is not installed; imports nothing."""
+    module, _, name = str((cfg.get("optimizer") or {}).get("_target_", "")).rpartition(".")
+    if module == "dlrun.optim.further" and find_spec("pytorch_optimizer") is None:
+        raise UserError(
+            f"optimizer={name}: the package pytorch_optimizer is not installed; type pip install 'dlrun[optimizers]'"
+        )
 
 
 def _kind(cfg: Any) -> str:

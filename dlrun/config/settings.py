@@ -39,6 +39,7 @@ class Trainer:
     clip_norm: float = 0.0
     clip_value: float = 0.0
     ema: float = 0.0
+    swa: float = 0.0
     accumulate: int = 1
     monitor: str = "val_acc"
     patience: int = 0

@@ -79,7 +79,8 @@ KEYS = _table("""
     device accelerator -> trainer.device
     gpu gpus cuda use_cuda use_gpu -> trainer.device=cuda | trainer.device=cpu
     no_cuda cpu use_cpu -> trainer.device=cpu | trainer.device=auto
-    amp fp16 mixed_precision half bf16 use_amp autocast -> trainer.precision=bf16 | trainer.precision=fp32
+    fp16 half -> trainer.precision=fp16 | trainer.precision=fp32
+    amp mixed_precision bf16 use_amp autocast -> trainer.precision=bf16 | trainer.precision=fp32
     precision dtype -> trainer.precision
     weight_decay wd decay -> optimizer.weight_decay
     momentum -> optimizer.momentum
@@ -125,6 +126,10 @@ KEYS = _table("""
     warmup warmup_epochs num_warmup_epochs warm_up -> scheduler.warmup
     warmup_steps num_warmup_steps -> scheduler.warmup_steps, scheduler.warmup
     hours max_hours time_limit -> trainer.hours
+    lookahead_steps -> optimizer.lookahead
+    gradient_checkpointing grad_checkpointing -> model.checkpointing=true | model.checkpointing=false
+    rho sam_rho -> optimizer.sam
+    swa_fraction -> trainer.swa
     drop_path drop_path_rate stochastic_depth_prob -> model.stochastic_depth
     gamma -> scheduler.gamma, scheduler.factor
     t_max tmax -> scheduler.epochs, trainer.epochs
@@ -183,7 +188,8 @@ VALUES: dict[str, dict[str, str]] = {
         processor false none no -> cpu
     """),
     "trainer.precision": _table("""
-        16 fp16 half float16 bfloat16 16_mixed bf16_mixed mixed amp true -> bf16
+        bfloat16 bf16_mixed mixed amp true -> bf16
+        16 half float16 16_mixed -> fp16
         32 float32 single full float false none 32_true -> fp32
     """),
     "trainer.keep": _table("""

@@ -32,7 +32,7 @@ OURS: tuple[str, ...] = (
     "dlrun.losses",
     "dlrun.regularizers",
 )
-OURS += ("dlrun.objectives", "dlrun.optim.muon", "dlrun.optim.schedulers")
+OURS += ("dlrun.objectives", "dlrun.optim.further", "dlrun.optim.muon", "dlrun.optim.schedulers")
 MOVED = {"dlrun.data.files.arrays": "dlrun.data.arrays.arrays"}  # names in stored configs
 FAMILIES = ("dlrun.models",)  # packages of which every module is allowed: a new model is a new file
 

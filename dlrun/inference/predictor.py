@@ -97,7 +97,8 @@ class Predictor:
         x = images.to(self.device).permute(0, 3, 1, 2)
         found = []
         for model, dtype in zip(self.models, self.dtypes, strict=True):
-            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            low = dtype != torch.float32
+            with torch.autocast(self.device.type, dtype=dtype if low else torch.bfloat16, enabled=low):
                 found.append(logits(model, x).cpu().numpy())
         return np.stack(found)
 

@@ -1,13 +1,28 @@
-"""The running average of the weights over the steps of a run (`trainer.ema=0.999`, E3, E4, O10)."""
+"""The average of the weights over the steps of a run, or over its last epochs (E3, E4, O10).
+
+`trainer.ema=0.999` and `trainer.swa=0.25`; Izmailov et al. 2018, "Averaging weights leads to wider optima".
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from dlrun.config.settings import Trainer
+from dlrun.errors import UserError
 from dlrun.training.copies import copied
+from dlrun.training.norms import running
 
-__all__ = ["follow", "started"]
+__all__ = ["follow", "join", "measure", "started", "wanted"]
+
+
+def wanted(trainer: Trainer) -> bool:
+    """Whether weights are averaged. Raises UserError for two averages."""
+    if trainer.ema and trainer.swa:
+        raise UserError(f"trainer.ema={trainer.ema:g} and trainer.swa={trainer.swa:g}: give one of them")
+    return bool(trainer.ema or trainer.swa)
 
 
 def started(model: nn.Module) -> nn.Module:
@@ -29,3 +44,35 @@ def follow(average: nn.Module, model: nn.Module, decay: float, step: int) -> Non
     torch._foreach_lerp_([mine[name] for name in floating], [theirs[name] for name in floating], share)
     for name in theirs.keys() - set(floating):
         mine[name].copy_(theirs[name])
+
+
+def join(average: nn.Module, model: nn.Module, count: int) -> None:
+    """Make an average of count - 1 models that of count models with equal weights, in place; 1 copies the model."""
+    mine, theirs = average.state_dict(), model.state_dict()
+    for name, tensor in theirs.items():
+        if tensor.is_floating_point() and count > 1:
+            mine[name].lerp_(tensor, 1 / count)
+        else:
+            mine[name].copy_(tensor)
+
+
+@torch.no_grad()
+def measure(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running statistics of batch norms to the mean over batches of images (B, C, H, W), in place.
+
+    Statistics cannot be averaged like weights. All other layers stay in evaluation mode, so that nothing is drawn.
+    """
+    norms = running(model).values()
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for x in batches:
+        model(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()

@@ -35,7 +35,8 @@ KEYS = ("model", "optimizer", "scheduler", "ema", "rng", "epoch", "step", "best"
 class State:
     """The progress of a run: epochs and optimizer steps done, the best epoch so far, seconds of training.
 
-    With trainer.hours also the seconds before training, the epochs left, and the place in the schedule (see pace.py).
+    With trainer.hours also the seconds before training, the epochs left, and the place in the schedule (see pace.py);
+    with trainer.swa the number of epochs that were averaged.
     """
 
     epoch: int = 0
@@ -45,6 +46,7 @@ class State:
     before: float = 0.0
     left: int = 0
     position: float = 0.0
+    averaged: int = 0
 
 
 def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
@@ -63,6 +65,8 @@ def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
         "step": state.step,
         "best": state.best,
         "seconds": state.seconds,
+        "averaged": state.averaged,
+        "scale": exp.scale.state_dict() if exp.scale is not None else None,
         "pace": {"before": state.before, "left": state.left, "position": state.position},
     }
 
@@ -171,7 +175,9 @@ def restore(run: Run, exp: Experiment) -> State:
             exp.kept.average.load_state_dict(found["ema"])
         set_rng_state(found["rng"])
         done = (int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
-        return State(*done, **found.get("pace", {}))
+        if exp.scale is not None and found.get("scale"):
+            exp.scale.load_state_dict(found["scale"])
+        return State(*done, **found.get("pace", {}), averaged=int(found.get("averaged", 0)))
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         raise UserError(f"{run.last}: does not fit this optimizer or schedule: {first_line(error)[:160]}") from error
 

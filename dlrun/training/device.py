@@ -17,6 +17,7 @@ __all__ = ["BF16_SIDE", "BF16_WIDTH", "compiled", "determinism", "pick_device", 
 
 # least pixels of the shorter side and channels of a convolution at which bf16 was measured to be faster on a processor
 BF16_SIDE, BF16_WIDTH = 32, 64
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str, key: str = "trainer.device=") -> torch.device:
@@ -67,7 +68,7 @@ def pick_dtype(precision: str, device: torch.device, model: nn.Module, shape: tu
     (resnet20) of the time of fp32; an mlp, a cnn on 8 × 8 and a cnn of width 8 took slightly more than fp32.
     """
     if precision != "auto":
-        return torch.bfloat16 if precision == "bf16" else torch.float32
+        return DTYPES[precision]
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -21,17 +21,21 @@ from dlrun.config.targets import check_targets, instantiate
 from dlrun.data import Data, Split, crops
 from dlrun.data.batches import Augment, Batch, Batches
 from dlrun.errors import UserError, first_line
+from dlrun.models.checkpointing import recompute
 from dlrun.models.depths import classifiers, depths
+from dlrun.models.dropout import set_rates
 from dlrun.models.init import head, initialise, output_bias
 from dlrun.models.loading import Loaded, loaded
 from dlrun.models.whitening import whiten
 from dlrun.optim.groups import layer_rates, parameter_groups
+from dlrun.optim.lookahead import Lookahead
 from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
 from dlrun.training import averaging, freezing, memory, norms
 from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.loss import loss_of
+from dlrun.training.loss_scale import LossScale
 from dlrun.training.objective import must_fit, with_batch
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
@@ -42,8 +46,10 @@ from dlrun.vocabulary import lower_is_better
 
 __all__ = ["Experiment", "Objective", "build", "build_model", "prior"]
 
+ROUND = ("lookahead", "lookahead_share", "sam")  # keys of optimizer for what surrounds its steps
 WHITENING = 2000  # images whose patches make the filters of a whitening layer
 # one kernel for all weights: a trial of a small network took 0.94 s in place of 1.0 on a processor
+NO_PENALTY = ("dropout", "dropout_per_layer", "label_smoothing")  # of the keys of regularizer
 FUSED = ("Adam", "AdamW", "SGD")
 
 
@@ -70,7 +76,8 @@ class Experiment:
     dtype: torch.dtype
     train: Batches
     val: Batches
-    average: nn.Module | None = None  # the running average of the weights, with trainer.ema
+    average: nn.Module | None = None  # the running average of the weights, with trainer.ema or trainer.swa
+    scale: LossScale | None = None  # of the loss, with trainer.precision=fp16
     frozen: freezing.Freezing | None = None  # what model.freeze asks for
     compiled: nn.Module | None = None  # the model as torch.compile made it, with trainer.compile
     start: Loaded | None = None  # what the model was loaded with before training
@@ -100,8 +107,9 @@ class Experiment:
         return len(self.data.classes)
 
     def autocast(self) -> torch.autocast:
-        """The context of forward passes: bfloat16 if the precision is."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        """The context of forward passes: in bfloat16 or float16 if the precision is."""
+        low = self.dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.dtype if low else torch.bfloat16, enabled=low)
 
     def batches(self, split: Split, **options: Any) -> Batches:
         """Batches of a split, normalised like the training data; `options` are those of Batches."""
@@ -144,7 +152,7 @@ def build(
     loss = loss_of(plain["loss"], trust, data).to(device)
     if not begun:
         _set_weights(cfg, model, data, loss)
-    regularizer = {k: v for k, v in plain["regularizer"].items() if k not in ("dropout", "label_smoothing")}
+    regularizer = {k: v for k, v in plain["regularizer"].items() if k not in NO_PENALTY}
     batches = _train_batches(cfg, data, device, _augment(plain["augment"], trust, data))
     made = Experiment(
         cfg=cfg,
@@ -159,7 +167,8 @@ def build(
         dtype=dtype,
         frozen=frozen,
         compiled=compiled(model, device) if trainer.compile else None,
-        average=averaging.started(model) if trainer.ema else None,
+        average=averaging.started(model) if averaging.wanted(trainer) else None,
+        scale=LossScale() if dtype == torch.float16 else None,
         start=loaded(model),
         notes=notes,
         train=batches,
@@ -182,6 +191,7 @@ def _started(cfg: Settings, data: Data, device: torch.device, shape: tuple[int, 
     plain = cfg.plain
     node = {**plain["model"], "weights": None} if begun and plain["model"].get("weights") else plain["model"]
     model: nn.Module = build_model(node, list(cfg.trust), shape, data.classes)
+    set_rates(model, plain["regularizer"].get("dropout_per_layer") or {})
     whiten(model, _measured(data))
     # torch's L-BFGS flattens gradients as they lie in memory, which fails for channels-last ones
     flat = plain["optimizer"]["_target_"].endswith(".LBFGS")
@@ -276,7 +286,7 @@ def _augment(node: dict[str, Any], trust: list[str], data: Data) -> Any:
 def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, int], classes: list[str]) -> nn.Module:
     """Build an initialised model for images of a shape (H, W, C). Raises UserError for what it refuses."""
     node = dict(node)
-    init = node.pop("init", "default")
+    init, again = node.pop("init", "default"), node.pop("checkpointing", False)
     for later in ("output_bias", "freeze", "unfreeze_at", "hold_norms"):  # `build` applies them
         node.pop(later, None)
     height, width, channels = shape
@@ -298,6 +308,8 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
             model.eval()(torch.zeros(2, channels, height, width))
         model.train()
     initialise(model, init)
+    if again:
+        recompute(model)
     return model
 
 
@@ -310,10 +322,11 @@ def _optimizer(
     classes: int,
     **given: Any,
 ) -> torch.optim.Optimizer:
+    steps, share = node.get("lookahead", 0), node.get("lookahead_share", 0.5)
     last = classifiers(model, classes)
     deep = depths(model, classes)
     rates = layer_rates(node, deep, [name for name in deep if any(name.startswith(f"{place}.") for place in last)])
-    node = {key: value for key, value in node.items() if key not in ("layer_decay", "head_lr")}
+    node = {key: value for key, value in node.items() if key not in ("layer_decay", "head_lr", *ROUND)}
     there = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters())
     known = node.keys() - {"_target_", "per_layer"}
     own = {"fused", "foreach", "differentiable"} & known  # one excludes the others
@@ -325,7 +338,7 @@ def _optimizer(
     if rates:  # the rate shown is that of the first group: optimizer.lr, or the nearest to it
         groups.sort(key=lambda group: abs(math.log(max(group["lr"], 1e-30) / max(node["lr"], 1e-30))))
     optimizer: torch.optim.Optimizer = instantiate(node, trust, "optimizer", groups, **given)
-    return optimizer
+    return Lookahead(optimizer, steps, share) if steps else optimizer
 
 
 def _scheduler(

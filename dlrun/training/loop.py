@@ -17,7 +17,7 @@ from dlrun.analysis.classification import agreement, count
 from dlrun.console import Screen
 from dlrun.data.batches import Batch, Batches
 from dlrun.folders.run import Run
-from dlrun.training import averaging, memory, norms, pace
+from dlrun.training import averaging, memory, norms, pace, sam
 from dlrun.training.checkpoint import State
 from dlrun.training.choosing import advance, stopped_early
 from dlrun.training.clipping import clip
@@ -80,6 +80,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
             memory.forget_peak(exp.device)
 
             row = train_epoch(exp, epoch, state, screen, watch)
+            _average_epochs(exp, state)
             trained = time.perf_counter()
             row |= _validated(exp)
             row |= {"train_eval_acc": scores(exp, predict(exp, part), "part")["part_acc"]}
@@ -99,6 +100,18 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
     if not pace.finished(trainer, state):
         last, planned = state.epoch, pace.planned(trainer, state)
         raise Stopped(Status.PAUSED, f"paused after epoch {last} of {planned} (trainer.stop_after={last})")
+
+
+def _average_epochs(exp: Experiment, state: State) -> None:
+    """Include the epoch after state.epoch in the average of the last epochs, with trainer.swa; copy earlier ones."""
+    trainer = exp.cfg.trainer
+    if not trainer.swa or exp.average is None:
+        return
+    state.averaged += pace.at(trainer, state, 1.0) > (1 - trainer.swa) * trainer.epochs + 1e-9
+    averaging.join(exp.average, exp.model, max(1, state.averaged))
+    if state.averaged > 1:
+        with exp.autocast():
+            averaging.measure(exp.average, (x for x, _, _ in exp.train.epoch(state.epoch + 1)))
 
 
 def _validated(exp: Experiment) -> dict[str, Any]:
@@ -134,7 +147,7 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
             sums += torch.stack(step(exp, batch)).to(sums)
         seen += len(batch)
         state.step += 1
-        if exp.average is not None:
+        if exp.average is not None and trainer.ema:
             averaging.follow(exp.average, exp.model, trainer.ema, state.step)
         if device.type == "cpu" or i == steps - 1 or i % 50 == 0:
             _must_be_finite(float(sums[0]), f"epoch {epoch}, step {i + 1} of {steps}", exp.scheduler.lr)
@@ -146,33 +159,22 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
 
 def step(exp: Experiment, batch: Batch) -> Step:
     """Take one optimizer step on a batch, in trainer.accumulate parts, without waiting for an accelerator."""
-    trainer, n, zero = exp.cfg.trainer, len(batch), batch.x.new_zeros(())
+    trainer, n, rho = exp.cfg.trainer, len(batch), exp.cfg.optimizer.get("sam", 0.0)
     batch = prepared(exp.objective, batch)
-    split = norms.parts(n, trainer.accumulate)
     parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
-    measured = Step(zero, zero, zero, zero)
+    measured = Step(*[batch.x.new_zeros(())] * 4)
 
     @torch.enable_grad()  # a step under no_grad() may call it as it is
     def closure() -> Tensor:
         # a closure, since L-BFGS evaluates the batch several times per step; the others call it once
         nonlocal measured
-        exp.optimizer.zero_grad(set_to_none=True)
-        data_loss, correct, penalty = zero, zero, zero
-        for part in batch.parts(split):
-            with exp.autocast():
-                loss, logits = exp.objective(exp.stepped, _of_part(exp.loss, part, batch), part)
-            share = loss if split == 1 else loss * (len(part) / n)
-            torch.autograd.backward(share)
-            data_loss = data_loss + share.detach()
-            correct = correct + (logits.detach().argmax(1) == part.y).sum(dtype=zero.dtype)
-        total = data_loss
-        if exp.penalty.active:
-            added = exp.penalty.penalty(exp.model)
-            torch.autograd.backward(added)
-            total, penalty = data_loss + added.detach(), added.detach() * n
+        measured, total = _gradients(exp, batch, parameters)
+        if rho:
+            with sam.ascended(exp.model, parameters, rho):
+                _gradients(exp, batch, parameters)
         norm = clip(parameters, trainer.clip_norm, trainer.clip_value)
-        measured = Step(data_loss * n, correct, penalty, norm * n)
-        if zero.device.type == "cpu" and not math.isfinite(float(total)):
+        measured = measured._replace(grad_norm=norm * n)
+        if total.device.type == "cpu" and not math.isfinite(float(total)):
             measured = measured._replace(loss=total * n)
             raise _NotFinite
         return total
@@ -183,6 +185,33 @@ def step(exp: Experiment, batch: Batch) -> Step:
         return measured
     exp.penalty.project(exp.model)
     return measured
+
+
+def _gradients(exp: Experiment, batch: Batch, parameters: list[Tensor]) -> tuple[Step, Tensor]:
+    """Set the gradients of the mean loss of a batch and of the penalty, and return what they are of.
+
+    The norm is left to the caller. The second value is the sum of both (scalar).
+    """
+    n, zero = len(batch), batch.x.new_zeros(())
+    split = norms.parts(n, exp.cfg.trainer.accumulate)
+    finite = False
+    while not finite:  # in fp16 a batch may need a smaller scale
+        exp.optimizer.zero_grad(set_to_none=True)
+        data_loss, correct, penalty = zero, zero, zero
+        for part in batch.parts(split):
+            with exp.autocast():
+                loss, logits = exp.objective(exp.stepped, _of_part(exp.loss, part, batch), part)
+            share = loss if split == 1 else loss * (len(part) / n)
+            torch.autograd.backward(share if exp.scale is None else share * exp.scale.value)
+            data_loss = data_loss + share.detach()
+            correct = correct + (logits.detach().argmax(1) == part.y).sum(dtype=zero.dtype)
+        finite = exp.scale is None or not math.isfinite(float(data_loss)) or exp.scale.unscaled(parameters)
+    total = data_loss
+    if exp.penalty.active:
+        added = exp.penalty.penalty(exp.model)
+        torch.autograd.backward(added)
+        total, penalty = data_loss + added.detach(), added.detach() * n
+    return Step(data_loss * n, correct, penalty, zero), total
 
 
 class _OfPart(nn.Module):

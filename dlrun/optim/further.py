@@ -37,8 +37,10 @@ def lamb(
 
     You et al. 2020, "Large batch optimization for deep learning". Raises UserError without the package.
     """
-    # max_grad_norm: the gradient is clipped by trainer.clip_norm, which is off by default
-    return _made("Lamb", params, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay, max_grad_norm=0.0)
+    # the gradient is clipped by trainer.clip_norm; without adam_debias the package multiplies the norms of the first
+    # steps by 1 / (1 - beta1^t), ten in the first one
+    options = {"eps": eps, "weight_decay": weight_decay, "max_grad_norm": 0.0, "adam_debias": True}
+    return _made("Lamb", params, lr=lr, betas=tuple(betas), **options)
 
 
 def adan(

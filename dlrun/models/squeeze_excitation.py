@@ -1,6 +1,7 @@
 """Channels weighted by the whole image: `dlrun train model=resnet20 model.se_ratio=0.25` (M1, M2).
 
-Hu et al. 2018, "Squeeze-and-excitation networks".
+Hu et al. 2018, "Squeeze-and-excitation networks", with SiLU for ReLU as in Tan & Le 2019, "EfficientNet": all of
+a few hidden units could be dead, above all with model.zero_init_residual, and the layer would never learn.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ __all__ = ["SqueezeExcitation"]
 
 
 class SqueezeExcitation(nn.Module):
-    """x · sigmoid(W₂ relu(W₁ mean(x))) with one factor per channel; W₁ has ratio · channels rows, 4 at least.
+    """x · sigmoid(W₂ silu(W₁ mean(x))) with one factor per channel; W₁ has ratio · channels rows, 4 at least.
 
     (B, channels, H, W) keeps its shape. Raises UserError if the ratio is not in (0, 1].
     """
@@ -31,4 +32,5 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # a function: a Sigmoid module would count as a hidden layer that saturates (M4)
-        return x * torch.sigmoid(self.expand(self.reduce(self.squeeze(x)).relu()))
+        hidden = torch.nn.functional.silu(self.reduce(self.squeeze(x)))
+        return x * torch.sigmoid(self.expand(hidden))

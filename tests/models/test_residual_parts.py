@@ -59,7 +59,7 @@ def test_a_network_without_dropped_branches_computes_the_same() -> None:
 def test_squeeze_and_excitation_by_its_formula() -> None:
     torch.manual_seed(0)
     layer, x = SqueezeExcitation(8, 0.25), torch.rand(3, 8, 5, 4)
-    hidden = F.relu(F.linear(x.mean((2, 3)), layer.reduce.weight.flatten(1), layer.reduce.bias))
+    hidden = F.silu(F.linear(x.mean((2, 3)), layer.reduce.weight.flatten(1), layer.reduce.bias))
     factor = torch.sigmoid(F.linear(hidden, layer.expand.weight.flatten(1), layer.expand.bias))
     torch.testing.assert_close(layer(x), x * factor[:, :, None, None])
     assert count(layer) == (8 * 4 + 4) + (4 * 8 + 8)  # four hidden units at least

@@ -48,8 +48,8 @@ __all__ = ["Experiment", "Objective", "build", "build_model", "prior"]
 
 ROUND = ("lookahead", "lookahead_share", "sam")  # keys of optimizer for what surrounds its steps
 WHITENING = 2000  # images whose patches make the filters of a whitening layer
-# one kernel for all weights: a trial of a small network took 0.94 s in place of 1.0 on a processor
 NO_PENALTY = ("dropout", "dropout_per_layer", "label_smoothing")  # of the keys of regularizer
+# one kernel for all weights: a trial of a small network took 0.94 s in place of 1.0 on a processor
 FUSED = ("Adam", "AdamW", "SGD")
 
 
@@ -82,7 +82,6 @@ class Experiment:
     compiled: nn.Module | None = None  # the model as torch.compile made it, with trainer.compile
     start: Loaded | None = None  # what the model was loaded with before training
     notes: tuple[str, ...] = ()  # for the screen: one line on the input that pretrained weights expect
-
     whole: Experiment | None = None  # of one that trains the end of a network on features: that of the network
 
     @property
@@ -323,8 +322,7 @@ def _optimizer(
     **given: Any,
 ) -> torch.optim.Optimizer:
     steps, share = node.get("lookahead", 0), node.get("lookahead_share", 0.5)
-    last = classifiers(model, classes)
-    deep = depths(model, classes)
+    last, deep = classifiers(model, classes), depths(model, classes)
     rates = layer_rates(node, deep, [name for name in deep if any(name.startswith(f"{place}.") for place in last)])
     node = {key: value for key, value in node.items() if key not in ("layer_decay", "head_lr", *ROUND)}
     there = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in model.parameters())

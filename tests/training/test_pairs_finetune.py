@@ -26,6 +26,7 @@ from dlrun.run.execute import execute
 from dlrun.training import checkpoint, loop
 from dlrun.training.diagnostics import Watch
 from dlrun.training.experiment import Experiment, build
+from dlrun.training.shared_data import SharedData
 from support.commands import Outcome
 from support.composed import composed
 
@@ -44,6 +45,7 @@ OPTIONS = {
     "layer_decay": ("optimizer.layer_decay=0.75",),
 }
 REFUSED: dict[frozenset[str], str] = {}  # and the key that the message names
+DATA = SharedData(share=False)  # read once for all pairs
 PAIRS = [*combinations(OPTIONS, 2)]
 
 
@@ -92,7 +94,7 @@ def test_a_killed_run_of_two_options_continues_with_the_same_bits(
         with pytest.raises(UserError, match=refusal):
             build(cfg)
         return
-    exp, state, run = build(cfg), checkpoint.State(), Run(tmp_path, "")
+    exp, state, run = build(cfg, DATA), checkpoint.State(), Run(tmp_path, "")
     before = tensors(exp)
     epoch(exp, 1, state)
     run.checkpoints.mkdir()
@@ -101,7 +103,7 @@ def test_a_killed_run_of_two_options_continues_with_the_same_bits(
     epoch(exp, 2, state)
     whole = tensors(exp)
     assert any(not torch.equal(value, before[name]) for name, value in whole.items())
-    again = build(Settings.of(reading.config(tmp_path) | {"trust": []}), begun=True)
+    again = build(Settings.of(reading.config(tmp_path) | {"trust": []}), DATA, begun=True)
     state = checkpoint.restore(run, again)
     epoch(again, 2, state)
     run.release()
@@ -197,7 +199,6 @@ def test_evaluate_and_ensembles_need_no_source(
     earlier.rename(hidden)
     try:
         for words in (
-            ("evaluate", str(finished)),
             ("ensemble", str(finished), str(hidden), "--out", "both"),  # members of different mean and std
             ("evaluate", "both"),
         ):

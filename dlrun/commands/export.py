@@ -61,7 +61,8 @@ def _recipe(about: Mapping[str, Any]) -> Iterator[str]:
         yield f"decode {words}, values 0 to {top}{scaled}"
     if about["resize"]:
         size, by = f"{height}×{width}", f"({how['interpolation']}, antialiased)"
-        shorter = f"the shorter side to {height} pixels" if height == width else f"to cover {size} pixels"
+        down, across = (int(side / how.get("crop", 1.0) + 1e-6) for side in (height, width))
+        shorter = f"the shorter side to {down} pixels" if down == across else f"to cover {down}×{across} pixels"
         yield {
             "crop": f"resize {shorter} {by}; crop the centre {size}",
             "squash": f"resize both sides to {size} pixels {by}",

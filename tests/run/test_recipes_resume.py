@@ -48,3 +48,12 @@ def test_a_cut_run_gives_the_same_bits(words: tuple[str, ...], dlrun: Callable[.
             np.savez("new.npz", x=probe["images"])
         assert dlrun("predict", "whole", "new.npz", "--out", "new.csv").code == 0
         assert dlrun("export", "whole", "--to", "torch_export").code == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [(*DEEP, *SHARP), FLAT, ("model=cnn", "model.pool=blur", "model.se_ratio=0.25")])
+def test_the_checks_have_nothing_against_them(words: tuple[str, ...], dlrun: Callable[..., Outcome]) -> None:
+    done = dlrun("check", "trainer.threads=1", "trainer.epochs=3", "check.budget=300", *words)
+    assert done.code == 0, done.out
+    assert " fail " not in done.out
+    assert " warn " not in done.out

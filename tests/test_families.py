@@ -28,6 +28,8 @@ NEEDS = {
     "experiment=cifar10_speedrun": ("", "dataset=digits augment.progressive=[[6,1]]"),  # its own dataset is a download
     "experiment=scratch": ("photos", "dataset.root={} dataset.image_size=16 model.width=8"),
     "experiment=fast": ("photos", "dataset.root={} dataset.image_size=16 model.width=8"),
+    "experiment=linear_probe": ("photos", "dataset.root={} model.name=mobilenet_v3_small model.weights=null"),
+    "experiment=finetune": ("photos", "dataset.root={} model.name=mobilenet_v3_small model.weights=null"),
     "model=torchvision": ("", "model.name=mobilenet_v3_small"),
     "model=timm": ("", "model.name=test_resnet dataset.limit=40"),
 }

@@ -113,7 +113,8 @@ class Experiment:
     def batches(self, split: Split, **options: Any) -> Batches:
         """Batches of a split, normalised like the training data; `options` are those of Batches."""
         options.setdefault("batch_size", self.cfg.trainer.eval_batch_size)
-        options.setdefault("crop", crops.evaluated(self.cfg.augment, self.data.shape))
+        if self.whole is None:  # features are no images
+            options.setdefault("crop", crops.evaluated(self.cfg.augment, self.data.shape))
         return _normalised(self.data, split, self.device, **options)
 
 

@@ -187,3 +187,10 @@ def test_features_that_cannot_be_cached_are_held_in_memory(tmp_path: Path, capsy
     assert str(tmp_path / "file") in capsys.readouterr().err
     assert np.array_equal(rows(Cache(tmp_path, 1.0), {}, None, (9, 4), computed([])), expected)
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def test_evaluation_crops_images_and_not_features(here: Path, dlrun: Callable[..., Any]) -> None:
+    words = (*COMMON, "augment=resized_crop", "augment.crop=6", "trainer.feature_views=2")
+    assert dlrun("train", *words, "run.dir=on").code == 0
+    assert dlrun("train", *words, "run.dir=through", "trainer.feature_views=0").code == 0
+    same(here / "through", here / "on")

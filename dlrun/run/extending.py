@@ -135,6 +135,6 @@ def said(exp: Experiment, run: Run, state: State) -> str:
     )
     now, end = (f"{rates[at]:.2g}" for at in (state.epoch, -1))
     kept = f"the run as it ended after epoch {state.epoch} is kept in {run.path / past[-1]['folder']}"
-    return (
-        f"{kept}\nscheduler={name} {how}: lr {now} for epoch {state.epoch + 1}{then}, {end} for epoch {trainer.epochs}"
-    )
+    rate = f"lr {now} at the start of epoch {state.epoch + 1}{then}"
+    last = f", and {end} at the start of epoch {trainer.epochs}" if trainer.epochs > state.epoch + 1 else ""
+    return f"{kept}\nscheduler={name} {how}: {rate}{last}"

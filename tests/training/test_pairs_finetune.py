@@ -180,16 +180,20 @@ def test_a_folder_or_file_that_is_none_is_refused_before_anything_starts(tmp_pat
         build(composed(*BASE, f"trainer.start_from={tmp_path / 'a.pt'}"))
 
 
-def test_checks_pass_on_loaded_weights(earlier: Path) -> None:
+def test_checks_know_that_weights_were_loaded(earlier: Path) -> None:
+    from dlrun.checks.receipts import setup
     from dlrun.checks.runner import CHECKS
     from dlrun.checks.sandbox import no_trace
+    from dlrun.models.weights_file import digest
 
-    exp = build(settings(earlier, "start_from").changed(optimizer={"lr": 0.001}))
-    with torch.no_grad():
-        exp.model.get_submodule("head").weight.mul_(50)  # a classifier that is sure of itself
+    fresh, exp = (build(settings(earlier, *names), DATA) for names in ((), ("start_from",)))
+    for one in (fresh, exp):
+        with torch.no_grad():
+            one.model.get_submodule("head").weight.mul_(50)  # a classifier that is sure of itself
     with no_trace():
-        found = CHECKS["initial_loss"](exp)
-    assert found.status == "pass", found
+        found = {name: [CHECKS[name](one).status for one in (fresh, exp)] for name in ("initial_loss", "batch_norm")}
+    assert found == {"initial_loss": ["fail", "pass"], "batch_norm": ["warn", "pass"]}
+    assert (setup(fresh)["weights"], setup(exp)["weights"]) == ("", digest(earlier / "checkpoints/best.pt"))
 
 
 def test_evaluate_and_ensembles_need_no_source(

@@ -178,7 +178,74 @@ LAYOUT = [
     ),
 ]
 
-PAIRS = [*SPLITS, *LABELS, *LAYOUT]
+
+class Before(Convolved):
+    """Convolutions, and a function of the images before them."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(same, flat)
+        self.first = before
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(getattr(self, "first", same)(x))
+
+
+def before(function: Callable[[Tensor], Tensor]) -> Change:
+    return wear(lambda: Before(function))
+
+
+def once_more(x: Tensor) -> Tensor:
+    """ImageNet's numbers, for images that are normalised already."""
+    return (x - 0.45) / 0.225
+
+
+class Stem(nn.Module):
+    """Images of three channels, of which a function sees them first."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.before, self.conv, self.head = before, nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.conv(self.before(x)).relu().flatten(1))
+
+
+def coloured(function: Callable[[Tensor], Tensor]) -> Change:
+    """The network above on images of three channels."""
+
+    def change(exp: Experiment) -> None:
+        read()(exp)
+        data = replace(exp.data, mean=[110.0] * 3, std=[60.0] * 3, shape=(16, 16, 3))
+        alter(exp, data=data)
+        wear(lambda: Stem(function))(exp)
+
+    return change
+
+
+def mean_of_rows(x: Tensor) -> Tensor:
+    return x.mean(3, keepdim=True).expand(-1, -1, -1, 8)
+
+
+def faint_blue(x: Tensor) -> Tensor:
+    return x * torch.tensor([1.0, 1.0, 1e-3]).view(3, 1, 1)
+
+
+def swapped(x: Tensor) -> Tensor:
+    return x.flip(1)
+
+
+REACH = [
+    Pair("normalised once more", "reach", "normalised already", before(once_more), before(same)),
+    Pair("raw range expected", "reach", "/ 255", before(lambda x: (x + 0.1) / 16), before(lambda x: x * 0.9)),
+    Pair("clipped to 0 to 1", "reach", "clipped", before(lambda x: x.clamp(0, 1)), before(lambda x: x.clamp(-3, 3))),
+    Pair("rounded", "reach", "rounded", before(lambda x: x.long().float()), before(same)),
+    Pair("only means of rows", "reach", "columns", before(mean_of_rows), before(same)),
+    Pair("blue hardly counts", "reach", "channel 2", coloured(faint_blue), coloured(swapped)),
+    Pair("gray made of red", "reach", "channel 1, 2", coloured(lambda x: x[:, :1].expand_as(x)), coloured(same)),
+    Pair("border cut off", "reach", "rows", before(lambda x: F.pad(x[:, :, 2:6, 2:6], (2, 2, 2, 2))), before(same)),
+]
+
+PAIRS = [*SPLITS, *LABELS, *LAYOUT, *REACH]
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)

@@ -290,15 +290,8 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
     for later in ("output_bias", "freeze", "unfreeze_at", "hold_norms"):  # `build` applies them
         node.pop(later, None)
     height, width, channels = shape
-    model = instantiate(
-        node,
-        trust,
-        "model",
-        in_channels=channels,
-        num_classes=len(classes),
-        image_size=max(height, width),
-        image_shape=(height, width),
-    )
+    given = {"in_channels": channels, "num_classes": len(classes), "image_size": max(height, width)}
+    model = instantiate(node, trust, "model", **given, image_shape=(height, width))
     if not isinstance(model, nn.Module):
         raise UserError(f"model._target_={node['_target_']}: expected a torch.nn.Module, found {type(model).__name__}")
     if node.get("weights") and init != "default":

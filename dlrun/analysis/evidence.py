@@ -11,6 +11,8 @@ from itertools import accumulate, pairwise
 from statistics import fmean, median
 from typing import Any
 
+from dlrun.vocabulary import Status
+
 __all__ = ["ABOVE_CHANCE", "LEFT", "STEADY", "TINY", "WANTED_RATIO", "Evidence", "digit", "end", "span"]
 
 ANNEALED = 0.1  # of the highest rate: below this the schedule makes steps small on purpose
@@ -119,6 +121,8 @@ class Evidence:
     @property
     def complete(self) -> bool:
         """Whether the run trained all epochs that it planned, so that its schedule has run its course."""
+        if self.key("trainer.hours"):  # how many epochs fit is known when it is over
+            return bool(self.epochs) and self.status == Status.COMPLETED
         return bool(self.epochs) and self.epochs[-1] == self.key("trainer.epochs")
 
     @property

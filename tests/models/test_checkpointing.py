@@ -17,20 +17,24 @@ from dlrun.models.resnet import ResNet
 from support.networks import every
 
 
-def networks() -> list[nn.Module]:
+def networks(kind: int) -> nn.Module:
     import torchvision
 
+    if kind == 3:
+        timm = pytest.importorskip("timm", reason="the extra timm is not installed")
+        made: nn.Module = timm.create_model("efficientnet_lite0", num_classes=5)
+        return made
     return [
         ResNet(3, 5, blocks=[2, 1], width=4, stochastic_depth=0.5, dropout=0.3),
         CNN(3, 5, depth=4, width=4),
         torchvision.models.resnet18(num_classes=5),
-    ]
+    ][kind]
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize("kind", [0, 1, 2, 3])
 def test_gradients_statistics_and_draws_are_the_same_bits(kind: int) -> None:
     torch.manual_seed(0)
-    plain = networks()[kind].train()
+    plain = networks(kind).train()
     again = copy.deepcopy(plain)
     recompute(again)
     assert every(again, Recomputed)

@@ -29,6 +29,7 @@ __all__ = ["descent"]
 COUNT = 16
 UPHILL = -0.1  # cosine of a step and the descent direction: noise and decay explain no more
 REACH = 0.01, 0.03  # of a weight's norm that all planned steps can move it: a failure, and a warning
+LATER = 6  # further steps, if the first is short: those of RAdam are not divided by the size of the gradient until then
 POINTS = 4  # per epoch, of the planned rates
 HARSH = 0.1  # of a weight that decay takes in a single step
 CLIPPED = 10.0  # times shorter than the gradient: clipping decides the length of every step
@@ -80,9 +81,20 @@ class _Step:
         planned = exp.scheduler.plan(exp.cfg.trainer.epochs, POINTS)
         steps = len(exp.train) * sum(map(sum, planned)) / POINTS / (max(map(max, planned)) or 1.0)
         momentum = max(float(group.get("momentum") or 0.0) for group in trial.optimizer.param_groups)
-        # a layer that starts at zero has moved by more than its whole norm
-        far = [float(m.norm() / before[n].norm()) for n, m in moves.items() if m.ndim > 1 and m.any()]
-        self.reach = max(far, default=math.inf) * steps / (1 - min(momentum, 0.999))
+        rest = steps / (1 - min(momentum, 0.999))
+        self.reach = _farthest(moves, before) * rest
+        for _ in range(LATER if self.reach <= REACH[1] else 0):
+            before = {n: p.detach().clone() for n, p in trainable.items()}
+            loop.step(trial, batch)
+            later = {n: p.detach() - before[n] for n, p in trainable.items()}
+            self.reach = max(self.reach, _farthest(later, before) * rest)
+
+
+def _farthest(moves: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> float:
+    """The largest move of a weight as a share of its norm."""
+    # a layer that starts at zero has moved by more than its whole norm
+    found = [float(m.norm() / before[n].norm()) for n, m in moves.items() if m.ndim > 1 and m.any()]
+    return max(found, default=math.inf)
 
 
 def _gradients(trial: Experiment, batch: Batch, trainable: Mapping[str, Tensor]) -> dict[str, Tensor]:

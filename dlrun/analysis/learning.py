@@ -21,6 +21,7 @@ SATURATED = 0.25  # share of a layer's activations (B4)
 OFFSET = 3.0  # |mean| over standard deviation before the activation: |mean| ≫ 0 (B4)
 FORGOT = 0.10  # train accuracy that a run had reached and lost again
 SEVERE = 0.5  # share of dead units at which a layer is lost
+WIDESPREAD = 0.25  # of the layers: a gate of eight units has an eighth of them dead by one, and does no harm
 
 
 def exploding(run: Evidence) -> Finding | None:
@@ -64,6 +65,9 @@ def flat(run: Evidence) -> Finding | None:
     sentence = (
         f"flat: train accuracy {accuracy:.3f} after {done}, always predicting the largest class gives {share:.3f}"
     )
+    shares = run.now("dead_fraction")
+    if lost := [layer for layer, part in shares.items() if part > SEVERE]:
+        sentence += f"; most units of {span(lost, len(shares))} are dead{_since(run, lost)}"
     return Finding("flat", severity, sentence, accuracy, fix)
 
 
@@ -91,8 +95,22 @@ def dead(run: Evidence) -> Finding | None:
     if not bad or not run.underfits or run.coarse:
         return None
     worst = max(shares.values())
-    sentence = f"dead: up to {worst:.0%} of the units in {span(bad, len(shares))} are zero for every image"
+    if worst <= SEVERE and len(bad) < WIDESPREAD * len(shares):
+        return None
+    sentence = (
+        f"dead: up to {worst:.0%} of the units in {span(bad, len(shares))} are zero for every image{_since(run, bad)}"
+    )
     return Finding("dead", "stop" if worst > SEVERE else "warn", sentence, worst, revive(run))
+
+
+def _since(run: Evidence, layers: list[str]) -> str:
+    """Return since when layers are dead: from the first epoch on it is the start, later the steps."""
+    first = run.first("dead_fraction")
+    if len(run.epochs) < 2 or not all(layer in first for layer in layers):
+        return ""
+    return (
+        ", from the first epoch on" if min(first[layer] for layer in layers) > DEAD else ", but not in the first epoch"
+    )
 
 
 def slow(run: Evidence) -> Finding | None:

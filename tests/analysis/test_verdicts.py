@@ -211,7 +211,8 @@ def test_long_steps_are_no_fault_of_a_run_that_fits_and_need_a_symptom_if_they_a
         return [f"{f.name} {f.try_}" for f in judge(rows, layers(ratio), configured(**changed), DATA)]
 
     calm, jumping = learning(9), [2.3, 1.6, 1.9, 1.3, 1.6, 1.2, 1.5, 1.1, 1.0]
-    assert found(2e-2, calm, 0.4) == found(2e-2, jumping, 0.4) == ["update_ratio optimizer.lr=0.01"]
+    assert found(4e-2, calm, 0.4) == found(2e-2, jumping, 0.4) == ["update_ratio optimizer.lr=0.01"]
+    assert found(2e-2, calm, 0.4) == ["unfinished trainer.epochs=18"]  # as healthy runs on photographs
     assert found(2e-2, calm, 0.01) == found(2e-2, jumping, 0.01) == []
     assert found(5e-3, jumping, 0.4) == ["update_ratio optimizer.lr=0.02"]
     assert found(5e-3, calm, 0.4) == ["unfinished trainer.epochs=18"]
@@ -226,15 +227,15 @@ def test_of_muons_two_rates_those_are_named_that_move_what_is_off() -> None:
     badly = [{**row, "train_acc": 0.5, "val_acc": 0.5} for row in run.metrics]
 
     def asked(head: float, **changed: Any) -> dict[str, float]:
-        layers = [{**row, "update_ratio": head if row["layer"] == "head" else 1.1e-2} for row in run.layers]
+        layers = [{**row, "update_ratio": head if row["layer"] == "head" else 4e-2} for row in run.layers]
         config = {**run.config, "optimizer": {**run.config["optimizer"], **changed}}
         found = named(judge(badly, layers, config, run.exp.data.record()))["update_ratio"]
         assert compose("optimizer=muon", *found.try_.split())
         return {k: float(v) for k, v in (word.split("=") for word in found.try_.split())}
 
     assert asked(head=1e-3) == {"optimizer.lr": 0.2}  # the last layer takes SGD, and is fine
-    assert asked(head=1.1e-2) == {"optimizer.lr": 0.2, "optimizer.sgd_lr": 0.01}
-    assert asked(head=1.1e-2, sgd_lr=None) == {"optimizer.lr": 0.2}
+    assert asked(head=4e-2) == {"optimizer.lr": 0.2, "optimizer.sgd_lr": 0.01}
+    assert asked(head=4e-2, sgd_lr=None) == {"optimizer.lr": 0.2}
     (exploding,) = judge([], [], run.config, status="diverged")
     assert exploding.try_ == "optimizer.lr=0.2 optimizer.sgd_lr=0.01"  # nobody knows which
 
@@ -432,6 +433,24 @@ def test_dead_units_are_a_fault_of_a_run_that_misses_images_and_most_of_them_are
     assert found(0.6, error=0.01) == found(0.05) == []
     # what kills the units comes first
     assert found(0.2, ratio=2e-2) == [("update_ratio", "warn", "optimizer.lr=0.01")]
+
+
+def test_a_few_dead_units_in_one_small_layer_of_many_are_no_fault_and_the_start_is_named() -> None:
+    rows = metrics(JUMPING, JUMPING, train_acc=[0.7] * 9, val_acc=[0.7] * 9)
+    names = [f"layer{k}" for k in range(8)]
+
+    def found(*dead: str, share: float = 0.125, since: int = 1) -> list[Any]:
+        shares = [
+            {"epoch": e, "layer": n, "update_ratio": 1e-3, "dead_fraction": share if n in dead and e >= since else 0.0}
+            for e in range(1, 10)
+            for n in names
+        ]
+        return [f for f in judge(rows, shares, configured(), DATA) if f.name == "dead"]
+
+    assert found("layer3") == []
+    assert len(found("layer3", share=0.6)) == len(found("layer3", "layer4")) == 1
+    (early,), (late,) = found(*names), found(*names, since=4)
+    assert ("from the first" in early.sentence, "from the first" in late.sentence) == (True, False)
 
 
 def test_saturated_units_ask_for_smaller_first_weights() -> None:

@@ -281,7 +281,8 @@ class Evidence:
         keys = self.key("augment", {})
         if not str(keys.get("_target_") or "dlrun.").startswith("dlrun."):
             return True
-        return any(v for k, v in keys.items() if k not in ("_target_", "padding", "magnitude"))
+        details = ("_target_", "padding", "magnitude", "crop_scale", "crop_ratio", "eval_crop")
+        return any(value and value != "none" for key, value in keys.items() if key not in details)
 
     @property
     def regularised(self) -> bool:

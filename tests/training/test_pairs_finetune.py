@@ -43,8 +43,11 @@ OPTIONS = {
     "output_bias": ("model.output_bias=frequency",),
     "freeze": ("model.freeze=backbone", "model.unfreeze_at=2"),
     "layer_decay": ("optimizer.layer_decay=0.75",),
+    "sam": ("optimizer.sam=0.05",),
+    "lookahead": ("optimizer.lookahead=2",),
+    "swa": ("trainer.swa=0.9",),
 }
-REFUSED: dict[frozenset[str], str] = {}  # and the key that the message names
+REFUSED: dict[frozenset[str], str] = {frozenset(("ema", "swa")): "trainer.swa"}  # and the key that the message names
 DATA = SharedData(share=False)  # read once for all pairs
 PAIRS = [*combinations(OPTIONS, 2)]
 

@@ -149,7 +149,10 @@ KEYS = _table("""
     crop_size train_crop_size random_resized_crop rrc resized_crop -> augment.crop
     val_crop val_crop_size eval_size test_size_pixels crop_pct -> augment.eval_crop
     rotate rotation degrees -> augment.rotate
-    cutout random_erasing -> augment.cutout
+    cutout -> augment.cutout
+    random_erasing random_erase reprob erasing -> augment.erase
+    trivial_augment trivial_augment_wide -> augment.trivialaugment
+    repeated_aug repeated_augmentation ra_reps aug_repeats -> augment.repeats
     cache -> dataset.cache
     n_jobs jobs njobs parallel max_workers -> hydra.launcher.workers
     init weight_init initialization -> model.init
@@ -308,7 +311,9 @@ OPTIONS: dict[str, dict[str, str]] = {
     """),
     "augment": _table("""
         crop flip standard default hflip randomcrop cifar -> crop_flip
-        autoaugment trivialaugment auto rand -> randaugment
+        autoaugment auto rand -> randaugment
+        trivial trivial_augment trivialaugmentwide -> trivialaugment
+        heavy hard -> strong
         color jitter colorjitter -> colour
         erasing randomerasing -> cutout
         rotate rotation shift translate -> affine

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlrun.data import colour, crops, geometry, randaugment
+from dlrun.data import colour, crops, geometry, policies
 from dlrun.data.draws import Draws
 from dlrun.errors import UserError
 
@@ -27,20 +27,21 @@ __all__ = ["Augment", "CropFlip", "ResizedCrop"]
 # what each of a sample's numbers between -1 and 1 is for; one call draws all, cheaper than one call per number
 DRAWS: tuple[str, ...] = ("rotate", "shear_x", "shear_y", "scale", "shift_x", "shift_y", "skew_x", "skew_y")
 DRAWS += ("brightness", "contrast", "saturation", "hue", "blur", "noise", "cutout_x", "cutout_y")
+DRAWS += ("sharpness", "posterize", "grayscale", "solarize", "autocontrast", "equalize")
 
 
 class Augment:
     """Any combination of augmentations, all off by default; each sample gets its own random draws.
 
-    In this order: crop and mirror image as in `ResizedCrop` or `CropFlip`; rotate, scale, shift, shear and skew in one
-    resampling;
-    blur, sharpness; brightness, contrast, saturation, hue; autocontrast, equalize, posterize, solarize; noise; cutout.
-    Only `randaugment` uses sharpness and the operations between hue and noise. Units and ranges are in
-    conf/augment/none.yaml; each value is the maximum of a uniform draw, which starts at 0 for blur and noise and goes
-    in both directions for all others. `span`: black and white of float images, except for the border of a crop, which
-    is 0; uint8 images are rounded once, at the end. Saturation and hue change only images with three channels.
-    `progressive`: pairs of pixels of the shorter side and the number of epochs with that size, from epoch 1 on. Raises
-    UserError if padding or cutout is too large for an image.
+    In this order: crop and mirror image as in `ResizedCrop` or `CropFlip`; randaugment, trivialaugment, augmix; rotate,
+    scale, shift, shear and skew in one resampling; blur, sharpness; brightness, contrast, saturation, hue; grayscale,
+    autocontrast, equalize, posterize, solarize; noise; cutout, erase. Units and ranges are in conf/augment/none.yaml;
+    each value is the maximum of a uniform draw, which starts at 0 for blur, noise and posterize and goes in both
+    directions for all others, or the share of the images that are changed. `mean_colour` per channel is in raw units.
+    `span`: black and white of float images, except for the border of a crop, which is 0; uint8 images are rounded once,
+    at the end. Saturation and hue change only images with three channels. `progressive`: pairs of pixels of the shorter
+    side and the number of epochs with that size, from epoch 1 on. Raises UserError if padding or cutout is too large
+    for an image.
     """
 
     per_sample = True
@@ -68,27 +69,43 @@ class Augment:
         blur: float = 0.0,
         noise: float = 0.0,
         cutout: int = 0,
+        sharpness: float = 0.0,
+        grayscale: float = 0.0,
+        autocontrast: float = 0.0,
+        equalize: float = 0.0,
+        posterize: int = 0,
+        solarize: float = 0.0,
+        erase: float = 0.0,
+        erase_scale: Sequence[float] = (0.02, 0.33),
+        erase_ratio: Sequence[float] = (0.3, 3.3),
         randaugment: int = 0,
         magnitude: int = 9,
+        magnitude_std: float = 0.0,
+        trivialaugment: bool = False,
+        augmix: int = 0,
+        repeats: int = 1,
         progressive: Sequence[Sequence[int]] = (),
         span: tuple[float, float] = (0.0, 1.0),
+        mean_colour: Sequence[float] | None = None,
     ) -> None:
-        self.first: CropFlip | ResizedCrop | None = None
-        if crop != "none":
-            self.first = ResizedCrop(crop, crop_scale, crop_ratio, flip, flip_vertical)
-        elif pad or flip or flip_vertical:
-            self.first = CropFlip(pad, flip, padding, flip_vertical)
-        self.eval_crop = eval_crop  # of evaluation, which does not augment: see crops.evaluated
+        resized = None if crop == "none" else (crop, crop_scale, crop_ratio)
+        self.first = _first(resized, pad, padding, flip, flip_vertical)
         self.alternates = self.first is not None and self.first.alternates
-        self.sides = _sides(progressive)
-        self.reflect, self.span = padding == "reflect", span
+        # eval_crop is of evaluation, which does not augment: see crops.evaluated
+        self.sides, self.repeats, self.reflect, self.span = _sides(progressive), repeats, padding == "reflect", span
         self.moves = {"rotate": math.radians(rotate), "scale": scale}
         self.moves |= {"shear_x": math.tan(math.radians(shear)), "shift_x": shift, "skew_x": skew}
         self.moves |= {f"{name}_y": self.moves[f"{name}_x"] for name in ("shear", "shift", "skew")}
         self.tones = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         self.blur, self.noise, self.cutout = blur, noise, cutout
-        self.operations, self.magnitude = randaugment, magnitude
-        self.beyond_crop = any((*self.moves.values(), *self.tones.values(), blur, noise, cutout, randaugment))
+        self.sharpness, self.posterize, self.mean_colour = sharpness, posterize, mean_colour
+        self.shares = {"grayscale": grayscale, "autocontrast": autocontrast, "equalize": equalize, "solarize": solarize}
+        self.erase, self.erase_scale, self.erase_ratio = erase, erase_scale, erase_ratio
+        self.randaugment, self.magnitude, self.spread = randaugment, magnitude, magnitude_std
+        self.trivialaugment, self.augmix = trivialaugment, augmix
+        self.policy = bool(randaugment or trivialaugment or augmix)
+        changes = (*self.moves.values(), *self.tones.values(), *self.shares.values(), blur, noise, cutout, erase)
+        self.beyond_crop = self.policy or any((*changes, sharpness, posterize))
 
     @property
     def active(self) -> bool:
@@ -105,7 +122,11 @@ class Augment:
         # one plane per channel: operations along 3 values at a time would be many times slower
         x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
         between = (high - low) or 1.0
-        x = self._changed((x - low) / between, draws) * between + low
+        x = self._changed((x - low) / between, draws)
+        if self.erase:
+            mean = [0.5] * x.shape[1] if self.mean_colour is None else [(m - low) / between for m in self.mean_colour]
+            x = self._erased(x, draws, torch.tensor(mean, dtype=x.dtype, device=x.device))
+        x = x * between + low
         if images.dtype == torch.uint8:
             x = x.round_().to(torch.uint8)
         return x.permute(0, 2, 3, 1).contiguous()
@@ -114,38 +135,62 @@ class Augment:
         """Apply everything except crop and flip to images (B, C, H, W) between 0 and 1."""
         drawn = source.uniform("changes", len(DRAWS)).to(x.device, non_blocking=True) * 2 - 1
         draws = dict(zip(DRAWS, drawn, strict=True))
-        random = None
-        if self.operations:
-            random = randaugment.draw(self.operations, self.magnitude, source, x.device)
-        x = self._moved(x, draws, random)
+        if self.policy:
+            x = self._chosen(x, source)
+        x = self._moved(x, draws)
         if self.blur:
             x = colour.blur(x, self.blur * draws["blur"].abs(), self.blur)
-        if random is not None:
-            x = colour.sharpness(x, random.factors["sharpness"])
-        x = self._toned(x, draws, random)
-        if random is not None:
-            x = randaugment.toned(x, random)
+        x = self._inverted(self._toned(x, draws), draws)
         if self.noise:
             x = colour.noise(x, self.noise * draws["noise"].abs(), source.normal("noise", x.shape[1:], x.device))
         return self._cut(x, draws) if self.cutout else x
 
-    def _moved(self, x: Tensor, draws: dict[str, Tensor], random: randaugment.Drawn | None) -> Tensor:
-        more = random.moves if random else {}
-        if not any(self.moves.values()) and not more:
+    def _chosen(self, x: Tensor, draws: Draws) -> Tensor:
+        if self.randaugment:
+            x = policies.rand(x, self.randaugment, self.magnitude, self.spread, draws, reflect=self.reflect)
+        if self.trivialaugment:
+            x = policies.trivial(x, draws, reflect=self.reflect)
+        return policies.augmix(x, self.augmix, draws, reflect=self.reflect) if self.augmix else x
+
+    def _moved(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        if not any(self.moves.values()):
             return x
-        by = {name: most * draws[name] + more.get(name, 0.0) for name, most in self.moves.items()}
+        by = {name: most * draws[name] for name, most in self.moves.items()}
         shear, shift, skew = ((by[f"{name}_x"], by[f"{name}_y"]) for name in ("shear", "shift", "skew"))
         height, width = x.shape[2:]
         matrix = geometry.matrices(by["rotate"], shear, 1 + by["scale"], shift, skew, (height, width))
         return geometry.warp(x, matrix, reflect=self.reflect)
 
-    def _toned(self, x: Tensor, draws: dict[str, Tensor], random: randaugment.Drawn | None) -> Tensor:
+    def _toned(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        if self.sharpness:
+            x = colour.sharpness(x, 1 + self.sharpness * draws["sharpness"])
         for change in (colour.brightness, colour.contrast, colour.saturation):
             name = change.__name__
-            if self.tones[name] or random:
-                factor = (1 + self.tones[name] * draws[name]).clamp_(min=0)
-                x = change(x, factor * random.factors[name] if random else factor)
+            if self.tones[name]:
+                x = change(x, (1 + self.tones[name] * draws[name]).clamp_(min=0))
         return colour.hue(x, self.tones["hue"] * draws["hue"]) if self.tones["hue"] else x
+
+    def _inverted(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """Apply what changes a share of the images, and posterize."""
+        chosen = {name: (draws[name] + 1) / 2 < share for name, share in self.shares.items()}
+        if self.shares["grayscale"]:
+            x = colour.saturation(x, torch.where(chosen["grayscale"], 0.0, 1.0))
+        if self.shares["autocontrast"]:
+            x = colour.autocontrast(x, chosen["autocontrast"])
+        if self.shares["equalize"]:
+            x = colour.equalize(x, chosen["equalize"])
+        if self.posterize:
+            x = colour.posterize(x, 8 - ((draws["posterize"] + 1) / 2 * (self.posterize + 1)).floor())
+        return colour.solarize(x, torch.where(chosen["solarize"], 0.5, 2.0)) if self.shares["solarize"] else x
+
+    def _erased(self, x: Tensor, draws: Draws, ground: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        inverse = [1 / side for side in reversed(self.erase_ratio)]  # here heights in widths
+        box = crops.boxes(draws, (height, width), self.erase_scale, inverse, purpose="erase", smaller=True)
+        chosen = draws.uniform("erase whether")[0] < self.erase
+        box = (*box[:2], box[2] * chosen, box[3] * chosen)
+        inside = crops.within(box, (height, width)).to(x.device, non_blocking=True)
+        return torch.where(inside[:, None], ground[:, None, None], x)
 
     def _cut(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
         height, width = x.shape[2:]
@@ -156,6 +201,16 @@ class Augment:
             for axis, size in (("y", height), ("x", width))
         )
         return colour.cutout(x, (row, column), self.cutout)
+
+
+def _first(
+    resized: tuple[Any, Any, Any] | None, pad: int, padding: Any, flip: Any, vertical: bool
+) -> CropFlip | ResizedCrop | None:
+    """The crop, with flips; None if there is neither."""
+    if resized:
+        crop, scale, ratio = resized
+        return ResizedCrop(crop, scale, ratio, flip, vertical)
+    return CropFlip(pad, flip, padding, vertical) if pad or flip or vertical else None
 
 
 def _sides(progressive: Sequence[Sequence[int]]) -> list[int]:

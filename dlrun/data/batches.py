@@ -115,7 +115,9 @@ class Batches:
     resizing: Tan & Le 2021, EfficientNetV2, §4). Without augmentation, only the centre of `crop` (height, width) is
     left of each image. `mean` and `std` are per channel, in raw units. The last batch is
     short unless `drop_last`. With `balance` an epoch of the same length draws all classes equally often (D6):
-    samples of rare classes repeat, those of frequent ones alternate between epochs; it shuffles too.
+    samples of rare classes repeat, those of frequent ones alternate between epochs; it shuffles too. With `repeats` of
+    an augmentation each image comes that often in a row, in an epoch of the same length (repeated augmentation:
+    Hoffer et al. 2020, Augment your batch).
     """
 
     def __init__(
@@ -157,11 +159,14 @@ class Batches:
             order = _balanced(self.labels.cpu(), _generator("cpu", self.seed, "balance", number))
         elif self.shuffle:
             order = torch.randperm(count, generator=_generator("cpu", self.seed, "shuffle", number))
+        repeats = getattr(self.augment, "repeats", 1)
+        if repeats > 1:
+            order = order[: -(-count // repeats)].repeat_interleave(repeats)[:count]
         side = dict(enumerate(getattr(self.augment, "sides", ()), 1)).get(number)
         changed = self._changes(number)
         home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
         chunks = [*torch.split(order.to(home), self._sizes(count))][: len(self)]
-        samples = torch.split(occurrences(order) if self.balance else order, self._sizes(count))
+        samples = torch.split(occurrences(order) if self.balance or repeats > 1 else order, self._sizes(count))
         with closing(read(self.images, chunks, self.workers)) as batches:
             for index, sample, raw in zip(chunks, samples, batches, strict=False):
                 index, images = self._sent(index), self._sent(raw)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dlrun.data.draws import Draws
 from dlrun.errors import UserError
 
-__all__ = ["Boxes", "boxes", "centre", "evaluated", "fed", "resized"]
+__all__ = ["Boxes", "boxes", "centre", "evaluated", "fed", "resized", "within"]
 
 Boxes = tuple[Tensor, Tensor, Tensor, Tensor]  # top, left, height, width (B,), int64, on the processor
 TRIES = 10  # boxes per image, as in torchvision's RandomResizedCrop; if none fits, the centre is taken
@@ -63,22 +63,31 @@ def centre(images: Tensor, size: tuple[int, int] | None, rows: int = 1) -> Tenso
     return images
 
 
-def boxes(draws: Draws, shape: tuple[int, int], area: Sequence[float], aspect: Sequence[float]) -> Boxes:
-    """Draw a box per sample as torchvision's RandomResizedCrop does.
+def boxes(
+    draws: Draws,
+    shape: tuple[int, int],
+    area: Sequence[float],
+    aspect: Sequence[float],
+    *,
+    purpose: str = "resized crop",
+    smaller: bool = False,
+) -> Boxes:
+    """Draw a box per sample as torchvision's RandomResizedCrop does, or if `smaller`, as its RandomErasing.
 
-    `area` is the range of shares of the image, `aspect` that of widths in heights, drawn evenly on a log scale.
+    `area` is the range of shares of the image, `aspect` that of widths in heights, drawn evenly on a log scale. If ten
+    boxes do not fit, it is the centre; with `smaller`, which leaves a row and a column, nothing.
     """
     height, width = shape
-    u = draws.uniform("resized crop", 2 * TRIES + 2)
+    u = draws.uniform(purpose, 2 * TRIES + 2)
     share = area[0] + (area[1] - area[0]) * u[:TRIES]
     low, high = math.log(aspect[0]), math.log(aspect[1])
     ratio = (low + (high - low) * u[TRIES : 2 * TRIES]).exp()
     across = (share * (height * width) * ratio).sqrt().round().long()
     down = (share * (height * width) / ratio).sqrt().round().long()
-    fits = (across > 0) & (across <= width) & (down > 0) & (down <= height)
+    fits = (across > 0) & (across <= width - smaller) & (down > 0) & (down <= height - smaller)
     first = fits.int().argmax(0, keepdim=True)
     widest = min(max(width / height, aspect[0]), aspect[1])  # the centre, within the ratios
-    fallback = round(min(height, width / widest)), round(min(width, height * widest))
+    fallback = (0, 0) if smaller else (round(min(height, width / widest)), round(min(width, height * widest)))
     h, w = (
         torch.where(fits.any(0), tried.gather(0, first)[0], other)
         for tried, other in zip((down, across), fallback, strict=True)
@@ -87,6 +96,15 @@ def boxes(draws: Draws, shape: tuple[int, int], area: Sequence[float], aspect: S
     middle = [(size - side) // 2 for size, side in ((height, h), (width, w))]
     top, left = (torch.where(fits.any(0), drawn, m) for drawn, m in zip((top, left), middle, strict=True))
     return top, left, h, w
+
+
+def within(box: Boxes, shape: tuple[int, int]) -> Tensor:
+    """Return which pixels (B, H, W) of images are inside their box."""
+    rows, cols = (
+        (torch.arange(size) >= first[:, None]) & (torch.arange(size) < (first + length)[:, None])
+        for size, first, length in ((shape[0], box[0], box[2]), (shape[1], box[1], box[3]))
+    )
+    return rows[:, :, None] & cols[:, None, :]
 
 
 def resized(images: Tensor, box: Boxes, size: tuple[int, int], mirrored: Tensor, upside_down: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ __all__ = ["draw"]
 Shown: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 
 ROWS, DRAWS = 6, 7
+PLAIN = (("padding", "zero"), ("repeats", 1))
 SIDE, NAME, HEAD = 1.15, 1.1, 0.75  # inches: one image, the class names, the titles
 
 
@@ -71,9 +72,10 @@ def _displayable(images: Tensor, originals: Tensor) -> Shown:
 
 def _settings(augment: Mapping[str, Any]) -> str:
     """The augmentations that are on, as overrides without `augment.`."""
-    hidden = {"_target_", "eval_crop"} | (set() if augment.get("randaugment") else {"magnitude"})
+    hidden = {"_target_", "eval_crop"} | (set() if augment.get("randaugment") else {"magnitude", "magnitude_std"})
+    hidden |= set() if augment.get("erase") else {"erase_scale", "erase_ratio"}
     hidden |= {"crop", "crop_scale", "crop_ratio"} if augment.get("crop", "none") == "none" else {"pad", "padding"}
-    on = {k: v for k, v in augment.items() if v and k not in hidden and (k, v) != ("padding", "zero")}
+    on = {k: v for k, v in augment.items() if v and k not in hidden and (k, v) not in PLAIN}
     return "  ".join(f"{k}={str(v).lower()}" for k, v in on.items())
 
 

@@ -276,7 +276,7 @@ def _measured(data: Data) -> Iterator[Tensor]:
 def _augment(node: dict[str, Any], trust: list[str], data: Data) -> Any:
     if not node.get("_target_"):
         return None
-    span = {}
+    span: dict[str, Any] = {"mean_colour": data.mean}
     if data.units.dtype != "uint8":
         # black and white of floats in any units
         span["span"] = (data.units.low, data.units.high)

@@ -104,6 +104,8 @@ def refused(exp: Experiment) -> str | None:
         return "the objective needs images"
     if getattr(exp.train.augment, "sides", ()):
         return "augment.progressive changes the size of the images"
+    if getattr(exp.train.augment, "repeats", 1) > 1:
+        return "augment.repeats omits other images in each epoch"
     return ""
 
 

@@ -47,7 +47,6 @@ def test_a_cut_run_gives_the_same_bits(words: tuple[str, ...], dlrun: Callable[.
         with np.load("whole/probe.npz") as probe:
             np.savez("new.npz", x=probe["images"])
         assert dlrun("predict", "whole", "new.npz", "--out", "new.csv").code == 0
-        assert dlrun("export", "whole", "--to", "torch_export").code == 0
 
 
 @pytest.mark.slow
@@ -57,3 +56,9 @@ def test_the_checks_have_nothing_against_them(words: tuple[str, ...], dlrun: Cal
     assert done.code == 0, done.out
     assert " fail " not in done.out
     assert " warn " not in done.out
+
+
+@pytest.mark.slow
+def test_a_run_of_all_of_them_is_exported(dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("train", *COMMON, *DEEP, *SHARP, "run.dir=run").code == 0
+    assert dlrun("export", "run", "--to", "torch_export").code == 0

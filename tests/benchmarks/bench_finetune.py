@@ -31,7 +31,7 @@ SETTINGS = {
     "probe, through the network": (*PROBE, "trainer.feature_views=0"),
     "finetune": TUNE,
     "finetune, no layer decay": (*TUNE, "optimizer.layer_decay=1"),
-    "finetune, norms held to the end": (*TUNE, "model.hold_norms=all"),
+    "finetune, norms held while frozen": (*TUNE, "model.hold_norms=frozen"),
     "finetune, all from the start": (*TUNE, "model.freeze=null", "model.unfreeze_at=0"),
     "finetune, the data's own statistics": (*TUNE, "dataset.normalize=data"),
     "finetune, random-resized crops": (*TUNE, "augment=resized_crop", "augment.crop_scale=[0.35,1.0]"),

@@ -46,6 +46,7 @@ OPTIONS = {
     "sam": ("optimizer.sam=0.05",),
     "lookahead": ("optimizer.lookahead=2",),
     "swa": ("trainer.swa=0.9",),
+    "head_lr": ("optimizer.head_lr=2x", "model.hold_norms=all"),
 }
 REFUSED: dict[frozenset[str], str] = {frozenset(("ema", "swa")): "trainer.swa"}  # and the key that the message names
 DATA = SharedData(share=False)  # read once for all pairs

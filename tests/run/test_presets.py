@@ -39,7 +39,10 @@ def photos(here: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("preset", "more"),
-    [("linear_probe", ()), ("finetune", ("trainer.epochs=3", "trainer.diagnostics=false"))],
+    [
+        ("linear_probe", ("trainer.epochs=12",)),
+        pytest.param("finetune", ("trainer.epochs=3", "trainer.diagnostics=false"), marks=pytest.mark.slow),
+    ],
 )
 def test_a_preset_needs_photos_and_weights_alone(
     dlrun: Callable[..., Any], photos: Path, preset: str, more: tuple[str, ...]

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 ROUNDS, BATCH = 21, 128
-SETUPS = ("crop_flip", "affine", "colour", "blur", "noise", "cutout", "randaugment")
+SETUPS = ("crop_flip", "resized_crop", "affine", "colour", "blur", "noise", "cutout", "randaugment")
+SETUPS += ("trivialaugment", "augmix", "strong")
 EVERYTHING = "affine augment.pad=4 augment.flip=true augment.brightness=0.2 augment.contrast=0.2 augment.saturation=0.2"
 EVERYTHING += " augment.hue=0.05 augment.blur=1 augment.noise=0.05 augment.cutout=8 augment.randaugment=2"
 

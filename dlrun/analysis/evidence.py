@@ -281,8 +281,8 @@ class Evidence:
         keys = self.key("augment", {})
         if not str(keys.get("_target_") or "dlrun.").startswith("dlrun."):
             return True
-        details = ("_target_", "padding", "magnitude", "magnitude_std", "crop_scale", "crop_ratio", "eval_crop")
-        details += ("erase_scale", "erase_ratio", "repeats")
+        details = {"_target_", "padding", "magnitude", "magnitude_std", "crop_scale", "crop_ratio", "eval_crop"}
+        details |= {"erase_scale", "erase_ratio", "repeats"}
         return any(value and value != "none" for key, value in keys.items() if key not in details)
 
     @property

@@ -29,6 +29,8 @@ DRAWS: tuple[str, ...] = ("rotate", "shear_x", "shear_y", "scale", "shift_x", "s
 DRAWS += ("brightness", "contrast", "saturation", "hue", "blur", "noise", "cutout_x", "cutout_y")
 DRAWS += ("sharpness", "posterize", "grayscale", "solarize", "autocontrast", "equalize")
 
+CACHED = 1 << 20  # values that a processor changes at a time: all of 128 images of 224 × 224 leave its cache
+
 
 class Augment:
     """Any combination of augmentations, all off by default; each sample gets its own random draws.
@@ -118,6 +120,13 @@ class Augment:
             images = self.first(images, draws, mirrored)
         if not self.beyond_crop:
             return images
+        if images.device.type == "cpu" and len(images) > 1 and images.numel() > CACHED:
+            count = min(len(images), -(-images.numel() // CACHED))
+            pieces = zip(images.tensor_split(count), draws.sample.tensor_split(count), strict=True)
+            return torch.cat([self._beyond(part, Draws(draws.seed, draws.epoch, own)) for part, own in pieces])
+        return self._beyond(images, draws)
+
+    def _beyond(self, images: Tensor, draws: Draws) -> Tensor:
         low, high = (0.0, 255.0) if images.dtype == torch.uint8 else self.span
         # one plane per channel: operations along 3 values at a time would be many times slower
         x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -57,12 +57,13 @@ def join(average: nn.Module, model: nn.Module, count: int) -> None:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def measure(model: nn.Module, batches: Iterable[Tensor], held: Collection[str] = ()) -> None:
     """Set the running statistics of batch norms to the mean over batches of images (B, C, H, W), in place.
 
-    Statistics cannot be averaged like weights. All other layers stay in evaluation mode, so that nothing is drawn.
+    Those of `held` norms, by name, stay (model.freeze, model.hold_norms). Statistics cannot be averaged like weights.
+    All other layers stay in evaluation mode, so that nothing is drawn.
     """
-    norms = running(model).values()
+    norms = [norm for name, norm in running(model).items() if name not in held]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

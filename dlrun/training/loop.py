@@ -110,8 +110,9 @@ def _average_epochs(exp: Experiment, state: State) -> None:
     state.averaged += pace.at(trainer, state, 1.0) > (1 - trainer.swa) * trainer.epochs + 1e-9
     averaging.join(exp.average, exp.model, max(1, state.averaged))
     if state.averaged > 1:
+        held = {name for name, norm in norms.running(exp.model.train()).items() if not norm.training}
         with exp.autocast():
-            averaging.measure(exp.average, (x for x, _, _ in exp.train.epoch(state.epoch + 1)))
+            averaging.measure(exp.average, (x for x, _, _ in exp.train.epoch(state.epoch + 1)), held)
 
 
 def _validated(exp: Experiment) -> dict[str, Any]:

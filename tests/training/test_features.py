@@ -114,6 +114,7 @@ def test_a_paused_run_on_features_ends_bit_for_bit_and_predicts_as_it_was_tested
     [
         (("model.hold_norms=none",), "hold_norms"),
         (("augment.progressive=[[6,1]]",), "progressive"),
+        (("augment.repeats=2",), "repeats"),
         (("model=airbench", "model.widths=[8]"), "sequence"),
     ],
 )

@@ -195,3 +195,12 @@ def test_a_run_with_a_late_backbone_resumes_bit_for_bit(dlrun: Any, here: Path) 
             assert all(torch.equal(ours[part][name], theirs[part][name]) for name in ours[part])
         state = [found["optimizer"]["state"] for found in (ours, theirs)]
         assert all(torch.equal(state[0][n][key], state[1][n][key]) for n in state[0] for key in state[0][n])
+
+
+def test_an_average_of_epochs_keeps_held_statistics(dlrun: Any, here: Path) -> None:
+    words = ("train", *SMALL, "model.freeze=[stage1]", "trainer.epochs=3", "trainer.swa=0.9", "run.dir=run")
+    assert dlrun(*words).code == 0
+    found = torch.load(here / "run/checkpoints/last.pt")
+    same = [torch.equal(found["ema"][name], found["model"][name]) for name in found["ema"] if "running_mean" in name]
+    assert same == [True, False, False]
+    assert not found["ema"]["stage1.conv1.norm.running_mean"].any()

@@ -32,6 +32,7 @@ REACH = 0.01, 0.03  # of a weight's norm that all planned steps can move it: a f
 LATER = 6  # further steps, if the first is short: those of RAdam are not divided by the size of the gradient until then
 POINTS = 4  # per epoch, of the planned rates
 HARSH = 0.1  # of a weight that decay takes in a single step
+ROUNDED = 1e-6  # of a weight: less is lost when float32 is rounded, in a sound optimizer as well
 CLIPPED = 10.0  # times shorter than the gradient: clipping decides the length of every step
 
 
@@ -125,6 +126,15 @@ def _deaf(exp: Experiment, batch: Batch) -> Found:
     loop.step(trial, batch)
     if all(torch.equal(p, old) for p, old in zip(trial.model.parameters(), before, strict=True)):
         return None
+    for group in trial.optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    again = [p.detach().clone() for p in trial.model.parameters()]
+    loop.step(trial, batch)
+    if all(torch.equal(p, old) for p, old in zip(trial.model.parameters(), again, strict=True)):
+        message = (
+            f"the weight decay of {name} shrinks weights although the rate is 0, so the schedule does not lower it: "
+        )
+        return Outcome.FAIL, message + "take lr × weight_decay of a weight per step"
     message = f"{name} moves the weights although the rate of its groups is 0: the schedule, and rates per layer, have "
     return Outcome.FAIL, message + "no effect; read the rate from group['lr'] in step(), not from self"
 
@@ -159,7 +169,7 @@ def _decay(exp: Experiment) -> Found:
                 f"{word} makes weights grow by {-shrunk:.2g} of their norm per step: the sign is wrong in step(); "
             )
             return Outcome.FAIL, message + "add weight_decay times the weight to the gradient, do not subtract it"
-        if decay > 0 and not moved:
+        if decay > 0 and not moved and decay * rate > ROUNDED:
             return Outcome.FAIL, f"{word} does nothing at a zero gradient: step() does not use group['weight_decay']"
         if shrunk > HARSH:
             message = f"{word} takes {shrunk:.0%} of every weight in one step: is it multiplied by the rate?"

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import limited
+from dlrun.checks.causes import nearest_mean
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import in_turn, replica, samples, settle, training
@@ -93,11 +94,29 @@ def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
     if not learned:
         message = f"undecided: in {steps} steps the network did not learn the subset itself; see `overfit`"
         return Verdict(Outcome.SKIP, best.shown, expected, message)
-    message = (
-        "the network does not generalise from a subset at all: labels do not match their images, or the inputs "
-        "are corrupted; if `overfit` passes, look at the first batch of exp.train"
-    )
+    message = f"the network memorises a subset and does not generalise from it at all: {_why(exp)}"
     return Verdict(Outcome.FAIL, best.shown, expected, message)
+
+
+def _why(exp: Experiment) -> str:
+    """Whether the data or the network is to blame: the means of the pixels know nothing of the network."""
+    trial = _trials(exp)[0]
+    (x, _), (held, y) = trial.slice, trial.held
+    if bool((x == x[0]).all()):
+        return f"the inputs are corrupted: all {len(x)} of them are equal; look at the first batch of exp.train"
+    guess = nearest_mean(trial.slice, (held, y))
+    found = (
+        f"the nearest mean of the pixels of a class is right for {int((guess == y).sum())} of {len(y)} held-out images"
+    )
+    if _p_value(guess, y) < SURE:
+        return (
+            f"{found}, so images and labels match, and the network loses what they share: look for a layer that mixes "
+            "samples, scrambles pixels or depends on the mode; see `independence`, `reach` and `modes`"
+        )
+    return (
+        f"{found} as well, which is chance: labels do not match their images (sorted apart, shifted?), or the inputs "
+        "are corrupted; look at the first batch of exp.train"
+    )
 
 
 def _learned(found: _Found, expected: str) -> Verdict:

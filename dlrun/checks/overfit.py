@@ -18,6 +18,7 @@ from time import perf_counter
 from torch import Tensor
 
 from dlrun.checks.advice import advice
+from dlrun.checks.causes import Attempt, unlearned
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, replica, samples, training, uniform
@@ -41,10 +42,15 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     x, y = samples(exp, EXAMPLES)
     goal = float(data_loss(exp)(uniform(exp, len(y)), y)) / 20
     expected = f"accuracy 1.00, loss < {goal:.2g}"
-    reached: list[tuple[float, float]] = []
+    attempts: list[Attempt] = []
     for turn, rate in enumerate(RATES, 1):
         hurry = started + seconds * turn / (len(RATES) + 1)
-        accuracy, now, steps = _learn(exp, x, y, rate, goal, hurry, deadline)
+        attempts.append(attempt := _learn(exp, x, y, rate, goal, hurry, deadline))
+        accuracy, now, steps = (
+            attempt.accuracy(y),
+            attempt.losses[-1] if attempt.losses else float("inf"),
+            len(attempt.losses),
+        )
         if accuracy == 1.0 and now < goal:
             shown = f"accuracy 1.00, loss {now:.2g}"
             return Verdict(Outcome.PASS, shown, expected, f"memorised in {steps} steps")
@@ -53,28 +59,26 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
             return Verdict(
                 Outcome.SKIP, shown, expected, f"the time is used up after {steps} steps: raise check.budget"
             )
-        reached.append((accuracy, now))
-    accuracy, now = max(reached, key=lambda r: (r[0], -r[1]))
+    best = max(attempts, key=lambda one: (one.accuracy(y), -one.losses[-1] if one.losses else 0.0))
+    accuracy, now = best.accuracy(y), best.losses[-1] if best.losses else float("inf")
     wrong = round((1 - accuracy) * len(y))
     status = Outcome.WARN if wrong == 0 or (wrong == 1 and now < goal) else Outcome.FAIL
     if status == Outcome.WARN:
         why = f"{len(y)} examples are memorised slowly at each of three learning rates: saturated units, weak gradients"
     else:
-        why = (
-            f"{len(y)} examples cannot be memorised at any of three learning rates: a frozen or detached layer, "
-            "dead or saturated units, a wrong gradient or sign"
-        )
+        cause = unlearned(attempts, best, x, y, goal, exp.data.classes)
+        why = f"{len(y)} examples cannot be memorised at any of three learning rates: {cause}"
     message = why + advice(exp, "model.activation=relu", "model.norm=batch")
     return Verdict(status, f"accuracy {accuracy:.2f}, loss {now:.2g}", expected, message)
 
 
-def _learn(
-    exp: Experiment, x: Tensor, y: Tensor, rate: float, goal: float, hurry: float, deadline: float
-) -> tuple[float, float, int]:
-    """Return accuracy, loss and steps at the goal, when the loss no longer falls, or when the time is used up."""
-    accuracy, losses = 0.0, [float("inf")]
+def _learn(exp: Experiment, x: Tensor, y: Tensor, rate: float, goal: float, hurry: float, deadline: float) -> Attempt:
+    """Train to the goal, until the loss no longer falls, or until the time is used up."""
+    losses = [float("inf")]
+    last, connected = None, True
     for value, logits in training(exp, replica(exp), repeat((x, y)), rate):
         losses.append(now := float(value.detach()))
+        last, connected = logits, value.requires_grad
         accuracy = float((logits.argmax(1) == y).float().mean())
         # a spike is no plateau: the loss of deep networks without norms rises at times, and then reaches a new best
         first, window, most = HASTY if perf_counter() > hurry else PATIENT
@@ -83,4 +87,4 @@ def _learn(
         right = accuracy == 1.0 and (now < goal or len(losses) > HASTY[2])  # all correct, but slowly
         if right or now != now or stuck or len(losses) > most or perf_counter() > deadline:
             break
-    return accuracy, losses[-1], len(losses) - 1
+    return Attempt(rate, losses[1:], last, connected)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dlrun.checks import garbage
+from dlrun.checks.causes import Attempt, unlearned
 from dlrun.training.experiment import Experiment
 from support.composed import alter
 from support.pairs import Change, Pair, checked, experiment
@@ -281,3 +283,67 @@ def test_the_optimizer_is_the_same_afterwards() -> None:
 
 def test_every_pair_stands_once() -> None:
     assert len({pair.name for pair in (*PAIRS, *LOSSES)}) == len(PAIRS) + len(LOSSES) >= 33
+
+
+# what `overfit` and `garbage` say of their cause
+
+
+class Masked(nn.Module):
+    """Never wrong about class 9, whose samples are left out."""
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        cost = F.cross_entropy(logits, labels, reduction="none") * (labels != 9)
+        return cost.sum() / (labels != 9).sum().clamp_min(1)
+
+
+def cause(losses: list[float], logits: Tensor, y: Tensor, *, connected: bool = True, goal: float = 0.1) -> str:
+    x = torch.arange(len(y)).view(-1, 1, 1, 1).float()
+    one = Attempt(1e-3, losses, logits, connected)
+    return unlearned([one], one, x, y, goal, [f"c{number}" for number in range(10)])
+
+
+def test_causes_are_told_apart_by_what_training_left() -> None:
+    y = torch.arange(20) % 10
+    right = 10 * F.one_hot(y, 10).float()
+    wrong = right.roll(1, 1)
+    words = {
+        "no gradient": cause([2.3], right, y, connected=False),
+        "not finite": cause([2.3, float("nan")], right, y),
+        "rises": cause([2.3, 9.0], wrong, y),
+        "same logits": cause([2.3, 2.3], torch.zeros(20, 10), y),
+        "different logits": cause([2.3, 2.3], wrong, y),
+        "accuracy stays": cause([2.3, 0.3], wrong, y),
+        "near zero": cause([2.3, 1e-6], wrong, y),
+        "c3 is never predicted": cause([2.3, 0.5], right.index_fill(1, torch.tensor([3]), -1.0), y),
+        "stops there": cause([2.3, 1.2], torch.cat([right[:18], wrong[18:]]), y),
+    }
+    assert [word for word, text in words.items() if word not in text] == []
+    assert len(set(words.values())) == len(words)
+    same = torch.zeros(20, 1, 1, 1).index_fill(0, torch.arange(2, 20), 1.0)
+    one = Attempt(1e-3, [2.3, 0.7], wrong, True)
+    assert unlearned([one], one, same, y, 0.1, ["cat", "dog", *"abcdefgh"]).startswith("cat and dog")
+
+
+def test_a_class_that_costs_nothing_is_named() -> None:
+    found = checked("overfit", "", lambda exp: alter(exp, loss=Masked()))
+    assert (found.status, "ignore_index" in found.message, " 9:" in found.message) == ("fail", True, True)
+
+
+def test_the_data_are_told_from_the_network_by_the_means_of_the_pixels() -> None:
+    def scrambled(exp: Experiment) -> None:
+        split = exp.data.train
+        order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+        alter(exp, data=replace(exp.data, train=replace(split, labels=split.labels[order])))
+
+    assert "is chance" in garbage._why(experiment("", scrambled))
+    assert "`independence`" in garbage._why(experiment())
+
+
+def test_a_decay_that_is_lost_in_rounding_is_no_failure() -> None:
+    words = "optimizer=adamw optimizer.lr=0.0001 optimizer.weight_decay=0.0001"
+    assert checked("descent", words).status == "pass"
+
+
+def test_decay_at_a_rate_of_zero_is_told_from_steps_at_it() -> None:
+    found = checked("descent", "", steps(AdamW, "decay without rate", **ADAM))
+    assert (found.status, "lr × weight_decay" in found.message) == ("fail", True)

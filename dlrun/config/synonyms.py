@@ -101,7 +101,7 @@ KEYS = _table("""
     activation act act_fn nonlinearity activation_fn -> model.activation
     norm batch_norm batchnorm use_bn normalization -> model.norm
     kernel kernel_size filter_size ksize -> model.kernel_size
-    pretrained -> model.weights=DEFAULT | model.weights=null
+    pretrained -> model.weights=true | model.weights=null
     target class _target -> model._target_
     root path folder data_dir data_path data_root dataset_path dataset_dir dir train_dir -> dataset.root, dataset.path
     file npz -> dataset.path, dataset.root

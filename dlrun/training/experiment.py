@@ -36,7 +36,7 @@ from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.loss import loss_of
 from dlrun.training.loss_scale import LossScale
-from dlrun.training.objective import must_fit, with_batch
+from dlrun.training.objective import must_fit, own_keys, with_batch
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
 from dlrun.training.starting import begin
@@ -181,7 +181,7 @@ def build(
 def _objective(node: dict[str, Any], trust: list[str], data: Data, device: torch.device, loss: nn.Module) -> Any:
     classes = len(data.classes)
     given = {"data": data, "packages": trust, "device": device, "num_classes": classes}
-    made = with_batch(instantiate(node, trust, "objective", **given))
+    made = with_batch(instantiate(own_keys(node), trust, "objective", **given))
     must_fit(made, loss, classes, device)
     return made
 

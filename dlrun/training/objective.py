@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 
-__all__ = ["Unpacked", "must_fit", "prepared", "with_batch"]
+__all__ = ["Unpacked", "must_fit", "own_keys", "prepared", "with_batch"]
 
+MIXING = {"mixup": 0.0, "cutmix": 0.0, "mix_share": 1.0}  # keys of dlrun's objectives, and the values that mean off
 WORDS = ("x", "images", "inputs")  # names of the third argument, after the model and the loss
 
 
@@ -28,6 +29,13 @@ class Unpacked:
         more = (batch.index,) if self.indexed else ()
         found: tuple[Tensor, Tensor] = self.inner(model, loss, batch.x, batch.y, *more)
         return found
+
+
+def own_keys(node: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of an objective; that of another package does not get the keys of mixing that are off."""
+    if str(node["_target_"]).startswith("dlrun."):
+        return node
+    return {key: value for key, value in node.items() if key not in MIXING or value != MIXING[key]}
 
 
 def with_batch(objective: Any) -> Any:

@@ -59,7 +59,7 @@ MISTAKES = {
     "trainer.deterministic=1": "trainer.deterministic=1: true false whole",
     "trainer.deterministic=null": "trainer.deterministic=null: true false",
     "trainer.monitor=val_accuracy": "trainer.monitor=val_accuracy: trainer.monitor=val_acc?",
-    "trainer.precision=fp16": "trainer.precision=fp16: auto, fp32, bf16",
+    "trainer.precision=fp15": "trainer.precision=fp15: auto, fp32, bf16, fp16",
     "trainer=3": "trainer=3: default",
     "model.activation=relux": "model.activation=relux: model.activation=relu?",
     "augment.flip=alternate": "augment.flip=alternate: false, true, augment.flip=alternating?",

@@ -179,6 +179,16 @@ def test_an_objective_that_draws_resumes_bit_for_bit(own: Path, dlrun: Callable[
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
+def test_an_objective_of_ones_own_is_typed_without_a_file(own: Path, dlrun: Callable[..., Outcome]) -> None:
+    (own / "blurry.py").write_text(MIXED.format(valid=False))
+    done = dlrun("train", *TINY, "objective._target_=blurry.Mixup", "trust=[blurry]", "run.dir=run")
+    assert done.code == 0, done.err
+    assert json.loads(Path("run/result.json").read_text())["train_acc_valid"] is False
+    done = dlrun("train", *TINY, "objective._target_=blurry.Mixup", "objective.mixup=0.2", "trust=[blurry]")
+    assert done.code == 2
+    assert "objective.mixup" in done.err
+
+
 def test_accuracy_is_valid_under_what_learns_from_the_images_themselves() -> None:
     assert Supervised.train_acc_valid
     assert Distill.train_acc_valid

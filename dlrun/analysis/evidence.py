@@ -75,7 +75,7 @@ class Evidence:
         return default if node is None else node
 
     def now(self, column: str) -> dict[str, float]:
-        """Return a column of layers.csv at the last epoch, for the layers that have a value."""
+        """Return a column of layers.csv at the last epoch, for the layers that train and have a value."""
         return self._at(max((epoch for epoch, _, _ in self.layers), default=0), column)
 
     def first(self, column: str) -> dict[str, float]:
@@ -83,7 +83,10 @@ class Evidence:
         return self._at(1, column)
 
     def _at(self, epoch: int, column: str) -> dict[str, float]:
-        found = {layer: _number(row.get(column)) for number, layer, row in self.layers if number == epoch}
+        rows = {layer: row for number, layer, row in self.layers if number == epoch}
+        # a frozen layer has no gradient; without diagnostics of a single step none has
+        training = {layer for layer, row in rows.items() if not math.isnan(_number(row.get("grad_norm")))} or rows
+        found = {layer: _number(row.get(column)) for layer, row in rows.items() if layer in training}
         return {layer: value for layer, value in found.items() if not math.isnan(value)}
 
     def _ratios(self) -> dict[str, float]:

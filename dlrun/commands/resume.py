@@ -39,7 +39,13 @@ def main(argv: list[str]) -> int:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
     from dlrun.folders import sweep as sweep_folder
     from dlrun.folders.run import reopen
+    from dlrun.run.extending import EXTENDING
 
+    if others := [word for word in more_epochs if word.partition("=")[0] not in EXTENDING]:
+        why = (
+            f"a resumed run keeps the config it was started with; only {' and '.join(EXTENDING)} extend a finished one"
+        )
+        raise UserError(f"{others[0]}: {why}; for a new run type `dlrun train … {' '.join(more_epochs)}`")
     if sweep_folder.is_sweep(folder := Path(args.run).expanduser()):
         if accept:
             raise UserError(f"{ACCEPT}: expected a run, found a sweep; type it for each of its unfinished runs")

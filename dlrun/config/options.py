@@ -49,10 +49,13 @@ def prefix(group: str) -> str:
 def no_such_option(word: str, option: object, options: Sequence[str]) -> UserError:
     """Return the error for an option that is none of a group's, with the one that was most likely meant."""
     group = word.lstrip("+").partition("=")[0]
+    elsewhere = _misplaced(str(option)) if group == PRESETS else ""
     meant = settings_meant(group, option) or [f"{group}={name}" for name in likely_option(group, option, options)]
     hint = f"did you mean {' or '.join(meant)}? " if meant else ""
-    if group == PRESETS and not meant:
-        hint = f"{_misplaced(str(option)) or '`dlrun init` writes conf/experiment/mine.yaml to start from'}; "
+    if elsewhere:
+        hint = f"{elsewhere}; "
+    elif group == PRESETS and (not meant or option == "mine"):
+        hint = "`dlrun init` writes conf/experiment/mine.yaml to start from; "
     return UserError(f"{word}: no such option; {hint}options: {', '.join(sorted(options))}")
 
 

@@ -82,6 +82,7 @@ KEYS = _table("""
     fp16 half -> trainer.precision=fp16 | trainer.precision=fp32
     amp mixed_precision bf16 use_amp autocast -> trainer.precision=bf16 | trainer.precision=fp32
     precision dtype -> trainer.precision
+    mixup mixup_alpha mix_up augment.mixup -> objective.mixup
     weight_decay wd decay -> optimizer.weight_decay
     momentum -> optimizer.momentum
     beta betas -> optimizer.betas
@@ -174,7 +175,6 @@ UNNEEDED = _table(
     wandb use_wandb -> not a logger of dlrun: type logger=tensorboard or logger=mlflow
     save_path model_path -> not needed: the run's folder has checkpoints/best.pt; run.dir=FOLDER names the folder
     normalize normalise mean std -> not needed: images are normalised with the mean and std of the training split
-    mixup mixup_alpha mix_up augment.mixup -> objective.mixup
     cutmix cutmix_alpha cut_mix augment.cutmix -> objective.cutmix
     distributed ddp local_rank world_size strategy num_nodes nodes
         -> not available: a run uses one device; a sweep runs several at once: add -m and seed=0,1
@@ -274,8 +274,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         nag nesterovmomentum sgdnesterov -> nesterov
         rms -> rmsprop
         bfgs -> lbfgs
-        lion adabelief lamb -> adamw
-        radam nadam adamax -> adam
+        adabelief -> adamw
+        nadam adamax -> adam
     """),
     "scheduler": _table("""
         none no off fixed flat null false -> constant
@@ -299,7 +299,7 @@ OPTIONS: dict[str, dict[str, str]] = {
         sklearn toy -> digits
     """),
     "loss": _table("""
-        ce xent nll softmax bce log logistic categoricalcrossentropy mse -> cross_entropy
+        ce xent nll softmax log logistic categoricalcrossentropy mse -> cross_entropy
         svm multimargin margin -> hinge
     """),
     "regularizer": _table("""
@@ -312,7 +312,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "augment": _table("""
         crop flip standard default hflip randomcrop cifar -> crop_flip
         autoaugment auto rand -> randaugment
-        trivial trivial_augment trivialaugmentwide -> trivialaugment
+        trivial trivialaugmentwide -> trivialaugment
         heavy hard -> strong
         color jitter colorjitter -> colour
         erasing randomerasing -> cutout
@@ -338,6 +338,6 @@ OPTIONS: dict[str, dict[str, str]] = {
         tb board wandb -> tensorboard
         off no false null csv -> none
     """),
-    "experiment": _table("fast small short debug test smoke -> quick\n airbench speedrun cifar10 -> cifar10_speedrun"),
+    "experiment": _table("small short debug test smoke -> quick\n airbench speedrun cifar10 -> cifar10_speedrun"),
     "hydra/launcher": _table("local basic multiprocessing -> pool\n slurm submitit -> submitit_slurm"),
 }

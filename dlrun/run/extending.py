@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from dlrun.training.checkpoint import State
     from dlrun.training.experiment import Experiment
 
-__all__ = ["FOLLOWS", "extended", "said"]
+__all__ = ["EXTENDING", "FOLLOWS", "extended", "said"]
 
-KEYS = ("trainer.epochs", "trainer.patience")
+EXTENDING = ("trainer.epochs", "trainer.patience")
 FOLLOWS = "${trainer.epochs}"
 # of result.json: what the end of a run adds, which the new end replaces
 ENDING = re.compile(r"(raw_|ema_|plain_)?(val|test)_.*|best_epoch|tested_epoch|verdicts|weights|sparsity|ended|reason")
@@ -55,9 +55,6 @@ def extended(run: Run, plain: Mapping[str, Any], words: Sequence[str]) -> dict[s
 
 def _parsed(word: str) -> tuple[str, int]:
     key, _, value = word.partition("=")
-    if key not in KEYS:
-        why = f"a resumed run keeps the config it was started with; only {' and '.join(KEYS)} extend a finished one"
-        raise UserError(f"{word}: {why}; for a new run type `dlrun train … {word}`")
     if not value.isdigit():
         raise UserError(f"{word}: expected a whole number, such as {key}=60")
     return key, int(value)

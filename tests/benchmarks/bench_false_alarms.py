@@ -120,8 +120,8 @@ def setups() -> Iterator[tuple[str, ...]]:
     """The overrides of every setup of the campaign."""
     from dlrun.models.layers import ACTIVATIONS, NORMS
 
-    # those two are other people's networks, without an activation or a norm to choose
-    models = [m for m in _options("model") if m not in ("custom", "torchvision")]
+    # these are other people's networks, without an activation or a norm to choose
+    models = [m for m in _options("model") if m not in ("custom", "timm", "torchvision")]
     for model, activation, norm, loss in itertools.product(models, ACTIVATIONS, NORMS, _options("loss")):
         yield (f"model={model}", f"model.activation={activation}", f"model.norm={norm}", f"loss={loss}")
     for name, size in SIZES.items():

@@ -24,7 +24,7 @@ def test_a_setup_is_healthy_where_it_learns() -> None:
 
 def test_the_campaign_holds_every_model_activation_norm_and_loss() -> None:
     found = list(campaign.setups())
-    assert len(found) == len(set(found)) == 10 * 10 * 4 * 3 + 8
+    assert len(found) == len(set(found)) == 10 * 10 * 4 * 4 + 8
     assert ("model=resnet50", "model.activation=maxout", "model.norm=group", "loss=hinge") in found
 
 

@@ -27,7 +27,7 @@ from dlrun.vocabulary import Outcome
 
 
 @check(
-    order=65,  # right behind outputs
+    order=61,  # right behind outputs
     needs_outputs=True,
 )
 def validation_size(exp: Experiment) -> Verdict:

@@ -50,7 +50,7 @@ class Bug:
 
 
 MAY_BE_MEANT = {
-    *("inputs scaled twice", "log-softmax on logits", "trunk frozen", "loss softmaxes twice", "momentum almost 1"),
+    *("inputs scaled twice", "log-softmax on logits", "loss softmaxes twice", "momentum almost 1"),
     *("bias before batch norm", "tanh in hidden layers", "functional sigmoid in hidden layers"),
 }
 

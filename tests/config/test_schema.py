@@ -130,7 +130,7 @@ def test_verbs_refuse_in_one_line(tmp_path: Path) -> None:
         ("check", "optimizer.lrr=1"): "optimizer.lrr",
         ("resume",): "required: run",
         ("resume", "nowhere"): "nowhere:",
-        ("resume", ".", "trainer.epochs=9", "seed=2"): "trainer.epochs=9: `dlrun train … trainer.epochs=9 seed=2`",
+        ("resume", ".", "optimizer.lr=9", "seed=2"): "optimizer.lr=9: `dlrun train … optimizer.lr=9 seed=2`",
         ("resume", ".", "trust=[a]", "--foo"): "arguments: --foo",
         ("compare", "nowhere"): "nowhere:",
         ("compare", "--foo"): "arguments: --foo",
@@ -304,6 +304,7 @@ def test_every_default_obeys_its_rule(here: Path, monkeypatch: pytest.MonkeyPatc
         "dataset=table": ("dataset.csv=a.csv",),
         "model=custom": ("model._target_=mine.Net", "trust=[mine]"),
         "objective=distill": ("objective.teacher=.",),
+        **{f"experiment={name}": ("dataset.root=.",) for name in ("fast", "finetune", "linear_probe", "scratch")},
     }
     write(here / "cat/1.png", "")
     write(here / "mine.py", "class Net: ...\n")

@@ -324,6 +324,7 @@ def test_causes_are_told_apart_by_what_training_left() -> None:
     assert unlearned([one], one, same, y, 0.1, ["cat", "dog", *"abcdefgh"]).startswith("cat and dog")
 
 
+@pytest.mark.slow
 def test_a_class_that_costs_nothing_is_named() -> None:
     found = checked("overfit", "", lambda exp: alter(exp, loss=Masked()))
     assert (found.status, "ignore_index" in found.message, " 9:" in found.message) == ("fail", True, True)

@@ -64,11 +64,8 @@ class Weighted(nn.Module):
         return (losses * weights).sum() / weights.sum().clamp_min(torch.finfo(losses.dtype).tiny)
 
 
-class CrossEntropy(Weighted):
-    """Softmax cross-entropy in nats; the share label_smoothing of a label is spread over all classes.
-
-    Label smoothing: Szegedy et al. 2016 (R3). Raises UserError when it is outside [0, 1).
-    """
+class Smoothed(Weighted):
+    """A loss with the share label_smoothing of a label spread over all classes. Raises UserError outside [0, 1)."""
 
     def __init__(
         self,
@@ -79,6 +76,13 @@ class CrossEntropy(Weighted):
     ) -> None:
         super().__init__(weight, beta, class_counts)
         self.label_smoothing = _smoothing(label_smoothing)
+
+
+class CrossEntropy(Smoothed):
+    """Softmax cross-entropy in nats; the share label_smoothing of a label is spread over all classes.
+
+    Label smoothing: Szegedy et al. 2016 (R3). Raises UserError when it is outside [0, 1).
+    """
 
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(_full(logits), labels, label_smoothing=self.label_smoothing, reduction="none")
@@ -93,7 +97,7 @@ class CrossEntropy(Weighted):
         return math.log(num_classes)
 
 
-class BinaryCrossEntropy(Weighted):
+class BinaryCrossEntropy(Smoothed):
     """Sum over classes of the sigmoid cross-entropy in nats, each class against the others.
 
     The targets are 1 for the label and 0 for the others, label_smoothing of them spread evenly; linear in the targets,
@@ -101,20 +105,10 @@ class BinaryCrossEntropy(Weighted):
     is outside [0, 1).
     """
 
-    def __init__(
-        self,
-        label_smoothing: float = 0.0,
-        weight: Weight = "none",
-        beta: float = 0.999,
-        class_counts: Sequence[int] | None = None,
-    ) -> None:
-        super().__init__(weight, beta, class_counts)
-        self.label_smoothing = _smoothing(label_smoothing)
-
     def each(self, logits: Tensor, labels: Tensor) -> Tensor:
         scores = _full(logits)
-        shared = self.label_smoothing / scores.shape[1]
-        targets = torch.full_like(scores, shared).scatter(1, labels.unsqueeze(1), 1 - self.label_smoothing + shared)
+        shares = labels if labels.is_floating_point() else F.one_hot(labels, scores.shape[1])
+        targets = shares.to(scores.dtype) * (1 - self.label_smoothing) + self.label_smoothing / scores.shape[1]
         return F.binary_cross_entropy_with_logits(scores, targets, reduction="none").sum(1)
 
     def chance(self, num_classes: int) -> float:

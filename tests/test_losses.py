@@ -79,6 +79,15 @@ def test_binary_cross_entropy_values() -> None:
         assert one.chance(10) == pytest.approx(6.931471805599453, rel=1e-15)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_the_binary_loss_takes_shares_of_classes(smoothing: float) -> None:
+    loss, logits = BinaryCrossEntropy(smoothing), torch.randn(3, 4, dtype=torch.float64)
+    one, other = torch.tensor([0, 1, 2]), torch.tensor([3, 1, 0])
+    shares = 0.3 * F.one_hot(one, 4).double() + 0.7 * F.one_hot(other, 4).double()
+    mixed = 0.3 * loss(logits, one) + 0.7 * loss(logits, other)
+    assert loss(logits, shares).item() == pytest.approx(mixed.item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("loss", [*LOSSES, *WEIGHTED, *BINARY])
 def test_gradients_match_finite_differences(loss: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)

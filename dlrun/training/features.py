@@ -105,8 +105,6 @@ def refused(exp: Experiment) -> str | None:
     if getattr(exp.train.augment, "sides", ()):
         return "augment.progressive changes the size of the images"
     if getattr(exp.train.augment, "repeats", 1) > 1:
-        return "augment.repeats leaves some images out of each epoch"
-    if getattr(exp.train.augment, "repeats", 1) > 1:
         return "augment.repeats omits other images in each epoch"
     return ""
 

@@ -191,7 +191,11 @@ def test_features_that_cannot_be_cached_are_held_in_memory(tmp_path: Path, capsy
 
 
 def test_evaluation_crops_images_and_not_features(here: Path, dlrun: Callable[..., Any]) -> None:
-    words = (*COMMON, "augment=resized_crop", "augment.crop=6", "trainer.feature_views=2")
-    assert dlrun("train", *words, "run.dir=on").code == 0
-    assert dlrun("train", *words, "run.dir=through", "trainer.feature_views=0").code == 0
-    same(here / "through", here / "on")
+    words = (*COMMON, "augment=resized_crop", "augment.crop=6", "trainer.feature_views=2", "dataset.cache=c")
+    for size in ("auto", "8"):  # another centre is evaluated: the features in the cache are others
+        more = (*words, f"augment.eval_crop={size}")
+        assert dlrun("train", *more, f"run.dir=on{size}").code == 0
+        assert dlrun("train", *more, f"run.dir=through{size}", "trainer.feature_views=0").code == 0
+        same(here / f"through{size}", here / f"on{size}")
+    (small, *_), (large, *_) = (reading.metrics(here / f"on{size}") for size in ("auto", "8"))
+    assert small["val_loss"] != large["val_loss"]

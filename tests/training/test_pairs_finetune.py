@@ -47,6 +47,12 @@ OPTIONS = {
     "lookahead": ("optimizer.lookahead=2",),
     "swa": ("trainer.swa=0.9",),
     "head_lr": ("optimizer.head_lr=2x", "model.hold_norms=all"),
+    "augment": (
+        *("augment=resized_crop", "augment.crop=6", "augment.eval_crop=7", "augment.repeats=2", "augment.erase=0.5"),
+        *("augment.trivialaugment=true", "augment.randaugment=1", "augment.magnitude_std=0.5", "augment.augmix=3"),
+        *("augment.flip=alternating", "augment.flip_vertical=true", "augment.equalize=0.2", "augment.solarize=0.2"),
+    ),
+    "mixing": ("objective=mixup", "objective.cutmix=1"),
 }
 REFUSED: dict[frozenset[str], str] = {frozenset(("ema", "swa")): "trainer.swa"}  # and the key that the message names
 DATA = SharedData(share=False)  # read once for all pairs

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["SPLITS", "Member", "agree", "apart", "completed", "read", "select", "settings", "splits"]
 
 SPLITS = ("val", "test")
+# how a run records what decides the pixels of files, and the key for it
+DECODED = {"interpolation": "interpolation", "resize": "resize", "crop": "crop_pct"}
+DECODED |= {"background": "background", "decode": "decode"}
 FEW = 4  # values of a list shown in a message
 
 
@@ -148,6 +151,7 @@ def agree(members: Sequence[Member]) -> None:
     """
     first = members[0]
     for other in members[1:]:
+        _must_decode_alike(first, other)
         for what in ("classes", "shape", *(("mean", "std") if first.own is None else ())):
             # of the training images: members may normalise by other statistics, such as those of pretrained weights
             a, b = (member.data.get(f"train_{what}", member.data[what]) for member in (first, other))
@@ -173,6 +177,18 @@ def agree(members: Sequence[Member]) -> None:
                 where = "the test split" if key == "test_identity" else "training or validation"
                 why = "images of the same names have other content or labels"
                 raise UserError(f"{other.name} and {first.name} differ in {where}: {why}; train them on the same data")
+
+
+def _must_decode_alike(first: Member, other: Member) -> None:
+    """Raise UserError for files that become other pixels: their content and predictions cannot be compared."""
+    a, b = (member.data.get("decoding") for member in (first, other))
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return  # arrays, or a run of before
+    for name, key in DECODED.items():
+        if a.get(name) != b.get(name):
+            values = f"{b.get(name)} and {a.get(name)}"
+            hint = f"train members with the same one, such as dataset.{key}={a.get(name)}"
+            raise UserError(f"{other.name} and {first.name} differ in dataset.{key}: {values}; {hint}")
 
 
 def apart(a: Sequence[Any], b: Sequence[Any]) -> tuple[str, str]:

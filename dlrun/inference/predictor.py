@@ -133,7 +133,10 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
         if (other.classes, other.shape) != (first.classes, first.shape):
             raise UserError(f"{other.path} and {first.path} differ in classes or shape; run `dlrun ensemble` again")
         if other.decoding != first.decoding:
-            raise UserError(f"{other.path} and {first.path} decode files in other ways; run `dlrun ensemble` again")
+            what = "decode files in other ways, such as by another dataset.interpolation"
+            raise UserError(
+                f"{other.path} and {first.path} {what}; train members alike, then run `dlrun ensemble` again"
+            )
     models = [part.models[0] for part in parts]
     vote, where = stored["vote"], first.device
     return Predictor(

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 
 from dlrun.errors import UserError
+from dlrun.models import positions
 from dlrun.models.weights_file import Weights
 
 __all__ = ["Loaded", "heads", "loaded", "put", "record"]
@@ -112,10 +113,13 @@ def put(
             source = found.pop(names[name])
             if name == first:
                 source = _channels(source, value)
+            if source.shape != value.shape and (other := positions.resampled(name, source, value, model)):
+                source = other[0]
+                made.notes.append(other[1])
             taken |= _fitted(name, source, value, row, weights, classes if _module(name) in head else ())
             if name not in taken and _module(name) not in head:
                 shapes = f"has shape {list(source.shape)}, the model expects {list(value.shape)}"
-                raise UserError(f"{key}: {names[name]} {shapes}")
+                raise UserError(f"{key}: {names[name]} {shapes}{_size_hint(model)}")
         elif name.endswith(COUNTER):
             continue
         made.rows.append(row)
@@ -129,6 +133,13 @@ def put(
     _note(made, head, weights, classes)
     record(model, made)
     return made
+
+
+def _size_hint(model: nn.Module) -> str:
+    """What to type if the shapes of weights depend on the size of the images; empty if they do not."""
+    cfg: Any = getattr(model, "pretrained_cfg", None)
+    size = cfg.get("input_size") if isinstance(cfg, Mapping) and cfg.get("fixed_input_size") else None
+    return f"; weights for images of {size[-1]} pixels need dataset.image_size={size[-1]}" if size else ""
 
 
 def _module(name: str) -> str:

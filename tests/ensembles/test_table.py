@@ -228,6 +228,7 @@ def test_damaged_predictions_are_omitted_by_name(damage: str, five: Path, dlrun:
         ({"shape": [9, 9, 1]}, r"shape\b.*\b3 \(9, 9, 1\).*\b3 \(8, 8, 1\)"),
         ({"count": 50}, r"val ids\b.*\b50\b.*\b60\b"),
         ({"test_labels": np.zeros(60, int)}, r"test labels\b.*\b0\b"),
+        ({"decoding": {"resize": "crop", "interpolation": "bicubic"}}, r"dataset\.interpolation\b.*\bbicubic\b"),
     ],
 )
 def test_members_that_disagree_are_named(

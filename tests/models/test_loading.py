@@ -148,3 +148,23 @@ def test_half_precision_is_converted_and_gray_filters_serve_colours() -> None:
     made = fill(model, state)
     assert any("float16" in note for note in made.notes)
     assert torch.allclose(model.conv.weight.sum(1), state["conv.weight"].float().sum(1), atol=1e-6)
+
+
+def test_a_vision_transformer_takes_weights_of_another_image_size() -> None:
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    shape = {"num_layers": 1, "num_heads": 2, "hidden_dim": 8, "mlp_dim": 8, "num_classes": 3}
+    large, small = (VisionTransformer(image_size=size, patch_size=4, **shape) for size in (32, 16))
+    torch.nn.init.normal_(large.encoder.pos_embedding)
+    x = torch.linspace(-1, 1, 8)
+    with torch.no_grad():
+        large.encoder.pos_embedding[0, 1:, 0] = x.repeat(8)  # a ramp along each row stays one
+    made = put(small, Weights(dict(large.state_dict()), "a.pth"), "model.weights=a.pth", ["heads.head"], ())
+    assert made.head == "loaded"
+    assert "8×8" in made.notes[0]
+    found, given = small.encoder.pos_embedding[0], large.encoder.pos_embedding[0]
+    assert torch.equal(found[0], given[0])
+    rows = found[1:, 0].view(4, 4)
+    assert torch.allclose(rows, rows[:1].expand(4, 4), atol=1e-5)
+    assert torch.allclose(rows[0, 1:3], x.view(4, 2).mean(1)[1:3], atol=0.02)
+    assert (rows[0].diff() > 0.3).all()

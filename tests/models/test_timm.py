@@ -63,3 +63,23 @@ def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(ours, "socket", SimpleNamespace(create_connection=refuse))
     with pytest.raises(UserError, match=r"model\.weights=true.*resnet18.*no network.*model\.weights=FILE"):
         build("resnet18", 3, weights=True)
+
+
+def test_position_embeddings_are_resampled_to_another_image_size(tmp_path: Path) -> None:
+    from timm.layers import resample_abs_pos_embed
+
+    first = timm.create_model("test_vit", num_classes=4)
+    torch.save(first.state_dict(), tmp_path / "a.pth")
+    for shape, grid in (((48, 48), (3, 3)), ((48, 96), (3, 6))):
+        model = build("test_vit", 4, 3, max(shape), image_shape=shape, weights=str(tmp_path / "a.pth"))
+        found = model.get_parameter("pos_embed")
+        expected = resample_abs_pos_embed(first.pos_embed.detach(), list(grid), num_prefix_tokens=1)
+        torch.testing.assert_close(found, torch.nn.Parameter(expected))
+        made = loaded(model)
+        assert made is not None
+        assert made.count("new") == 0
+        assert any("pos_embed" in note for note in made.notes)
+        assert model(torch.randn(2, 3, *shape)).shape == (2, 4)
+    torch.save(timm.create_model("test_maxvit", num_classes=4).state_dict(), tmp_path / "b.pth")
+    with pytest.raises(UserError, match=r"model\.weights=.*bias_table.*dataset\.image_size=160"):
+        build("test_maxvit", 4, 3, 96, weights=str(tmp_path / "b.pth"))

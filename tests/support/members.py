@@ -10,6 +10,7 @@ import numpy as np
 from support.stored import write_run
 
 DATA = {"classes": ["ant", "bee", "cow"], "shape": [8, 8, 1], "mean": [4.0], "std": [2.0]}
+DATA |= {"decoding": {"resize": "crop", "interpolation": "bilinear"}}
 
 
 def member(path: Path, seed: int, skill: float = 1.0, count: int = 60, **changes: Any) -> Path:

@@ -61,14 +61,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("weights", type=Path)
-    parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; a word chooses all that contain it")
+    parser.add_argument("settings", nargs="*", help=f"of {', '.join(SETTINGS)}; parts of names choose too")
     parser.add_argument("--log", type=Path, default=Path("finetune.jsonl"))
     parser.add_argument("--limit", type=int, default=LIMIT, help="training images; 0: all")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS)
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.log.read_text().splitlines()] if args.log.exists() else []
     known = {(row["setting"], row["seed"], row["limit"]) for row in rows}
-    chosen = [name for name in SETTINGS if not args.settings or any(word in name for word in args.settings)]
+    unknown = [word for word in args.settings if not any(word in name for name in SETTINGS)]
+    if unknown:
+        parser.error(f"no setting contains {', '.join(unknown)}; there are {'; '.join(SETTINGS)}")
+    chosen = [name for name in SETTINGS if name in args.settings]  # whole names before parts of them
+    chosen = chosen or [name for name in SETTINGS if not args.settings or any(word in name for word in args.settings)]
     for seed in args.seeds:
         for name in (name for name in chosen if (name, seed, args.limit) not in known):
             found = run(SETTINGS[name], seed, args.folder.resolve(), args.weights.resolve(), args.limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -15,6 +16,13 @@ from dlrun.search.launchers.protocol import Ended, cores, here, shares, why, wit
 from dlrun.vocabulary import Exit
 
 __all__ = ["Joblib"]
+
+
+def _hold_any_size() -> None:
+    """Keep loky from replacing this process, whose id `interrupt` needs, because a trial's memory looks like a leak."""
+    from joblib.externals.loky import process_executor
+
+    process_executor._MAX_MEMORY_LEAK_SIZE = sys.maxsize
 
 
 class Joblib:
@@ -41,7 +49,7 @@ class Joblib:
         card = self._cards.pop() if self._cards else None
         if card is not None:
             env["CUDA_VISIBLE_DEVICES"] = card
-        executor = ProcessPoolExecutor(max_workers=1, env=env)
+        executor = ProcessPoolExecutor(max_workers=1, env=env, initializer=_hold_any_size)
         return executor, executor.submit(os.getpid), card
 
     def wait(self, seconds: float) -> list[Ended]:

@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from dlrun.search.launchers.joblib import Joblib
 from dlrun.search.launchers.slurm import cancel_waiting, job_name
 from support import slurm
 from support.commands import TINY, Outcome
@@ -110,6 +112,21 @@ def test_joblib_runs_a_sweep(here: Path, dlrun: Callable[..., Outcome]) -> None:
     assert [(r["seed"], r["status"]) for r in rows(here / "s").values()] == [(s, "completed") for s in "12"]
     assert "epoch 1/1" in (here / "s/0001/log.txt").read_text()
     assert "epoch 1/1" not in outcome.out
+
+
+def test_joblib_keeps_the_process_of_a_large_trial(here: Path) -> None:
+    pytest.importorskip("psutil", reason="loky looks at memory with psutil")
+    launcher = Joblib(1, here)
+    executor, process, _ = launcher._start()
+    try:
+        process.result(60)
+        executor.submit(exec, "global held; held = bytearray(b'1') * (400 << 20)").result(60)  # larger than its start
+        time.sleep(1.1)  # loky looks once per second
+        executor.submit(os.getpid).result(60)
+        time.sleep(0.5)
+        assert executor.submit(os.getpid).result(60) == process.result(60)
+    finally:
+        executor.shutdown(kill_workers=True)
 
 
 def test_every_end_of_a_trial_is_a_row(words: tuple[str, ...], tmp_path: Path) -> None:

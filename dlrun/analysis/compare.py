@@ -22,7 +22,7 @@ from dlrun.analysis.ranking import FOLD, Scored, Setting, compared, data_of, fur
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
-from dlrun.folders.version import NewerFormat
+from dlrun.folders.opener import Unreadable
 from dlrun.vocabulary import FAILED, LOGGED, NOT_RANKED, NUMBERS, Status, lower_is_better, place
 
 __all__ = [
@@ -81,7 +81,7 @@ def ensembles(paths: Sequence[str]) -> list[Entry]:
     for path in ensemble_folder.find(paths):
         try:
             result = reading.stored(path)
-        except NewerFormat as error:
+        except Unreadable as error:
             found.append(_unreadable(path, error))
             continue
         named = f"{result.get('vote')} of {result.get('members')}"
@@ -90,14 +90,14 @@ def ensembles(paths: Sequence[str]) -> list[Entry]:
     return found
 
 
-def _unreadable(path: Path, error: NewerFormat) -> Entry:
+def _unreadable(path: Path, error: Unreadable) -> Entry:
     return Entry(path, {"status": Status.UNREADABLE, "reason": str(error)}, {})
 
 
 def _entry(path: Path, known: Known) -> Entry:
     try:
         result = reading.result(path)
-    except NewerFormat as error:
+    except Unreadable as error:
         return _unreadable(path, error)
     config = result.get("config")
     if result.get("status") in UNFINISHED and result.get("best_epoch") != result.get("epochs"):

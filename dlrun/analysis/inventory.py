@@ -15,8 +15,8 @@ from dlrun.analysis import compare, scores, sweeps
 from dlrun.errors import UserError
 from dlrun.folders import contents, ensemble, reading, sweep
 from dlrun.folders.contents import Found
+from dlrun.folders.opener import Unreadable
 from dlrun.folders.outputs import OUTPUTS
-from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import FAILED, Status
 
 __all__ = ["Item", "beyond_best", "failed", "items", "newest", "users"]
@@ -61,7 +61,7 @@ def _item(found: Found) -> Item:
 def _result(found: Found) -> dict[str, Any]:
     try:
         return reading.stored(found.path) if found.kind == "ensemble" else reading.result(found.path)
-    except NewerFormat:
+    except Unreadable:
         return {"status": Status.UNREADABLE}
 
 

@@ -17,7 +17,7 @@ from dlrun.analysis.ranking import Scored, Setting, ranked, repeats
 from dlrun.ensembles.votes import Vote, greedy, scores, softmax
 from dlrun.errors import UserError
 from dlrun.folders import reading
-from dlrun.folders.version import NewerFormat
+from dlrun.folders.opener import Unreadable
 from dlrun.vocabulary import Status
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
     for path in reading.find(paths):
         try:
             result = reading.result(path)
-        except NewerFormat as error:
+        except Unreadable as error:
             left_out.append(str(error))
             continue
         if result.get("status") != Status.COMPLETED:

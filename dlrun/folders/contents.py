@@ -16,6 +16,7 @@ from typing import NamedTuple
 from dlrun.errors import UserError
 from dlrun.folders import ensemble, reading, sweep
 from dlrun.folders.disk import OWNER, lock, owned, unlock
+from dlrun.folders.opener import Unreadable
 from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import Exit
 
@@ -58,7 +59,7 @@ def find(paths: Sequence[str]) -> list[Found]:
 
 def trials(path: Path) -> list[Path]:
     """Return the run folders of a sweep, in order."""
-    return sorted(file.parent for file in path.glob("[0-9]*/config.yaml"))
+    return sorted(file.parent for file in path.glob("[0-9]*/config.yaml") if not file.parent.is_symlink())
 
 
 def size(paths: Iterable[Path]) -> int:
@@ -111,6 +112,8 @@ def _of_dlrun(path: Path) -> bool:
         return "status" in reading.stored(path) and (path / "result.json").is_file()
     except NewerFormat:
         return True
+    except Unreadable:
+        return False
 
 
 def delete(found: Found) -> None:

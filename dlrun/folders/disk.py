@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import socket
 import stat
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dlrun.errors import UserError
+from dlrun.folders.opener import Unreadable, appendable, in_folder, open_beneath, read, write_handle
 from dlrun.vocabulary import Exit
 
 __all__ = ["OWNER", "append", "has_file", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
@@ -26,41 +28,52 @@ OWNER = ".owner"
 _held: set[int] = set()  # locks of this process
 
 
-def write_atomic(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
+def write_atomic(path: Path, data: bytes, also: Sequence[Path] = (), *, within: Path | None = None) -> None:
     """Replace a file by `data` so that a kill at any moment leaves the old content or the new, never a part.
 
     The files in `also`, of the same folder, are replaced first by the same data, which is written once if the file
-    system has hard links. Raises UserError naming the file when the disk is full or may not be written.
+    system has hard links. No link is followed beneath `within`, by default the file's folder. Raises UserError naming
+    the file when the disk is full or may not be written.
     """
-    with replacing(path, also) as file:
+    with replacing(path, also, within=within) as file:
         file.write(data)
 
 
 @contextlib.contextmanager
-def replacing(path: Path, also: Sequence[Path] = ()) -> Iterator[BinaryIO]:
+def replacing(path: Path, also: Sequence[Path] = (), *, within: Path | None = None) -> Iterator[BinaryIO]:
     """Open a file that replaces `path` when the block ends and is removed if an exception ends it.
 
-    Raises UserError naming the file when the disk is full or may not be written, or if it is a device.
+    A link of this name is replaced, not followed. Raises UserError naming the file when the disk is full or may not be
+    written, or if it is a device.
     """
     if _is_special(path):  # root may rename a file over /dev/null
         raise UserError(f"{path}: expected the name of a file, found a device or a pipe")
     old = "; the old file is intact" if path.exists() else ""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with _temporary(path, within or path.parent) as (at, last, temporary, file):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        for other in also:
-            _linked(temporary, other)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
+            for other in also:
+                _linked(at, temporary, other)
+            os.replace(temporary, last, src_dir_fd=at, dst_dir_fd=at)
+            _sync_folder(at, path.parent)
+    except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror}{old}", Exit.FAILED) from error
+
+
+@contextlib.contextmanager
+def _temporary(path: Path, within: Path) -> Iterator[tuple[int | None, str, str, BinaryIO]]:
+    """The open folder of a file beneath another, the file's name there, a temporary file's name, and that file."""
+    with in_folder(within, path.relative_to(within).as_posix()) as (at, last):
+        handle, temporary = write_handle(at, last)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield at, last, temporary, file
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary, dir_fd=at)
+            raise
 
 
 def _is_special(path: Path) -> bool:
@@ -72,32 +85,35 @@ def _is_special(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _linked(source: Path, path: Path) -> None:
-    """Replace a file by a hard link to `source`, or by a copy if the file system has no hard links."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _linked(at: int | None, source: str, path: Path) -> None:
+    """Replace a file by a hard link to `source`, of the same open folder, or by a copy without hard links."""
+    last = path.name if at is not None else str(path)
+    temporary = os.path.join(os.path.dirname(last), f".{path.name}.{os.getpid()}.tmp")
     with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
+        os.unlink(temporary, dir_fd=at)
     try:
-        os.link(source, temporary)
+        os.link(source, temporary, src_dir_fd=at, dst_dir_fd=at)
     except OSError:
-        write_atomic(path, source.read_bytes())
+        with os.fdopen(os.open(source, os.O_RDONLY, dir_fd=at), "rb") as file:
+            write_atomic(path, file.read())
     else:
-        os.replace(temporary, path)
+        os.replace(temporary, last, src_dir_fd=at, dst_dir_fd=at)
 
 
-def _sync_folder(folder: Path) -> None:
+def _sync_folder(at: int | None, folder: Path) -> None:
     # without this a power failure may undo a rename, although the file's content was synced
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY) if at is None else at
     try:
         os.fsync(handle)
     finally:
-        os.close(handle)
+        if at is None:
+            os.close(handle)
 
 
 def append(path: Path, line: bytes) -> None:
     """Append a line and flush it to the disk; on failure raises UserError and leaves the file unchanged."""
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        handle = appendable(path.parent, path.name)
         try:
             # one call: a reader never sees half a line, unless the disk fills up while it is written
             before = os.fstat(handle).st_size
@@ -135,8 +151,10 @@ def has_file(folder: Path | str, name: str) -> bool:
     try:
         return stat.S_ISREG(os.stat(f"{folder}/{name}").st_mode)
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
             raise
+        return False
+    except ValueError:  # a NUL in a name
         return False
 
 
@@ -147,9 +165,12 @@ def lock(folder: Path, otherwise: str) -> int:
     """
     name = folder / OWNER
     try:
-        handle = os.open(name, os.O_RDWR | os.O_CREAT, 0o644)
+        handle = open_beneath(folder, OWNER, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise UserError(f"{folder}: cannot write here: {error.strerror}") from error
+    if os.fstat(handle).st_nlink > 1:  # its content is replaced in place
+        os.close(handle)
+        raise Unreadable(name, f"this file has a second name elsewhere; delete it: rm {shlex.quote(str(name))}")
     for attempt in range(3):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,8 +205,8 @@ os.register_at_fork(after_in_child=_unlock_child)
 def _owner(name: Path) -> str:
     for _ in range(20):
         # host and pid are written just after the lock was taken
-        with contextlib.suppress(ValueError, KeyError, TypeError, OSError):
-            owner = json.loads(name.read_bytes())
+        with contextlib.suppress(ValueError, KeyError, TypeError, OSError, UserError):
+            owner = json.loads(read(name.parent, OWNER))
             return f"process {owner['pid']} on {owner['host']}"
         time.sleep(0.05)
     return "another process"
@@ -194,8 +215,8 @@ def _owner(name: Path) -> str:
 def owned(folder: Path) -> bool:
     """Whether a living process holds the lock of a folder."""
     try:
-        handle = os.open(folder / OWNER, os.O_RDONLY)
-    except OSError:
+        handle = open_beneath(folder, OWNER)
+    except (OSError, UserError):
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)

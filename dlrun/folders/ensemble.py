@@ -16,6 +16,7 @@ from dlrun.errors import UserError
 from dlrun.folders.disk import has_file, make_folder, write_atomic
 from dlrun.folders.formats import as_csv, read_rows, write_arrays
 from dlrun.folders.outputs import OUTPUTS, new_folder
+from dlrun.folders.plain import mapping
 from dlrun.folders.reading import is_run, walk
 from dlrun.folders.version import refuse_newer, stamped
 
@@ -80,19 +81,17 @@ def read(path: Path) -> dict[str, Any]:
 
     Raises UserError when it is not plain YAML with a list of members, NewerFormat when a newer dlrun wrote it.
     """
-    import yaml
-
     file = path / "ensemble.yaml"
     try:
-        found = yaml.safe_load(file.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{file}: not a readable ensemble: {' '.join(str(error).split())}") from error
-    if isinstance(found, dict):
-        refuse_newer(file, found)
-    members = found.get("members") if isinstance(found, dict) else None
-    if not isinstance(members, list) or not members or not all(isinstance(m, dict) and "run" in m for m in members):
+        found = mapping(path, "ensemble.yaml")
+    except FileNotFoundError:
+        raise UserError(f"{file}: not a readable ensemble: there is no such file") from None
+    refuse_newer(file, found)
+    members = found.get("members")
+    whole = isinstance(members, list) and all(isinstance(m, dict) and isinstance(m.get("run"), str) for m in members)
+    if not whole or not members:
         raise UserError(f"{file}: expected a list of members, each with its run")
-    return dict(found)
+    return found
 
 
 def rows(path: Path, name: str) -> list[dict[str, str]]:

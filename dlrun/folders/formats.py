@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlrun.folders.disk import write_atomic
+from dlrun.folders.opener import opened, read_text
+from dlrun.folders.plain import rows_of
+
+if TYPE_CHECKING:
+    import zipfile
+
+    from numpy.typing import NDArray
 
 __all__ = ["as_csv", "read_arrays", "read_rows", "write_arrays"]
+
+LARGEST = 4 << 30  # bytes of all compressed arrays of a file: pictures, images by name, histograms
+CHUNK = 1 << 20
 
 
 def as_csv(rows: list[Any], header: bool = True) -> str:
@@ -27,29 +39,56 @@ def as_csv(rows: list[Any], header: bool = True) -> str:
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file as text; none if there is no file."""
+    """Return the rows of a CSV file as text; none if there is no file. Raises Unreadable if it is not readable."""
     try:
-        with open(file, newline="") as opened:
-            return list(csv.DictReader(opened))
+        return rows_of(read_text(file.parent, file.name), file)
     except FileNotFoundError:
         return []
 
 
-def read_arrays(file: Path) -> dict[str, Any]:
-    """Return the arrays of an .npz; none if it is missing, damaged or contains pickles."""
-    import numpy as np
+def read_arrays(folder: Path, name: str) -> dict[str, Any]:
+    """Return the arrays of an .npz; none if it is missing, damaged or contains pickles, or more than LARGEST bytes.
+
+    The size that a compressed array claims is looked at before it is unpacked: a small file may claim terabytes.
+    """
+    import zipfile
 
     try:
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as found:
-            return dict(found)
+        with opened(folder, name) as archive, zipfile.ZipFile(archive) as members:
+            found = members.infolist()
+            stored = sum(m.file_size for m in found if m.compress_type == zipfile.ZIP_STORED)
+            if stored > os.fstat(archive.fileno()).st_size or sum(m.file_size for m in found) - stored > LARGEST:
+                return {}
+            return {m.filename.removesuffix(".npy"): _array(members, m) for m in found}
     except Exception:  # a damaged or foreign archive fails as OSError, BadZipFile, zlib.error, MemoryError …
         return {}
 
 
-def write_arrays(file: Path, arrays: Mapping[str, Any], *, small: bool = False) -> None:
+def _array(members: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
+    """One array of an .npz. Raises ValueError if its header does not fit its size, or if it holds objects."""
+    import numpy as np
+    from numpy.lib import format as npy
+
+    with members.open(member) as file:
+        header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+        shape, by_column, dtype = header(file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or dtype.kind not in "biufcUS" or size != member.file_size - file.tell():
+            raise ValueError(f"{member.filename}: {shape} of {dtype} does not fit {member.file_size} bytes")
+        data, there = np.empty(size, np.uint8), 0
+        while there < size and (part := file.read(min(CHUNK, size - there))):
+            data[there : there + len(part)] = np.frombuffer(part, np.uint8)
+            there += len(part)
+        if there < size:
+            raise ValueError(f"{member.filename} ends early")
+    flat: NDArray[Any] = data.view(dtype) if size else np.empty(0, dtype)
+    return flat.reshape(shape[::-1]).T if by_column else flat.reshape(shape)
+
+
+def write_arrays(file: Path, arrays: Mapping[str, Any], *, small: bool = False, within: Path | None = None) -> None:
     """Replace an .npz; `small` compresses it, which takes longer."""
     import numpy as np
 
     buffer = io.BytesIO()
     (np.savez_compressed if small else np.savez)(buffer, allow_pickle=False, **arrays)
-    write_atomic(file, buffer.getvalue())
+    write_atomic(file, buffer.getvalue(), within=within)

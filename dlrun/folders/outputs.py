@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import time
@@ -14,6 +13,8 @@ from typing import Any
 from dlrun.errors import UserError
 from dlrun.folders.disk import make_folder, write_atomic
 from dlrun.folders.formats import as_csv
+from dlrun.folders.opener import read
+from dlrun.folders.plain import json_of
 from dlrun.vocabulary import Status
 
 __all__ = ["OUTPUTS", "latest_is_gone", "new_folder", "point_latest", "study_folder", "write_sheets"]
@@ -81,8 +82,8 @@ def point_latest(path: Path, *, completed: bool) -> None:
     """
     latest = OUTPUTS / "latest"
     temporary = OUTPUTS / f".latest.{os.getpid()}"
-    if not completed and _completed(latest):
-        return
+    if (not completed and _completed(latest)) or (latest.exists() and not latest.is_symlink()):
+        return  # a file of the user has this name
     try:
         OUTPUTS.mkdir(exist_ok=True)
         temporary.symlink_to(os.path.relpath(path.resolve(), OUTPUTS.resolve()))
@@ -102,6 +103,6 @@ def latest_is_gone() -> bool:
 
 
 def _completed(run: Path) -> bool:
-    with contextlib.suppress(OSError, ValueError, RecursionError, AttributeError):
-        return bool(json.loads((run / "result.json").read_bytes()).get("status") == Status.COMPLETED)
+    with contextlib.suppress(OSError, UserError, AttributeError):
+        return bool(json_of(read(run, "result.json"), run).get("status") == Status.COMPLETED)
     return False

@@ -17,8 +17,8 @@ from typing import Any
 
 from dlrun.folders import reading
 from dlrun.folders.disk import make_folder, write_atomic
+from dlrun.folders.opener import Unreadable, real_folder
 from dlrun.folders.run import Run
-from dlrun.folders.version import NewerFormat
 
 __all__ = ["changes", "keep", "mismatch"]
 
@@ -46,8 +46,9 @@ def keep(run: Run, trust: Sequence[str]) -> str:
             omitted.append(name)
             continue
         copy = run.path / "code" / name
+        within = real_folder(run.path, "code")
         make_folder(copy.parent)
-        write_atomic(copy, content)
+        write_atomic(copy, content, within=within)
     files = {**_stored(run.path), **{name: _hash(content) for name, content in found.items()}}
     run.update_result(code={"files": files, "not_copied": omitted})
     return said
@@ -94,7 +95,7 @@ def _stored(path: Path) -> dict[str, str]:
     """The hashes of a run's own code by file; only names that lie below a folder."""
     try:
         code = reading.stored(path).get("code")
-    except NewerFormat:
+    except Unreadable:
         return {}
     files: Any = code.get("files") if isinstance(code, dict) else None
     if not isinstance(files, dict):

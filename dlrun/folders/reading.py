@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dlrun.errors import UserError
-from dlrun.folders.disk import has_file, make_folder, owned
+from dlrun.folders.disk import has_file, owned
 from dlrun.folders.formats import read_arrays, read_rows
+from dlrun.folders.opener import Unreadable, in_folder, read, real_folder
+from dlrun.folders.plain import json_of, mapping
+from dlrun.folders.record import expect
 from dlrun.folders.version import refuse_newer
 from dlrun.vocabulary import Status
 
@@ -25,6 +27,7 @@ __all__ = [
     "is_run",
     "layers",
     "metrics",
+    "names",
     "per_class",
     "pictures",
     "report",
@@ -39,6 +42,7 @@ T = TypeVar("T")
 
 
 FOLDER = "dlrun.data.files.image_folder"
+EPOCH = re.compile(r"epoch_.*\.pt", re.DOTALL)
 
 
 def tested(path: Path) -> Path:
@@ -48,8 +52,22 @@ def tested(path: Path) -> Path:
 
 
 def epoch_checkpoints(path: Path) -> list[Path]:
-    """Return the checkpoints of single epochs, oldest first."""
-    return sorted((path / "checkpoints").glob("epoch_*.pt"))
+    """Return the checkpoints of single epochs, oldest first; no links. Raises Unreadable if their folder is a link."""
+    return [path / "checkpoints" / name for name in names(path, "checkpoints") if EPOCH.fullmatch(name)]
+
+
+def names(path: Path, folder: str) -> list[str]:
+    """Return the names of the regular files of a folder of a run, sorted; none without such a folder.
+
+    The run's own are those of "". Raises Unreadable if it is a link.
+    """
+    try:
+        with in_folder(path, f"{folder}/x".lstrip("/")) as (at, last):
+            entries = os.scandir(os.path.dirname(last) if at is None else at)
+            with entries:
+                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    except OSError:
+        return []
 
 
 def result(path: Path) -> dict[str, Any]:
@@ -64,14 +82,21 @@ def result(path: Path) -> dict[str, Any]:
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """Return result.json as it stands. Raises NewerFormat for one of a newer dlrun."""
+    """Return result.json as it stands.
+
+    Raises NewerFormat for one of a newer dlrun, Unreadable for one that is damaged, no file, or not of dlrun.
+    """
     file = f"{path}/result.json"
-    with contextlib.suppress(OSError, ValueError, RecursionError), open(file, "rb", buffering=0) as opened:
-        found = json.loads(opened.read())
-        if isinstance(found, dict):
-            refuse_newer(file, found)
-            return found
-    return {"status": Status.RUNNING} if (path / "config.yaml").exists() else {}
+    try:
+        data = read(path, "result.json")
+    except FileNotFoundError:
+        return {"status": Status.RUNNING} if (path / "config.yaml").exists() else {}
+    found = json_of(data, file)
+    if not isinstance(found, dict):
+        raise Unreadable(file, f"expected keys and values, found {type(found).__name__}")
+    refuse_newer(file, found)
+    expect(file, found)
+    return found
 
 
 def stamp(path: Path) -> tuple[tuple[int, int], ...]:
@@ -82,8 +107,8 @@ def stamp(path: Path) -> tuple[tuple[int, int], ...]:
     found = []
     for name in ("result.json", "config.yaml", "metrics.csv", "report.html"):
         try:
-            stat = os.stat(path / name)
-            found.append((stat.st_mtime_ns, stat.st_size))
+            about = os.stat(path / name)
+            found.append((about.st_mtime_ns, about.st_size))
         except OSError:
             found.append((0, 0))
     return tuple(found)
@@ -91,7 +116,7 @@ def stamp(path: Path) -> tuple[tuple[int, int], ...]:
 
 def arrays(path: Path, name: str) -> dict[str, Any]:
     """Return the arrays of `predictions`, `identity`, `histograms`, `showcase` or `probe`; empty if there are none."""
-    return read_arrays(path / f"{name}.npz")
+    return read_arrays(path, f"{name}.npz")
 
 
 def layers(path: Path) -> list[dict[str, str]]:
@@ -125,9 +150,11 @@ def error_tables(path: Path) -> tuple[Path, Path]:
 
 
 def pictures(path: Path) -> Path:
-    """Return the folder of the pictures of a run or a sweep; makes it if needed."""
-    make_folder(path / "plots")
-    return path / "plots"
+    """Return the folder of the pictures of a run or a sweep; makes it if needed. Raises Unreadable if it is a link."""
+    try:
+        return real_folder(path, "plots")
+    except OSError as error:
+        raise UserError(f"{path / 'plots'}: cannot make this folder: {error.strerror}") from error
 
 
 def config(path: Path) -> dict[str, Any]:
@@ -135,16 +162,11 @@ def config(path: Path) -> dict[str, Any]:
 
     One from before `dataset.decoder` names the decoder that the run was trained with, so that it keeps its pixels.
     """
-    import yaml
-
     file = path / "config.yaml"
     try:
-        found = yaml.safe_load(file.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        why = " ".join(str(error).split("\n  in ")[0].split())
-        raise UserError(f"{file}: not a readable config: {why}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: expected keys and values, found {type(found).__name__}")
+        found = mapping(path, "config.yaml")
+    except FileNotFoundError:
+        raise UserError(f"{file}: not a readable config: there is no such file") from None
     for key, value in _leaves(found, ""):
         if isinstance(value, str) and "${" in value:
             raise UserError(f"{file}: {key}={value}: a stored config contains values, not interpolations")

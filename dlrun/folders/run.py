@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import time
@@ -18,12 +19,15 @@ from typing import Any
 from dlrun.errors import UserError
 from dlrun.folders.disk import OWNER, append, lock, make_folder, unlock, write_atomic
 from dlrun.folders.formats import as_csv, read_arrays, write_arrays
+from dlrun.folders.opener import Unreadable, read_text, real_folder, remove
 from dlrun.folders.outputs import OUTPUTS, latest_is_gone, new_folder, point_latest
-from dlrun.folders.reading import epoch_checkpoints, metrics, stored, tested
+from dlrun.folders.reading import epoch_checkpoints, metrics, names, stored, tested
 from dlrun.folders.version import NewerFormat, stamped
-from dlrun.vocabulary import Status
+from dlrun.vocabulary import Exit, Status
 
 __all__ = ["Run", "ask_to_stop", "claim", "reopen", "settle", "take", "taken"]
+
+LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # a file that a kill left unfinished, as `replacing` names it
 
 
 class Run:
@@ -41,6 +45,8 @@ class Run:
         except NewerFormat:
             self.release()
             raise
+        except Unreadable:  # it is written anew: what training needs is in the checkpoint
+            self._result = {"status": Status.RUNNING}
 
     @property
     def checkpoints(self) -> Path:
@@ -74,8 +80,9 @@ class Run:
     def fresh_events(self) -> Path:
         """Return the folder for TensorBoard's events, emptied of those of an earlier process."""
         folder = self.path / "tensorboard"
-        for old in folder.glob("events.out.tfevents.*"):
-            old.unlink()
+        for old in names(self.path, "tensorboard"):
+            if old.startswith("events.out.tfevents."):
+                remove(self.path, f"tensorboard/{old}")
         return folder
 
     @property
@@ -131,19 +138,19 @@ class Run:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Append the row of an epoch; other programs can read it at once."""
         path = self.path / "metrics.csv"
-        text = as_csv([row], header=not path.exists())
+        text = as_csv([row], header=not os.path.lexists(path))
         append(path, text.encode())
 
     def append_layers(self, rows: list[dict[str, Any]]) -> None:
         """Append the rows of an epoch, one per layer."""
         path = self.path / "layers.csv"
         if rows:
-            append(path, as_csv(rows, header=not path.exists()).encode())
+            append(path, as_csv(rows, header=not os.path.lexists(path)).encode())
 
     def add_histograms(self, epoch: int, arrays: Mapping[str, Any] | None) -> None:
         """Add the histograms of an epoch to histograms.npz; they replace older ones of the same epoch."""
         if arrays is not None:
-            merged = read_arrays(self.path / "histograms.npz") | {f"{epoch:04d}/{k}": v for k, v in arrays.items()}
+            merged = read_arrays(self.path, "histograms.npz") | {f"{epoch:04d}/{k}": v for k, v in arrays.items()}
             write_arrays(self.path / "histograms.npz", merged, small=True)
 
     def trim_metrics(self, epoch: int) -> None:
@@ -152,13 +159,14 @@ class Run:
             self._trim(self.path / name, epoch)
 
     def _trim(self, path: Path, epoch: int) -> None:
-        if not path.exists():
+        try:
+            lines = read_text(path.parent, path.name).splitlines(keepends=True)
+        except FileNotFoundError:
             return
-        lines = path.read_text().splitlines(keepends=True)
         whole = [(line.split(",")[0], line) for line in lines[1:] if line.endswith("\n")]
         kept = [line for number, line in whole if number.isdigit() and int(number) <= epoch]
         if epoch == 0 or not lines or not lines[0].endswith("\n"):
-            path.unlink()
+            remove(path.parent, path.name)
         elif kept != lines[1:]:
             write_atomic(path, "".join([lines[0], *kept]).encode())
 
@@ -191,8 +199,8 @@ class Run:
     def asked_to_stop(self) -> str | None:
         """Return why the run should end after this epoch, or None."""
         try:
-            return (self.path / "stop").read_text()
-        except OSError:
+            return read_text(self.path, "stop")
+        except (OSError, Unreadable):
             return None
 
     def discard(self) -> None:
@@ -202,7 +210,7 @@ class Run:
             return
         for name in ("config.yaml", "result.json", "identity.npz", "weights.csv", "log.txt", OWNER):
             (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / "code", ignore_errors=True)
+        shutil.rmtree(self.path / "code", ignore_errors=True)  # refuses a link
         with contextlib.suppress(OSError):  # not empty
             self.checkpoints.rmdir()
             self.path.rmdir()
@@ -229,7 +237,14 @@ def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
     if found := _foreign(path):
         run.release()
         raise UserError(f"{path} already contains {found}choose another run.dir=")
-    make_folder(run.checkpoints)
+    try:
+        real_folder(path, "checkpoints")
+    except OSError as error:
+        run.release()
+        raise UserError(f"{run.checkpoints}: cannot make this folder: {error.strerror}", Exit.FAILED) from error
+    except UserError:
+        run.release()
+        raise
     point_latest(path, completed=False)
     return run
 
@@ -254,14 +269,25 @@ def reopen(folder: str) -> Run:
         near = ", ".join(_beside(path))
         raise UserError(f"{folder}: no run here (config.yaml is missing); runs nearby: {near or 'none'}")
     run = Run(path, "wait for it to end before resuming it")
-    make_folder(run.checkpoints)
-    for leftover in [*path.glob(".*.tmp"), *path.glob("*/.*.tmp")]:
-        leftover.unlink()
+    try:
+        real_folder(path, "checkpoints")
+        for folder in ("", "checkpoints/", "plots/", "code/"):
+            for name in names(path, folder.strip("/")):
+                if LEFTOVER.fullmatch(name):
+                    remove(path, f"{folder}{name}")
+    except OSError as error:
+        run.release()
+        raise UserError(f"{error.filename or path}: cannot write: {error.strerror}", Exit.FAILED) from error
+    except UserError:
+        run.release()
+        raise
     return run
 
 
 def take(folder: Path) -> tuple[Run, bool]:
     """Lock the folder of a trial: claimed if it is new, else reopened; the flag is set if it has a config."""
+    if folder.is_symlink():  # somebody else's run, or the user's own elsewhere
+        raise Unreadable(folder, "expected the folder of a trial, found a link")
     if not (folder / "config.yaml").is_file():
         return claim(str(folder), ""), False
     run = reopen(str(folder))

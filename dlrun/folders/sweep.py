@@ -6,7 +6,6 @@ One process at a time may hold a sweep, like a run. Nothing here imports torch.
 from __future__ import annotations
 
 import contextlib
-import csv
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any
 
 from dlrun.errors import UserError
 from dlrun.folders.disk import has_file, lock, make_folder, unlock, write_atomic
-from dlrun.folders.formats import as_csv
+from dlrun.folders.formats import as_csv, read_rows
+from dlrun.folders.opener import Unreadable, appendable, open_beneath, read, remove
 from dlrun.folders.outputs import OUTPUTS, new_folder
+from dlrun.folders.plain import mapping
 from dlrun.folders.reading import config
 from dlrun.folders.version import refuse_newer, stamped
 
@@ -49,19 +50,36 @@ def open_sweep(folder: str | None, label: str = "") -> Iterator[Path]:
     if not is_sweep(path) and (names := sorted(n for n in os.listdir(path) if not n.startswith("."))):
         unlock(handle)
         raise UserError(f"{path} already contains {names[0]}, which is not part of a sweep; choose another sweep.dir=")
-    _mend(journal(path))
     try:
+        _refuse_links(path)
+        _mend(path)
         yield path
     finally:
         unlock(handle)
 
 
-def _mend(file: Path) -> None:
-    """Remove a half-written last line and the lock of a process that is gone: the sweep is ours."""
+def _refuse_links(path: Path) -> None:
+    """Raise Unreadable if a trial or a folder of a sweep is a link: nothing of it may be trained on or overwritten."""
+    for name in sorted(os.listdir(path)):
+        if (name.isdigit() or name in ("jobs", "plots", "log.txt")) and os.path.islink(path / name):
+            raise Unreadable(path / name, "expected a file or folder of this sweep, found a link")
+
+
+def _mend(path: Path) -> None:
+    """Remove a half-written last line and the lock of a process that is gone: the sweep is ours.
+
+    Raises Unreadable if the journal, which Optuna opens by its name, is a link or has a second name elsewhere.
+    """
     with contextlib.suppress(OSError):
-        Path(f"{file}.lock").unlink()
-    with contextlib.suppress(OSError), open(file, "r+b") as opened:
-        content = opened.read()
+        remove(path, "study.journal.lock")
+    try:
+        if os.path.lexists(journal(path)):
+            os.close(appendable(path, "study.journal"))  # a copy of its own
+        handle = open_beneath(path, "study.journal", os.O_RDWR)
+    except OSError:
+        return
+    with os.fdopen(handle, "r+b") as opened:
+        content = read(path, "study.journal")
         opened.truncate(content.rfind(b"\n") + 1)
 
 
@@ -95,22 +113,18 @@ def plan(path: Path) -> dict[str, Any]:
 
     Raises UserError when sweep.yaml cannot be read, NewerFormat when a newer dlrun wrote it.
     """
-    import yaml
-
     file = path / "sweep.yaml"
     try:
-        found = yaml.safe_load(file.read_bytes())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: not a readable sweep: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file}: expected keys and values")
+        found = mapping(path, "sweep.yaml")
+    except FileNotFoundError:
+        raise UserError(f"{file}: not a readable sweep: there is no such file") from None
     refuse_newer(file, found)
     return found
 
 
 def old_folds(path: Path) -> list[str]:
     """Return the words by which further trials get the folds of the first, if that is older than `dataset.split`."""
-    for file in sorted(path.glob("[0-9]*/config.yaml"))[:1]:
+    for file in sorted(f for f in path.glob("[0-9]*/config.yaml") if not f.parent.is_symlink())[:1]:
         with contextlib.suppress(UserError):
             node = config(file.parent).get("dataset")
             if isinstance(node, dict) and "split" not in node:
@@ -127,11 +141,7 @@ def write_plan(path: Path, content: dict[str, Any]) -> None:
 
 def table(path: Path) -> list[dict[str, str]]:
     """Return the rows of table.csv as text, one per trial; empty if there is none."""
-    try:
-        with open(path / "table.csv", newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError:
-        return []
+    return read_rows(path / "table.csv")
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:

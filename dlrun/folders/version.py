@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlrun.errors import UserError
+from dlrun.folders.opener import Unreadable
 from dlrun.vocabulary import FORMAT
 
 __all__ = ["NewerFormat", "refuse_newer", "stamped"]
 
 
-class NewerFormat(UserError):
+class NewerFormat(Unreadable):
     """A stored file has a later version than this dlrun reads."""
 
 
@@ -30,4 +30,4 @@ def refuse_newer(file: Path | str, content: Mapping[str, Any]) -> None:
     version = content.get("version")
     if isinstance(version, (int, float)) and version > FORMAT:
         found = f"(format {version:g}, this one reads {FORMAT})"
-        raise NewerFormat(f"{file} was written by a newer dlrun {found}; update dlrun")
+        raise NewerFormat(file, f"was written by a newer dlrun {found}; update dlrun")

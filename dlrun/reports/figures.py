@@ -92,7 +92,7 @@ def headline(figure: Figure, text: str) -> None:
 def save(folder: Path, name: str, figure: Figure, dpi: int = DPI) -> Path:
     """Write a figure into the pictures of a folder; return the file."""
     file = reading.pictures(folder) / f"{name}.png"
-    write_atomic(file, figure_bytes(figure, dpi))
+    write_atomic(file, figure_bytes(figure, dpi), within=folder)
     return file
 
 

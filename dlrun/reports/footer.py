@@ -42,6 +42,9 @@ def lines(entries: Sequence[Entry], column: str, names: Mapping[str, str], width
 def _line(status: str, reason: str, group: Sequence[Entry], names: Sequence[str]) -> str:
     count = f"{len(group)} " if len(group) > 1 else ""
     more = f" and {len(group) - len(names)} more" if len(group) > len(names) else ""
+    if status == Status.UNREADABLE:
+        reason = reason.removeprefix(f"{group[0].path}/")
+        return f"left out: {', '.join(names)}{more}" + (f" ({reason})" if reason else "")
     if status == Status.INTERRUPTED:
         reason = f"`{shlex.join(['dlrun', 'resume', str(group[0].path)])}` continues the first"
     return f"{count}{status}: {', '.join(names)}{more}" + (f": {reason}" if reason else "")

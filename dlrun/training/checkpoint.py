@@ -98,7 +98,7 @@ def write(
     torch.save(content, buffer)
     data = buffer.getvalue()
     own = [run.checkpoints / str(name)] if name in keep else []
-    write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])])
+    write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])], within=run.path)
     for path in run.epoch_checkpoints():  # last, since a full disk must not cost the files that exist
         if path.name not in keep:
             path.unlink()

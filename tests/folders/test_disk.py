@@ -60,9 +60,9 @@ def test_what_is_written_is_on_the_disk_before_it_counts(here: Path, monkeypatch
         steps.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
         fsync(handle)
 
-    def replaced(old: Path, new: Path) -> None:
+    def replaced(old: str, new: str, **folders: Any) -> None:
         steps.append("replace")
-        replace(old, new)
+        replace(old, new, **folders)
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
@@ -120,7 +120,7 @@ def test_other_names_get_the_same_data_before_the_file_itself(
         os, "fsync", lambda handle: (flushed.append(stat.S_ISREG(os.fstat(handle).st_mode)), real(handle))
     )
     if not links:
-        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.EPERM, "no links here")))
     disk.write_atomic(last, b"one", also=[best])
     assert (last.read_bytes(), best.read_bytes()) == (b"one", b"one")
     assert sum(flushed) == (1 if links else 2)  # the data is flushed once where one file can have two names

@@ -21,6 +21,7 @@ import pytest
 
 from dlrun.errors import UserError
 from dlrun.folders import disk, reading
+from dlrun.folders.opener import Unreadable
 from dlrun.folders.run import claim, reopen, settle
 from dlrun.vocabulary import FORMAT
 from support.commands import Outcome
@@ -268,7 +269,12 @@ def test_config_and_result_come_back_as_written(here: Path) -> None:
     assert reading.result(run.path)["status"] == "interrupted"
     assert reading.stored(run.path)["status"] == "running"
     (run.path / "result.json").write_text("{")
-    assert reading.result(run.path)["status"] == "interrupted"
+    with pytest.raises(Unreadable, match=r"result\.json"):
+        reading.result(run.path)
+    reopened = reopen("run")  # what training needs is in the checkpoint
+    reopened.update_result(status="completed")
+    reopened.release()
+    assert reading.result(run.path)["status"] == "completed"
 
 
 def test_resume_of_what_is_no_run_or_complete(here: Path, dlrun: Callable[..., Outcome]) -> None:

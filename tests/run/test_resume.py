@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from dlrun.errors import UserError
-from dlrun.folders import disk
 from dlrun.folders.run import claim, reopen
 from support.composed import composed
 
@@ -76,7 +75,8 @@ def _kill_at(count: int) -> None:
             counting(lambda: None)()
             self.file.write(data[len(data) // 2 :])
 
-    disk.open = lambda *words: InTwo(open(*words))  # type: ignore[attr-defined]  # noqa: SIM115
+    real = os.fdopen
+    os.fdopen = lambda handle, mode: InTwo(real(handle, mode)) if mode == "wb" else real(handle, mode)  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")

@@ -54,9 +54,9 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Let each checkpoint take its time; the seconds since the start at which one was there."""
     done: list[float] = []
 
-    def late(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
+    def late(path: Path, data: bytes, also: Sequence[Path] = (), **more: Any) -> None:
         time.sleep(SLOW)
-        write_atomic(path, data, also)
+        write_atomic(path, data, also, **more)
         done.append(time.perf_counter())
 
     monkeypatch.setattr(checkpoint, "write_atomic", late)
@@ -113,10 +113,10 @@ def test_a_row_is_there_before_its_checkpoint_and_result_json_says_so_after_it(
 ) -> None:
     folder, seen = tmp_path / "run", []
 
-    def write(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
+    def write(path: Path, data: bytes, also: Sequence[Path] = (), **more: Any) -> None:
         told = reading.stored(folder).get("epochs", 0)
         rows = [{row["epoch"] for row in table(folder)} for table in (reading.metrics, reading.layers)]
-        write_atomic(path, data, also)
+        write_atomic(path, data, also, **more)
         seen.append((told, len(rows[0]), len(rows[1])))
 
     monkeypatch.setattr(checkpoint, "write_atomic", write)

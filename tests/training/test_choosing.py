@@ -30,12 +30,12 @@ def fit(folder: Path, *overrides: str, until: int | None = None) -> tuple[Run, S
         run.write_config(exp.cfg.plain)
         real = checkpoint.write_atomic
 
-        def dying(path: Path, data: bytes, also: Sequence[Path] = ()) -> None:
+        def dying(path: Path, data: bytes, also: Sequence[Path] = (), **more: Any) -> None:
             if path.name == "last.pt" and len(reading.metrics(folder)) == until:
                 for other in also:  # the files that are replaced before it
                     real(other, data)
                 raise KeyboardInterrupt
-            real(path, data, also)
+            real(path, data, also, **more)
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoint, "write_atomic", dying)

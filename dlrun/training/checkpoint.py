@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import shlex
 import time
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,8 @@ from torch import Tensor, nn
 from dlrun.errors import UserError, first_line
 from dlrun.folders.disk import write_atomic
 from dlrun.folders.run import Run
-from dlrun.folders.version import refuse_newer
+from dlrun.folders.version import NewerFormat, refuse_newer
+from dlrun.training import expected, sealing
 from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import rng_state, set_rng_state
 from dlrun.vocabulary import FORMAT
@@ -96,6 +98,7 @@ def write(
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
+    sealing.seal(buffer)
     data = buffer.getvalue()
     own = [run.checkpoints / str(name)] if name in keep else []
     write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])], within=run.path)
@@ -166,7 +169,15 @@ def restore(run: Run, exp: Experiment) -> State:
     """
     if not run.last.exists():
         return State()
-    found = load(run.last)
+    try:
+        found = load(run.last)
+        expected.hold(found, exp)
+    except NewerFormat:
+        raise
+    except UserError as error:
+        raise UserError(f"{error}{_instead(run)}", error.code) from error
+    except expected.Misfit as error:
+        raise UserError(f"{run.last}: {error}{_instead(run)}") from error
     load_weights(run.last, found, exp.kept.model)
     try:
         exp.optimizer.load_state_dict(found["optimizer"])
@@ -178,8 +189,17 @@ def restore(run: Run, exp: Experiment) -> State:
         if exp.scale is not None and found.get("scale"):
             exp.scale.load_state_dict(found["scale"])
         return State(*done, **found.get("pace", {}), averaged=int(found.get("averaged", 0)))
-    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+    except Exception as error:  # a user's own optimizer may raise anything
         raise UserError(f"{run.last}: does not fit this optimizer or schedule: {first_line(error)[:160]}") from error
+
+
+def _instead(run: Run) -> str:
+    """What to type if the last checkpoint is not usable: the newest other file, unless it is the same data."""
+    for path in (run.best, *run.epoch_checkpoints()[::-1]):
+        if path.is_file() and not path.samefile(run.last):
+            words = shlex.join(["cp", str(path), str(run.last)])
+            return f"; `{words}` continues from an earlier epoch"
+    return ""
 
 
 def load_weights(path: Path, found: dict[str, Any], model: nn.Module, *, averaged: bool = False) -> None:
@@ -188,8 +208,10 @@ def load_weights(path: Path, found: dict[str, Any], model: nn.Module, *, average
     Raises UserError, which names the first weight that does not fit.
     """
     try:
-        model.load_state_dict(found["ema" if averaged else "model"])
-    except (RuntimeError, TypeError, AttributeError) as error:
+        weights = found["ema" if averaged else "model"]
+        expected.hold_weights(weights, model)
+        model.load_state_dict(weights)
+    except Exception as error:  # a user's own model may raise anything
         lines = str(error).strip().split("\n")
         raise UserError(f"{path}: does not fit this model: {lines[-1].strip()}") from error
 
@@ -197,12 +219,18 @@ def load_weights(path: Path, found: dict[str, Any], model: nn.Module, *, average
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint, tensors on the processor.
 
-    Raises UserError, which names the file, if it is no checkpoint of dlrun or if a newer dlrun wrote it.
+    Raises UserError, which names the file, if it is no checkpoint of dlrun, if a newer dlrun wrote it, or if a bit has
+    changed since.
     """
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        data = path.read_bytes()
+        if data.startswith(b"PK") and sealing.sealed(data) and sealing.broken(data):
+            raise UserError(f"{path}: damaged since it was written: its content does not have the digest at its end")
+        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
+    except UserError:
+        raise
     except Exception as error:
         # torch raises a dozen types for a damaged file: zip, pickle, end of file, refused class
         raise UserError(

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dlrun.config.trust import packages
 from dlrun.errors import UserError
 
 __all__ = ["Parser", "described", "expect_device", "expect_paths", "new_file", "next_command", "numbers", "trusted"]
@@ -34,10 +35,11 @@ def described(docstring: str) -> str:
 
 
 def trusted(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Separate `trust=[package]` from the other arguments; return the others, and the names of the packages."""
-    words = [w for w in argv if not w.startswith("trust=")]
-    found = ",".join(w.removeprefix("trust=").strip("[]") for w in argv if w.startswith("trust="))
-    return words, [name.strip() for name in found.split(",") if name.strip()]
+    """Separate `trust=[package]` from the other arguments; return the others, and the names of the packages.
+
+    Those that the user allows in this folder for good are among them. Raises UserError for other than names.
+    """
+    return [w for w in argv if not w.startswith("trust=")], packages(argv)
 
 
 def expect_device(name: str) -> None:

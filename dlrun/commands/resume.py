@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlrun.commands.arguments import Parser, trusted
+from dlrun.config.trust import only_typed
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit, Status
 
@@ -27,10 +28,12 @@ def main(argv: list[str]) -> int:
     words = (
         "trust=[PACKAGE] allows a run to use classes of that package; "
         f"{ACCEPT} continues with the recorded images although others were added or images were renamed; "
-        "trainer.epochs=60 trains a finished run on, with trainer.patience=0 one that stopped early"
+        "trainer.epochs=60 trains a finished run on, with trainer.patience=0 one that stopped early; "
+        "a sweep that needs hydra.searchpath= or hydra.launcher.setup= takes them as typed here"
     )
     parser = Parser(prog="dlrun resume", description=__doc__, epilog=words)
     parser.add_argument("run", help="the folder of a run or a sweep, such as outputs/latest")
+    parser.add_argument("--config-dir", help="of a sweep that was started with it: its folder of further options")
     args, more = parser.parse_known_args(argv)
     accept = ACCEPT in more
     more = [word for word in more if word != ACCEPT]
@@ -41,17 +44,17 @@ def main(argv: list[str]) -> int:
     from dlrun.folders.run import reopen
     from dlrun.run.extending import EXTENDING
 
+    if sweep_folder.is_sweep(folder := Path(args.run).expanduser()):
+        if accept:
+            raise UserError(f"{ACCEPT}: expected a run, found a sweep; type it for each of its unfinished runs")
+        if others := [word for word in more_epochs if not only_typed(word.partition("=")[0])]:
+            raise UserError(f"{others[0]}: expected a run, found a sweep; type it for one of its runs")
+        return _sweep(folder, [f"trust=[{','.join(trust)}]"] * bool(trust) + more_epochs, args.config_dir)
     if others := [word for word in more_epochs if word.partition("=")[0] not in EXTENDING]:
         why = (
             f"a resumed run keeps the config it was started with; only {' and '.join(EXTENDING)} extend a finished one"
         )
         raise UserError(f"{others[0]}: {why}; for a new run type `dlrun train … {' '.join(more_epochs)}`")
-    if sweep_folder.is_sweep(folder := Path(args.run).expanduser()):
-        if accept:
-            raise UserError(f"{ACCEPT}: expected a run, found a sweep; type it for each of its unfinished runs")
-        if more_epochs:
-            raise UserError(f"{more_epochs[0]}: expected a run, found a sweep; type it for one of its runs")
-        return _sweep(folder, trust)
     run = reopen(args.run)
     try:
         return _continue(run, trust, accept, more_epochs)
@@ -59,16 +62,22 @@ def main(argv: list[str]) -> int:
         run.release()
 
 
-def _sweep(folder: Path, trust: list[str]) -> int:
-    """Run the trials that a sweep has not finished."""
+def _sweep(folder: Path, typed: list[str], options: str | None) -> int:
+    """Run the trials that a sweep has not finished. Raises UserError if its folder of options is not typed again."""
     from dlrun.config.compose import composer
     from dlrun.folders import sweep as sweep_folder
     from dlrun.search.sweeper import again
 
-    flags = sweep_folder.plan(folder).get("flags") or {}
-    kept = {k: flags[k] for k in ("--config-dir", "--config-name") if isinstance(flags.get(k), str)}
-    with composer(kept) as made:
-        return again(made, folder, trust)
+    stored = sweep_folder.plan(folder).get("flags")
+    flags = stored if isinstance(stored, dict) else {}
+    if (further := flags.get("--config-dir")) and not options:
+        words = shlex.join(["dlrun", "resume", str(folder), "--config-dir", str(further), *typed])
+        raise UserError(f"{folder}: --config-dir {further}: found in its sweep.yaml, allowed only if typed: {words}")
+    kept = {"--config-dir": options} if options else {}
+    if isinstance(root := flags.get("--config-name"), str):
+        kept["--config-name"] = root
+    with composer(kept, typed) as made:
+        return again(made, folder, typed)
 
 
 def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str]) -> int:

@@ -8,6 +8,7 @@ build the callbacks and log handlers that a config names before they could be ch
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from dlrun.config.preflight import look
 from dlrun.config.repeat import repeated
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
+from dlrun.config.trust import only_typed, packages, refuse_commands
 from dlrun.config.typed import readable, refuse_bare, refuse_idle, refuse_repeated
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
@@ -44,6 +46,7 @@ def run(
     Raises UserError for every error in the command or the config.
     """
     flags, overrides = split(argv)
+    typed = tuple(overrides)
     if "--shell-completion" not in flags:
         refuse_bare(overrides, verb)
     if source := flags.pop("--from", None):
@@ -54,7 +57,7 @@ def run(
             text = answer(hydra, verb, flags.get("--config-name") or ROOT, flags, readable(overrides))
         print(text, end="")
         return Exit.FINE
-    with composer(flags) as made:
+    with composer(flags, typed) as made:
         if "--multirun" in flags:
             if sweep is None:
                 raise UserError(f"-m: dlrun {verb} runs one setup; for a sweep type dlrun train -m")
@@ -69,15 +72,19 @@ def run(
 
 def compose(*overrides: str) -> Settings:
     """Return the config that `dlrun train <overrides>` would train. Raises UserError."""
-    with composer({}) as made:
+    with composer({}, overrides) as made:
         return Settings.of(made.config(made.parse(overrides)))
 
 
 @contextmanager
-def composer(flags: Flags) -> Iterator[Composer]:
-    """Open a Composer over the user's folders of options, the built-in one and `--config-dir`."""
+def composer(flags: Flags, typed: Sequence[str] = ()) -> Iterator[Composer]:
+    """Open a Composer over the user's folders of options, the built-in one and `--config-dir`.
+
+    `typed` are the words of this command: only they allow code, further folders and shell commands.
+    """
+    trust = packages(typed)
     with in_one_line(), _hydra(flags) as hydra:
-        yield Composer(hydra.config_loader, flags.get("--config-name") or ROOT)
+        yield Composer(hydra.config_loader, flags.get("--config-name") or ROOT, typed, trust)
 
 
 @contextmanager
@@ -107,9 +114,11 @@ class Composed:
 class Composer:
     """Composes configs and validates them; each combination of options is read once."""
 
-    def __init__(self, loader: Any, root: str) -> None:
+    def __init__(self, loader: Any, root: str, typed: Sequence[str] = (), trust: Sequence[str] = ()) -> None:
         self._loader = loader
         self._root = root
+        self._typed = frozenset(typed)
+        self._trust = list(trust)
         self._read_already: dict[tuple[str, ...], dict[str, Any]] = {}
         self._listed: dict[str, list[str]] = {}
         self._folders: list[str] = []  # overrides that name further folders of options
@@ -136,6 +145,8 @@ class Composer:
             raise UserError(f"{line}: expected key=value or group=option")
         if override.is_delete():
             raise UserError(f"{line}: no group or key can be removed; choose another option or value with {key}=")
+        if only_typed(key) and line not in self._typed:
+            raise UserError(f"{line}: found in a file; it is allowed only if it is typed: add {shlex.quote(line)}")
         if key.split(".")[0].split("/")[0] == "hydra" and not _known_to_dlrun(key):
             raise UserError(f"{line}: this setting of Hydra has no effect in dlrun; see run.dir=, sweep.dir= and -m")
 
@@ -180,9 +191,11 @@ class Composer:
         from dlrun.config.extras import require_logger, require_model, require_optimizer
         from dlrun.config.targets import check_targets
 
-        if plain["trust"] and not any(o.key_or_group == "trust" for o in overrides):
+        if base.get("trust"):
             raise UserError("trust: only allowed on the command line, not in a file; type trust=[PACKAGE] there")
-        check_targets(plain, plain["trust"])
+        refuse_commands(launcher, default, [o.input_line for o in overrides])
+        plain["trust"] = list(self._trust)
+        check_targets(plain, self._trust)
         look(plain)
         require_logger(plain)
         require_optimizer(plain)

@@ -22,7 +22,9 @@ def refuse_unsafe(file: Path, found: Mapping[str, Any]) -> None:
     if found.get("trust"):
         raise UserError(f"{_shown(file)}: trust is only allowed on the command line; type trust=[PACKAGE] there")
     hydra = found.get("hydra")
-    if isinstance(hydra, Mapping) and hydra.get("searchpath"):
+    if hydra is not None and not isinstance(hydra, Mapping):  # such as ${other}, which Hydra would follow
+        raise UserError(f"{_shown(file)}: hydra: expected keys of Hydra below it")
+    if "hydra.searchpath" in found or (hydra and hydra.get("searchpath")):
         raise UserError(f"{_shown(file)}: hydra.searchpath is only allowed on the command line; type it there")
 
 

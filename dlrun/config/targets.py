@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dlrun.config.trust import stale
 from dlrun.errors import UserError, first_line
 
 __all__ = ["check_targets", "instantiate", "targets_of"]
@@ -46,6 +47,9 @@ THEIRS = {
     **{f"torch.nn.{n}": n for n in _LOSSES.split()},
 }
 
+# arguments that dlrun passes and a config may not replace: `packages` are those that a teacher's config may name
+GIVEN = ("data", "packages", "device")
+
 
 def check_targets(cfg: Any, trust: list[str]) -> None:
     """Refuse a config with a target, at any depth, that is neither on the allowlist nor trusted; imports nothing.
@@ -66,6 +70,7 @@ def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any,
         raise UserError(f"{key}._target_ is missing; expected the dotted name of a class, such as torch.optim.SGD")
     name = str(node["_target_"])
     target = _locate(f"{key}._target_", name, trust)
+    _refuse_given(node, name, trust, key, given)
     own = {k: _build(v, trust, f"{key}.{k}") for k, v in node.items() if not k.startswith("_")}
     own.update({k: v for k, v in given.items() if k not in own and _accepts(target, k)})
     _check_arguments(target, name, key, own)
@@ -81,6 +86,13 @@ def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any,
             # typing another _target_ keeps the keys of the chosen option
             why += f"; create an option for it, conf/{key}/NAME.yaml with _target_: {name} and the keys that it accepts"
         raise UserError(f"{key}: {name} rejected its arguments: {why}") from error
+
+
+def _refuse_given(node: Mapping[str, Any], name: str, trust: list[str], key: str, given: Mapping[str, Any]) -> None:
+    """Raise UserError if a config sets an argument that only dlrun may pass, such as the packages of a teacher."""
+    for argument in GIVEN:
+        if argument in node and (argument in given or not _trusted(name, trust)):
+            raise UserError(f"{key}.{argument}: dlrun passes this argument to {name} itself; remove it")
 
 
 def _build(value: Any, trust: list[str], key: str) -> Any:
@@ -122,7 +134,11 @@ def _check_name(key: str, name: Any, trust: list[str]) -> None:
     package = parts[0]
     if package not in ("dlrun", "torch", "torchvision"):
         known = package in sys.stdlib_module_names
-        hint = "the standard library is not allowed" if known else f"if it is your own code, type trust=[{package}]"
+        hint = (
+            "the standard library is not allowed"
+            if known
+            else f"if it is your own code, type trust=[{package}]{stale(Path.cwd())}"
+        )
         raise UserError(f"{key}={name}: refused: not a class of dlrun; {hint}")
     near = difflib.get_close_matches(name, [*THEIRS, *(f"{module}.{n}" for n in _defined(module))], 1, 0.8)
     hint = f"did you mean {near[0]}?" if near else "not on the list of classes that a config may use"

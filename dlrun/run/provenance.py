@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import socket
-import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 from dlrun import __version__
 from dlrun.config.settings import Settings
+from dlrun.run.commit import commit
 
 __all__ = ["origin"]
 
@@ -33,23 +34,8 @@ def origin(cfg: Settings) -> dict[str, Any]:
             "torch": torch.__version__,
             "numpy": numpy.__version__,
         },
-        "git": _git(),
+        "git": commit(Path.cwd()),
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def _git() -> str | None:
-    """The commit of the working folder, which holds the user's code and configs; None without git."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip()

@@ -13,7 +13,7 @@ from typing import Any
 
 from dlrun.errors import UserError
 from dlrun.search.sampling import draws, pick
-from dlrun.search.space import Axis, size
+from dlrun.search.space import Axis, refuse_shared, size
 from dlrun.search.study import Trial
 
 __all__ = ["Plan", "Round"]
@@ -87,6 +87,7 @@ class Plan:
         try:
             rounds = [Round(**{**r, "axes": [Axis.recorded(a) for a in r["axes"]]}) for r in found["rounds"]]
             axes = [Axis.recorded(a) for a in found["axes"]]
+            refuse_shared(a.name for a in [*axes, *(a for r in rounds for a in r.axes)])
             return cls(list(found["fixed"]), axes, dict(found["search"]), dict(found["flags"]), rounds)
         except (KeyError, TypeError) as error:
             raise UserError(f"sweep.yaml: not a sweep of this dlrun: {error}") from error

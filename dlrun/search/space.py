@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ from dlrun.errors import UserError
 if TYPE_CHECKING:
     from dlrun.config.compose import Composer
 
-__all__ = ["Axis", "check", "grid", "plain_words", "read", "size"]
+__all__ = ["Axis", "check", "grid", "plain_words", "read", "refuse_shared", "size"]
 
 SHORT = {
     "loguniform": "tag(log,interval({}))",
@@ -194,8 +194,7 @@ def read(composer: Composer, overrides: Sequence[str]) -> tuple[list[Axis], list
         if not override.is_sweep_override():
             fixed.append(override.input_line)
             continue
-        if key.split(".")[0].split("/")[0] in NEVER:
-            raise UserError(f"{override.input_line}: {key} is shared by the whole sweep; expected one value")
+        refuse_shared([key])
         axes.append(_axis(composer, override))
     if not axes:
         # a value that was meant as an axis, such as seed=1..5, is refused with the right form first
@@ -205,6 +204,13 @@ def read(composer: Composer, overrides: Sequence[str]) -> tuple[list[Axis], list
     # the default decides whether an axis is whole: with the ends 0 and 1 a fraction looks whole
     plain = composer.config(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
     return [a if a.words or a.whole else _typed(a, lookup(plain, a.name)) for a in axes], fixed
+
+
+def refuse_shared(keys: Iterable[str]) -> None:
+    """Raise UserError for a key that all trials share and that is no axis, such as trust."""
+    for key in keys:
+        if re.split(r"[./@]", key.lstrip("+~"))[0] in NEVER:
+            raise UserError(f"{key}: shared by the whole sweep; expected one value")
 
 
 def _typed(axis: Axis, value: Any) -> Axis:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun.analysis import importance, sweeps
 from dlrun.config import extras
+from dlrun.config.trust import only_typed
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
@@ -67,12 +68,15 @@ def sweep(
         return Sweep(composer, plan, folder, first.config, first.launcher).run()
 
 
-def again(composer: Composer, folder: Path, trust: list[str]) -> int:
-    """Continue a sweep as it was planned; only packages that are named now are trusted."""
+def again(composer: Composer, folder: Path, typed: Sequence[str]) -> int:
+    """Continue a sweep as it was planned; `typed` words allow what its files may not. Raises UserError if some lack."""
     plan = Plan.recorded(sweep_folder.plan(folder))
-    plan.fixed = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
-    if trust:
-        plan.fixed.append(f"trust=[{','.join(trust)}]")
+    stored = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
+    plan.fixed = [w for w in stored if not only_typed(w.split("=")[0])] + list(typed)
+    keys = [w.lstrip("+").split("=")[0] for w in typed]
+    if lacking := [w for w in stored if only_typed(w.split("=")[0]) and w.lstrip("+").split("=")[0] not in keys]:
+        again = shlex.join(["dlrun", "resume", str(folder), *typed, *lacking])
+        raise UserError(f"{folder}: {lacking[0]}: found in its sweep.yaml, allowed only if it is typed: {again}")
     first = composer.compose(composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)]))
     extras.require_launcher(first.launcher)
     check(composer, plan.axes, plan.fixed, False)

@@ -21,8 +21,9 @@ from dlrun.vocabulary import Exit
 
 __all__ = ["Pool"]
 
+# the first entry is the current folder, whose files are not Python's: a json.py there would run
 CODE = (
-    "import sys, json; sys.path[:] = json.loads(sys.argv[3]); "
+    "import sys; sys.path[:] = filter(None, sys.path); import json; sys.path[:] = json.loads(sys.argv[3]); "
     "from dlrun.search.launchers.job import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 )
 

@@ -95,8 +95,8 @@ def test_every_command_composes(furnished: Path, line: str) -> None:
     if "--explain" in words:
         assert words.pop(words.index("--explain") + 1) in check_names()
     flags = {"--explain", "--help", "--cfg", "job", "…"}
-    with composer({}) as made:
-        words = [word for word in words if word not in flags]
+    words = [word for word in words if word not in flags]
+    with composer({}, words) as made:
         if "-m" not in words:
             assert made.config(made.parse(words))
             return

@@ -15,6 +15,7 @@ from dlrun.errors import UserError
 from dlrun.vocabulary import Exit, Status
 
 if TYPE_CHECKING:
+    from dlrun.config.flags import Flags
     from dlrun.folders.run import Run
 
 __all__ = ["main"]
@@ -73,7 +74,7 @@ def _sweep(folder: Path, typed: list[str], options: str | None) -> int:
     if (further := flags.get("--config-dir")) and not options:
         words = shlex.join(["dlrun", "resume", str(folder), "--config-dir", str(further), *typed])
         raise UserError(f"{folder}: --config-dir {further}: found in its sweep.yaml, allowed only if typed: {words}")
-    kept = {"--config-dir": options} if options else {}
+    kept: Flags = {"--config-dir": options} if options else {}
     if isinstance(root := flags.get("--config-name"), str):
         kept["--config-name"] = root
     with composer(kept, typed) as made:

@@ -12,12 +12,12 @@ import difflib
 import functools
 import importlib
 import inspect
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dlrun.config.beside import allow
 from dlrun.config.trust import stale
 from dlrun.errors import UserError, first_line
 
@@ -164,8 +164,8 @@ def _trusted(name: str, trust: list[str]) -> bool:
 def _locate(key: str, name: str, trust: list[str]) -> Any:
     _check_name(key, name, trust)
     name = MOVED.get(name, name)
-    if _trusted(name, trust) and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # last: a file there must not shadow an installed module
+    if _trusted(name, trust):
+        allow(trust)
     parts = name.split(".")
     found: Any = None
     for i in range(len(parts) - 1, 0, -1):

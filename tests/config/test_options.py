@@ -218,7 +218,7 @@ def test_a_stored_config_is_held_to_the_options_that_it_names(here: Path) -> Non
         with pytest.raises(UserError, match=rf"{section}\.{key}={wrong}"):
             check_rules({**plain, section: {**plain[section], key: wrong}})
     write(here / "conf/model/gone.yaml", MODEL)
-    with composer({}) as made:
+    with composer({}, ["trust=[mine]"]) as made:
         stored = made.config(made.parse(["model=gone", "trust=[mine]", "model.heads=16"]))
     wrong = {**stored, "model": {**stored["model"], "heads": 99}}
     with pytest.raises(UserError, match=r"model\.heads=99"):

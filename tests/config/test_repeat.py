@@ -20,7 +20,7 @@ OWN = ("run", "sweep", "search", "trust", "choices")
 
 
 def again(source: str, *typed: str) -> dict[str, Any]:
-    with composer({}) as made:
+    with composer({}, typed) as made:
         words = [*repeated(source, typed, made.defaults), *typed]
         return made.config(made.parse(words))
 

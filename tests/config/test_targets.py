@@ -216,14 +216,6 @@ def test_trust_admits_a_package_and_nothing_else(here: Path) -> None:
             instantiate({"_target_": "mine_a.Net"}, trust, "model")
 
 
-def test_the_folder_of_the_user_comes_last_on_the_path(here: Path) -> None:
-    write(here / "json.py", "raise SystemExit('shadowed')\n")
-    write(here / "mine_b.py", "class Net: pass\n")
-    assert str(here) not in sys.path
-    instantiate({"_target_": "mine_b.Net"}, ["mine_b"], "model")
-    assert sys.path[-1] == str(here)
-
-
 @pytest.mark.parametrize(
     ("node", "says"),
     [

@@ -21,7 +21,7 @@ from support.moods import MOODS, MOODY, QUICK, rows, start, starts, wait_for, wo
 
 
 def swept(*overrides: str) -> list[str]:
-    with composer({}) as made:
+    with composer({}, overrides) as made:
         return [" ".join(words) for words in points(made, overrides)]
 
 
@@ -70,7 +70,7 @@ def test_what_cannot_be_searched_is_one_line(here: Path, dlrun: Callable[..., Ou
 
 
 def axes(*words: str) -> list[Axis]:
-    with composer({}) as made:
+    with composer({}, words) as made:
         return read(made, words)[0]
 
 

@@ -27,7 +27,7 @@ def composed(*overrides: str) -> Settings:
 
 def recorded(*overrides: str) -> dict[str, Any]:
     """Return what `dlrun train <overrides>` stores beside the config."""
-    with composer({}) as made:
+    with composer({}, overrides) as made:
         return made.compose(made.parse(overrides)).record()
 
 

@@ -56,8 +56,9 @@ def check_targets(cfg: Any, trust: list[str]) -> None:
 
     Raises UserError with the key, the name, and what to type for a package of your own.
     """
-    for key, name in targets_of(cfg):
-        _check_name(key, name, trust)
+    for key, node in _nodes(cfg, ""):
+        _check_name(_joined(key, "_target_"), node["_target_"], trust)
+        _refuse_given(node, str(node["_target_"]), trust, key, {})
 
 
 def instantiate(node: Mapping[str, Any], trust: list[str], key: str, *args: Any, **given: Any) -> Any:
@@ -107,18 +108,21 @@ def _build(value: Any, trust: list[str], key: str) -> Any:
 
 def targets_of(cfg: Any) -> Iterator[tuple[str, Any]]:
     """Yield key and name of every target of a config, at any depth."""
-    return _targets(cfg, "")
+    return ((_joined(key, "_target_"), node["_target_"]) for key, node in _nodes(cfg, ""))
 
 
-def _targets(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+def _nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield key and node of everything with a target."""
+    if isinstance(node, Mapping) and node.get("_target_") is not None:
+        yield key, node
     items = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
     for name, value in items:
-        below = f"{key}.{name}" if key else str(name)
-        if name == "_target_":
-            if value is not None:
-                yield below, value
-        else:
-            yield from _targets(value, below)
+        if name != "_target_":
+            yield from _nodes(value, _joined(key, name))
+
+
+def _joined(key: str, name: object) -> str:
+    return f"{key}.{name}" if key else str(name)
 
 
 def _check_name(key: str, name: Any, trust: list[str]) -> None:

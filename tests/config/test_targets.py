@@ -164,12 +164,12 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 STRANGERS = {
-    "!!python/object/apply:os.system [touch touched]\n": "not a readable config",
-    "seed: !!python/name:os.system\n": "not a readable config",
+    "!!python/object/apply:os.system [touch touched]\n": "not readable YAML",
+    "seed: !!python/name:os.system\n": "not readable YAML",
     "- a list\n": "expected keys and values",
     "": "expected keys and values",
     "seed: 1\n": "dataset is missing",
-    "seed: [1\n": "not a readable config",
+    "seed: [1\n": "not readable YAML",
 }
 
 

@@ -33,6 +33,7 @@ LATER = 6  # further steps, if the first is short: those of RAdam are not divide
 POINTS = 4  # per epoch, of the planned rates
 HARSH = 0.1  # of a weight that decay takes in a single step
 ROUNDED = 1e-6  # of a weight: less is lost when float32 is rounded, in a sound optimizer as well
+NEAR = 0.01  # of the way to other weights: they were not restored
 CLIPPED = 10.0  # times shorter than the gradient: clipping decides the length of every step
 
 
@@ -53,7 +54,7 @@ def descent(exp: Experiment) -> Verdict:
     if not math.isfinite(step.cosine):
         return Verdict(Outcome.SKIP, "not run", expected, "skipped: the gradient is 0 or not finite; see `parameters`")
     shown = f"cosine {step.cosine:.2f}, reach {step.reach:.2g} of a weight"
-    for found in (_uphill(exp, step), _deaf(exp, batch), _decay(exp), _short(exp, step)):
+    for found in (_deaf(exp, batch), _uphill(exp, step), _decay(exp), _short(exp, step)):
         if found is not None:
             return Verdict(found[0], shown, expected, found[1])
     return Verdict(Outcome.PASS, shown, expected, "steps point down the gradient, and decay shrinks")
@@ -66,8 +67,7 @@ class _Step:
     """One step of a copy at the peak rate: its cosine with -gradient, and how far the planned training can go."""
 
     def __init__(self, exp: Experiment, batch: Batch) -> None:
-        trial = twin(exp)
-        trial.model.train()
+        trial = _begun(exp, batch)
         rates = peak_rates(exp)
         for group, rate in zip(trial.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -89,6 +89,14 @@ class _Step:
             loop.step(trial, batch)
             later = {n: p.detach() - before[n] for n, p in trainable.items()}
             self.reach = max(self.reach, _farthest(later, before) * rest)
+
+
+def _begun(exp: Experiment, batch: Batch) -> Experiment:
+    """A copy in training mode that has seen a batch: layers may get their first weights from one."""
+    trial = twin(exp)
+    with torch.no_grad(), trial.autocast():
+        trial.model.train()(batch.x.clone())
+    return trial
 
 
 def _farthest(moves: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> float:
@@ -118,25 +126,50 @@ def _deaf(exp: Experiment, batch: Batch) -> Found:
     name = type(exp.optimizer).__name__
     if name == "LBFGS":
         return None
-    trial = twin(exp)
-    trial.model.train()
+    trial = _begun(exp, batch)
     for group in trial.optimizer.param_groups:
         group["lr"] = 0.0
     before = [p.detach().clone() for p in trial.model.parameters()]
+    seen: list[list[Tensor]] = []
+    hook = trial.model.register_forward_pre_hook(
+        lambda *_: seen.append([p.detach().clone() for p in trial.model.parameters()])
+    )
     loop.step(trial, batch)
-    if all(torch.equal(p, old) for p, old in zip(trial.model.parameters(), before, strict=True)):
+    hook.remove()
+    if _rests(trial, before):
         return None
+    if (message := _left_there(name, [p.detach() for p in trial.model.parameters()], before, seen)) is not None:
+        return Outcome.FAIL, message
     for group in trial.optimizer.param_groups:
         group["weight_decay"] = 0.0
     again = [p.detach().clone() for p in trial.model.parameters()]
     loop.step(trial, batch)
-    if all(torch.equal(p, old) for p, old in zip(trial.model.parameters(), again, strict=True)):
+    if _rests(trial, again):
         message = (
             f"the weight decay of {name} shrinks weights although the rate is 0, so the schedule does not lower it: "
         )
         return Outcome.FAIL, message + "take lr × weight_decay of a weight per step"
     message = f"{name} moves the weights although the rate of its groups is 0: the schedule, and rates per layer, have "
     return Outcome.FAIL, message + "no effect; read the rate from group['lr'] in step(), not from self"
+
+
+def _rests(trial: Experiment, before: list[Tensor]) -> bool:
+    """Whether the weights are where they were, but for rounding: SAM moves them away and back."""
+    moves = [p.detach() - old for p, old in zip(trial.model.parameters(), before, strict=True)]
+    return _norm(moves) <= ROUNDED * _norm(before)
+
+
+def _left_there(name: str, after: list[Tensor], before: list[Tensor], seen: list[list[Tensor]]) -> str | None:
+    """A sentence if a second pass of a step is computed at other weights, as in SAM, which are not restored."""
+    far = _norm([a - b for a, b in zip(after, before, strict=True)])
+    places = [_norm([s - b for s, b in zip(one, before, strict=True)]) for one in seen[1:]]
+    rest = [_norm([a - s for a, s in zip(after, one, strict=True)]) for one in seen[1:]]
+    if not any(place > 0 and left <= NEAR * far for place, left in zip(places, rest, strict=True)):
+        return None
+    return (
+        f"{name} computes the loss again at weights that it has moved by {max(places):.2g}, and leaves them there: "
+        "after the second gradient, and before the step, SAM has to move back (p.sub_(self.state[p]['e_w']))"
+    )
 
 
 def _decay(exp: Experiment) -> Found:

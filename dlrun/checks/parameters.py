@@ -36,6 +36,7 @@ COUNT, TRIES = 16, 5
 MANY = 320  # samples that a tensor without a gradient is given in the end
 STEPS = 4
 ROSE, EXPLODED = 10.0, 100.0  # times the larger of the first loss and chance, after a few steps
+WEAK = "the rate or the gradient is too small"
 MOMENTUM = 0.999  # averages over a thousand steps
 SANE = 0.01  # a rate at which few optimizers explode
 
@@ -251,15 +252,26 @@ def optimizer(exp: Experiment) -> Verdict:
     moved = {n for n in before if not torch.equal(after[n], before[n])}
     still = [n for n in before if n not in moved | idle and not _excused(n, moved)]
     if still:
-        message = (
-            f"{named(still)} did not change in {steps} steps at lr {rate:g}: "
-            "the rate or the gradient is too small" + (advice(exp, "optimizer.lr=1e-3") if rate < 1e-3 else "")
-        )
+        message = f"{named(still)} did not change in {steps} steps at lr {rate:g}: {_group(exp, moved) or WEAK}"
+        message += advice(exp, "optimizer.lr=1e-3") if rate < 1e-3 else ""
         return Verdict(Outcome.FAIL, f"{len(still)} of {len(before)} did not change", "all change", message)
     if losses[-1] > ROSE * start:
         message = f"the loss rises steeply at lr {rate:g}" + advice(exp, f"optimizer.lr={rate / 10:.2g}")
         return Verdict(Outcome.WARN, *shown, message)
     return Verdict(Outcome.PASS, *shown, "the optimizer has every trainable tensor, and changes it")
+
+
+def _group(exp: Experiment, moved: set[str]) -> str:
+    """A cause if the tensors that do not change make up whole groups of the optimizer, else ""."""
+    groups = exp.optimizer.param_groups
+    names = {id(p): n for n, p in exp.model.named_parameters()}
+    found = [k for k, group in enumerate(groups) if not moved & {names.get(id(p), "") for p in group["params"]}]
+    if not found or len(found) == len(groups):
+        return ""
+    which = f"group{'s' * (len(found) > 1)} {', '.join(map(str, found))} of {len(groups)}"
+    if all(not groups[k]["lr"] for k in found):
+        return f"they are {which}, whose rate is 0; type model.freeze if they are to stay"
+    return f"they are {which}, which step() leaves out: loop over all of self.param_groups, not over the first alone"
 
 
 def _membership(exp: Experiment) -> Verdict | None:

@@ -2,8 +2,10 @@
 
 Detects: a penalty with the wrong sign, one that does not grow with its strength, one without a gradient, and
 one that misses weights. Compares strengths 0, λ and 10 λ on the same weights, then checks the gradient: a step
-against it must shrink the weights. The data loss is left out, since it adds the same to all three. Cannot
-detect: a poor choice of the strength, or weight decay inside the optimizer.
+against it must shrink the weights, all alike, and by about what the number says (dlrun/checks/strength.py): a mean over
+tensors, a sum of norms, nested modules counted twice, a factor of the number of weights or samples. The data loss is
+left out, since it adds the same to all three. Cannot detect: a poor choice of the strength, or weight decay inside the
+optimizer.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from dlrun.checks.advice import advice
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, replica
+from dlrun.checks.strength import growth, mistaken
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -51,6 +54,7 @@ def penalty(exp: Experiment) -> Verdict:
     reached = {n: p for n, p in weights.items() if p.grad is not None and bool(p.grad.any())}
     grows = [n for n, p in reached.items() if p.grad is not None and float((p.grad * p.detach()).sum()) < 0]
     missed = [n for n in weights if n not in reached]
+    slopes = {n: p.grad for n, p in reached.items() if p.grad is not None}
     if not reached or grows:
         message = (
             "the penalty reaches no weight of the model: sum over the parameters of the model that is passed to it"
@@ -62,4 +66,6 @@ def penalty(exp: Experiment) -> Verdict:
     if missed:
         message = f"the penalty misses {named(missed)}: it must include every weight" + advice(exp, "regularizer=l2")
         return Verdict(Outcome.WARN, *shown, message)
+    if (wrong := growth(values) or mistaken(exp.penalty, weights, slopes)) is not None:
+        return Verdict(Outcome.WARN, *shown, wrong)
     return Verdict(Outcome.PASS, *shown, "a stronger penalty is higher, and shrinks every weight")

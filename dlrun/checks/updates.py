@@ -33,6 +33,7 @@ FADED = 0.8  # of a coasting step that momentum of the configured size leaves af
 LIKE = 0.6, 1.6  # times as far as torch's own: rounding and the place of epsilon explain no more
 SHRUNK = 1 / 3, 3.0  # times rate × decay: some define decay with a factor of a half or two
 LOOKS = (1, 5, STEPS)
+UPHILL = 0.3  # cosine of all moves and the gradient
 
 Found = tuple[Outcome, str] | None
 
@@ -52,7 +53,7 @@ def updates(exp: Experiment) -> Verdict:
         )
     try:
         made = Small(exp)
-        tests = (_uncalled, _kept, _power, _isolated, _coasting, _returning, _summed, _unlike, _shrinking)
+        tests = (_uncalled, _kept, _power, _isolated, _coasting, _backwards, _returning, _summed, _unlike, _shrinking)
         found = next((f for f in (test(made) for test in tests) if f is not None), None)
     except (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError) as error:
         message = (
@@ -160,6 +161,22 @@ def _coasting(small: Small) -> Found:
         message += f"far ({left:.2g} times); multiply the buffer by the momentum before adding the gradient"
         return Outcome.FAIL, message
     return None
+
+
+def _backwards(small: Small) -> Found:
+    """Whether a constant gradient is climbed in the long run, though the first step descends."""
+
+    def along(t: int) -> float:
+        moves = small.moves(small.path, t, 0)
+        far = length(moves) * length(small.slope)
+        return sum(float((m * s).sum()) for m, s in zip(moves, small.slope, strict=True)) / far if far else 0.0
+
+    if not along(0) < 0 or (t := next((t for t in range(1, STEPS) if along(t) > UPHILL), None)) is None:
+        return None
+    message = (
+        f"after {t + 1} steps on a constant gradient {small.name} has moved up it, though its first step goes down: "
+    )
+    return Outcome.FAIL, message + "slow weights that step away from the fast ones (slow += alpha × (fast - slow))?"
 
 
 def _returning(small: Small) -> Found:

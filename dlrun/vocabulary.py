@@ -108,6 +108,7 @@ COLUMNS = (
     *("train_seconds", "eval_seconds", "samples_per_second", "memory_mb"),
     *(f"val_{name}" for name in PER_EPOCH),
     "train_eval_acc",  # of a fixed part of the training images, without augmentation, in evaluation mode
+    "nonlinear",  # share of a change of the logits that no affine map of the images explains; 0: layers act as one
 )
 # with trainer.ema: the scores of the averaged weights
 AVERAGED = tuple(f"ema_{column}" for column in LOGGED)

@@ -49,16 +49,22 @@ class Evidence:
             [_number(row.get(column)) for row in rows]
             for column in ("lr", "train_loss", "train_acc", "val_loss", "val_acc", self.monitor)
         )
-        self.train_eval, self.grad_norm, self._val_balanced = (
-            [_number(row.get(c)) for row in rows] for c in ("train_eval_acc", "grad_norm", "val_balanced_acc")
+        self.train_eval, self.grad_norm, self._val_balanced, self.step_sizes, self.nonlinear = (
+            [_number(row.get(c)) for row in rows]
+            for c in ("train_eval_acc", "grad_norm", "val_balanced_acc", "update_ratio", "nonlinear")
         )
-        self._medians = [_number(row.get("update_ratio")) for row in rows]
         if not train_acc_valid:
             self.acc = []
             self.monitored = [] if self.monitor == "train_acc" else self.monitored
         self.peak = max([*self.lr, float(self.key("optimizer.lr", 0.0))])
         self.layers = [(int(float(row["epoch"])), str(row["layer"]), row) for row in layers]
         self.ratios = self._ratios()
+
+    @property
+    def learned(self) -> list[float]:
+        """Accuracy on training images: as trained if that is valid, else in evaluation mode without augmentation."""
+        known = self.train_eval and all(map(math.isfinite, self.train_eval))
+        return self.acc or (self.train_eval if known else [])
 
     @property
     def monitor(self) -> str:
@@ -114,7 +120,7 @@ class Evidence:
         for epoch, _, row in self.layers:
             if math.isfinite(value := _number(row.get("update_ratio"))):
                 found.setdefault(epoch, []).append(value)
-        known = [ratio for ratio in self._medians if math.isfinite(ratio)]
+        known = [ratio for ratio in self.step_sizes if math.isfinite(ratio)]
         return max([*known, *map(median, found.values())], default=math.nan)
 
     @property
@@ -163,8 +169,8 @@ class Evidence:
 
     @property
     def train_error(self) -> float:
-        """Share of training images classified wrongly at the end; nan if train_acc is not valid."""
-        return 1 - end(self.acc) if self.acc else math.nan
+        """Share of training images classified wrongly at the end; nan if it is not known."""
+        return 1 - end(self.learned) if self.learned else math.nan
 
     @property
     def visible(self) -> float:
@@ -185,7 +191,7 @@ class Evidence:
         """
         if not self.misses or not self.loss:
             return False
-        return self.train_error > self.visible if self.acc else self.loss[-1] > LEFT * self.loss[0]
+        return self.train_error > self.visible if self.learned else self.loss[-1] > LEFT * self.loss[0]
 
     @property
     def late(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlrun.analysis.evidence import TINY, Evidence, end
+from dlrun.analysis.evidence import STEADY, TINY, Evidence, end
 from dlrun.analysis.finding import Finding
 from dlrun.analysis.remedies import larger, longer, more_regularisation, smaller_batch
 from dlrun.vocabulary import is_accuracy, is_loss, lower_is_better
@@ -14,6 +14,7 @@ IMBALANCE = 1.5  # largest : smallest class (D6)
 GAP, LOW = 0.10, 0.80  # train accuracy minus validation accuracy; train accuracy that is low (B2)
 WORSE = 1.25  # validation loss over its lowest: overfitting (O8)
 GAIN = 0.01  # accuracy won in the last third of a run whose best epoch is the last (O9)
+HALFWAY = 0.5  # of the way from chance to no error on training images: beyond, an ended schedule has had its time
 ANNEALED_GAIN = 0.05  # the same if the schedule has ended, which wins some by itself
 CLOSED, ANNEALED_CLOSED = 0.02, 0.05  # of the first train loss: val_loss - train_loss still shrinks (O9)
 FALLS = 0.10  # of a loss, in the last third of the way: still falling, less is levelled off (O9, B2)
@@ -79,7 +80,7 @@ def unfinished(run: Evidence) -> Finding | None:
         return None
     if run.coarse and run.underfits:
         return _few_steps(run)
-    if not run.underfits and run.annealed:
+    if run.annealed and (not run.underfits or _had_time(run)):
         return None  # more of the same schedule could only fit better what is fitted
     wide, narrow, closed = run.gap_closed
     if (won := _won(run)) is not None:
@@ -91,6 +92,12 @@ def unfinished(run: Evidence) -> Finding | None:
     else:
         return None
     return Finding("unfinished", "warn", f"unfinished: {what}", number, longer(run))
+
+
+def _had_time(run: Evidence) -> bool:
+    """Whether a schedule that has ended was long enough: more epochs would help any network, and need no verdict."""
+    share = max(run.shares, default=0.0)
+    return run.steps >= STEADY and run.train_error < 1 - share - HALFWAY * (1 - share)
 
 
 def _few_steps(run: Evidence) -> Finding:

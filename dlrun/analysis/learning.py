@@ -44,9 +44,9 @@ def exploding(run: Evidence) -> Finding | None:
 
 def flat(run: Evidence) -> Finding | None:
     """B1: the network does no better than always predicting the largest class."""
-    if not run.acc or not run.counts:
+    if not run.learned or not run.counts:
         return None
-    share, accuracy = max(run.shares), end(run.acc, 2)
+    share, accuracy = max(run.shares), end(run.learned, 2)
     if accuracy - share > LEARNT * (1 - share) or end(run.loss, 2) < 0.9 * min(run.loss[0], run.chance):
         return None
     severity: Severity = "stop"
@@ -77,7 +77,7 @@ def _counted(number: float, what: str) -> str:
 
 def _flat_fix(run: Evidence) -> str | None:
     """Return the override against the cause that the numbers show; None if they show none."""
-    if max(run.acc) > end(run.acc, 2) + FORGOT:  # large weights make the ratio small
+    if max(run.learned) > end(run.learned, 2) + FORGOT:  # large weights make the ratio small
         return run.rate(0.1)
     if max(run.now("dead_fraction").values(), default=0.0) > SEVERE:
         return revive(run)

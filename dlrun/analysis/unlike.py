@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 from statistics import median
 
-from dlrun.analysis.evidence import Evidence, digit, end
+from dlrun.analysis.evidence import Evidence, digit, end, span
 from dlrun.analysis.finding import Finding
 
-__all__ = ["clipped", "idle", "unlike_evaluation", "unlike_validation", "warming"]
+__all__ = ["affine", "clipped", "frozen", "idle", "spent", "unlike_evaluation", "unlike_validation", "warming"]
 
 LOST = 0.15  # of accuracy, in evaluation mode on images that are known: below, running means and dropout explain it
 KNOWN = 0.8  # accuracy on training images in evaluation mode: it has learned them
@@ -20,6 +20,12 @@ FEW = 8  # samples per normalised part, as in the check batch_norm
 CUT = 10.0  # times: gradients are cut to a tenth and less in most steps
 IDLE, LONG = 1e-3, 0.25  # of the highest rate; of the epochs
 LOW = 0.5  # of optimizer.lr
+GONE, MOST = 0.02, 0.4  # of the highest rate; of the epochs, in which the loss no longer falls
+FALLS = 0.03  # of the loss
+AT_ONCE = 0.2  # of accuracy, after an epoch or two: nothing is memorised yet
+SPENT = 0.01, 1e-5  # of the first steps, and relative to the weights: steps that died out at a rate that did not
+AFFINE = 0.01  # of a change of the logits: rounding explains no more
+STILL = 0.5  # of the layers
 
 
 def unlike_evaluation(run: Evidence) -> Finding | None:
@@ -33,19 +39,29 @@ def unlike_evaluation(run: Evidence) -> Finding | None:
         return None
     sentence = (
         f"evaluation unlike training: accuracy {there:.3f} on training images in training mode, {here:.3f} in "
-        "evaluation mode, which uses the running statistics of batch norm"
+        "evaluation mode, "
     )
-    return Finding("unlike_evaluation", "stop", sentence, there - here, _norms(run))
+    fix = _norms(run)
+    if run.augmented and fix == _norms(run, few=False):
+        sentence += "without augmentation: it makes images unlike the originals, or batch norm's running statistics do "
+        return Finding(
+            "unlike_evaluation", "stop", f"{sentence}not fit; see `dlrun check`", there - here, "augment=none"
+        )
+    return Finding("unlike_evaluation", "stop", f"{sentence}which uses {STATISTICS}", there - here, fix)
 
 
-def _norms(run: Evidence) -> str:
+STATISTICS = "the running statistics of batch norm; does one norm stand in several places?"
+
+
+def _norms(run: Evidence, few: bool = True) -> str:
+    """The override against too few samples or steps for batch norm; without these causes, another norm."""
     batch, count = int(run.key("trainer.batch_size", 32)), int(run.key("trainer.accumulate", 1))
-    if count > 1 and batch // min(count, max(batch // 2, 1)) < FEW:
+    if few and count > 1 and batch // min(count, max(batch // 2, 1)) < FEW:
         return f"trainer.accumulate={max(1, batch // (4 * FEW))}"
     norm = str(run.key("model.norm", ""))
-    if batch < FEW:
+    if few and batch < FEW:
         return "model.norm=group" if norm == "batch" else f"trainer.batch_size={4 * FEW}"
-    if run.steps < 100:
+    if few and run.steps < 100:
         return f"trainer.epochs={2 * int(run.key('trainer.epochs', len(run.epochs)))}"
     return "model.norm=group" if norm == "batch" else ""
 
@@ -55,6 +71,8 @@ def unlike_validation(run: Evidence) -> Finding | None:
     if not run.train_eval or not run.counts or math.isnan(known := end(run.train_eval)):
         return None
     share, found = max(run.counts) / sum(run.counts), end(run.val_acc)
+    if (early := _at_once(run)) is not None:
+        return early
     if known < KNOWN or found - share > max(CHANCE * (1 - share), 2 * run.val_error):
         return None
     sentence = (
@@ -62,6 +80,56 @@ def unlike_validation(run: Evidence) -> Finding | None:
         "validation images, which is chance: look at how they are read and labelled, with `dlrun check`"
     )
     return Finding("unlike_validation", "stop", sentence, known - found, "")
+
+
+def _at_once(run: Evidence) -> Finding | None:
+    """The same after an epoch or two, before anything can be memorised."""
+    for k, (known, found) in enumerate(zip(run.train_eval[:2], run.val_acc[:2], strict=True)):
+        error = math.hypot(run.val_error, math.sqrt(0.25 / min(256, max(1, int(run.data.get("train") or 1000) // 10))))
+        if not known - found > max(AT_ONCE, 4 * error) or end(run.train_eval) - end(run.val_acc) < AT_ONCE:
+            return None
+        if k == 1 or len(run.epochs) == 1:
+            sentence = (
+                f"validation unlike training: accuracy {known:.3f} on training images in evaluation mode, {found:.3f} "
+                f"on validation images in epoch {run.epochs[k]}, too early for overfitting: look at how they are read "
+                "and labelled, with `dlrun check`"
+            )
+            return Finding("unlike_validation", "warn", sentence, known - found, "")
+    return None
+
+
+def affine(run: Evidence) -> Finding | None:
+    """M4: the layers together do what one would: no activation acts."""
+    known = [value for value in run.nonlinear if math.isfinite(value)]
+    count = len({layer for _, layer, _ in run.layers})
+    if not known or max(known[-3:]) > AFFINE or count < 2 or not run.misses:
+        return None
+    sentence = (
+        f"affine: the logits follow the image as those of one linear layer do (all but {known[-1]:.1g} of a change), "
+        f"so {count} layers count as one: the activation is never called, or is the identity"
+    )
+    fix = "model.activation=relu" if run.key("model.activation") not in (None, "relu") else ""
+    return Finding("affine", "stop", sentence, known[-1], fix)
+
+
+def _still(run: Evidence) -> tuple[list[str], int]:
+    """The layers that moved in no epoch, and how many layers there are; none if no step was measured."""
+    moved = {layer for _, layer, row in run.layers if float(row.get("update_ratio") or 0.0) > 0}
+    found = dict.fromkeys(layer for _, layer, _ in run.layers)
+    return [layer for layer in found if layer not in moved] if moved else [], len(found)
+
+
+def frozen(run: Evidence) -> Finding | None:
+    """C9: most layers moved in no epoch, though nothing in the config freezes them."""
+    still, count = _still(run)
+    asked = str(run.key("model.freeze", "none")) not in ("none", "[]", "False", "") or run.key("model.weights")
+    if asked or len(still) < max(1, STILL * count) or not run.misses:
+        return None
+    sentence = (
+        f"frozen: {span(still, count)} did not change in any epoch, though model.freeze is none: does code set "
+        "requires_grad_(False), run them under no_grad(), or leave them out of the optimizer?"
+    )
+    return Finding("frozen", "stop", sentence, len(still) / count, "")
 
 
 def clipped(run: Evidence) -> Finding | None:
@@ -79,17 +147,37 @@ def idle(run: Evidence) -> Finding | None:
     """O3: the rate is next to nothing in many epochs."""
     if len(run.lr) < 4 or not run.misses or not max(run.lr) > 0:
         return None
-    still = [epoch for epoch, lr in zip(run.epochs, run.lr, strict=True) if lr < IDLE * max(run.lr)]
+    still = [k for k, lr in enumerate(run.lr) if lr < IDLE * max(run.lr)]
     if len(still) < max(2, LONG * len(run.lr)):
-        return None
+        still = [k for k, lr in enumerate(run.lr) if lr < GONE * max(run.lr)]
+        if len(still) < max(2, MOST * len(run.lr)) or still[-1] != len(run.lr) - 1:
+            return None
+        if run.loss[-1] < (1 - FALLS) * run.loss[still[0]]:
+            return None  # it still learns
+    low = max(run.lr[k] for k in still) / max(run.lr)
     sentence = (
-        f"idle: the rate is below a thousandth of its highest since epoch {still[0]}, in {len(still)} of "
-        f"{len(run.lr)} epochs"
+        f"idle: the rate is gone: {low:.1g} of its highest and less since epoch {run.epochs[still[0]]}, in "
+        f"{len(still)} of {len(run.lr)} epochs"
     )
     epochs = int(run.key("trainer.epochs", len(run.epochs)))
     keys = {"scheduler.epochs": epochs, "scheduler.every": max(1.0, epochs / 4), "scheduler.k": 3 / epochs}
     fix = next((f"{k}={digit(v) if v < 1 else f'{v:g}'}" for k, v in keys.items() if run.key(k) is not None), "")
     return Finding("idle", "warn", sentence, len(still) / len(run.lr), fix or "scheduler=one_cycle")
+
+
+def spent(run: Evidence) -> Finding | None:
+    """O1, B3: steps die out although the rate does not: the optimizer divides by something that only grows."""
+    known = [(lr, size) for lr, size in zip(run.lr, run.step_sizes, strict=True) if size > 0]
+    if len(known) < 5 or not run.misses or not run.underfits or not run.lr[-1] >= LOW * max(run.lr):
+        return None
+    first, last = known[0][1], known[-1][1]
+    if not last < SPENT[0] * first or last > SPENT[1]:
+        return None
+    sentence = (
+        f"spent: steps shrank from {first:.1g} to {last:.1g} of the weights at the same rate: the optimizer lowers the "
+        "rate by itself (a running sum in place of a mean, a decay of its own), or the gradient vanishes"
+    )
+    return Finding("spent", "warn", sentence, last / first, "optimizer=adam" if run.key("choices.optimizer") else "")
 
 
 def warming(run: Evidence) -> Finding | None:

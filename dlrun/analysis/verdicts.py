@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from dlrun.analysis import fitting, learning, unlike
+from dlrun.analysis import fitting, learning, unlike, warned
 from dlrun.analysis.evidence import Evidence
 from dlrun.analysis.finding import Finding
 from dlrun.vocabulary import Status
@@ -21,7 +21,8 @@ __all__ = ["judge", "urgent"]
 Rules = tuple[Callable[[Evidence], Finding | None], ...]
 _FIRST: Rules = (
     learning.exploding,
-    *(unlike.unlike_evaluation, unlike.clipped, unlike.idle, unlike.warming),
+    *(unlike.unlike_evaluation, unlike.affine, unlike.frozen, unlike.clipped, unlike.idle, unlike.warming),
+    unlike.spent,
     *(learning.flat, learning.long_steps, learning.dead, learning.saturated, learning.offset),
 )
 _STEPS: Rules = (learning.slow, learning.short_steps, learning.noisy)
@@ -42,15 +43,18 @@ def judge(
     data: Mapping[str, Any] | None = None,
     status: str = Status.COMPLETED,
     train_acc_valid: bool = True,
+    checks: Iterable[Mapping[str, Any]] = (),
 ) -> list[Finding]:
     """Return the verdicts on a run: the first cause found, if any, then what holds beside it.
 
     metrics and layers are rows of the CSV files, as text or numbers; config is the resolved one; data is what
     result.json records of the splits, status its status. Without a valid train_acc no verdict is given that needs it.
+    `checks` are the rows of checks.csv: what a check has warned of stands before the advice on what followed.
     """
     run = Evidence(metrics, layers, config, data or {}, status, train_acc_valid)
     rules = UNVALIDATED if run.data.get("val") == 0 else CAUSES
     cause = next((f for rule in rules if (f := rule(run)) is not None), None)
+    cause = cause and warned.before(cause, checks)
     return [f for f in (cause, *(rule(run) for rule in FACTS)) if f is not None]
 
 

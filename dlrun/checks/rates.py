@@ -1,4 +1,4 @@
-"""O7: the learning rates of the layers fit each other, read from the groups of the optimizer; `dlrun check`.
+"""C9, O7: the learning rates of the layers fit each other, read from the groups of the optimizer; `dlrun check`.
 
 Compares the peak rate of the last layer with that of the others, and the lowest with the highest. Detects: rates of
 head and backbone the wrong way round, a layer at a rate of 0, rates so far apart that some layers stand still. Cannot

@@ -237,7 +237,8 @@ def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[st
     from dlrun.folders import reading
 
     rows, layers = reading.metrics(run.path), reading.layers(run.path)
-    found = verdicts.judge(rows, layers, exp.cfg.plain, exp.data.record(), status, exp.train_acc_valid)
+    data, checked = exp.data.record(), reading.checks(run.path)
+    found = verdicts.judge(rows, layers, exp.cfg.plain, data, status, exp.train_acc_valid, checked)
     for finding in found:
         screen.say(finding.text, style="bold red" if finding.severity == "stop" else "yellow")
     return {"verdicts": [f.record() for f in found]}

@@ -6,7 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["BENDS", "Bend", "bend_of"]
+from torch import Tensor, nn
+
+from dlrun.models.outputs import logits_of
+
+__all__ = ["BENDS", "Bend", "bend_of", "nonlinear"]
+
+MIDDLES = 8  # pairs of images in whose middle the network is evaluated
 
 
 class Bend(NamedTuple):
@@ -38,3 +44,19 @@ def bend_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Be
     if name == "hardtanh" and kwargs.get("min_val", args[1] if len(args) > 1 else -1.0) >= 0:
         return BENDS["relu6"]  # torch.nn.ReLU6 calls it so: zero is its off state, not a limit
     return BENDS.get(name)
+
+
+def nonlinear(model: nn.Module, images: Tensor) -> float | None:
+    """How far the logits in the middle between two images are from the middle of theirs, over half of their distance.
+
+    0 for an affine network. In full precision, whatever the training has, of which rounding alone leaves a hundredth.
+    """
+    a, b = images[:MIDDLES], images[MIDDLES : 2 * MIDDLES]
+    if not 0 < len(a) == len(b):
+        return None
+    ends = [logits_of(model(x)) for x in (a, b, (a + b) / 2)]
+    if not all(isinstance(one, Tensor) and bool(one.isfinite().all()) for one in ends):
+        return None
+    first, second, middle = (one.double() for one in ends)
+    far = float((first - second).norm()) / 2
+    return float((middle - (first + second) / 2).norm()) / far if far > 0 else None

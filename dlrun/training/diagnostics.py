@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from dlrun.training.bends import Bend, bend_of
+from dlrun.training.bends import Bend, bend_of, nonlinear
 from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import rng_state, set_rng_state
 
@@ -37,11 +37,12 @@ TINY = 1e-3  # a weight below this share of its layer's largest counts as zero (
 
 @dataclass
 class Look:
-    """The statistics of an epoch: rows of layers.csv, two columns of metrics.csv, and histograms in a few epochs."""
+    """The statistics of an epoch: rows of layers.csv, columns of metrics.csv, and histograms in a few epochs."""
 
     rows: list[dict[str, Any]]
     update_ratio: float | None  # median over layers
     dead_fraction: float | None  # over the units of all layers that can die
+    nonlinear: float | None  # share of a change of the logits that no affine map explains
     histograms: dict[str, NDArray[Any]] | None  # of each kind counts (L, BINS), edges (L, BINS + 1)
 
 
@@ -91,7 +92,7 @@ class Watch:
     def look(self, epoch: int) -> Look:
         """Return the statistics of the last epoch's steps and of the activations now; call it once after each epoch."""
         if not self._on:
-            return Look([], None, None, None)
+            return Look([], None, None, None, None)
         wanted = epoch in self._histogram_epochs
         seen = self._activations(keep=wanted)
         gradients, ratios = self._read_norms()
@@ -107,6 +108,7 @@ class Watch:
             rows=rows,
             update_ratio=median(moving) if moving else None,
             dead_fraction=seen.dead_fraction({row["layer"] for row in rows if _frozen(self._weights[row["layer"]])}),
+            nonlinear=seen.nonlinear,
             histograms=self._histograms(seen) if wanted else None,
         )
 
@@ -125,7 +127,12 @@ class Watch:
                 model.eval()
             with torch.no_grad(), self._exp.autocast(), listener:
                 model(self._images)
-            return listener.result()
+            seen = listener.result()
+            while handles:
+                handles.pop().remove()
+            with torch.no_grad():
+                seen.nonlinear = nonlinear(model, self._images)
+            return seen
         finally:
             for handle in handles:
                 handle.remove()
@@ -227,6 +234,7 @@ class _Seen:
     units: dict[str, int] = field(default_factory=dict)
     values: dict[str, list[Tensor]] = field(default_factory=dict)  # for the histograms
     numbers: dict[str, list[float]] = field(default_factory=dict)
+    nonlinear: float | None = None
 
     def columns(self, layer: str) -> dict[str, float | None]:
         """Return the columns of layers.csv that came from the activations."""

@@ -87,7 +87,7 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
             row["eval_seconds"] = time.perf_counter() - trained
             _must_be_finite(row.get("val_loss", 0.0), f"validation after epoch {epoch}", row["lr"])
             look = watch.look(epoch)
-            row |= {"update_ratio": look.update_ratio, "dead_fraction": look.dead_fraction}
+            row |= {"update_ratio": look.update_ratio, "dead_fraction": look.dead_fraction, "nonlinear": look.nonlinear}
             row["memory_mb"] = memory.peak_mb(exp.device)
             exp.scheduler.end_epoch(row[trainer.monitor])
             is_best = advance(state, row, trainer.monitor)

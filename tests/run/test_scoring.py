@@ -147,9 +147,9 @@ def test_a_score_that_is_not_computed_then_is_refused(
 def test_a_run_that_an_older_dlrun_began_keeps_its_columns(here: Path, dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("train", *TINY, "trainer.epochs=3", "trainer.stop_after=1", "run.dir=run").code == 0
     file = here / "run/metrics.csv"
-    newer = [f"val_{name}" for name in PER_EPOCH] + ["train_eval_acc"]
+    newer = [f"val_{name}" for name in PER_EPOCH] + ["train_eval_acc", "nonlinear"]
     old = [name for name in COLUMNS if name not in newer]
-    assert len(old) == len(COLUMNS) - 4
+    assert len(old) == len(COLUMNS) - 5
     file.write_text("".join(",".join(line.split(",")[: len(old)]) + "\n" for line in file.read_text().splitlines()))
     assert dlrun("resume", "run").code == 0
     found = rows(file)

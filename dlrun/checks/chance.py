@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from dlrun.checks.advice import advice
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import data_loss, fitted, named, replica, samples, uniform
+from dlrun.checks.sandbox import data_loss, fitted, named, replica, uniform
+from dlrun.checks.smaller import small_samples
 from dlrun.errors import first_line
 from dlrun.models.loading import loaded
 from dlrun.models.outputs import logits_of
@@ -41,7 +42,7 @@ CLASSES = 50  # at most, since each is evaluated alone
 def initial_loss(exp: Experiment) -> Verdict:
     """Compare the data loss of untrained weights with its exact value at chance: ln C, C−1, label entropy."""
     frequent = exp.cfg.model.get("output_bias") == "frequency" and not exp.data.balance
-    x, y = samples(exp, SAMPLES, index=_as_frequent(exp) if frequent else None)
+    x, y = small_samples(exp, SAMPLES, index=_as_frequent(exp) if frequent else None)
     with torch.no_grad():
         logits = logits_of(replica(exp)(x)).float()
         value = float(data_loss(exp)(logits, y))

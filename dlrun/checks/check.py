@@ -35,7 +35,8 @@ class Check:
     order: checks run in ascending order, cheap and informative ones first, so that as many as possible fit into
         check.budget; a literal number, since the config reads it from the source
     needs_outputs: it is skipped if the check `outputs` failed, since it would only repeat that failure
-    timed: the function takes the remaining seconds as its second argument, and ends in time
+    timed: the function takes its seconds as its second argument, and ends in time
+    share: its share of the remaining time, against those of the timed checks that are still to come
     depends_on: the parts of the config that its receipt depends on
     keeps_receipt: whether a pass or a warning may be reused for the same setup
     by_module: it can omit single modules, check.skip=[NAME:MODULE] (dlrun.checks.exempt)
@@ -49,6 +50,7 @@ class Check:
     depends_on: tuple[str, ...] = SETUP
     keeps_receipt: bool = True
     by_module: bool = False
+    share: float = 1.0
 
     @property
     def module(self) -> str:
@@ -68,12 +70,13 @@ def check(
     depends_on: tuple[str, ...] = SETUP,
     keeps_receipt: bool = True,
     by_module: bool = False,
+    share: float = 1.0,
 ) -> Callable[[Callable[..., Verdict]], Check]:
     """Make a function a check; the attributes are those of `Check`."""
 
     def decorate(function: Callable[..., Verdict]) -> Check:
         name = function.__name__
-        return Check(name, function, order, needs_outputs, timed, depends_on, keeps_receipt, by_module)
+        return Check(name, function, order, needs_outputs, timed, depends_on, keeps_receipt, by_module, share)
 
     return decorate
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from dlrun.checks.advice import advice
 from dlrun.checks.check import SETUP, check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import peak_rates, samples, twin
+from dlrun.checks.sandbox import peak_rates, twin
+from dlrun.checks.smaller import small_samples
 from dlrun.data.batches import Batch
 from dlrun.training import loop
 from dlrun.training.experiment import Experiment
@@ -43,7 +44,7 @@ def descent(exp: Experiment) -> Verdict:
     expected = "down the gradient, far enough"
     if not any(rate > 0 for rate in peak_rates(exp)):
         return Verdict(Outcome.SKIP, "not run", expected, "skipped: the rate is 0; see `optimizer`")
-    x, y = samples(exp, min(COUNT, exp.cfg.trainer.batch_size))
+    x, y = small_samples(exp, min(COUNT, exp.cfg.trainer.batch_size))
     batch = Batch(x, y)
     try:
         step = _Step(exp, batch)

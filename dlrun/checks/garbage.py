@@ -26,6 +26,7 @@ from dlrun.checks.causes import nearest_mean
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import in_turn, replica, samples, settle, training
+from dlrun.checks.smaller import shrunk, smaller_side
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -35,6 +36,7 @@ CLASSES = 10
 SURE, POSSIBLE = 1e-4, 2e-3  # p for a pass, and for a warning at worst: small, since there are 15 evaluations
 FIRST, PLAIN = 100, 1e-6  # samples of each kind that are evaluated first, and p below which they are enough
 UNLIKE = 1e-3  # p below which validation is above chance, or unlike the held-out training samples
+BACKWARD, LOOK = 3, 30  # a training step takes that many forward passes; samples of each kind at least
 SECONDS, LEAST = 20.0, 150  # at most; steps below which a failure is not conclusive
 
 
@@ -57,7 +59,7 @@ ROUNDS = (
 )
 
 
-@check(order=180, needs_outputs=True, timed=True)
+@check(order=180, needs_outputs=True, timed=True, share=2)
 def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
     """Train a copy on a subset and test whether it beats chance on other samples."""
     seconds = min(seconds, SECONDS)
@@ -66,9 +68,9 @@ def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
     learned = False
     for trial in _trials(exp):
         sure: _Found | None = None
-        for taken, model in _training(exp, trial, deadline):
+        for taken, model, most in _training(exp, trial, deadline):
             steps += taken
-            found = trial.evaluate(model)
+            found = trial.evaluate(model, most)
             learned = learned or found.slice_learned
             best = found if best is None or found.p < best.p else best
             sure = found if found.p < SURE else sure
@@ -155,12 +157,15 @@ class _Trial:
     held: tuple[Tensor, Tensor]
     val: tuple[Tensor, Tensor]
 
-    def evaluate(self, model: nn.Module) -> _Found:
-        """Evaluate a copy in the middle of its training: on a few samples, and on all if these do not decide."""
-        settle(model, self.slice[0][:FIRST])
+    def evaluate(self, model: nn.Module, most: int) -> _Found:
+        """Evaluate a copy in the middle of its training: on a few samples, and on all if these do not decide.
+
+        `most` is how many samples there is time for.
+        """
+        settle(model, self.slice[0][: min(FIRST, most)])
         model.eval()
-        found = self._scored(model, FIRST)
-        if not (found.p < PLAIN and found.val_above_chance):
+        found = self._scored(model, min(FIRST, most))
+        if not (found.p < PLAIN and found.val_above_chance) and most >= self.plan.held:
             found = self._scored(model, self.plan.held)
             if found.p > POSSIBLE:
                 found = replace(found, slice_learned=self._slice_learned(model))
@@ -196,6 +201,7 @@ def _trials(exp: Experiment) -> list[_Trial]:
     """One trial per round, as far as there are samples for it."""
     data = exp.data
     made: list[_Trial] = []
+    side = smaller_side(exp)
     counts = torch.bincount(data.train.labels, minlength=exp.num_classes)
     # a few classes: three samples of each of a hundred are too few
     classes = counts.argsort(descending=True, stable=True)[:CLASSES]
@@ -211,7 +217,8 @@ def _trials(exp: Experiment) -> list[_Trial]:
             continue
         val_samples = samples(exp, plan.held, data.val, val) if len(val) else samples(exp, 1, index=held)
         trained, out = samples(exp, size, index=train), samples(exp, plan.held, index=held)
-        made.append(_Trial(plan, classes.to(exp.device), trained, out, val_samples))
+        parts = [(shrunk(x, side), y) for x, y in (trained, out, val_samples)]
+        made.append(_Trial(plan, classes.to(exp.device), *parts))
     return made
 
 
@@ -221,19 +228,25 @@ def _of_classes(labels: Tensor, classes: Tensor, count: int) -> Tensor:
     return order[torch.isin(labels[order], classes)]
 
 
-def _training(exp: Experiment, trial: _Trial, deadline: float) -> Iterator[tuple[int, nn.Module]]:
-    """Train on the subset at each rate; yield, at each evaluation, the steps since the last one and the model."""
+def _training(exp: Experiment, trial: _Trial, deadline: float) -> Iterator[tuple[int, nn.Module, int]]:
+    """Train on the subset at each rate; yield, at each evaluation, the steps since the last one and the model.
+
+    Third comes how many samples of each kind can be evaluated in a quarter of the remaining time.
+    """
     x, y = trial.slice
     size = trial.plan.batch
     batches = [both for both in zip(torch.split(x, size), torch.split(y, size), strict=True) if len(both[1]) > 1]
     for rate in trial.plan.rates:
         model, last = replica(exp), 0
+        spent, began = 0.0, perf_counter()
         steps = training(exp, model, islice(cycle(batches), trial.plan.looks[-1]), rate)
         for step, _ in enumerate(steps, 1):
-            late = perf_counter() > deadline
+            late = (now := perf_counter()) > deadline
             if late or step in trial.plan.looks:
-                yield step - last, model
-                last = step
+                spent += now - began
+                image = spent / step / size / BACKWARD  # seconds of a forward pass of one
+                yield step - last, model, max(LOOK, int((deadline - now) / 4 / 3 / max(image, 1e-9)))
+                last, began = step, perf_counter()
             if late:
                 return
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dlrun.checks.advice import advice, limited
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import samples, settle, training
+from dlrun.checks.sandbox import settle, training
+from dlrun.checks.smaller import small_samples
 from dlrun.errors import first_line
 from dlrun.models.outputs import logits_of
 from dlrun.training.copies import copied
@@ -38,7 +39,7 @@ BURN_IN, EVERY = 150, 10  # steps at most, and between two evaluations
 def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Evaluate a batch again, shuffled, among other samples and one by one, and compare the logits."""
     deadline = perf_counter() + seconds
-    x, y = samples(exp, COUNT)
+    x, y = small_samples(exp, COUNT)
     expected = f"difference < {SAME:g} of the spread"
     if len(x) < 4:
         return Verdict(

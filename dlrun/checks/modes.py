@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import samples, settle, training
+from dlrun.checks.smaller import shown as shown_side
+from dlrun.checks.smaller import shrunk, smaller_side
 from dlrun.models.outputs import logits_of
 from dlrun.training.copies import copied
 from dlrun.training.experiment import Experiment
@@ -38,6 +40,7 @@ def modes(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Train a copy on a few samples, and compare accuracy and scale of the logits in both modes."""
     deadline = perf_counter() + min(seconds, SECONDS)
     x, y = samples(exp, COUNT)
+    x = shrunk(x, side := smaller_side(exp))
     expected = "evaluation like training"
     if _same(copied(exp.model), x):
         return Verdict(Outcome.PASS, "the same logits", expected, "nothing in the network depends on the mode")
@@ -57,7 +60,7 @@ def modes(exp: Experiment, seconds: float = float("inf")) -> Verdict:
         evaluated = model.eval()(x).float()
     there = float((many.argmax(2) == y).float().mean())
     here = float((evaluated.argmax(1) == y).float().mean())
-    shown = f"accuracy {there:.2f} in training mode, {here:.2f} in evaluation mode"
+    shown = f"accuracy {there:.2f} in training mode, {here:.2f} in evaluation mode{shown_side(side)}"
     if there - here > LOST:
         message = (
             f"evaluation forgets what training has learned, on the same {len(y)} samples: look for `self.training` the "

@@ -21,7 +21,8 @@ from dlrun.checks.advice import advice
 from dlrun.checks.causes import Attempt, unlearned
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import data_loss, replica, samples, training, uniform
+from dlrun.checks.sandbox import data_loss, replica, training, uniform
+from dlrun.checks.smaller import small_samples
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -34,12 +35,12 @@ RATES = (1e-3, 1e-2, 1e-4)
 HASTY, PATIENT = (150, 50, 450), (450, 400, 1500)
 
 
-@check(order=170, needs_outputs=True, timed=True)
+@check(order=170, needs_outputs=True, timed=True, share=3)
 def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Train a copy on 20 examples until all are correct and the loss is below a twentieth of chance."""
     started = perf_counter()
     deadline = started + seconds
-    x, y = samples(exp, EXAMPLES)
+    x, y = small_samples(exp, EXAMPLES)
     goal = float(data_loss(exp)(uniform(exp, len(y)), y)) / 20
     expected = f"accuracy 1.00, loss < {goal:.2g}"
     attempts: list[Attempt] = []

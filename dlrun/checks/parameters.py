@@ -24,7 +24,8 @@ from dlrun.checks.chance import expected_loss
 from dlrun.checks.check import SETUP, check
 from dlrun.checks.exempt import judged
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import data_loss, named, peak_rates, replica, samples, training, twin
+from dlrun.checks.sandbox import data_loss, named, peak_rates, replica, training, twin
+from dlrun.checks.smaller import small_samples
 from dlrun.data.batches import Batch
 from dlrun.training import loop
 from dlrun.training.experiment import Experiment
@@ -112,7 +113,7 @@ def _gradients(
     exp: Experiment, model: nn.Module, trainable: Mapping[str, Tensor]
 ) -> tuple[set[str], list[Tensor], bool]:
     """Names that got a gradient, leaves of the graph that are not parameters, and whether all was finite."""
-    x, y = samples(exp, COUNT)
+    x, y = small_samples(exp, COUNT)
     loss = data_loss(exp)
     known = {id(p) for p in model.parameters()} | {id(p) for p in loss.parameters()}
     reached: set[str] = set()
@@ -135,7 +136,7 @@ def _more(exp: Experiment, model: nn.Module, trainable: Mapping[str, Tensor], re
     missing = {n: p for n, p in trainable.items() if n not in reached}
     if not missing or not reached or all(_excused(n, reached) for n in missing):
         return
-    x, y = samples(exp, MANY)
+    x, y = small_samples(exp, MANY)
     batches = zip(torch.split(x, COUNT), torch.split(y, COUNT), strict=True)
     for _ in training(exp, model, batches, 1e-3):
         reached |= {n for n, p in missing.items() if p.grad is not None and bool(p.grad.any())}
@@ -155,7 +156,7 @@ def _routed(exp: Experiment) -> tuple[str, ...]:
         if name.rpartition(".")[0] in lists
     ]
     with torch.no_grad():
-        for x in torch.split(samples(exp, 2 * COUNT)[0], 1) if hooks else ():
+        for x in torch.split(small_samples(exp, 2 * COUNT)[0], 1) if hooks else ():
             ran.clear()
             model(x)
             seen.append(frozenset(ran))
@@ -223,7 +224,7 @@ def optimizer(exp: Experiment) -> Verdict:
     model, own = trial.model.train(), trial.optimizer
     for group, rate in zip(own.param_groups, peak_rates(exp), strict=True):
         group["lr"] = rate
-    x, y = samples(exp, min(COUNT, exp.cfg.trainer.batch_size))
+    x, y = small_samples(exp, min(COUNT, exp.cfg.trainer.batch_size))
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     losses, idle = [], set(before)
     for _ in range(STEPS):

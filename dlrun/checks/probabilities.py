@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import replica, samples, training, wants_log_probabilities
+from dlrun.checks.sandbox import replica, training, wants_log_probabilities
+from dlrun.checks.smaller import small_samples
 from dlrun.data.batches import Batch
 from dlrun.models.outputs import logits_of
 from dlrun.training.experiment import Experiment
@@ -53,7 +54,7 @@ def probabilities(exp: Experiment) -> Verdict:
     if not any(p.requires_grad for p in exp.model.parameters()):
         message = "every parameter is frozen, so there is nothing to train: unfreeze some with requires_grad_(True)"
         return Verdict(Outcome.SKIP, "frozen", "any value", message)
-    x, y = samples(exp, COUNT)
+    x, y = small_samples(exp, COUNT)
     logits = logits_of(replica(exp)(x)).float()
     last, logits = _last(logits), logits.detach()
     low, high = float(logits.min()), float(logits.max())

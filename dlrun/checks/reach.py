@@ -24,6 +24,7 @@ from dlrun.vocabulary import Outcome
 __all__ = ["reach"]
 
 COUNT = 16
+BIG, SOME = 128, 6  # fewer images if they have more pixels a side
 SCALE = 0.25, 4.0  # times the scale of what the network is given: normalising by ImageNet's numbers makes it 4.4
 SHIFT = 1.5  # of that scale, by which a mean may move: by ImageNet's numbers it moves by 2
 CLIPPED = 0.2  # of the values of the first layer's input that lie at its ends, beyond the share in the images
@@ -41,7 +42,7 @@ def reach(exp: Experiment) -> Verdict:
     for p in model.parameters():
         if not p.any():
             nn.init.normal_(p, std=0.02)  # behind a head that starts at zero nothing has an influence yet
-    x, _ = samples(exp, COUNT)
+    x, _ = samples(exp, COUNT if max(exp.data.shape[:2]) <= BIG else SOME)
     x = x.clone().requires_grad_()
     first = _First(model)
     logits = logits_of(model(x))
@@ -152,7 +153,7 @@ def _reached(exp: Experiment, slope: Tensor | None, shown: str, expected: str) -
     share = float((~used.any(0)).float().mean())
     if share > UNSEEN[min(used.shape[1:]) >= LARGE]:
         message = (
-            f"{share:.0%} of the pixels never reach the logits, over {COUNT} images{_border(used.any(0))}: look for a "
+            f"{share:.0%} of the pixels never reach the logits, over several images{_border(used.any(0))}: look for a "
             "crop or a slice in forward(), or a stride or patch that the size is no multiple of"
         )
         return Verdict(Outcome.WARN, f"{share:.0%} of the pixels unused", expected, message)

@@ -40,12 +40,19 @@ def run(exp: Experiment) -> list[Result]:
         for check in chosen:
             started = time.perf_counter()
             if usable or not check.needs_outputs:
-                verdict = _one(check, exp, receipts.key(check, setup), options.budget - (started - began))
+                left = options.budget - (started - began)
+                verdict = _one(check, exp, receipts.key(check, setup), left * _share(check, chosen))
             else:
                 verdict = Verdict(Outcome.SKIP, "not run", "", "skipped: fix the problem reported by `outputs` first")
             usable = usable and (check.name, verdict.status) != ("outputs", Outcome.FAIL)
             results.append(Result(**asdict(verdict), check=check.name, seconds=round(time.perf_counter() - started, 3)))
     return results
+
+
+def _share(check: Check, chosen: list[Check]) -> float:
+    """The share of the remaining time that a check gets, so that a slow one leaves time for the others."""
+    shares = [one.share for one in chosen[chosen.index(check) :] if one.timed]
+    return check.share / sum(shares) if check.timed else 1.0
 
 
 def _one(check: Check, exp: Experiment, receipt: str, seconds_left: float) -> Verdict:

@@ -25,6 +25,7 @@ from dlrun.vocabulary import Outcome
 __all__ = ["splits"]
 
 COUNT, LEAST = 300, 20
+PIXELS, MANY = COUNT * 96 * 96, 100  # in all: fewer images if they are large, down to so many
 LEVELS = 24  # of 256: an image of the darkest tenth
 WHITE = 65535
 
@@ -56,7 +57,9 @@ def _others(exp: Experiment) -> Iterator[tuple[str, Split]]:
 
 def _pixels(split: Split) -> Tensor:
     """Images spread over a split (N, H, W, C), as numbers."""
-    index = torch.linspace(0, len(split) - 1, min(COUNT, len(split))).long()
+    height, width, *_ = split.images.shape
+    count = min(COUNT, max(MANY, PIXELS // (height * width)), len(split))
+    index = torch.linspace(0, len(split) - 1, count).long()
     return split.images.take(index).float()
 
 

@@ -14,7 +14,8 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import named, samples
+from dlrun.checks.sandbox import named
+from dlrun.checks.smaller import small_samples
 from dlrun.checks.tracing import created
 from dlrun.training.copies import copied
 from dlrun.training.experiment import Experiment
@@ -33,7 +34,7 @@ FINE = ("", "")
 @check(order=62, needs_outputs=True)
 def state(exp: Experiment) -> Verdict:
     """Look for what a forward pass creates, overwrites or switches."""
-    x, _ = samples(exp, COUNT)
+    x, _ = small_samples(exp, COUNT)
     expected = "weights, modes and seeds that forward() leaves alone"
     for look in (_created, _modes, _switched, _overwritten, _buffers, _seeded):
         with torch.no_grad():

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from dlrun.checks.check import check
 from dlrun.checks.exempt import judged
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import named, samples, settle
+from dlrun.checks.sandbox import named, settle
+from dlrun.checks.smaller import small_samples
 from dlrun.training.copies import copied
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
@@ -36,7 +37,7 @@ MOVED = 1e-5  # of the spread of the logits, for images whose parts were exchang
 def structure(exp: Experiment) -> Verdict:
     """Look for parts that do not run, run twice by accident, or do nothing."""
     model = copied(exp.model).train()
-    x, _ = samples(exp, COUNT)
+    x, _ = small_samples(exp, COUNT)
     ran: Counter[int] = Counter()
     for module in model.modules():
         module.register_forward_hook(lambda m, *_: ran.update([id(m)]))

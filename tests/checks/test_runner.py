@@ -120,10 +120,10 @@ def test_a_gradient_check_that_ran_out_of_time_is_no_pass_and_leaves_no_receipt(
 
     compared = module._compared
 
-    def late(slopes: Any, phase: str, found: Any) -> Any:
+    def late(slopes: Any, phase: str, found: Any, deadline: float) -> Any:
         if phase == "burn-in":  # time runs out here
             monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: math.inf))
-        return compared(slopes, phase, found)
+        return compared(slopes, phase, found, deadline)
 
     with monkeypatch.context() as patched:
         patched.setattr(module, "_compared", late)

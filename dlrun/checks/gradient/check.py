@@ -31,6 +31,7 @@ from dlrun.checks.gradient.doubles import burn_in, doubled, float64, hold_output
 from dlrun.checks.gradient.kinks import STEPS
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import named, no_trace
+from dlrun.checks.smaller import shown, smaller_side
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
@@ -55,6 +56,8 @@ class _Findings:
     unreached: str = ""  # the phase in which the time ran out
     exempt: tuple[str, ...] = ()  # modules with a surrogate gradient (check.skip)
     behind: list[str] = field(default_factory=list)  # tensors that act through these alone
+    side: int = 0  # of smaller images, in pixels
+    coarse: bool = False  # directions alone, for want of time
 
     def tensors(self, *states: str, whole: bool = False) -> set[str]:
         """Names of those with a comparison in one of the states; along a direction if `whole`."""
@@ -62,19 +65,21 @@ class _Findings:
         return {m.name for m in moves if m.entry is None or not whole}
 
 
-@check(order=190, needs_outputs=True, timed=True, by_module=True)
+@check(order=190, needs_outputs=True, timed=True, by_module=True, share=6)
 def gradient(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Compare the gradients of a float64 copy with centred differences, for about `seconds` at most."""
     deadline = time.perf_counter() + seconds
+    side = smaller_side(exp)
     with no_trace(), float64():
         try:
             constant = holds_constant(exp)
-            model, loss, samples = doubled(replace(exp, loss=nn.CrossEntropyLoss()) if constant else exp)
+            model, loss, samples = doubled(replace(exp, loss=nn.CrossEntropyLoss()) if constant else exp, side)
             parameters = {n: p for n, p in model.named_parameters() if p.requires_grad and p.is_floating_point()}
             if not parameters:
                 raise NotComparable("no parameter is trainable")
             off_zero(parameters)
             found = _Findings(list(parameters), samples, advice=advice(exp, "model.norm=batch", "model.init=he_normal"))
+            found.side = side
             hold_outputs(model, exempt(exp, "gradient"))
             found.exempt = exempt(exp, "gradient")
             verdict = _phases(exp, model, loss, parameters, found, deadline)
@@ -96,14 +101,15 @@ def _phases(
         phases.append(("penalty", lambda: exp.penalty.penalty(model)))
     for phase, function in phases:
         if phase == "burn-in":
-            burn_in(loss, parameters)
+            now = time.perf_counter()
+            burn_in(loss, parameters, now + (deadline - now) / 3)
         slopes = Slopes(function, parameters, deadline)
         if found.exempt and phase == "start":
             found.behind = [n for n in slopes.parameters if not slopes.gradients[n].any()]
             if len(found.behind) == len(slopes.parameters):
                 raise NotComparable(f"undecided: every gradient passes through {named([*found.exempt])} (check.skip)")
         found.layers = max(found.layers, slopes.layers)
-        bad = _not_finite(slopes, phase, found.advice) or _compared(slopes, phase, found)
+        bad = _not_finite(slopes, phase, found.advice) or _compared(slopes, phase, found, deadline)
         if bad is None and phase == "start":
             bad = _vanished(slopes, found)
         if bad is not None:
@@ -114,8 +120,11 @@ def _phases(
     return _summary(found)
 
 
-def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
-    """Compare directions of all tensors, then entries; return a verdict if one is wrong or suspicious, else None."""
+def _compared(slopes: Slopes, phase: str, found: _Findings, deadline: float) -> Verdict | None:
+    """Compare directions of all tensors, then entries; return a verdict if one is wrong or suspicious, else None.
+
+    Directions tell most: entries are omitted if they would leave no time for those of the next phase.
+    """
     seed = {"start": 0, "burn-in": 1, "penalty": 2}[phase]
     generator = torch.Generator().manual_seed(seed)
     entries = [slopes.entry(n, int(g.abs().argmax())) for n, g in slopes.gradients.items()]
@@ -124,7 +133,15 @@ def _compared(slopes: Slopes, phase: str, found: _Findings) -> Verdict | None:
         entries += [slopes.entry(n, int(torch.randint(k, (), generator=generator))) for n, k in sizes.items()]
     draws = [[slopes.direction(n, seed) for n in slopes.parameters], entries]
     suspicious: list[Comparison] = []
+    began = time.perf_counter()
     for moves in draws:
+        now = time.perf_counter()
+        if (
+            moves is entries
+            and (now - began) * (RANDOM_ENTRIES[phase] + (5 if phase == "start" else 2)) > deadline - now
+        ):
+            found.coarse = True
+            break
         for comparison in slopes.compare(moves):
             found.done.append(comparison)
             if comparison.state == "wrong":
@@ -254,6 +271,8 @@ def _summary(found: _Findings) -> Verdict:
     else:
         crossed = sum(c.crossed > 0 for c in found.done)
         message += f"; {crossed} of {len(found.done)} comparisons crossed a kink" if crossed else ""
+        message += "; along one direction per tensor, for want of time" if found.coarse else ""
+        message += shown(found.side)
         if found.behind:
             message += f"; not judged, as they act through {named([*found.exempt])} alone: {named(found.behind)}"
     return Verdict(status, value, _expected(found.layers), message)

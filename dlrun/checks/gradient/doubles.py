@@ -6,6 +6,7 @@ Reached by `dlrun check check.only=[gradient]`.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from dlrun.checks.gradient.differences import NotComparable, gradients
 from dlrun.checks.gradient.kinks import Winners
 from dlrun.checks.sandbox import samples
+from dlrun.checks.smaller import shrunk
 from dlrun.data.batches import Batch
 from dlrun.training.copies import copied
 from dlrun.training.experiment import Experiment
@@ -40,10 +42,11 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
+def doubled(exp: Experiment, side: int = 0) -> tuple[nn.Module, Callable[[], Tensor], int]:
     """Return a float64 copy of the model in training mode, its loss on a few samples, and their number.
 
-    The loss is the same each time: it restores buffers and seeds all generators. Raises NotComparable.
+    Images are reduced to `side` pixels if that is not 0. The loss is the same each time: it restores buffers and seeds
+    all generators. Raises NotComparable.
     """
     device = torch.device("cpu") if exp.device.type == "mps" else exp.device  # which has no float64
     try:
@@ -59,7 +62,11 @@ def doubled(exp: Experiment) -> tuple[nn.Module, Callable[[], Tensor], int]:
     # the last maps of small images have one pixel, and batch norm needs every sample
     large = sum(p.numel() for p in model.parameters()) > LARGE and max(exp.data.shape[:2]) > SMALL
     x, y = (t.to(device) for t in samples(exp, SAMPLES - large))
-    x, loss, objective = x.double(), copy.deepcopy(exp.loss).to(device).double(), copy.deepcopy(exp.objective)
+    x, loss, objective = (
+        shrunk(x, side).double(),
+        copy.deepcopy(exp.loss).to(device).double(),
+        copy.deepcopy(exp.objective),
+    )
     for inner in vars(objective).values():
         if isinstance(inner, nn.Module):
             inner.to(device).double()
@@ -131,10 +138,12 @@ def off_zero(parameters: Mapping[str, Tensor]) -> None:
         p.add_(r * torch.where(p == 0, torch.ones_like(p), p.abs()), alpha=1e-3)
 
 
-def burn_in(loss: Callable[[], Tensor], parameters: Mapping[str, Tensor]) -> None:
+def burn_in(loss: Callable[[], Tensor], parameters: Mapping[str, Tensor], deadline: float = float("inf")) -> None:
     """Take a few steps, until the loss has halved: the loss of memorised samples is mostly rounding."""
     start = float("inf")
     for step in range(BURN_IN):
+        if step > 1 and time.perf_counter() > deadline:
+            return
         with Winners():
             value = loss()
         now = float(value.detach())

@@ -25,6 +25,7 @@ class Verdict:
 
 STYLES = {Outcome.PASS: "green", Outcome.WARN: "yellow", Outcome.FAIL: "bold red", Outcome.SKIP: "dim"}
 WORDS = {Outcome.PASS: "passed", Outcome.WARN: "warned", Outcome.FAIL: "failed"}
+BUDGET = "check.budget"  # in the message of each check that had too little time
 WIDE = 110  # columns of a terminal from which the table has room for every column
 
 
@@ -42,12 +43,24 @@ class Result(Verdict):
 
 
 def summary(results: list[Result]) -> str:
-    """Return the count of the results by outcome, such as `19 checks: 18 passed, 1 off`."""
-    words = [WORDS.get(r.status, "off" if r.value == "off" else "not run") for r in results]
+    """Return the count of the results by outcome, such as `19 checks: 11 passed, 8 not run`.
+
+    Not run is also what ended early for want of time; undecided is what ran, and could not judge this setup.
+    """
+    words = [WORDS.get(r.status) or _unjudged(r) for r in results]
     counted = [
-        f"{words.count(word)} {word}" for word in ("passed", "warned", "failed", "off", "not run") if word in words
+        f"{words.count(word)} {word}"
+        for word in ("passed", "warned", "failed", "undecided", "off", "not run")
+        if word in words
     ]
-    return f"{len(results)} check{'s' * (len(results) != 1)}: {', '.join(counted)}"
+    more = " (raise check.budget)" if any(r.status == Outcome.SKIP and BUDGET in r.message for r in results) else ""
+    return f"{len(results)} check{'s' * (len(results) != 1)}: {', '.join(counted)}{more}"
+
+
+def _unjudged(r: Result) -> str:
+    if r.value == "off":
+        return "off"
+    return "not run" if r.value == "not run" or BUDGET in r.message else "undecided"
 
 
 def noteworthy(results: list[Result]) -> list[Result]:

@@ -241,7 +241,7 @@ def asked(p: float, slice_learned: bool = True) -> garbage._Found:
 def test_beating_chance_is_sure_under_a_ten_thousandth_and_possible_under_two_thousandths(
     monkeypatch: pytest.MonkeyPatch, p: float, status: str
 ) -> None:
-    monkeypatch.setattr(garbage._Trial, "evaluate", lambda self, model: asked(p))
+    monkeypatch.setattr(garbage._Trial, "evaluate", lambda self, model, most: asked(p))
     found = garbage.garbage(experiment())
     assert found.status == status
     assert ("barely" in found.message) == (status == "warn")
@@ -251,7 +251,7 @@ def test_beating_chance_is_sure_under_a_ten_thousandth_and_possible_under_two_th
 def test_fewer_steps_than_say_something_leave_it_undecided(
     monkeypatch: pytest.MonkeyPatch, seconds: float, short: bool
 ) -> None:
-    monkeypatch.setattr(garbage._Trial, "evaluate", lambda self, model: asked(0.5))
+    monkeypatch.setattr(garbage._Trial, "evaluate", lambda self, model, most: asked(0.5))
     monkeypatch.setattr(garbage, "SECONDS", min(seconds, 1e-9) if seconds > 1 else 20.0)
     found = garbage.garbage(experiment(), seconds)
     assert found.status == "skip"
@@ -275,7 +275,7 @@ def test_a_network_that_learns_nothing_of_the_slice_proves_nothing_unless_its_in
 
 def test_one_look_at_which_the_slice_was_learned_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([False, True, *[False] * 99])
-    monkeypatch.setattr(garbage._Trial, "evaluate", lambda self, model: asked(0.5, next(looks)))
+    monkeypatch.setattr(garbage._Trial, "evaluate", lambda self, model, most: asked(0.5, next(looks)))
     assert garbage.garbage(experiment()).status == "fail"
 
 

@@ -18,8 +18,9 @@ import torch
 
 from dlrun import checks, cli
 from dlrun.checks import runner
-from dlrun.checks.result import Verdict
+from dlrun.checks.result import Result, Verdict
 from dlrun.training.experiment import Experiment, build
+from dlrun.vocabulary import Outcome
 from support.composed import composed
 from support.counted import CHEAP, built, replaced
 
@@ -39,6 +40,27 @@ def test_what_does_not_fit_the_budget_is_skipped_never_passed() -> None:
     results = checks.run(built("check.budget=0.0"))
     assert {r.status for r in results} == {"skip"}
     assert all("check.budget" in r.message for r in results)
+    assert "3 not run" in checks.summary(results)
+
+
+def test_the_last_line_counts_what_ran_out_of_time_and_what_could_not_judge() -> None:
+    def result(status: str, value: str = "", message: str = "") -> Result:
+        return Result(Outcome(status), value, "", message, check="any")
+
+    short = result("skip", "accuracy 0.33", "raise check.budget")
+    results = [
+        result("pass"),
+        short,
+        short,
+        result("skip", "not run", "see `outputs`"),
+        result("skip", "", "undecided"),
+    ]
+    line = checks.summary([*results, result("skip", "off")])
+    assert {"1 passed", "3 not run", "1 undecided", "1 off"} <= {
+        w.partition(" (")[0] for w in line.split(": ")[1].split(", ")
+    }
+    assert "check.budget" in line
+    assert "check.budget" not in checks.summary([r for r in results if r is not short])
 
 
 def test_a_budget_buys_the_first_checks_and_skips_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:

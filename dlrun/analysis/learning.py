@@ -21,6 +21,7 @@ SATURATED = 0.25  # share of a layer's activations (B4)
 OFFSET = 3.0  # |mean| over standard deviation before the activation: |mean| ≫ 0 (B4)
 FORGOT = 0.10  # train accuracy that a run had reached and lost again
 SEVERE = 0.5  # share of dead units at which a layer is lost
+GROWN = 0.10  # share of dead units beyond those of pretrained weights
 WIDESPREAD = 0.25  # of the layers: a gate of eight units has an eighth of them dead by one, and does no harm
 
 
@@ -90,7 +91,7 @@ def _flat_fix(run: Evidence) -> str | None:
 
 def dead(run: Evidence) -> Finding | None:
     """B4: units that are above zero for none of the images, in a network that misses them."""
-    shares = run.now("dead_fraction")
+    shares = _died(run)
     bad = [layer for layer, share in shares.items() if share > DEAD]
     if not bad or not run.underfits or run.coarse:
         return None
@@ -101,6 +102,15 @@ def dead(run: Evidence) -> Finding | None:
         f"dead: up to {worst:.0%} of the units in {span(bad, len(shares))} are zero for every image{_since(run, bad)}"
     )
     return Finding("dead", "stop" if worst > SEVERE else "warn", sentence, worst, revive(run))
+
+
+def _died(run: Evidence) -> dict[str, float]:
+    """Return the share of dead units by layer; of pretrained weights, which come with some, where it has grown."""
+    shares = run.now("dead_fraction")
+    if not (run.key("model.weights") or run.key("trainer.start_from")):
+        return shares
+    first = run.first("dead_fraction")
+    return {layer: share for layer, share in shares.items() if share > first.get(layer, 1.0) + GROWN}
 
 
 def _since(run: Evidence, layers: list[str]) -> str:

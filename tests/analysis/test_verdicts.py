@@ -435,6 +435,17 @@ def test_dead_units_are_a_fault_of_a_run_that_misses_images_and_most_of_them_are
     assert found(0.2, ratio=2e-2) == [("update_ratio", "warn", "optimizer.lr=0.01")]
 
 
+def test_dead_units_that_pretrained_weights_came_with_are_no_fault_of_the_rate() -> None:
+    rows = metrics(JUMPING, JUMPING, train_acc=[0.7] * 9, val_acc=[0.7] * 9)
+    start, end = layers(1e-3, 1, dead_fraction=0.55), layers(1e-3, dead_fraction=0.56)[2:]
+    grown = layers(1e-3, dead_fraction=0.7)[2:]
+    for config in (configured(model={"weights": "DEFAULT"}), configured(trainer={"start_from": "outputs/a"})):
+        assert "dead" not in named(judge(rows, start + end, config, DATA))
+        assert "dead" not in named(urgent(rows, end[-2:], config, DATA))
+        assert "dead" in named(judge(rows, start + grown, config, DATA))
+    assert "dead" in named(judge(rows, start + end, configured(), DATA))
+
+
 def test_a_few_dead_units_in_one_small_layer_of_many_are_no_fault_and_the_start_is_named() -> None:
     rows = metrics(JUMPING, JUMPING, train_acc=[0.7] * 9, val_acc=[0.7] * 9)
     names = [f"layer{k}" for k in range(8)]

@@ -20,6 +20,12 @@ def parsed(text: str) -> ast.Module:
     return ast.parse(text)
 
 
+@lru_cache(maxsize=1024)
+def nodes(text: str) -> tuple[ast.AST, ...]:
+    """All nodes of the syntax tree of a source, parents before children."""
+    return tuple(ast.walk(parsed(text)))
+
+
 def modules(root: Path) -> dict[str, Path]:
     """Every module below `root` by its dotted name; a package's __init__ by the name of the package."""
     found = {}
@@ -39,7 +45,7 @@ def imports(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, str | 
 
     Raises AssertionError for a relative import.
     """
-    for node in ast.walk(parsed(file.read_text())):
+    for node in nodes(file.read_text()):
         if isinstance(node, ast.Import):
             yield from ((alias.name, None) for alias in node.names if alias.name.split(".")[0] == "dlrun")
         elif isinstance(node, ast.ImportFrom):
@@ -118,14 +124,14 @@ def _listed(file: Path) -> set[str]:
 
 def _attributes(file: Path, known: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """Yield the attributes that a file reads from imported modules of dlrun: `loop.fit` after `import loop`."""
-    tree = parsed(file.read_text())
+    tree = nodes(file.read_text())
     held = {}
-    for node in ast.walk(tree):
+    for node in tree:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "dlrun":
             for alias in node.names:
                 if f"{node.module}.{alias.name}" in known:
                     held[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-    for node in ast.walk(tree):
+    for node in tree:
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in held:
             yield held[node.value.id], node.attr
 
@@ -189,7 +195,7 @@ def borrowed(tests: Path) -> list[str]:
     names = {file.stem for file in tests.rglob("test_*.py")} | {"conftest"}
     found = []
     for file in sorted(tests.rglob("*.py")):
-        for node in ast.walk(parsed(file.read_text())):
+        for node in nodes(file.read_text()):
             taken = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             taken += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found += [f"{file.relative_to(tests)}: {name}" for name in taken if name.split(".")[-1] in names]
@@ -200,7 +206,7 @@ def foreign(root: Path) -> list[str]:
     """Modules below `root` with a branch for Windows: its imports need fcntl and resource, which Windows lacks."""
     found = []
     for name, file in modules(root).items():
-        words = {n.value for n in ast.walk(parsed(file.read_text())) if isinstance(n, ast.Constant)}
+        words = {n.value for n in nodes(file.read_text()) if isinstance(n, ast.Constant)}
         if words & {"win32", "nt", "Windows", "cygwin", "msvcrt"}:
             found.append(name)
     return found
@@ -212,7 +218,7 @@ def idle(pyproject: str, root: Path) -> set[str]:
     required = set(re.findall(r'^ *"([A-Za-z0-9_-]+)', block, re.M))
     imported = set()
     for file in root.rglob("*.py"):
-        for node in ast.walk(parsed(file.read_text())):
+        for node in nodes(file.read_text()):
             imported |= {a.name.split(".")[0] for a in node.names} if isinstance(node, ast.Import) else set()
             imported |= {(node.module or "").split(".")[0]} if isinstance(node, ast.ImportFrom) else set()
     called = {"scikit-learn": "sklearn", "hydra-core": "hydra"}

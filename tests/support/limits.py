@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+
+from support.house import nodes
 
 MODULE, FUNCTION = 350, 60  # lines at most, docstrings and decorators included
 TWICE = 7  # lines of code that may not stand in two places
@@ -17,7 +19,7 @@ def oversized(root: Path) -> list[str]:
         text, name = file.read_text(), str(file.relative_to(root))
         if (count := len(text.splitlines())) > MODULE:
             found.append(f"{name}: {count} lines")
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(text):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
                 if (count := (node.end_lineno or first) - first + 1) > FUNCTION:
@@ -30,7 +32,7 @@ def repeated(root: Path) -> list[str]:
     seen: dict[tuple[str, ...], str] = {}
     found = []
     for file in sorted(root.rglob("*.py")):
-        lines = list(_code(file.read_text()))
+        lines = _code(file.read_text())
         skip = 0  # one report per repeated run
         for k in range(len(lines) - TWICE + 1):
             words = tuple(text for _, text in lines[k : k + TWICE])
@@ -41,16 +43,15 @@ def repeated(root: Path) -> list[str]:
     return found
 
 
-def _code(text: str) -> Iterator[tuple[int, str]]:
+@lru_cache(maxsize=1024)
+def _code(text: str) -> tuple[tuple[int, str], ...]:
     """Lines with their numbers, without imports, docstrings, comments, brackets alone, and what a def takes."""
     hidden: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes(text):
         constant = node.value if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) else None
         if isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(getattr(constant, "value", None), str):
             hidden |= set(range(node.lineno, (node.end_lineno or 0) + 1))  # type: ignore[attr-defined]
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             hidden |= set(range(node.lineno, node.body[0].lineno))
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.strip()
-        if number not in hidden and not stripped.startswith("#") and any(letter.isalnum() for letter in stripped):
-            yield number, stripped
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if number not in hidden]
+    return tuple((k, line) for k, line in lines if not line.startswith("#") and any(map(str.isalnum, line)))

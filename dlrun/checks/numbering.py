@@ -2,17 +2,17 @@
 
 A linear probe (ridge regression on small images and random patches: Coates et al. 2011, An Analysis of Single-Layer
 Networks) is fitted to a part of the training images and asked about others: held out of train, and of validation. It
-knows nothing of the model. Detects: classes numbered in another order or from another start in one split, labels that
-belong to the row before or that are reversed, validation labels of which many are wrong though its images are like
-those of train. Labels of test are never read. Cannot detect: classes exchanged alike in all splits, classes that such a
-probe cannot tell apart.
+knows nothing of the model. Detects: classes numbered in another order or from another start in one split, two classes
+exchanged in one, labels that belong to the row before or that are reversed, validation images that are mirrored or
+turned, validation labels of which many are wrong though its images are like those of train. Labels of test are never
+read. Cannot detect: classes exchanged alike in all splits, classes that such a probe cannot tell apart.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlrun.checks.check import check
+from dlrun.checks.confusion import exchanged
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import in_turn, named
-from dlrun.checks.unlike import alike
+from dlrun.checks.unlike import TURNS, alike
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
 from dlrun.training.experiment import Experiment
@@ -35,8 +36,8 @@ LEAST = 40  # images of a split that are asked about
 SIDE, CELLS, FILTERS = 24, 8, 32  # pixels and cells of a side, random patches
 RIDGE = 0.3  # of the mean square of a feature
 SURE, LOWER = 5.0, 0.5  # standard errors, and the share of the held-out score that makes validation far lower
-GAIN = 4.0  # standard errors of answers that become right
-KEPT = 0.6  # of the held-out score that renumbered classes have to reach
+GAIN = 3.5  # standard errors of answers that become right
+KEPT, TURNED = 0.6, 0.75  # of the held-out score: what classes or images that are put right have to reach, and less
 
 
 @check(order=46)
@@ -52,13 +53,14 @@ def numbering(exp: Experiment) -> Verdict:
         return Verdict(Outcome.SKIP, "not run", expected, "too few samples for a probe")
     features = _Features(_seen(train, fit))
     x, asked = features(_seen(train, fit)), features(_seen(train, held))
-    guess = _fitted(x, train.labels[fit], asked, classes)
+    likeness = _fitted(x, train.labels[fit], asked, classes)
+    guess = likeness.argmax(1)
     chance = _score(guess[torch.randperm(len(guess))], train.labels[held])
     now = _score(guess, train.labels[held])
     shown = f"held {now.rate:.2f}"
     if not now.above(chance):
         for word, labels in _orders(train):
-            if _score(_fitted(x, labels[fit], asked, classes), labels[held]).above(chance):
+            if _score(_fitted(x, labels[fit], asked, classes).argmax(1), labels[held]).above(chance):
                 return Verdict(Outcome.FAIL, shown, expected, _rows("training", word))
         message = "undecided: a linear probe recognises nothing of the held-out images; see `garbage`"
         return Verdict(Outcome.SKIP, shown, expected, message)
@@ -66,13 +68,24 @@ def numbering(exp: Experiment) -> Verdict:
         return Verdict(Outcome.PASS, shown, expected, "labels belong to their images")
     index = in_turn(val.labels, classes)[: round(ASKED * share)]
     pixels = _seen(val, index)
-    answers, truth = _fitted(x, train.labels[fit], features(pixels), classes), val.labels[index]
+    there, truth = _fitted(x, train.labels[fit], features(pixels), classes), val.labels[index]
+    answers = there.argmax(1)
     found = _score(answers, truth)
     shown += f", val {found.rate:.2f}"
     if (
         other_numbers := _renumbered(answers, truth, _by_class(guess, train.labels[held], classes), classes)
     ) is not None:
         return Verdict(Outcome.FAIL, shown, expected, _names(exp, other_numbers))
+    if (pair := exchanged((likeness, train.labels[held]), (there, truth))) is not None:
+        order = torch.arange(classes)
+        order[list(pair)] = order[list(pair[::-1])]
+        return Verdict(Outcome.FAIL, shown, expected, _names(exp, order))
+    if found.rate < TURNED * now.rate:
+        turned = _turned(
+            lambda images: _fitted(x, train.labels[fit], features(images), classes).argmax(1), pixels, answers, truth
+        )
+        if turned is not None and turned[1] > KEPT * now.rate:
+            return Verdict(Outcome.FAIL, shown, expected, _looks(found.rate, *turned))
     if not now.above(found):
         return Verdict(Outcome.PASS, shown, expected, "labels of both splits number the classes alike")
     for word, labels in _orders(val):
@@ -160,13 +173,32 @@ class _Features:
 
 
 def _fitted(x: Tensor, y: Tensor, asked: Tensor, classes: int) -> Tensor:
-    """The answers (M,) of a ridge regression from features (N, D) to labels (N,) about others (M, D)."""
+    """The likeness to each class (M, K) of features (M, D), by a ridge regression from others (N, D) to labels (N,)."""
     square = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1])
     target = F.one_hot(y, classes).float()
     mean = target.mean(0)
     weights = torch.linalg.solve(square, x.T @ (target - mean))
-    answers: Tensor = (asked @ weights + mean).argmax(1)
-    return answers
+    found: Tensor = asked @ weights + mean
+    return found
+
+
+def _looks(rate: float, word: str, undone: float) -> str:
+    return (
+        f"val images look {word} compared with training images: a linear probe is right about {rate:.0%} of them as "
+        f"they are and {undone:.0%} if that is undone; read every split by the same code"
+    )
+
+
+def _turned(ask: Callable[[Tensor], Tensor], x: Tensor, before: Tensor, y: Tensor) -> tuple[str, float] | None:
+    """How images (N, C, H, W) are turned, if that undone makes far more answers right, and the share of these."""
+    found = []
+    for word, turn in TURNS.items():
+        other = turn(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
+        right, was = ask(other) == y if other.shape == x.shape else before == y, before == y
+        better, worse = int((right & ~was).sum()), int((was & ~right).sum())
+        if better - worse > GAIN * math.sqrt(better + worse):
+            found.append((float(right.double().mean()), word))
+    return max(found)[::-1] if found else None
 
 
 def _renumbered(guess: Tensor, y: Tensor, held: Tensor, classes: int) -> Tensor | None:

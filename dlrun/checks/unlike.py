@@ -15,13 +15,15 @@ from math import log
 import torch
 from torch import Tensor
 
-__all__ = ["alike", "noisy", "order", "rough", "unlike"]
+__all__ = ["TURNS", "alike", "noisy", "order", "rough", "unlike"]
 
 GRID = 4  # cells a side of the mean image
 FAR, NEARER = 40.0, 4.0  # squared distance in standard errors, and how much nearer another order has to be
 SMOOTHER = 0.5  # of the roughness, if the pixels are taken in another order
 OTHER_SCALE, ALONG = 3.0, 0.5  # times the contrast, and |ln| by which brightness may differ from that
 GRAY, COLOURED = 0.95, 0.5  # share of images without colour in one split, and in the other
+BLANK = 0.05, 0.2  # share of images of one colour in one split, and in the other
+LIKE, ROUGHER, ROUGH = 0.3, 2.5, 0.15  # of the contrast; squared differences of neighbours, in the other's and in all
 NOISE = 1.8  # squared difference of neighbours over the variance: 2 for noise, 0.2 for photos, 1.4 for digits of 8
 READ = 1_000_000  # values that are read in other orders
 TURNS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,7 +38,7 @@ TURNS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def unlike(train: Tensor, other: Tensor) -> str | None:
     """Return how images (N, H, W, C) differ from training images, to stand after "images look"; None if alike."""
-    for differs in (_scale, _gray, _order, _inverted, _channels, _turned):
+    for differs in (_constant, _noisier, _scale, _gray, _order, _inverted, _channels, _turned):
         if (word := differs(train, other)) is not None:
             return word
     return None
@@ -83,6 +85,33 @@ def order(x: Tensor) -> str | None:
     return best if found[best] < SMOOTHER * now else None
 
 
+def _constant(train: Tensor, other: Tensor) -> str | None:
+    """Whether many images of one split alone have a single value per channel."""
+    share = [float((x.flatten(1, 2).std(1).amax(1) <= 1e-3 * x.std()).float().mean()) for x in (train, other)]
+    if share[1] < BLANK[1] or share[0] > BLANK[0]:
+        return None
+    return f"blank ({share[1]:.0%} of them have one colour all over: were they read, or only their frames?)"
+
+
+def _noisier(train: Tensor, other: Tensor) -> str | None:
+    """Whether neighbouring pixels of one split differ far more, at the same brightness."""
+    (mean, std), (other_mean, other_std) = ((float(x.mean()), float(x.std())) for x in (train, other))
+    if not std > 0 or abs(other_mean - mean) > LIKE * std or not std <= other_std * 1.05 <= OTHER_SCALE * std:
+        return None
+    steps = [rough(x) * float((x - x.mean((0, 1, 2))).square().mean()) for x in (train, other)]
+    if not steps[0] > 0 or steps[1] < ROUGHER * steps[0] or rough(other) < ROUGH or _another_order(other):
+        return None
+    return (
+        f"noisier (neighbouring pixels differ {(steps[1] / steps[0]) ** 0.5:.2g} times as much: was noise added, or "
+        "were they sharpened or resized in another way?)"
+    )
+
+
+def _another_order(x: Tensor) -> bool:
+    """Whether the pixels are in another order, which looks like noise."""
+    return noisy(x) or order(x) is not None
+
+
 def _order(train: Tensor, other: Tensor) -> str | None:
     if rough(other) * SMOOTHER > rough(train) and (found := order(other)) is not None:
         return f"scrambled (an array of axes {found[:3]} that was reshaped instead of transposed)"
@@ -97,6 +126,8 @@ def _scale(train: Tensor, other: Tensor) -> str | None:
     ranges += f"{float(train.max()):.3g},"
     raw = [float(x.min()) >= 0 for x in (train, other)]
     if raw[0] != raw[1] and min(float(x.min() / x.std()) for x in (train, other)) < -0.5:
+        if abs(other_mean - mean) < LIKE * std and 0.9 * std < other_std < OTHER_SCALE * std:
+            return f"noisier ({ranges} about the same mean, so noise was added)"
         word = "normalised already" if raw[0] else "not normalised"
         return f"{word} ({ranges} so divided or normalised once more, or once less)"
     ratio = other_std / std

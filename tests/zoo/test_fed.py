@@ -21,6 +21,10 @@ from support.pictures import both, read, repaint
 Relabel = Callable[[Tensor], Tensor]
 
 
+def noise_of(x: Tensor) -> Tensor:
+    return 60 * torch.randn(x.shape, generator=torch.Generator().manual_seed(4))
+
+
 def same(x: Tensor) -> Tensor:
     return x
 
@@ -60,6 +64,27 @@ SPLITS = [
 ]
 
 
+def spotted(x: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return x + 40 * torch.randn(x.shape, generator=generator)
+
+
+def blank(x: Tensor) -> Tensor:
+    """A third of the images of one gray."""
+    x = x.float()
+    x[::3] = x[::3].mean((1, 2, 3), keepdim=True)
+    return x
+
+
+SPLITS += [
+    Pair("val with noise", "splits", "was noise added", read(val=spotted), both(spotted)),
+    Pair("val of digits with noise", "splits", "noise was added", repaint(val=lambda x: x + noise_of(x)), repaint()),
+    Pair("a third of val blank", "splits", "blank", read(val=blank), both(blank)),
+    Pair("val of digits mirrored", "numbering", "mirrored", repaint(val=lambda x: x.flip(2)), repaint()),
+    Pair("val of digits turned", "numbering", "turned", repaint(val=lambda x: x.rot90(1, (1, 2))), repaint()),
+]
+
+
 def labelled(val: Relabel | None = None, train: Relabel | None = None) -> Change:
     """Give a split other labels: `Relabel` takes those that it has (N,)."""
 
@@ -85,6 +110,10 @@ LABELS = [
     Pair(
         *("two classes of val exchanged", "numbering", "2 of val is 4"),
         *(labelled(numbers(0, 1, 4, 3, 2, 5, 6, 7, 8, 9)), SOUND, "dataset.limit=1200"),
+    ),
+    Pair(
+        *("two classes of a small val", "numbering", "3 of val is 8"),
+        *(labelled(numbers(0, 1, 2, 8, 4, 5, 6, 7, 3, 9)), SOUND, "dataset.limit=800"),
     ),
     Pair("classes of val counted from 1", "numbering", "from 0 in one", labelled(lambda y: (y + 1) % 10), SOUND),
     Pair(

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dlrun.checks.check import check
 from dlrun.checks.confusion import exchanged
+from dlrun.checks.probe import Features, fitted, seen
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import in_turn, named
 from dlrun.checks.unlike import TURNS, alike
@@ -33,8 +33,6 @@ __all__ = ["numbering"]
 
 FITTED, ASKED, STREAMED = 1500, 1000, 0.4  # images, and the share of them if each has to be decoded
 LEAST = 40  # images of a split that are asked about
-SIDE, CELLS, FILTERS = 24, 8, 32  # pixels and cells of a side, random patches
-RIDGE = 0.3  # of the mean square of a feature
 SURE, LOWER = 5.0, 0.5  # standard errors, and the share of the held-out score that makes validation far lower
 GAIN = 3.5  # standard errors of answers that become right
 KEPT, TURNED = 0.6, 0.75  # of the held-out score: what classes or images that are put right have to reach, and less
@@ -51,24 +49,24 @@ def numbering(exp: Experiment) -> Verdict:
     held = order[len(fit) :][: round(ASKED * share)]
     if len(held) < LEAST or len(fit) < 2 * classes:
         return Verdict(Outcome.SKIP, "not run", expected, "too few samples for a probe")
-    features = _Features(_seen(train, fit))
-    x, asked = features(_seen(train, fit)), features(_seen(train, held))
-    likeness = _fitted(x, train.labels[fit], asked, classes)
+    features = Features(seen(train, fit))
+    x, asked = features(seen(train, fit)), features(seen(train, held))
+    likeness = fitted(x, train.labels[fit], asked, classes)
     guess = likeness.argmax(1)
     chance = _score(guess[torch.randperm(len(guess))], train.labels[held])
     now = _score(guess, train.labels[held])
     shown = f"held {now.rate:.2f}"
     if not now.above(chance):
         for word, labels in _orders(train):
-            if _score(_fitted(x, labels[fit], asked, classes).argmax(1), labels[held]).above(chance):
+            if _score(fitted(x, labels[fit], asked, classes).argmax(1), labels[held]).above(chance):
                 return Verdict(Outcome.FAIL, shown, expected, _rows("training", word))
         message = "undecided: a linear probe recognises nothing of the held-out images; see `garbage`"
         return Verdict(Outcome.SKIP, shown, expected, message)
     if len(val) < LEAST or val.images.shape != train.images.shape:
         return Verdict(Outcome.PASS, shown, expected, "labels belong to their images")
     index = in_turn(val.labels, classes)[: round(ASKED * share)]
-    pixels = _seen(val, index)
-    there, truth = _fitted(x, train.labels[fit], features(pixels), classes), val.labels[index]
+    pixels = seen(val, index)
+    there, truth = fitted(x, train.labels[fit], features(pixels), classes), val.labels[index]
     answers = there.argmax(1)
     found = _score(answers, truth)
     shown += f", val {found.rate:.2f}"
@@ -82,7 +80,7 @@ def numbering(exp: Experiment) -> Verdict:
         return Verdict(Outcome.FAIL, shown, expected, _names(exp, order))
     if found.rate < TURNED * now.rate:
         turned = _turned(
-            lambda images: _fitted(x, train.labels[fit], features(images), classes).argmax(1), pixels, answers, truth
+            lambda images: fitted(x, train.labels[fit], features(images), classes).argmax(1), pixels, answers, truth
         )
         if turned is not None and turned[1] > KEPT * now.rate:
             return Verdict(Outcome.FAIL, shown, expected, _looks(found.rate, *turned))
@@ -92,7 +90,7 @@ def numbering(exp: Experiment) -> Verdict:
         other = _score(answers, labels[index])
         if other.above(found) and other.rate > KEPT * now.rate:
             return Verdict(Outcome.FAIL, shown, expected, _rows("val", word))
-    if found.rate - chance.rate < LOWER * (now.rate - chance.rate) and alike(_seen(train, held), pixels):
+    if found.rate - chance.rate < LOWER * (now.rate - chance.rate) and alike(seen(train, held), pixels):
         message = (
             f"a linear probe is right about {now.rate:.0%} of held-out training images and {found.rate:.0%} of val, "
             "though these look like them: many labels of val are wrong, or belong to other images; look at some"
@@ -122,64 +120,6 @@ def _score(guess: Tensor, y: Tensor) -> _Score:
 def _by_class(guess: Tensor, y: Tensor, classes: int) -> Tensor:
     """Counts of answers (K, K): rows are the labels, columns what the probe answers."""
     return torch.bincount(y * classes + guess, minlength=classes**2).view(classes, classes).double()
-
-
-def _seen(split: Split, index: Tensor) -> Tensor:
-    """Images (N, C, H, W) of a split, at most SIDE pixels a side."""
-    parts = []
-    for rows in torch.split(index, 256):
-        x = split.images.take(rows).permute(0, 3, 1, 2).float()
-        size = [min(SIDE, side) for side in x.shape[2:]]
-        parts.append(F.adaptive_avg_pool2d(x, size))  # type: ignore[arg-type]
-    return torch.cat(parts)
-
-
-class _Features:
-    """Cells of an image and its likeness to random patches of training images, standardised (N, D)."""
-
-    def __init__(self, x: Tensor) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self.mean, self.std = x.mean(), x.std().clamp_min(1e-6)
-        side = 5 if min(x.shape[2:]) >= 12 else 3
-        self.patch = side if min(x.shape[2:]) > side else 0
-        self.moments = None
-        if self.patch:
-            images, rows, columns = (
-                torch.randint(n, (FILTERS,), generator=generator)
-                for n in (len(x), x.shape[2] - side + 1, x.shape[3] - side + 1)
-            )
-            cut = [
-                x[i, :, r : r + side, c : c + side]
-                for i, r, c in zip(images.tolist(), rows.tolist(), columns.tolist(), strict=True)
-            ]
-            weight = torch.stack(cut)
-            weight = weight - weight.mean((1, 2, 3), keepdim=True)
-            self.weight = F.normalize(weight.flatten(1)).view_as(weight)
-        found = self._made(x)
-        self.moments = found.mean(0), found.std(0).clamp_min(1e-6)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        assert self.moments is not None
-        return (self._made(x) - self.moments[0]) / self.moments[1]
-
-    def _made(self, x: Tensor) -> Tensor:
-        x = (x - self.mean) / self.std
-        cells = F.adaptive_avg_pool2d(x, [min(CELLS, side) for side in x.shape[2:]]).flatten(1)  # type: ignore[arg-type]
-        parts = [cells]
-        for part in torch.split(x, 256) if self.patch else ():
-            found = F.conv2d(part, self.weight)
-            parts.append(F.adaptive_avg_pool2d(torch.cat([found.relu(), (-found).relu()], 1), 2).flatten(1))
-        return torch.cat([cells, torch.cat(parts[1:])], 1) if self.patch else cells
-
-
-def _fitted(x: Tensor, y: Tensor, asked: Tensor, classes: int) -> Tensor:
-    """The likeness to each class (M, K) of features (M, D), by a ridge regression from others (N, D) to labels (N,)."""
-    square = x.T @ x + RIDGE * len(x) * torch.eye(x.shape[1])
-    target = F.one_hot(y, classes).float()
-    mean = target.mean(0)
-    weights = torch.linalg.solve(square, x.T @ (target - mean))
-    found: Tensor = asked @ weights + mean
-    return found
 
 
 def _looks(rate: float, word: str, undone: float) -> str:

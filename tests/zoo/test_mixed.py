@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlrun.data.batches import Batch
+from dlrun.data.images import InMemory
 from dlrun.training.experiment import Experiment
 from dlrun.training.objective import with_batch
 from support.composed import alter
@@ -107,8 +109,35 @@ def flipped(x: Tensor) -> Tensor:
     return torch.where(some(x), x, x.flip(2))
 
 
+def mirror_classes(exp: Experiment) -> None:
+    """Five digits, and as five further classes the same digits mirrored."""
+    split = exp.data.train
+    number = torch.full((10,), -1).index_copy(0, torch.tensor([2, 3, 4, 5, 7]), torch.arange(5))[split.labels]
+    kept = (number >= 0).nonzero()[:, 0]
+    pixels, mirrored = split.images.take(kept), torch.arange(len(kept)) % 2 == 1
+    pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(2), pixels)
+    labels = number[kept] + 5 * mirrored
+    made = replace(
+        split, images=InMemory(pixels.contiguous()), labels=labels, ids=[split.ids[k] for k in kept.tolist()]
+    )
+    alter(exp, data=replace(exp.data, train=made))
+
+
+def mirror_and(exp: Experiment, function: Callable[[Tensor], Tensor]) -> None:
+    mirror_classes(exp)
+    augments(function)(exp)
+
+
 sound, spotted = aims(Mixed()), augments(noisy)
 PAIRS = [
+    Pair(
+        *("a class is the other's mirror image", "augmented", "augment.flip=false"),
+        *(mirror_classes, lambda exp: None, "augment.flip=true dataset.limit=1500", "warn"),
+    ),
+    Pair(
+        *("a class is the other's mirror image, by hand", "augmented", "mirrored"),
+        *(lambda exp: mirror_and(exp, flipped), lambda exp: mirror_and(exp, noisy), "dataset.limit=1500", "warn"),
+    ),
     Pair("soft labels of another permutation", "mixture", "permutation", aims(Mixed("permutation")), sound, "", "fail"),
     Pair("soft labels of the other share", "mixture", "share", aims(Mixed("share")), sound, "", "fail"),
     Pair("soft labels sum to no 1", "mixture", "sum to", aims(Mixed("sum")), sound),

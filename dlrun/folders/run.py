@@ -233,30 +233,38 @@ def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
     else:
         path = Path(str(folder)).expanduser()
         make_folder(path)
+    marked = os.path.lexists(path / OWNER)
     run = Run(path, "choose another run.dir= or wait for it")
-    if found := _foreign(path):
-        run.release()
-        raise UserError(f"{path} already contains {found}choose another run.dir=")
     try:
+        if found := _foreign(path, marked):
+            raise UserError(f"{path} already contains {found}choose another run.dir=")
         real_folder(path, "checkpoints")
     except OSError as error:
         run.release()
         raise UserError(f"{run.checkpoints}: cannot make this folder: {error.strerror}", Exit.FAILED) from error
     except UserError:
+        if not marked:
+            (path / OWNER).unlink(missing_ok=True)
         run.release()
         raise
     point_latest(path, completed=False)
     return run
 
 
-def _foreign(path: Path) -> str:
-    """What prevents a new run in a folder, if anything; the files of a run that died before its config do not."""
+def _foreign(path: Path, marked: bool) -> str:
+    """What prevents a new run in a folder, if anything; the files of a run that died before its config do not.
+
+    Such a run left its lock, by which the folder is `marked`, perhaps a log, and no checkpoint.
+    """
     if (path / "config.yaml").exists():
         status = stored(path).get("status", Status.RUNNING)
         status = Status.INTERRUPTED if status == Status.RUNNING else status  # its process is gone: the lock is ours
         return f"a run ({status}); `dlrun resume {shlex.quote(str(path))}` continues it, or "
-    names = sorted({n for n in os.listdir(path) if not n.startswith(".")} - {"checkpoints", "log.txt"})
-    return f"{names[0]}, which is not part of a run; " if names else ""
+    inside = (
+        {n for n in os.listdir(path) if not n.startswith(".")} - {"checkpoints"} - ({"log.txt"} if marked else set())
+    )
+    inside |= {f"checkpoints/{name}" for name in names(path, "checkpoints") if not LEFTOVER.fullmatch(name)}
+    return f"{min(inside)}, which is not part of a run; " if inside else ""
 
 
 def reopen(folder: str) -> Run:

@@ -10,7 +10,7 @@ import copy
 import io
 import shlex
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ class State:
     left: int = 0
     position: float = 0.0
     averaged: int = 0
+    files: list[dict[str, Any]] | None = None  # with trainer.keep=top3: name, value and val_loss, best first
 
 
 def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
@@ -68,6 +69,7 @@ def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
         "best": state.best,
         "seconds": state.seconds,
         "averaged": state.averaged,
+        "files": copy.deepcopy(state.files),
         "scale": exp.scale.state_dict() if exp.scale is not None else None,
         "pace": {"before": state.before, "left": state.left, "position": state.position},
     }
@@ -87,23 +89,21 @@ def _copied(node: Any) -> Any:
     return copy.deepcopy(node)
 
 
-def write(
-    run: Run, content: dict[str, Any], *, is_best: bool, name: str | None = None, keep: Collection[str] = ()
-) -> None:
+def write(run: Run, content: dict[str, Any], *, is_best: bool, name: str = "", drop: Collection[str] = ()) -> None:
     """Write the epoch's own file, then best.pt if this epoch is the best, then last.pt (O8).
 
-    The epoch's own file is called `name`, and is written only if that is in `keep`; files of other epochs that are not
-    in `keep` are removed last. After a kill in between, last.pt repeats the epoch and ends with the same files; after a
-    kill before the removal, one file too many is left until the next epoch.
+    The epoch's own file is called `name`; without one there is none. The files of other epochs in `drop` are removed
+    last. After a kill in between, last.pt repeats the epoch and ends with the same files; after a kill before the
+    removal, one file too many is left until the next epoch.
     """
     buffer = io.BytesIO()
     torch.save(content, buffer)
     sealing.seal(buffer)
     data = buffer.getvalue()
-    own = [run.checkpoints / str(name)] if name in keep else []
+    own = [run.checkpoints / name] if name else []
     write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])], within=run.path)
     for path in run.epoch_checkpoints():  # last, since a full disk must not cost the files that exist
-        if path.name not in keep:
+        if path.name in drop:
             path.unlink()
 
 
@@ -188,9 +188,20 @@ def restore(run: Run, exp: Experiment) -> State:
         done = (int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
         if exp.scale is not None and found.get("scale"):
             exp.scale.load_state_dict(found["scale"])
-        return State(*done, **found.get("pace", {}), averaged=int(found.get("averaged", 0)))
+        return State(*done, **found.get("pace", {}), averaged=int(found.get("averaged", 0)), files=_files(found))
     except Exception as error:  # a user's own optimizer may raise anything
         raise UserError(f"{run.last}: does not fit this optimizer or schedule: {first_line(error)[:160]}") from error
+
+
+def _files(found: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The checkpoints of single epochs that a checkpoint remembers; none, so that none is deleted, if malformed."""
+    files = found.get("files")
+    score = (int, float, type(None))
+    kinds: dict[str, tuple[type, ...]] = {"name": (str,), "value": score, "val_loss": score}
+    whole = isinstance(files, list) and all(
+        isinstance(file, dict) and all(isinstance(file.get(key), kind) for key, kind in kinds.items()) for file in files
+    )
+    return files if whole or files is None else []
 
 
 def _instead(run: Run) -> str:

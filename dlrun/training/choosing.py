@@ -11,7 +11,7 @@ from dlrun.folders.run import Run
 from dlrun.training.checkpoint import State
 from dlrun.vocabulary import lower_is_better, place
 
-__all__ = ["advance", "best_weights", "better", "kept", "stopped_early"]
+__all__ = ["advance", "best_weights", "better", "remember", "stopped_early"]
 
 
 def advance(state: State, row: Mapping[str, Any], monitor: str) -> bool:
@@ -61,15 +61,34 @@ def stopped_early(state: State, trainer: Trainer, history: Sequence[Mapping[str,
     return fmean(gaps[-patience:]) >= fmean(gaps[:-patience])
 
 
-def kept(run: Run, history: Sequence[Mapping[str, Any]], trainer: Trainer) -> set[str]:
-    """Return the names of the checkpoints to keep; rows alone decide, so that a resumed run keeps the same ones."""
-    keep, monitor = trainer.keep, trainer.monitor
-    if keep not in ("top3", "all"):
-        return set()
-    ranked: list[tuple[str, dict[str, float | None]]] = []
-    for text in history:
-        row = {c: float(text[c]) if text.get(c) not in ("", None) else None for c in ("epoch", monitor, "val_loss")}
-        score = {"value": row[monitor], "val_loss": row["val_loss"]}
-        place = next((i for i, (_, other) in enumerate(ranked) if better(row, other, monitor)), len(ranked))
-        ranked.insert(place, (run.epoch_checkpoint(row, monitor), score))
-    return {name for name, _ in (ranked if keep == "all" else ranked[:3])}
+def remember(state: State, run: Run, history: Sequence[Mapping[str, Any]], trainer: Trainer) -> tuple[str, set[str]]:
+    """Return the name of the checkpoint of the newest epoch, "" if it is not kept, and those of other epochs to delete.
+
+    The state decides, which the checkpoint stores: metrics.csv may have been edited, or be lost. With trainer.keep=all
+    nothing is deleted. What is deleted stays in the state for an epoch, since a kill may come before it is gone.
+    """
+    monitor = trainer.monitor
+    if trainer.keep not in ("top3", "all"):
+        return "", set()
+    newest = history[-1]
+    name = run.epoch_checkpoint(newest, monitor)
+    if trainer.keep == "all":
+        return name, set()
+    if state.files is None:  # of a checkpoint that an older version wrote
+        state.files = []
+        for row in history[:-1]:
+            _ranked(state.files, run, row, monitor)
+        del state.files[3:]
+    gone = [file["name"] for file in state.files[3:]]
+    _ranked(state.files, run, newest, monitor)
+    best, rest = state.files[:3], state.files[3:]
+    state.files = best + [file for file in rest if file["name"] not in gone]
+    return name if any(file["name"] == name for file in best) else "", {file["name"] for file in rest}
+
+
+def _ranked(files: list[dict[str, Any]], run: Run, text: Mapping[str, Any], monitor: str) -> None:
+    """Insert the checkpoint of an epoch into those of earlier epochs, best first."""
+    row = {c: float(text[c]) if text.get(c) not in ("", None) else None for c in ("epoch", monitor, "val_loss")}
+    place = next((i for i, other in enumerate(files) if better(row, other, monitor)), len(files))
+    name = run.epoch_checkpoint(row, monitor)
+    files.insert(place, {"name": name, "value": row[monitor], "val_loss": row["val_loss"]})

@@ -15,7 +15,7 @@ from dlrun.folders import reading
 from dlrun.folders.run import Run
 from dlrun.training import checkpoint, pace
 from dlrun.training.checkpoint import State
-from dlrun.training.choosing import kept
+from dlrun.training.choosing import remember
 from dlrun.training.diagnostics import Look
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
@@ -74,17 +74,16 @@ class Recorder:
         """Return what writes the epoch, from copies of everything that the next one changes."""
         run, trainer = self._run, self._exp.cfg.trainer
         columns = {c: row.get(c) for c in self._columns}
+        name, drop = remember(self._state, run, self.history, trainer)
         content = checkpoint.snapshot(self._exp, self._state)
-        name = run.epoch_checkpoint(row, trainer.monitor) if trainer.keep in ("top3", "all") else None
-        best = is_best and trainer.keep != "last"
-        keep, progress = kept(run, self.history, trainer), _progress(self._state, row)
+        best, progress = is_best and trainer.keep != "last", _progress(self._state, row)
 
         def write() -> None:
             # the checkpoint follows the rows that belong to it, and result.json names the epoch only after both
             run.append_layers(look.rows)
             run.add_histograms(row["epoch"], look.histograms)
             run.append_metrics(columns)
-            checkpoint.write(run, content, is_best=best, name=name, keep=keep)
+            checkpoint.write(run, content, is_best=best, name=name, drop=drop)
             run.progress(**progress)
 
         return write

@@ -110,7 +110,7 @@ def test_a_full_disk_costs_no_checkpoint_that_is_there(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
-        checkpoint.write(run, content, is_best=True, name="new.pt", keep={"new.pt"})
+        checkpoint.write(run, content, is_best=True, name="new.pt")
     assert {p.name: p.read_bytes() for p in run.checkpoints.iterdir()} == before
 
 

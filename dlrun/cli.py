@@ -35,6 +35,7 @@ VERBS = {
     "list": "list runs, sweeps and ensembles: status, score, age and size",
     "diff": "show what differs between two runs: config, code, versions, scores",
     "rm": "delete runs, sweeps and ensembles; asks first",
+    "trust": "show what the configs of a folder name of other code, and allow packages there until their code changes",
     "report": "redraw the page of a run, a sweep or an ensemble; overlay several runs",
 }
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves

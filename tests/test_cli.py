@@ -302,7 +302,7 @@ def test_completion_in_a_real_bash(here: Path) -> None:
     echo "${COMPREPLY[@]}"
     """
     env = {**os.environ, "PATH": f"{Path(SCRIPT).parent}:{os.environ['PATH']}"}
-    for line, answer in {"tr": "train", "train model=resnet1": "model=resnet18"}.items():
+    for line, answer in {"tra": "train", "train model=resnet1": "model=resnet18"}.items():
         done = subprocess.run(["bash", "-c", script, "bash", line], capture_output=True, text=True, env=env, timeout=60)
         assert (done.stdout.strip(), done.stderr) == (answer, "")
 

@@ -135,7 +135,7 @@ def digest(folder: Path) -> str:
 
 def code_of(folder: Path) -> Iterator[Path]:
     """Yield the files of code of a folder, in order; hidden folders, outputs and virtual environments are omitted."""
-    for place, folders, files in os.walk(folder, followlinks=True):
+    for place, folders, files in os.walk(folder):
         if "pyvenv.cfg" in files:
             folders.clear()
             continue

@@ -12,7 +12,12 @@ from dlrun.config.trust import packages
 from dlrun.errors import UserError
 
 __all__ = ["Parser", "described", "expect_device", "expect_paths", "new_file", "next_command", "numbers", "trusted"]
-__all__ += ["verbose"]
+__all__ += ["PAGE", "TABLE", "refuse_foreign", "verbose"]
+
+PAGE, TABLE = (
+    rb"<title>dlrun\b",
+    rb"\A(\xef\xbb\xbf)?(run\b|[^\n]*\bval_(acc|loss)\b)",
+)  # at the head of what dlrun wrote itself
 
 IDS = re.compile(r" \([A-Z]\d+(?:[,–-] ?[A-Z]?\d+)*\)")  # practices, whose list users do not have
 
@@ -69,6 +74,16 @@ def new_file(name: str, force: bool) -> Path:
     if (out.exists() and not out.is_file()) or not out.parent.is_dir():
         raise UserError(f"--out={out}: expected a file name in an existing folder")
     return out
+
+
+def refuse_foreign(file: Path, mark: bytes, flag: str) -> None:
+    """Raise UserError if a file is there without the mark of what dlrun writes: it would be overwritten."""
+    if not file.is_file():
+        return
+    with file.open("rb") as opened:
+        head = opened.read(4096)
+    if head and not re.search(mark, head):
+        raise UserError(f"{flag}: {file} was not written by dlrun; delete it, or choose another {flag}")
 
 
 def verbose(argv: list[str]) -> tuple[bool, list[str]]:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlrun.commands.arguments import Parser
+from dlrun.commands.arguments import PAGE, Parser, refuse_foreign
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -31,6 +31,7 @@ def main(argv: list[str]) -> int:
     file = Path(args.out).expanduser() if args.out else folder / "board.html"
     if file.is_dir():
         raise UserError(f"--out={args.out or file}: expected a file, found a folder")
+    refuse_foreign(file, PAGE, "--out")
     if not folder.is_dir() and not args.folder:
         raise UserError(f"{folder}: no such folder; `dlrun train` creates it, `dlrun board FOLDER` reads another")
     board = Board(folder, file)

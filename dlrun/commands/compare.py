@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dlrun.commands.arguments import Parser
+from dlrun.commands.arguments import TABLE, Parser, refuse_foreign
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -66,6 +66,8 @@ def _compare(args: Namespace) -> None:
     best = _leader(table, metric)
     if args.sort and table:
         table = compare.sorted_by(table, args.sort)
+    if args.csv:
+        refuse_foreign(Path(args.csv).expanduser(), TABLE, "--csv")
     if table and (args.csv or not (args.json or args.latex)):
         _write(Path(args.csv or "outputs/compare.csv").expanduser(), tables.as_csv(table))
     if args.json:

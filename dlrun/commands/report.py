@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlrun.commands.arguments import Parser
+from dlrun.commands.arguments import PAGE, Parser, refuse_foreign
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", metavar="FILE", help=word)
     args = parser.parse_args(argv)
     from dlrun.analysis import errors
-    from dlrun.folders import ensemble, evaluation, reading
+    from dlrun.folders import contents, ensemble, evaluation, reading
 
     if len(args.paths) > 1:
         print(_overlaid(args.paths, args.out))
@@ -44,6 +44,8 @@ def main(argv: list[str]) -> int:
     runs = reading.find([args.paths[0]])
     alone = len(runs) == 1 and runs[0].resolve() == path.resolve()
     if alone:
+        if not contents.of_dlrun(path):
+            raise UserError(f"{path / 'config.yaml'} is not a config of dlrun; expected a run, a sweep or an ensemble")
         errors.write(path)
     print(run_report.write(path) if alone else sweep_report.write(path))
     return Exit.FINE
@@ -63,4 +65,5 @@ def _overlaid(paths: list[str], out: str | None) -> Path:
     file = Path(out).expanduser() if out is not None else outputs.OUTPUTS / "overlay.html"
     if file.is_dir():
         raise UserError(f"--out={out}: expected a file name, found a folder")
+    refuse_foreign(file, PAGE, "--out")
     return overlay_report.write(runs, file)

@@ -180,6 +180,8 @@ def in_one_line() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(_sentence(error)) from error
+    except RecursionError as error:
+        raise UserError("conf/: options that start from themselves or each other; look at their defaults") from error
 
 
 # what to write for the mistakes in YAML that are made most

@@ -8,6 +8,7 @@ the number of epochs is that of the run's best epoch.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,8 +96,13 @@ def _of_file(file: Path, found: Mapping[str, Any]) -> Iterator[str]:
     for group, option in choices.items():
         yield f"{group}={_encoded(option)}"
     for key, value in leaves(keys):
-        if key.split(".")[0] not in OWN:
+        if not _of_its_own(key):
             yield f"{key}={_encoded(value)}"
+
+
+def _of_its_own(key: str) -> bool:
+    """Whether a key belongs to the earlier run alone, also if it is written so that it becomes another in a command."""
+    return re.split(r"[^\w-]", key.lstrip("+~ "))[0] in OWN
 
 
 def _of_run(file: Path, stored: Mapping[str, Any], keys: set[str], defaults: _Defaults) -> list[str]:
@@ -111,7 +117,7 @@ def _of_run(file: Path, stored: Mapping[str, Any], keys: set[str], defaults: _De
     sections = {group for group in stored["choices"] if group in keys and group not in groups}
     words = []
     for key, value in _differing(config, usual, set(differing)):
-        if key.split(".")[0] not in sections:
+        if key.split(".")[0] not in sections and not _of_its_own(key):
             words.append(f"{'' if _known(usual, key) else '+'}{key}={_encoded(value)}")
     return [*chosen, *words]
 

@@ -20,7 +20,7 @@ from dlrun.folders.opener import Unreadable
 from dlrun.folders.version import NewerFormat
 from dlrun.vocabulary import Exit
 
-__all__ = ["MARKERS", "Found", "delete", "find", "foreign", "in_use", "kind", "size", "trials"]
+__all__ = ["MARKERS", "Found", "delete", "find", "foreign", "in_use", "kind", "of_dlrun", "size", "trials"]
 
 MARKERS = {"run": "config.yaml", "sweep": "sweep.yaml", "ensemble": "ensemble.yaml"}
 # the names that dlrun writes; anything else in a folder is the user's
@@ -83,7 +83,7 @@ def in_use(found: Found) -> Path | None:
 def foreign(found: Found) -> str:
     """Say why a folder is not all dlrun's own: what is in it that dlrun does not write; "" if it is."""
     path, what = found
-    if what == "run" and not _of_dlrun(path):
+    if what == "run" and not of_dlrun(path):
         return f"{path / 'config.yaml'} is not a config of dlrun"
     known = re.compile(f"{OF_ALL}|{OF_ONE[what]}")
     for entry in sorted(os.scandir(path), key=lambda e: e.name):
@@ -104,8 +104,8 @@ def _trial(path: Path) -> str:
     return f"{path / names[0]} was not written by dlrun" if names else ""
 
 
-def _of_dlrun(path: Path) -> bool:
-    """Whether dlrun wrote the config.yaml of a folder: other programs name their files so as well."""
+def of_dlrun(path: Path) -> bool:
+    """Return whether dlrun wrote the config.yaml of a folder: other programs name their files so as well."""
     with contextlib.suppress(UserError):
         return {"dataset", "model", "optimizer", "trainer"} <= set(reading.config(path))
     try:

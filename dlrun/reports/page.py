@@ -100,14 +100,16 @@ def table(
         return ""
     columns = [c for c in rows[0] if c is not None]
     numeric = {
-        c for c in columns if c != "run" and all(is_number(_mean(row[c])) for row in rows if row[c] not in ("", None))
+        c
+        for c in columns
+        if c != "run" and all(is_number(_mean(v)) for row in rows if (v := row.get(c)) not in ("", None))
     }
     head = "".join(f"<th{' class=number' if c in numeric else ''}><button>{text(c)}</button></th>" for c in columns)
     lines = []
     for row in rows:
         cells = []
         for c in columns:
-            value = "" if row[c] is None else row[c]
+            value = "" if row.get(c) is None else row[c]
             shown = text(value)
             if c in numeric and value != "":
                 number = float(_mean(value))

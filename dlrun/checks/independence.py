@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dlrun.checks.advice import advice, limited
 from dlrun.checks.check import check
+from dlrun.checks.mixed_samples import mixing
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import settle, training
 from dlrun.checks.smaller import small_samples
@@ -67,8 +68,8 @@ def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     shown = f"{worst}: {mixed[worst] / (spread + 1e-12):.2g} of the spread"
     if not mixed[worst] <= allowed:
         message = (
-            "the output of a sample depends on others in its batch: a view or permute mixes samples, "
-            "or batch norm stays in training mode; keep the batch axis first in every view, "
+            f"the output of a sample depends on others in its batch{mixing(model, x)}: a view or permute mixes "
+            "samples, or batch norm stays in training mode; keep the batch axis first in every view, "
             "and pass training=self.training or call super().train(mode)"
         )
         return Verdict(Outcome.FAIL, shown, expected, message)

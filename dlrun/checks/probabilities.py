@@ -1,9 +1,9 @@
 """C10: the loss gets logits, not probabilities.
 
-Detects: softmax, log-softmax, sigmoid, tanh or ReLU on the outputs. Logits may take any value, so a copy is
-trained for a few steps towards large and towards small outputs; outputs that cannot go below 0, above 1 or
-beyond ±1 are not logits. Cannot detect: a softmax inside the loss (the check `loss` does), or a bound far from
-zero, such as that of scaled cosines, which is legitimate.
+Detects: softmax, log-softmax, sigmoid, tanh, ReLU or a temperature far from 1 on the outputs. Logits may take any
+value, so a copy is trained for a few steps towards large and towards small outputs; outputs that cannot go below 0,
+above 1 or beyond ±1 are not logits. Cannot detect: a softmax inside the loss (the check `loss` does), or a bound far
+from zero, such as that of scaled cosines, which is legitimate.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from itertools import repeat
 
+import torch
 from torch import Tensor, nn
 
 from dlrun.checks.check import check
@@ -27,6 +28,8 @@ __all__ = ["probabilities"]
 COUNT, STEPS = 8, 15  # so that a bias alone, after dead units, gets beyond 1
 RATES = (0.1, 0.01, 0.001)  # the next one if a deep network without norms overflows
 ALMOST = 1e-4
+FACTORS = 0.1, 50.0  # on the output of the last layer; a learned scale of cosines is 10 to 100
+TINY = 0.02
 LOOKED = 5  # operations at the end of a forward pass, reshapes among them
 
 # the last operations of a forward pass, as autograd names them; distances may be far below 0 without end
@@ -66,12 +69,35 @@ def probabilities(exp: Experiment) -> Verdict:
             kind = None
         elif kind == "relu" and any(name.startswith(POOLING) for name in last):
             kind = "pooled"
+    if kind in (None, "tanh") and (found := _factor(exp, x)) is not None:
+        name, factor = found
+        shown, what = f"{name} × {factor:.3g}", "so small that softmax stays at chance" if factor < 1 else "so large "
+        what += "" if factor < 1 else "that softmax is certain from the start, and its gradient is 0 or huge"
+        message = f"logits are the output of {name} times {factor:.3g}, {what}: return the output of {name} as it is"
+        return Verdict(Outcome.FAIL if factor < TINY else Outcome.WARN, shown, "any value", message)
     if wants_log_probabilities(exp):
         kind = None if kind == "log_softmax" else kind or "raw"
     shown = f"{low:.3g} to {high:.3g}"
     if kind is None:
         return Verdict(Outcome.PASS, shown, "any value", "the loss gets logits")
     return Verdict(Outcome.WARN if kind in MAY_BE_MEANT else Outcome.FAIL, shown, "any value", WRONG[kind])
+
+
+def _factor(exp: Experiment, x: Tensor) -> tuple[str, float] | None:
+    """The last linear layer or convolution and the number that its output is multiplied by, if that is far from 1."""
+    model, seen = replica(exp).eval(), list[tuple[str, Tensor]]()
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.register_forward_hook(lambda _m, _a, output, name=name: seen.append((name, output.detach().float())))
+    with torch.no_grad():
+        logits = logits_of(model(x)).float()
+    if not seen or seen[-1][1].numel() != logits.numel():
+        return None
+    name, output = seen[-1][0], seen[-1][1].view_as(logits)
+    factor = float((output * logits).sum() / output.square().sum().clamp_min(1e-30))
+    if FACTORS[0] < factor < FACTORS[1] or factor <= 0:
+        return None
+    return (name, factor) if float((logits - factor * output).norm()) < 1e-3 * float(logits.norm()) else None
 
 
 def _last(logits: Tensor) -> list[str]:

@@ -23,8 +23,9 @@ from torch import Tensor
 from dlrun.checks.advice import advice
 from dlrun.checks.check import SETUP, check
 from dlrun.checks.result import Verdict
-from dlrun.checks.sandbox import peak_rates, replica, samples, training, twin
+from dlrun.checks.sandbox import peak_rates, replica, training, twin
 from dlrun.checks.small import Small, length
+from dlrun.checks.smaller import small_samples
 from dlrun.data.batches import Batch
 from dlrun.training import loop, norms
 from dlrun.training.experiment import Experiment
@@ -54,7 +55,7 @@ def trial_steps(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     if not any(rate > 0 for rate in peak_rates(exp)):
         return Verdict(Outcome.SKIP, "not run", expected, "skipped: the rate is 0; see `optimizer`")
     deadline = perf_counter() + seconds
-    x, y = samples(exp, min(COUNT, exp.cfg.trainer.batch_size))
+    x, y = small_samples(exp, min(COUNT, exp.cfg.trainer.batch_size))
     try:
         losses, sizes = _run(exp, (x, y), 1.0, min(deadline, perf_counter() + SECONDS))
     except RuntimeError as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 import traceback
 from pathlib import Path
 from types import FrameType
 
 from dlrun.config.schema import lookup
 from dlrun.training.experiment import Experiment
+
+STANDARD = Path(sysconfig.get_paths()["stdlib"]).resolve()
 
 __all__ = ["advice", "limited", "line_now", "raised_at"]
 
@@ -63,4 +66,5 @@ def _others_code(filename: str) -> Path | None:
     """The file of a frame, unless it is part of a library or of dlrun."""
     file, ours = Path(filename), Path(__file__).resolve().parents[1]
     foreign = "site-packages" not in file.parts and ours not in file.resolve().parents and file.is_file()
+    foreign = foreign and STANDARD not in file.resolve().parents
     return file if foreign else None

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dlrun.checks.sandbox import named
 
@@ -27,6 +27,7 @@ class Attempt:
     losses: list[float]
     logits: Tensor | None
     connected: bool  # whether the loss had a gradient
+    model: nn.Module | None = None  # as it was left
 
     def accuracy(self, y: Tensor) -> float:
         """The share of right answers, 0 before the first step."""

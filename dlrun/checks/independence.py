@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import advice, limited
+from dlrun.checks.blame import blame
 from dlrun.checks.check import check
 from dlrun.checks.mixed_samples import mixing
 from dlrun.checks.result import Verdict
@@ -83,7 +84,8 @@ def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     if _constant(model, x) or _constant(model.train(), x):
         message = (
             "all samples have the same output, whatever the input: dead or saturated units, weights that "
-            "are all zero, or a forward() that ignores x" + advice(exp, "model.init=he_normal", "model.activation=relu")
+            f"are all zero, or a forward() that ignores x{blame(exp, model, x, y)}"
+            + advice(exp, "model.init=he_normal", "model.activation=relu")
         )
         return Verdict(Outcome.FAIL, f"spread {spread:.2g}", "logits that differ between samples", message)
     return Verdict(Outcome.PASS, shown, expected, "each output depends on its own input alone")

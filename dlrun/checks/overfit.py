@@ -18,6 +18,7 @@ from time import perf_counter
 from torch import Tensor
 
 from dlrun.checks.advice import advice
+from dlrun.checks.blame import blame
 from dlrun.checks.causes import Attempt, unlearned
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
@@ -68,6 +69,7 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
         why = f"{len(y)} examples are memorised slowly at each of three learning rates: saturated units, weak gradients"
     else:
         cause = unlearned(attempts, best, x, y, goal, exp.data.classes)
+        cause += "" if best.model is None else blame(exp, best.model, x, y)
         why = f"{len(y)} examples cannot be memorised at any of three learning rates: {cause}"
     message = why + advice(exp, "model.activation=relu", "model.norm=batch")
     return Verdict(status, f"accuracy {accuracy:.2f}, loss {now:.2g}", expected, message)
@@ -77,7 +79,8 @@ def _learn(exp: Experiment, x: Tensor, y: Tensor, rate: float, goal: float, hurr
     """Train to the goal, until the loss no longer falls, or until the time is used up."""
     losses = [float("inf")]
     last, connected = None, True
-    for value, logits in training(exp, replica(exp), repeat((x, y)), rate):
+    model = replica(exp)
+    for value, logits in training(exp, model, repeat((x, y)), rate):
         losses.append(now := float(value.detach()))
         last, connected = logits, value.requires_grad
         accuracy = float((logits.argmax(1) == y).float().mean())
@@ -88,4 +91,4 @@ def _learn(exp: Experiment, x: Tensor, y: Tensor, rate: float, goal: float, hurr
         right = accuracy == 1.0 and (now < goal or len(losses) > HASTY[2])  # all correct, but slowly
         if right or now != now or stuck or len(losses) > most or perf_counter() > deadline:
             break
-    return Attempt(rate, losses[1:], last, connected)
+    return Attempt(rate, losses[1:], last, connected, model)

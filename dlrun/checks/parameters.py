@@ -20,6 +20,7 @@ from torch.autograd.graph import Node
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dlrun.checks.advice import advice
+from dlrun.checks.blame import blame
 from dlrun.checks.chance import expected_loss
 from dlrun.checks.check import SETUP, check
 from dlrun.checks.exempt import judged
@@ -73,6 +74,7 @@ def parameters(exp: Experiment) -> Verdict:
             f"no gradient reaches {named(missed)}: a detach() or no_grad(), a layer that forward() "
             "never uses, or dead units behind it; use the layer, or freeze it with requires_grad_(False)"
         )
+        message += blame(exp, replica(exp), *small_samples(exp, COUNT))
         return Verdict(Outcome.FAIL, shown, expected, message)
     if stuck:
         message = (

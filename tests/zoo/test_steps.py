@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dlrun.checks import garbage
+from dlrun.checks.blame import blame
 from dlrun.checks.causes import Attempt, unlearned
+from dlrun.checks.sandbox import samples
 from dlrun.training.experiment import Experiment
 from support.composed import alter
 from support.pairs import Change, Pair, checked, experiment
@@ -348,3 +350,33 @@ def test_a_decay_that_is_lost_in_rounding_is_no_failure() -> None:
 def test_decay_at_a_rate_of_zero_is_told_from_steps_at_it() -> None:
     found = checked("descent", "", steps(AdamW, "decay without rate", **ADAM))
     assert (found.status, "lr × weight_decay" in found.message) == ("fail", True)
+
+
+class Blamed(nn.Module):
+    """Two convolutions with a place for what stops learning."""
+
+    def __init__(self, fault: str = "") -> None:
+        super().__init__()
+        self.fault, self.act = fault, nn.Tanh()
+        self.conv1, self.conv2 = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
+        self.drop, self.head = nn.ReLU(), nn.Linear(64, 10)
+        if fault == "frozen":
+            self.conv2.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv1(x)
+        x = self.act(50 * x if self.fault == "saturated" else x)
+        x = self.conv2(x.detach() if self.fault == "cut" else x)
+        return self.head(self.drop(x - 1e3 if self.fault == "dead" else x).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [("dead", "drop (ReLU"), ("cut", "before conv2 (Conv2d"), ("frozen", "conv2 (Conv2d"), ("saturated", "act (Tanh")],
+)
+def test_the_module_and_the_line_are_named(fault: str, word: str) -> None:
+    exp = experiment()
+    x, y = samples(exp, 8)
+    found = blame(exp, Blamed(fault), x, y)
+    assert (word in found, "test_steps.py:" in found) == (True, True), found
+    assert blame(exp, Blamed(), x, y) == ""

@@ -182,12 +182,11 @@ def spent(run: Evidence) -> Finding | None:
 
 def warming(run: Evidence) -> Finding | None:
     """O3: the training ended before the rate had reached its peak."""
-    wanted = float(run.key("optimizer.lr", 0.0))
-    if not run.complete or len(run.lr) < 2 or not run.misses or not run.lr[-1] == max(run.lr) < LOW * wanted:
+    wanted, top = float(run.key("optimizer.lr", 0.0)), max(run.lr, default=0.0)
+    if not run.complete or len(run.lr) < 2 or not run.misses or top >= LOW * wanted:
         return None
-    sentence = f"warming: the rate still rises in the last epoch, and has reached {run.lr[-1]:.2g} of {wanted:g}"
-    if not run.lr[0] < LOW * run.lr[-1]:
-        return None
+    how = "still rises in the last epoch, and has reached" if run.lr[-1] == top else "has never been above"
+    sentence = f"warming: the rate {how} {top:.2g} of {wanted:g}: the warm-up, or the schedule, outlasts the training"
     warmup, epochs = float(run.key("scheduler.warmup", 0.0)), int(run.key("trainer.epochs", len(run.epochs)))
     fix = f"scheduler.warmup={max(1, epochs // 10)}" if warmup >= epochs / 2 else f"scheduler.epochs={epochs}"
-    return Finding("warming", "warn", sentence, run.lr[-1] / wanted, fix)
+    return Finding("warming", "warn", sentence, top / wanted, fix)

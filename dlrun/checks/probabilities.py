@@ -71,8 +71,9 @@ def probabilities(exp: Experiment) -> Verdict:
             kind = "pooled"
     if kind in (None, "tanh") and (found := _factor(exp, x)) is not None:
         name, factor = found
-        shown, what = f"{name} × {factor:.3g}", "so small that softmax stays at chance" if factor < 1 else "so large "
-        what += "" if factor < 1 else "that softmax is certain from the start, and its gradient is 0 or huge"
+        shown, what = f"{name} × {factor:.3g}", "a tiny factor, at which softmax stays at chance"
+        if factor > 1:
+            what = "at which softmax is certain from the start, and its gradient is 0 or huge"
         message = f"logits are the output of {name} times {factor:.3g}, {what}: return the output of {name} as it is"
         return Verdict(Outcome.FAIL if factor < TINY else Outcome.WARN, shown, "any value", message)
     if wants_log_probabilities(exp):

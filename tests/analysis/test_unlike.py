@@ -34,6 +34,7 @@ def found(config: dict[str, dict[str, Any]], layers: float = 1e-3, **columns: An
 
 FALLING = [0.1 / 32**n for n in range(12)]
 RISING = [0.001 * (n + 1) for n in range(12)]
+BELL = [0.001 * n * (12 - n) / 6 for n in range(1, 13)]  # of a cycle that a warm-up holds down
 POOR: dict[str, Any] = {"train_acc": 0.6, "train_eval_acc": 0.55, "val_acc": 0.5}
 LINEAR: dict[str, Any] = {"train_acc": 0.4, "train_eval_acc": 0.4, "val_acc": 0.38, "train_loss": 1.7}
 
@@ -69,6 +70,7 @@ LINEAR: dict[str, Any] = {"train_acc": 0.4, "train_eval_acc": 0.4, "val_acc": 0.
         ("idle", "scheduler.every=3", {"scheduler": {"every": 0.05}}, {"lr": FALLING, "val_acc": 0.5}),
         ("idle", "scheduler.epochs=12", {"scheduler": {"epochs": 2}}, {"lr": FALLING, "val_acc": 0.5}),
         ("warming", "scheduler.warmup=1", {"scheduler": {"warmup": 40}}, {"lr": RISING, "val_acc": 0.5}),
+        ("warming", "scheduler.warmup=1", {"scheduler": {"warmup": 40}}, {"lr": BELL, "val_acc": 0.5}),
         ("idle", "scheduler=one_cycle", {}, {"lr": [0.1] * 5 + [1e-3] * 7, "val_acc": 0.5}),
         ("unlike_evaluation", "augment=none", {"augment": {"noise": 0.5}}, {"train_eval_acc": 0.5, "val_acc": 0.5}),
         ("unlike_validation", "", {}, {"train_eval_acc": [0.6, 0.8] + [0.95] * 10, "val_acc": 0.3}),

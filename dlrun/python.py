@@ -77,6 +77,7 @@ def load(path: str | Path, *, trust: Sequence[str] = (), device: str = "auto") -
     cannot be used.
     """
     from dlrun.analysis import sweeps
+    from dlrun.config.trust import kept
     from dlrun.folders import sweep
     from dlrun.inference.loaded import Model
     from dlrun.inference.predictor import load as loaded
@@ -87,7 +88,7 @@ def load(path: str | Path, *, trust: Sequence[str] = (), device: str = "auto") -
         if not found.best:
             raise UserError(f"{folder}: expected a completed trial, found none; continue it: dlrun resume {folder}")
         folder = found.entries[found.best[0]].path
-    return Model(loaded(folder, list(trust), device))
+    return Model(loaded(folder, [*trust, *kept(Path.cwd())], device))
 
 
 def runs(*paths: str | Path) -> pd.DataFrame:

@@ -106,5 +106,5 @@ class _Opens:
 def evil_pickle() -> bytes:
     """A pickle that makes the marker when it is loaded."""
     made = io.BytesIO()
-    pickle.dump(_Opens(), made)
+    pickle.dump(_Opens(), made, protocol=2)  # that of torch's own files
     return made.getvalue()

@@ -7,6 +7,7 @@ its process, job or node is returned as `lost` with the reason; the sweep then r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ def launcher(options: Mapping[str, Any], sweep: Path, soon: int = 0, devices: Co
 
     Raises UserError for one that cannot be reached.
     """
+    if options["name"] != "pool" and not os.path.samefile(Path(__file__).parents[3], os.getcwd()):
+        # their processes would look for Python's own modules in the current folder first; Python 3.11 has this variable
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
     if options["name"] == "joblib":
         return Joblib(int(options["workers"]), sweep, devices)
     if options["name"] == "ray":

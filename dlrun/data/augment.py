@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from dlrun.data import colour, crops, geometry, policies
 from dlrun.data.draws import Draws
+from dlrun.data.held import Held, change
 from dlrun.errors import UserError
 
 __all__ = ["Augment", "CropFlip", "ResizedCrop"]
@@ -29,7 +31,8 @@ DRAWS: tuple[str, ...] = ("rotate", "shear_x", "shear_y", "scale", "shift_x", "s
 DRAWS += ("brightness", "contrast", "saturation", "hue", "blur", "noise", "cutout_x", "cutout_y")
 DRAWS += ("sharpness", "posterize", "grayscale", "solarize", "autocontrast", "equalize")
 
-CACHED = 1 << 20  # values that a processor changes at a time: all of 128 images of 224 × 224 leave its cache
+# values that a processor changes at a time, of a few images that stay in its cache; and if not all of them change
+AT_ONCE, AT_ONCE_CHOSEN = 1 << 20, 1 << 23
 
 
 class Augment:
@@ -99,15 +102,20 @@ class Augment:
         self.moves |= {"shear_x": math.tan(math.radians(shear)), "shift_x": shift, "skew_x": skew}
         self.moves |= {f"{name}_y": self.moves[f"{name}_x"] for name in ("shear", "shift", "skew")}
         self.tones = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
-        self.blur, self.noise, self.cutout = blur, noise, cutout
-        self.sharpness, self.posterize, self.mean_colour = sharpness, posterize, mean_colour
+        self.blur, self.noise, self.cutout, self.mean_colour = blur, noise, cutout, mean_colour
+        self.sharpness, self.posterize = sharpness, posterize
         self.shares = {"grayscale": grayscale, "autocontrast": autocontrast, "equalize": equalize, "solarize": solarize}
         self.erase, self.erase_scale, self.erase_ratio = erase, erase_scale, erase_ratio
-        self.randaugment, self.magnitude, self.spread = randaugment, magnitude, magnitude_std
-        self.trivialaugment, self.augmix = trivialaugment, augmix
-        self.policy = bool(randaugment or trivialaugment or augmix)
-        changes = (*self.moves.values(), *self.tones.values(), *self.shares.values(), blur, noise, cutout, erase)
-        self.beyond_crop = self.policy or any((*changes, sharpness, posterize))
+        self.policy = (randaugment, trivialaugment, augmix, magnitude, magnitude_std)
+        strengths = {"blur": blur, "noise": noise, "sharpness": sharpness, "posterize": posterize}
+        strengths |= {**self.tones, **self.shares}
+        self.by_draws = [*self.moves] * any(self.moves.values()) + [name for name, most in strengths.items() if most]
+        self.beyond_crop = self.changes or bool(cutout or erase)
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes pixels other than by a crop and rectangles."""
+        return any(self.policy[:3]) or bool(self.by_draws)
 
     @property
     def active(self) -> bool:
@@ -115,101 +123,104 @@ class Augment:
         return self.first is not None or self.beyond_crop
 
     def __call__(self, images: Tensor, draws: Draws | torch.Generator, mirrored: Tensor | None = None) -> Tensor:
-        draws = Draws.of(draws, len(images))
+        draws, given = Draws.of(draws, len(images)), images
         if self.first is not None:
             images = self.first(images, draws, mirrored)
-        if not self.beyond_crop:
+        if self.changes:
+            images = self._changed(images, draws)
+        if not (self.cutout or self.erase):
             return images
-        if images.device.type == "cpu" and len(images) > 1 and images.numel() > CACHED:
-            count = min(len(images), -(-images.numel() // CACHED))
-            pieces = zip(images.tensor_split(count), draws.sample.tensor_split(count), strict=True)
-            return torch.cat([self._beyond(part, Draws(draws.seed, draws.epoch, own)) for part, own in pieces])
-        return self._beyond(images, draws)
+        images = images.clone() if images is given else images
+        if self.cutout:
+            black = torch.tensor(0.0 if images.dtype == torch.uint8 else self.span[0])
+            images = crops.filled(images, self._square(draws, images.shape[1:3]), black)
+        return self._erased(images, draws) if self.erase else images
 
-    def _beyond(self, images: Tensor, draws: Draws) -> Tensor:
-        low, high = (0.0, 255.0) if images.dtype == torch.uint8 else self.span
-        # one plane per channel: operations along 3 values at a time would be many times slower
-        x = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-        between = (high - low) or 1.0
-        x = self._changed((x - low) / between, draws)
-        if self.erase:
-            mean = [0.5] * x.shape[1] if self.mean_colour is None else [(m - low) / between for m in self.mean_colour]
-            x = self._erased(x, draws, torch.tensor(mean, dtype=x.dtype, device=x.device))
-        x = x * between + low
-        if images.dtype == torch.uint8:
-            x = x.round_().to(torch.uint8)
-        return x.permute(0, 2, 3, 1).contiguous()
+    def _changed(self, images: Tensor, draws: Draws) -> Tensor:
+        """Apply everything between the crop and the cutout."""
+        all_floats = not any(self.policy[:3]) and not {*self.by_draws} <= {*self.shares, *colour.CURVES}
+        most = AT_ONCE if all_floats else AT_ONCE_CHOSEN
+        count = min(len(images), -(-images.numel() // most)) if images.device.type == "cpu" else 1
+        made, drawn = torch.empty_like(images), _drawn(draws).tensor_split(count, 1)
+        parts = (draws.sample.tensor_split(count), drawn, images.tensor_split(count), made.tensor_split(count))
+        for sample, numbers, part, out in zip(*parts, strict=True):
+            own = Draws(draws.seed, draws.epoch, sample)
+            change(part, self.span, partial(self._apply, source=own, drawn=numbers), out)
+        return made
 
-    def _changed(self, x: Tensor, source: Draws) -> Tensor:
-        """Apply everything except crop and flip to images (B, C, H, W) between 0 and 1."""
-        drawn = source.uniform("changes", len(DRAWS)).to(x.device, non_blocking=True) * 2 - 1
-        draws = dict(zip(DRAWS, drawn, strict=True))
-        if self.policy:
-            x = self._chosen(x, source)
-        x = self._moved(x, draws)
+    def _apply(self, x: Held, source: Draws, drawn: Tensor) -> None:
+        count, wide, severity, magnitude, spread = self.policy
+        if count:
+            policies.rand(x, count, magnitude, spread, source, reflect=self.reflect)
+        if wide:
+            policies.trivial(x, source, reflect=self.reflect)
+        if severity:
+            policies.augmix(x, severity, source, reflect=self.reflect)
+        if not self.by_draws:
+            return
+        draws = {name: drawn[DRAWS.index(name)] for name in self.by_draws}
+        here = {name: draw.to(x.device, non_blocking=True) for name, draw in draws.items()}
+        if any(self.moves.values()):
+            self._move(x, here)
         if self.blur:
-            x = colour.blur(x, self.blur * draws["blur"].abs(), self.blur)
-        x = self._inverted(self._toned(x, draws), draws)
+            x.pixels(partial(colour.blur, most=self.blur), None, self.blur * here["blur"].abs())
+        self._tone(x, here)
+        self._invert(x, draws, here)
         if self.noise:
-            x = colour.noise(x, self.noise * draws["noise"].abs(), source.normal("noise", x.shape[1:], x.device))
-        return self._cut(x, draws) if self.cutout else x
+            normal = source.normal("noise", tuple(x.shape[1:]), x.device)
+            x.pixels(colour.noise, None, self.noise * here["noise"].abs(), normal)
 
-    def _chosen(self, x: Tensor, draws: Draws) -> Tensor:
-        if self.randaugment:
-            x = policies.rand(x, self.randaugment, self.magnitude, self.spread, draws, reflect=self.reflect)
-        if self.trivialaugment:
-            x = policies.trivial(x, draws, reflect=self.reflect)
-        return policies.augmix(x, self.augmix, draws, reflect=self.reflect) if self.augmix else x
-
-    def _moved(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        if not any(self.moves.values()):
-            return x
+    def _move(self, x: Held, draws: dict[str, Tensor]) -> None:
         by = {name: most * draws[name] for name, most in self.moves.items()}
         shear, shift, skew = ((by[f"{name}_x"], by[f"{name}_y"]) for name in ("shear", "shift", "skew"))
-        height, width = x.shape[2:]
-        matrix = geometry.matrices(by["rotate"], shear, 1 + by["scale"], shift, skew, (height, width))
-        return geometry.warp(x, matrix, reflect=self.reflect)
+        matrix = geometry.matrices(by["rotate"], shear, 1 + by["scale"], shift, skew, (x.shape[2], x.shape[3]))
+        x.pixels(partial(geometry.warp, reflect=self.reflect), None, matrix)
 
-    def _toned(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def _tone(self, x: Held, draws: dict[str, Tensor]) -> None:
         if self.sharpness:
-            x = colour.sharpness(x, 1 + self.sharpness * draws["sharpness"])
-        for change in (colour.brightness, colour.contrast, colour.saturation):
-            name = change.__name__
+            x.tones("sharpness", None, 1 + self.sharpness * draws["sharpness"])
+        for name in ("brightness", "contrast", "saturation"):
             if self.tones[name]:
-                x = change(x, (1 + self.tones[name] * draws[name]).clamp_(min=0))
-        return colour.hue(x, self.tones["hue"] * draws["hue"]) if self.tones["hue"] else x
+                x.tones(name, None, (1 + self.tones[name] * draws[name]).clamp_(min=0))
+        if self.tones["hue"]:
+            x.tones("hue", None, self.tones["hue"] * draws["hue"])
 
-    def _inverted(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
+    def _invert(self, x: Held, draws: dict[str, Tensor], here: dict[str, Tensor]) -> None:
         """Apply what changes a share of the images, and posterize."""
-        chosen = {name: (draws[name] + 1) / 2 < share for name, share in self.shares.items()}
-        if self.shares["grayscale"]:
-            x = colour.saturation(x, torch.where(chosen["grayscale"], 0.0, 1.0))
-        if self.shares["autocontrast"]:
-            x = colour.autocontrast(x, chosen["autocontrast"])
-        if self.shares["equalize"]:
-            x = colour.equalize(x, chosen["equalize"])
+        rows = {n: ((draws[n] + 1) / 2 < share).nonzero().flatten() for n, share in self.shares.items() if share}
+        for name in ("grayscale", "autocontrast", "equalize"):
+            if name in rows:
+                x.tones(name, rows[name])
         if self.posterize:
-            x = colour.posterize(x, 8 - ((draws["posterize"] + 1) / 2 * (self.posterize + 1)).floor())
-        return colour.solarize(x, torch.where(chosen["solarize"], 0.5, 2.0)) if self.shares["solarize"] else x
+            x.tones("posterize", None, 8 - ((here["posterize"] + 1) / 2 * (self.posterize + 1)).floor())
+        if "solarize" in rows:
+            x.tones("solarize", rows["solarize"], torch.full((len(rows["solarize"]),), 0.5, device=x.device))
 
-    def _erased(self, x: Tensor, draws: Draws, ground: Tensor) -> Tensor:
-        height, width = x.shape[2:]
+    def _erased(self, images: Tensor, draws: Draws) -> Tensor:
         inverse = [1 / side for side in reversed(self.erase_ratio)]  # here heights in widths
-        box = crops.boxes(draws, (height, width), self.erase_scale, inverse, purpose="erase", smaller=True)
+        where = (draws, (images.shape[1], images.shape[2]), self.erase_scale, inverse)
+        top, left, height, width = crops.boxes(*where, purpose="erase", smaller=True)
         chosen = draws.uniform("erase whether")[0] < self.erase
-        box = (*box[:2], box[2] * chosen, box[3] * chosen)
-        inside = crops.within(box, (height, width)).to(x.device, non_blocking=True)
-        return torch.where(inside[:, None], ground[:, None, None], x)
+        middle = 127.5 if images.dtype == torch.uint8 else sum(self.span) / 2
+        mean = torch.tensor(middle if self.mean_colour is None else self.mean_colour)
+        box = (top, left, height * chosen, width * chosen)
+        return crops.filled(images, box, mean.round() if images.dtype == torch.uint8 else mean)
 
-    def _cut(self, x: Tensor, draws: dict[str, Tensor]) -> Tensor:
-        height, width = x.shape[2:]
+    def _square(self, draws: Draws, shape: Sequence[int]) -> crops.Boxes:
+        height, width = shape
         if self.cutout >= min(height, width):
             raise UserError(f"augment.cutout={self.cutout}: must be smaller than the image, {height}×{width}")
-        row, column = (
-            ((draws[f"cutout_{axis}"] + 1) / 2 * size).long().clamp_(max=size - 1)
+        drawn, side = _drawn(draws), torch.full((len(draws),), self.cutout)
+        top, left = (
+            ((drawn[DRAWS.index(f"cutout_{axis}")] + 1) / 2 * size).long().clamp_(max=size - 1) - self.cutout // 2
             for axis, size in (("y", height), ("x", width))
         )
-        return colour.cutout(x, (row, column), self.cutout)
+        return top, left, side, side
+
+
+def _drawn(draws: Draws) -> Tensor:
+    """Numbers from -1 to 1 for each of DRAWS and each sample."""
+    return draws.uniform("changes", len(DRAWS)) * 2 - 1
 
 
 def _first(
@@ -258,9 +269,11 @@ class CropFlip:
     def __call__(self, images: Tensor, draws: Draws | torch.Generator, mirrored: Tensor | None = None) -> Tensor:
         batch, height, width, channels = images.shape
         device, draws = images.device, Draws.of(draws, batch)
+        across, down = self.flip(draws, mirrored)
+        if not self.pad and device.type == "cpu":
+            return crops.flipped(images, across, down)
         top, left = draws.integers("crop", 2 * self.pad + 1, 2).to(device, non_blocking=True)
-        padded = self._padded(images)
-        places = zip((width, height), self.flip(draws, mirrored), strict=True)
+        padded, places = self._padded(images), ((width, across), (height, down))
         cols, rows = (_reversed(size, chosen.to(device, non_blocking=True)) for size, chosen in places)
         rows, cols = rows + top[:, None], cols + left[:, None]
         # rows first, as whole lines of memory, then columns: a third less time than one gather of pixels

@@ -2,7 +2,8 @@
 
 Images are float32 (B, C, H, W), 0 black and 1 white; every other tensor has one value per image, (B,). Each function
 does the same as the one of that name in torchvision.transforms.v2.functional. `saturation` and `hue` need colours:
-they return images unchanged that do not have three channels.
+they return images unchanged that do not have three channels. In place of images those of `CURVES` take the curves of
+bytes (B, C, 1, 256), those of `OF_COUNTS` with `counts` (B, C, 256), how often each channel has each byte.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["autocontrast", "blur", "brightness", "contrast", "cutout", "equalize", "hue", "noise", "posterize"]
-__all__ += ["saturation", "sharpness", "solarize"]
+__all__ = ["COLOURS", "CURVES", "OF_COLOURS", "OF_COUNTS", "autocontrast", "blur", "brightness", "contrast"]
+__all__ += ["equalize", "grayscale", "hue", "noise", "posterize", "saturation", "sharpness", "solarize"]
+
+COLOURS = 3  # channels of images that have any
+OF_COLOURS = ("saturation", "hue", "grayscale")
+OF_COUNTS = ("contrast", "autocontrast", "equalize")
+CURVES = (*OF_COUNTS, "brightness", "posterize", "solarize")
 
 
 def _each(value: Tensor) -> Tensor:
@@ -30,7 +36,7 @@ def _gray(x: Tensor) -> Tensor:
     if x.shape[1] != 3:
         return x
     red, green, blue = (x[:, i : i + 1] for i in range(3))
-    return 0.2989 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
+    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)  # ITU-R BT.601
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -38,14 +44,22 @@ def brightness(x: Tensor, factor: Tensor) -> Tensor:
     return (x * _each(factor)).clamp_(0, 1)
 
 
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
+def contrast(x: Tensor, factor: Tensor, counts: Tensor | None = None) -> Tensor:
     """Away from the image's mean gray at factors above 1, towards it below."""
-    return _blend(x, _gray(x).mean((1, 2, 3), keepdim=True), factor)
+    if counts is None:
+        return _blend(x, _gray(x).mean((1, 2, 3), keepdim=True), factor)
+    mean = (x[:, :, 0] * counts).sum(2, dtype=torch.float64) / counts.sum(2)
+    return _blend(x, _gray(mean.float()[:, :, None, None]).mean(1, keepdim=True), factor)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
     """Gray at factor 0, stronger colours above 1."""
     return x if x.shape[1] != 3 else _blend(x, _gray(x), factor)
+
+
+def grayscale(x: Tensor) -> Tensor:
+    """Gray in all channels, of which one is in memory."""
+    return _gray(x).expand_as(x)
 
 
 def hue(x: Tensor, turn: Tensor) -> Tensor:
@@ -83,28 +97,33 @@ def sharpness(x: Tensor, factor: Tensor) -> Tensor:
     return out
 
 
-def autocontrast(x: Tensor, chosen: Tensor) -> Tensor:
-    """Each channel of the chosen images stretched from black to white; a constant channel stays unchanged."""
-    low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-    chosen = _each(chosen) & (high > low)
-    low, high = low.where(chosen, torch.zeros_like(low)), high.where(chosen, torch.ones_like(high))
-    return (x - low).div_(high - low)
+def autocontrast(x: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Each channel stretched from black to white; a constant one stays unchanged."""
+    if counts is None:
+        low, high = x.amin((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    else:
+        there = counts[:, :, None] > 0
+        low = x.masked_fill(~there, math.inf).amin(3, keepdim=True)
+        high = x.masked_fill(~there, -math.inf).amax(3, keepdim=True)
+    varied = high > low
+    low, high = low.where(varied, torch.zeros_like(low)), high.where(varied, torch.ones_like(high))
+    return (x - low).div_(high - low).clamp_(0, 1)
 
 
-def equalize(x: Tensor, chosen: Tensor) -> Tensor:
-    """Each channel of the chosen images with its histogram of 256 tones equalised."""
-    planes, size = x.shape[0] * x.shape[1], x.shape[2] * x.shape[3]
-    tones = (x * 255).round().long().view(planes, size)
-    bins = (tones + 256 * torch.arange(planes, device=x.device)[:, None]).flatten()
+def equalize(x: Tensor, counts: Tensor | None = None) -> Tensor:
+    """Each channel with its histogram of 256 tones equalised; one of too few pixels for that stays unchanged."""
+    planes = x.shape[0] * x.shape[1]
+    tones = (x * 255).round().long().view(planes, -1)
+    ones = torch.ones_like(tones) if counts is None else counts.view(planes, 256)
     # in one dimension, which CUDA counts deterministically
-    counts = torch.zeros(planes * 256, dtype=torch.long, device=x.device).scatter_add_(0, bins, torch.ones_like(bins))
-    below = counts.view(planes, 256).cumsum(1)
-    brightest = counts.view(planes, 256).gather(1, tones.amax(1, keepdim=True))
-    step = (size - brightest) // 255
-    table = F.pad((below[:, :-1] + step // 2) // step.clamp(min=1), (1, 0)).clamp(0, 255)
+    bins = (tones + 256 * torch.arange(planes, device=x.device)[:, None]).flatten()
+    found = torch.zeros(planes * 256, dtype=torch.long, device=x.device).scatter_add_(0, bins, ones.flatten())
+    found = found.view(planes, 256)
+    brightest = tones.where(ones > 0, 0).amax(1, keepdim=True)
+    step = (found.sum(1, keepdim=True) - found.gather(1, brightest)) // 255
+    table = F.pad((found.cumsum(1)[:, :-1] + step // 2) // step.clamp(min=1), (1, 0)).clamp(0, 255)
     done = (table.gather(1, tones) / 255).view_as(x)
-    # too few pixels for 256 tones: unchanged
-    return torch.where(_each(chosen) & (step > 0).view(x.shape[0], -1, 1, 1), done, x)
+    return torch.where((step > 0).view(x.shape[0], -1, 1, 1), done, x)
 
 
 def posterize(x: Tensor, bits: Tensor) -> Tensor:
@@ -135,15 +154,3 @@ def blur(x: Tensor, sigma: Tensor, most: float) -> Tensor:
 def noise(x: Tensor, sigma: Tensor, drawn: Tensor) -> Tensor:
     """Gaussian noise of standard deviation `sigma` added to every value; `drawn` (B, C, H, W) has 1."""
     return x.addcmul(drawn, _each(sigma)).clamp_(0, 1)
-
-
-def cutout(x: Tensor, centre: tuple[Tensor, Tensor], side: int) -> Tensor:
-    """A black square of `side` pixels around a pixel (row, column) of each image, clipped at the border."""
-
-    def inside(size: int, middle: Tensor) -> Tensor:
-        first = (middle - side // 2)[:, None]
-        places = torch.arange(size, device=x.device)
-        return (places >= first) & (places < first + side)
-
-    square = inside(x.shape[2], centre[0])[:, :, None] & inside(x.shape[3], centre[1])[:, None, :]
-    return x.masked_fill(square[:, None], 0.0)

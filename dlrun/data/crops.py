@@ -19,7 +19,7 @@ from torch import Tensor
 from dlrun.data.draws import Draws
 from dlrun.errors import UserError
 
-__all__ = ["Boxes", "boxes", "centre", "evaluated", "fed", "resized", "within"]
+__all__ = ["Boxes", "boxes", "centre", "evaluated", "fed", "filled", "flipped", "resized", "within"]
 
 Boxes = tuple[Tensor, Tensor, Tensor, Tensor]  # top, left, height, width (B,), int64, on the processor
 TRIES = 10  # boxes per image, as in torchvision's RandomResizedCrop; if none fits, the centre is taken
@@ -105,6 +105,28 @@ def within(box: Boxes, shape: tuple[int, int]) -> Tensor:
         for size, first, length in ((shape[0], box[0], box[2]), (shape[1], box[1], box[3]))
     )
     return rows[:, :, None] & cols[:, None, :]
+
+
+def filled(images: Tensor, box: Boxes, value: Tensor) -> Tensor:
+    """Write a value per channel (C,) into the boxes of images (B, H, W, C), which may lie beyond the border.
+
+    On the processor into the images themselves.
+    """
+    if images.device.type != "cpu":
+        inside = within(box, (images.shape[1], images.shape[2])).to(images.device, non_blocking=True)
+        return torch.where(inside[..., None], value.to(images.device, images.dtype), images)
+    for image, top, left, height, width in zip(images, *(part.tolist() for part in box), strict=True):
+        if height > 0 and width > 0:
+            image[max(top, 0) : top + height, max(left, 0) : left + width] = value
+    return images
+
+
+def flipped(images: Tensor, mirrored: Tensor, upside_down: Tensor) -> Tensor:
+    """Return images (B, H, W, C) of which those of two bools (B,), on the processor, are turned."""
+    made = torch.empty_like(images)
+    for image, out, down, across in zip(images, made, upside_down.tolist(), mirrored.tolist(), strict=True):
+        out.copy_(image.flip([axis for axis, yes in enumerate((down, across)) if yes]) if down or across else image)
+    return made
 
 
 def resized(images: Tensor, box: Boxes, size: tuple[int, int], mirrored: Tensor, upside_down: Tensor) -> Tensor:

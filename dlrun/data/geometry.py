@@ -39,12 +39,18 @@ def matrices(
 
 
 def warp(x: Tensor, matrix: Tensor, *, reflect: bool) -> Tensor:
-    """Images (B, C, H, W) resampled bilinearly; black beyond the border, or mirrored with `reflect`."""
+    """Images (B, C, H, W) resampled bilinearly; black beyond the border, or mirrored with `reflect`.
+
+    `matrix` (B, 3, 3) as `matrices` returns it.
+    """
     height, width = x.shape[2:]
-    down = (torch.arange(height, device=x.device) * 2 + 1) / height - 1
-    right = (torch.arange(width, device=x.device) * 2 + 1) / width - 1
-    places = torch.stack([right.repeat(height), down.repeat_interleave(width), torch.ones_like(right).repeat(height)])
-    u, v, w = (matrix @ places).unbind(1)
-    grid = torch.stack([u / w, v / w], 2).view(len(x), height, width, 2)
+    down = ((torch.arange(height, device=x.device) * 2 + 1) / height - 1)[:, None, None]
+    right = ((torch.arange(width, device=x.device) * 2 + 1) / width - 1)[:, None]
+    flat = x.device.type == "cpu" and not bool(matrix[:, 2, :2].any())  # an accelerator would wait for the answer
+    # products of the columns, (B, 1, 1, 2 or 3) each: a third of the time of one of matrices
+    columns = matrix[:, : 2 if flat else 3].transpose(1, 2)[:, :, None, None]
+    across, along, middle = columns.unbind(1)
+    places = across * right + (along * down + middle)
+    grid = places if flat else places[..., :2] / places[..., 2:]
     padding = "reflection" if reflect else "zeros"
     return F.grid_sample(x, grid, mode="bilinear", padding_mode=padding, align_corners=False)

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from dlrun.data import colour, geometry
+from dlrun.data import geometry
 from dlrun.data.draws import Draws
+from dlrun.data.held import Held
 
-__all__ = ["OPERATIONS", "RAND", "WIDE", "Strengths", "augmix", "operated", "rand", "trivial"]
+__all__ = ["OPERATIONS", "RAND", "WIDE", "Strengths", "augmix", "operate", "rand", "trivial"]
 
 MOVES = ("shear_x", "shear_y", "shift_x", "shift_y", "rotate")
 FACTORS = ("brightness", "saturation", "contrast", "sharpness")
@@ -51,8 +53,8 @@ WIDE = Strengths(shear=0.99, shift=32 / 224, rotate=135, factor=0.99, bits=6)  #
 MIXED = Strengths(shear=0.3, shift=1 / 3, rotate=30, factor=0.9, bits=4)
 
 
-def rand(x: Tensor, count: int, magnitude: float, spread: float, draws: Draws, *, reflect: bool) -> Tensor:
-    """Apply `count` operations to each image (B, C, H, W), one after the other, of strength `magnitude` of 30.
+def rand(x: Held, count: int, magnitude: float, spread: float, draws: Draws, *, reflect: bool) -> None:
+    """Apply `count` operations to each image, one after the other, of strength `magnitude` of 30.
 
     With `spread` a sample's magnitude is Gaussian with that standard deviation, within 0 and 30 (timm's mstd).
     """
@@ -61,19 +63,18 @@ def rand(x: Tensor, count: int, magnitude: float, spread: float, draws: Draws, *
     u = draws.uniform("randaugment magnitude", count).clamp(1e-6, 1 - 1e-6)
     strength = (magnitude + spread * math.sqrt(2) * (2 * u - 1).erfinv()).clamp(0, STRONGEST) / STRONGEST
     for chosen, value in zip(numbers, RAND.values(numbers, strength, signs), strict=True):
-        x = operated(x, chosen, value, reflect=reflect)
-    return x
+        operate(x, chosen, value, reflect=reflect)
 
 
-def trivial(x: Tensor, draws: Draws, *, reflect: bool) -> Tensor:
-    """Apply one operation of any strength to each image (B, C, H, W)."""
+def trivial(x: Held, draws: Draws, *, reflect: bool) -> None:
+    """Apply one operation of any strength to each image."""
     numbers, strength = draws.integers("trivial", len(OPERATIONS))[0], draws.integers("trivial strength", 31)[0] / 30
     values = WIDE.values(numbers, strength, draws.integers("trivial signs", 2)[0] * 2 - 1)
-    return operated(x, numbers, values, reflect=reflect)
+    operate(x, numbers, values, reflect=reflect)
 
 
-def augmix(x: Tensor, severity: int, draws: Draws, *, reflect: bool) -> Tensor:
-    """Mix each image (B, C, H, W) with three chains of one to three operations, of strength below `severity` of 9."""
+def augmix(x: Held, severity: int, draws: Draws, *, reflect: bool) -> None:
+    """Mix each image with three chains of one to three operations, of strength below `severity` of 9."""
     rounds = CHAINS * LONGEST
     numbers = draws.integers("augmix", len(OPERATIONS) - 1, rounds) + 1
     signs = draws.integers("augmix signs", 2, rounds) * 2 - 1
@@ -84,40 +85,31 @@ def augmix(x: Tensor, severity: int, draws: Draws, *, reflect: bool) -> Tensor:
     shares = -draws.uniform("augmix shares", CHAINS).clamp_min(1e-6).log()
     whole = draws.uniform("augmix whole")[0]
     shares = (1 - whole) * shares / shares.sum(0)
-    made = x * _each(whole, x)
-    for chain in range(CHAINS):
-        part = x
+    parts = [x.copy() for _ in range(CHAINS)]
+    for chain, part in enumerate(parts):
         for turn in range(LONGEST):
             row = chain * LONGEST + turn
-            chosen = torch.where(turn < long[chain], numbers[row], 0)
-            part = operated(part, chosen, values[row], reflect=reflect)
-        made = made.addcmul_(part, _each(shares[chain], x))
-    return made
+            operate(part, torch.where(turn < long[chain], numbers[row], 0), values[row], reflect=reflect)
+    x.mix(torch.cat([whole[None], shares]), parts)
 
 
-def operated(x: Tensor, numbers: Tensor, values: Tensor, *, reflect: bool) -> Tensor:
-    """Return images (B, C, H, W), each changed by the operation of its number, with its value, both (B,)."""
-    x = x.clone()
+def operate(x: Held, numbers: Tensor, values: Tensor, *, reflect: bool) -> None:
+    """Change each image by the operation of its number, with its value, both (B,) on the processor."""
+    moved = (numbers > 0) & (numbers <= len(MOVES))
+    if len(rows := moved.nonzero().flatten()):
+        _move(x, rows, numbers[rows], values[rows].to(x.device, non_blocking=True), reflect=reflect)
     for number in sorted(set(numbers.tolist())):
-        if number:
+        name = OPERATIONS[number]
+        if name != "identity" and name not in MOVES:
             rows = (numbers == number).nonzero().flatten()
-            chosen, value = rows.to(x.device, non_blocking=True), values[rows].to(x.device, non_blocking=True)
-            x.index_copy_(0, chosen, _one(OPERATIONS[number], x.index_select(0, chosen), value, reflect=reflect))
-    return x
+            value = values[rows].to(x.device, non_blocking=True)
+            x.tones(name, rows, *(() if name in ("autocontrast", "equalize") else (value,)))
 
 
-def _one(name: str, x: Tensor, value: Tensor, *, reflect: bool) -> Tensor:
-    if name in MOVES:
-        zero, size = torch.zeros_like(value), (x.shape[2], x.shape[3])
-        by = {**dict.fromkeys(MOVES, zero), name: value}
-        shear, shift = ((by[f"{what}_x"], by[f"{what}_y"]) for what in ("shear", "shift"))
-        matrix = geometry.matrices(by["rotate"], shear, torch.ones_like(value), shift, (zero, zero), size)
-        return geometry.warp(x, matrix, reflect=reflect)
-    if name in ("autocontrast", "equalize"):
-        value = torch.ones_like(value, dtype=torch.bool)
-    made: Tensor = getattr(colour, name)(x, value)
-    return made
-
-
-def _each(value: Tensor, x: Tensor) -> Tensor:
-    return value.to(x.device, non_blocking=True)[:, None, None, None]
+def _move(x: Held, rows: Tensor, numbers: Tensor, value: Tensor, *, reflect: bool) -> None:
+    """Shear, shift and rotate images, all at once; their numbers are on the processor."""
+    numbers, zero, size = numbers.to(x.device, non_blocking=True), torch.zeros_like(value), (x.shape[2], x.shape[3])
+    by = {name: torch.where(numbers == OPERATIONS.index(name), value, zero) for name in MOVES}
+    shear, shift = ((by[f"{what}_x"], by[f"{what}_y"]) for what in ("shear", "shift"))
+    matrix = geometry.matrices(by["rotate"], shear, torch.ones_like(value), shift, (zero, zero), size)
+    x.pixels(partial(geometry.warp, reflect=reflect), rows, matrix)

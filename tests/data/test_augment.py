@@ -17,6 +17,7 @@ from dlrun.data import colour, crops, geometry, policies
 from dlrun.data.augment import Augment, CropFlip
 from dlrun.data.batches import Batches
 from dlrun.data.draws import Draws
+from dlrun.data.held import Floats
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
 from dlrun.errors import UserError
@@ -55,8 +56,11 @@ def test_everything_on_is_every_operation_in_its_order() -> None:
     drawn = Draws.of(seeded(5), COUNT)
     x = CropFlip(2, flip_vertical=True)(before, drawn).permute(0, 3, 1, 2) / 255
     u, tangent = drawn.uniform("changes", 22) * 2 - 1, math.tan(math.radians(10))
-    x = policies.trivial(policies.rand(x, 2, 9, 0.0, drawn, reflect=False), drawn, reflect=False)
-    x = policies.augmix(x, 3, drawn, reflect=False)
+    held = Floats(x.contiguous())
+    policies.rand(held, 2, 9, 0.0, drawn, reflect=False)
+    policies.trivial(held, drawn, reflect=False)
+    policies.augmix(held, 3, drawn, reflect=False)
+    x = held.x
     matrix = geometry.matrices(
         u[0] * math.radians(15),
         (u[1] * tangent, u[2] * tangent),
@@ -71,12 +75,15 @@ def test_everything_on_is_every_operation_in_its_order() -> None:
     x = colour.contrast(x, 1 + 0.2 * u[9])
     x = colour.hue(colour.saturation(x, 1 + 0.2 * u[10]), 0.1 * u[11])
     gray, solar, auto, equal = ((u[k] + 1) / 2 < 0.3 for k in (18, 19, 20, 21))
-    x = colour.equalize(colour.autocontrast(colour.saturation(x, 1 - gray.float()), auto), equal)
+    for change, chosen in ((colour.grayscale, gray), (colour.autocontrast, auto), (colour.equalize, equal)):
+        x = torch.where(chosen[:, None, None, None], change(x), x)
     x = colour.posterize(x, 8 - ((u[17] + 1) / 2 * 5).floor())
     x = colour.solarize(x, torch.where(solar, 0.5, 2.0))
     x = colour.noise(x, 0.05 * u[13].abs(), drawn.normal("noise", x.shape[1:], x.device))
     centre = (((u[15] + 1) / 2 * height).long(), ((u[14] + 1) / 2 * width).long())
-    expected = colour.cutout(x, centre, 4)
+    four = torch.full((COUNT,), 4)
+    expected = crops.filled(x.permute(0, 2, 3, 1), (centre[0] - 2, centre[1] - 2, four, four), torch.tensor(0.0))
+    expected = expected.permute(0, 3, 1, 2)
     box = crops.boxes(drawn, (height, width), (0.02, 0.33), (1 / 3.3, 1 / 0.3), purpose="erase", smaller=True)
     inside = crops.within(box, (height, width)) & (drawn.uniform("erase whether")[0] < 0.5)[:, None, None]
     expected = torch.where(inside[:, None], 0.5, expected)

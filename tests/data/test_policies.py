@@ -11,9 +11,10 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from dlrun.data import crops, policies
-from dlrun.data.augment import Augment
+from dlrun.data.augment import Augment, _drawn
 from dlrun.data.batches import Batches
 from dlrun.data.draws import REPEAT, Draws
+from dlrun.data.held import Bytes, Floats
 from dlrun.data.images import InMemory
 from dlrun.data.policies import OPERATIONS, RAND, WIDE
 from dlrun.data.splits import Split
@@ -27,6 +28,13 @@ THEIRS = {
     **{"Posterize": "posterize", "Solarize": "solarize", "AutoContrast": "autocontrast", "Equalize": "equalize"},
     "Identity": "identity",
 }
+
+
+def operated(x: Tensor, numbers: Tensor, values: Tensor) -> Tensor:
+    """Images (B, C, H, W) of floats after an operation each."""
+    held = Floats(x.clone())
+    policies.operate(held, numbers, values, reflect=False)
+    return held.x
 
 
 def bytes_of(x: Tensor) -> Tensor:
@@ -48,7 +56,7 @@ def test_every_operation_is_torchvisions_at_every_strength(kind: str, made: type
             for sign in (1, -1) if signed else (1,):
                 strength = torch.full((2,), bin_ / 30)
                 value = ours.values(number, strength, torch.full((2,), sign))
-                after = policies.operated(before / 255, number, value, reflect=False)
+                after = operated(before / 255, number, value)
                 magnitude = float(found[bin_]) * (-sign if name == "rotate" else sign)  # theirs turn the other way
                 if name.startswith("shear"):  # theirs shear about a corner
                     angle = math.degrees(math.atan(magnitude))
@@ -62,7 +70,7 @@ def test_every_operation_is_torchvisions_at_every_strength(kind: str, made: type
                     part = 150 / 331 if kind == "rand" else 32 / 224
                     torch.testing.assert_close(value, torch.full((2,), part * bin_ / 30 * sign))
                     whole = round(part * bin_ / 30 * side) * sign
-                    after = policies.operated(before / 255, number, torch.full((2,), whole / side), reflect=False)
+                    after = operated(before / 255, number, torch.full((2,), whole / side))
                     moved = [whole, 0] if name == "shift_x" else [0, whole]
                     expected = tvf.affine(before, 0.0, moved, 1.0, [0.0, 0.0]) / 255
                     torch.testing.assert_close(after, expected, atol=1e-4, rtol=0)
@@ -83,28 +91,48 @@ def test_every_operation_is_torchvisions_at_every_strength(kind: str, made: type
 
 def test_each_sample_gets_its_own_operations_in_its_order() -> None:
     x, draws = smooth(3, *SHAPE, count=40), Draws(1, 1, torch.arange(40))
-    found = policies.rand(x, 2, 12, 0.0, draws, reflect=True)
+    found = Floats(x.clone())
+    policies.rand(found, 2, 12, 0.0, draws, reflect=False)
     numbers = draws.integers("randaugment", len(OPERATIONS), 2)
     signs = draws.integers("randaugment signs", 2, 2) * 2 - 1
     values = RAND.values(numbers, torch.full((2, 40), 12 / 30), signs)
     for k in range(40):
         one = x[k : k + 1]
         for turn in range(2):
-            one = policies.operated(one, numbers[turn, k : k + 1], values[turn, k : k + 1], reflect=True)
-        torch.testing.assert_close(found[k : k + 1], one, atol=1e-5, rtol=0)
+            one = operated(one, numbers[turn, k : k + 1], values[turn, k : k + 1])
+        torch.testing.assert_close(found.x[k : k + 1], one, atol=1e-5, rtol=0)
 
 
-def test_choices_and_strengths_are_even() -> None:
+@pytest.mark.parametrize("channels", [3, 1, 4])
+def test_bytes_become_what_floats_do(channels: int) -> None:
+    before = bytes_of(smooth(channels, *SHAPE, count=60))
+    before[:9] = 70  # constant channels
+    for keys in ({"randaugment": 3, "magnitude": 17}, {"trivialaugment": True}, {"augmix": 4}, {"contrast": 0.5}):
+        images, augment = before.permute(0, 2, 3, 1).contiguous(), Augment(**keys)
+        kept, found = images.clone(), augment(images, Draws(1, 1, torch.arange(60)))
+        assert torch.equal(images, kept)
+        held = Floats(before / 255)
+        draws = Draws(1, 1, torch.arange(60))
+        augment._apply(held, draws, _drawn(draws))
+        levels = (found.int() - held.bytes().int()).abs()
+        assert int((levels > 0).sum()) <= 2e-3 * levels.numel(), keys  # a threshold may lie on a value
+    x = before.permute(0, 2, 3, 1).contiguous()
+    held = Bytes(x)
+    held.tones("brightness", torch.tensor([3, 7]), torch.tensor([0.5, 1.5]))
+    held.tones("contrast", torch.tensor([7, 20]), torch.tensor([1.8, 0.3]))
+    held.write(out := torch.empty_like(x))
+    changed = (out != x).flatten(1).any(1)
+    assert changed.nonzero().flatten().tolist() == [3, 7, 20]
+
+
+def test_choices_and_strengths_are_even(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = Draws(1, 1, torch.arange(28000))
     counts = torch.bincount(draws.integers("randaugment", len(OPERATIONS))[0], minlength=14)
     assert counts.sub(2000).abs().max() < 220
-    flat = torch.full((4000, 1, 1, 1), 0.4)
+    flat = Floats(torch.full((4000, 1, 1, 1), 0.4))
     seen: list[Tensor] = []
-    held, policies.operated = policies.operated, lambda x, numbers, values, reflect: (seen.append(values), x)[1]
-    try:
-        policies.rand(flat, 1, 9, 2.0, Draws(1, 1, torch.arange(4000)), reflect=False)
-    finally:
-        policies.operated = held
+    monkeypatch.setattr(policies, "operate", lambda x, numbers, values, reflect: seen.append(values))
+    policies.rand(flat, 1, 9, 2.0, Draws(1, 1, torch.arange(4000)), reflect=False)
     draws = Draws(1, 1, torch.arange(4000))
     shears = seen[0][draws.integers("randaugment", 14)[0] == 1].abs() / RAND.shear * 30
     assert abs(float(shears.mean()) - 9) < 0.4
@@ -112,20 +140,20 @@ def test_choices_and_strengths_are_even() -> None:
     assert shears.max() <= 30
 
 
-def test_augmix_mixes_the_image_with_three_chains() -> None:
+def test_augmix_mixes_the_image_with_three_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     x = smooth(3, *SHAPE, count=300) * 0.5 + 0.25
     sample = torch.arange(300)
-    found = policies.augmix(x, 3, Draws(1, 1, sample), reflect=True)
+    held = Floats(x.clone())
+    policies.augmix(held, 3, Draws(1, 1, sample), reflect=True)
+    found = held.x
     assert found.shape == x.shape
     assert 0 <= found.min() <= found.max() <= 1 + 1e-5
     # shares add up to 1: a constant image of chains that leave it as it is stays
-    same = torch.full((300, 3, 9, 9), 0.5)
-    chains, held = [], policies.operated
-    policies.operated = lambda x, numbers, values, reflect: (chains.append(numbers), x)[1]
-    try:
-        torch.testing.assert_close(policies.augmix(same, 3, Draws(1, 1, sample), reflect=True), same)
-    finally:
-        policies.operated = held
+    same, chains = torch.full((300, 3, 9, 9), 0.5), list[Tensor]()
+    monkeypatch.setattr(policies, "operate", lambda x, numbers, values, reflect: chains.append(numbers))
+    held = Floats(same.clone())
+    policies.augmix(held, 3, Draws(1, 1, sample), reflect=True)
+    torch.testing.assert_close(held.x, same)
     lengths = torch.stack(chains).view(3, 3, 300).gt(0).sum(1)
     assert torch.bincount(lengths.flatten()).sub(torch.tensor([0, 300, 300, 300])).abs().max() < 75
     assert (found - x).abs().mean() > 0.01

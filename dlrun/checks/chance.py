@@ -57,6 +57,12 @@ def initial_loss(exp: Experiment) -> Verdict:
         return Verdict(Outcome.FAIL, *shown, message)
     if (made := loaded(exp.model)) is not None and made.head != "new":
         return Verdict(Outcome.PASS, *shown, f"the classifier is {made.head}, so its loss need not be that of guessing")
+    if off > NEAR and float(logits.max()) <= 0 and float(logits.logsumexp(1).abs().max()) > 1e-3:  # no logarithms
+        message = (
+            f"undecided: all logits are negative (mean {float(logits.mean()):.2g}), as negative distances to points "
+            "are, whose loss at the start depends on where these lie; if they are no distances, make them smaller"
+        )
+        return Verdict(Outcome.SKIP, *shown, message)
     if off > FAR:
         message = (
             f"the initial loss is {off + 1:.3g} times that of guessing: check the scale of the inputs, "

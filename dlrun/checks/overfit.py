@@ -7,7 +7,8 @@ memorised as well (C7 does), or a missing layer that the others compensate for (
 
 Near zero is a twentieth of chance here, which most sound networks reach in 3 to 100 steps. All twenty correct with a
 loss above it, or near zero with one wrong, is a warning: it learns, but slowly, as networks of sigmoid do. Near zero
-with more of them wrong is a failure: the loss is not one of these labels.
+with more of them wrong is a failure: the loss is not one of these labels. Outputs that are means of ReLU outputs, as in
+SqueezeNet, are at most a warning.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from dlrun.checks.advice import advice
 from dlrun.checks.blame import blame
 from dlrun.checks.causes import Attempt, unlearned
 from dlrun.checks.check import check
+from dlrun.checks.probabilities import pooled
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss, replica, training, uniform
 from dlrun.checks.smaller import small_samples
@@ -71,6 +73,9 @@ def overfit(exp: Experiment, seconds: float = float("inf")) -> Verdict:
         cause = unlearned(attempts, best, x, y, goal, exp.data.classes)
         cause += "" if best.model is None else blame(exp, best.model, x, y)
         why = f"{len(y)} examples cannot be memorised at any of three learning rates: {cause}"
+        if pooled(exp, x):
+            status = Outcome.WARN  # a published design that trains, if its last units stay alive
+            why += "; its outputs are means of ReLU outputs, as in SqueezeNet: units of a class may be dead"
     message = why + advice(exp, "model.activation=relu", "model.norm=batch")
     return Verdict(status, f"accuracy {accuracy:.2f}, loss {now:.2g}", expected, message)
 

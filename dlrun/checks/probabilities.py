@@ -23,7 +23,7 @@ from dlrun.models.outputs import logits_of
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
-__all__ = ["probabilities"]
+__all__ = ["pooled", "probabilities"]
 
 COUNT, STEPS = 8, 15  # so that a bias alone, after dead units, gets beyond 1
 RATES = (0.1, 0.01, 0.001)  # the next one if a deep network without norms overflows
@@ -99,6 +99,12 @@ def _factor(exp: Experiment, x: Tensor) -> tuple[str, float] | None:
     if FACTORS[0] < factor < FACTORS[1] or factor <= 0:
         return None
     return (name, factor) if float((logits - factor * output).norm()) < 1e-3 * float(logits.norm()) else None
+
+
+def pooled(exp: Experiment, x: Tensor) -> bool:
+    """Whether the outputs of samples x (B, C, H, W) are means of what a ReLU let pass, as in SqueezeNet."""
+    outputs = logits_of(replica(exp)(x))
+    return float(outputs.detach().min()) >= 0 and any(name.startswith(POOLING) for name in _last(outputs))
 
 
 def _last(logits: Tensor) -> list[str]:

@@ -5,6 +5,7 @@
     python tests/benchmarks/bench_false_alarms.py --log alarms.jsonl --minutes 0      only the table
     python tests/benchmarks/bench_false_alarms.py --log drawn.jsonl --drawn 200       setups drawn from all of conf/
     python tests/benchmarks/bench_false_alarms.py --log drawn.jsonl --drawn 200 --again    suites with alarms once more
+    python tests/benchmarks/bench_false_alarms.py --log drawn.jsonl --drawn 200 --processor    beside other programs
 
 Every model × activation × norm × loss that conf/ can compose on digits, and eight torchvision architectures on
 images of 32 or 64 pixels, five seeds each; without receipts. Suites run in an order drawn once, setups with the
@@ -297,7 +298,10 @@ def main() -> None:
     parser.add_argument("--drawn", type=int, default=0, help="draw so many setups from all of conf/")
     parser.add_argument("--again", action="store_true", help="repeat suites with an alarm of another commit")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no suite after so long")
+    parser.add_argument("--processor", action="store_true", help="count processor time, beside other programs")
     given = parser.parse_args()
+    if given.processor:
+        time.perf_counter = time.process_time  # before the checks take it
     log = given.log.absolute()
     every = list(drawn(given.drawn)) if given.drawn else list(setups())
     planned = [(w, seed) for w in every for seed in range(1, given.seeds + 1) if given.only in " ".join(w)]

@@ -44,6 +44,28 @@ class Costs(nn.Module):
         return logits.sum() * 0 + self.value
 
 
+class Far(nn.Module):
+    """Logits of a size that a test chooses, made negative in one of three ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.points = how, nn.Parameter(torch.randn(10, 64, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "distances":
+            return -torch.cdist(x.flatten(1), self.points).square()
+        logits = 5 * x.flatten(1) @ self.points.T
+        return logits.log_softmax(1) if self.how == "logarithms" else logits
+
+
+@pytest.mark.parametrize(("how", "status"), [("distances", "skip"), ("logarithms", "fail"), ("logits", "fail")])
+def test_a_large_initial_loss_of_negative_distances_is_undecided(how: str, status: str) -> None:
+    exp = experiment()
+    alter(exp, model=Far(how))
+    found = chance.initial_loss(exp)
+    assert (found.status, "undecided" in found.message) == (status, how == "distances"), found
+
+
 @pytest.mark.parametrize(
     ("times", "status"),
     [
@@ -189,6 +211,29 @@ def test_a_loss_that_falls_slowly_has_1500_steps_to_get_all_right(
     found = c3.overfit(experiment())
     assert (found.status, "slowly" in found.message) == (status, status == "warn")
     assert taken == [steps] * 3
+
+
+class Squeezed(nn.Module):
+    """Ends in a ReLU, whose outputs are averaged if `mean`, as in SqueezeNet."""
+
+    def __init__(self, mean: bool) -> None:
+        super().__init__()
+        self.mean, self.last = mean, nn.Conv2d(1, 10, 1 if mean else 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = self.last(x).relu()
+        found: Tensor = outputs.mean((2, 3)) if self.mean else outputs.flatten(1)
+        return found
+
+
+@pytest.mark.parametrize(("mean", "status"), [(True, "warn"), (False, "fail")])
+def test_what_ends_as_squeezenet_does_is_at_most_warned_about(
+    monkeypatch: pytest.MonkeyPatch, mean: bool, status: str
+) -> None:
+    scripted(monkeypatch, [math.log(10)] * 450, wrong=450)
+    exp = experiment()
+    alter(exp, model=Squeezed(mean))
+    assert c3.overfit(exp).status == status
 
 
 def test_where_time_is_short_a_plateau_ends_early_and_every_rate_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:

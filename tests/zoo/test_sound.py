@@ -17,7 +17,8 @@ from dlrun.objectives import Supervised
 from dlrun.training.experiment import build_model
 from dlrun.training.objective import with_batch
 from support.pairs import experiment
-from support.sound import SOUND, Auxiliary
+from support.sound import SOUND
+from support.unusual import Auxiliary
 
 # the checks that are likeliest to fail on them, which take a moment; the slow test runs all
 LIKELY = {

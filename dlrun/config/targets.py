@@ -40,7 +40,7 @@ FAMILIES = ("dlrun.models",)  # packages of which every module is allowed: a new
 _OPTIMIZERS = "SGD Adagrad Adadelta RMSprop Adam AdamW Adamax NAdam RAdam ASGD Rprop LBFGS Adafactor Muon"
 _SCHEDULERS = "ReduceLROnPlateau StepLR MultiStepLR ConstantLR LinearLR ExponentialLR CosineAnnealingLR"
 _SCHEDULERS += " PolynomialLR CosineAnnealingWarmRestarts CyclicLR OneCycleLR"
-_LOSSES = "CrossEntropyLoss MultiMarginLoss"
+_LOSSES = "CrossEntropyLoss MultiMarginLoss NLLLoss"
 THEIRS = {
     **{f"torch.optim.{n}": n for n in _OPTIMIZERS.split()},
     **{f"torch.optim.lr_scheduler.{n}": n for n in _SCHEDULERS.split()},

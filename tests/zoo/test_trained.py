@@ -14,7 +14,7 @@ from support import unusual
 from support.commands import Outcome
 
 NETWORKS = {
-    "log-probabilities and NLL": ("LogProbabilities", "loss._target_=torch.nn.NLLLoss"),
+    "log-probabilities and NLL": ("LogProbabilities", "loss=nll"),
     "auxiliary head in a tuple": ("Auxiliary", "+model.kind=tuple"),
     "auxiliary head in a dict": ("Auxiliary", "+model.kind=dict"),
     "weight norm, old": ("old_norm", "+model.kind=weight_norm"),
@@ -28,8 +28,13 @@ NETWORKS = {
     "tied weights": ("Tied",),
     "checkpointed": ("Checkpointed",),
     "straight through": ("StraightThrough", "check.skip=[gradient:rounding]"),
-    "focal loss of a detached weight": ("Trunk", "loss._target_=unusual.Focal"),
-    "one against the rest": ("Trunk", "loss._target_=unusual.OneAgainstTheRest"),
+    "focal loss of a detached weight": ("Trunk", "loss=own_focal"),
+    "one against the rest": ("Trunk", "loss=one_against_the_rest"),
+}
+LOSSES = {
+    "nll": "torch.nn.NLLLoss",
+    "own_focal": "unusual.Focal",
+    "one_against_the_rest": "unusual.OneAgainstTheRest",
 }
 SHORT = ("dataset.limit=400", "trainer.epochs=2", "trainer.threads=1", "trainer.report=false", "optimizer.lr=0.003")
 OWN = ("model=custom", "trust=[unusual]")
@@ -39,6 +44,9 @@ OWN = ("model=custom", "trust=[unusual]")
 def place(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(unusual.__file__, here / "unusual.py")
     monkeypatch.syspath_prepend(str(here))
+    (here / "conf/loss").mkdir(parents=True)
+    for name, target in LOSSES.items():
+        (here / f"conf/loss/{name}.yaml").write_text(f"_target_: {target}\n")
     return here
 
 

@@ -206,11 +206,10 @@ def _explained(error: BaseException) -> int:
 
 def _complain(text: str, code: int) -> int:
     """Print a line to stderr, if it can be written, and return the exit code."""
-    if sys.stderr is not None:  # it is None if the shell has closed it
-        try:
-            print(f"dlrun: {text}", file=sys.stderr, flush=True)
-        except OSError:
-            _discard(sys.stderr)
+    try:
+        print(f"dlrun: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
     return code
 
 
@@ -222,8 +221,42 @@ def _discard(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _open_streams() -> None:
+    """Make every stream writable: one that the shell has closed goes nowhere, and no character is an error.
+
+    A closed one would be replaced by the next file that is opened, such as a checkpoint, and get what libraries print.
+    """
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        while (handle := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(handle, True)
+        os.close(handle)
+        sys.stdin, sys.stdout = sys.stdin or open(0), sys.stdout or open(1, "w")  # noqa: SIM115
+        sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # ASCII, or a name that is not UTF-8
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _interrupt_once() -> None:
+    """Let a second Ctrl-C within a second pass: it would interrupt what the first one ends, at any place."""
+    import signal
+
+    last = -1.0
+
+    def interrupt(*_: object) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > 1.0 or before < 0:
+            raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in the background of a script
+        signal.signal(signal.SIGINT, interrupt)
+
+
 def main() -> None:
     """Run the verb named on the command line and exit with its code."""
+    _interrupt_once()
+    _open_streams()
     debug = "--debug" in sys.argv[1:]
     argv = [word for word in sys.argv[1:] if word != "--debug"]
     sys.exit(_in_one_line(lambda: _answer(argv), debug) or None)

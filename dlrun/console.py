@@ -7,6 +7,7 @@ goes to the run's log.txt, there in full: a terminal gets lines that fit its wid
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import re
 import sys
@@ -175,16 +176,22 @@ class Screen:
         try:
             (self._bar.console if self._bar else self.console).print(shown, style=style, markup=False)
             sys.stdout.flush()
-        except (OSError, SystemExit):  # rich exits when nobody reads any more (`dlrun train | head`)
+        except (OSError, ValueError, SystemExit):  # rich exits when nobody reads any more (`dlrun train | head`)
             self._unread = True
             self.live = False
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with contextlib.suppress(OSError, ValueError):  # a stream that is closed, or no file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def note(self, text: str) -> None:
         """Write a line to the log alone."""
-        if self.log is not None:
-            with open(self.log, "a", encoding="utf-8") as file:
+        if self.log is None:
+            return
+        try:
+            with open(self.log, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text + "\n")
+        except OSError as error:  # nothing that the run needs
+            lost, self.log = f"{self.log}: cannot write: {error.strerror}; the run continues without its log", None
+            self.print(lost, style="yellow")
 
     def steps(self, items: Iterable[T], total: int, epoch: int, epochs: int, look: Callable[[], str]) -> Iterator[T]:
         """Yield the steps of an epoch; `look` returns the loss as text and is called only when the bar is drawn."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+
 from dlrun.vocabulary import Exit
 
-__all__ = ["DataChanged", "UserError", "first_line"]
+__all__ = ["DataChanged", "Surroundings", "UserError", "first_line"]
+
+# what a disk, its permissions or the limits of a process refuse, whatever the run is
+OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOLCK)
+OUTSIDE += (errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EFBIG)
 
 
 class UserError(Exception):
@@ -17,6 +23,18 @@ class UserError(Exception):
 
 class DataChanged(UserError):
     """The data of a run that continues are not those that it began with."""
+
+
+class Surroundings(UserError):
+    """What is around a run failed, such as a full disk: no fault of its settings, so a sweep tries it again."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, Exit.FAILED)
+
+    @staticmethod
+    def caused(error: BaseException) -> bool:
+        """Whether an error is one of the surroundings."""
+        return isinstance(error, Surroundings) or (isinstance(error, OSError) and error.errno in OUTSIDE)
 
 
 def first_line(error: BaseException) -> str:

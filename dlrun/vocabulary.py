@@ -60,6 +60,9 @@ class Exit(IntEnum):
     CHECK_FAILED = 3
     DIVERGED = 4
     SOME_FAILED = 5  # trials of a sweep
+    SURROUNDINGS = (
+        75  # of a trial to its sweep, never to the shell: a full disk, permissions; EX_TEMPFAIL of sysexits.h
+    )
     INTERRUPTED = 130
 
 

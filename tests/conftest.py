@@ -93,8 +93,10 @@ def dlrun(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     def call(*words: str) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["dlrun", *words])
         capsys.readouterr()
+        heard = signal.getsignal(signal.SIGINT)
         with pytest.raises(SystemExit) as ending:
             cli.main()
+        signal.signal(signal.SIGINT, heard)
         said = capsys.readouterr()
         return Outcome(int(ending.value.code or 0), said.out, said.err)
 

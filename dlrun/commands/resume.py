@@ -88,9 +88,12 @@ def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str]) 
     from dlrun.config.targets import check_targets
     from dlrun.folders import reading
 
-    if reading.stored(run.path).get("status") == Status.COMPLETED and not more_epochs:
-        print(f"{run.path} is complete; nothing to do{_unfinished()}")
+    before = reading.stored(run.path)
+    if before.get("status") == Status.COMPLETED and not more_epochs:
+        print(f"{run.path} is complete; {_page(run)}{_unfinished()}")
         return Exit.FINE
+    if before.get("status") == Status.PRUNED:
+        print(f"{run.path}: its sweep had stopped it: {before.get('reason') or 'pruned'}; it now continues to its end")
     # only the command line may trust packages, never a stored config
     plain = reading.config(run.path) | {"trust": trust}
     try:
@@ -109,6 +112,18 @@ def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str]) 
 
     settings = Settings.of(plain).changed(trainer={"stop_after": 0})  # a paused run continues to its end
     return execute(settings, run, resuming=True, accept_changes=accept)
+
+
+def _page(run: Run) -> str:
+    """Draw the page of a complete run if a kill has prevented it; returns what was done, in words."""
+    from dlrun.folders import reading
+
+    trainer = reading.config(run.path).get("trainer")
+    if reading.report(run.path).exists() or not (isinstance(trainer, dict) and trainer.get("report")):
+        return "nothing to do"
+    from dlrun.reports import run_report
+
+    return f"its report was missing: {run_report.write(run.path)}"
 
 
 def _unfinished() -> str:

@@ -11,21 +11,22 @@ import fcntl
 import json
 import os
 import shlex
-import socket
 import stat
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from dlrun.errors import UserError
+from dlrun.errors import Surroundings, UserError
+from dlrun.folders import lease
 from dlrun.folders.opener import Unreadable, appendable, in_folder, open_beneath, read, write_handle
-from dlrun.vocabulary import Exit
 
-__all__ = ["OWNER", "append", "has_file", "lock", "make_folder", "owned", "replacing", "unlock", "write_atomic"]
+__all__ = ["OWNER", "append", "has_file", "holds", "lock", "make_folder", "owned", "replacing"]
+__all__ += ["token", "unlock", "write_atomic"]
 
 OWNER = ".owner"
-_held: set[int] = set()  # locks of this process
+_held: dict[int, str] = {}  # locks of this process, each with the token of its lease
 
 
 def write_atomic(path: Path, data: bytes, also: Sequence[Path] = (), *, within: Path | None = None) -> None:
@@ -59,7 +60,7 @@ def replacing(path: Path, also: Sequence[Path] = (), *, within: Path | None = No
             os.replace(temporary, last, src_dir_fd=at, dst_dir_fd=at)
             _sync_folder(at, path.parent)
     except OSError as error:
-        raise UserError(f"{path}: cannot write: {error.strerror}{old}", Exit.FAILED) from error
+        raise Surroundings(f"{path}: cannot write: {error.strerror}{old}") from error
 
 
 @contextlib.contextmanager
@@ -124,9 +125,7 @@ def append(path: Path, line: bytes) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot write: {error.strerror}; `dlrun resume` continues from here", Exit.FAILED
-        ) from error
+        raise Surroundings(f"{path}: cannot write: {error.strerror}; `dlrun resume` continues from here") from error
 
 
 def make_folder(path: Path, *, new: bool = False) -> None:
@@ -161,7 +160,8 @@ def has_file(folder: Path | str, name: str) -> bool:
 def lock(folder: Path, otherwise: str) -> int:
     """Lock a folder for this process until `unlock` or the end of the process, and write host and pid into it.
 
-    Raises UserError that names the process that holds the lock and ends with what to do `otherwise`.
+    Raises UserError that names the process that holds the lock and ends with what to do `otherwise`, and Surroundings
+    if the file system has no locks.
     """
     name = folder / OWNER
     try:
@@ -175,28 +175,77 @@ def lock(folder: Path, otherwise: str) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
-        except OSError:
+        except OSError as error:
+            if lease.lockless(error):
+                os.close(handle)
+                what = f"this file system has no locks ({error.strerror}), which keep two processes apart"
+                raise Surroundings(f"{folder}: {what}; choose a folder on another one, such as a local disk") from error
             if attempt < 2:
                 time.sleep(0.05)  # `owned` holds the lock for a moment
     else:
         os.close(handle)
         raise UserError(f"{folder} is in use by {_owner(name)}; {otherwise}")
-    _held.add(handle)
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+    if lease.alive(_lease(handle), partial(_looked, name)):
+        os.close(handle)
+        why = "although the file system gave its lock to this one too"
+        raise UserError(f"{folder} is in use by {_owner(name)}, {why}; {otherwise}")
+    about = lease.record()
+    try:
+        os.ftruncate(handle, 0)
+        if os.pwrite(handle, text := json.dumps(about).encode(), 0) < len(text):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        os.close(handle)
+        raise Surroundings(f"{name}: cannot write: {error.strerror}") from error
+    _held[handle] = str(about["token"])
+    lease.beat(_held)
     return handle
+
+
+def _lease(handle: int) -> dict[str, Any]:
+    with contextlib.suppress(OSError):
+        return lease.parsed(os.pread(handle, 4096, 0))
+    return {}
+
+
+def _looked(name: Path) -> tuple[str, float]:
+    """Token and time of a lock's file, no token if it was released.
+
+    Opened each time, since only then a network file system asks its server.
+    """
+    with contextlib.suppress(OSError, UserError), os.fdopen(open_beneath(name.parent, OWNER), "rb") as file:
+        about = _lease(file.fileno())
+        return "" if about.get("released") else about.get("token", ""), os.fstat(file.fileno()).st_mtime
+    return "", 0.0
+
+
+def token(folder: Path) -> str:
+    """Return a word that changes each time that a folder is locked; "" if it never was."""
+    with contextlib.suppress(OSError, UserError), os.fdopen(open_beneath(folder, OWNER), "rb") as file:
+        return str(_lease(file.fileno()).get("token", ""))
+    return ""
+
+
+def holds(handle: int, folder: Path) -> None:
+    """Raise Surroundings if another process has taken the folder, because its file system gives a lock twice."""
+    if (word := token(folder)) and word != _held.get(handle):
+        who = _owner(folder / OWNER)
+        raise Surroundings(f"{folder} was taken over by {who}: its file system gives a lock twice; end one of them")
 
 
 def unlock(handle: int) -> None:
     """Release the lock of a folder."""
-    _held.remove(handle)
+    word, about = _held.pop(handle), _lease(handle)
+    if about.get("token") == word:  # nobody is to wait for a sign of this process
+        with contextlib.suppress(OSError):
+            os.pwrite(handle, json.dumps(about | {"released": True}).encode(), 0)
     os.close(handle)
 
 
 def _unlock_child() -> None:
     # a forked worker that outlives this process must not keep its folders locked
     while _held:
-        os.close(_held.pop())
+        os.close(_held.popitem()[0])
 
 
 os.register_at_fork(after_in_child=_unlock_child)
@@ -220,8 +269,9 @@ def owned(folder: Path) -> bool:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
+    except OSError as error:
+        return not lease.lockless(error)
+    else:
+        return lease.recent(_lease(handle), os.fstat(handle).st_mtime)
     finally:
         os.close(handle)
-    return False

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.errors import UserError
-from dlrun.folders.disk import OWNER, append, lock, make_folder, unlock, write_atomic
+from dlrun.folders.disk import OWNER, append, holds, lock, make_folder, unlock, write_atomic
 from dlrun.folders.formats import as_csv, read_arrays, write_arrays
 from dlrun.folders.opener import Unreadable, read_text, real_folder, remove
 from dlrun.folders.outputs import OUTPUTS, latest_is_gone, new_folder, point_latest
@@ -25,7 +25,7 @@ from dlrun.folders.reading import epoch_checkpoints, metrics, names, stored, tes
 from dlrun.folders.version import NewerFormat, stamped
 from dlrun.vocabulary import Exit, Status
 
-__all__ = ["Run", "ask_to_stop", "claim", "reopen", "settle", "take", "taken"]
+__all__ = ["Run", "ask_to_stop", "claim", "reopen", "settle", "take"]
 
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # a file that a kill left unfinished, as `replacing` names it
 
@@ -136,7 +136,9 @@ class Run:
         return self.path / "audit.csv"
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Append the row of an epoch; other programs can read it at once."""
+        """Append the row of an epoch; other programs can read it at once. Raises Surroundings if it may not."""
+        if self._lock is not None:
+            holds(self._lock, self.path)
         path = self.path / "metrics.csv"
         text = as_csv([row], header=not os.path.lexists(path))
         append(path, text.encode())
@@ -205,7 +207,7 @@ class Run:
 
     def discard(self) -> None:
         """Remove the folder of a run that was refused before anything was measured; other files in it stay."""
-        measured = ("metrics.csv", "checks.csv", "audit.csv", "dropped.csv", "checkpoints/last.pt")
+        measured = ("metrics.csv", "layers.csv", "checks.csv", "audit.csv", "dropped.csv", "checkpoints/last.pt")
         if any((self.path / name).exists() for name in measured):
             return
         for name in ("config.yaml", "result.json", "identity.npz", "weights.csv", "log.txt", OWNER):
@@ -260,9 +262,8 @@ def _foreign(path: Path, marked: bool) -> str:
         status = stored(path).get("status", Status.RUNNING)
         status = Status.INTERRUPTED if status == Status.RUNNING else status  # its process is gone: the lock is ours
         return f"a run ({status}); `dlrun resume {shlex.quote(str(path))}` continues it, or "
-    inside = (
-        {n for n in os.listdir(path) if not n.startswith(".")} - {"checkpoints"} - ({"log.txt"} if marked else set())
-    )
+    own = {"checkpoints", *(("log.txt", "result.json") if marked else ())}  # the disk was full, or the trial was killed
+    inside = {name for name in os.listdir(path) if not name.startswith(".")} - own
     inside |= {f"checkpoints/{name}" for name in names(path, "checkpoints") if not LEFTOVER.fullmatch(name)}
     return f"{min(inside)}, which is not part of a run; " if inside else ""
 
@@ -307,14 +308,6 @@ def take(folder: Path) -> tuple[Run, bool]:
 def ask_to_stop(folder: Path, reason: str) -> None:
     """Ask a run, on any machine, to end as pruned after the current epoch."""
     write_atomic(folder / "stop", reason.encode())
-
-
-def taken(folder: Path) -> float:
-    """Return when a run folder was last locked, in seconds since 1970; 0 if it never was."""
-    try:
-        return (folder / OWNER).stat().st_mtime
-    except OSError:
-        return 0.0
 
 
 def settle(folder: Path, **ending: Any) -> None:

@@ -58,8 +58,7 @@ def _title(name: str, one: Explained, classes: Sequence[str]) -> str:
     said = f"{classes[one.predicted]} {one.probabilities[one.predicted]:.2f}"
     if one.label != one.predicted:
         said += f"; map of {classes[one.label]} {one.probabilities[one.label]:.2f}"
-    text = f"{PurePath(name).name[-34:]}: {said}"
-    return text.replace("$", r"\$")
+    return f"{PurePath(name).name[-34:]}: {said}"
 
 
 def _shown(image: NDArray[Any]) -> NDArray[np.float64]:

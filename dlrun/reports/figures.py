@@ -98,6 +98,13 @@ def save(folder: Path, name: str, figure: Figure, dpi: int = DPI) -> Path:
 
 def figure_bytes(figure: Figure, dpi: int = DPI) -> bytes:
     """Return a figure as the bytes of a PNG."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if (
+            "$" in text.get_text() and "mathdefault" not in text.get_text()
+        ):  # a name; only ticks of log axes are formulas
+            text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})
     return buffer.getvalue()

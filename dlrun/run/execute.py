@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from dlrun.config.settings import Settings
 from dlrun.console import Screen
-from dlrun.errors import DataChanged, UserError, first_line
+from dlrun.errors import DataChanged, Surroundings, UserError, first_line
 from dlrun.folders import own_code
 from dlrun.folders.run import Run
 from dlrun.run import extending
 from dlrun.run.ending import stop_reason, summarise
 from dlrun.run.gate import Omitted, accounted, headline, passed
 from dlrun.run.provenance import origin
+from dlrun.run.stopping import politely
 from dlrun.training.loggers import Follower
 from dlrun.vocabulary import Exit, Status
 
@@ -65,7 +63,9 @@ def execute(
     refused, before = False, run.result()
     try:
         train = partial(_train, cfg, run, screen, follower, shared, resuming, accept_changes)
-        return _execute(cfg, run, screen, train, record or {}, resuming=resuming)
+        with politely():
+            code = _execute(cfg, run, screen, train, record or {}, resuming=resuming)
+        return Exit.FAILED if code == Exit.SURROUNDINGS and not quiet else code
     except UserError as error:
         refused = not (resuming or quiet)  # a trial of a sweep is a row with its reason
         if resuming and not quiet and isinstance(error, DataChanged):
@@ -88,7 +88,7 @@ def _execute(
     resuming: bool,
 ) -> int:
     try:
-        with screen, _terminate_politely():
+        with screen:
             if not resuming:
                 run.write_config(cfg.plain)
             run.update_result(status=Status.RUNNING, reason="", **origin(cfg), **record)
@@ -106,7 +106,8 @@ def _execute(
         raise
     except Exception as error:
         code, ending = _failure(error, run, screen)
-    _record(run, ending)
+    if not _record(run, ending):
+        return code or Exit.FAILED
     if ending["status"] in (Status.COMPLETED, Status.DIVERGED) and cfg.trainer.report:
         _report(run, screen)
     return code
@@ -125,11 +126,14 @@ def _report(run: Run, screen: Screen) -> None:
         screen.say(f"no report: {type(error).__name__}: {first_line(error)}; `{_typed('report', run)}` retries")
 
 
-def _record(run: Run, ending: dict[str, Any]) -> None:
+def _record(run: Run, ending: dict[str, Any]) -> bool:
+    """Write how the run ended; False if that cannot be written, and then the status stays `running`."""
     try:
         run.update_result(**ending, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     except UserError as error:
-        print(f"dlrun: {error}", file=sys.stderr)  # a full disk: the status stays `running` without an owner
+        print(f"dlrun: {error}; `{_typed('resume', run)}` finishes the run", file=sys.stderr)
+        return False
+    return True
 
 
 def _train(
@@ -300,7 +304,8 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
             what += "; trainer.compile=false trains without a compiler"
     text = f"dlrun: failed: {what}; the traceback is in {run.log}; `{_typed('resume', run)}` continues"
     screen.say(text, style="red")
-    return Exit.FAILED, {"status": Status.FAILED, "reason": what}
+    code = Exit.SURROUNDINGS if Surroundings.caused(error) else Exit.FAILED
+    return code, {"status": Status.FAILED, "reason": what}
 
 
 def store(exp: Experiment, run: Run, members: list[str]) -> dict[str, Any]:
@@ -322,20 +327,3 @@ def store(exp: Experiment, run: Run, members: list[str]) -> dict[str, Any]:
     }
     _record(run, ending)
     return ending
-
-
-@contextmanager
-def _terminate_politely() -> Iterator[None]:
-    """Handle SIGTERM, which clusters send before they kill a process, like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

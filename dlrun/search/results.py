@@ -22,13 +22,13 @@ __all__ = ["Results"]
 class Results:
     """Status, score and result.json of each trial of a sweep, by its number.
 
-    `running` holds the running trials, each with the time at which its folder had been locked before.
+    `running` holds the running trials, each with the word of its last lock before (`folders.disk.token`).
     """
 
     def __init__(self, folder: Path, metric: str, minimise: bool, trials: Sequence[Trial]) -> None:
         self.folder, self.metric, self.minimise = folder, metric, minimise
         self.trials = {trial.number: trial for trial in trials}
-        self.running: dict[int, float] = {}
+        self.running: dict[int, str] = {}
         self._ended: dict[int, dict[str, Any]] = {}
         # score and val_loss, each with the result that they were read from
         self._scores: dict[int, tuple[dict[str, Any], float | None, float | None]] = {}

@@ -20,18 +20,20 @@ from dlrun.config.trust import only_typed
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
-from dlrun.folders.disk import owned
+from dlrun.folders.disk import owned, token
 from dlrun.folders.outputs import point_latest
-from dlrun.folders.run import ask_to_stop, settle, taken
+from dlrun.folders.run import ask_to_stop, settle
+from dlrun.run.stopping import politely
 from dlrun.search import growing, summary
 from dlrun.search.launchers import choose
 from dlrun.search.launchers.job import Job
 from dlrun.search.launchers.protocol import Ended
 from dlrun.search.plan import Plan, Round
+from dlrun.search.rebuilding import opened
 from dlrun.search.results import Results
 from dlrun.search.sampling import draw, unseen
 from dlrun.search.space import check, grid, plain_words, read, size
-from dlrun.search.study import Study, Trial
+from dlrun.search.study import Trial
 from dlrun.vocabulary import DONE, FAILED, Exit, Status, minimised
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ __all__ = ["Sweep", "again", "points", "sweep"]
 
 LOOK = 0.5  # seconds between two reads of the files of running trials
 PATIENCE = 20  # seconds for interrupted trials to record their status
+ATTEMPTS = 3  # of a trial whose process was lost or whose disk was full, before it is left to `dlrun resume`
+PAUSE = 2.0  # seconds before the next of them
 
 
 def sweep(
@@ -104,21 +108,26 @@ class Sweep:
         self.minimise = minimised(self.metric, base["search"]["direction"])
         self.epochs = int(base["trainer"]["epochs"])
         self.screen = Screen(sweep_folder.log(folder))
-        search, journal = plan.search, sweep_folder.journal(folder)
-        soon = 0 if journal.exists() else len(plan.stage)  # a resumed sweep may have nothing left to do
+        soon = (
+            0 if sweep_folder.journal(folder).exists() else len(plan.stage)
+        )  # a resumed sweep may have nothing left to do
         self.pool = choose.launcher(
             launcher, folder, soon, plan.values("trainer.device", str(base["trainer"]["device"]))
         )
         sweep_folder.write_plan(folder, plan.record())
-        self.study = Study(journal, self.metric, self.minimise, search["seed"], search["prune"], self.epochs)
-        self.results = Results(folder, self.metric, self.minimise, self.study.trials())
+        self.study, trials, said = opened(folder, plan, self.metric, self.minimise, self.epochs)
+        if said:
+            self.screen.say(said, style="yellow")
+        self.results = Results(folder, self.metric, self.minimise, trials)
+        self._began: dict[int, float] = {}  # when each running trial locked its folder, by a clock that nobody sets
+        self._outside: dict[int, int] = {}  # how often the surroundings of a trial failed, not the trial
         self.folds = sweep_folder.old_folds(folder)
         self.trials, self.running = self.results.trials, self.results.running
 
     def run(self) -> int:
         """Run all rounds; returns the exit code."""
         try:
-            with self.screen:
+            with self.screen, politely():
                 self._rounds()
         except KeyboardInterrupt:
             self._interrupted()
@@ -133,7 +142,8 @@ class Sweep:
         if found.best:
             point_latest(found.entries[found.best[0]].path, completed=True)
         self._page(found, shares)
-        return Exit.SOME_FAILED if any(self.results.status(n) in FAILED for n in self.trials) else Exit.FINE
+        failed = [n for n in self.trials if self.results.status(n) in FAILED or n in self._outside]
+        return Exit.SOME_FAILED if failed else Exit.FINE
 
     def _rounds(self) -> None:
         while True:
@@ -219,7 +229,8 @@ class Sweep:
         config["trainer"]["stop_after"] = now.epochs if now.epochs < self.epochs else 0
         self.results.forget(number)
         folder = self.results.path(number)
-        self.running[number] = taken(folder)
+        self.running[number] = token(folder)
+        self._began.pop(number, None)
         self.pool.submit(Job(number, config, str(folder), record, beside=self.pool.slots > 1))
 
     def _draw(self, number: int, now: Round) -> Trial:
@@ -256,9 +267,15 @@ class Sweep:
             why = ended.why if ended.lost or not result.get("reason") else str(result["reason"])
             # a failed check would fail again: it counts as the last attempt
             failures = self.plan.search["retries"] + 1 if status == Status.CHECK_FAILED else trial.failures + 1
+            if outside := ended.outside and status != Status.CHECK_FAILED:
+                failures = trial.failures
+                self._outside[number] = self._outside.get(number, 0) + 1
+                time.sleep(PAUSE)
             self.study.failed(trial, why or f"ended with code {ended.code}", failures)
-            if failures <= self.plan.search["retries"]:
+            if self._outside[number] < ATTEMPTS if outside else failures <= self.plan.search["retries"]:
                 again = [number]
+        else:
+            self._outside.pop(number, None)
         self.results.keep(number, result)
         if not again and (status != Status.PAUSED):
             self._close(trial)
@@ -279,12 +296,13 @@ class Sweep:
             folder = self.results.path(number)
             if self._report(self.trials[number]):
                 ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
-            limit = self.plan.search["timeout"]
-            began = taken(folder)  # the start of its process does not count
-            if limit and began != before and time.time() - began > limit:
+            limit, word = self.plan.search["timeout"], token(folder)
+            if limit and word == before:
+                self._began[number] = time.monotonic()  # the start of its process does not count
+            elif limit and time.monotonic() - self._began.setdefault(number, time.monotonic()) > limit:
                 self.pool.kill(number)
                 why = f"no end after {limit:g} seconds (search.timeout)"
-                again += self._ended(Ended(number, Exit.FAILED, why, lost=True), now)
+                again += self._ended(Ended(number, Exit.FAILED, why, lost=True, late=True), now)
         summary.bar(self.screen, self.results, self.plan, self.epochs)
         return again
 

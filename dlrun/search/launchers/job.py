@@ -51,11 +51,12 @@ def work(job: Job, shared: SharedData) -> tuple[int, str]:
     import dlrun.checks
     import dlrun.training.loop  # noqa: F401  before the folder is locked, which starts search.timeout
     from dlrun.config.settings import Settings
-    from dlrun.errors import UserError
+    from dlrun.errors import Surroundings, UserError
     from dlrun.folders import reading
-    from dlrun.folders.run import take
+    from dlrun.folders.run import settle, take
     from dlrun.run.execute import execute
 
+    children = _children()
     try:
         run, known = take(Path(job.folder))
         plain, record = job.config, job.record
@@ -66,16 +67,50 @@ def work(job: Job, shared: SharedData) -> tuple[int, str]:
         with _into(run.log):
             cfg = Settings.of(plain)
             return execute(cfg, run, record=record, shared=shared, resuming=continued, quiet=True), ""
+    except Surroundings as error:
+        return Exit.SURROUNDINGS, str(error)
     except UserError as error:
         return error.code, str(error)
     except KeyboardInterrupt:
         return Exit.INTERRUPTED, str(Status.INTERRUPTED)
-    except SystemExit:  # a queue takes the job back, or a user's code ends the process: lost, not failed
-        raise
+    except SystemExit as error:
+        if _of_a_queue(error):  # which takes the job back
+            raise
+        why = f"its code called sys.exit({'' if error.code is None else repr(error.code)[:80]})"
+        with suppress(UserError):
+            settle(Path(job.folder), status=Status.FAILED, reason=why)
+        return Exit.FAILED, why
     except BaseException as error:  # a user's code may raise anything; the worker must survive
         return Exit.FAILED, f"{type(error).__name__}: {str(error).strip()[:200]}"
     finally:
+        _end_children(children)
         _give_back()
+
+
+def _children() -> set[int]:
+    """The processes that this one has started; none without /proc."""
+    found: set[int] = set()
+    with suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            found.update(map(int, Path(f"/proc/self/task/{thread}/children").read_text().split()))
+    return found
+
+
+def _end_children(before: set[int]) -> None:
+    """Kill what a trial has started and left; helpers of Python and torch serve further trials."""
+    for process in _children() - before:
+        with suppress(OSError):
+            words = Path(f"/proc/{process}/cmdline").read_bytes()
+            if not any(word in words for word in (b"multiprocessing", b"compile_worker", b"loky", b"raylet")):
+                os.kill(process, signal.SIGKILL)
+
+
+def _of_a_queue(error: BaseException) -> bool:
+    """Whether the code of a launcher raised an exception."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in ("submitit", "ray")
 
 
 def _give_back() -> None:
@@ -146,7 +181,10 @@ def _into(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
-    handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:  # the log is nothing that a trial needs
+        handle = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.close(handle)
@@ -164,6 +202,7 @@ def main(conversation: int, lifeline: int) -> None:
     """Run trials until the parent closes the connection; ends with the parent, even if that is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     parent = os.getppid()
+    _guard(lifeline)
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # Linux: PR_SET_PDEATHSIG
     threading.Thread(target=_die_with, args=(lifeline,), daemon=True).start()
@@ -181,6 +220,19 @@ def main(conversation: int, lifeline: int) -> None:
             job = connection.recv()
             shared = shared or SharedData(share=job.beside)
             connection.send(work(job, shared))
+
+
+def _guard(lifeline: int) -> None:
+    """Start a process that ends the whole session when the parent is gone: what a trial started would outlive it."""
+    if os.getpgrp() != os.getpid() or os.fork():
+        return
+    for number in os.listdir("/dev/fd"):  # those of the connection would hide the end of this process from the parent
+        if int(number) != lifeline:
+            with suppress(OSError):
+                os.close(int(number))
+    while os.read(lifeline, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
 
 
 def _die_with(lifeline: int) -> None:

@@ -50,6 +50,8 @@ class _Worker:
         self.connection.close()
         os.close(self._lifeline)
         self.process.kill()
+        with suppress(OSError):  # what its trial has started is in its session
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 

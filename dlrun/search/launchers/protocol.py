@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dlrun.search.launchers.job import Job, Place
+from dlrun.vocabulary import Exit
 
 __all__ = ["GONE", "Ended", "Launcher", "cores", "gpus", "here", "shares", "why", "without_interrupts"]
 
@@ -60,12 +61,21 @@ def without_interrupts() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a trial: its exit code, the reason if its folder has none, and `lost` if its process is gone."""
+    """The end of a trial: its exit code, the reason if its folder has none, and `lost` if its process is gone.
+
+    `late` if the sweep itself killed it.
+    """
 
     number: int
     code: int
     why: str = ""
     lost: bool = False
+    late: bool = False
+
+    @property
+    def outside(self) -> bool:
+        """Whether its surroundings failed, not the trial: a full disk, permissions, a process that was killed."""
+        return self.code == Exit.SURROUNDINGS or (self.lost and not self.late)
 
 
 def cores() -> int:

@@ -1,0 +1,88 @@
+"""The study of a sweep, made again from the folders of its trials if study.journal is damaged or gone (`dlrun resume`).
+
+What a trial was, its words, stands in its result.json, how often it failed in table.csv. A trial without both is drawn
+again: every sampler but TPE draws the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dlrun.errors import Surroundings
+from dlrun.folders import reading
+from dlrun.folders import sweep as sweep_folder
+from dlrun.search.plan import Plan
+from dlrun.search.results import Results
+from dlrun.search.space import Axis
+from dlrun.search.study import Study, Trial
+from dlrun.vocabulary import DONE, FAILED, Status
+
+__all__ = ["opened"]
+
+FOLDER = re.compile(r"\d{4,9}")
+
+
+def opened(folder: Path, plan: Plan, metric: str, minimise: bool, epochs: int) -> tuple[Study, list[Trial], str]:
+    """Return the study of a sweep, its trials, and what to say if it had to be made again.
+
+    Raises Surroundings if the journal cannot be read or written.
+    """
+    file, search = sweep_folder.journal(folder), plan.search
+
+    def study() -> Study:
+        return Study(file, metric, minimise, search["seed"], search["prune"], epochs)
+
+    there = [path for path in sorted(folder.iterdir()) if FOLDER.fullmatch(path.name) and reading.is_run(path)]
+    why = "gone" if there and not file.exists() else ""
+    if not why:
+        try:
+            found = study()
+            return found, found.trials(), ""
+        except Exception as error:  # Optuna raises whatever its parts do: the file may contain anything
+            if Surroundings.caused(error):
+                raise Surroundings(f"{file}: {getattr(error, 'strerror', '') or error}") from error
+            os.replace(file, file.with_name(f"{file.name}.damaged"))
+            why = f"damaged, and is now {file.name}.damaged"
+    made, results = study(), Results(folder, metric, minimise, [])
+    failures = _failures(folder)
+    for path in there:
+        number = int(path.name)
+        axes = next((r.axes for r in plan.rounds[::-1] if number >= r.first), plan.axes)
+        with suppress(KeyError, ValueError, TypeError):
+            values = _values(reading.result(path).get("typed"), axes)
+            trial = made.add(
+                number, values, [axis.reaching(values[axis.key]) for axis in axes], failures.get(number, 0)
+            )
+            results.trials[number] = trial
+            if results.status(number) in (*DONE, *FAILED):
+                made.close(trial, results.status(number), results.score(number))
+    return made, list(results.trials.values()), f"{file} was {why}; made again from {len(results.trials)} trials"
+
+
+def _values(typed: Any, axes: Sequence[Axis]) -> dict[str, Any]:
+    """The values of a trial by the words that it was started with. Raises KeyError or ValueError for others."""
+    words = dict(str(word).partition("=")[::2] for word in typed)
+    values: dict[str, Any] = {}
+    for axis in axes:
+        text = words[axis.key]
+        if axis.words:
+            values[axis.key] = axis.choices[[axis.word(one) for one in axis.choices].index(f"{axis.key}={text}")]
+        else:
+            values[axis.key] = int(text) if axis.whole else float(text)
+    return values
+
+
+def _failures(folder: Path) -> dict[int, int]:
+    """How often each trial failed."""
+    found = {}
+    for row in sweep_folder.table(folder):
+        with suppress(KeyError, ValueError, TypeError):
+            found[int(row["trial"])] = int(row["attempts"]) - (
+                row["status"] not in (Status.FAILED, Status.CHECK_FAILED)
+            )
+    return found

@@ -9,8 +9,8 @@ from dlrun.vocabulary import Exit
 __all__ = ["DataChanged", "Surroundings", "UserError", "first_line"]
 
 # what a disk, its permissions or the limits of a process refuse, whatever the run is
-OUTSIDE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENOLCK)
-OUTSIDE += (errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EFBIG)
+OUTSIDE = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE))
+OUTSIDE |= {errno.ENOLCK, errno.EMFILE, errno.ENFILE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EFBIG}
 
 
 class UserError(Exception):

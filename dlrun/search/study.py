@@ -6,12 +6,15 @@ Nothing imports torch.
 
 from __future__ import annotations
 
+import shlex
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlrun.errors import Surroundings
 from dlrun.search.space import Axis
 from dlrun.vocabulary import Status
 
@@ -22,12 +25,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "Trial"]
 
-TRIAL, FAILURES, REASON = "trial", "failures", "reason"
+TRIAL, FAILURES, REASON, ATTEMPTS = "trial", "failures", "reason", "attempts"
 
 
 @dataclass
 class Trial:
-    """A trial: its number names its folder, `values` its axes; `closed` once its result is in the study."""
+    """A trial: its number names its folder, `values` its axes; `closed` once its result is in the study.
+
+    `failures` are its own, `attempts` all that did not end well, those for which a full disk is to blame as well.
+    """
 
     number: int
     values: dict[str, Any]
@@ -35,6 +41,7 @@ class Trial:
     reason: str = ""
     closed: bool = False
     seen: int = 0  # epochs reported
+    attempts: int = 0
 
 
 class Study:
@@ -44,7 +51,16 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+
+        class Ours(BaseJournalFileLock):
+            """No lock of its own, which a full disk would leave behind: this process holds that of the sweep."""
+
+            def acquire(self) -> bool:
+                return True
+
+            def release(self) -> None:
+                pass
 
         pruners = {
             "none": optuna.pruners.NopPruner(),
@@ -53,9 +69,9 @@ class Study:
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna calls parts of itself experimental
-            self._seed, self._optuna = seed, optuna
+            self._seed, self._optuna, self._file = seed, optuna, file
             self._study = optuna.create_study(
-                storage=optuna.storages.JournalStorage(JournalFileBackend(str(file))),
+                storage=optuna.storages.JournalStorage(JournalFileBackend(str(file), Ours())),
                 study_name="sweep",
                 direction="minimize" if minimise else "maximize",
                 pruner=pruners[prune],
@@ -64,6 +80,17 @@ class Study:
             if self._study.metric_names != [metric]:
                 self._study.set_metric_names([metric])  # optuna-dashboard labels its axes with it
         self._ids: dict[int, int] = {}
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Raise Surroundings if the journal cannot be written."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield
+        except OSError as error:
+            again = shlex.join(["dlrun", "resume", str(self._file.parent)])
+            raise Surroundings(f"{self._file}: cannot write: {error.strerror}; `{again}` continues") from error
 
     def trials(self) -> list[Trial]:
         """Return the recorded trials by number; one that a kill left without a number is closed as failed."""
@@ -84,6 +111,7 @@ class Study:
                 str(attrs.get(REASON, "")),
                 one.state.is_finished(),
                 max(one.intermediate_values, default=0),
+                int(attrs.get(ATTEMPTS, attrs.get(FAILURES, 0))),
             )
         return [found[number] for number in sorted(found)]
 
@@ -95,19 +123,19 @@ class Study:
             distributions={a.key: self._distribution(a) for a in axes},
             user_attrs={TRIAL: number, FAILURES: failures},
         )
-        self._study.add_trial(made)
+        with self._recorded():
+            self._study.add_trial(made)
         self._ids[number] = self._study.get_trials(deepcopy=False)[-1]._trial_id
-        return Trial(number, values, failures)
+        return Trial(number, values, failures, attempts=failures)
 
     def ask(self, number: int, axes: Sequence[Axis]) -> Trial:
         """Let Optuna's TPE choose the values of a trial from the results so far, and record it (S5)."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with self._recorded():
             self._study.sampler = self._optuna.samplers.TPESampler(
                 seed=(self._seed * 1_000_003 + number) % 2**32, constant_liar=True, multivariate=True
             )
             asked = self._study.ask({a.key: self._distribution(a) for a in axes})
-        asked.set_user_attr(TRIAL, number)
+            asked.set_user_attr(TRIAL, number)
         self._ids[number] = asked._trial_id
         return Trial(number, {a.key: asked.params[a.key] for a in axes})
 
@@ -122,15 +150,16 @@ class Study:
 
     def failed(self, trial: Trial, reason: str, failures: int) -> None:
         """Count a failure of a trial."""
-        trial.failures, trial.reason = failures, reason
-        one = self._trial(trial)
-        one.set_user_attr(FAILURES, failures)
-        one.set_user_attr(REASON, reason)
+        trial.failures, trial.reason, trial.attempts = failures, reason, trial.attempts + 1
+        with self._recorded():
+            one = self._trial(trial)
+            one.set_user_attr(FAILURES, failures)
+            one.set_user_attr(ATTEMPTS, trial.attempts)
+            one.set_user_attr(REASON, reason)
 
     def report(self, trial: Trial, epoch: int, value: float) -> bool:
         """Record the value of an epoch; returns whether the pruner would stop the trial."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with self._recorded():
             one = self._trial(trial)
             one.report(value, epoch)
             trial.seen = epoch
@@ -147,8 +176,7 @@ class Study:
         state = ended.get(status, states.FAIL)
         if state == states.COMPLETE and value is None:
             state = states.FAIL
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with self._recorded():
             self._study.tell(self._trial(trial), value if state == states.COMPLETE else None, state=state)
         trial.closed = True
 

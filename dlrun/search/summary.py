@@ -46,7 +46,7 @@ def rows(results: Results, plan: Plan) -> list[dict[str, Any]]:
         row["checks"] = result.get("checks", "")
         row["verdicts"] = finding.summary(result["verdicts"]) if "verdicts" in result else ""
         row["reason"] = trial.reason if status in FAILED else result.get("reason", "")
-        row["attempts"] = trial.failures + (status not in FAILED)
+        row["attempts"] = trial.attempts + (status not in FAILED)
         row["folder"] = results.path(number).name
         made.append(row)
     return made

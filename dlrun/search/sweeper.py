@@ -28,6 +28,7 @@ from dlrun.search import growing, summary
 from dlrun.search.launchers import choose
 from dlrun.search.launchers.job import Job
 from dlrun.search.launchers.protocol import Ended
+from dlrun.search.patience import Patience
 from dlrun.search.plan import Plan, Round
 from dlrun.search.rebuilding import opened
 from dlrun.search.results import Results
@@ -43,8 +44,6 @@ __all__ = ["Sweep", "again", "points", "sweep"]
 
 LOOK = 0.5  # seconds between two reads of the files of running trials
 PATIENCE = 20  # seconds for interrupted trials to record their status
-ATTEMPTS = 3  # of a trial whose process was lost or whose disk was full, before it is left to `dlrun resume`
-PAUSE = 2.0  # seconds before the next of them
 
 
 def sweep(
@@ -106,11 +105,9 @@ class Sweep:
         self.composer, self.plan, self.folder, self.base = composer, plan, folder, base
         self.metric = str(base["search"]["metric"])
         self.minimise = minimised(self.metric, base["search"]["direction"])
-        self.epochs = int(base["trainer"]["epochs"])
-        self.screen = Screen(sweep_folder.log(folder))
-        soon = (
-            0 if sweep_folder.journal(folder).exists() else len(plan.stage)
-        )  # a resumed sweep may have nothing left to do
+        self.epochs, self.screen = int(base["trainer"]["epochs"]), Screen(sweep_folder.log(folder))
+        # a resumed sweep may have nothing left to do
+        soon = 0 if sweep_folder.journal(folder).exists() else len(plan.stage)
         self.pool = choose.launcher(
             launcher, folder, soon, plan.values("trainer.device", str(base["trainer"]["device"]))
         )
@@ -119,9 +116,7 @@ class Sweep:
         if said:
             self.screen.say(said, style="yellow")
         self.results = Results(folder, self.metric, self.minimise, trials)
-        self._began: dict[int, float] = {}  # when each running trial locked its folder, by a clock that nobody sets
-        self._outside: dict[int, int] = {}  # how often the surroundings of a trial failed, not the trial
-        self.folds = sweep_folder.old_folds(folder)
+        self.patience, self.folds = Patience(), sweep_folder.old_folds(folder)
         self.trials, self.running = self.results.trials, self.results.running
 
     def run(self) -> int:
@@ -142,7 +137,7 @@ class Sweep:
         if found.best:
             point_latest(found.entries[found.best[0]].path, completed=True)
         self._page(found, shares)
-        failed = [n for n in self.trials if self.results.status(n) in FAILED or n in self._outside]
+        failed = [n for n in self.trials if self.results.status(n) in FAILED or n in self.patience.outside]
         return Exit.SOME_FAILED if failed else Exit.FINE
 
     def _rounds(self) -> None:
@@ -230,7 +225,6 @@ class Sweep:
         self.results.forget(number)
         folder = self.results.path(number)
         self.running[number] = token(folder)
-        self._began.pop(number, None)
         self.pool.submit(Job(number, config, str(folder), record, beside=self.pool.slots > 1))
 
     def _draw(self, number: int, now: Round) -> Trial:
@@ -267,15 +261,14 @@ class Sweep:
             why = ended.why if ended.lost or not result.get("reason") else str(result["reason"])
             # a failed check would fail again: it counts as the last attempt
             failures = self.plan.search["retries"] + 1 if status == Status.CHECK_FAILED else trial.failures + 1
-            if outside := ended.outside and status != Status.CHECK_FAILED:
-                failures = trial.failures
-                self._outside[number] = self._outside.get(number, 0) + 1
-                time.sleep(PAUSE)
+            left = False
+            if ended.outside and status != Status.CHECK_FAILED:
+                failures, left = self.patience.surrounded(ended, trial, self.plan.search["retries"])
             self.study.failed(trial, why or f"ended with code {ended.code}", failures)
-            if self._outside[number] < ATTEMPTS if outside else failures <= self.plan.search["retries"]:
+            if failures <= self.plan.search["retries"] and not left:
                 again = [number]
         else:
-            self._outside.pop(number, None)
+            self.patience.outside.pop(number, None)
         self.results.keep(number, result)
         if not again and (status != Status.PAUSED):
             self._close(trial)
@@ -296,10 +289,8 @@ class Sweep:
             folder = self.results.path(number)
             if self._report(self.trials[number]):
                 ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
-            limit, word = self.plan.search["timeout"], token(folder)
-            if limit and word == before:
-                self._began[number] = time.monotonic()  # the start of its process does not count
-            elif limit and time.monotonic() - self._began.setdefault(number, time.monotonic()) > limit:
+            limit = self.plan.search["timeout"]
+            if self.patience.late(number, token(folder), before, limit):
                 self.pool.kill(number)
                 why = f"no end after {limit:g} seconds (search.timeout)"
                 again += self._ended(Ended(number, Exit.FAILED, why, lost=True, late=True), now)

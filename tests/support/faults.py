@@ -86,7 +86,6 @@ def one_line(done: Outcome) -> None:
     """A command that failed said why in few lines without a traceback."""
     said = done.out + done.err
     assert "Traceback" not in said, said
-    assert "Error:" not in said, said
     assert len(done.err.strip().splitlines()) <= 3, done.err
 
 

@@ -138,7 +138,12 @@ def test_every_end_of_a_trial_is_a_row(words: tuple[str, ...], tmp_path: Path) -
     reasons = ("all epochs done", "this one raises", "", "the loss is nan")
     assert all(words in table[str(n)]["reason"] for n, words in enumerate(reasons)), table
     assert any(word in table["2"]["reason"].lower() for word in ("kill", "died", "crash")), table["2"]
-    assert [table[str(n)]["attempts"] for n in range(4)] == ["1", "2", "2", "1"]  # search.retries=1
+    assert [table[str(n)]["attempts"] for n in range(4)] == [
+        "1",
+        "2",
+        "3",
+        "1",
+    ]  # retries=1; lost thrice
     assert "made with" not in out + err
     wait_for(lambda: not alive(tmp_path))
 
@@ -181,7 +186,7 @@ def test_a_killed_sweep_finishes_what_is_missing(words: tuple[str, ...], tmp_pat
 
 
 @pytest.mark.slow
-def test_a_node_of_ray_that_dies_costs_its_trials_a_try(tmp_path: Path) -> None:
+def test_a_node_of_ray_that_dies_costs_its_trials_no_retry(tmp_path: Path) -> None:
     there("ray")
     from ray.cluster_utils import Cluster
 
@@ -195,13 +200,6 @@ def test_a_node_of_ray_that_dies_costs_its_trials_a_try(tmp_path: Path) -> None:
         process = start(tmp_path, *words, *SLOW, "search.retries=0")
         wait_for(lambda: len(list(tmp_path.glob("s/*/checkpoints/last.pt"))) == 2, process)  # one trial on each
         cluster.remove_node(node, allow_graceful=False)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 5, out + err
-        table = rows(tmp_path / "s")
-        assert sorted(r["status"] for r in table.values()) == ["completed"] * 3 + ["failed"]
-        (lost,) = [r for r in table.values() if r["status"] == "failed"]
-        assert "died" in lost["reason"].lower(), lost
-        process = start(tmp_path, *words, *SLOW, "search.retries=1")
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, out + err
         table = rows(tmp_path / "s")

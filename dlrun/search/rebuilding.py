@@ -38,30 +38,32 @@ def opened(folder: Path, plan: Plan, metric: str, minimise: bool, epochs: int) -
         return Study(file, metric, minimise, search["seed"], search["prune"], epochs)
 
     there = [path for path in sorted(folder.iterdir()) if FOLDER.fullmatch(path.name) and reading.is_run(path)]
-    why = "gone" if there and not file.exists() else ""
-    if not why:
-        try:
-            found = study()
-            return found, found.trials(), ""
-        except Exception as error:  # Optuna raises whatever its parts do: the file may contain anything
-            if Surroundings.caused(error):
-                raise Surroundings(f"{file}: {getattr(error, 'strerror', '') or error}") from error
-            os.replace(file, file.with_name(f"{file.name}.damaged"))
-            why = f"damaged, and is now {file.name}.damaged"
-    made, results = study(), Results(folder, metric, minimise, [])
-    failures = _failures(folder)
-    for path in there:
+    why = f"{file} is gone" if there and not file.exists() else ""
+    try:
+        made = study()
+        trials = made.trials()
+    except Exception as error:  # Optuna raises whatever its parts do: the file may contain anything
+        if Surroundings.caused(error):
+            raise Surroundings(f"{file}: {getattr(error, 'strerror', '') or error}") from error
+        if not file.exists():
+            raise
+        os.replace(file, file.with_name(f"{file.name}.damaged"))
+        why = f"{file} was damaged, and is now {file.name}.damaged"
+        made, trials = study(), []
+    results = Results(folder, metric, minimise, trials)
+    lost = [path for path in there if int(path.name) not in results.trials]
+    failures = _failures(folder) if lost else {}
+    for path in lost:
         number = int(path.name)
         axes = next((r.axes for r in plan.rounds[::-1] if number >= r.first), plan.axes)
         with suppress(KeyError, ValueError, TypeError):
             values = _values(reading.result(path).get("typed"), axes)
-            trial = made.add(
-                number, values, [axis.reaching(values[axis.key]) for axis in axes], failures.get(number, 0)
-            )
-            results.trials[number] = trial
+            ranges = [axis.reaching(values[axis.key]) for axis in axes]
+            trial = results.trials[number] = made.add(number, values, ranges, failures.get(number, 0))
             if results.status(number) in (*DONE, *FAILED):
                 made.close(trial, results.status(number), results.score(number))
-    return made, list(results.trials.values()), f"{file} was {why}; made again from {len(results.trials)} trials"
+    why = why or (f"{file} lacks trials" if lost else "")
+    return made, list(results.trials.values()), f"{why}; made again from their folders: {len(lost)}" if why else ""
 
 
 def _values(typed: Any, axes: Sequence[Axis]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Results:
         """Return the status of a trial; `failed` if its last attempt ended without a result."""
         status = str(self.result(number).get("status", ""))
         trial = self.trials.get(number)
-        if trial is not None and trial.failures and status not in (*DONE, Status.PAUSED, Status.CHECK_FAILED):
+        if trial is not None and trial.attempts and status not in (*DONE, Status.PAUSED, Status.CHECK_FAILED):
             return Status.FAILED
         return status
 

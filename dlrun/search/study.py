@@ -44,6 +44,16 @@ class Trial:
     attempts: int = 0
 
 
+class _Held:
+    """No lock of Optuna's, whose files a full disk would leave behind: this process holds that of the sweep."""
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
 class Study:
     """The Optuna study of a sweep."""
 
@@ -51,16 +61,9 @@ class Study:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+        from optuna.storages.journal import JournalFileBackend
 
-        class Ours(BaseJournalFileLock):
-            """No lock of its own, which a full disk would leave behind: this process holds that of the sweep."""
-
-            def acquire(self) -> bool:
-                return True
-
-            def release(self) -> None:
-                pass
+        held: Any = _Held()
 
         pruners = {
             "none": optuna.pruners.NopPruner(),
@@ -71,7 +74,7 @@ class Study:
             warnings.simplefilter("ignore")  # Optuna calls parts of itself experimental
             self._seed, self._optuna, self._file = seed, optuna, file
             self._study = optuna.create_study(
-                storage=optuna.storages.JournalStorage(JournalFileBackend(str(file), Ours())),
+                storage=optuna.storages.JournalStorage(JournalFileBackend(str(file), held)),
                 study_name="sweep",
                 direction="minimize" if minimise else "maximize",
                 pruner=pruners[prune],

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dlrun.data.mapped import register
 from dlrun.errors import UserError
 from dlrun.vocabulary import array_slot
 
@@ -48,6 +49,7 @@ class Stored:
         try:
             if not self.member:
                 mapped: Array = np.load(self.file, mmap_mode="c", allow_pickle=False)
+                register(mapped)
                 return mapped
             with np.load(self.file, allow_pickle=False) as file:
                 array: Array = file[self.member]

@@ -61,7 +61,7 @@ def _taken(path: Path, wait: bool) -> int | None:
                     os.close(handle)
                     return None
                 if time.monotonic() - started > SILENT and time.monotonic() - said > REPEATED:
-                    said = time.monotonic() if _reported(path) else said
+                    said = time.monotonic() if _reported(path, time.monotonic() - started) else said
                 time.sleep(POLL)
             if os.fstat(handle).st_nlink:
                 return handle
@@ -79,16 +79,21 @@ def _locks(handle: int) -> bool:
     return True
 
 
-def _reported(path: Path) -> bool:
-    """Print who holds a lock; False if the holder has not written it yet."""
+def _reported(path: Path, waited: float) -> bool:
+    """Print who holds a lock, and since when; False if the holder has not written it yet, at first."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         owner = json.loads(path.read_bytes().removeprefix(MARK))
-        at, seconds = time.strftime("%H:%M:%S", time.localtime(owner["since"])), time.time() - owner["since"]
-        who = f"process {owner['pid']} on {owner['host']}"
-        what = f"{owner['doing']} since {at} ({seconds:.0f} s)"
-        print(f"dlrun: waiting for {who}, which has been {what}; dataset.cache=none does not wait", file=sys.stderr)
+        at = time.strftime("%H:%M:%S", time.localtime(owner["since"]))
+        who = f"process {owner['pid']} on {owner['host']}, which has been {owner['doing']} since {at}"
+        _waiting(who, waited)
         return True
-    return False
+    if waited > REPEATED / 4:
+        _waiting(f"another process, which holds {path}", waited)
+    return waited > REPEATED / 4
+
+
+def _waiting(who: str, waited: float) -> None:
+    print(f"dlrun: waiting for {who}, for {waited:.0f} s now; dataset.cache=none does not wait", file=sys.stderr)
 
 
 @dataclass(frozen=True)

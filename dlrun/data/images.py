@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.data.decoding import Decoding, OtherSize, decoded
+from dlrun.data.mapped import require_whole
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -114,6 +115,7 @@ class InMemory:
         return len(self.pixels if self.rows is None else self.rows)
 
     def take(self, index: Tensor) -> Tensor:
+        require_whole(self.pixels.data_ptr())
         rows = index if self.rows is None else self.rows[index]
         if self.pixels.dtype == torch.uint16:  # for which torch has few operations
             return torch.from_numpy(self.pixels.numpy()[rows.numpy()].astype(np.float32))
@@ -136,6 +138,7 @@ class InMemory:
 
     def to(self, device: torch.device) -> InMemory:
         """Return the same images on a device, as they are taken, without the rows of other splits."""
+        require_whole(self.pixels.data_ptr())
         if self.pixels.dtype == torch.uint16:
             return InMemory(self.take(torch.arange(len(self))).to(device))
         return InMemory((self.pixels if self.rows is None else self.pixels[self.rows]).to(device))
@@ -192,6 +195,7 @@ class Streamed:
     def decode(self, number: int) -> NDArray[Any]:
         """Return one image (H, W, C). Raises Unreadable, and UserError for an intact image of another size."""
         if self.cached is not None and (row := self.cached[1][number]) >= 0:
+            require_whole(self.cached[0].__array_interface__["data"][0])
             pixels: NDArray[Any] = self.cached[0][row]
             return pixels
         path, (height, width, _) = self.files[number], self.shape

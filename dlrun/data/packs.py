@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.data.images import Marks, mark, run_ahead
+from dlrun.data.mapped import register
 from dlrun.data.scan import Sums, sums_of
 
 __all__ = ["MARK", "SIZE", "VERSION", "Found", "Pack", "Writer", "content_of", "keys_of", "top_of"]
@@ -40,7 +41,7 @@ VERSION = 2  # 1: one entry per set of files
 HEAD = 4096  # bytes before the first row
 CHUNK = 256  # images per task that computes digests
 FIRST, BLOCK = 1 << 16, 1 << 20  # bytes read at a time: most files end in the first
-_maps: WeakValueDictionary[tuple[int, int], NDArray[Any]] = WeakValueDictionary()  # by device and inode
+_maps: WeakValueDictionary[tuple[int, int], np.memmap[Any, Any]] = WeakValueDictionary()  # by device and inode
 RECORD = np.dtype([("key", f"V{SIZE}"), ("pixels", f"V{SIZE}"), ("row", "<u8")])
 
 
@@ -177,6 +178,7 @@ class Pack:
             # a duplicate of the file's descriptor, and with it the lock
             known = np.memmap(file, dtype=self.dtype, mode="c", offset=HEAD, shape=(rows, *self.shape))
             _maps[key] = known
+            register(known)
         return torch.from_numpy(known)
 
     def _records(self, head: bytes) -> NDArray[np.void] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.analysis import finding, scores
+from dlrun.analysis.importance import Importance
 from dlrun.analysis.ranking import FOLD
 from dlrun.analysis.sweeps import Trials
 from dlrun.analysis.warnings import noise
@@ -24,7 +25,7 @@ from dlrun.vocabulary import FAILED, SCORES, Status, is_loss
 if TYPE_CHECKING:
     from dlrun.console import Screen
 
-__all__ = ["bar", "ending", "line", "rows"]
+__all__ = ["bar", "ending", "line", "page", "rows"]
 
 # of table.csv: validation before test, and of each the loss first
 COLUMNS = tuple(sorted(SCORES, key=lambda column: (not column.startswith("val_"), not is_loss(column))))
@@ -152,3 +153,14 @@ def _next(folder: Path, plan: Plan, best: Sequence[Trial]) -> list[str]:
         commands.append(["train", "-m", *plain, *point, "seed=1,2,3,4,5"])
     commands += [["compare", str(folder), "--group-folds" if folds else "--group-seeds"], ["ensemble", str(folder)]]
     return [shlex.join(["dlrun", *words]) for words in commands]
+
+
+def page(screen: Screen, folder: Path, found: Trials, shares: Importance | str) -> None:
+    """Write the page of a sweep. The search is done and stored: a picture that fails must not undo that."""
+    from dlrun.reports import sweep_report
+
+    try:
+        screen.say(f"report: {sweep_report.write(folder, found, shares)}")
+    except Exception as error:
+        again = f"`dlrun report {shlex.quote(str(folder))}` retries"
+        screen.say(f"no report: {type(error).__name__}: {error}; {again}")

@@ -136,7 +136,8 @@ class Sweep:
             self.screen.say(line)
         if found.best:
             point_latest(found.entries[found.best[0]].path, completed=True)
-        self._page(found, shares)
+        if "trainer.report=false" not in self.plan.fixed:
+            summary.page(self.screen, self.folder, found, shares)
         failed = [n for n in self.trials if self.results.status(n) in FAILED or n in self.patience.outside]
         return Exit.SOME_FAILED if failed else Exit.FINE
 
@@ -341,14 +342,3 @@ class Sweep:
         done = sum(self.results.status(n) in DONE for n in self.trials)
         missing = f"`dlrun resume {shlex.quote(str(self.folder))}` runs the missing ones"
         self.screen.say(f"\ninterrupted after {done} trials; {missing}")
-
-    def _page(self, found: sweeps.Trials, shares: importance.Importance | str) -> None:
-        if "trainer.report=false" in self.plan.fixed:
-            return
-        from dlrun.reports import sweep_report
-
-        try:
-            self.screen.say(f"report: {sweep_report.write(self.folder, found, shares)}")
-        except Exception as error:  # the search is done and stored: a picture must not undo that
-            again = f"`dlrun report {shlex.quote(str(self.folder))}` retries"
-            self.screen.say(f"no report: {type(error).__name__}: {error}; {again}")

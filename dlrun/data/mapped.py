@@ -19,9 +19,10 @@ __all__ = ["register", "require_whole"]
 _known: WeakValueDictionary[int, np.memmap[Any, Any]] = WeakValueDictionary()  # by the address of the first byte
 
 
-def register(mapped: np.memmap[Any, Any]) -> None:
-    """Let `require_whole` know an array that is a file."""
-    _known[mapped.__array_interface__["data"][0]] = mapped
+def register(mapped: np.ndarray[Any, Any]) -> None:
+    """Let `require_whole` know an array, if it is a file."""
+    if isinstance(mapped, np.memmap):
+        _known[mapped.__array_interface__["data"][0]] = mapped
 
 
 def require_whole(address: int) -> None:

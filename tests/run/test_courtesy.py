@@ -29,6 +29,7 @@ FULL = os.strerror(errno.ENOSPC)
 
 def test_a_log_that_cannot_be_written_is_said_once(here: Path, dlrun: Callable[..., Outcome]) -> None:
     (here / "run/log.txt").mkdir(parents=True)
+    (here / "run/.owner").touch()
     done = dlrun("train", *TINY, "run.dir=run")
     assert done.code == 0, done.err
     assert (done.out + done.err).count("log.txt") == 1
@@ -67,6 +68,7 @@ def test_a_folder_whose_config_could_not_be_written_starts_again(
         refused(full, "write_config", lambda *_: True)
         assert dlrun("train", *TINY, "run.dir=run").code == 1
     (here / "run").mkdir(exist_ok=True)
+    (here / "run/.owner").touch()
     (here / "run/result.json").write_text('{"version": 1, "status": "failed"}')  # as a trial leaves it
     assert dlrun("train", *TINY, "run.dir=run").code == 0
 

@@ -85,7 +85,7 @@ STORED = [
     ("finished/metrics.csv", "pickle", "board finished --out b.html"),
 ]
 STORED += [(f"finished/{name}.npz", "archive", "report finished") for name in ("showcase", "histograms", "predictions")]
-SLOW = ("report", "ensemble", "resume sweep", "resume finished")  # they draw or train
+SLOW = ("report", "ensemble", "resume sweep", "resume finished", "export", "board")  # they draw or train
 CONTENT: dict[str, Callable[[], bytes]] = {
     "pickle": evil_pickle,
     "torch": evil_torch,
@@ -103,6 +103,7 @@ def test_a_stored_file(name: str, kind: str, route: str, theirs: Path, harmless:
     harmless(*route.split())
 
 
+@pytest.mark.slow
 def test_files_of_data_and_weights(theirs: Path, harmless: Callable[..., Outcome]) -> None:
     for name, kind in {"w.pt": "torch", "w.pth": "pickle", "w.safetensors": "pickle", "x.npz": "archive"}.items():
         (theirs / name).write_bytes(CONTENT[kind]())
@@ -141,6 +142,7 @@ def test_pickles_in_caches(theirs: Path, harmless: Callable[..., Outcome], monke
     harmless("compare", "run")
 
 
+@pytest.mark.slow
 def test_names_that_lead_out(theirs: Path, harmless: Callable[..., Outcome]) -> None:
     home = write(theirs.parent / f"{theirs.name}-home/secret.txt", "mine")
     up = f"../{theirs.name}-home"
@@ -167,6 +169,7 @@ def test_names_that_lead_out(theirs: Path, harmless: Callable[..., Outcome]) -> 
     assert home.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_names_in_a_table_of_images(theirs: Path, harmless: Callable[..., Outcome]) -> None:
     home = write(theirs.parent / f"{theirs.name}-photos/a.png", "mine")
     rows = [f"../{home.parent.name}/a.png,cat", f"{home},dog", "$(touch PWNED).png,cat", "`touch PWNED`,=cmd|'/C x'!A0"]

@@ -11,7 +11,7 @@ from dlrun.config.compose import composer
 from dlrun.config.flags import split
 from dlrun.errors import UserError
 from support.commands import Outcome
-from support.hostile import MODULE, SECTIONS, watched
+from support.hostile import MODULE, SECTIONS, some, watched
 from support.stored import write
 
 RUN = "_target_: posix.system\ncommand: touch PWNED\n"
@@ -130,8 +130,6 @@ ROUTES = [
     "list .",
     "init",
 ]
-# those that the others stand for in the fast tests
-ALIKE = ("lr_range", "batch_time", "show data", "resume run", "train {typed} --info", "list")
 FAST = ("the trainer", "preset with keys")
 
 
@@ -149,27 +147,29 @@ def composed(name: str, payloads: dict[str, Payload]) -> None:
     assert seen.bad == []
 
 
-@pytest.mark.parametrize("name", [name for name in PAYLOADS if "root" not in name or name.endswith("with a list")])
+@pytest.mark.parametrize("name", some(PAYLOADS, 6))
 def test_a_payload(name: str, theirs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVIL", "posix.system")
     install(theirs, PAYLOADS[name][0])
     composed(name, PAYLOADS)
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+@pytest.mark.parametrize("name", some(LAUNCHERS, 3))
 def test_a_launcher(name: str, theirs: Path, harmless: Callable[..., Outcome]) -> None:
     install(theirs, LAUNCHERS[name][0])
     done = harmless("train", "-m", "seed=1,2", "dataset.limit=60", "check=none", *LAUNCHERS[name][1].split())
     assert (done.code, done.err.count("\n")) == (2, 1)
 
 
-@pytest.mark.parametrize("route", [route for route in ROUTES if not route.startswith(ALIKE)])
+@pytest.mark.slow
+@pytest.mark.parametrize("route", ROUTES)
 def test_a_command(route: str, theirs: Path, harmless: Callable[..., Outcome]) -> None:
     files, typed = PAYLOADS[FAST[0]]
     install(theirs, files)
     harmless(*route.format(typed=typed).split())
 
 
+@pytest.mark.slow
 def test_completion(theirs: Path, harmless: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*FAST, "root with a search path"):
         install(theirs, PAYLOADS[name][0])

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from support.commands import TINY, Outcome
-from support.hostile import change
+from support.hostile import change, some
 from support.stored import write
 
 
@@ -38,7 +38,7 @@ def test_a_folder_of_another_program_is_no_place_for_a_run(
     for name in files:
         write(here / "theirs" / name, "mine")
     before = content(here / "theirs")
-    for words in (["run.dir=theirs", *TINY], ["-m", "seed=1,2", "sweep.dir=theirs", *TINY]):
+    for words in (["run.dir=theirs", *TINY], ["-m", "seed=1,2", "sweep.dir=theirs", *TINY])[: 1 + ("log.txt" in files)]:
         done = dlrun("train", *words)
         assert done.code == 2
         assert files[0].split("/")[0] in done.err
@@ -46,6 +46,7 @@ def test_a_folder_of_another_program_is_no_place_for_a_run(
             assert content(here / "theirs") == before
 
 
+@pytest.mark.slow
 def test_a_run_that_died_before_its_config_can_be_started_again(here: Path, dlrun: Callable[..., Outcome]) -> None:
     write(here / "run/.owner", "{}")
     write(here / "run/log.txt", "loading")
@@ -53,8 +54,8 @@ def test_a_run_that_died_before_its_config_can_be_started_again(here: Path, dlru
     assert dlrun("train", *TINY, "run.dir=run", "dataset.limit=60").code == 0
 
 
-@pytest.mark.parametrize("damage", ["lost", "edited", "other scores"])
-@pytest.mark.parametrize("keep", ["all", "top3"])
+@pytest.mark.parametrize("damage", some(["lost", "edited", "other scores"], 3))
+@pytest.mark.parametrize("keep", some(["all", "top3"], 2))
 def test_what_is_kept_is_what_the_checkpoint_remembers(
     keep: str, damage: str, here: Path, dlrun: Callable[..., Outcome]
 ) -> None:
@@ -76,6 +77,7 @@ def test_what_is_kept_is_what_the_checkpoint_remembers(
     assert found == expected | {"epoch_0099_val_acc_0.1000.pt"}
 
 
+@pytest.mark.slow
 def test_names_in_a_checkpoint_delete_nothing_else(theirs: Path, dlrun: Callable[..., Outcome]) -> None:
     """What a checkpoint of somebody else remembers are names of files of single epochs in that run alone."""
     last = theirs / "run/checkpoints/last.pt"
@@ -88,6 +90,7 @@ def test_names_in_a_checkpoint_delete_nothing_else(theirs: Path, dlrun: Callable
     assert all(file.exists() for file in kept)
 
 
+@pytest.mark.slow
 def test_a_folder_for_the_cache_keeps_its_other_files(here: Path, dlrun: Callable[..., Outcome]) -> None:
     for seed, root in enumerate(("photos", "photos2")):
         for k, name in enumerate("ab"):

@@ -14,7 +14,7 @@ import yaml
 import dlrun as package
 from dlrun.errors import UserError
 from support.commands import Outcome
-from support.hostile import EVIL, MODULE, SECTIONS, change, watched
+from support.hostile import EVIL, MODULE, SECTIONS, change, some, watched
 from support.stored import write
 
 OWN = {"_target_": f"{MODULE}.Net"}
@@ -79,7 +79,7 @@ def words(route: str) -> list[str]:
 SAMPLE = ("dataset of a trusted package", "model starts a program", "teacher with packages")
 
 
-@pytest.mark.parametrize("name", PAYLOADS)
+@pytest.mark.parametrize("name", some(PAYLOADS, 2))
 def test_a_payload(name: str, theirs: Path, harmless: Callable[..., Outcome]) -> None:
     evil(theirs, PAYLOADS[name])
     for route in ROUTES[:2]:
@@ -87,9 +87,8 @@ def test_a_payload(name: str, theirs: Path, harmless: Callable[..., Outcome]) ->
         assert (done.code, done.err.count("\n")) == (2, 1) or "teacher" in name
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == SAMPLE[0] else pytest.param(name, marks=pytest.mark.slow) for name in SAMPLE]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLE)
 def test_a_command(name: str, theirs: Path, harmless: Callable[..., Outcome]) -> None:
     evil(theirs, PAYLOADS[name])
     for route in ROUTES:
@@ -111,6 +110,7 @@ def test_every_payload_in_other_commands(name: str, route: str, theirs: Path, ha
     harmless(*words(route))
 
 
+@pytest.mark.slow
 def test_a_repeated_config_adds_nothing(theirs: Path, harmless: Callable[..., Outcome]) -> None:
     """Also as a file that is no run: its keys become words of a command."""
     for text in (

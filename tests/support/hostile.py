@@ -11,16 +11,17 @@ import os
 import pickle
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from support.stored import write
 
-__all__ = ["EVIL", "MODULE", "SECTIONS", "Seen", "change", "evil_pickle", "put", "watched"]
+__all__ = ["EVIL", "MODULE", "SECTIONS", "Seen", "change", "evil_pickle", "put", "some", "watched"]
 
 MODULE = "evilmark"
 CODE = "import pathlib\npathlib.Path({!r}).write_text('ran')\nclass Net: ...\n"
@@ -85,6 +86,11 @@ def watched(folder: Path) -> Iterator[Seen]:
     finally:
         Seen.active = None
     seen.bad += [f"{file} was made" for file in folder.rglob("PWNED*")]
+
+
+def some(names: Iterable[str], step: int) -> list[Any]:
+    """The names as parameters of a test, of which one in so many is fast."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (n % step != 0)) for n, name in enumerate(names)]
 
 
 def put(folder: Path, name: str = f"{MODULE}.py") -> Path:

@@ -169,7 +169,10 @@ def _run(verb: str, argv: list[str]) -> int:
         from dlrun.console import waiting
 
         waiting("reading the config …" if {"-m", "--multirun"} & set(argv) else "loading torch …")
-    return _call(verb, argv)
+    from dlrun.console import legible_streams
+
+    with legible_streams():
+        return _call(verb, argv)
 
 
 def _in_one_line(work: Callable[[], int], debug: bool) -> int:
@@ -206,8 +209,10 @@ def _explained(error: BaseException) -> int:
 
 def _complain(text: str, code: int) -> int:
     """Print a line to stderr, if it can be written, and return the exit code."""
+    from dlrun.errors import legible
+
     try:
-        print(f"dlrun: {text}", file=sys.stderr, flush=True)
+        print(f"dlrun: {legible(text)}", file=sys.stderr, flush=True)
     except OSError:
         _discard(sys.stderr)
     return code

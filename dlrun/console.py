@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
+from dlrun.errors import UserError, legible
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.progress import Progress
 
-__all__ = ["Screen", "fitted", "waiting"]
+__all__ = ["Screen", "fitted", "legible_streams", "waiting"]
 
 T = TypeVar("T")
 REFRESH = 0.1  # seconds between two updates of the bar: reading the loss may wait for the accelerator
@@ -29,11 +31,40 @@ LINE = 10.0  # seconds between two plain lines of long work
 UNITS = re.compile(r"(\s*)(`[^`\n]*`\S*|\S+)")  # a command in backticks is copied whole, so it is not broken
 
 
+class _Legible:
+    """A stream that writes legible text; rich, whose control sequences are ours, uses the stream behind it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        return self.rich_proxied_file.write(legible(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextlib.contextmanager
+def legible_streams() -> Iterator[None]:
+    """Write legible text alone to stdout and stderr."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (s if s is None else _Legible(s) for s in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 class _Terminal:
     """A stream to a terminal: whatever is written to it replaces the line of `waiting`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+
+    @property
+    def rich_proxied_file(self) -> _Terminal:
+        """The same for rich, which writes control sequences."""
+        return _Terminal(_raw(self._stream))
 
     def write(self, text: str) -> int:
         _erase()
@@ -56,7 +87,14 @@ def waiting(text: str) -> None:
         atexit.register(_erase)
     sys.stdout.write(text[: _width() - 1])
     sys.stdout.flush()
-    _waiting.append(sys.stdout)
+    _waiting.append(_raw(sys.stdout))
+
+
+def _raw(stream: Any) -> TextIO:
+    """The stream that control sequences are written to."""
+    while isinstance(stream, (_Legible, _Terminal)):
+        stream = stream.rich_proxied_file if isinstance(stream, _Legible) else stream._stream
+    return stream  # type: ignore[no-any-return]
 
 
 def _erase() -> None:
@@ -161,6 +199,7 @@ class Screen:
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the bar and write it to the log."""
+        text = legible(text)
         self.note(text)
         self.print(fitted(text, self.console.width) if self.live else text, style)
 
@@ -186,11 +225,14 @@ class Screen:
         """Write a line to the log alone."""
         if self.log is None:
             return
+        from dlrun.folders.opener import appendable
+
         try:
-            with open(self.log, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text + "\n")
-        except OSError as error:  # nothing that the run needs
-            lost, self.log = f"{self.log}: cannot write: {error.strerror}; the run continues without its log", None
+            with os.fdopen(appendable(self.log.parent, self.log.name), "a", encoding="utf-8") as file:
+                file.write(legible(text) + "\n")
+        except (OSError, UserError) as error:  # nothing that the run needs
+            why = error.strerror if isinstance(error, OSError) else error
+            lost, self.log = f"{self.log}: cannot write: {why}; the run continues without its log", None
             self.print(lost, style="yellow")
 
     def steps(self, items: Iterable[T], total: int, epoch: int, epochs: int, look: Callable[[], str]) -> Iterator[T]:

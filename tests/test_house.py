@@ -45,7 +45,7 @@ TABLE = {
     "cli": "*",
     "commands": "*",
     "config": "",
-    "console": "",
+    "console": "folders",
     "data": "",
     "ensembles": "analysis folders reports",
     "errors": "",

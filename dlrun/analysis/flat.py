@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from dlrun.errors import legible
+
 __all__ = ["Known", "flat", "uncollected"]
 
 PLAIN = {None: "null", True: "true", False: "false"}
@@ -62,7 +64,7 @@ def _leaves(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
 def _text(value: Any) -> str:
     kind = type(value)
     if kind is str:
-        return str(value)
+        return str(value) if value.isprintable() else legible(value)
     if kind is float or kind is int:
         return repr(value)
     return PLAIN[value] if kind is bool or value is None else json.dumps(value, default=str)

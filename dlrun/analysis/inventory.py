@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from dlrun.analysis import compare, scores, sweeps
 from dlrun.errors import UserError
-from dlrun.folders import contents, ensemble, reading, sweep
+from dlrun.folders import contents, ensemble, opener, reading, sweep
 from dlrun.folders.contents import Found
 from dlrun.folders.opener import Unreadable
 from dlrun.folders.outputs import OUTPUTS
@@ -174,7 +174,7 @@ def _needs(found: Found) -> list[tuple[Path, str]]:
 
 def _teacher(path: Path) -> str:
     try:
-        if b"teacher:" not in (path / "config.yaml").read_bytes():  # parsing it takes a hundred times as long
+        if b"teacher:" not in opener.read(path, "config.yaml"):  # parsing it takes a hundred times as long
             return ""
         objective = reading.config(path).get("objective")
     except (OSError, UserError):

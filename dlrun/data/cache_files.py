@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlrun.data.packs import MARK
+from dlrun.data.packs import MARK, unlinked
 
 __all__ = ["alone", "locked", "make_room"]
 
@@ -54,7 +54,7 @@ def _taken(path: Path, wait: bool) -> int | None:
     """Lock a file that has this name; None if another process holds it."""
     started, said = time.monotonic(), -REPEATED
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        handle = unlinked(str(path), os.O_RDWR | os.O_CREAT)
         try:
             while not _locks(handle):
                 if not wait:
@@ -127,7 +127,7 @@ def alone(path: Path) -> Iterator[bool]:
     """Keep other processes from mapping a pack, to delete it; yields False if one has it mapped."""
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(open(path, "rb"))
+            file = stack.enter_context(open(path, "rb", opener=unlinked))
         except FileNotFoundError:
             yield True
         else:
@@ -156,7 +156,7 @@ def _entries(folder: Path) -> list[_Entry]:
 def _ours(name: str, ending: str, files: dict[str, os.DirEntry[str]]) -> bool:
     """Whether a file is dlrun's."""
     head, size = b"", -1
-    with suppress(OSError), open(files[ending].path, "rb") as file:
+    with suppress(OSError), open(files[ending].path, "rb", opener=unlinked) as file:
         head, size = file.read(64), os.fstat(file.fileno()).st_size
     if head.startswith(MARK):
         return True

@@ -142,7 +142,8 @@ def _keep(
             if not free or not make_room(store.folder, store.gigabytes, len(whole), table.stem):
                 return
             try:
-                with open(temporary, "wb") as file:
+                temporary.unlink(missing_ok=True)  # a link would be written through
+                with open(temporary, "xb") as file:
                     file.write(whole)
                     file.flush()
                     os.fsync(file.fileno())

@@ -33,7 +33,7 @@ from dlrun.data.images import Marks, mark, run_ahead
 from dlrun.data.mapped import register
 from dlrun.data.scan import Sums, sums_of
 
-__all__ = ["MARK", "SIZE", "VERSION", "Found", "Pack", "Writer", "content_of", "keys_of", "top_of"]
+__all__ = ["MARK", "SIZE", "VERSION", "Found", "Pack", "Writer", "content_of", "keys_of", "top_of", "unlinked"]
 
 SIZE = 16  # bytes of a digest
 MARK = b"dlrun "  # the first bytes of all files of a cache
@@ -53,6 +53,11 @@ def content_of(path: Path) -> bytes:
         while len(chunk) >= FIRST:
             total.update(chunk := file.read(BLOCK))
     return total.digest()
+
+
+def unlinked(path: str, flags: int) -> int:
+    """Open a file of a cache: no link is followed, and a pipe does not wait. Raises OSError."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def keys_of(digests: NDArray[np.uint8]) -> list[bytes]:
@@ -101,7 +106,7 @@ class Found:
         parts = [there[start : start + CHUNK] for start in range(0, len(there), CHUNK)]
         if not parts:
             return
-        with open(data, "rb", buffering=0) as file:
+        with open(data, "rb", buffering=0, opener=unlinked) as file:
             groups = ([partial(self._looked_at, file.fileno(), part)] for part in parts)
             for part, ((digests, constant, same, sums),) in zip(parts, run_ahead(groups, workers), strict=True):
                 for number, digest in zip(part.tolist(), digests, strict=True):
@@ -149,7 +154,7 @@ class Pack:
         marks = Marks([b""] * count, np.zeros(count, dtype=bool))
         nothing = np.empty((0, *self.shape), self.dtype)
         found = Found(torch.from_numpy(nothing), np.full(count, -1), np.zeros(count, f"V{SIZE}"), marks)
-        with suppress(OSError), open(self.data, "rb") as file:
+        with suppress(OSError), open(self.data, "rb", opener=unlinked) as file:
             with suppress(OSError):  # some file systems have no locks
                 fcntl.flock(file, fcntl.LOCK_SH)
             stat = os.fstat(file.fileno())
@@ -201,7 +206,7 @@ class Pack:
 
     def writer(self) -> Writer:
         """Open the pack to append images; it is made anew if it is not intact. Raises OSError."""
-        with suppress(FileNotFoundError), open(self.data, "rb") as file:
+        with suppress(FileNotFoundError), open(self.data, "rb", opener=unlinked) as file:
             head = file.read(HEAD)
             if self._records(head) is not None:
                 return Writer(self, len(self._generation(head) or b""))
@@ -226,8 +231,8 @@ class Writer:
 
     def __init__(self, pack: Pack, start: int) -> None:
         self._pack = pack
-        self._data: IO[bytes] = open(pack.data, "r+b", buffering=0)  # noqa: SIM115
-        self._index: IO[bytes] = open(pack.index, "r+b", buffering=0)  # noqa: SIM115
+        self._data: IO[bytes] = open(pack.data, "r+b", buffering=0, opener=unlinked)  # noqa: SIM115
+        self._index: IO[bytes] = open(pack.index, "r+b", buffering=0, opener=unlinked)  # noqa: SIM115
         with suppress(OSError):
             fcntl.flock(self._data, fcntl.LOCK_SH)
         # a process may have any row mapped that lies inside the file, so none is written again

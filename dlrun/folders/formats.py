@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlrun.errors import legible
 from dlrun.folders.disk import write_atomic
 from dlrun.folders.opener import opened, read_text
 from dlrun.folders.plain import rows_of
@@ -22,28 +23,48 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["as_csv", "read_arrays", "read_rows", "write_arrays"]
+__all__ = ["as_csv", "cell", "read_arrays", "read_rows", "write_arrays"]
 
 LARGEST = 4 << 30  # bytes of all compressed arrays of a file: pictures, images by name, histograms
 CHUNK = 1 << 20
+ARMED = ("=", "+", "-", "@", "\t", "\r")  # begin a formula in spreadsheets
 
 
 def as_csv(rows: list[Any], header: bool = True) -> str:
-    """Return rows of the same keys as the text of a CSV file."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator="\n")
+    """Return rows of the same keys as the text of a CSV file; texts are written as `cell` does."""
+    text, names = io.StringIO(), list(rows[0]) if rows else []
+    writer = csv.writer(text, lineterminator="\n")
     if header:
-        writer.writeheader()
-    writer.writerows(rows)
+        writer.writerow(map(cell, names))
+    writer.writerows([cell(row.get(name, "")) for name in names] for row in rows)
     return text.getvalue()
+
+
+def cell(value: Any) -> Any:
+    """Return a cell of a CSV file: a text that a spreadsheet would compute gets a ' before it, control characters are
+    written out; numbers stay as they are.
+    """
+    if value.__class__ is not str or (value.isprintable() and value[:1] not in ARMED):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        value = legible(value)
+        return f"'{value}" if value and value[0] in ARMED else value
+    return value
 
 
 def read_rows(file: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file as text; none if there is no file. Raises Unreadable if it is not readable."""
     try:
-        return rows_of(read_text(file.parent, file.name), file)
+        rows = rows_of(read_text(file.parent, file.name), file)
     except FileNotFoundError:
         return []
+    for row in rows:
+        for name, value in row.items():
+            if value[:1] == "'" and value[1:2] in ARMED:
+                row[name] = value[1:]
+    return rows
 
 
 def read_arrays(folder: Path, name: str) -> dict[str, Any]:

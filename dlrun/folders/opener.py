@@ -179,12 +179,15 @@ def read(folder: Path | str, name: str, most: int | None = None) -> bytes:
         if size > most:
             raise Unreadable(f"{folder}/{name}", f"expected at most {most:,} bytes, found {size:,}")
         data = os.read(handle, size + 1)
-        while len(data) > size:  # it grew
-            size = len(data)
-            data += os.read(handle, MIB)
-            if len(data) > most:
-                raise Unreadable(f"{folder}/{name}", f"expected at most {most:,} bytes, found more")
-        return data
+        if len(data) == size:
+            return data
+        parts, there = [data], len(data)  # it is changing, or too large for one call
+        while there <= most and (data := os.read(handle, 16 * MIB)):
+            parts.append(data)
+            there += len(data)
+        if there > most:
+            raise Unreadable(f"{folder}/{name}", f"expected at most {most:,} bytes, found more")
+        return b"".join(parts)
     except OSError as error:
         raise Unreadable(f"{folder}/{name}", error.strerror or str(error)) from error
     finally:

@@ -1,10 +1,11 @@
-"""What the keys of result.json must be: a run of somebody else may hold anything (every verb that reads a run).
+"""What the keys of result.json and sweep.yaml must be: somebody else's may hold anything (every verb that reads one).
 
 Keys that dlrun does not know are left alone. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from dlrun.folders.opener import Unreadable
 
-__all__ = ["expect"]
+__all__ = ["expect", "expect_plan"]
 
 NUMBER = (int, float, type(None))
 WORDS = ("a text", (str, type(None)))
@@ -50,6 +51,67 @@ def expect(file: Path | str, found: Mapping[str, Any]) -> None:
         values = data.get(key)
         if values is not None and not (isinstance(values, list) and all(isinstance(one, kind) for one in values)):
             raise Unreadable(file, f"data.{key}: expected a list, found {_shown(values)}")
+
+
+MOST = 1_000_000  # trials
+AXIS: dict[str, Any] = {
+    "key": str,
+    "words": list,
+    "low": NUMBER,
+    "high": NUMBER,
+    "log": bool,
+    "whole": bool,
+    "group": bool,
+}
+ROUND: dict[str, Any] = {"stage": int, "epochs": int, "first": int, "new": int, "grown": int}
+ROUND |= {"axes": list, "kept": list, "said": (list, type(None))}
+SEARCH: dict[str, Any] = {
+    "sampler": str,
+    "trials": int,
+    "seed": int,
+    "metric": str,
+    "direction": str,
+    "prune": str,
+    "retries": int,
+}
+SEARCH |= {"timeout": NUMBER, "extend": bool, "max_extend": int, "average": NUMBER, "fresh": NUMBER}
+SEARCH |= {"stages": (list, type(None))}
+PLAN: dict[str, Any] = {"fixed": list, "axes": list, "rounds": list, "search": dict, "flags": (dict, type(None))}
+
+
+def expect_plan(file: Path | str, found: Mapping[str, Any]) -> None:
+    """Raise Unreadable, which names the key, if a sweep.yaml holds what dlrun never writes there."""
+    _held(file, "", found, PLAN)
+    _held(file, "search.", found.get("search") or {}, SEARCH)
+    _words(file, "fixed", found.get("fixed"))
+    axes = list(found.get("axes") or ())
+    for one in found.get("rounds") or ():
+        _held(file, "rounds.", one, ROUND)
+        for key in ("stage", "epochs", "first", "new"):
+            if not 0 <= one.get(key, 0) <= MOST:
+                raise Unreadable(file, f"rounds.{key}: expected 0 to {MOST:,}, found {one[key]}")
+        if not all(type(trial) is int for trial in one.get("kept") or ()):
+            raise Unreadable(file, "rounds.kept: expected numbers of trials")
+        axes += one.get("axes") or ()
+    for axis in axes:
+        _held(file, "axes.", axis, AXIS)
+        _words(file, "axes.words", axis.get("words"))
+        if not all(math.isfinite(axis.get(end) or 0) for end in ("low", "high")):
+            raise Unreadable(file, f"axes.{axis.get('key')}: expected a finite range")
+
+
+def _held(file: Path | str, of: str, found: Any, kinds: Mapping[str, Any]) -> None:
+    if not isinstance(found, dict):
+        raise Unreadable(file, f"{of.rstrip('.')}: expected keys and values, found {_shown(found)}")
+    for key, kind in kinds.items():
+        value = found.get(key)
+        if key in found and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
+            raise Unreadable(file, f"{of}{key}: {_shown(value)} is not what dlrun writes there")
+
+
+def _words(file: Path | str, key: str, found: Any) -> None:
+    if not all(isinstance(word, str) for word in found or ()):
+        raise Unreadable(file, f"{key}: expected words, found {_shown(found)}")
 
 
 def _shown(value: Any) -> str:

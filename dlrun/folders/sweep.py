@@ -18,6 +18,7 @@ from dlrun.folders.opener import Unreadable, appendable, open_beneath, read, rem
 from dlrun.folders.outputs import OUTPUTS, new_folder
 from dlrun.folders.plain import mapping
 from dlrun.folders.reading import config
+from dlrun.folders.record import expect_plan
 from dlrun.folders.version import refuse_newer, stamped
 
 __all__ = [
@@ -119,6 +120,7 @@ def plan(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{file}: not a readable sweep: there is no such file") from None
     refuse_newer(file, found)
+    expect_plan(file, found)
     return found
 
 

@@ -28,6 +28,7 @@ from dlrun.data.sheet import is_table
 from dlrun.data.units import Unfit, factor, values_of
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
+from dlrun.folders.formats import cell
 from dlrun.inference.predictor import Predictor
 from dlrun.vocabulary import Exit, array_slot
 
@@ -106,9 +107,10 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
     with replacing(out) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", "class", "confidence", *(f"p_{name}" for name in predictor.classes)])
+        writer.writerow(["file", "class", "confidence", *(cell(f"p_{name}") for name in predictor.classes)])
+        classes = [cell(name) for name in predictor.classes]
         for name, p, k in votes(predictor, sources, screen, done):
-            writer.writerow([name, predictor.classes[k], f"{p[k]:.6f}", *(f"{value:.6f}" for value in p)])
+            writer.writerow([cell(name), classes[k], f"{p[k]:.6f}", *(f"{value:.6f}" for value in p)])
         text.flush()
         text.detach()
     return done

@@ -18,6 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from dlrun.errors import legible
 from dlrun.folders.disk import make_folder, write_atomic
 from dlrun.reports.board_runs import Runs, content
 
@@ -49,7 +50,7 @@ class Board:
         """Write the page from what was read last. Raises UserError if the file cannot be written."""
         make_folder(self.file.parent)
         data = content(self.runs, self.file.parent) | {"written": time.time(), "watch": watch}
-        write_atomic(self.file, _page(data).encode("utf-8", "replace"))
+        write_atomic(self.file, legible(_page(data)).encode("utf-8", "replace"))
         self._written = True
 
 

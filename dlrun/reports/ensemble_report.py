@@ -18,7 +18,7 @@ from dlrun.analysis import scores
 from dlrun.folders import ensemble, reading
 from dlrun.reports import run_plots
 from dlrun.reports.figures import BLUE, HALF, ORANGE, SHARP, STYLE, canvas, number, save
-from dlrun.reports.page import card, is_number, pictures, section, table, text, write_page
+from dlrun.reports.page import attempted, card, is_number, pictures, table, text, write_page
 from dlrun.reports.score_tables import scores_table
 from dlrun.vocabulary import is_accuracy
 
@@ -47,16 +47,15 @@ CAPTIONS = {
 def write(folder: Path) -> Path:
     """Draw the pictures of an ensemble and write its page; return it. Raises UserError for an unreadable ensemble."""
     asked, result = ensemble.read(folder), reading.stored(folder)
-    votes = ensemble.rows(folder, "table")
     parts = [
         _head(folder, asked, result),
-        section("Is the vote better?", _gain(asked, votes, result)),
-        section("Votes", _votes(asked, votes, result)),
-        section("Scores", scores_table(result)),
-        section("Pictures", pictures(_draw(folder), CAPTIONS)),
-        section("Most confused classes", table(run_plots.confused(folder))),
-        section("Scores by class", table(reading.per_class(folder), tall=True)),
-        section("Members", _members(folder, asked, result)),
+        attempted("Is the vote better?", lambda: _gain(asked, ensemble.rows(folder, "table"), result)),
+        attempted("Votes", lambda: _votes(asked, ensemble.rows(folder, "table"), result)),
+        attempted("Scores", lambda: scores_table(result)),
+        attempted("Pictures", lambda: pictures(_draw(folder), CAPTIONS)),
+        attempted("Most confused classes", lambda: table(run_plots.confused(folder))),
+        attempted("Scores by class", lambda: table(reading.per_class(folder), tall=True)),
+        attempted("Members", lambda: _members(folder, asked, result)),
     ]
     return write_page(folder, f"{folder.resolve().name}: ensemble", parts)
 

@@ -17,7 +17,7 @@ from dlrun.analysis import scores
 from dlrun.folders import evaluation, reading
 from dlrun.reports import galleries, run_plots
 from dlrun.reports.figures import BLUE, GREY, HALF, SHARP, canvas, number, save, styled
-from dlrun.reports.page import card, pictures, section, table, text, write_page
+from dlrun.reports.page import attempted, card, pictures, table, text, write_page
 from dlrun.reports.score_tables import scores_table
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ def write(folder: Path) -> Path:
     parts = [
         _head(result, folder),
         "".join(card(words, kind) for words, kind in remarks(result)),
-        section("Scores", scores_table(result, {"test": "value"})),
-        section("Pictures", pictures(_draw(folder), CAPTIONS)),
-        section("Most confused classes", table(_pairs(folder))),
-        section("Scores by class", table(evaluation.rows(folder, "per_class"), tall=True)),
-        section("Worst errors", galleries.worst(folder, "test") or _errors(folder)),
+        attempted("Scores", lambda: scores_table(result, {"test": "value"})),
+        attempted("Pictures", lambda: pictures(_draw(folder), CAPTIONS)),
+        attempted("Most confused classes", lambda: table(_pairs(folder))),
+        attempted("Scores by class", lambda: table(evaluation.rows(folder, "per_class"), tall=True)),
+        attempted("Worst errors", lambda: galleries.worst(folder, "test") or _errors(folder)),
     ]
     return write_page(folder, f"{_name(result)}: evaluation", parts)
 

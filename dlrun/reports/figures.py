@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlrun.errors import UserError
+from dlrun.errors import UserError, legible
 from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
 
@@ -101,9 +101,10 @@ def figure_bytes(figure: Figure, dpi: int = DPI) -> bytes:
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        if (
-            "$" in text.get_text() and "mathdefault" not in text.get_text()
-        ):  # a name; only ticks of log axes are formulas
+        said = text.get_text()
+        if not said.isprintable():  # fonts have no control characters, and no halves of surrogate pairs
+            text.set_text(legible(said))
+        if "$" in said and "mathdefault" not in said:  # a name; only ticks of log axes are formulas
             text.set_parse_math(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, pil_kwargs={"compress_level": 3})

@@ -18,6 +18,7 @@ from dlrun.analysis import differences, scores
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.disk import make_folder
+from dlrun.folders.opener import Unreadable
 from dlrun.reports.figures import HALF, OKABE_ITO, SHARP, STYLE, canvas, columns, epochs_axis, figure_bytes, positive
 from dlrun.reports.page import card, embedded, section, table, text, write_file
 from dlrun.vocabulary import SCORES
@@ -48,13 +49,18 @@ def write(paths: Sequence[Path], file: Path) -> Path:
     if len(paths) > MOST:
         raise UserError(f"{len(paths)} runs: expected at most {MOST} in one overlay; `dlrun board` shows all")
     make_folder(file.parent)
-    runs = [
-        _Run(path, name, reading.result(path), columns(reading.metrics(path)))
-        for path, name in zip(paths, _names(paths), strict=True)
-    ]
+    runs, left = [], []
+    for path, name in zip(paths, _names(paths), strict=True):
+        try:
+            runs.append(_Run(path, name, reading.result(path), columns(reading.metrics(path))))
+        except UserError as error:
+            left.append(f"left out: {name} ({error.reason if isinstance(error, Unreadable) else error})")
+    if not runs:
+        raise UserError("; ".join(left))
     curves = "".join(embedded(_curve(runs, c), CURVES[c][2]) for c in CURVES if any(c in r.table for r in runs))
     parts = [
         f"<header><h1>{len(runs)} runs</h1><p class=soft>{text(', '.join(r.name for r in runs))}</p></header>",
+        "".join(card(why, "warn") for why in left),
         section("Result", _results(runs, file)),
         section("Curves", f"<div class=pictures>{curves}</div>" if curves else ""),
         section("What differs", _differing(runs)),

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 from urllib.parse import quote
 
+from dlrun.errors import UserError, first_line, legible
 from dlrun.folders import reading
 from dlrun.folders.disk import write_atomic
+from dlrun.folders.opener import Unreadable
 from dlrun.vocabulary import Outcome, Status
 
-__all__ = ["card", "embedded", "is_number", "picture", "pictures", "section", "table", "text", "tone"]
+__all__ = ["attempted", "card", "embedded", "is_number", "picture", "pictures", "section", "table", "text", "tone"]
 __all__ += ["write_file", "write_page"]
 
 # not inverted in dark mode
@@ -47,13 +49,29 @@ def write_file(file: Path, title: str, parts: Iterable[str]) -> Path:
     """Write a page from parts in HTML; return the file."""
     template = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
     text = template.substitute(title=escape(f"dlrun {title}"), body="\n".join(p for p in parts if p))
-    write_atomic(file, text.encode("utf-8", "replace"))
+    write_atomic(file, legible(text).encode("utf-8", "replace"))
     return file
 
 
 def section(title: str, content: str) -> str:
     """Return a section with a title; nothing without content."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+
+
+def attempted(title: str, make: Callable[[], str]) -> str:
+    """Return a section with what `make` returns, or with the reason why it is left out.
+
+    A file of somebody else, or a damaged one, must not hide the others.
+    """
+    try:
+        return section(title, make())
+    except Unreadable as error:
+        why = error.reason
+    except UserError:  # a cell with its place: the user has edited a table
+        raise
+    except Exception as error:  # values that are not what their names say
+        why = f"{type(error).__name__}: {first_line(error)[:120]}"
+    return section(title, card(f"left out ({why})", "warn"))
 
 
 def text(value: Any) -> str:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlrun.analysis import scores
+from dlrun.errors import UserError, first_line, legible
 from dlrun.folders import reading
+from dlrun.folders.opener import Unreadable
 from dlrun.reports import layer_plots
 from dlrun.reports.figures import (
     BLUE,
@@ -69,7 +71,16 @@ def draw(run_folder: Path) -> dict[str, Path | str]:
     """
     found: dict[str, Path | str] = {}
     for name, picture in PICTURES.items():
-        figure = picture(run_folder)
+        try:
+            figure = picture(run_folder)
+        except Unreadable as error:
+            found[name] = f"{name} is left out: {error.reason}"
+            continue
+        except UserError:
+            raise
+        except Exception as error:  # arrays and tables of somebody else, or damaged ones
+            found[name] = f"{name} is left out: {type(error).__name__}: {first_line(error)[:120]}"
+            continue
         if isinstance(figure, str):
             found[name] = figure
         elif figure is not None:
@@ -80,7 +91,7 @@ def draw(run_folder: Path) -> dict[str, Path | str]:
 def names(run_folder: Path, count: int) -> list[str]:
     """Return the names of the classes, or their numbers if the run does not name them."""
     found = reading.stored(run_folder).get("data", {}).get("classes") or []
-    return [str(name) for name in found] if len(found) == count else [str(k) for k in range(count)]
+    return [legible(name) for name in found] if len(found) == count else [str(k) for k in range(count)]
 
 
 def _answers(folder: Path, split: str) -> Any:

@@ -7,7 +7,7 @@ escaped, and the page may not load anything. Nothing imports torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from dlrun.analysis import scores, verdicts
 from dlrun.config.defaults import leaves
 from dlrun.folders import reading
 from dlrun.reports import galleries, run_plots
-from dlrun.reports.page import pictures, section, table, text, tone, write_page
+from dlrun.reports.page import attempted, pictures, section, table, text, tone, write_page
 from dlrun.reports.score_tables import scores_table
 
 __all__ = ["write"]
@@ -24,7 +24,7 @@ __all__ = ["write"]
 
 def write(run_folder: Path) -> Path:
     """Draw the pictures of a run and write its report; return the page."""
-    result, metrics = reading.result(run_folder), reading.metrics(run_folder)
+    result = reading.result(run_folder)
     config = result.get("config") or reading.config(run_folder)
     choices = config.get("choices") or {}
     title = " ".join(str(choices.get(group) or "") for group in ("dataset", "model")).strip() or run_folder.name
@@ -34,16 +34,16 @@ def write(run_folder: Path) -> Path:
     result_of = {name: drawn.pop(name) for name in run_plots.RESULT if name in drawn}
     parts = [
         _head(title, "" if title == kind else f"{kind}; ", run_folder, result),
-        _verdicts(result, metrics, reading.layers(run_folder), config),
+        attempted("Verdicts", lambda: _verdicts(result, run_folder, config)),
         section("Result", pictures(result_of, run_plots.CAPTIONS)),
-        section("Scores", scores_table(result)),
-        section("Most confused classes", table(run_plots.confused(run_folder))),
-        section("Scores by class", table(reading.per_class(run_folder), tall=True)),
-        section("Worst validation errors", galleries.worst(run_folder)),
+        attempted("Scores", lambda: scores_table(result)),
+        attempted("Most confused classes", lambda: table(run_plots.confused(run_folder))),
+        attempted("Scores by class", lambda: table(reading.per_class(run_folder), tall=True)),
+        attempted("Worst validation errors", lambda: galleries.worst(run_folder)),
         section("Training in detail", pictures(drawn, run_plots.CAPTIONS)),
-        section("Checks before training", table(reading.checks(run_folder), long=("message",))),
-        section("Config", _config(config, result.get("changed"))),
-        section("Every epoch", table([scores.beside(result, row) for row in metrics], tall=True)),
+        attempted("Checks before training", lambda: table(reading.checks(run_folder), long=("message",))),
+        attempted("Config", lambda: _config(config, result.get("changed"))),
+        attempted("Every epoch", lambda: _epochs(result, run_folder)),
         section("The rest of result.json", _rest(result)),
     ]
     return write_page(run_folder, f"{title}: {result.get('status', '')}", parts)
@@ -87,17 +87,17 @@ def _decimals(value: Any, digits: int) -> str:
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) else ""
 
 
-def _verdicts(
-    result: Mapping[str, Any],
-    metrics: Sequence[Mapping[str, str]],
-    layers: Sequence[Mapping[str, str]],
-    config: Mapping[str, Any],
-) -> str:
+def _epochs(result: Mapping[str, Any], folder: Path) -> str:
+    return table([scores.beside(result, row) for row in reading.metrics(folder)], tall=True)
+
+
+def _verdicts(result: Mapping[str, Any], folder: Path, config: Mapping[str, Any]) -> str:
+    """The findings that the run has stored, or those of today for a run that has not."""
     found = result.get("verdicts")
-    if found is None and metrics:
+    if found is None and (metrics := reading.metrics(folder)):
         judged = verdicts.judge(
             metrics,
-            layers,
+            reading.layers(folder),
             config,
             result.get("data", {}),
             str(result.get("status")),
@@ -111,7 +111,7 @@ def _verdicts(
         kind = "stop" if one.get("severity") == "stop" else "warn"
         fix = f"<p>To try next: <code>{text(one['try'])}</code></p>" if one.get("try") else ""
         cards.append(f"<div class='card {kind}'>{text(one.get('sentence', ''))}{fix}</div>")
-    return section("Verdicts", "".join(cards) or "<div class='card fine'>No findings: a healthy run.</div>")
+    return "".join(cards) or "<div class='card fine'>No findings: a healthy run.</div>"
 
 
 def _config(config: Mapping[str, Any], changed: Any) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dlrun.analysis import compare, scores
+from dlrun.errors import legible
 from dlrun.folders import formats
 from dlrun.vocabulary import FURTHER, NUMBERS, RESULTS, SCORES, Outcome, Status, lower_is_better
 
@@ -73,7 +74,7 @@ def as_latex(
     `best` is the run whose metric is bold, the first row with the best one if it is empty.
     """
     columns = _columns(rows, metric, lower, leader=best)
-    lines = ["% needs \\usepackage{booktabs}", *(f"% {note}" for note in notes)]
+    lines = ["% needs \\usepackage{booktabs}", *(f"% {legible(note)}".replace("\n", " ") for note in notes)]
     lines += [f"\\begin{{tabular}}{{{''.join('r' if c.numeric else 'l' for c in columns)}}}", "\\toprule"]
     lines += [" & ".join(_latex(c.name) for c in columns) + r" \\", "\\midrule"]
     for k in range(len(rows)):
@@ -83,7 +84,7 @@ def as_latex(
 
 
 def _latex(cell: str) -> str:
-    return "".join(LATEX.get(letter, letter) for letter in cell)
+    return "".join(LATEX.get(letter, letter) for letter in legible(cell))
 
 
 def as_text(

@@ -88,8 +88,10 @@ class Plan:
             rounds = [Round(**{**r, "axes": [Axis.recorded(a) for a in r["axes"]]}) for r in found["rounds"]]
             axes = [Axis.recorded(a) for a in found["axes"]]
             refuse_shared(a.name for a in [*axes, *(a for r in rounds for a in r.axes)])
+            if not axes or not rounds or not all(r.axes for r in rounds):
+                raise UserError("sweep.yaml: expected axes and rounds, found none")
             return cls(list(found["fixed"]), axes, dict(found["search"]), dict(found["flags"]), rounds)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"sweep.yaml: not a sweep of this dlrun: {error}") from error
 
     def renew(self, other: Plan, where: str) -> None:

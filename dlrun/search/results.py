@@ -6,13 +6,17 @@ A running trial is read each time, one that has ended only once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dlrun.analysis import sweeps
 from dlrun.analysis.ranking import FOLD, Scored, ranked, repeats
+from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
+from dlrun.folders.opener import Unreadable
+from dlrun.folders.version import NewerFormat
 from dlrun.search.study import Trial
 from dlrun.vocabulary import DONE, FAILED, Status
 
@@ -37,12 +41,18 @@ class Results:
         """Return the run folder of a trial."""
         return sweep_folder.run_folder(self.folder, number)
 
+    def rows(self, number: int) -> list[dict[str, str]]:
+        """Return metrics.csv of a trial; nothing if it is damaged, which must not end the sweep."""
+        with suppress(UserError):
+            return reading.metrics(self.path(number))
+        return []
+
     def result(self, number: int) -> dict[str, Any]:
         """Return result.json of a trial."""
         if number in self.running:
-            return reading.result(self.path(number))
+            return _read(self.path(number))
         if number not in self._ended:
-            self._ended[number] = reading.result(self.path(number))
+            self._ended[number] = _read(self.path(number))
         return self._ended[number]
 
     def keep(self, number: int, result: dict[str, Any]) -> None:
@@ -92,3 +102,13 @@ class Results:
         """Return the best trial so far of those that completed or may continue."""
         fit = [n for n in self.trials if self.status(n) in (Status.COMPLETED, Status.PAUSED)]
         return next(iter(self.ranked(fit)), None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """result.json of a trial; one that is damaged is written anew when the trial continues from its checkpoint."""
+    try:
+        return reading.result(path)
+    except NewerFormat:
+        raise
+    except Unreadable:
+        return {"status": Status.INTERRUPTED}

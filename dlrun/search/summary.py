@@ -15,7 +15,6 @@ from dlrun.analysis.importance import Importance
 from dlrun.analysis.ranking import FOLD
 from dlrun.analysis.sweeps import Trials
 from dlrun.analysis.warnings import noise
-from dlrun.folders import reading
 from dlrun.search.plan import Plan
 from dlrun.search.results import Results
 from dlrun.search.space import Axis
@@ -83,7 +82,7 @@ def bar(screen: Screen, results: Results, plan: Plan, epochs: int) -> None:
     if not screen.live:
         return
     total, numbers = (plan.rounds[-1].epochs or epochs) or 1, plan.stage
-    done = {n: len(reading.metrics(results.path(n))) for n in results.running}
+    done = {n: len(results.rows(n)) for n in results.running}
     over = sum(n in results.trials and n not in results.running and results.status(n) != "" for n in numbers)
     best = results.leader()
     text = ""

@@ -303,11 +303,11 @@ class Sweep:
         prune = False
         if trial.closed:
             return False
-        for row in reading.metrics(self.results.path(trial.number)):
-            epoch = int(row.get("epoch") or 0)
-            value = row.get(self.metric)
-            if epoch > trial.seen and value and math.isfinite(float(value)):
-                prune = self.study.report(trial, epoch, float(value)) or prune
+        for row in self.results.rows(trial.number):
+            with suppress(ValueError):  # a cell that is no number
+                epoch, value = int(row.get("epoch") or 0), float(row.get(self.metric) or "nan")
+                if epoch > trial.seen and math.isfinite(value):
+                    prune = self.study.report(trial, epoch, value) or prune
         return prune
 
     def _over(self, number: int, now: Round) -> bool:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.errors import UserError, first_line
+from dlrun.folders import opener
 from dlrun.folders.disk import write_atomic
 from dlrun.folders.run import Run
 from dlrun.folders.version import NewerFormat, refuse_newer
@@ -234,7 +235,8 @@ def load(path: Path) -> dict[str, Any]:
     changed since.
     """
     try:
-        data = path.read_bytes()
+        folder = path.parents[1] if path.parent.name == "checkpoints" else path.parent
+        data = opener.read(folder, path.relative_to(folder).as_posix())
         if data.startswith(b"PK") and sealing.sealed(data) and sealing.broken(data):
             raise UserError(f"{path}: damaged since it was written: its content does not have the digest at its end")
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)

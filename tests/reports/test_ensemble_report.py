@@ -98,7 +98,7 @@ def test_nothing_in_a_file_becomes_markup_or_a_script(made: Path, dlrun: Callabl
             csv.writer(file).writerows([rows[0], *[[EVIL] * len(row) for row in rows[1:]]])
     result = json.loads((made / "result.json").read_text())
     result["data"]["classes"] = [EVIL] * 3
-    (made / "result.json").write_text(json.dumps(result | {"test_acc": EVIL, "votes": EVIL}))
+    (made / "result.json").write_text(json.dumps(result | {"vote": EVIL, "votes": EVIL}))
     outcome = dlrun("report", "ens")
     assert (outcome.code, outcome.err) == (0, "")
     text = page(made)

@@ -140,7 +140,7 @@ def test_nothing_in_a_file_becomes_markup_or_leaves_the_page(copy: Path, dlrun: 
     result["config"]["choices"]["model"] = f"../../{EVIL}"
     result["data"]["classes"] = [EVIL] * 10
     verdict = {"name": EVIL, "severity": EVIL, "sentence": EVIL, "number": 1, "try": EVIL}
-    more = {"verdicts": [verdict], "status": EVIL, "reason": EVIL, "started": EVIL, "best_epoch": EVIL}
+    more = {"verdicts": [verdict], "status": EVIL, "reason": EVIL, "started": EVIL}
     changed(copy, **result | more)
     checks = (copy / "checks.csv").read_text().replace("initial_loss", '"' + EVIL.replace('"', '""') + '"')
     (copy / "checks.csv").write_text(checks)

@@ -181,9 +181,12 @@ def _into(log: Path) -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [os.dup(1), os.dup(2)]
+    from dlrun.errors import UserError
+    from dlrun.folders.opener import appendable
+
     try:
-        handle = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-    except OSError:  # the log is nothing that a trial needs
+        handle = appendable(log.parent, log.name)
+    except (OSError, UserError):  # the log is nothing that a trial needs
         handle = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(handle, stream)

@@ -30,6 +30,8 @@ LEAST = 6  # images of a class that the probe recognises
 TAKEN, AFTER = 0.6, 0.15  # share of them that are like the other class once turned, and after augmentation
 BEFORE = 0.1  # and as they are
 NEAR = 0.9  # of the images of a class are as near to another one of it
+QUARTER = 45  # degrees of rotation, from which a turn by 90 may be meant
+TURNING = ("flip", "flip_vertical", "randaugment", "trivialaugment", "augmix")
 FIXES = {"mirrored": "augment.flip=false", "upside down": "augment.flip_vertical=false"}
 
 
@@ -37,8 +39,8 @@ FIXES = {"mirrored": "augment.flip=false", "upside down": "augment.flip_vertical
 def augmented(exp: Experiment) -> Verdict:
     """Ask a linear probe what mirrored, turned and augmented training images look like."""
     expected, classes = "images that stay in their class", exp.num_classes
-    if exp.train.augment is None:
-        return Verdict(Outcome.PASS, "no augmentation", expected, "nothing to judge")
+    if not _turns(exp):
+        return Verdict(Outcome.PASS, "no flips or turns", expected, "nothing to judge")
     order = in_turn(exp.data.train.labels, classes)
     fit = order[: min(FITTED, len(order) * 2 // 3)]
     height, width, _ = exp.data.shape
@@ -72,6 +74,14 @@ def augmented(exp: Experiment) -> Verdict:
         return Verdict(Outcome.WARN, f"{names[a]} {word}: {share:.0%} like {names[b]}", expected, message)
     right = float((plain.argmax(1) == truth).float().mean())
     return Verdict(Outcome.PASS, f"a probe is right about {right:.2f}", expected, "no class is turned into another")
+
+
+def _turns(exp: Experiment) -> bool:
+    """Whether the augmentation may mirror or turn images; one of another package may."""
+    keys = exp.cfg.plain.get("augment") or {}
+    if not str(type(exp.train.augment).__module__).startswith("dlrun."):
+        return exp.train.augment is not None
+    return any(bool(keys.get(key)) for key in TURNING) or float(keys.get("rotate") or 0.0) >= QUARTER
 
 
 def _fed(exp: Experiment, index: Tensor, augment: bool = False) -> Tensor:

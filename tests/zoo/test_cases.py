@@ -32,7 +32,7 @@ NAMED = {
     "d09_mixup_other_permutation": "mixture",
     "l01_focal_of_the_mean": "loss_terms",
     "m05_layers_shared_by_accident": "structure",
-    "m07_dropout_keep_probability": "layers",
+    "m07_dropout_keep_probability": "flow",
     "m09_divided_by_255_again": "reach",
     "o01_decay_of_the_wrong_sign": "updates descent",
     "o03_rate_decays_to_nothing": "schedule",

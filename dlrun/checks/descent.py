@@ -214,7 +214,7 @@ def _decay(exp: Experiment) -> Found:
 
 
 def _norm(tensors: list[Tensor]) -> float:
-    return math.sqrt(sum(float(p.detach().double().square().sum()) for p in tensors))
+    return math.sqrt(sum(float(p.detach().cpu().double().square().sum()) for p in tensors))
 
 
 def _short(exp: Experiment, step: _Step) -> Found:

@@ -254,7 +254,7 @@ def _training(exp: Experiment, trial: _Trial, deadline: float) -> Iterator[tuple
 def _p_value(guess: Tensor, y: Tensor) -> float:
     """Probability of so many hits or more if labels and predictions were independent: a binomial upper tail."""
     classes = int(max(guess.max(), y.max())) + 1
-    shares = [torch.bincount(v, minlength=classes).double() / len(y) for v in (guess, y)]
+    shares = [torch.bincount(v, minlength=classes).cpu().double() / len(y) for v in (guess, y)]
     return _tail(int((guess == y).sum()), len(y), float((shares[0] * shares[1]).sum()))
 
 
@@ -281,6 +281,6 @@ def _worse(hits: int, n: int, others: int, m: int) -> float:
 def _shift(guess: Tensor, y: Tensor, classes: int) -> str:
     """By how many classes the labels are shifted, if a shift explains them, else ""."""
     for by in range(1, classes):
-        if float(((guess + by) % classes == y).double().mean()) > 0.5:
+        if float(((guess + by) % classes == y).float().mean()) > 0.5:
             return f" (labels look shifted: class 0 is labelled {by})"
     return ""

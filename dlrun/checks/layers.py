@@ -113,7 +113,7 @@ def _frozen(model: nn.Module) -> Found:
 
 def _uniform(weights: Tensor) -> bool:
     """Whether weights are spread evenly between two limits, as torch initialises layers."""
-    w = weights.flatten().double()
+    w = weights.flatten().cpu().double()
     std = float(w.std()) if len(w) >= MANY else 0.0
     if not std > 0:
         return False

@@ -94,7 +94,7 @@ def _classes(function: nn.Module, scores: Tensor, y: Tensor) -> tuple[Tensor, Te
     for i in range(len(y)):
         row = scores[i : i + 1].detach().clone().requires_grad_()
         value = function(row, y[i : i + 1])
-        (slope,) = torch.autograd.grad(value, row) if value.requires_grad else (torch.ones(1),)
+        (slope,) = torch.autograd.grad(value, row) if value.requires_grad else (torch.ones_like(row),)
         losses.append(value.detach())
         slopes.append(slope.abs().max())
     return torch.stack(losses), torch.stack(slopes)

@@ -128,7 +128,7 @@ def _small(p: Tensor, generator: torch.Generator) -> Tensor:
 
 def length(moves: list[Tensor]) -> float:
     """Return the Euclidean norm of several tensors together."""
-    return math.sqrt(sum(float(m.double().square().sum()) for m in moves))
+    return math.sqrt(sum(float(m.cpu().double().square().sum()) for m in moves))
 
 
 def reference(small: Small) -> torch.optim.Optimizer | None:

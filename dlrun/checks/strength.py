@@ -37,7 +37,8 @@ def growth(values: list[float]) -> str | None:
 
 def mistaken(penalty: Any, weights: Mapping[str, Tensor], slopes: Mapping[str, Tensor]) -> str | None:
     """A sentence if tensors are penalised unlike each other, or not by about what the strength says; None if fine."""
-    pairs = {n: (weights[n].detach().double(), slopes[n].double()) for n in slopes if bool(weights[n].any())}
+    there = [n for n in slopes if bool(weights[n].any())]
+    pairs = {n: (weights[n].detach().cpu().double(), slopes[n].cpu().double()) for n in there}
     if all(_cosine(w, g) > ALONG for w, g in pairs.values()):
         shrink = {n: float((g * w).sum() / w.square().sum()) for n, (w, g) in pairs.items()}
         return _uneven(shrink, pairs) or _off(penalty, median(shrink.values()), "l2")

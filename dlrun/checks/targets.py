@@ -99,7 +99,7 @@ def _run(exp: Experiment, x: Tensor, y: Tensor, draw: int, logits: Tensor) -> tu
     batch = prepared(objective, Batch(x.clone(), y.clone(), epoch=draw, step=draw))
     value, _ = objective(model, data_loss(exp), batch)
     (slope,) = torch.autograd.grad(value, model.logits)
-    return slope.double().cpu() * len(y), model.seen[0] if len(model.seen) == 1 else None
+    return slope.cpu().double() * len(y), model.seen[0] if len(model.seen) == 1 else None
 
 
 def _target(exp: Experiment, x: Tensor, y: Tensor, draw: int) -> tuple[Tensor, Tensor | None] | None:
@@ -133,7 +133,7 @@ def _won(exp: Experiment, x: Tensor, y: Tensor, draw: int, fitting: Tensor) -> t
 
 def _shares(x: Tensor, fed: Tensor) -> tuple[Tensor, bool]:
     """How much of each original (B,) each image that was fed has (B, B), float64, and whether that is exact."""
-    x, fed = x.double().cpu(), fed.double().cpu()
+    x, fed = x.cpu().double(), fed.cpu().double()  # MPS has no float64
     same = ((fed[:, None] - x[None]).abs() < 1e-3 * x.std()).all(2)  # (B, B, H, W)
     index = torch.arange(len(x))
     own = same[index, index]

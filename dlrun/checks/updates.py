@@ -192,13 +192,11 @@ def _returning(small: Small) -> Found:
 
 def _summed(small: Small) -> Found:
     """Whether an optimizer that moves once in several steps moves by the sum of their gradients."""
-    moved = [t for t, length in enumerate(small.lengths) if length > 0]
+    moved = [t for t, far in enumerate(small.lengths) if far > 0]
     if not moved or moved[0] == 0 or len(moved) < 2 or any(b - a != moved[0] + 1 for a, b in pairwise(moved)):
         return None
     every = moved[0] + 1
-    plain = math.sqrt(
-        sum((small.rates[g] * float(s.double().norm())) ** 2 for s, g in zip(small.slope, small.owner, strict=True))
-    )
+    plain = length([small.rates[g] * s for s, g in zip(small.slope, small.owner, strict=True)])
     ratio = small.lengths[moved[0]] / plain
     if abs(ratio - every) > 0.02 * every:
         return None

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlrun.data import colour, crops, geometry, policies
-from dlrun.data.draws import Draws
+from dlrun.data.draws import Draws, sent
 from dlrun.data.held import Held, change
 from dlrun.errors import UserError
 
@@ -159,7 +159,7 @@ class Augment:
         if not self.by_draws:
             return
         draws = {name: drawn[DRAWS.index(name)] for name in self.by_draws}
-        here = {name: draw.to(x.device, non_blocking=True) for name, draw in draws.items()}
+        here = {name: sent(draw, x.device) for name, draw in draws.items()}
         if any(self.moves.values()):
             self._move(x, here)
         if self.blur:
@@ -272,9 +272,9 @@ class CropFlip:
         across, down = self.flip(draws, mirrored)
         if not self.pad and device.type == "cpu":
             return crops.flipped(images, across, down)
-        top, left = draws.integers("crop", 2 * self.pad + 1, 2).to(device, non_blocking=True)
+        top, left = sent(draws.integers("crop", 2 * self.pad + 1, 2), device)
         padded, places = self._padded(images), ((width, across), (height, down))
-        cols, rows = (_reversed(size, chosen.to(device, non_blocking=True)) for size, chosen in places)
+        cols, rows = (_reversed(size, sent(chosen, device)) for size, chosen in places)
         rows, cols = rows + top[:, None], cols + left[:, None]
         # rows first, as whole lines of memory, then columns: a third less time than one gather of pixels
         first_rows = torch.arange(batch, device=device)[:, None] * padded.shape[1]

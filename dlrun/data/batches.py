@@ -63,6 +63,7 @@ class Batch:
     weight: Tensor | None = None
     part: int = 0  # which part of a batch that is computed in parts (trainer.accumulate)
     mix: Mix | None = None
+    sample: Tensor | None = None  # `index` on the processor, if it is known: an accelerator would have to be asked
 
     def __len__(self) -> int:
         return len(self.y)
@@ -153,6 +154,25 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield one pass over the split; `number` determines order and draws. Closing it ends its decoding threads."""
+        count, order = len(self.images), self._order(number)
+        side = dict(enumerate(getattr(self.augment, "sides", ()), 1)).get(number)
+        changed = self._changes(number)
+        home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
+        chunks = [*torch.split(order.to(home), self._sizes(count))][: len(self)]
+        repeated = self.balance or getattr(self.augment, "repeats", 1) > 1
+        samples = torch.split(occurrences(order) if repeated else order, self._sizes(count))
+        with closing(read(self.images, chunks, self.workers)) as batches:
+            for index, sample, raw in zip(chunks, samples, batches, strict=False):
+                index, images = self._sent(index), self._sent(raw)
+                x = self._normalised(changed(images, sample))
+                yield x if side is None else _smaller(x, side), self.labels[index], index
+
+    def numbers(self, number: int) -> list[Tensor]:
+        """Return the `index` of each batch of an epoch, on the processor."""
+        return [*torch.split(self._order(number), self._sizes(len(self.images)))][: len(self)]
+
+    def _order(self, number: int) -> Tensor:
+        """The numbers of the samples (N,) as an epoch takes them, on the processor."""
         count = len(self.images)
         order = torch.arange(count)
         if self.balance:
@@ -162,16 +182,7 @@ class Batches:
         repeats = getattr(self.augment, "repeats", 1)
         if repeats > 1:
             order = order[: -(-count // repeats)].repeat_interleave(repeats)[:count]
-        side = dict(enumerate(getattr(self.augment, "sides", ()), 1)).get(number)
-        changed = self._changes(number)
-        home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
-        chunks = [*torch.split(order.to(home), self._sizes(count))][: len(self)]
-        samples = torch.split(occurrences(order) if self.balance or repeats > 1 else order, self._sizes(count))
-        with closing(read(self.images, chunks, self.workers)) as batches:
-            for index, sample, raw in zip(chunks, samples, batches, strict=False):
-                index, images = self._sent(index), self._sent(raw)
-                x = self._normalised(changed(images, sample))
-                yield x if side is None else _smaller(x, side), self.labels[index], index
+        return order
 
     def _sizes(self, count: int) -> list[int]:
         """Of the batches, and of what drop_last drops."""
@@ -241,7 +252,8 @@ def _resident(images: Images, device: torch.device) -> Images:
     """Images in memory moved to the accelerator for the whole run, if half of its free memory remains."""
     if device.type == "cpu" or not isinstance(images, InMemory):
         return images
-    size = len(images) * images.pixels[0].numel() * images.pixels.element_size()
+    taken = 4 if images.pixels.dtype == torch.uint16 else images.pixels.element_size()  # as float32
+    size = len(images) * images.pixels[0].numel() * taken
     if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
         return images
     return images.to(device)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlrun.data.draws import Draws
+from dlrun.data.draws import Draws, sent
 from dlrun.errors import UserError
 
 __all__ = ["Boxes", "boxes", "centre", "evaluated", "fed", "filled", "flipped", "resized", "within"]
@@ -101,8 +101,11 @@ def boxes(
 def within(box: Boxes, shape: tuple[int, int]) -> Tensor:
     """Return which pixels (B, H, W) of images are inside their box."""
     rows, cols = (
-        (torch.arange(size) >= first[:, None]) & (torch.arange(size) < (first + length)[:, None])
-        for size, first, length in ((shape[0], box[0], box[2]), (shape[1], box[1], box[3]))
+        (places >= first[:, None]) & (places < (first + length)[:, None])
+        for places, first, length in (
+            (torch.arange(size, device=start.device), start, side)
+            for size, start, side in ((shape[0], box[0], box[2]), (shape[1], box[1], box[3]))
+        )
     )
     return rows[:, :, None] & cols[:, None, :]
 
@@ -113,8 +116,9 @@ def filled(images: Tensor, box: Boxes, value: Tensor) -> Tensor:
     On the processor into the images themselves.
     """
     if images.device.type != "cpu":
-        inside = within(box, (images.shape[1], images.shape[2])).to(images.device, non_blocking=True)
-        return torch.where(inside[..., None], value.to(images.device, images.dtype), images)
+        top, left, height, width = (sent(part, images.device) for part in box)
+        inside = within((top, left, height, width), (images.shape[1], images.shape[2]))
+        return torch.where(inside[..., None], sent(value.to(images.dtype), images.device), images)
     for image, top, left, height, width in zip(images, *(part.tolist() for part in box), strict=True):
         if height > 0 and width > 0:
             image[max(top, 0) : top + height, max(left, 0) : left + width] = value
@@ -148,10 +152,10 @@ def resized(images: Tensor, box: Boxes, size: tuple[int, int], mirrored: Tensor,
 
 def _by_matrices(images: Tensor, box: Boxes, size: tuple[int, int], mirrored: Tensor, upside_down: Tensor) -> Tensor:
     """Rows and columns of every box as weighted means: two products of matrices for the whole batch."""
-    top, left, height, width = (part.to(images.device, non_blocking=True).float() for part in box)
+    top, left, height, width = (sent(part, images.device).float() for part in box)
     down, across = _weights(top, height, images.shape[1], size[0]), _weights(left, width, images.shape[2], size[1])
     down, across = (
-        torch.where(chosen.to(images.device, non_blocking=True)[:, None, None], weights.flip(1), weights)
+        torch.where(sent(chosen, images.device)[:, None, None], weights.flip(1), weights)
         for chosen, weights in ((upside_down, down), (mirrored, across))
     )
     x = images.permute(0, 3, 1, 2).float()

@@ -12,7 +12,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-__all__ = ["REPEAT", "Draws", "occurrences"]
+__all__ = ["REPEAT", "Draws", "occurrences", "sent"]
 
 GOLDEN, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685  # as signed 64-bit integers
 REPEAT = 1 << 40  # more than there are samples
@@ -55,6 +55,14 @@ class Draws:
         digest = hashlib.sha256(f"{self.seed} {self.epoch} {purpose}".encode()).digest()
         key = _mixed(self.sample * GOLDEN + int.from_bytes(digest[:7], "big"))
         return _mixed(key + (torch.arange(count)[:, None] + 1) * GOLDEN)
+
+
+def sent(drawn: Tensor, device: torch.device) -> Tensor:
+    """Return what was drawn on the processor, on a device; CUDA is not waited for.
+
+    MPS is: its copies that do not wait read memory that was released in the meantime (pytorch issue 189690).
+    """
+    return drawn.to(device, non_blocking=device.type == "cuda")
 
 
 def occurrences(order: Tensor) -> Tensor:

@@ -98,7 +98,8 @@ def _intact(pack: Pack, keys: Sequence[bytes], compute: Compute) -> Found:
 
 def _alike(one: NDArray[np.float32], other: NDArray[np.float32]) -> bool:
     """Whether features are the same up to rounding, which another batch or number of threads may change."""
-    return bool(np.abs(one - other).max() <= 1e-2 * np.abs(other).max() + 1e-12)
+    # two batch sizes in bfloat16 on an accelerator: kernels that add up in another order round layer after layer
+    return bool(np.abs(one - other).max() <= 3e-2 * np.abs(other).max() + 1e-12)
 
 
 def _completed(cache: Cache, pack: Pack, keys: Sequence[bytes], found: Found, compute: Compute) -> Found:

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dlrun.data import colour
+from dlrun.data.draws import sent
 
 __all__ = ["Bytes", "Floats", "Held", "change"]
 
@@ -51,7 +52,7 @@ class Floats:
             self.x = change(self.x, *values)
             return
         for start in range(0, len(at), step):
-            some = at[start : start + step].to(self.device, non_blocking=True)
+            some = sent(at[start : start + step], self.device)
             part = change(self.x.index_select(0, some), *(value[start : start + step] for value in values))
             self.x.index_copy_(0, some, part)
 
@@ -62,7 +63,7 @@ class Floats:
 
     def mix(self, shares: Tensor, others: Sequence[Any]) -> None:
         """Add other images to these, with shares (1 + len(others), B)."""
-        shares = shares.to(self.device, non_blocking=True)[:, :, None, None, None]
+        shares = sent(shares, self.device)[:, :, None, None, None]
         made = self.x * shares[0]
         for share, other in zip(shares[1:], others, strict=True):
             made.addcmul_(other.x, share)

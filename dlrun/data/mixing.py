@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data.batches import Batch, Mix
-from dlrun.data.draws import Draws
+from dlrun.data.draws import Draws, sent
 from dlrun.errors import UserError
 
 __all__ = ["Mixing", "cut", "faded"]
@@ -38,14 +38,14 @@ class Mixing:
         if not self.active or len(batch) < 2:
             return batch
         device = batch.x.device
-        sample = torch.arange(len(batch)) if batch.index is None else batch.index.cpu()
-        draws = Draws(batch.seed, batch.epoch, sample)
+        sample = batch.index if batch.sample is None else batch.sample
+        draws = Draws(batch.seed, batch.epoch, torch.arange(len(batch)) if sample is None else sample)
         which, whether, u, across, down = draws.uniform("mixing", 5)
         patched = which < (0.5 if self.mixup and self.cutmix else float(bool(self.cutmix)))
         kept = torch.where(patched, _beta(self.cutmix, u), _beta(self.mixup, u))
-        kept = torch.where(whether < self.share, kept, torch.ones_like(kept)).to(device, non_blocking=True)
-        patched = patched.to(device, non_blocking=True)
-        centre = across.to(device, non_blocking=True), down.to(device, non_blocking=True)
+        kept = torch.where(whether < self.share, kept, torch.ones_like(kept))
+        kept, patched, across, down = (sent(one, device) for one in (kept, patched, across, down))
+        centre = across, down
         cropped, left = cut(batch.x, torch.where(patched, kept, torch.ones_like(kept)), centre)
         x = faded(cropped, torch.where(patched, torch.ones_like(kept), kept), batch.x)
         kept = torch.where(patched, left, kept)
@@ -73,7 +73,7 @@ def _beta(alpha: float, u: Tensor) -> Tensor:
 
 def faded(x: Tensor, kept: Tensor, other: Tensor) -> Tensor:
     """Return images (B, C, H, W) with their share `kept` (B,) of the values, and those before them in `other`."""
-    return torch.lerp(other.roll(1, 0), x, kept[:, None, None, None].to(x.dtype))
+    return torch.lerp(_before(other), x, kept[:, None, None, None].to(x.dtype))
 
 
 def cut(x: Tensor, kept: Tensor, centre: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -89,4 +89,9 @@ def cut(x: Tensor, kept: Tensor, centre: tuple[Tensor, Tensor]) -> tuple[Tensor,
         inside.append((at >= middle - half) & (at < middle + half))
         area = area * inside[-1].sum(1)
     patch = inside[1][:, :, None] & inside[0][:, None, :]
-    return torch.where(patch[:, None], x.roll(1, 0), x), 1 - area / (x.shape[2] * x.shape[3])
+    return torch.where(patch[:, None], _before(x), x), 1 - area / (x.shape[2] * x.shape[3])
+
+
+def _before(x: Tensor) -> Tensor:
+    """The images before these in the batch. As roll(1, 0), which on CUDA loses the layout of the memory."""
+    return torch.cat([x[-1:], x[:-1]])

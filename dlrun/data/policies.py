@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dlrun.data import geometry
-from dlrun.data.draws import Draws
+from dlrun.data.draws import Draws, sent
 from dlrun.data.held import Held
 
 __all__ = ["OPERATIONS", "RAND", "WIDE", "Strengths", "augmix", "operate", "rand", "trivial"]
@@ -97,18 +97,18 @@ def operate(x: Held, numbers: Tensor, values: Tensor, *, reflect: bool) -> None:
     """Change each image by the operation of its number, with its value, both (B,) on the processor."""
     moved = (numbers > 0) & (numbers <= len(MOVES))
     if len(rows := moved.nonzero().flatten()):
-        _move(x, rows, numbers[rows], values[rows].to(x.device, non_blocking=True), reflect=reflect)
+        _move(x, rows, numbers[rows], sent(values[rows], x.device), reflect=reflect)
     for number in sorted(set(numbers.tolist())):
         name = OPERATIONS[number]
         if name != "identity" and name not in MOVES:
             rows = (numbers == number).nonzero().flatten()
-            value = values[rows].to(x.device, non_blocking=True)
+            value = sent(values[rows], x.device)
             x.tones(name, rows, *(() if name in ("autocontrast", "equalize") else (value,)))
 
 
 def _move(x: Held, rows: Tensor, numbers: Tensor, value: Tensor, *, reflect: bool) -> None:
     """Shear, shift and rotate images, all at once; their numbers are on the processor."""
-    numbers, zero, size = numbers.to(x.device, non_blocking=True), torch.zeros_like(value), (x.shape[2], x.shape[3])
+    numbers, zero, size = sent(numbers, x.device), torch.zeros_like(value), (x.shape[2], x.shape[3])
     by = {name: torch.where(numbers == OPERATIONS.index(name), value, zero) for name in MOVES}
     shear, shift = ((by[f"{what}_x"], by[f"{what}_y"]) for what in ("shear", "shift"))
     matrix = geometry.matrices(by["rotate"], shear, torch.ones_like(value), shift, (zero, zero), size)

@@ -61,7 +61,8 @@ class Model(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         found = []
         for model, dtype in zip(self.members, self._predictor.dtypes, strict=True):
-            with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            low = dtype != torch.float32
+            with torch.autocast(images.device.type, dtype=dtype if low else torch.bfloat16, enabled=low):
                 found.append(logits(model, images))
         if len(found) == 1:
             return found[0]
@@ -76,6 +77,7 @@ class Model(nn.Module):
         """
         prediction, done = Prediction([], np.empty((0, len(self.classes)), np.float32), []), Outcome()
         rows = []
+        self._predictor.device = self._predictor.models[0].mean.device  # the module may have been moved
         with tempfile.TemporaryDirectory() as folder, Screen() as screen:
             for part in self._sources(images, Path(folder)):
                 for name, p, k in votes(self._predictor, part, screen, done):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from dlrun.ensembles.members import Member
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.inference.predictor import rebuilt
-from dlrun.training import checkpoint
+from dlrun.training import averaging, checkpoint, norms
 from dlrun.training.experiment import Experiment
 
 __all__ = ["soup"]
@@ -37,10 +36,10 @@ def soup(members: Sequence[Member], trust: list[str]) -> Experiment:
         averaged = not m.checkpoint and reading.stored(m.path).get("weights") == "ema"
         checkpoint.load_weights(file, checkpoint.load(file), exp.model, averaged=averaged)
         for name, tensor in exp.model.state_dict().items():
-            share = tensor.double() * (m.weight / weight)
+            share = tensor.cpu().double() * (m.weight / weight)  # MPS has no float64
             total[name] = total[name] + share if name in total else share
     own = exp.model.state_dict()
     exp.model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in total.items()})
-    with exp.autocast():
-        torch.optim.swa_utils.update_bn((x for x, _, _ in exp.train.epoch(1)), exp.model)
+    held = norms.held(exp.model)
+    averaging.measure(exp.model, (x for x, _, _ in exp.train.epoch(1)), held, exp.autocast)
     return replace(exp, average=None)

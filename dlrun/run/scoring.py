@@ -42,7 +42,7 @@ def further(exp: Experiment, run: Run, found: Mapping[str, Predictions]) -> dict
 def _of_loss(exp: Experiment, test: Predictions) -> dict[str, list[float]]:
     """The interval of test_loss; nothing if the loss of all images is not the mean of those of each."""
     pairs = zip(*(torch.split(part.to(exp.device), 1) for part in test), strict=True)
-    each = torch.stack([exp.loss(logits, labels) for logits, labels in pairs]).double().cpu().numpy()
+    each = torch.stack([exp.loss(logits, labels) for logits, labels in pairs]).cpu().double().numpy()
     whole = float(exp.loss(test.logits.to(exp.device), test.labels.to(exp.device)))
     same = math.isclose(whole, float(each.mean()), rel_tol=1e-4)
     return {"test_loss": [*interval_of_mean(each)]} if same else {}

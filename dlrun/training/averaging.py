@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +59,17 @@ def join(average: nn.Module, model: nn.Module, count: int) -> None:
 
 
 @torch.no_grad()
-def measure(model: nn.Module, batches: Iterable[Tensor], held: Collection[str] = ()) -> None:
+def measure(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    held: Collection[str] = (),
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Set the running statistics of batch norms to the mean over batches of images (B, C, H, W), in place.
 
     Those of `held` norms, by name, stay (model.freeze, model.hold_norms). Statistics cannot be averaged like weights.
-    All other layers stay in evaluation mode, so that nothing is drawn.
+    All other layers stay in evaluation mode, so that nothing is drawn. Forward passes, and not the making of batches,
+    are in a `context`, such as autocast.
     """
     norms = [norm for name, norm in running(model).items() if name not in held]
     if not norms:
@@ -73,7 +81,8 @@ def measure(model: nn.Module, batches: Iterable[Tensor], held: Collection[str] =
         norm.momentum = None  # the mean over all batches
         norm.train()
     for x in batches:
-        model(x)
+        with context():
+            model(x)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

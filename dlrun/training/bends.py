@@ -57,6 +57,6 @@ def nonlinear(model: nn.Module, images: Tensor) -> float | None:
     ends = [logits_of(model(x)) for x in (a, b, (a + b) / 2)]
     if not all(isinstance(one, Tensor) and bool(one.isfinite().all()) for one in ends):
         return None
-    first, second, middle = (one.double() for one in ends)
+    first, second, middle = (one.cpu().double() for one in ends)  # MPS has no float64
     far = float((first - second).norm()) / 2
     return float((middle - (first + second) / 2).norm()) / far if far > 0 else None

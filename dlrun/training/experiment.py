@@ -218,7 +218,7 @@ def prior(data: Data, loss: nn.Module) -> Tensor:
     weight = getattr(loss, "class_weight", None)
     weight = getattr(loss, "weight", None) if weight is None else weight  # of torch's own
     if isinstance(weight, Tensor) and weight.shape == (classes,):
-        found = found * weight.double().cpu()
+        found = found * weight.cpu().double()
     return found / found.sum()
 
 

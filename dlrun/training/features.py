@@ -84,11 +84,12 @@ class _Views(Batches):
 
     def __init__(self, split: Split, views: Sequence[InMemory], **options: Any) -> None:
         super().__init__(replace(split, images=views[0]), **options)
-        self._views = [Batches(replace(split, images=view), **options) for view in views]
+        self._others = [Batches(replace(split, images=view), **options) for view in views[1:]]
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield one pass over the split, as Batches does."""
-        return self._views[(number - 1) % len(self._views)].epoch(number)
+        turn = (number - 1) % (1 + len(self._others))
+        return self._others[turn - 1].epoch(number) if turn else super().epoch(number)
 
 
 def refused(exp: Experiment) -> str | None:
@@ -252,7 +253,7 @@ def _end(exp: Experiment) -> tuple[list[str], tuple[int, ...]]:
     split = exp.data.train.subset(torch.arange(min(SAMPLES, len(exp.data.train))))
     x, _, _ = next(exp.batches(split).epoch(0))
     model, hold = copied(exp.model), exp.frozen.hold if exp.frozen else ""
-    with torch.no_grad(), exp.autocast():
+    with torch.no_grad():  # without autocast, whose rounding exceeds ROUNDING
         names = _chain(model.train(), x)
         if not names:
             return [], ()

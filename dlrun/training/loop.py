@@ -110,9 +110,9 @@ def _average_epochs(exp: Experiment, state: State) -> None:
     state.averaged += pace.at(trainer, state, 1.0) > (1 - trainer.swa) * trainer.epochs + 1e-9
     averaging.join(exp.average, exp.model, max(1, state.averaged))
     if state.averaged > 1:
-        held = {name for name, norm in norms.running(exp.model.train()).items() if not norm.training}
-        with exp.autocast():
-            averaging.measure(exp.average, (x for x, _, _ in exp.train.epoch(state.epoch + 1)), held)
+        # batches are made outside of autocast, which would augment in bfloat16
+        images = (x for x, _, _ in exp.train.epoch(state.epoch + 1))
+        averaging.measure(exp.average, images, norms.held(exp.model), exp.autocast)
 
 
 def _validated(exp: Experiment) -> dict[str, Any]:
@@ -133,6 +133,7 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
     planned = pace.planned(trainer, state)
     # the sums of Step stay on the device, so that no step waits for the one before
     sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    numbers = None if device.type == "cpu" else exp.train.numbers(epoch)  # no step asks an accelerator for them
     seen, started = 0, time.perf_counter()
 
     def progress() -> str:
@@ -143,7 +144,8 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
         pace.measure(trainer, state, i, steps, lambda: time.perf_counter() - started)
         exp.scheduler.set(pace.at(trainer, state, i / steps))
         weight = None if exp.train.weights is None else exp.train.weights[index]
-        batch = Batch(x, y, index, epoch=epoch, step=i, seed=exp.cfg.seed, weight=weight)
+        sample = None if numbers is None else numbers[i]
+        batch = Batch(x, y, index, epoch=epoch, step=i, seed=exp.cfg.seed, weight=weight, sample=sample)
         with watch.step(i, steps):
             sums += torch.stack(step(exp, batch)).to(sums)
         seen += len(batch)
@@ -206,7 +208,8 @@ def _gradients(exp: Experiment, batch: Batch, parameters: list[Tensor]) -> tuple
             torch.autograd.backward(share if exp.scale is None else share * exp.scale.value)
             data_loss = data_loss + share.detach()
             correct = correct + (logits.detach().argmax(1) == part.y).sum(dtype=zero.dtype)
-        finite = exp.scale is None or not math.isfinite(float(data_loss)) or exp.scale.unscaled(parameters)
+        # of a loss that is not finite the gradient never is
+        finite = exp.scale is None or exp.scale.unscaled(parameters) or not math.isfinite(float(data_loss))
     total = data_loss
     if exp.penalty.active:
         added = exp.penalty.penalty(exp.model)

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dlrun.config.settings import Trainer
 
-__all__ = ["fit_momentum", "left", "parts", "planned", "running", "was"]
+__all__ = ["fit_momentum", "held", "left", "parts", "planned", "running", "was"]
 
 USUAL = 0.1  # torch's default: it is never exceeded, and norms that have it or more are left as they are
 # of the start, after this part of the training: the epochs after it are evaluated with statistics of the data alone
@@ -23,6 +23,14 @@ def running(model: nn.Module) -> dict[str, _BatchNorm]:
     """Return the batch norms that keep running statistics, by name."""
     norms = {name: m for name, m in model.named_modules() if isinstance(m, _BatchNorm)}
     return {name: m for name, m in norms.items() if m.track_running_stats and m.running_mean is not None}
+
+
+def held(model: nn.Module) -> set[str]:
+    """Return the names of those that keep their statistics while the model trains; it is in training mode afterwards.
+
+    See model.freeze and model.hold_norms.
+    """
+    return {name for name, norm in running(model.train()).items() if not norm.training}
 
 
 def parts(batch: int, accumulate: int) -> int:

@@ -17,6 +17,7 @@ __all__ = ["augmentation", "peers", "profile", "speedrun"]
 
 TIMES = 3.0  # as fast as Lightning with its DataLoader, on a small network
 AUGMENTS = ("none", "crop_flip", "affine", "colour", "blur", "noise", "cutout", "randaugment")
+AUGMENTS += ("resized_crop", "trivialaugment", "augmix", "strong")
 
 
 def augmentation(bench: Bench) -> None:

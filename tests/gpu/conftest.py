@@ -69,11 +69,13 @@ def device() -> str:
 def inner() -> SimpleNamespace:
     """Modules and functions inside dlrun that tests reach into: the one place that knows where they are."""
     from dlrun.checks.gradient import doubles
+    from dlrun.checks.smaller import smaller_side
     from dlrun.config.compose import compose
     from dlrun.console import Screen
     from dlrun.data.batches import Batch
     from dlrun.training import checkpoint, diagnostics, loop, memory
     from dlrun.training.experiment import build
+    from dlrun.training.objective import prepared
 
     return SimpleNamespace(
         compose=compose,
@@ -89,6 +91,8 @@ def inner() -> SimpleNamespace:
         doubled=doubles.doubled,
         float64=doubles.float64,
         out_of_memory=memory.out_of_memory,
+        prepared=prepared,
+        smaller_side=smaller_side,
     )
 
 

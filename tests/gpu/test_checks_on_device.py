@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,6 +112,28 @@ def test_the_gradient_is_checked_in_float64_where_the_model_is(
     assert value.dtype == torch.float64
     assert float(value) == pytest.approx(float(again), rel=1e-12)
     assert {p.dtype for p in exp.model.parameters()} == {torch.float32}
+
+
+def test_large_images_are_made_smaller_for_what_trains_or_differentiates(
+    inner: SimpleNamespace, dlrun: Callable[..., Outcome], here: Path, device: str
+) -> None:
+    y = np.arange(48) % 4
+    x = np.random.default_rng(0).integers(0, 64, (48, 128, 128, 3), dtype=np.uint8) + (40 * y[:, None, None, None])
+    np.savez(here / "wide.npz", x=x.astype(np.uint8), y=y, x_test=x[:8].astype(np.uint8), y_test=y[:8])
+    words = ("dataset=arrays", "dataset.path=wide.npz", "model=resnet18", "model.width=4", "trainer.batch_size=16")
+    words += ("trainer.threads=1", f"trainer.device={device}", "trainer.precision=fp32")
+    exp = inner.build(inner.compose(*words))
+    side = inner.smaller_side(exp)
+    assert side == 64
+    with inner.float64():
+        _, loss, _ = inner.doubled(exp, side)
+        value = loss().detach()
+    assert (value.dtype, value.device.type) == (torch.float64, device)
+    done = dlrun("check", "--json", *words, "check.only=[gradient,modes,independence]", "check.fresh=true")
+    assert done.code == 0, done.out + done.err
+    found = {row["check"]: row for row in json.loads(done.out)}
+    assert found["gradient"]["status"] == "pass", found
+    assert "64" in found["gradient"]["value"] + found["gradient"]["message"]
 
 
 def test_a_check_that_passed_on_the_device_is_remembered_for_it(check: Callable[..., Any]) -> None:

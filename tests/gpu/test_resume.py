@@ -23,11 +23,21 @@ KILLED = {
         *("optimizer=sgd", "optimizer.momentum=0.9", "optimizer.lr=0.05", "trainer.ema=0.95"),
     ),
     "muon": ("model=airbench", "model.widths=[8,16,16]", "optimizer=muon", "augment=crop_flip", "trainer.accumulate=2"),
+    "recipes": (
+        *("dataset.limit=400", "model=resnet20", "model.width=4", "model.stochastic_depth=0.2"),
+        *("model.checkpointing=true", "model.antialias=true", "objective=cutmix", "objective.mixup=0.3"),
+        *("augment=strong", "optimizer=adamw", "optimizer.sam=0.05", "optimizer.lookahead=3", "trainer.swa=0.6"),
+    ),
 }
 TWICE = {
     "cnn": ("model.width=8", "augment=randaugment", "regularizer=dropout", "trainer.precision=fp32"),
     "resnet20": ("model=resnet20", "model.width=8", "optimizer=sgd", "augment=crop_flip"),
     "adamw": ("model.width=8", "optimizer=adamw", "trainer.clip_norm=1", "trainer.precision=bf16"),
+    "fp16": ("model.width=8", "optimizer=adamw", "trainer.precision=fp16", "trainer.clip_norm=1"),
+    "mixed": (
+        *("model.width=8", "model.pool=blur", "augment=augmix", "objective=cutmix", "objective.mixup=0.4"),
+        *("optimizer=sgd", "optimizer.sam=0.05", "trainer.accumulate=2"),
+    ),
     "lbfgs": ("model=mlp", "optimizer=lbfgs", "trainer.batch_size=270", "optimizer.max_iter=5"),
 }
 

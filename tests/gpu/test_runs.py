@@ -14,6 +14,7 @@ import pytest
 import torch
 
 SMALL = ("dataset.limit=300", "model.width=8", "trainer.batch_size=50")
+OTHERS = ("adan", "lamb", "lion")  # optimizers of another package
 OPTIMIZERS = sorted(p.stem for p in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
 SETUPS = {
     "digits": ("model.width=8", "trainer.epochs=5"),
@@ -39,10 +40,10 @@ def test_a_run_learns_and_leaves_what_any_run_leaves(train: Callable[..., Any], 
     assert run.result["test_acc"] == pytest.approx(right)
 
 
-@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16"])
 def test_every_precision_learns_with_weights_in_float32(train: Callable[..., Any], device: str, precision: str) -> None:
     run = train("dataset=arrays", "model.width=8", "trainer.epochs=3", f"trainer.precision={precision}")
-    dtype = {"fp32": "float32", "bf16": "bfloat16"}.get(precision)
+    dtype = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}.get(precision)
     if precision == "auto":
         has = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if has else "float32"  # a cnn of width 8 is too small for a processor's bfloat16
@@ -66,8 +67,10 @@ def test_compiled_steps_come_to_the_same_losses(train: Callable[..., Any], devic
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_lowers_the_loss(train: Callable[..., Any], name: str) -> None:
-    whole = ("trainer.batch_size=270",) if name == "lbfgs" else ()
-    run = train(*SMALL, f"optimizer={name}", "trainer.epochs=5", *whole)
+    if name in OTHERS:
+        pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
+    more = {"lbfgs": ("trainer.batch_size=270",), "lion": ("optimizer.lr=1e-3",)}.get(name, ())
+    run = train(*SMALL, f"optimizer={name}", "trainer.epochs=5", *more)
     losses = run.column("train_loss")
     assert losses[-1] < 0.9 * losses[0]
     state = run.checkpoint()["optimizer"]["state"]

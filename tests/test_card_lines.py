@@ -14,17 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from dlrun.data import batches
+from dlrun.checks import descent, garbage, layers, small, strength, targets
+from dlrun.data import batches, draws
+from dlrun.data.augment import Augment
 from dlrun.data.batches import Batches
+from dlrun.data.draws import Draws
 from dlrun.data.images import InMemory
 from dlrun.errors import UserError
 from dlrun.inference import predictor, teacher
 from dlrun.probes import batch_time
+from dlrun.regularizers import Penalty
 from dlrun.search.launchers import protocol
 from dlrun.search.launchers.job import Job, work
-from dlrun.training import device, experiment, memory, random_state
+from dlrun.training import averaging, bends, device, experiment, memory, random_state
 from dlrun.training.device import pick_device
 from dlrun.training.experiment import build
 from dlrun.training.shared_data import SharedData
@@ -97,6 +102,97 @@ def test_what_is_kept_in_memory_goes_pinned_and_asynchronous(monkeypatch: pytest
     made.device = CARD
     made._sent(torch.zeros(3))
     assert sent == ["pinned", ((CARD,), {"non_blocking": True})]
+
+
+@pytest.mark.parametrize(("name", "waits"), [("cuda", False), ("mps", True), ("cpu", True)])
+def test_draws_are_sent_without_waiting_to_cuda_alone(monkeypatch: pytest.MonkeyPatch, name: str, waits: bool) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *words, **more: seen.append((words, more)) or tensor)
+    draws.sent(torch.zeros(3), torch.device(name))
+    assert seen == [((torch.device(name),), {"non_blocking": not waits})]
+
+
+CHANGES: tuple[dict[str, Any], ...] = (
+    {"pad": 2, "flip": True, "rotate": 9, "skew": 0.1, "hue": 0.1, "contrast": 0.3, "blur": 1, "cutout": 4},
+    {"crop": "full", "flip": True, "flip_vertical": True, "erase": 0.5, "sharpness": 0.5, "solarize": 0.5},
+    {"crop": [8, 8], "trivialaugment": True, "grayscale": 0.5, "autocontrast": 0.5, "posterize": 3},
+    {"randaugment": 2, "equalize": 0.5},
+    {"augmix": 3, "padding": "reflect"},
+)
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=lambda found: next(iter(found)))
+def test_augmentation_asks_the_card_for_nothing_and_mixes_no_devices(changes: dict[str, Any]) -> None:
+    images = torch.zeros(6, 12, 12, 3, dtype=torch.uint8, device="meta")  # which have no values
+    made = Augment(**changes)(images, Draws(1, 2, torch.arange(6)))
+    assert (made.device.type, made.dtype) == ("meta", torch.uint8)
+    assert made.is_contiguous()
+
+
+def test_the_numbers_of_a_batch_are_known_without_asking_the_card() -> None:
+    for words in ((), ("dataset.balance=true",), ("augment=crop_flip", "augment.repeats=2")):
+        exp = build(composed(*SMALL, "trainer.batch_size=25", *words))
+        for epoch in (1, 2):
+            found = [index for _, _, index in exp.train.epoch(epoch)]
+            known = exp.train.numbers(epoch)
+            assert len(known) == len(found)
+            assert all(torch.equal(a, b) for a, b in zip(known, found, strict=True))
+
+
+class _Single(TorchFunctionMode):
+    """Refuses float64 as MPS does, except of tensors that came to the processor in the expression before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.here: set[int] = set()
+        self.kept: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.double and id(args[0]) not in self.here:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it")
+        found = func(*args, **(kwargs or {}))
+        if func is Tensor.cpu:
+            found = found.view_as(found)
+            self.here.add(id(found))
+            self.kept.append(found)  # so that no other tensor gets its id
+        return found
+
+
+def test_no_float64_is_asked_of_mps() -> None:
+    exp = build(composed(*SMALL))
+    x, y, _ = next(exp.train.epoch(1))
+    weights = {name: p.detach() for name, p in exp.model.named_parameters() if p.ndim > 1}
+    with torch.no_grad(), _Single():
+        with pytest.raises(TypeError, match="MPS"):
+            x.double()
+        assert x.cpu().double().dtype == torch.float64
+        bent = bends.nonlinear(exp.model.eval(), x)
+        assert bent is not None
+        assert bent > 0
+        assert garbage._p_value(y, y) < 1e-6
+        assert descent._norm([x]) == pytest.approx(float(x.norm()), rel=1e-5)
+        assert small.length([x]) == pytest.approx(float(x.norm()), rel=1e-5)
+        assert layers._uniform(torch.linspace(-1, 1, 5000))
+        assert targets._shares(x[:4], x[:4])[1]
+        assert strength.mistaken(Penalty(l2=1.0), weights, weights) is None
+
+
+def test_batches_that_norms_are_measured_by_are_made_outside_of_autocast() -> None:
+    seen: list[bool] = []
+
+    class Norm(nn.BatchNorm2d):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(torch.is_autocast_enabled("cpu"))
+            return super().forward(x)
+
+    def batches_of(count: int) -> Any:
+        for _ in range(count):
+            assert not torch.is_autocast_enabled("cpu")  # augmentation would compute in bfloat16
+            yield torch.rand(4, 3, 5, 5)
+
+    context = lambda: torch.autocast("cpu", dtype=torch.bfloat16)  # noqa: E731
+    averaging.measure(nn.Sequential(Norm(3)), batches_of(3), context=context)
+    assert seen == [True] * 3
 
 
 def test_peak_memory_of_a_card_is_what_torch_allocated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,6 +211,8 @@ def test_auto_takes_bf16_where_the_processor_has_it_and_it_pays(monkeypatch, cap
     [
         ("trainer.clip_norm=1", "regularizer=elastic", "trainer.accumulate=2"),
         ("optimizer=sgd", "trainer.ema=0.9", "regularizer=max_norm", "regularizer.dropout=0.3", "loss=hinge"),
+        ("optimizer=sgd", "optimizer.sam=0.05", "optimizer.lookahead=2", "objective=cutmix", "objective.mixup=0.4"),
+        ("model=resnet20", "model.stochastic_depth=0.2", "model.antialias=true", "loss=focal", "optimizer=muon"),
     ],
 )
 def test_no_step_waits_for_an_accelerator_except_to_look_whether_the_loss_is_finite(
@@ -243,7 +245,10 @@ def test_no_step_waits_for_an_accelerator_except_to_look_whether_the_loss_is_fin
 
         def epoch(self, _: int) -> Any:
             x, y = torch.zeros(8, 1, 8, 8, device="meta"), torch.zeros(8, dtype=torch.long, device="meta")
-            return ((x, y, torch.arange(8)) for _ in range(3))
+            return ((x, y, torch.arange(8, device="meta")) for _ in range(3))
+
+        def numbers(self, _: int) -> list[torch.Tensor]:
+            return [torch.arange(8)] * 3
 
     alter(exp, train=Meta())
     monkeypatch.setattr(torch.Tensor, "tolist", tolist)

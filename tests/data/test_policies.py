@@ -160,7 +160,7 @@ def test_augmix_mixes_the_image_with_three_chains(monkeypatch: pytest.MonkeyPatc
 
 
 def test_erasing_is_torchvisions() -> None:
-    x, mean = torch.rand(4000, *SHAPE, 1), 0.3
+    x, mean = 1 + torch.rand(4000, *SHAPE, 1), 0.3  # no value is the mean by chance
     augment = Augment(erase=0.6, mean_colour=[mean])
     found = augment(x, Draws(1, 1, torch.arange(4000)))
     erased = (found == mean).squeeze(3)

@@ -51,7 +51,9 @@ def test_the_average_of_the_last_epochs_has_norms_that_fit(train: Callable[..., 
     assert means
     assert not any(torch.equal(average[name], raw[name]) for name in means)
     assert all(bool(average[name].isfinite().all()) for name in raw)
-    assert run.column("ema_val_acc")[-1] > 0.3
+    for name in raw:
+        if name.endswith("running_var"):
+            assert 0.1 < float((average[name].sum() / raw[name].sum())) < 10
 
 
 def test_frozen_layers_rest_until_their_epoch(
@@ -61,9 +63,9 @@ def test_frozen_layers_rest_until_their_epoch(
     exp = built("dataset=arrays", "dataset.limit=300", "model.width=8", *words)
     watch, state, screen = inner.Watch(exp), inner.State(), inner.Screen(tmp_path / "log", quiet=True)
 
-    def held() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def held() -> list[dict[str, torch.Tensor]]:
         kept = {name: t.clone() for name, t in exp.model.state_dict().items() if t.is_floating_point()}
-        return ({n: t for n, t in kept.items() if n.startswith("stage1") is first} for first in (True, False))
+        return [{n: t for n, t in kept.items() if n.startswith("stage1") is first} for first in (True, False)]
 
     def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
         return any(not torch.equal(t, after[name]) for name, t in before.items())

@@ -71,8 +71,10 @@ def test_no_step_waits_for_the_device(
             inner.step(exp, x, y, index)
             count += 1
     assert count == 5
-    # on a processor nothing is won by not asking whether the loss is finite, and each step does
-    assert dict(found) == ({} if device == "cuda" else {"_local_scalar_dense": count})
+    if device == "cuda":
+        assert dict(found) == {}
+    else:  # on a processor nothing is won by not asking whether the loss is finite, and each step does
+        assert found["_local_scalar_dense"] >= count
 
 
 def test_an_epoch_waits_once_in_fifty_steps(

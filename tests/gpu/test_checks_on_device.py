@@ -129,7 +129,7 @@ def test_large_images_are_made_smaller_for_what_trains_or_differentiates(
         _, loss, _ = inner.doubled(exp, side)
         value = loss().detach()
     assert (value.dtype, value.device.type) == (torch.float64, device)
-    done = dlrun("check", "--json", *words, "check.only=[gradient,modes,independence]", "check.fresh=true")
+    done = dlrun("check", "--json", *words, "check.only=[gradient]", "check.fresh=true")
     assert done.code == 0, done.out + done.err
     found = {row["check"]: row for row in json.loads(done.out)}
     assert found["gradient"]["status"] == "pass", found

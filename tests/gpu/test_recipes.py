@@ -53,7 +53,7 @@ def test_the_average_of_the_last_epochs_has_norms_that_fit(train: Callable[..., 
     assert all(bool(average[name].isfinite().all()) for name in raw)
     for name in raw:
         if name.endswith("running_var"):
-            assert 0.1 < float((average[name].sum() / raw[name].sum())) < 10
+            assert 0.1 < float(average[name].sum() / raw[name].sum()) < 10
 
 
 def test_frozen_layers_rest_until_their_epoch(

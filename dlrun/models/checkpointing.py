@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,8 +31,10 @@ class Recomputed(nn.Sequential):
         def twice() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             return nullcontext(), held_statistics(self)
 
+        # compiled, only values are computed again and no statistics, and torch takes no function like this one
+        more: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": twice}
         for part in self:
-            x = checkpoint(part, x, use_reentrant=False, context_fn=twice)
+            x = checkpoint(part, x, use_reentrant=False, **more)
         return x
 
 

@@ -56,6 +56,21 @@ def test_gradients_statistics_and_draws_are_the_same_bits(kind: int) -> None:
     assert torch.equal(plain.eval()(x), again.eval()(x))
 
 
+def test_compiled_blocks_count_each_batch_once_too() -> None:
+    torch.manual_seed(0)
+    plain = ResNet(3, 5, blocks=[2, 1], width=4).train()
+    again = copy.deepcopy(plain)
+    recompute(again)
+    compiled: Any = torch.compile(again, dynamic=False, backend="aot_eager")  # no compiler, which takes half a minute
+    x, y = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 3])
+    for model in (plain, compiled):
+        nn.functional.cross_entropy(model(x), y).backward()
+    for (name, a), b in zip(plain.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(b.grad, a.grad, msg=name)
+    for (name, a), b in zip(plain.named_buffers(), again.named_buffers(), strict=True):
+        torch.testing.assert_close(b[1], a, msg=name)
+
+
 def test_only_the_inputs_of_blocks_are_kept() -> None:
     def saved(model: nn.Module) -> int:
         kept = 0

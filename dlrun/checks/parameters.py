@@ -228,7 +228,7 @@ def optimizer(exp: Experiment) -> Verdict:
         group["lr"] = rate
     x, y = small_samples(exp, min(COUNT, exp.cfg.trainer.batch_size))
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-    losses, idle = [], set(before)
+    losses, idle, moved = [], set(before), set[str]()
     for _ in range(STEPS):
         try:
             losses.append(float(loop.step(trial, Batch(x, y)).loss) / len(y))
@@ -239,6 +239,8 @@ def optimizer(exp: Experiment) -> Verdict:
                 Outcome.SKIP, "not run", "", "skipped: no gradient; fix the problem reported by `parameters` first"
             )
         idle -= {n for n, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+        # after every step: two steps up and two down by a sign bring a single weight back to its start
+        moved |= {n for n, p in model.named_parameters() if n in before and not torch.equal(p, before[n])}
         if not losses[-1] < float("inf"):
             break
     start = max(abs(losses[0]), expected_loss(exp, y)[0])
@@ -251,8 +253,6 @@ def optimizer(exp: Experiment) -> Verdict:
     if not losses[-1] <= EXPLODED * start:
         message = f"the loss explodes at lr {rate:g}" + advice(exp, f"optimizer.lr={min(rate / 100, SANE):.2g}")
         return Verdict(Outcome.FAIL, *shown, message)
-    after = dict(model.named_parameters())
-    moved = {n for n in before if not torch.equal(after[n], before[n])}
     still = [n for n in before if n not in moved | idle and not _excused(n, moved)]
     if still:
         message = f"{named(still)} did not change in {steps} steps at lr {rate:g}: {_group(exp, moved) or WEAK}"

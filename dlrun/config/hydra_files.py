@@ -5,6 +5,9 @@ Private parts of Hydra: the list of places where it looks, and how it reads one 
 
 from __future__ import annotations
 
+import copy
+import io
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,21 @@ from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.config_source import ConfigResult
-from omegaconf import OmegaConf
+from omegaconf import Container, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dlrun.config.options import PRESETS, Options
 from dlrun.config.own_options import as_option, as_preset, changes_default, refuse_unsafe
 from dlrun.errors import UserError
 
 __all__ = ["Repository"]
+
+
+@lru_cache(maxsize=512)
+def _parsed(text: str) -> Container:
+    """Parse a file's text once: one command reads each file several times, a sweep for every trial."""
+    return OmegaConf.load(io.StringIO(text))
 
 
 class Repository(ConfigRepository):
@@ -56,7 +67,7 @@ class OwnFiles(FileConfigSource):
         group, _, _ = config_path.rpartition("/")
         file = Path(self.path) / self._normalize_file_name(config_path)
         try:
-            result = super().load_config(config_path)
+            result = self._read(config_path, file)
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: expected text in UTF-8: {error.reason}; save the file as UTF-8") from error
         plain: Any = OmegaConf.to_container(result.config, resolve=False)
@@ -72,6 +83,14 @@ class OwnFiles(FileConfigSource):
             below = self._later(config_path)
             result.config = OmegaConf.create(as_option(file, group, plain, below))
         return result
+
+    def _read(self, config_path: str, file: Path) -> ConfigResult:
+        try:
+            text = file.read_text(encoding="utf-8")
+            config, header = copy.deepcopy(_parsed(text)), self._get_header_dict(text[:512])
+        except (OSError, YAMLError, OmegaConfBaseException):
+            return super().load_config(config_path)  # its errors name the file and the line
+        return ConfigResult(provider=self.provider, path=f"{self.scheme()}://{self.path}", config=config, header=header)
 
     def _groups(self) -> list[str]:
         return Options([s.path for s in self._repository.sources if s.scheme() == "file"]).groups()

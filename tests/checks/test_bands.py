@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dlrun.checks import chance, garbage, inputs
+from dlrun.checks import chance, garbage, inputs, parameters
 from dlrun.checks import overfit as c3
 from dlrun.checks.gradient import check
 from dlrun.checks.penalty import penalty
@@ -234,6 +234,25 @@ def test_what_ends_as_squeezenet_does_is_at_most_warned_about(
     exp = experiment()
     alter(exp, model=Squeezed(mean))
     assert c3.overfit(exp).status == status
+
+
+class Returning(torch.optim.SGD):
+    """Every second step leads back to where the last one began, as steps by a sign may."""
+
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                kept = self.state[p].pop("before", None)
+                if kept is None:
+                    self.state[p]["before"] = p.detach().clone()
+                p.data.copy_(p + group["lr"] if kept is None else kept)
+
+
+def test_a_weight_that_returns_to_its_start_was_changed() -> None:
+    exp = experiment("model=mlp")
+    optimizer = Returning(exp.model.parameters(), lr=1e-3)
+    alter(exp, optimizer=optimizer)
+    assert parameters.optimizer(exp).status == "pass"
 
 
 def test_where_time_is_short_a_plateau_ends_early_and_every_rate_has_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,16 @@ def test_hydras_flags_work_through_the_verbs(dlrun: Callable[..., Outcome]) -> N
     assert "== Flags ==" in dlrun("train", "--hydra-help").out
 
 
+def test_the_config_of_a_preset_shows_what_the_run_uses(dlrun: Callable[..., Outcome]) -> None:
+    words = ("train", "experiment=cifar10_speedrun", "--cfg", "job", "--package=optimizer")
+    assert "sgd_momentum" in dlrun(*words).out
+    shown = dlrun(*words, "optimizer=adam", "optimizer.lr=0.01")
+    assert (shown.code, shown.err) == (0, "")
+    assert "torch.optim.Adam\n" in shown.out
+    assert "lr: 0.01\n" in shown.out
+    assert "sgd_momentum" not in shown.out
+
+
 def test_explaining_refuses_in_one_line_and_bears_a_closed_pipe(here: Path, dlrun: Callable[..., Outcome]) -> None:
     refused = dlrun("train", "--cfg", "job", "optimizer.lrr=1")
     assert (refused.code, refused.err) == (

@@ -54,7 +54,9 @@ def run(
             overrides = [*repeated(source, overrides, made.defaults), *overrides]
     if EXPLAINING & set(flags):
         with in_one_line(), _hydra(flags) as hydra:
-            text = answer(hydra, verb, flags.get("--config-name") or ROOT, flags, readable(overrides))
+            words, root = readable(overrides), flags.get("--config-name") or ROOT
+            left_out = Composer(hydra.config_loader, root).unused(words) if "--cfg" in flags else []
+            text = answer(hydra, verb, root, flags, [*words, *left_out])
         print(text, end="")
         return Exit.FINE
     with composer(flags, typed) as made:
@@ -205,6 +207,16 @@ class Composer:
         words = [o.input_line for o in overrides]
         return Composed(plain, words, {"name": name, **launcher}, lambda: {**schema, "choices": self._usual_choices()})
 
+    def unused(self, words: Sequence[str]) -> list[str]:
+        """Return words for Hydra that delete what a preset sets for an option that was typed away."""
+        if not any(word.startswith("experiment=") for word in words):
+            return []
+        parsed = [o for o in self.parse(words, sweeping=True) if not o.is_sweep_override()]
+        chosen = tuple(o.input_line for o in parsed if self.chooses(o) and o.value() is not None)
+        base = self._read(self._root, chosen)
+        unfit = _unfit(base, self._schema(chosen, base), chosen)
+        return [f"~{g}.{k}" for g, k in unfit if base[g][k] is not None]
+
     def defaults(self, chosen: Sequence[str]) -> dict[str, Any]:
         """Return the config of some chosen options before interpolation. Raises UserError for an unknown option."""
         with in_one_line():
@@ -300,11 +312,16 @@ class Composer:
 
 def _fitting(base: dict[str, Any], schema: dict[str, Any], chosen: Sequence[str]) -> dict[str, Any]:
     """The config without what a preset sets for the option that was typed away, such as the image size of a folder."""
+    unfit = _unfit(base, schema, chosen)
+    return {**base, **{g: {k: v for k, v in base[g].items() if (g, k) not in unfit} for g, _ in unfit}}
+
+
+def _unfit(base: dict[str, Any], schema: dict[str, Any], chosen: Sequence[str]) -> list[tuple[str, str]]:
+    """The groups and keys that a preset sets although the option that was typed does not have them."""
     if base["hydra"]["runtime"]["choices"].get("experiment") is None:
-        return base
+        return []
     typed = {word.partition("=")[0] for word in chosen} & schema.keys() & base.keys()
-    kept = {group: {k: v for k, v in base[group].items() if k in schema[group]} for group in typed}
-    return {**base, **kept}
+    return [(group, key) for group in sorted(typed) for key in base[group] if key not in schema[group]]
 
 
 def _known_to_dlrun(key: str) -> bool:

@@ -62,7 +62,7 @@ def read(path: Path, key: str, part: str = "") -> Weights:
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
             state = _state(loaded, part)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError):
         raise UserError(
             f"{key} is not a file of weights that torch can load: expected .pt, .pth or .safetensors"
         ) from None

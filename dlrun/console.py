@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 from dlrun.errors import UserError, legible
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
     from rich.progress import Progress
 
 __all__ = ["Screen", "fitted", "legible_streams", "waiting"]
@@ -30,6 +30,8 @@ IN_NOTEBOOK = 0.5  # the same in a notebook, where an update is a message to a b
 LINE = 10.0  # seconds between two plain lines of long work
 UNITS = re.compile(r"(\s*)(`[^`\n]*`\S*|\S+)")  # a command in backticks is copied whole, so it is not broken
 
+GREEN = re.compile(r"(\x1b\[(?:1;32|0)m)")  # what tables mark the best score with: a name may at most be green
+
 
 class _Legible:
     """A stream that writes legible text; rich, whose control sequences are ours, uses the stream behind it."""
@@ -38,7 +40,8 @@ class _Legible:
         self.rich_proxied_file = stream
 
     def write(self, text: str) -> int:
-        return self.rich_proxied_file.write(legible(text))
+        parts = GREEN.split(text)  # every second is a code
+        return self.rich_proxied_file.write("".join(p if k % 2 else legible(p) for k, p in enumerate(parts)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.rich_proxied_file, name)
@@ -95,6 +98,35 @@ def _raw(stream: Any) -> TextIO:
     while isinstance(stream, (_Legible, _Terminal)):
         stream = stream.rich_proxied_file if isinstance(stream, _Legible) else stream._stream
     return stream  # type: ignore[no-any-return]
+
+
+def _for_rich(stream: Any) -> Any:
+    """The stream that rich writes to: while it draws a bar, sys.stdout is a stream of its own around ours."""
+    while True:
+        if isinstance(stream, _Terminal):
+            return _Terminal(_raw(stream))
+        inner = getattr(stream, "rich_proxied_file", None)
+        if inner is None:
+            return stream
+        stream = inner
+
+
+def _console(plain: bool | None) -> Console:
+    from rich.console import Console
+
+    class Behind(Console):
+        """A console whose control sequences are not taken for those of a text."""
+
+        @property
+        def file(self) -> Any:
+            """The stream behind all others."""
+            return _for_rich(super().file)
+
+        @file.setter
+        def file(self, new: Any) -> None:
+            self._file = new
+
+    return Behind(highlight=False, soft_wrap=True, force_terminal=plain, force_jupyter=plain)
 
 
 def _erase() -> None:
@@ -171,12 +203,10 @@ class Screen:
     """
 
     def __init__(self, log: Path | None = None, *, quiet: bool = False, verbose: bool = False) -> None:
-        from rich.console import Console
-
         self._display = None if quiet else _display()
         # in a notebook the lines are plain text, like those of a pipe, whatever FORCE_COLOR says
         plain = False if self._display else None
-        self.console = Console(highlight=False, soft_wrap=True, force_terminal=plain, force_jupyter=plain)
+        self.console = _console(plain)
         self.live = self.console.is_terminal and not self.console.is_dumb_terminal and not quiet
         self.verbose = verbose
         self.log = log

@@ -58,7 +58,8 @@ def _watched(model: nn.Module) -> Iterator[Seen]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             given = args[0] if args and isinstance(args[0], Tensor) else None
             made = output if isinstance(output, Tensor) else None
-            seen.append((name, module, *(None if t is None else t.detach().clone() for t in (given, made))))
+            before, after = (None if t is None else t.detach().clone() for t in (given, made))
+            seen.append((name, module, before, after))
 
         return hook
 

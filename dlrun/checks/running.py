@@ -84,7 +84,7 @@ def _read(model: nn.Module, x: Tensor, module: nn.Module, key: str) -> bool:
                 torch.manual_seed(0)
                 outputs.append(logits_of(model.train(mode)(x.clone())).float())
             setattr(module, key, before)
-        changed.append(not torch.allclose(*outputs, rtol=1e-4, atol=1e-6))
+        changed.append(not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-6))
     model.train()
     return changed == [False, True]
 

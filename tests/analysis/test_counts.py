@@ -43,6 +43,7 @@ def few(here: Path) -> Path:
         more = result(config(optimizer__lr=10.0**-k), right / 60, test_acc=right / 60, best_epoch=3, tested_epoch=3)
         more["data"] = stored["data"] | {"train": 90, "val": 60, "test": 60}
         write(path / "result.json", json.dumps(stored | more))
+        write(path / "config.yaml", json.dumps({"seed": k, "dataset": {}, "model": {}, "optimizer": {}, "trainer": {}}))
     return folder
 
 

@@ -34,7 +34,7 @@ def hostile(root: Path) -> Path:
     for k in range(3):
         cfg = config(choices__model=f"{word}{k}", optimizer__lr=10.0**-k, trainer__epochs=word)
         cfg[word] = {word: f"{word}{k}"}
-        more = {"reason": word, "verdicts": [{"name": word}], "checks": word, "data": {"train": word}}
+        more = {"reason": word, "verdicts": [{"name": word}], "checks": word}
         path = write_run(root / "javascript:alert(1)" / f"{k:04d}", **result(cfg, 0.5 + k / 10, **more))
         curves(path, 3, 0.5, random.Random(k))
         write(path / "report.html", "report")

@@ -12,7 +12,7 @@ from dlrun.models.outputs import logits_of
 
 __all__ = ["BENDS", "Bend", "bend_of", "nonlinear"]
 
-MIDDLES = 8  # pairs of images in whose middle the network is evaluated
+MIDDLES = 8  # pairs of images, at most, in whose middle the network is evaluated
 
 
 class Bend(NamedTuple):
@@ -51,9 +51,10 @@ def nonlinear(model: nn.Module, images: Tensor) -> float | None:
 
     0 for an affine network. In full precision, whatever the training has, of which rounding alone leaves a hundredth.
     """
-    a, b = images[:MIDDLES], images[MIDDLES : 2 * MIDDLES]
-    if not 0 < len(a) == len(b):
+    pairs = min(MIDDLES, len(images) // 2)
+    if not pairs:
         return None
+    a, b = images[:pairs], images[pairs : 2 * pairs]
     ends = [logits_of(model(x)) for x in (a, b, (a + b) / 2)]
     if not all(isinstance(one, Tensor) and bool(one.isfinite().all()) for one in ends):
         return None

@@ -261,8 +261,8 @@ class Screen:
             with os.fdopen(appendable(self.log.parent, self.log.name), "a", encoding="utf-8") as file:
                 file.write(legible(text) + "\n")
         except (OSError, UserError) as error:  # nothing that the run needs
-            why = error.strerror if isinstance(error, OSError) else error
-            lost, self.log = f"{self.log}: cannot write: {why}; the run continues without its log", None
+            why = f"{self.log}: cannot write: {error.strerror}" if isinstance(error, OSError) else error
+            lost, self.log = f"{why}; the run continues without its log", None
             self.print(lost, style="yellow")
 
     def steps(self, items: Iterable[T], total: int, epoch: int, epochs: int, look: Callable[[], str]) -> Iterator[T]:

@@ -76,7 +76,12 @@ def _kill_at(count: int) -> None:
             self.file.write(data[len(data) // 2 :])
 
     real = os.fdopen
-    os.fdopen = lambda handle, mode: InTwo(real(handle, mode)) if mode == "wb" else real(handle, mode)  # type: ignore[assignment]
+
+    def fdopen(handle: int, mode: str = "r", *args: Any, **more: Any) -> Any:
+        file = real(handle, mode, *args, **more)
+        return InTwo(file) if mode == "wb" else file
+
+    os.fdopen = fdopen  # type: ignore[assignment]
 
 
 @pytest.fixture(scope="module")

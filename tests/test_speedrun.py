@@ -15,6 +15,7 @@ SMALL += ("trainer.batch_size=60", "check=none", "trainer.threads=1", "trainer.r
 SMALL += ("augment.progressive=[[6,1],[7,1]]",)
 
 
+@pytest.mark.slow
 def test_a_speedrun_resumes_bit_for_bit_and_freezes_the_first_layer_on_time(dlrun: Callable[..., Outcome]) -> None:
     words = ("train", "experiment=cifar10_speedrun", *SMALL)
     done = dlrun(*words, "trainer.keep=all", "run.dir=straight")

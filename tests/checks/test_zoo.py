@@ -605,7 +605,18 @@ def verdict(name: str, exp: Experiment) -> Verdict:
         return CHECKS[name](exp)
 
 
-@pytest.mark.parametrize("bug", [bug for family in ZOO.values() for bug in family], ids=lambda bug: bug.name)
+# `overfit` and `garbage` train for seconds before they give up on these
+LONG = {"initialised to zero, for C3", "initialised to one value", "thirty sigmoid layers", "pixels scrambled"}
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        pytest.param(bug, id=bug.name, marks=[pytest.mark.slow] if bug.name in LONG else [])
+        for family in ZOO.values()
+        for bug in family
+    ],
+)
 def test_a_planted_bug_is_reported(bug: Bug) -> None:
     exp = build(config(*bug.overrides))
     torch.manual_seed(0)

@@ -167,6 +167,7 @@ def test_a_group_lists_its_options_and_the_keys_of_the_chosen_one(dlrun: Callabl
     assert dlrun("explain", f"{group}={OPTIONS.names(group)[0]}").code == 0  # an option instead of its group
 
 
+@pytest.mark.slow
 def test_every_key_is_explained_within_80_columns(dlrun: Callable[..., Outcome]) -> None:
     for group, name in EVERY[1:]:
         for key in OPTIONS.keys(group, name):

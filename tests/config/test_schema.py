@@ -296,6 +296,7 @@ def test_monitors_are_columns(monitor: str) -> None:
     assert monitor in words("search=auto", "search.metric")
 
 
+@pytest.mark.slow
 def test_every_default_obeys_its_rule(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dlrun.config.extras.find_spec", lambda name: object())  # as if every extra were installed
     given = {

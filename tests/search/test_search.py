@@ -147,6 +147,7 @@ def test_terminal_and_page_advise_the_same_range(
     assert bool(terminal) == (name != "regularizer.dropout")  # a dropout is neither below 0 nor 1
 
 
+@pytest.mark.slow
 def test_stages_share_the_growths_that_are_allowed(search: Callable[..., Any]) -> None:
     words = (RANGE, STAGES, "search.trials=20", "search.fresh=0", "search.extend=true", "search.max_extend=2")
     said, rounds, table, _ = search(lambda lr, epoch: math.log10(lr), *words)
@@ -160,6 +161,7 @@ def test_stages_share_the_growths_that_are_allowed(search: Callable[..., Any]) -
     assert sorted(rounds[3]["kept"]) == sorted(int(r["trial"]) for r in best)
 
 
+@pytest.mark.slow
 def test_a_later_stage_grows_too_and_its_new_trials_reach_its_epochs(search: Callable[..., Any]) -> None:
     def score(lr: float, epoch: int) -> float:
         return -abs(math.log10(lr) + 3) if epoch == 1 else math.log10(lr)  # the middle is best at first
@@ -176,6 +178,7 @@ def test_a_later_stage_grows_too_and_its_new_trials_reach_its_epochs(search: Cal
     assert "searching optimizer.lr=" in said
 
 
+@pytest.mark.slow
 def test_the_best_of_the_first_range_goes_on_where_nothing_beyond_is_better(search: Callable[..., Any]) -> None:
     words = (RANGE, STAGES, "search.trials=30", "search.fresh=0", "search.extend=true", "search.max_extend=1")
     _, rounds, table, _ = search(lambda lr, epoch: -abs(math.log10(lr) + 2.1), *words)

@@ -166,10 +166,10 @@ def _run(verb: str, argv: list[str]) -> int:
     _large_pages()
     _collect_rarely()
     if verb in HEAVY:
-        from dlrun.console import waiting
+        from dlrun.streams import waiting
 
         waiting("reading the config …" if {"-m", "--multirun"} & set(argv) else "loading torch …")
-    from dlrun.console import legible_streams
+    from dlrun.streams import legible_streams
 
     with legible_streams():
         return _call(verb, argv)

@@ -35,7 +35,7 @@ ROOT = builtin_conf().parent
 PACKAGE = ROOT / "dlrun"
 
 # what every package may import; of itself errors may import vocabulary
-GROUND = frozenset({"errors", "vocabulary", "console"})
+GROUND = frozenset({"errors", "vocabulary", "console", "streams"})
 # package by package, what it may import besides; a file without an entry here is a failure
 TABLE = {
     "__init__": "python",
@@ -61,6 +61,7 @@ TABLE = {
     "reports": "analysis config folders",
     "run": "analysis checks config data folders reports training",
     "search": "analysis checks config folders reports run training",
+    "streams": "",
     "training": "analysis config data folders models optim regularizers",
     "vocabulary": "",
 }
@@ -68,7 +69,7 @@ EVERYTHING = frozenset(TABLE)
 LAW = {name: EVERYTHING if may == "*" else GROUND | frozenset(may.split()) for name, may in TABLE.items()}
 # packages whose modules are imported by commands that must not wait for torch
 FREE = frozenset(("folders", "config", "analysis", "reports", "ensembles", "search", "commands"))
-FREE |= {"errors", "vocabulary", "console", "cli"}
+FREE |= {"errors", "vocabulary", "console", "streams", "cli"}
 # what tells that a module needs torch and is no part of the quick ones, whatever its name
 BLOCKED = """
 import importlib, importlib.abc, sys

@@ -114,7 +114,7 @@ def test_control_sequences_of_dlrun_itself_reach_a_terminal(monkeypatch: pytest.
 
     from rich.console import Console
 
-    from dlrun.console import legible_streams
+    from dlrun.streams import legible_streams
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -152,7 +152,10 @@ def test_a_ratio_far_below_asks_for_the_rate_that_mends_it() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("model.width=8",), ("model=mlp", "model.width=64", "model.norm=none", "optimizer=sgd")],
+    [
+        pytest.param(("model.width=8",), marks=pytest.mark.slow),
+        ("model=mlp", "model.width=64", "model.norm=none", "optimizer=sgd"),
+    ],
     ids=["cnn, adam", "mlp without norms, sgd"],
 )
 def test_the_rate_of_lr_range_has_no_verdict_and_rates_far_from_it_are_sent_towards_it(words: tuple[str, ...]) -> None:

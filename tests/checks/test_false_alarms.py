@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import bench_false_alarms as campaign
 
 
+@pytest.mark.slow
 def test_a_setup_is_healthy_where_it_learns() -> None:
     assert campaign.learns(("model=mlp",))
     deep = ("model=mlp", "model.depth=20", "model.width=16", "model.activation=sigmoid", "model.norm=none")

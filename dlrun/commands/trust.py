@@ -70,15 +70,14 @@ def _show(folder: Path, typed: str) -> None:
 
 def _foreign(folder: Path) -> Iterator[tuple[Path, str]]:
     """Every class that an option file names and that a config may not name by itself."""
-    import yaml
-
     from dlrun.config.targets import check_targets, targets_of
-    from dlrun.folders import opener
+    from dlrun.folders import opener, plain
 
     for file in sorted((folder / "conf").rglob("*.y*ml")):
         try:
-            found = yaml.safe_load(opener.read_text(file.parent, file.name))
-        except (OSError, UserError, yaml.YAMLError, RecursionError):
+            found = plain.yaml_of(opener.read_text(file.parent, file.name), file)
+        except (OSError, UserError) as error:
+            print(f"left out: {error}")
             continue
         for _, name in targets_of(found):
             try:

@@ -34,6 +34,15 @@ def test_a_folder_is_shown_and_nothing_runs(project: Path, dlrun: Callable[..., 
     assert not (project / "settings").exists()
 
 
+def test_a_file_whose_aliases_grow_is_left_out_at_once(project: Path, dlrun: Callable[..., Outcome]) -> None:
+    lines = ["a0: &a0 [x, x]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 24))]
+    write(project / "conf/model/bomb.yaml", "\n".join(lines) + "\n")
+    done = dlrun("trust", ".")
+    assert done.code == 0
+    assert "bomb.yaml" in done.out
+    assert "conf/model/mine.yaml: mynet.Net" in done.out
+
+
 def test_what_is_allowed_ends_with_a_change_of_the_code(project: Path, dlrun: Callable[..., Outcome]) -> None:
     words = ("predict", "nowhere", "x.npy")  # other commands read it as well, and are not disturbed
     compose = ("train", "model=mine", "--cfg", "job")

@@ -44,7 +44,7 @@ TABLE = {
     "checks": "config data folders models training",
     "cli": "*",
     "commands": "*",
-    "config": "",
+    "config": "folders",  # the bounds of files that may come from somebody else
     "console": "folders",
     "data": "",
     "ensembles": "analysis folders reports",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlrun.commands.arguments import Parser, trusted
-from dlrun.config.trust import only_typed
+from dlrun.config.trust import allowed
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit, Status
 
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     if sweep_folder.is_sweep(folder := Path(args.run).expanduser()):
         if accept:
             raise UserError(f"{ACCEPT}: expected a run, found a sweep; type it for each of its unfinished runs")
-        if others := [word for word in more_epochs if not only_typed(word.partition("=")[0])]:
+        if others := [word for word in more_epochs if allowed(word, ())]:
             raise UserError(f"{others[0]}: expected a run, found a sweep; type it for one of its runs")
         return _sweep(folder, [f"trust=[{','.join(trust)}]"] * bool(trust) + more_epochs, args.config_dir)
     if others := [word for word in more_epochs if word.partition("=")[0] not in EXTENDING]:

@@ -24,7 +24,7 @@ from dlrun.config.preflight import look
 from dlrun.config.repeat import repeated
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
-from dlrun.config.trust import only_typed, packages, refuse_commands
+from dlrun.config.trust import allowed, packages, refuse_commands
 from dlrun.config.typed import readable, refuse_bare, refuse_idle, refuse_repeated
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
@@ -147,7 +147,7 @@ class Composer:
             raise UserError(f"{line}: expected key=value or group=option")
         if override.is_delete():
             raise UserError(f"{line}: no group or key can be removed; choose another option or value with {key}=")
-        if only_typed(key) and line not in self._typed:
+        if not allowed(line, self._typed):
             raise UserError(f"{line}: found in a file; it is allowed only if it is typed: add {shlex.quote(line)}")
         if key.split(".")[0].split("/")[0] == "hydra" and not _known_to_dlrun(key):
             raise UserError(f"{line}: this setting of Hydra has no effect in dlrun; see run.dir=, sweep.dir= and -m")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import io
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,52 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import Container, OmegaConf
+from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from dlrun.config.option_text import content
 from dlrun.config.options import PRESETS, Options
 from dlrun.config.own_options import as_option, as_preset, changes_default, refuse_unsafe
-from dlrun.errors import UserError
+from dlrun.errors import UserError, first_line
+from dlrun.folders.plain import refuse_growth
 
 __all__ = ["Repository"]
 
 
 @lru_cache(maxsize=512)
-def _parsed(text: str) -> Container:
-    """Parse a file's text once: one command reads each file several times, a sweep for every trial."""
-    return OmegaConf.load(io.StringIO(text))
+def _parsed(text: str, file: Path) -> Container:
+    """Parse a file's text once: one command reads each file several times, a sweep for every trial.
+
+    Raises UserError for what may come from somebody else and would take hours, and YAMLError with the line.
+    """
+    import yaml
+
+    stream = io.StringIO(text)
+    stream.name = str(file)  # which errors name
+    try:
+        found = yaml.load(stream, _loader())  # a SafeLoader
+        if found is not None and not isinstance(found, (dict, list, str)):
+            raise UserError(f"{file}: expected lines such as `key: value`")
+        return OmegaConf.create({} if found is None else found)
+    except RecursionError:
+        raise UserError(f"{file}: lists or groups are too deep") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{file}: {first_line(error)}") from error
+
+
+@cache
+def _loader() -> Any:
+    """The loader of OmegaConf for files that may grow without bound."""
+
+    class Loader(get_yaml_loader()):  # type: ignore[misc]
+        def get_single_node(self) -> Any:
+            """Return the text as nodes. Raises UserError if they are too many, too deep or too large."""
+            node = super().get_single_node()
+            if node is not None:
+                refuse_growth(node, self.name)
+            return node
+
+    return Loader
 
 
 class Repository(ConfigRepository):
@@ -86,10 +118,10 @@ class OwnFiles(FileConfigSource):
 
     def _read(self, config_path: str, file: Path) -> ConfigResult:
         try:
-            text = file.read_text(encoding="utf-8")
-            config, header = copy.deepcopy(_parsed(text)), self._get_header_dict(text[:512])
-        except (OSError, YAMLError, OmegaConfBaseException):
-            return super().load_config(config_path)  # its errors name the file and the line
+            text = content(file).decode()
+        except FileNotFoundError:
+            return super().load_config(config_path)  # its error names the file
+        config, header = copy.deepcopy(_parsed(text, file)), self._get_header_dict(text[:512])
         return ConfigResult(provider=self.provider, path=f"{self.scheme()}://{self.path}", config=config, header=header)
 
     def _groups(self) -> list[str]:

@@ -10,7 +10,7 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from hydra._internal.hydra import Hydra
 
 __all__ = ["answer", "completing", "in_one_line", "opened"]
+
+REFERENCES = 2000  # evaluations of ${…} in one config, half a second; the presets need ten
 
 
 @contextmanager
@@ -57,25 +59,53 @@ def _own_state() -> Iterator[None]:
     """Give Hydra its own global state, and restore that of the process.
 
     The state is three singletons (the version to be compatible with, the name of the job, the config that ${hydra:…}
-    reads) and the resolvers of OmegaConf, of which Hydra replaces `now`, `hydra` and `python_version`.
+    reads) and the resolvers of OmegaConf, of which Hydra replaces `now`, `hydra` and `python_version`. References are
+    counted: an option of 30 lines, each with the one before twice, would take for ever.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.core.singleton import Singleton
     from hydra.core.utils import JobRuntime
     from hydra.version import VersionBase
+    from omegaconf.base import Container
     from omegaconf.basecontainer import BaseContainer
 
     kinds: tuple[Any, ...] = (VersionBase, JobRuntime, HydraConfig)
     kept = {kind: Singleton._instances.pop(kind) for kind in kinds if kind in Singleton._instances}
-    resolvers = dict(BaseContainer._resolvers)
+    resolvers, evaluate = dict(BaseContainer._resolvers), Container.resolve_parse_tree
+    Container.resolve_parse_tree = _counted(evaluate)  # type: ignore[method-assign]
     try:
         yield
     finally:
+        Container.resolve_parse_tree = evaluate  # type: ignore[method-assign]
         for kind in kinds:
             Singleton._instances.pop(kind, None)
         Singleton._instances.update(kept)
         BaseContainer._resolvers.clear()
         BaseContainer._resolvers.update(resolvers)
+
+
+class _References:
+    """How much a config may still refer to, in evaluations of ${…} and letters."""
+
+    left = 0
+
+    @classmethod
+    def renew(cls) -> None:
+        cls.left = REFERENCES
+
+
+def _counted(evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    """OmegaConf's evaluation of one ${…} within _References."""
+    from omegaconf.errors import InterpolationResolutionError
+
+    def evaluated(self: Any, *args: Any, **more: Any) -> Any:
+        value = evaluate(self, *args, **more)
+        _References.left -= 1 + (len(value) // 64 if isinstance(value, str) else 0)
+        if _References.left < 0:
+            raise InterpolationResolutionError(f"more than {REFERENCES:,} references: values that repeat each other")
+        return value
+
+    return evaluated
 
 
 def answer(hydra: Hydra, verb: str, root: str, flags: Flags, overrides: list[str]) -> str:
@@ -176,6 +206,7 @@ def in_one_line() -> Iterator[None]:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
+    _References.renew()
     try:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -9,8 +10,9 @@ from pathlib import Path
 
 from dlrun.config.rules import Rule, parse, split
 from dlrun.errors import UserError
+from dlrun.folders import opener
 
-__all__ = ["Key", "Option", "read"]
+__all__ = ["Key", "Option", "content", "read"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,20 @@ class Option:
     keys: dict[str, Key] = field(default_factory=dict)  # by dotted names; sections as well
 
 
+def content(file: Path) -> bytes:
+    """Return the bytes of a file of options, which may be a link of the user.
+
+    Raises FileNotFoundError, and UserError for a pipe, a device, a huge file and one that cannot be read.
+    """
+    real = Path(os.path.realpath(file)) if file.is_symlink() else file
+    return opener.read(real.parent, real.name)
+
+
 def read(file: Path) -> Option:
-    """Return an option; what is no `key: value` is left to Hydra, which reports it. Raises OSError."""
+    """Return an option; what is no `key: value` is left to Hydra, which reports it.
+
+    Raises OSError if it is not there, and UserError if it is no regular file.
+    """
     stat = file.stat()
     return _read(file, stat.st_mtime_ns, stat.st_size)
 
@@ -69,7 +83,7 @@ _ENTRY = re.compile(r" *- +([^:]*)$")
 
 @lru_cache(maxsize=1000)
 def _read(file: Path, _changed: int, _size: int) -> Option:
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = content(file).decode(errors="replace").splitlines()
     option, start = Option(file), 0
     for line in lines:  # the opening comment; a bracket there belongs to the first key
         if not line.startswith("#") or split(line.lstrip("# "))[0]:

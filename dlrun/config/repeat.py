@@ -7,17 +7,19 @@ the number of epochs is that of the run's best epoch.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlrun.config.defaults import changed, leaves
+from dlrun.config.option_text import content
 from dlrun.config.options import PRESETS, Options, prefix
 from dlrun.config.own_options import settings
 from dlrun.config.schema import lookup
-from dlrun.errors import UserError, first_line
+from dlrun.config.trust import has_resolver
+from dlrun.errors import UserError
+from dlrun.folders import opener, plain
 
 __all__ = ["repeated"]
 
@@ -32,7 +34,7 @@ def repeated(source: str, typed: Sequence[str], defaults: _Defaults) -> list[str
     repeat, and for an option that this machine does not have.
     """
     file, given = _file(source), [*typed]
-    stored = _read(file)
+    stored = _read(file, run=Path(source).expanduser().is_dir())
     if "trainer.fit_all=true" in typed:
         typed = [*_best_epoch(file.parent, typed), *typed]
     keys = {word.lstrip("+").partition("=")[0] for word in typed}
@@ -40,8 +42,12 @@ def repeated(source: str, typed: Sequence[str], defaults: _Defaults) -> list[str
         words = list(_of_file(file, stored))
     else:
         words = _of_run(file, stored, keys, defaults)
-    own = [word for word in typed if word not in given]
-    return [w for w in words if not _replaced(w.lstrip("+").partition("=")[0], keys)] + own
+    words = [w for w in words if not _replaced(w.lstrip("+").partition("=")[0], keys)]
+    for word in words:
+        if has_resolver(word) or ("${" in word and "choices" in stored):
+            key = word.lstrip("+").partition("=")[0]
+            raise UserError(f"{file}: {key}: found ${{…}}, which could read this machine; type {key}=VALUE")
+    return words + [word for word in typed if word not in given]
 
 
 def _best_epoch(run: Path, typed: Sequence[str]) -> list[str]:
@@ -52,8 +58,8 @@ def _best_epoch(run: Path, typed: Sequence[str]) -> list[str]:
     if any(word.lstrip("+").startswith("trainer.epochs=") for word in typed):
         return []
     try:
-        found = json.loads((run / "result.json").read_text(encoding="utf-8")).get("best_epoch")
-    except (OSError, ValueError, AttributeError):
+        found = plain.json_of(opener.read(run, "result.json"), run / "result.json").get("best_epoch")
+    except (OSError, UserError, AttributeError):
         found = None
     if not isinstance(found, int) or found < 1:
         raise UserError(f"trainer.fit_all=true: {run} has no best epoch to train for; type trainer.epochs=NUMBER")
@@ -75,13 +81,13 @@ def _file(source: str) -> Path:
     return file
 
 
-def _read(file: Path) -> dict[str, Any]:
-    import yaml
-
+def _read(file: Path, run: bool) -> dict[str, Any]:
+    """The keys of a file. In a run's folder it is no link; a file that is typed may be one."""
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot read this YAML: {first_line(error)}") from error
+        text = (opener.read(file.parent, file.name) if run else content(file)).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: expected text in UTF-8: {error.reason}; save the file as UTF-8") from error
+    found = plain.yaml_of(text, file)
     if not isinstance(found, dict) or not found:
         raise UserError(f"{file}: expected lines such as `model: resnet20` or `trainer: {{epochs: 3}}`")
     return found

@@ -17,7 +17,10 @@ from typing import Any
 
 from dlrun.errors import UserError
 
-__all__ = ["code_of", "digest", "kept", "only_typed", "packages", "recorded", "refuse_commands", "stale", "store"]
+__all__ = [
+    *("allowed", "code_of", "digest", "has_resolver", "kept", "only_typed", "packages", "recorded"),
+    *("refuse_commands", "stale", "store"),
+]
 
 # settings of a launcher that start programs, or connect to those of others, and what they may hold in a file
 COMMANDS: dict[str, tuple[Any, ...]] = {
@@ -35,6 +38,26 @@ def only_typed(key: str) -> bool:
     key = key.lstrip("+~").replace("/", ".")
     names = (f"hydra.launcher.{name}" for name in COMMANDS)
     return any(key == name or key.startswith(f"{name}.") for name in ("trust", "hydra.searchpath", *names))
+
+
+def has_resolver(text: str) -> bool:
+    """Whether a text calls a function of OmegaConf, such as ${oc.env:HOME}; ${trainer.epochs} names another key."""
+    return re.search(r"\$\{.*:", text, re.DOTALL) is not None
+
+
+def allowed(word: str, typed: Iterable[str]) -> bool:
+    """Whether a word of a command may be used: it was typed, or it sets no key of trust and reads no environment.
+
+    One of several values of a key counts as typed. A stored sweep has such words only if somebody typed them, who may
+    be somebody else.
+    """
+    key, _, value = word.lstrip("+").partition("=")
+    if word in typed or not (only_typed(key) or has_resolver(word)):
+        return True
+    part = value[value.find("${") : value.rfind("}") + 1]
+    return not only_typed(key) and any(
+        other.lstrip("+").partition("=")[0] == key and part and part in other for other in typed
+    )
 
 
 def packages(words: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from dlrun.folders.opener import Unreadable, read_text
 
-__all__ = ["json_of", "mapping", "rows_of", "yaml_of"]
+__all__ = ["json_of", "mapping", "refuse_growth", "rows_of", "yaml_of"]
 
 DIGITS = 18  # of an integer: those of 64 bits, whose sums and products with others stay finite as floats
 DEPTH = 64  # of lists and groups in each other
@@ -117,6 +117,32 @@ def _bounded(found: Any, file: Path | str) -> None:
             return
         level = inner
     raise Unreadable(file, f"lists or groups more than {DEPTH} deep, or one that contains itself")
+
+
+def refuse_growth(node: Any, file: Path | str) -> None:
+    """Raise Unreadable for a node of PyYAML whose aliases make it huge or endless, that is deep, or has huge integers.
+
+    For readers with a loader of their own: values need not be built first, and merges (<<) grow as aliases do.
+    """
+    known: dict[int, int] = {}
+
+    def size(one: Any, depth: int) -> int:
+        if id(one) in known:
+            return known[id(one)]
+        if depth > DEPTH:
+            raise Unreadable(file, f"lists or groups more than {DEPTH} deep, or one that contains itself")
+        if isinstance(one.value, str):
+            if one.tag == "tag:yaml.org,2002:int" and len(one.value) > DIGITS + 1:
+                line = one.start_mark.line + 1
+                raise Unreadable(file, f"line {line}: an integer of {len(one.value)} digits")
+            return 1
+        inner = [part for pair in one.value for part in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(one)] = found = 1 + sum(size(part, depth + 1) for part in inner)
+        if found > NODES:
+            raise Unreadable(file, f"more than {NODES:,} values, with those that aliases (*) repeat")
+        return found
+
+    size(node, 0)
 
 
 def rows_of(text: str, file: Path | str) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlrun.analysis import importance, sweeps
 from dlrun.config import extras
-from dlrun.config.trust import only_typed
+from dlrun.config.trust import allowed
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
@@ -75,9 +75,9 @@ def again(composer: Composer, folder: Path, typed: Sequence[str]) -> int:
     """Continue a sweep as it was planned; `typed` words allow what its files may not. Raises UserError if some lack."""
     plan = Plan.recorded(sweep_folder.plan(folder))
     stored = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
-    plan.fixed = [w for w in stored if not only_typed(w.split("=")[0])] + list(typed)
+    plan.fixed = [w for w in stored if allowed(w, ())] + list(typed)
     keys = [w.lstrip("+").split("=")[0] for w in typed]
-    if lacking := [w for w in stored if only_typed(w.split("=")[0]) and w.lstrip("+").split("=")[0] not in keys]:
+    if lacking := [w for w in stored if not allowed(w, ()) and w.lstrip("+").split("=")[0] not in keys]:
         again = shlex.join(["dlrun", "resume", str(folder), *typed, *lacking])
         raise UserError(f"{folder}: {lacking[0]}: found in its sweep.yaml, allowed only if it is typed: {again}")
     first = composer.compose(composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)]))

@@ -56,6 +56,8 @@ PLANS: dict[str, dict[str, Any]] = {
     "packages": fixed("objective=distill", "objective.teacher=run", "+objective.packages=[posix]"),
     "a folder of options": fixed("experiment=evil", flags={"--multirun": None, "--config-dir": "{here}/theirs"}),
     "a config elsewhere": fixed(flags={"--multirun": None, "--config-name": "../theirs/root"}),
+    "reads the environment": fixed("run.note=${oc.env:HOME}"),
+    "an axis that reads the environment": {"fixed": FIXED, "more": [{**AXIS, "key": "seed", "words": ["${oc.env:X}"]}]},
     "words that are no list": fixed(flags=[1]),
 }
 
@@ -121,6 +123,15 @@ def test_what_a_sweep_needs_is_asked_for_and_then_accepted(theirs: Path, dlrun: 
     assert "no such option" in dlrun("resume", "killed", "hydra.searchpath=[file://sweep]").err
     change(theirs / "killed/sweep.yaml", fixed=[*FIXED, "model=wide", "optimizer.eps=-1"])
     assert "optimizer.eps" in dlrun("resume", "killed", "hydra.searchpath=[file://more]").err  # what comes after
+
+
+def test_the_environment_is_read_for_typed_words_only(theirs: Path, dlrun: Callable[..., Outcome]) -> None:
+    reads = "run.note=${oc.env:HOME}"
+    change(theirs / "killed/sweep.yaml", fixed=[*FIXED, "model=mlp", reads, "optimizer.eps=-1"])
+    done = dlrun("resume", "killed")
+    assert done.code == 2
+    assert done.err.strip().endswith(f"dlrun resume killed '{reads}'")
+    assert "optimizer.eps" in dlrun("resume", "killed", reads).err  # what comes after
 
 
 def test_typed_trust_is_for_typed_packages(theirs: Path, dlrun: Callable[..., Outcome]) -> None:

@@ -125,7 +125,7 @@ def _since(run: Evidence, layers: list[str]) -> str:
 
 def slow(run: Evidence) -> Finding | None:
     """B1: a loss that falls in a straight line over the sum of the rates needs a higher rate."""
-    if len(run.loss) < 5 or run.loss[-1] < LEFT * run.loss[0] or run.ratio > WANTED_RATIO:
+    if len(run.loss) < 5 or not _much_left(run) or run.ratio > WANTED_RATIO:
         return None
     if run.jumps or not run.misses:
         return None
@@ -145,6 +145,21 @@ def slow(run: Evidence) -> Finding | None:
     return Finding("slow", "warn", sentence, late / early, run.rate(factor))
 
 
+def _much_left(run: Evidence) -> bool:
+    """Whether much of the first train loss is left, not counting what smoothed labels leave."""
+    floor = _smoothed(run)
+    return run.loss[-1] - floor > LEFT * (run.loss[0] - floor)
+
+
+def _smoothed(run: Evidence) -> float:
+    """The cross-entropy that is left when every smoothed label is predicted exactly: the labels' entropy (R3)."""
+    share, classes = float(run.key("loss.label_smoothing", 0) or 0), len(run.counts)
+    if run.key("loss._target_") != "dlrun.losses.CrossEntropy" or not 0 < share < 1 or classes < 2:
+        return 0.0
+    wrong = share / classes
+    return -(1 - share + wrong) * math.log(1 - share + wrong) - (classes - 1) * wrong * math.log(wrong)
+
+
 def long_steps(run: Evidence) -> Finding | None:
     """B3: steps too long for the weights, in a run that does not come to fit its training images."""
     return _ratio(run, smaller_steps(run), high=True) if too_fast(run) else None
@@ -152,7 +167,7 @@ def long_steps(run: Evidence) -> Finding | None:
 
 def short_steps(run: Evidence) -> Finding | None:
     """B3: steps more than three times too short for the weights, with much left to learn."""
-    if not run.misses or run.loss[-1] <= LEFT * run.loss[0] or not run.ratio < WANTED_RATIO / BAND:
+    if not run.misses or not _much_left(run) or not run.ratio < WANTED_RATIO / BAND:
         return None
     return _ratio(run, "", high=False)
 

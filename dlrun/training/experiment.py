@@ -23,6 +23,7 @@ from dlrun.data.batches import Augment, Batch, Batches
 from dlrun.errors import UserError, first_line
 from dlrun.models.checkpointing import recompute
 from dlrun.models.depths import classifiers, depths
+from dlrun.models.depthwise import widen
 from dlrun.models.dropout import set_rates
 from dlrun.models.init import head, initialise, output_bias
 from dlrun.models.loading import Loaded, loaded
@@ -301,6 +302,7 @@ def build_model(node: dict[str, Any], trust: list[str], shape: tuple[int, int, i
             model.eval()(torch.zeros(2, channels, height, width))
         model.train()
     initialise(model, init)
+    widen(model)
     if again:
         recompute(model)
     return model

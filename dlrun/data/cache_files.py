@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlrun.data.packs import MARK, unlinked
+from dlrun.data.packs import MARK, stored, unlinked
 
 __all__ = ["alone", "locked", "make_room"]
 
@@ -63,8 +63,10 @@ def _taken(path: Path, wait: bool) -> int | None:
                 if time.monotonic() - started > SILENT and time.monotonic() - said > REPEATED:
                     said = time.monotonic() if _reported(path, time.monotonic() - started) else said
                 time.sleep(POLL)
-            if os.fstat(handle).st_nlink:
+            if (names := os.fstat(handle).st_nlink) == 1:
                 return handle
+            if names:  # its content is replaced in place
+                raise OSError(None, "has a second name elsewhere; delete it", str(path))
         except BaseException:
             os.close(handle)
             raise
@@ -82,7 +84,7 @@ def _locks(handle: int) -> bool:
 def _reported(path: Path, waited: float) -> bool:
     """Print who holds a lock, and since when; False if the holder has not written it yet, at first."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        owner = json.loads(path.read_bytes().removeprefix(MARK))
+        owner = json.loads(stored(path).removeprefix(MARK))
         at = time.strftime("%H:%M:%S", time.localtime(owner["since"]))
         who = f"process {owner['pid']} on {owner['host']}, which has been {owner['doing']} since {at}"
         _waiting(who, waited)

@@ -23,7 +23,7 @@ from torch import Tensor
 from dlrun.data.cache import UNSETTLED, Cache
 from dlrun.data.cache_files import locked, make_room
 from dlrun.data.images import PASSING, Images, Streamed, run_ahead, threads_for
-from dlrun.data.packs import MARK, SIZE, content_of, keys_of, top_of
+from dlrun.data.packs import MARK, SIZE, content_of, keys_of, stored, top_of
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -114,7 +114,7 @@ def _table(store: Cache, files: Sequence[Path]) -> Path:
 
 def _read(table: Path) -> dict[bytes, bytes]:
     with suppress(OSError, ValueError):
-        whole = table.read_bytes()
+        whole = stored(table)
         if whole.startswith(HEAD) and (len(whole) - len(HEAD)) % (2 * SIZE) == 0:
             pairs = keys_of(np.frombuffer(whole, dtype=np.uint8, offset=len(HEAD)))
             return dict(zip(pairs[::2], pairs[1::2], strict=True))

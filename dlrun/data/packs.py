@@ -10,6 +10,7 @@ A process holds a shared lock on a pack while it has it mapped. Whoever deletes 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ from functools import partial
 from hashlib import blake2b
 from itertools import pairwise
 from pathlib import Path
+from stat import S_ISREG
 from typing import IO, Any
 from weakref import WeakValueDictionary
 
@@ -33,7 +35,19 @@ from dlrun.data.images import Marks, mark, run_ahead
 from dlrun.data.mapped import register
 from dlrun.data.scan import Sums, sums_of
 
-__all__ = ["MARK", "SIZE", "VERSION", "Found", "Pack", "Writer", "content_of", "keys_of", "top_of", "unlinked"]
+__all__ = [
+    "MARK",
+    "SIZE",
+    "VERSION",
+    "Found",
+    "Pack",
+    "Writer",
+    "content_of",
+    "keys_of",
+    "stored",
+    "top_of",
+    "unlinked",
+]
 
 SIZE = 16  # bytes of a digest
 MARK = b"dlrun "  # the first bytes of all files of a cache
@@ -56,8 +70,18 @@ def content_of(path: Path) -> bytes:
 
 
 def unlinked(path: str, flags: int) -> int:
-    """Open a file of a cache: no link is followed, and a pipe does not wait. Raises OSError."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    """Open a regular file of a cache; no link is followed. Raises OSError, for a link, a pipe or a device too."""
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "expected a file", path)
+    return handle
+
+
+def stored(path: Path) -> bytes:
+    """Return the content of a file of a cache, opened by `unlinked`."""
+    with open(path, "rb", opener=unlinked) as file:
+        return file.read()
 
 
 def keys_of(digests: NDArray[np.uint8]) -> list[bytes]:
@@ -190,7 +214,7 @@ class Pack:
         """The records of the index that belongs to the pack with this header; None if there is none."""
         own, whole = self._generation(head), b""
         with suppress(FileNotFoundError):
-            whole = self.index.read_bytes()
+            whole = stored(self.index)
         if own is None or whole[: len(own)] != own:
             return None
         count = (len(whole) - len(own)) // RECORD.itemsize  # the last may be a part, of a killed process

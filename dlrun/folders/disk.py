@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shlex
 import stat
 import time
@@ -20,12 +21,13 @@ from typing import Any, BinaryIO
 
 from dlrun.errors import Surroundings, UserError
 from dlrun.folders import lease
-from dlrun.folders.opener import Unreadable, appendable, in_folder, open_beneath, read, write_handle
+from dlrun.folders.opener import Unreadable, appendable, in_folder, names, open_beneath, read, remove, write_handle
 
-__all__ = ["OWNER", "append", "has_file", "holds", "lock", "make_folder", "owned", "replacing"]
-__all__ += ["token", "unlock", "write_atomic"]
+__all__ = ["LEFTOVER", "OWNER", "append", "has_file", "holds", "lock", "make_folder", "owned", "remove_leftovers"]
+__all__ += ["replacing", "token", "unlock", "write_atomic"]
 
 OWNER = ".owner"
+LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # a file that a kill left unfinished, as `replacing` names it
 _held: dict[int, str] = {}  # locks of this process, each with the token of its lease
 
 
@@ -109,6 +111,17 @@ def _sync_folder(at: int | None, folder: Path) -> None:
     finally:
         if at is None:
             os.close(handle)
+
+
+def remove_leftovers(folder: Path, *inside: str) -> None:
+    """Remove what killed processes left unfinished in a folder that this one has locked, and in folders `inside`.
+
+    Raises OSError, and Unreadable if one of them is a link.
+    """
+    for place in ("", *inside):
+        for name in names(folder, place):
+            if LEFTOVER.fullmatch(name):
+                remove(folder, f"{place}/{name}".lstrip("/"))
 
 
 def append(path: Path, line: bytes) -> None:

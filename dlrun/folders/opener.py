@@ -26,6 +26,7 @@ __all__ = [
     "in_folder",
     "is_regular",
     "limit",
+    "names",
     "open_beneath",
     "opened",
     "read",
@@ -254,6 +255,20 @@ def write_handle(at: int | None, last: str) -> tuple[int, str]:
     except FileExistsError:
         os.unlink(temporary, dir_fd=at)
         return os.open(temporary, flags, 0o666, dir_fd=at), temporary
+
+
+def names(path: Path | str, folder: str) -> list[str]:
+    """Return the names of the regular files of a folder beneath another, sorted; none without such a folder.
+
+    Its own are those of "". Raises Unreadable if it is a link.
+    """
+    try:
+        with in_folder(path, f"{folder}/x".lstrip("/")) as (at, last):
+            entries = os.scandir(os.path.dirname(last) if at is None else at)
+            with entries:
+                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
+    except OSError:
+        return []
 
 
 def remove(folder: Path | str, name: str) -> bool:

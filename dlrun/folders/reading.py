@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from dlrun.errors import UserError
 from dlrun.folders.disk import has_file, owned
 from dlrun.folders.formats import read_arrays, read_rows
-from dlrun.folders.opener import Unreadable, in_folder, read, real_folder
+from dlrun.folders.opener import Unreadable, names, read, real_folder
 from dlrun.folders.plain import json_of, mapping
 from dlrun.folders.record import expect
 from dlrun.folders.version import refuse_newer
@@ -27,7 +27,6 @@ __all__ = [
     "is_run",
     "layers",
     "metrics",
-    "names",
     "per_class",
     "pictures",
     "report",
@@ -54,20 +53,6 @@ def tested(path: Path) -> Path:
 def epoch_checkpoints(path: Path) -> list[Path]:
     """Return the checkpoints of single epochs, oldest first; no links. Raises Unreadable if their folder is a link."""
     return [path / "checkpoints" / name for name in names(path, "checkpoints") if EPOCH.fullmatch(name)]
-
-
-def names(path: Path, folder: str) -> list[str]:
-    """Return the names of the regular files of a folder of a run, sorted; none without such a folder.
-
-    The run's own are those of "". Raises Unreadable if it is a link.
-    """
-    try:
-        with in_folder(path, f"{folder}/x".lstrip("/")) as (at, last):
-            entries = os.scandir(os.path.dirname(last) if at is None else at)
-            with entries:
-                return sorted(entry.name for entry in entries if entry.is_file(follow_symlinks=False))
-    except OSError:
-        return []
 
 
 def result(path: Path) -> dict[str, Any]:

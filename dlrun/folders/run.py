@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shlex
 import shutil
 import time
@@ -17,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.errors import UserError
-from dlrun.folders.disk import OWNER, append, holds, lock, make_folder, unlock, write_atomic
+from dlrun.folders.disk import LEFTOVER, OWNER, append, holds, lock, make_folder, remove_leftovers, unlock, write_atomic
 from dlrun.folders.formats import as_csv, read_arrays, write_arrays
-from dlrun.folders.opener import Unreadable, read_text, real_folder, remove
+from dlrun.folders.opener import Unreadable, names, read_text, real_folder, remove
 from dlrun.folders.outputs import OUTPUTS, latest_is_gone, new_folder, point_latest
-from dlrun.folders.reading import epoch_checkpoints, metrics, names, stored, tested
+from dlrun.folders.reading import epoch_checkpoints, metrics, stored, tested
 from dlrun.folders.version import NewerFormat, stamped
 from dlrun.vocabulary import Exit, Status
 
 __all__ = ["Run", "ask_to_stop", "claim", "reopen", "settle", "take"]
 
-LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # a file that a kill left unfinished, as `replacing` names it
+PLACES = ("checkpoints", "plots", "code")  # folders of a run in which dlrun replaces files
 
 
 class Run:
@@ -241,6 +240,8 @@ def claim(folder: str | None, label: str, root: Path = OUTPUTS / "runs") -> Run:
         if found := _foreign(path, marked):
             raise UserError(f"{path} already contains {found}choose another run.dir=")
         real_folder(path, "checkpoints")
+        if marked:
+            remove_leftovers(path, *PLACES)
     except OSError as error:
         run.release()
         raise UserError(f"{run.checkpoints}: cannot make this folder: {error.strerror}", Exit.FAILED) from error
@@ -280,10 +281,7 @@ def reopen(folder: str) -> Run:
     run = Run(path, "wait for it to end before resuming it")
     try:
         real_folder(path, "checkpoints")
-        for folder in ("", "checkpoints/", "plots/", "code/"):
-            for name in names(path, folder.strip("/")):
-                if LEFTOVER.fullmatch(name):
-                    remove(path, f"{folder}{name}")
+        remove_leftovers(path, *PLACES)
     except OSError as error:
         run.release()
         raise UserError(f"{error.filename or path}: cannot write: {error.strerror}", Exit.FAILED) from error

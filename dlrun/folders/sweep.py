@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrun.errors import UserError
-from dlrun.folders.disk import has_file, lock, make_folder, unlock, write_atomic
+from dlrun.folders.disk import OWNER, has_file, lock, make_folder, remove_leftovers, unlock, write_atomic
 from dlrun.folders.formats import as_csv, read_rows
 from dlrun.folders.opener import Unreadable, appendable, open_beneath, read, remove
 from dlrun.folders.outputs import OUTPUTS, new_folder
@@ -42,21 +42,32 @@ def open_sweep(folder: str | None, label: str = "") -> Iterator[Path]:
 
     Raises UserError when a living process has locked it, or when it contains anything else.
     """
+    marked = False
     if folder is None:
         path = new_folder(OUTPUTS / "sweeps", label or "sweep")
     else:
         path = Path(str(folder)).expanduser()
         make_folder(path)
+        _refuse_others(path)  # before the lock, which leaves a file there
+        marked = os.path.lexists(path / OWNER)
     handle = lock(path, "choose another sweep.dir= or wait for it")
-    if not is_sweep(path) and (names := sorted(n for n in os.listdir(path) if not n.startswith("."))):
-        unlock(handle)
-        raise UserError(f"{path} already contains {names[0]}, which is not part of a sweep; choose another sweep.dir=")
     try:
+        _refuse_others(path)
         _refuse_links(path)
-        _mend(path)
+        _mend(path, marked)
         yield path
     finally:
         unlock(handle)
+
+
+def _refuse_others(path: Path) -> None:
+    """Raise UserError if a folder contains anything but a sweep."""
+    try:
+        names = [] if is_sweep(path) else sorted(n for n in os.listdir(path) if not n.startswith("."))
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this folder: {error.strerror}") from error
+    if names:
+        raise UserError(f"{path} already contains {names[0]}, which is not part of a sweep; choose another sweep.dir=")
 
 
 def _refuse_links(path: Path) -> None:
@@ -66,11 +77,15 @@ def _refuse_links(path: Path) -> None:
             raise Unreadable(path / name, "expected a file or folder of this sweep, found a link")
 
 
-def _mend(path: Path) -> None:
-    """Remove a half-written last line and the lock of a process that is gone: the sweep is ours.
+def _mend(path: Path, marked: bool) -> None:
+    """Remove a half-written last line and what else a process that is gone left: the sweep is ours.
 
+    Temporary files are dlrun's if its lock's file has `marked` the folder before.
     Raises Unreadable if the journal, which Optuna opens by its name, is a link or has a second name elsewhere.
     """
+    with contextlib.suppress(OSError):
+        if marked:
+            remove_leftovers(path, "plots", "jobs")
     with contextlib.suppress(OSError):
         remove(path, "study.journal.lock")
     try:

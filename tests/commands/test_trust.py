@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dlrun.config.trust import digest
 from support.commands import Outcome
 from support.hostile import watched
 from support.stored import write
@@ -56,7 +57,7 @@ def test_what_is_allowed_ends_with_a_change_of_the_code(project: Path, dlrun: Ca
     assert composed("model=mine").trust == ("mynet",)
     for change in ("mynet.py", "beside.py", "package/sub.py"):
         before = (project / change).read_text() if (project / change).exists() else None
-        write(project / change, "other = 1\nclass Net: ...\n")
+        write(project / change, NET.replace("ran", "run"))  # as long as before
         refused = dlrun("train", "model=mine", "check=none")
         assert "trust=[mynet]" in refused.err
         assert f"dlrun trust {project} mynet" in refused.err
@@ -71,6 +72,14 @@ def test_what_is_allowed_ends_with_a_change_of_the_code(project: Path, dlrun: Ca
     assert dlrun("trust", ".", "--forget").code == 0
     assert "trust=[mynet]" in dlrun("train", "model=mine", "check=none").err
     assert not (project / "ran").exists()
+
+
+def test_names_count_as_much_as_contents(tmp_path: Path) -> None:
+    folders = [{"a.py": "x"}, {"b.py": "x"}, {"a/b.py": "x"}, {"a.py": "y"}, {"a.py": "xy"}, {"a.py": "x", "b.py": ""}]
+    for number, files in enumerate(folders):
+        for name, text in files.items():
+            write(tmp_path / str(number) / name, text)
+    assert len({digest(tmp_path / str(number)) for number in range(len(folders))}) == len(folders)
 
 
 def test_another_folder_is_not_allowed(

@@ -12,13 +12,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from dlrun.data import cache_files, images, packs, prepare, scan
+from dlrun.data import cache_files, identity, images, packs, prepare, scan
 from dlrun.data.arrays import arrays
 from dlrun.data.audit import audit
 from dlrun.data.files import image_folder
@@ -205,6 +206,53 @@ def test_a_cache_that_may_only_be_read_serves_what_it_has(photos, tmp_path, monk
     assert os.strerror(errno.EROFS) in line
     assert data.record(final=True) == ready(photos, "none", memory_gb=memory_gb).record(final=True)
     assert sorted((path.name, path.read_bytes()) for path in tmp_path.glob("cache/*")) == before
+
+
+@pytest.fixture
+def in_time() -> Iterator[None]:
+    """Fail a test that waits for what never comes."""
+
+    def late(*_: object) -> None:
+        raise AssertionError("it waits")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+WAYS = ("link", "second name", "pipe", "folder")
+PLANTED = [(suffix, kind) for suffix in ("pack", "index", "hashes", "lock", "tmp") for kind in WAYS]
+FAST = {*((suffix, "link") for suffix, _ in PLANTED), ("index", "pipe"), ("hashes", "pipe"), ("lock", "second name")}
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [pytest.param(*one, marks=[pytest.mark.slow] * (one not in FAST)) for one in PLANTED]
+)
+def test_what_another_put_into_the_folder_leads_nowhere(photos, tmp_path, monkeypatch, suffix, kind, in_time):
+    """No file of the user is read as a cache, written to, cut or deleted, and nothing waits."""
+    monkeypatch.setattr(identity, "UNSETTLED", -1e9)  # digests of new files are kept too
+    cache, mine = tmp_path / "cache", tmp_path / "mine"
+    expected = ready(photos, cache).record()
+    names = sorted({path.stem for path in cache.iterdir()})
+    assert len(names) == 2  # of the images, and of the digests of their files
+    for name in names:
+        path = cache / f"{name}.{suffix}"
+        kept = path.read_bytes() if path.exists() else b""
+        mine.write_bytes(kept[:-1] if kind != "second name" else b"mine")
+        path.unlink(missing_ok=True)
+        if kind == "folder":
+            path.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            (path.symlink_to if kind == "link" else path.hardlink_to)(mine)
+        photo(len(name) + sum(name.encode()), (8, 8, 3)).save(file(photos, "5"))
+        before = mine.read_bytes()
+        data = ready(photos, cache, cache_gb=1e-4)
+        assert mine.read_bytes() == before
+        assert data.record() == ready(photos, "none").record() != expected
 
 
 def test_a_folder_in_the_way_and_a_bound_too_small(photos, tmp_path, capsys):

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -19,21 +20,20 @@ enum { KILL = -1, SHORT = -2 };
 enum { WRITE = 1, FSYNC = 2, RENAME = 4, LINK = 8, UNLINK = 16 };
 
 static char root[PATH_MAX];
+static char journal[PATH_MAX];
 static long at;
-static int kind, logged = -1;
-static long count;
+static int kind;
+static long *count; /* shared with the processes that this one forks: the trials of a sweep */
 
 /* Start to count below `folder`; operation `number` (from 1; 0: none) gets `what`: an errno, KILL or SHORT. Each counted
    operation is a line of `log`, if that is not empty. */
 void fault_arm(const char *folder, long number, int what, const char *log) {
-    snprintf(root, sizeof root, "%s", folder);
+    count = mmap(NULL, sizeof *count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    snprintf(journal, sizeof journal, "%s", log);
     at = number;
     kind = what;
-    count = 0;
-    logged = *log ? open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644) : -1;
+    snprintf(root, sizeof root, "%s", folder);
 }
-
-long fault_count(void) { return count; }
 
 static int below(const char *path) {
     size_t length = strlen(root);
@@ -62,11 +62,13 @@ static void of_name(int folder, const char *name, char *path) {
 /* 0: go on; 1: fail with errno set; 2: write a half, then end; 3: write a half */
 static int fault(int operation, const char *path) {
     if (!below(path)) return 0;
-    long number = __atomic_add_fetch(&count, 1, __ATOMIC_SEQ_CST);
-    if (logged >= 0) {
+    long number = __atomic_add_fetch(count, 1, __ATOMIC_SEQ_CST);
+    if (*journal) {
         char line[PATH_MAX + 64];
         int length = snprintf(line, sizeof line, "%ld %d %s\n", number, operation, path);
-        syscall(SYS_write, logged, line, (size_t)length);
+        int file = open(journal, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+        syscall(SYS_write, file, line, (size_t)length);
+        close(file);
     }
     if (!at || number < at) return 0;
     if (number > at) {

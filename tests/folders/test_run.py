@@ -124,6 +124,17 @@ def test_a_dead_owners_folder_can_be_resumed(here: Path) -> None:
         run.release()
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_run_that_died_before_its_config_leaves_nothing_unfinished(here: Path, marked: bool) -> None:
+    if marked:
+        write(here / "run/.owner", "{}")
+    for name in (".config.yaml.7.tmp", ".notes.tmp", "checkpoints/.last.pt.7.tmp"):
+        write(here / "run" / name, "")
+    claim("run", "").release()
+    left = {file.relative_to(here / "run").as_posix() for file in (here / "run").rglob("*.tmp")}
+    assert left == {".notes.tmp", *(() if marked else (".config.yaml.7.tmp", "checkpoints/.last.pt.7.tmp"))}
+
+
 def test_of_many_that_resume_one_does(here: Path) -> None:
     write_run(here / "run", status="running")
     with processes("run.reopen('run')", 6) as made:

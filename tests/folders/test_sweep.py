@@ -30,6 +30,21 @@ def test_sweep_folders_belong_to_one(here: Path) -> None:
         pass
 
 
+LEFT = ".table.csv.7.tmp", "plots/.parallel.png.7.tmp"
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_what_a_kill_left_unfinished_is_removed_and_no_file_of_the_user(here: Path, marked: bool) -> None:
+    write(here / "s/sweep.yaml", "version: 1\n")
+    if marked:
+        write(here / "s/.owner", "{}")
+    for name in (*LEFT, ".notes.tmp", "0000/.x.7.tmp"):
+        write(here / "s" / name, "")
+    with sweep_folder.open_sweep("s"):
+        left = {file.relative_to(here / "s").as_posix() for file in (here / "s").rglob("*.tmp")}
+    assert left == {".notes.tmp", "0000/.x.7.tmp", *(() if marked else LEFT)}
+
+
 def test_a_half_written_journal_is_mended(here: Path) -> None:
     write(here / "s/sweep.yaml", "version: 1\n")
     file = write(sweep_folder.journal(here / "s"), '{"op_code":0}\n{"op_co')

@@ -209,10 +209,10 @@ class Run:
         measured = ("metrics.csv", "layers.csv", "checks.csv", "audit.csv", "dropped.csv", "checkpoints/last.pt")
         if any((self.path / name).exists() for name in measured):
             return
-        for name in ("config.yaml", "result.json", "identity.npz", "weights.csv", "log.txt", OWNER):
-            (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.path / "code", ignore_errors=True)  # refuses a link
-        with contextlib.suppress(OSError):  # not empty
+        with contextlib.suppress(OSError):  # not empty, or nothing may be deleted, which is not why it was refused
+            for name in ("config.yaml", "result.json", "identity.npz", "weights.csv", "log.txt", OWNER):
+                (self.path / name).unlink(missing_ok=True)
             self.checkpoints.rmdir()
             self.path.rmdir()
         latest_is_gone()

@@ -107,6 +107,23 @@ def test_a_stored_config_adds_no_trust_and_no_search_path(here: Path) -> None:
     assert (found["trust"], found["run"]["dir"]) == ([], None)
 
 
+OTHERS = [f"{sign}trust" for sign in ("", "+", "++", "~", " ")] + ["trust.0", "trust=[os]", "trust@_global_", "hydra"]
+OTHERS += ["hydra.searchpath", "hydra.launcher.setup", "run.dir", "sweep.dir", "search.trials", "choices.model"]
+
+
+def test_no_word_of_a_file_sets_what_belongs_to_one_run(here: Path) -> None:
+    """However its key is written: each becomes a word of a command."""
+    config = store(here / "run")
+    with composer({}, []) as made:
+        for key in OTHERS:
+            write(here / "run/config.yaml", yaml.safe_dump({**config, key: ["elsewhere"]}))
+            write(here / "a.yaml", yaml.safe_dump({"seed": 4, key: ["elsewhere"]}))
+            for source in ("run", "a.yaml"):
+                words = repeated(source, [], made.defaults)
+                assert words, source
+                assert not [word for word in words if "elsewhere" in word], (source, key)
+
+
 @pytest.mark.slow
 def test_a_repeated_run_is_the_same_run(here: Path, dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("train", *TINY, "run.dir=one", "optimizer=sgd", "seed=3").code == 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import subprocess
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +124,59 @@ def test_what_is_no_repository(tmp_path: Path, repository: Path) -> None:
     (repository / ".git/HEAD").unlink()
     os.mkfifo(repository / ".git/HEAD")
     assert commit(repository) is None
+
+
+def test_files_that_a_repository_names_are_its_own(repository: Path, tmp_path: Path) -> None:
+    """Neither a reference nor a tracked file leads out of it."""
+    place, name = repository / ".git", git(repository, "rev-parse", "HEAD")
+    write(tmp_path / "secret", "a" * 40)
+    for reference in ("refs/../../../secret", "../../secret", str(tmp_path / "secret"), "refs/heads/loop"):
+        write(place / "refs/heads/loop", "ref: refs/heads/loop")
+        write(place / "HEAD", f"ref: {reference}")
+        assert commit(repository) is None
+    write(place / "HEAD", name)
+    index = (place / "index").read_bytes()
+    for path in (b"../sec", b"/a.py/", b"x/../x"):
+        (place / "index").write_bytes(index.replace(b"a-b.py", path))
+        assert commit(repository) == name[:12]  # the index is not compared
+
+
+def test_what_is_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["dlrun.run.commit"]
+    write(tmp_path / "file", "x" * 11)
+    for file, reason in ((tmp_path / "file", "large"), (Path("/dev/zero"), "regular")):
+        with pytest.raises(ValueError, match=reason):
+            module._bytes(file, 10)
+    with pytest.raises(ValueError, match="index"):
+        module._entries(struct.pack(">4sII", b"DIRC", 2, 500_001), 20)
+    monkeypatch.setattr(module, "BLOB", 100_000)
+    assert len(module._inflated(zlib.compress(bytes(1 << 20)))) == 100_000
+    base, copied = bytes(1 << 16), b"\xf0\x00\x00\x01"  # 65,536 bytes from the start
+    assert len(module._patched(base, b"\0\0" + copied[:1] + b"\x00\x00" + copied * 50)) < 300_000
+
+
+def test_a_delta_on_itself_and_a_store_that_borrows_from_itself_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, name = sys.modules["dlrun.run.commit"], b"\1" * 20
+    read = []
+
+    def counted(file: Path, limit: int, real: Callable[..., bytes] = module._bytes) -> bytes:
+        read.append(file)
+        return real(file, limit)
+
+    monkeypatch.setattr(module, "_bytes", counted)
+    table = struct.pack(">256I", 0, *([1] * 255))
+    index = b"\xfftOc\0\0\0\2" + table + name + bytes(4) + struct.pack(">I", 12) + bytes(40)
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack/a.idx").write_bytes(index)
+    (tmp_path / "pack/a.pack").write_bytes(bytes(12) + b"\x70" + name + zlib.compress(b"\0\0"))
+    with pytest.raises(ValueError, match="deltas"):
+        module._Objects(tmp_path, 20).read(name)
+    write(tmp_path / "info/alternates", ".\n")
+    with pytest.raises(KeyError):
+        module._Objects(tmp_path, 20).read(b"\2" * 20)
+    assert len(read) < 1000
 
 
 def test_nothing_of_the_repository_runs(repository: Path, tmp_path: Path) -> None:

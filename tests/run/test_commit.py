@@ -152,7 +152,7 @@ def test_what_is_read_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "BLOB", 100_000)
     assert len(module._inflated(zlib.compress(bytes(1 << 20)))) == 100_000
     base, copied = bytes(1 << 16), b"\xf0\x00\x00\x01"  # 65,536 bytes from the start
-    assert len(module._patched(base, b"\0\0" + copied[:1] + b"\x00\x00" + copied * 50)) < 300_000
+    assert len(module._patched(base, b"\0\0" + copied * 50)) < 300_000
 
 
 def test_a_delta_on_itself_and_a_store_that_borrows_from_itself_end(

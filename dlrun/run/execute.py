@@ -97,7 +97,8 @@ def _execute(
         code, ending = Exit.INTERRUPTED, {"status": Status.INTERRUPTED, "reason": "interrupted from outside"}
         screen.say(f"interrupted; `{_typed('resume', run)}` continues after the last finished epoch")
     except UserError as error:
-        _record(run, {"status": Status.FAILED, "reason": str(error)})
+        # one disk, one message; and a run without a config cannot be resumed
+        _record(run, {"status": Status.FAILED, "reason": str(error)}, said=Surroundings.caused(error))
         if bad := getattr(error, "bad", None):  # the message names ten of them (D1)
             from dlrun.data.audit import listed
 
@@ -126,12 +127,16 @@ def _report(run: Run, screen: Screen) -> None:
         screen.say(f"no report: {type(error).__name__}: {first_line(error)}; `{_typed('report', run)}` retries")
 
 
-def _record(run: Run, ending: dict[str, Any]) -> bool:
-    """Write how the run ended; False if that cannot be written, and then the status stays `running`."""
+def _record(run: Run, ending: dict[str, Any], *, said: bool = False) -> bool:
+    """Write how the run ended; False if that cannot be written, and then the status stays `running`.
+
+    The user gets a message, unless one was `said` already.
+    """
     try:
         run.update_result(**ending, ended=time.strftime("%Y-%m-%dT%H:%M:%S%z"))
     except UserError as error:
-        print(f"dlrun: {error}; `{_typed('resume', run)}` finishes the run", file=sys.stderr)
+        if not said:
+            print(f"dlrun: {error}; `{_typed('resume', run)}` finishes the run", file=sys.stderr)
         return False
     return True
 

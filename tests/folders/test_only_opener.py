@@ -30,10 +30,7 @@ EXCEPTIONS = {
     "commands/arguments.py",  # a page that a command replaces
     "commands/trust.py",  # YAML, of text that the opener has read
     "config/check_names.py",  # the checks of dlrun itself
-    "config/hydra_files.py",  # options, in folders that the user has named
-    "config/option_text.py",  # options, in folders that the user has named
     "config/preflight.py",  # modules that the user has named
-    "config/repeat.py",  # a run or file that the user has named for --from
     "config/targets.py",  # the modules of dlrun itself
     "config/trust.py",  # the user's own list of trusted folders
     "data/array_files.py",  # the user's data

@@ -61,6 +61,27 @@ def test_the_exit_code_is_no_success_if_the_result_is_not_on_disk(
     assert reading.stored(here / "run")["status"] == Status.COMPLETED
 
 
+def test_a_disk_that_may_only_be_read_is_one_line(
+    here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be recorded or deleted then, and neither is a message."""
+    real = Path.unlink
+
+    def read_only(path: Path, missing_ok: bool = False) -> None:
+        if path.parent.name == "run":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        real(path, missing_ok)
+
+    with monkeypatch.context() as full:
+        for name in ("write_config", "update_result"):
+            refused(full, name, lambda *_, **__: True)
+        full.setattr(Path, "unlink", read_only)
+        done = dlrun("train", *TINY, "run.dir=run")
+    assert (done.code, done.err.count("\n")) == (1, 1)
+    assert FULL in done.err
+    assert "resume" not in done.err
+
+
 def test_a_folder_whose_config_could_not_be_written_starts_again(
     here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

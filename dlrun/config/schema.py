@@ -136,7 +136,7 @@ def _near(key: str, value: Any, rule: Rule) -> str:
         value = next((v for v in value if v not in words), "")
     if not words:
         typed = number(key, value, "whole" in rule.text)
-        return f"; type {typed}" if typed else ""
+        return f"; type {typed}" if typed not in ("", f"{key}={value}") else ""
     near = likely_value(key, value, words)
     late = likely_value("search.metric", value, SCORED) if key == "trainer.monitor" else None
     if late is not None and late not in words and (near is None or _alike(value, late) > _alike(value, near)):

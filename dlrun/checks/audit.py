@@ -4,8 +4,9 @@
 samples, and the sizes of files, with a warning if `dataset.resize=crop` leaves out much of them; files and labels that
 cannot be used at all were refused earlier (dlrun.data). Cannot detect images that decode but show the wrong thing.
 `data_duplicates` reports exact copies within train, leaks of train into val and test, one image under two labels, and
-near duplicates (another compression, size or brightness, a mirror image, a slight crop). Cannot detect large crops or a
-wrong label on a single image. `class_balance` reports unbalanced classes; cannot detect whether they are so in reality
+near duplicates (another compression, size or brightness, a mirror image, a slight crop; across splits, for a sample of
+val and test, shifts, turns and crops as well). Cannot detect crops to less than 80 % of a side, or a wrong label on a
+single image. `class_balance` reports unbalanced classes; cannot detect whether they are so in reality
 as well.
 
 The first two read the test split, only to compare and count (D4); the run keeps the decoded images for its final

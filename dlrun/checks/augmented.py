@@ -2,8 +2,9 @@
 
 A linear probe (dlrun/checks/probe.py) is fitted to training images. If it takes held-out images of a class for another
 one once they are mirrored or turned, and these are as near to images of that class as its own are, before and after
-augmentation, the class is changed and the label is not. Detects: flips and turns of text, digits, arrows, left and
-right. Cannot detect: changes of a class that nearest images do not show, or colours that decide it.
+augmentation, the class is changed and the label is not. So it is if it takes two classes for each other, and
+augmentation turns images that far. Detects: flips and turns of text, digits, arrows, left and right. Cannot detect:
+changes of a class that nearest images do not show, or colours that decide it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ VALUES = 2_500_000  # pixels that are augmented; of large images fewer are
 LEAST = 6  # images of a class that the probe recognises
 TAKEN, AFTER = 0.6, 0.15  # share of them that are like the other class once turned, and after augmentation
 BEFORE = 0.1  # and as they are
+SAME, TURNED = 0.7, 0.04  # correlation with the turned image, and share of augmented images that have it
 NEAR = 0.9  # of the images of a class are as near to another one of it
 QUARTER = 45  # degrees of rotation, from which a turn by 90 may be meant
 TURNING = ("flip", "flip_vertical", "randaugment", "trivialaugment", "augmix")
@@ -57,21 +59,24 @@ def augmented(exp: Experiment) -> Verdict:
     plain, made = ask(asked), _fed(exp, held, augment=True)
     for word, turn in TURNS.items():
         other = turn(asked.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).contiguous()
-        if other.shape != asked.shape or (pair := _changed(plain, ask(other), truth)) is None:
+        if other.shape != asked.shape:
             continue
-        a, b = pair
-        share, after, before = (
-            _near(images[truth == a], known, y, b, asked[truth == b]) for images in (other, made, asked)
-        )
-        if share < TAKEN or after < AFTER + before:
-            continue
-        names = exp.data.classes
-        message = (
-            f"images of {names[a]} that are {word} look like {names[b]} ({share:.0%} of them are nearest to one), and "
-            f"{after:.0%} of the augmented images do, whose label stays: leave this change out"
-        )
-        message += advice(exp, FIXES.get(word, "augment.rotate=10"))
-        return Verdict(Outcome.WARN, f"{names[a]} {word}: {share:.0%} like {names[b]}", expected, message)
+        names, pairs = exp.data.classes, _changed(plain, ask(other), truth)
+        for a, b in pairs:
+            share, after, before = (
+                _near(images[truth == a], known, y, b, asked[truth == b]) for images in (other, made, asked)
+            )
+            found = f"images of {names[a]} that are {word} look like {names[b]}"
+            if share >= TAKEN and after >= AFTER + before:
+                found += f" ({share:.0%} of them are nearest to one), and {after:.0%} of the augmented images do, whose"
+            elif (b, a) in pairs and (share := _turned(asked, word, made)) >= TURNED:
+                found += (
+                    f" to a probe, and the reverse, and {share:.0%} of the augmented images are turned that far, whose"
+                )
+            else:
+                continue
+            message = f"{found} label stays: leave this change out{advice(exp, FIXES.get(word, 'augment.rotate=10'))}"
+            return Verdict(Outcome.WARN, f"{names[a]} {word} is like {names[b]}", expected, message)
     right = float((plain.argmax(1) == truth).float().mean())
     return Verdict(Outcome.PASS, f"a probe is right about {right:.2f}", expected, "no class is turned into another")
 
@@ -95,9 +100,9 @@ def _fed(exp: Experiment, index: Tensor, augment: bool = False) -> Tensor:
     return torch.cat(parts)
 
 
-def _changed(plain: Tensor, turned: Tensor, y: Tensor) -> tuple[int, int] | None:
-    """The classes a and b if images of a are like b once they are turned, by likenesses (N, K) and labels (N,)."""
-    answers, then = plain.argmax(1), turned.argmax(1)
+def _changed(plain: Tensor, turned: Tensor, y: Tensor) -> list[tuple[int, int]]:
+    """Classes a and b of which images of a are like b once they are turned, by likenesses (N, K) and labels (N,)."""
+    answers, then, found = plain.argmax(1), turned.argmax(1), []
     for a in range(plain.shape[1]):
         mine = (y == a) & (answers == a)
         if int(mine.sum()) < LEAST:
@@ -106,8 +111,19 @@ def _changed(plain: Tensor, turned: Tensor, y: Tensor) -> tuple[int, int] | None
         shares[a] = 0
         b = int(shares.argmax())
         if float(shares[b]) >= TAKEN and float((answers[y == a] == b).double().mean()) <= BEFORE:
-            return a, b
-    return None
+            found.append((a, b))
+    return found
+
+
+def _turned(images: Tensor, word: str, made: Tensor) -> float:
+    """The share of images (N, C, H, W) that augmentation turned so, of those that no other turn makes alike."""
+    turned = {name: turn(images.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for name, turn in TURNS.items()}
+    ways = {"": images} | {name: x for name, x in turned.items() if x.shape == images.shape}
+    rows, now = {name: _plain(x) for name, x in ways.items()}, _plain(made)
+    others = torch.stack([(x * rows[word]).sum(1) for name, x in rows.items() if name != word]).amax(0)
+    likest = torch.stack([(x * now).sum(1) for x in rows.values()])
+    like = (likest.argmax(0) == list(rows).index(word)) & (likest.amax(0) >= SAME)
+    return float(like[others < SAME].double().mean()) if bool((others < SAME).any()) else 0.0
 
 
 def _near(images: Tensor, known: Tensor, y: Tensor, b: int, usual: Tensor) -> float:

@@ -4,7 +4,8 @@ Behind the checks data_audit and data_duplicates (`dlrun check`), and the audit.
 identical if a 128-bit digest of their pixels is, as the network gets them: decoded, resized, before
 normalisation and augmentation. So copies in another format or size are found, and so are images that only
 resizing made identical, since the network cannot tell them apart either. Near duplicates (another compression, size,
-brightness, a mirror image, a slight crop) are those of dlrun/data/near.py. Blank images are listed as such, not as
+brightness, a mirror image, a slight crop) are those of dlrun/data/near.py, and across splits those of
+dlrun/data/moved.py. Blank images are listed as such, not as
 copies, and those that only their transparency hides are named so. Sizes are those of the files in train.
 """
 
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass, replace
 
 from dlrun.data.headers import Files, looked_at, veiled
 from dlrun.data.images import Marks, files_of
+from dlrun.data.moved import moved
 from dlrun.data.near import Pair, near
 from dlrun.data.scan import scan
 from dlrun.data.splits import Bad, Data, Split
@@ -110,8 +112,9 @@ def audit(data: Data) -> Audit:
     for digest, others in alike.items():
         found += _pairs([_place(data, splits, place) for place in (first[digest], *others)])
     found += _divided(data, splits)
-    pairs = near([split.images for split in splits.values()])
-    found += _similar(data, splits, digests, pairs or ())
+    images = [split.images for split in splits.values()]
+    pairs = near(images)
+    found += _similar(data, splits, digests, () if pairs is None else [*pairs, *moved(images)])
     found.sort(key=lambda one: KINDS.index(one.kind))  # stable: within a kind, in the order of the splits
     files = files_of(data.train.images)
     sizes = {name: len(split) for name, split in splits.items()}
@@ -130,7 +133,9 @@ def _similar(data: Data, splits: dict[str, Split], digests: list[bytes], pairs: 
                 chosen.setdefault((pair.number, "another label"), pair)
     for pair in sorted(set(chosen.values())):
         one, other = (_place(data, splits, places[number]) for number in pair[:2])
-        about = f"similarity {pair.similarity:.2f}{', mirrored' if pair.mirrored else ''}"
+        about = (
+            f"similarity {pair.similarity:.2f}{', mirrored' if pair.mirrored else ''}{', moved' if pair.moved else ''}"
+        )
         yield replace(_pair("near duplicate", one, other), detail=about)
 
 

@@ -138,6 +138,10 @@ PAIRS = [
         *("a class is the other's mirror image, by hand", "augmented", "mirrored"),
         *(lambda exp: mirror_and(exp, flipped), lambda exp: mirror_and(exp, noisy), "dataset.limit=1500", "warn"),
     ),
+    Pair(
+        *("a digit is another one turned", "augmented", "turned by 180°"),
+        *("augment.rotate=180", "augment.rotate=20", "augment=affine dataset.limit=1797", "warn"),
+    ),
     Pair("soft labels of another permutation", "mixture", "permutation", aims(Mixed("permutation")), sound, "", "fail"),
     Pair("soft labels of the other share", "mixture", "share", aims(Mixed("share")), sound, "", "fail"),
     Pair("soft labels sum to no 1", "mixture", "sum to", aims(Mixed("sum")), sound),

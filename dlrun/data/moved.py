@@ -216,7 +216,8 @@ def _part(gray: Tensor, windows: Tensor) -> Tensor:
 def _unit(cells: Tensor) -> Tensor:
     """Cells (B, H, W) less their mean, of length 1."""
     cells = cells - cells.mean((1, 2), keepdim=True)
-    return cells / cells.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None]
+    made: Tensor = cells / cells.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None]
+    return made
 
 
 def _edges(cells: Tensor) -> Tensor:

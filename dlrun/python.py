@@ -41,6 +41,12 @@ class Trained:
         """The status: completed, check_failed, diverged, interrupted, …"""
         return str(self.result.get("status", ""))
 
+    def __repr__(self) -> str:
+        """What a notebook shows: status, folder and main scores; the whole of result.json would fill a page."""
+        scores = {key: self.result.get(key) for key in ("val_acc", "test_acc")}
+        shown = "".join(f", {key} {score:.4f}" for key, score in scores.items() if isinstance(score, float))
+        return f"<{self.status or 'no result'}{shown}; {self.path}>"
+
     def load(self, device: str = "auto") -> Model:
         """Return the trained model; see `dlrun.load`. Raises UserError if there is none."""
         return load(self.best, device=device)

@@ -48,6 +48,8 @@ def predicted(path: Path) -> tuple[list[str], np.ndarray[Any, Any]]:
 def test_train_load_and_predict_give_what_the_shell_gives(photos: Path, dlrun: Callable[..., Outcome]) -> None:
     done = package.train([*TWO, "run.dir=run"])
     assert (done.code, done.status, done.path, done.best) == (0, "completed", Path("run"), Path("run"))
+    assert f"{done.result['test_acc']:.4f}" in repr(done)
+    assert len(repr(done)) < 100
     assert dlrun("train", *TWO, "run.dir=shell").code == 0
     model = done.load(device="cpu")
     theirs = torch.load("shell/checkpoints/best.pt", weights_only=True)["model"]

@@ -1,9 +1,9 @@
 """Objectives: a batch to (loss, logits), so that one training loop serves every kind of learning.
 
-Reached by `objective=supervised` and `objective=distill objective.teacher=ENSEMBLE` (E6). An objective of another
-package is called in the same way; `train_acc_valid = False` declares that accuracy on its batches means nothing, since
-it mixes images or changes labels, and verdicts then ignore train_acc. Its `mixing`, if it has one, is applied to whole
-batches before (`objective=mixup`, `objective=cutmix`, R3).
+Reached by `objective=supervised`, `objective=distill objective.teacher=ENSEMBLE` (E6) and `objective=adversarial`
+(D9). An objective of another package is called in the same way; `train_acc_valid = False` declares that accuracy on
+its batches means nothing, since it mixes images or changes labels, and verdicts then ignore train_acc. Its `mixing`, if
+it has one, is applied to whole batches before (`objective=mixup`, `objective=cutmix`, R3).
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from dlrun.data.mixing import Mixing
+from dlrun.errors import UserError
+from dlrun.models.adversarial import NORMS, Attack
 from dlrun.models.outputs import auxiliary, logits_of
 
 if TYPE_CHECKING:
     from dlrun.data import Data
     from dlrun.data.batches import Batch
 
-__all__ = ["Distill", "Supervised"]
+__all__ = ["Adversarial", "Distill", "Supervised"]
 
 
 class Supervised:
@@ -54,6 +56,47 @@ class Supervised:
         value: Tensor = loss(logits, batch.target)
         for other in auxiliary(outputs) if self.aux_weight else ():
             value = value + self.aux_weight * loss(other, batch.target)
+        return value, logits
+
+
+class Adversarial:
+    """Learn from images changed so that the model errs, and from the originals, with the same labels (D9).
+
+    `originals` times the loss of the originals + (1 - originals) times that of the changed ones: Goodfellow et al.
+    2015, Explaining and harnessing adversarial examples, eq. 6, with 0.5. `epsilon` is the largest change, in 255ths of
+    the range from black to white; `steps` and `norm` are those of `Attack`. Both kinds are one batch for the model, so
+    batch norm sees both; the logits are those of the originals. Raises UserError for an unknown norm.
+    """
+
+    train_acc_valid = True
+
+    def __init__(
+        self,
+        data: Data,
+        epsilon: float = 4.0,
+        steps: int = 1,
+        norm: str = "linf",
+        originals: float = 0.5,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_share: float = 1.0,
+    ) -> None:
+        if norm not in NORMS:
+            raise UserError(f"objective.norm={norm}: expected one of {', '.join(NORMS)}")
+        units = data.units
+        low, high = (units.low, units.high) if units.white is None else (0.0, units.white)
+        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+        self.attack = Attack(epsilon / 255, steps, norm, mean, std, low, high)
+        self.originals = originals
+        self.mixing = Mixing(mixup, cutmix, mix_share, len(data.classes))
+        self.train_acc_valid = not self.mixing.active
+
+    def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the mean loss (scalar) and the logits (B, K)."""
+        changed = self.attack(model, loss, batch.x, batch.target, batch.generator)
+        outputs = logits_of(model(torch.cat([batch.x, changed])))
+        logits, fooled = outputs[: len(batch)], outputs[len(batch) :]
+        value: Tensor = self.originals * loss(logits, batch.target) + (1 - self.originals) * loss(fooled, batch.target)
         return value, logits
 
 

@@ -1,4 +1,7 @@
-"""`dlrun evaluate RUN|ENSEMBLE [DATA]`: all scores on labelled images, by class, errors, calibration and a page."""
+"""`dlrun evaluate RUN|ENSEMBLE [DATA]`: all scores on labelled images, by class, errors, calibration and a page.
+
+`--adversarial 1,2,4,8` adds the accuracy on images that are changed by so many 255ths to fool the model (D9).
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,7 @@ def main(argv: list[str]) -> int:
     argv = [word for word in argv if word not in typed]
     args = _parser().parse_args(argv)
     expect_device(args.device)
+    epsilons = _epsilons(args.adversarial)
     from dlrun.analysis import sweeps
     from dlrun.folders import ensemble as ensemble_folder
 
@@ -46,6 +50,7 @@ def main(argv: list[str]) -> int:
     from dlrun.console import Screen
     from dlrun.folders import evaluation
     from dlrun.inference import labelled
+    from dlrun.inference.attacked import attack
     from dlrun.inference.evaluate import evaluate
     from dlrun.inference.predictor import load
     from dlrun.reports import evaluation_report
@@ -59,12 +64,16 @@ def main(argv: list[str]) -> int:
         found = labelled.read(predictor, data, args.split, args.images, level)
     with Screen(quiet=args.json) as screen:
         made = evaluate(predictor, found, screen)
+        hit = attack(predictor, made, epsilons, screen) if epsilons else None
     result = _about(args, found, made) | made.result(predictor.classes)
+    tables, fooled = made.tables(predictor.classes), None
+    if hit is not None:
+        result, tables, fooled = result | {"adversarial": hit.rows}, tables | {"adversarial": hit.rows}, hit.arrays
     name = "test" if data is None else data.resolve().stem
     path = evaluation.claim(args.out, f"{model.resolve().name}-on-{name}")
     arrays = {"test_logits": made.logits, "test_labels": made.labels, "test_ids": made.ids}
     logits, labels = torch.from_numpy(made.logits), torch.from_numpy(made.labels)
-    evaluation.write(path, result, arrays, worst(made.split, logits, labels), made.tables(predictor.classes))
+    evaluation.write(path, result, arrays, worst(made.split, logits, labels), tables, fooled)
     errors.write(path)
     page = evaluation_report.write(path)
     if args.json:
@@ -89,10 +98,23 @@ def _parser() -> Parser:
     parser.add_argument("--images", metavar="FOLDER", help="the images of a table (default: the folder of the table)")
     word = "the folder to create (default: outputs/evaluations/<date>-…)"
     parser.add_argument("--out", metavar="DIR", help=word)
+    word = "accuracy on images changed by up to so many 255ths to fool the model, such as 1,2,4,8"
+    parser.add_argument("--adversarial", metavar="LIST", help=word)
     parser.add_argument("--json", action="store_true", help="print the result as JSON and nothing else")
     word = "auto (default), cpu, cuda, mps, or cuda:1 for the second GPU"
     parser.add_argument("--device", default="auto", metavar="DEVICE", help=word)
     return parser
+
+
+def _epsilons(typed: str | None) -> list[float]:
+    """The sizes of the attacks. Raises UserError for what is no list of numbers above 0 and at most 255."""
+    try:
+        found = sorted({float(word) for word in typed.split(",")}) if typed is not None else []
+    except ValueError:
+        found = [-1.0]
+    if not all(0 < epsilon <= 255 for epsilon in found):
+        raise UserError(f"--adversarial {typed}: expected numbers above 0 and at most 255, such as 1,2,4,8")
+    return found
 
 
 def _about(args: Namespace, found: Labelled, made: Evaluation) -> dict[str, Any]:
@@ -115,6 +137,9 @@ def _print(predictor: Predictor, result: dict[str, Any], made: Evaluation, trust
     right = scores.counted("test_acc", result["test_acc"], result)
     print(f"accuracy {right} on {result['test_samples']:,} images of {what}")
     print(as_lines(result))
+    if attacks := result.get("adversarial"):
+        curve = ", ".join(f"{row['accuracy']:.4f} at {row['epsilon']:g}" for row in attacks[1:])
+        print(f"accuracy under attack, by 255ths of a change: {curve}")
     rows = [row for row in made.tables(predictor.classes)["per_class"] if row["n"]]
     worst = sorted(rows, key=lambda row: row["f1"])[:WORST]
     shown = (f"{row['class']} {row['f1']:.2f} ({row['n']:,} images)" for row in worst)

@@ -333,7 +333,10 @@ OPTIONS: dict[str, dict[str, str]] = {
         off no false skip disable null 0 -> none
         true on all yes 1 -> default
     """),
-    "objective": _table("kd distillation distil teacher -> distill\n classification default standard -> supervised"),
+    "objective": _table(
+        "kd distillation distil teacher -> distill\n fgsm pgd attack robust adv -> adversarial\n"
+        " classification default standard -> supervised"
+    ),
     "logger": _table("""
         tb board wandb -> tensorboard
         off no false null csv -> none

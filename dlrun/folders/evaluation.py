@@ -32,12 +32,18 @@ def write(
     arrays: Mapping[str, Any],
     showcase: Mapping[str, Any],
     tables: Mapping[str, list[dict[str, Any]]],
+    fooled: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write predictions.npz, the worst errors as showcase.npz, CSV tables by name, and result.json last."""
+    """Write predictions.npz, the worst errors as showcase.npz, CSV tables by name, and result.json last.
+
+    `fooled` are images under attack, for adversarial.npz.
+    """
     for name, lines in tables.items():
         write_atomic(path / f"{name}.csv", as_csv(lines).encode("utf-8", "surrogateescape"))
     write_arrays(path / "predictions.npz", arrays)
     write_arrays(path / "showcase.npz", showcase, small=True)
+    if fooled is not None:
+        write_arrays(path / "adversarial.npz", fooled, small=True)
     write_atomic(path / "result.json", (json.dumps(stamped(result), indent=1) + "\n").encode())
 
 
@@ -47,5 +53,5 @@ def is_evaluation(path: Path) -> bool:
 
 
 def rows(path: Path, name: str) -> list[dict[str, str]]:
-    """Return the rows of `per_class`, `confusion`, `calibration` or `errors` as text; none if there is no file."""
+    """Return the rows of `per_class`, `confusion`, `calibration`, `errors` or `adversarial`; none without the file."""
     return read_rows(path / f"{name}.csv")

@@ -27,10 +27,14 @@ __all__ = ["remarks", "write"]
 
 ERRORS = 30  # images in the table of the worst
 NAMED = 3  # images that could not be read
+FOOLED = 5  # images in the picture of an attack
 CAPTIONS = {
     "confusion_test": "Confusion, in % of each true class. Good: all on the diagonal.",
     "calibration": "Accuracy by confidence, in 15 bins; below, how many images are in each. Good: on the dashed line; "
     "points below it are overconfident.",
+    "adversarial": "Accuracy on images changed to fool the model, by the largest change of a value. Good: a late fall.",
+    "fooled": "The most certain errors under the largest attack: the original, the changed image, and their difference "
+    "(grey: none).",
 }
 COLUMNS = ("rank", "id", "true", "predicted", "confidence", "p_true", "loss")
 
@@ -43,6 +47,7 @@ def write(folder: Path) -> Path:
         "".join(card(words, kind) for words, kind in remarks(result)),
         attempted("Scores", lambda: scores_table(result, {"test": "value"})),
         attempted("Pictures", lambda: pictures(_draw(folder), CAPTIONS)),
+        attempted("Under attack", lambda: pictures(_attacks(folder), CAPTIONS)),
         attempted("Most confused classes", lambda: table(_pairs(folder))),
         attempted("Scores by class", lambda: table(evaluation.rows(folder, "per_class"), tall=True)),
         attempted("Worst errors", lambda: galleries.worst(folder, "test") or _errors(folder)),
@@ -141,4 +146,50 @@ def _calibration(folder: Path) -> Figure | None:
     axes.set(title="Calibration", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02))
     below.bar(sure, n, width=1 / 20, color=BLUE)
     below.set(xlabel="confidence", ylabel="images")
+    return figure
+
+
+def _attacks(folder: Path) -> dict[str, Path | str]:
+    """The curve of an attack and the images that it fools; nothing if there was none."""
+    curve, shown = _curve(folder), _fooled(folder)
+    found: dict[str, Path | str] = {} if curve is None else {"adversarial": save(folder, "adversarial", curve, SHARP)}
+    return found if shown is None else found | {"fooled": save(folder, "fooled", shown, SHARP)}
+
+
+@styled
+def _curve(folder: Path) -> Figure | None:
+    rows = evaluation.rows(folder, "adversarial")
+    if not rows:
+        return None
+    size, right = ([number(row, name, "adversarial.csv") for row in rows] for name in ("epsilon", "accuracy"))
+    figure = canvas(HALF - 0.6, width=HALF)
+    axes = figure.subplots()
+    axes.plot(size, right, "o-", color=BLUE, ms=4)
+    axes.set(title="Under attack", xlabel="largest change, in 255ths", ylabel="accuracy", ylim=(0, 1.02))
+    return figure
+
+
+@styled
+def _fooled(folder: Path) -> Figure | None:
+    found = reading.arrays(folder, "adversarial")
+    if not len(found.get("x", ())):
+        return None
+    count = min(FOOLED, len(found["x"]))
+    classes = run_plots.names(folder, int(max(found["y"].max(), found["predicted"].max())) + 1)
+    figure = canvas(HALF - 0.6, width=HALF)
+    grid = figure.subplots(3, count, squeeze=False)
+    for k in range(count):
+        before, after = (found[name][k].astype(np.float64) for name in ("original", "x"))
+        most = max(before.max(), after.max(), 1e-9)
+        change = (after - before) / max(2 * np.abs(after - before).max(), 1e-9) + 0.5
+        for axes, image in zip(grid[:, k], (before / most, after / most, change), strict=True):
+            axes.imshow(
+                image[..., 0] if image.shape[-1] < 3 else image[..., :3].clip(0, 1), cmap="gray", vmin=0, vmax=1
+            )
+            axes.set(xticks=(), yticks=())
+            axes.grid(False)
+        grid[0, k].set_title(classes[found["y"][k]], fontsize=8)
+        grid[1, k].set_title(classes[found["predicted"][k]], fontsize=8)
+    for axes, word in zip(grid[:, 0], ("original", "changed", "difference"), strict=True):
+        axes.set_ylabel(word)
     return figure

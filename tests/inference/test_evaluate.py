@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
+from dlrun import load
 from dlrun.ensembles.votes import softmax
 from support.commands import Outcome
 
@@ -196,3 +197,49 @@ def test_a_folder_with_test_alone_is_that_split(work: Path, dlrun: Callable[...,
     done = dlrun("evaluate", "run1", "photos", "--out", "none")
     assert (done.code, "00.png" in done.err) == (1, True)
     assert not Path("none").exists()
+
+
+# --- under attack
+
+
+def test_accuracy_under_attack_falls_and_the_images_that_fool_the_model_are_kept(
+    work: Path, dlrun: Callable[..., Outcome]
+) -> None:
+    done = dlrun("evaluate", "run1", "--adversarial", "60,1", "--out", "e", "--json")
+    assert done.code == 0
+    found = json.loads(done.out)
+    sizes, right = zip(*((row["epsilon"], row["accuracy"]) for row in found["adversarial"]), strict=True)
+    assert sizes == (0, 1, 60)
+    assert right[0] == found["test_acc"]
+    assert right[0] >= right[1] > right[2]
+    assert [float(row["accuracy"]) for row in rows("e/adversarial.csv")] == [*right]
+    with np.load("e/adversarial.npz") as file:
+        kept = dict(file)
+    assert kept["x"].dtype == np.uint8
+    assert len(kept["x"]) == sum(np.load("e/predictions.npz")["test_logits"].argmax(1) == arrays("e")["test_labels"])
+    change = kept["x"].astype(int) - kept["original"]
+    assert 30 < np.abs(change).max() <= 60
+    assert (kept["predicted"] != kept["y"]).all()
+    assert list(kept["loss"]) == sorted(kept["loss"], reverse=True)
+    classes, _ = load("run1").predict(kept["x"])  # they fool the model as they are stored
+    assert classes == [NAMES[k] for k in kept["predicted"]]
+    assert Path("e/plots/adversarial.png").stat().st_size > 1000
+    assert Path("e/plots/fooled.png").stat().st_size > 1000
+
+
+def test_an_ensemble_is_attacked_as_a_whole(work: Path, dlrun: Callable[..., Outcome]) -> None:
+    assert dlrun("ensemble", "run1", "run2", "--out", "both").code == 0
+    done = dlrun("evaluate", "both", "--adversarial", "30", "--out", "e", "--json")
+    found = json.loads(done.out)
+    assert found["adversarial"][0]["accuracy"] == found["test_acc"]
+    assert found["adversarial"][1]["accuracy"] < found["test_acc"]
+
+
+@pytest.mark.parametrize("words", ["x", "0", "1,-2", "", "300", "nan", "1,,2"])
+def test_wrong_sizes_of_an_attack_are_refused_in_one_line(
+    work: Path, dlrun: Callable[..., Outcome], words: str
+) -> None:
+    done = dlrun("evaluate", "run1", "--adversarial", words, "--out", "e")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "--adversarial" in done.err
+    assert not Path("e").exists()

@@ -11,8 +11,9 @@ import torch
 
 from dlrun.data.batches import Batch
 from dlrun.folders import reading
+from dlrun.models.adversarial import Attack
 from dlrun.objectives import Distill, Supervised
-from dlrun.training import loop
+from dlrun.training import checkpoint, loop
 from dlrun.training.experiment import build
 from support.commands import TINY, Outcome
 from support.composed import SMALL, alter, composed
@@ -196,3 +197,39 @@ def test_accuracy_is_valid_under_what_learns_from_the_images_themselves() -> Non
     assert exp.train_acc_valid
     alter(exp, objective=lambda model, loss, batch: (loss(model(batch.x), batch.y), model(batch.x)))
     assert exp.train_acc_valid  # one that does not say otherwise
+
+
+# --- adversarial images (D9)
+
+
+def test_the_loss_is_that_of_originals_and_changed_images_in_the_asked_shares() -> None:
+    exp = build(composed(*SMALL, "objective=adversarial", "objective.originals=0.25", "objective.epsilon=20"))
+    exp.model.eval()  # so that batch norm does not join both kinds
+    x, y, index = next(exp.train.epoch(1))
+    made = Batch(x, y, index, epoch=1, seed=1)
+    value, logits = exp.objective(exp.model, exp.loss, made)
+    changed = exp.objective.attack(exp.model, exp.loss, x, y)
+    assert torch.allclose(logits, exp.model(x), atol=1e-5)
+    parts = exp.loss(exp.model(x), y), exp.loss(exp.model(changed), y)
+    assert float((parts[1] - parts[0]).detach()) > 0
+    assert float(value.detach()) == pytest.approx(float((0.25 * parts[0] + 0.75 * parts[1]).detach()), rel=1e-5)
+    reach = 20 / 255 * 255 / torch.tensor(exp.data.std).view(1, -1, 1, 1)
+    assert ((changed - x).abs() <= reach * 1.0001).all()
+
+
+def test_adversarial_images_never_reach_validation_or_test(
+    here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poison(self: Attack, model: object, loss: object, x: torch.Tensor, *others: object) -> torch.Tensor:
+        return torch.zeros_like(x)  # images of nothing
+
+    words = ("objective=adversarial", "objective.originals=0.5", "trainer.epochs=2", "check=none", "run.dir=run")
+    with monkeypatch.context() as patched:
+        patched.setattr(Attack, "__call__", poison)
+        assert dlrun("train", *words, "dataset.limit=300", "trainer.report=false").code == 0
+    stored = reading.arrays(Path("run"), "predictions")
+    exp = build(composed("dataset.limit=300", "check=none"))
+    exp.model.load_state_dict(checkpoint.load(Path("run/checkpoints/best.pt"))["model"])
+    for name, split in (("val", exp.data.val), ("test", exp.data.test().split)):
+        found = loop.predict(exp, exp.batches(split))
+        assert torch.equal(found.logits.float(), torch.from_numpy(stored[f"{name}_logits"]))

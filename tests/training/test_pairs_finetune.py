@@ -53,10 +53,11 @@ OPTIONS = {
         *("augment.flip=alternating", "augment.flip_vertical=true", "augment.equalize=0.2", "augment.solarize=0.2"),
     ),
     "mixing": ("objective=mixup", "objective.cutmix=1"),
+    "adversarial": ("objective=adversarial", "objective.steps=2", "objective.originals=0.3"),
 }
 REFUSED: dict[frozenset[str], str] = {frozenset(("ema", "swa")): "trainer.swa"}  # and the key that the message names
 DATA = SharedData(share=False)  # read once for all pairs
-PAIRS = [*combinations(OPTIONS, 2)]
+PAIRS = [pair for pair in combinations(OPTIONS, 2) if pair != ("distill", "adversarial")]  # two objectives
 
 
 @pytest.fixture(scope="module")

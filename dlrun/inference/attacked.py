@@ -46,7 +46,7 @@ class _Voter(nn.Module):
         self.dtypes, self.weights = predictor.dtypes, torch.tensor(predictor.weights)
 
     def forward(self, x: Tensor) -> Tensor:
-        found = []
+        found: list[Tensor] = []
         for model, dtype in zip(self.members, self.dtypes, strict=True):
             low = dtype != torch.float32
             with torch.autocast(x.device.type, dtype=dtype if low else torch.bfloat16, enabled=low):

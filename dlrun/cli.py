@@ -29,6 +29,7 @@ VERBS = {
     "suspects": "list images whose labels may be wrong, from predictions of runs that did not train on them",
     "embed": "write the features of images: what the last layer of a run gets",
     "explain_image": "draw which parts of an image the class of a run depends on",
+    "prune": "set the smallest weights of a run to 0: accuracy by sparsity, each stored as a run",
     "export": "export a run to one file (ONNX or torch.export), verified against the run",
     "compare": "list runs, sweeps and ensembles in one table",
     "board": "write one page of all runs: a table, their curves, sweeps; --watch keeps it up to date",
@@ -41,7 +42,7 @@ VERBS = {
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves
 COMPOSED = ("train", "check", "lr_range", "batch_time", "show")
 # verbs that begin by loading torch, which takes seconds
-HEAVY = (*COMPOSED, "resume", "predict", "evaluate", "embed", "explain_image", "export")
+HEAVY = (*COMPOSED, "resume", "predict", "evaluate", "embed", "explain_image", "export", "prune")
 
 
 def _usage() -> str:

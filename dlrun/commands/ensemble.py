@@ -144,11 +144,13 @@ def _average(args: Namespace, members: Sequence[Member], trust: list[str], mean:
     exp = weight_average.soup(members, trust)
     run = claim(args.out, f"average-of-{len(members)}", outputs.OUTPUTS / "ensembles")
     try:
-        ending = store_run(exp, run, [m.name for m in members])
+        names = [m.name for m in members]
+        reason = f"the average of the weights of {', '.join(names)}"
+        ending = store_run(exp, run, f"average-of-{len(members)}", reason, average_of=names)
     finally:
         run.release()
-    names = {"val_acc": "validation accuracy", "test_acc": "test accuracy"}
-    found = [f"{name} {scores.counted(c, ending[c], ending)}" for c, name in names.items() if c in ending]
+    columns = {"val_acc": "validation accuracy", "test_acc": "test accuracy"}
+    found = [f"{name} {scores.counted(c, ending[c], ending)}" for c, name in columns.items() if c in ending]
     print(f"average of the weights: {', '.join(found)}; stored as a run: {run.path}")
     if mean is not None and ending["val_acc"] < mean:
         why = "averaging weights works only for models that share early training"

@@ -77,6 +77,8 @@ def completed(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
             left_out.append(f"{path} is {result.get('status', 'no run')}, not completed")
         elif result.get("average_of") and path.resolve() not in named:
             left_out.append(f"{path} is an average of other runs; name it explicitly to include it")
+        elif result.get("pruned_from") and path.resolve() not in named:
+            left_out.append(f"{path} is a pruned run; name it explicitly to include it")
         else:
             found.append(path)
     return found, left_out

@@ -313,22 +313,21 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
     return code, {"status": Status.FAILED, "reason": what}
 
 
-def store(exp: Experiment, run: Run, members: list[str]) -> dict[str, Any]:
-    """Write the average of other models as a completed run, tested once; return its scores.
+def store(exp: Experiment, run: Run, label: str, reason: str, **record: Any) -> dict[str, Any]:
+    """Write a model that was made of trained ones as a completed run, tested once; return its scores.
 
-    The objective in its config is `average-of-N`, so that no table counts it as another seed of its members.
+    `label` stands for the objective in its config, so that no table counts it as another seed of what it is made of.
+    `record` is stored too, such as `average_of`.
     """
     from dlrun.training import checkpoint
 
     screen = Screen(run.log)
     state = checkpoint.State(epoch=exp.cfg.trainer.epochs, best={"epoch": 0, "value": 0.0, "val_loss": 0.0})
-    exp = replace(exp, cfg=exp.cfg.changed(choices={"objective": f"average-of-{len(members)}"}))
+    exp = replace(exp, cfg=exp.cfg.changed(choices={"objective": label}))
     run.write_config(exp.cfg.plain)
-    run.update_result(status=Status.RUNNING, **origin(exp.cfg), average_of=members)
+    run.update_result(status=Status.RUNNING, **origin(exp.cfg), **record)
     run.update_result(parameters=sum(p.numel() for p in exp.model.parameters()))
     checkpoint.write(run, checkpoint.snapshot(exp, state), is_best=True)
-    ending = _finish(exp, run, state, Omitted(run, screen, exp.data.dropped)) | {
-        "reason": f"the average of the weights of {', '.join(members)}"
-    }
+    ending = _finish(exp, run, state, Omitted(run, screen, exp.data.dropped)) | {"reason": reason}
     _record(run, ending)
     return ending

@@ -65,8 +65,9 @@ def _refuse(run: Run, plain: Mapping[str, Any], result: Mapping[str, Any], typed
     if result.get("status") != Status.COMPLETED:
         again = f"`dlrun resume {run.path}` first"
         raise UserError(f"{run.path} is {result.get('status')}: only a completed run is extended; type {again}")
-    if result.get("average_of") or not run.last.is_file():
-        raise UserError(f"{run.path}: it has no checkpoint that training can continue from; start a new run")
+    if result.get("average_of") or result.get("pruned_from") or not run.last.is_file():
+        new = f"start a new run with trainer.start_from={run.path}"
+        raise UserError(f"{run.path}: it has no checkpoint that training can continue from; {new}")
     if trainer.get("hours"):
         raise UserError(f"{run.path}: trainer.hours={trainer['hours']} sets its epochs; start a new run")
     if "trainer.epochs" not in typed or typed["trainer.epochs"] <= done:

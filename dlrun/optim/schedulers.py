@@ -81,9 +81,9 @@ def linear(t: float, *, tau: float, final: float = 0.01) -> float:
     return (1.0 - done) + done * final
 
 
-def halve(t: float) -> float:
-    """½^⌊t⌋: half the rate after every epoch."""
-    return step(t, every=1.0, gamma=0.5)
+def halve(t: float, *, epochs: float = 10.0, every: float = 0.0) -> float:
+    """½^⌊t/every⌋; 0 is a tenth of `epochs`, at least one: after ten halvings nothing is learned any more."""
+    return step(t, every=every or max(1.0, epochs / 10), gamma=0.5)
 
 
 def cosine(t: float, *, epochs: float, final: float = 0.0) -> float:

@@ -59,6 +59,9 @@ FORMULAS = [
     (s.linear, {"tau": 10}, {0: 1, 5: 0.505, 10: 0.01, 99: 0.01}),
     (s.linear, {"tau": 4, "final": 0.2}, {1: 0.8, 4: 0.2}),
     (s.halve, {}, {0: 1, 0.99: 1, 1: 0.5, 3.5: 0.125}),
+    (s.halve, {"epochs": 30.0}, {0: 1, 2.99: 1, 3: 0.5, 29: 2**-9}),
+    (s.halve, {"epochs": 30.0, "every": 1.0}, {1: 0.5, 29: 2**-29}),
+    (s.halve, {"epochs": 5.0}, {1: 0.5, 4: 2**-4}),
     (s.cosine, {"epochs": 10}, {0: 1, 5: 0.5, 2.5: (1 + math.sqrt(0.5)) / 2, 10: 0, 11: 0}),
     (s.cosine, {"epochs": 10, "final": 0.1}, {0: 1, 5: 0.55, 10: 0.1}),
     (s.flat_cosine, {"epochs": 10, "flat_fraction": 0.6}, {0: 1, 6: 1, 8: 0.5, 10: 0, 11: 0}),
@@ -315,6 +318,7 @@ def test_scheduler_option_names_only_keys_that_exist_and_starts_at_a_usable_rate
             rule.func.__module__ == "dlrun.optim.schedulers"
             and default is not inspect.Parameter.empty
             and option != "warm_restarts"
+            and (option, key) != ("halve", "epochs")  # older runs have none
         ):
             assert value == default, f"{option}.{key}"
     optimizer = make_optimizer()

@@ -84,6 +84,9 @@ def _run(
     for group, rate in zip(trial.optimizer.param_groups, peak_rates(exp), strict=True):
         group["lr"] = factor * rate
     losses, sizes = [], []
+    if isinstance(trial.optimizer, torch.optim.LBFGS):  # whose steps have many, and tell the loss of the last alone
+        with torch.no_grad(), trial.autocast():
+            losses.append(float(trial.objective(trial.stepped, trial.loss, Batch(*batch))[0]))
     for _ in range(STEPS):
         step = loop.step(trial, Batch(*batch))
         losses.append(float(step.loss) / len(batch[1]))

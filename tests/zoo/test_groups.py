@@ -207,3 +207,10 @@ def test_the_experiment_is_the_same_afterwards() -> None:
     (exp,) = exps
     assert not exp.optimizer.state
     assert checked("trial_steps", "", lambda other: alter(other, model=replace(exp).model)).status == "pass"
+
+
+def test_steps_of_many_evaluations_are_compared_with_the_loss_before_the_first() -> None:
+    # the first step of L-BFGS ends next to 0, from where later ones may leave all numbers
+    found = checked("trial_steps", "optimizer=lbfgs")
+    assert found.status == "pass"
+    assert 1.5 < float(found.value.split()[1]) < 3.5

@@ -126,6 +126,14 @@ def test_a_closed_screen_ends_no_run(tmp_path: Path) -> None:
     assert all(b"test accuracy" not in file.read_bytes() for file in (tmp_path / "run/checkpoints").iterdir())
 
 
+def test_a_screen_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "dlrun", "train", *TINY, "run.dir=run"]
+        done = warm.popen(command, cwd=tmp_path, stdout=full.fileno(), stderr=full.fileno())
+        assert done.wait(60) == 0
+    assert reading.stored(tmp_path / "run")["status"] == Status.COMPLETED
+
+
 def test_resume_draws_the_page_that_a_kill_prevented(here: Path, dlrun: Callable[..., Outcome]) -> None:
     words = [word for word in TINY if not word.startswith("trainer.report")]
     assert dlrun("train", *words, "trainer.report=false", "run.dir=run").code == 0

@@ -1,11 +1,13 @@
-"""Where in a network learning stops: the module and the line of the user's code (behind `overfit` and others, C3).
+"""Where in a network learning stops: the module and the line of the user's code (behind `overfit` and others, C3, C7).
 
-Looked for in this order: samples become alike, from a module on; no gradient reaches the modules before a cut; units at
-the limits of their activation. Functions between modules have no name, so the modules around them are named.
+`blame` looks for this in turn: samples become alike, from a module on; no gradient reaches the modules before a cut;
+units at the limits of their activation. `lost` looks for the module from which on the nearest mean of a class no longer
+tells classes apart. Functions between modules have no name, so the modules around them are named.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import line_now
+from dlrun.checks.causes import nearest_mean
 from dlrun.checks.sandbox import named
 from dlrun.data.batches import Batch
 from dlrun.training.experiment import Experiment
 
-__all__ = ["blame"]
+__all__ = ["blame", "lost"]
 
 ALIKE = 1e-5  # spread of a value over the samples, in its size
 LIMITS: dict[type[nn.Module], tuple[float, float]] = {nn.Sigmoid: (0.0, 1.0), nn.Tanh: (-1.0, 1.0)}
+KNOWN = 1e-3  # p of so many hits by chance, below which values know the classes
 AT_LIMIT, MOST = 0.03, 0.5  # of the range of an activation, and the share of values that close to its ends
 
 
@@ -64,6 +68,42 @@ def blame(exp: Experiment, model: nn.Module, x: Tensor, y: Tensor) -> str:
     if full is not None and full.limits > MOST:
         return f"; {full.limits:.0%} of the values of {full.shown} are at their limits, where the slope is 0"
     return ""
+
+
+def lost(
+    model: nn.Module, train: tuple[Tensor, Tensor], held: tuple[Tensor, Tensor], p: Callable[[Tensor, Tensor], float]
+) -> str:
+    """Return "; …" with the module where classes stop being told apart, by images and labels of both parts, or "".
+
+    p: the probability that predictions (N,) meet labels (N,) so often by chance
+    """
+    found: list[str] = []
+    count = len(train[1]) + len(held[1])
+
+    def knows(values: Any) -> bool:
+        if not isinstance(values, Tensor) or len(values) != count:
+            return True
+        known, asked = values[: len(train[1])], values[len(train[1]) :]
+        return p(nearest_mean((known, train[1]), (asked, held[1])), held[1]) < KNOWN
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        if found:
+            return
+        name = f"{names[module]} ({type(module).__name__}{line_now().replace(' at ', ', ')})"
+        if args and not knows(args[0]):
+            found.append(f"; it is lost before {name}, in code between the modules")
+        elif not knows(output):
+            found.append(f"; it is lost in {name}")
+
+    names = {m: n for n, m in model.named_modules() if n and not any(True for _ in m.children())}
+    hooks = [m.register_forward_hook(hook) for m in names]
+    try:
+        with torch.no_grad():
+            model.eval()(torch.cat([train[0], held[0]]))
+    finally:
+        for one in hooks:
+            one.remove()
+    return found[0] if found else ""
 
 
 def _look(name: str, ran: list[_Ran]) -> Any:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.advice import limited
+from dlrun.checks.blame import lost
 from dlrun.checks.causes import nearest_mean
 from dlrun.checks.check import check
 from dlrun.checks.result import Verdict
@@ -114,6 +115,7 @@ def _why(exp: Experiment) -> str:
         return (
             f"{found}, so images and labels match, and the network loses what they share: look for a layer that mixes "
             "samples, scrambles pixels or depends on the mode; see `independence`, `reach` and `modes`"
+            f"{lost(replica(exp), trial.slice, trial.held, _p_value)}"
         )
     return (
         f"{found} as well, which is chance: labels do not match their images (sorted apart, shifted?), or the inputs "

@@ -35,7 +35,7 @@ TORCHVISION = {
     "efficientnet_v2_s": 64,
     "googlenet": 32,
     "inception_v3": 96,
-    "maxvit_t": 64,
+    "maxvit_t": 224,
     "mnasnet0_5": 64,
     "mobilenet_v2": 64,
     "mobilenet_v3_small": 64,

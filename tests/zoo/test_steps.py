@@ -17,7 +17,7 @@ from dlrun.checks.causes import Attempt, unlearned
 from dlrun.checks.sandbox import samples
 from dlrun.training.experiment import Experiment
 from support.composed import alter
-from support.pairs import Change, Pair, checked, experiment
+from support.pairs import Change, Pair, checked, experiment, wear
 
 
 class Rule(torch.optim.Optimizer):
@@ -340,6 +340,36 @@ def test_the_data_are_told_from_the_network_by_the_means_of_the_pixels() -> None
 
     assert "is chance" in garbage._why(experiment("", scrambled))
     assert "`independence`" in garbage._why(experiment())
+
+
+class Scrambled(nn.Module):
+    """Gives the pixels of each sample another order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        order = torch.rand(x.shape[0], x[0].numel(), generator=torch.Generator().manual_seed(0)).argsort(1)
+        return x.flatten(1).gather(1, order).view_as(x)
+
+
+class Losing(nn.Module):
+    """A network that loses what tells classes apart, in a module or between two."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault, self.mix = fault, Scrambled() if fault == "in a module" else nn.Identity()
+        self.conv, self.head = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.mix(F.relu(self.conv(x)))
+        return self.head((Scrambled.forward(self.mix, x) if self.fault == "between" else x).flatten(1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fault", "word"),
+    [("in a module", "lost in mix (Scrambled, test_steps.py:"), ("between", "before head (Linear, test_steps.py:")],
+)
+def test_where_classes_stop_being_told_apart_is_named(fault: str, word: str) -> None:
+    assert word in garbage._why(experiment("", wear(lambda: Losing(fault))))
+    assert "lost" not in garbage._why(experiment("", wear(lambda: Losing(""))))
 
 
 def test_a_decay_that_is_lost_in_rounding_is_no_failure() -> None:

@@ -192,6 +192,16 @@ def test_every_activation_is_heard_and_only_those_without_a_gradient_die(name: s
     assert {key: found[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize(("act", "saturated"), [(nn.ReLU6(), None), (nn.Hardtanh(), 0.5)])
+def test_relu6_at_zero_is_off_and_hardtanh_at_its_limit_is_saturated(act: nn.Module, saturated: float | None) -> None:
+    hidden = nn.Linear(64, 4)
+    with torch.no_grad():
+        hidden.weight.zero_()
+        hidden.bias.copy_(torch.tensor([-5.0, -9.0, 0.2, 0.9]))
+    found = rows(experiment(model=nn.Sequential(nn.Flatten(), hidden, act, nn.Linear(4, 10))))["1"]
+    assert (found["dead_fraction"], found["saturated_fraction"]) == (0.5 if saturated is None else None, saturated)
+
+
 def test_a_network_that_calls_one_activation_module_twice_gives_each_layer_its_own() -> None:
     small = [o for o in SMALL if not o.startswith("model.")]
     exp = build(composed(*small, "model=torchvision", "model.name=resnet18"))

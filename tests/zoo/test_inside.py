@@ -517,8 +517,21 @@ class FromZero(Net):
         return x + self.high(F.relu(self.low(x)))
 
 
-@pytest.mark.parametrize("net", [Straight, Kept, Gated, Projected, Cached, Aliased, FromZero])
-def test_what_is_sound_inside_of_a_network_passes(net: type[Net]) -> None:
+class Scaled(nn.Module):
+    """Patches whose only sight of their neighbours is a branch that starts at a millionth, as in ConvNeXt."""
+
+    def __init__(self, fault: bool = False) -> None:
+        super().__init__()
+        self.patches, self.near = nn.Conv2d(1, 8, 2, 2), nn.Conv2d(8, 8, 3, padding=1)
+        self.scale, self.head = nn.Parameter(torch.full((8, 1, 1), 1e-6)), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x)
+        return self.head(F.gelu(x + self.scale * self.near(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("net", [Straight, Kept, Gated, Projected, Cached, Aliased, FromZero, Scaled])
+def test_what_is_sound_inside_of_a_network_passes(net: type[Net] | type[Scaled]) -> None:
     assert {check: checked(check, "", wear(lambda: net(False))).status for check in LOOKING} == dict.fromkeys(
         LOOKING, "pass"
     )

@@ -8,7 +8,6 @@ place, which no such change explains, are not marked.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import permutations
 from math import log
 
@@ -47,7 +46,7 @@ def unlike(train: Tensor, other: Tensor) -> str | None:
 def alike(a: Tensor, b: Tensor) -> bool:
     """Whether images (N, C, H, W) of two splits have the same colours and mean image, as two samples of one source."""
     a, b = (x.permute(0, 2, 3, 1) for x in (a, b))
-    return all(_distance(made(a), made(b)) < FAR for made in (_brightness, _cells, partial(_colours, order=())))
+    return all(_distance(made(a), made(b)) < FAR for made in (_brightness, _cells, _colours))
 
 
 def rough(x: Tensor) -> float:
@@ -153,11 +152,11 @@ def _inverted(train: Tensor, other: Tensor) -> str | None:
     """Whether dark and bright are exchanged, which colours and mean image show together, better than any turn."""
 
     def far(x: Tensor, sign: float = 1.0) -> float:
-        colours = _colours(x, ())
+        colours = _colours(x)
         means, spreads = colours.chunk(2, 1)
         return _distance(mine, torch.cat([sign * means, spreads, sign * _cells(x)], 1))
 
-    mine = torch.cat([_colours(train, ()), _cells(train)], 1)
+    mine = torch.cat([_colours(train), _cells(train)], 1)
     if (now := far(other)) < FAR * GRID or (then := far(other, -1.0)) * NEARER > now:
         return None
     return "inverted (black for white)" if then < min(far(t(other)) for t in TURNS.values()) else None
@@ -168,8 +167,8 @@ def _channels(train: Tensor, other: Tensor) -> str | None:
     channels = train.shape[3]
     if channels not in (2, 3, 4):
         return None
-    mine = _colours(train, tuple(range(channels)))
-    found = {order: _distance(mine, _colours(other, order)) for order in permutations(range(channels))}
+    mine, theirs = _colours(train), _spreads(other)
+    found = {order: _distance(mine, _apart(theirs, order)) for order in permutations(range(channels))}
     now, best = found[tuple(range(channels))], min(found, key=lambda order: found[order])
     if now < FAR or found[best] * NEARER > now:
         return None
@@ -179,10 +178,19 @@ def _channels(train: Tensor, other: Tensor) -> str | None:
     return f"in the channel order {list(best)}"
 
 
-def _colours(x: Tensor, order: tuple[int, ...]) -> Tensor:
+def _colours(x: Tensor) -> Tensor:
     """Differences between channels of each image, in mean and spread, alike however it is turned (N, 2 C)."""
-    x = x[..., list(order)] if order else x
-    return torch.cat([v - v.mean(1, keepdim=True) for v in (x.mean((1, 2)), x.std((1, 2)))], 1)
+    return _apart(_spreads(x), tuple(range(x.shape[3])))
+
+
+def _spreads(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of each image (N, C)."""
+    return x.mean((1, 2)), x.std((1, 2))
+
+
+def _apart(spreads: tuple[Tensor, Tensor], order: tuple[int, ...]) -> Tensor:
+    """What `_colours` is with the channels in another order."""
+    return torch.cat([v - v.mean(1, keepdim=True) for v in (s[:, list(order)] for s in spreads)], 1)
 
 
 def _turned(train: Tensor, other: Tensor) -> str | None:

@@ -204,7 +204,8 @@ def main() -> None:
     planned = {name: words for name, words in networks() if given.only in name}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        campaign.paint(Path(folder), {*TORCHVISION.values(), *TIMM.values()})
+        sizes = {**{f"torchvision {n}": s for n, s in TORCHVISION.items()}, **{f"timm {n}": s for n, s in TIMM.items()}}
+        campaign.paint(Path(folder), {sizes[name] for name in planned if name in sizes})
         for name, words in planned.items():
             known = _read(log).get(name)
             if (

@@ -318,9 +318,9 @@ def _fitting(base: dict[str, Any], schema: dict[str, Any], chosen: Sequence[str]
 
 def _unfit(base: dict[str, Any], schema: dict[str, Any], chosen: Sequence[str]) -> list[tuple[str, str]]:
     """The groups and keys that a preset sets although the option that was typed does not have them."""
-    if base["hydra"]["runtime"]["choices"].get("experiment") is None:
-        return []
-    typed = {word.partition("=")[0] for word in chosen} & schema.keys() & base.keys()
+    preset = base["hydra"]["runtime"]["choices"].get("experiment") is not None
+    typed = {word.partition("=")[0] for word in chosen} & schema.keys() & base.keys() if preset else set()
+    typed = {group for group in typed if isinstance(base[group], dict)}  # a preset may set a number, which is refused
     return [(group, key) for group in sorted(typed) for key in base[group] if key not in schema[group]]
 
 

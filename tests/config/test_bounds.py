@@ -79,6 +79,13 @@ def test_what_is_no_file_is_not_waited_for(here: Path, dlrun: Callable[..., Outc
     assert (done.code, done.err.count("\n")) == (2, 1)
 
 
+def test_a_number_in_place_of_an_option(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    write(here / "conf/experiment/bad.yaml", "model: 0.5\n")
+    with pytest.raises(UserError, match=r"^model=0\.5"):
+        compose("experiment=bad", "model=mlp")
+    assert "model: 0.5" in dlrun("train", "experiment=bad", "model=mlp", "--cfg", "job").out  # as it is, unchecked
+
+
 def test_links_and_merges_of_a_user_are_read(here: Path) -> None:
     write(here / "mine.yaml", "defaults: [cnn]\nwidth: 8\n")
     (here / "conf/model").mkdir(parents=True)

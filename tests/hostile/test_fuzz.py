@@ -1,7 +1,7 @@
 """Stored files made wrong at random, with a fixed seed: a command ends in one line or leaves them out.
 
 No traceback, no internal error, no command that takes more than 20 s of processor time, no signal, no other file
-changed. 400 inputs in the suite, 20,000 with `-m slow`.
+changed. 2,000 inputs in the suite, 20,000 with `-m slow`.
 """
 
 from __future__ import annotations
@@ -53,6 +53,26 @@ REPORT: Choices = [(("report", "runs/a"), ("runs",), 1)]
 RESUME: Choices = [(("resume", "paused"), ("paused", "outputs"), 1)]
 PREDICT: Choices = [(("predict", "runs/a", "home/x.npy", "--out", "outputs/p.csv", "--force"), ("outputs",), 1)]
 JOINED: Choices = [(("ensemble", "runs", "--out", "outputs/e"), ("outputs",), 1)]
+EVALUATE: Choices = [(("evaluate", "runs/a", "--out", "outputs/v"), ("outputs",), 1)]
+EXPORT: Choices = [(("export", "runs/a", "--to", "torch_export", "--out", "outputs/m.pt2"), ("outputs",), 0.1)]
+SUSPECTS: Choices = [(("suspects", "runs", "--out", "outputs/s"), ("outputs",), 1)]
+REPEAT: Choices = [(("train", "--from", "runs/a", "--cfg", "job", "--resolve"), (), 1)]
+SCORED: Choices = [(("report", "ev"), ("ev",), 1)]
+OPTIONS: Choices = [
+    (("explain", "model", "model=mine"), (), 6),
+    (("explain", "trainer.epochs", "experiment=mine"), (), 6),
+    (("trust", "."), (), 6),
+    (("train", "experiment=mine", "model=mine", "--cfg", "job", "--resolve"), (), 1),
+    (("train", "model=mine", "--help"), (), 0.2),
+    (("train", "--from", "conf/experiment/mine.yaml", "--cfg", "job"), (), 0.5),
+]
+TABLE: Choices = [
+    (("evaluate", "photo", "photos/t.csv", "--out", "outputs/v"), ("outputs",), 1),
+    (("predict", "photo", "photos/t.csv", "--out", "outputs/p.csv", "--force"), ("outputs",), 1),
+    (("train", "--from", "photo", "run.dir=outputs/n"), ("outputs", "cache"), 0.5),
+    (("resume", "halfway"), ("halfway", "outputs", "cache"), 0.5),
+]
+CACHED: Choices = [(words, ("outputs", "cache", "halfway"), often) for words, _, often in TABLE[2:]]
 
 
 def times(found: Choices, weight: float) -> Choices:
@@ -62,16 +82,17 @@ def times(found: Choices, weight: float) -> Choices:
 def table(slow: float) -> dict[str, Choices]:
     """Which commands read each file; `slow` is the weight of those that draw, train or predict."""
     found: dict[str, Choices] = {
-        "runs/a/result.json": QUICK + times(REPORT, slow) + times(JOINED, 2),
-        "runs/a/config.yaml": QUICK + times(PREDICT, slow),
+        "runs/a/result.json": QUICK + times(REPORT + JOINED + PREDICT + EVALUATE, slow),
+        "runs/a/config.yaml": QUICK + times(PREDICT + EVALUATE + EXPORT + SUSPECTS + REPEAT, slow),
         "runs/a/metrics.csv": QUICK + times(REPORT, 2 * slow),
         "runs/a/checks.csv": times(QUICK, 0.2) + times(REPORT, slow),
         "runs/a/layers.csv": times(QUICK, 0.2) + times(REPORT, slow),
         "runs/a/per_class.csv": times(QUICK, 0.2) + times(REPORT, slow),
-        "runs/a/predictions.npz": times(QUICK, 0.1) + times(REPORT, slow) + times(JOINED, 8),
+        "runs/a/predictions.npz": times(QUICK, 0.1) + times(REPORT + JOINED + SUSPECTS + EVALUATE, 2 * slow),
+        "runs/a/probe.npz": times(QUICK, 0.01) + times(PREDICT + EVALUATE + EXPORT, slow),
         "runs/a/showcase.npz": times(QUICK, 0.2) + times(REPORT, slow),
         "runs/a/histograms.npz": times(QUICK, 0.2) + times(REPORT, slow),
-        "runs/a/checkpoints/best.pt": times(QUICK, 0.1) + times(PREDICT, slow),
+        "runs/a/checkpoints/best.pt": times(QUICK, 0.1) + times(PREDICT + EVALUATE + EXPORT, slow),
         "paused/checkpoints/last.pt": [*times(RESUME, slow), (("compare", "paused"), ("outputs",), 1)],
         "paused/config.yaml": [*times(RESUME, slow), (("compare", "paused"), ("outputs",), 1)],
         "paused/metrics.csv": [*times(RESUME, slow), (("compare", "paused"), ("outputs",), 1)],
@@ -82,7 +103,11 @@ def table(slow: float) -> dict[str, Choices]:
             (("resume", "sweep"), ("sweep", "outputs"), slow),
             (("report", "sweep"), ("sweep", "outputs"), slow),
         ],
-        "sweep/study.journal": [(("compare", "sweep"), ("outputs",), 2), (("list", "."), (), 2)],
+        "sweep/study.journal": [
+            (("compare", "sweep"), ("outputs",), 2),
+            (("list", "."), (), 2),
+            (("resume", "sweep"), ("sweep", "outputs"), 10 * slow),
+        ],
         "sweep/0000/result.json": [
             (("compare", "sweep"), ("outputs",), 3),
             (("resume", "sweep"), ("sweep", "outputs"), slow),
@@ -100,8 +125,15 @@ def table(slow: float) -> dict[str, Choices]:
         ],
         "ens/result.json": [(("compare", "ens"), ("outputs",), 3), (("report", "ens"), ("ens",), slow)],
         "ens/table.csv": [(("report", "ens"), ("ens",), slow), (("list", "ens"), (), 1)],
+        "conf/model/mine.yaml": OPTIONS,
+        "conf/experiment/mine.yaml": OPTIONS,
+        "photos/t.csv": times(TABLE, slow),
+        "cache/*.pack": times(CACHED, slow),
+        "cache/*.index": times(CACHED, slow),
+        "halfway/identity.npz": times(TABLE[3:], slow),
     }  # fmt: skip
-    return found
+    names = ("result.json", "predictions.npz", "showcase.npz", "per_class.csv", "calibration.csv", "errors.csv")
+    return found | {f"ev/{name}": times(SCORED, slow) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -111,22 +143,29 @@ def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from dlrun import cli
 
-    place = tmp_path_factory.mktemp("donors")
-    few = ["trainer.threads=1", "dataset.limit=60", "model.width=4", "check=none", "trainer.report=false"]
+    donors = tmp_path_factory.mktemp("fuzz") / "donors"
+    place = donors.with_name("place")  # the name of a cache's entry has the folder of the images in it
+    place.mkdir()
+    _photos(place / "photos")
+    few = ["train", "trainer.threads=1", "model.width=4", "check=none", "trainer.report=false"]
+    digits = [*few, "dataset.limit=60", "trainer.epochs=2"]
+    table = [*few, "dataset=table", "dataset.csv=photos/t.csv", "dataset.cache=cache", "trainer.epochs=2"]
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(place)
-        for words in (
-            ["train", *few, "trainer.epochs=2", "run.dir=runs/a"],
-            ["train", *few, "trainer.epochs=2", "trainer.stop_after=1", "run.dir=paused"],
-        ):
+
+        def call(*words: str) -> None:
             patched.setattr("sys.argv", ["dlrun", *words])
             with pytest.raises(SystemExit) as ending:
                 cli.main()
             assert not ending.value.code
+
+        call(*digits, "run.dir=runs/a")
+        call(*digits, "trainer.stop_after=1", "run.dir=paused")
+        call(*table, "trainer.epochs=1", "run.dir=photo")
+        call(*table, "trainer.stop_after=1", "run.dir=halfway")
         shutil.copytree("runs/a", "runs/b")
-        patched.setattr("sys.argv", ["dlrun", "ensemble", "runs", "--out", "ens"])
-        with pytest.raises(SystemExit):
-            cli.main()
+        call("ensemble", "runs", "--out", "ens")
+        call("evaluate", "runs/a", "--out", "ev")
         shutil.rmtree("outputs")
     for number in range(2):
         shutil.copytree(place / "runs/a", place / f"sweep/{number:04d}")
@@ -137,8 +176,26 @@ def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(place / "runs/a/checks.csv", "check,status,value,expected,message,seconds\nloss,pass,2.3,2.3,fine,0.1\n")
     write(place / "home/bashrc", "export A=1\n")
     np.save(place / "home/x.npy", np.zeros((3, 8, 8), np.uint8))
+    write(place / "conf/model/mine.yaml", "# my network\ndefaults: [cnn]\nwidth: 8\nnorm: none\n")
+    write(
+        place / "conf/experiment/mine.yaml",
+        "# what I try\nmodel: mlp\ntrainer: {epochs: 3}\noptimizer:\n  lr: 0.01  # [0..1] mine\n",
+    )
     (place / "outputs").mkdir()
-    return place
+    place.rename(donors)
+    return donors
+
+
+def _photos(folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(folder / f"{number}.png")
+    lines = [f"{number}.png,{'cat' if number % 2 else 'dog'},p{number // 2}" for number in range(24)]
+    write(folder / "t.csv", "\n".join(["image_id,label,patient", *lines]) + "\n")
 
 
 def _journal(file: Path) -> None:
@@ -174,22 +231,22 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_wrong_files_end_in_a_line_each(donors: Path, tmp_path: Path) -> None:
-    found = [*cases(400, table(slow=0.02), seed=1)]
-    assert faults(found, donors, tmp_path / "place") == []
+def test_wrong_files_end_in_a_line_each(donors: Path) -> None:
+    found = [*cases(2000, table(slow=0.005), seed=1)]
+    assert faults(found, donors, donors.with_name("place")) == []
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("part", range(10))
-def test_twenty_thousand_wrong_files_end_in_a_line_each(donors: Path, tmp_path: Path, part: int) -> None:
-    found = [*cases(2000, table(slow=0.1), seed=100 + part)]
-    assert faults(found, donors, tmp_path / "place") == []
+def test_twenty_thousand_wrong_files_end_in_a_line_each(donors: Path, part: int) -> None:
+    found = [*cases(2000, table(slow=0.05), seed=100 + part)]
+    assert faults(found, donors, donors.with_name("place")) == []
 
 
 @pytest.mark.parametrize(("fault", "told"), [("raise ValueError('x')", "ValueError"), ("os.abort()", "signal 6")])
 def test_the_fuzzer_finds_what_it_looks_for(
-    donors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, told: str
+    donors: Path, monkeypatch: pytest.MonkeyPatch, fault: str, told: str
 ) -> None:
     def broken(*_: Any) -> None:
         exec(fault, {"os": os})
@@ -197,6 +254,6 @@ def test_the_fuzzer_finds_what_it_looks_for(
     monkeypatch.setattr("dlrun.folders.record.expect", broken)
     monkeypatch.setattr("dlrun.folders.reading.expect", broken)
     found = [*cases(40, {"runs/a/metrics.csv": QUICK[:1]}, seed=2)]
-    lines = faults(found[:2], donors, tmp_path / "place")
+    lines = faults(found[:2], donors, donors.with_name("place"))
     assert len(lines) == 2
     assert all(told in line for line in lines)

@@ -22,9 +22,11 @@ __all__ = ["Case", "Choices", "cases", "faults"]
 
 # words of a command, the folders that it may change, and how often it is chosen
 Choices = list[tuple[tuple[str, ...], tuple[str, ...], float]]
+State = dict[str, tuple[int, int, int]]  # by path: inode, size and time
 
 SECONDS = 20  # of processor time, after which a command hangs
 WAITING = 90  # seconds without an answer, on a busy machine: it waits for a pipe or a lock
+OFTEN = 10  # cases between two looks at everything that no command may change
 INTERNAL = "the traceback is in"
 FINE = (0, 1, 2, 3, 4, 5, 130)
 
@@ -47,10 +49,10 @@ class Hang(BaseException):
 
 
 def cases(count: int, table: Mapping[str, Choices], seed: int) -> Iterator[Case]:
-    """Yield cases: each file equally often, its commands by their weights."""
+    """Yield cases: files equally often but for those that only slow commands read, their commands by weights."""
     rng, files = random.Random(seed), sorted(table)
-    for number in range(count):
-        file = files[number % len(files)]
+    often = [min(1.0, sum(weight for *_, weight in table[file])) for file in files]
+    for number, file in enumerate(rng.choices(files, often, k=count)):
         choices = table[file]
         words, writes, _ = rng.choices(choices, [weight for *_, weight in choices])[0]
         yield Case(seed * 1_000_000 + number, file, words, writes)
@@ -112,14 +114,17 @@ def _child(found: list[Case], donors: Path, place: Path, answers: int) -> None:
     if now:
         resource.setrlimit(resource.RLIMIT_AS, (now + (6 << 30), now + (6 << 30)))
     os.chdir(place)
+    # what only waits: for the disk, and to find out how busy the machine is
+    os.fsync = lambda _: None
+    os.getloadavg = lambda: (0.0, 0.0, 0.0)
     signal.signal(signal.SIGVTALRM, _hang)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    before = _state(place / "home")
-    for case in found:
-        line = _run(case, donors, place)
-        if _state(place / "home") != before:
-            line = line or f"{case}: changed another file"
+    clean = {top.name: _state(top) for top in place.iterdir()}
+    for number, case in enumerate(found, 1):
+        line = _run(case, donors, place, clean)
+        if number % OFTEN == 0 or number == len(found):
+            line = line or _strays(place, clean, f"{case}, or one of the {OFTEN} before it")
         os.write(answers, line.encode("utf-8", "backslashreplace")[:4000].replace(b"\0", b"?") + b"\0")
 
 
@@ -127,48 +132,50 @@ def _hang(*_: object) -> None:
     raise Hang
 
 
-def _run(case: Case, donors: Path, place: Path) -> str:
-    """What is wrong with the way that a case ends, or ""."""
+def _run(case: Case, donors: Path, place: Path, clean: dict[str, State]) -> str:
+    """What is wrong with the way that a case ends, or ""; `clean` is what the folders of the place hold before."""
     rng = random.Random(case.seed)
-    file = place / case.file
+    file = place / next(donors.glob(case.file)).relative_to(donors)
     try:
-        other = mutated(case.file, (donors / case.file).read_bytes(), rng)
+        other = mutated(case.file, (donors / file.relative_to(place)).read_bytes(), rng)
     except Exception as error:
         return f"{case}: no other file: {error!r}"
     _replace(file, other, special(rng), place)
-    untouched = [p for p in sorted(place.iterdir()) if p.name not in (case.file.split("/")[0], *case.writes)]
-    before = [_state(p) for p in untouched]
+    touched = {case.file.split("/")[0], *case.writes}
+    told = _outcome(case)
+    for top in sorted(touched):
+        clean[top] = _restored(top, donors, place, clean.get(top, {}))
+    return f"{case}: {told}" if told else ""
+
+
+def _strays(place: Path, clean: dict[str, State], who: str) -> str:
+    """What differs in the place although every folder that a command may change was put back, or ""."""
+    for top in sorted({*clean, *os.listdir(place)}):
+        if (now := _state(place / top)) != clean.get(top):
+            names = [name for name in {*now, *clean.get(top, {})} if now.get(name) != clean.get(top, {}).get(name)]
+            return f"{who}: changed {sorted(names)[:3]}"
+    return ""
+
+
+def _outcome(case: Case) -> str:
+    """Run the command; what is wrong with its exit code and output, or ""."""
     out, err = io.StringIO(), io.StringIO()
-    told = ""
     try:
         signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
         try:
             code = _command(case.words, out, err)
         finally:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        if INTERNAL in out.getvalue() + err.getvalue():
-            told = f"internal error: {(out.getvalue() + err.getvalue())[-300:]}"
-        elif code not in FINE:
-            told = f"exit {code}"
     except Hang:
-        told = f"takes more than {SECONDS} s"
+        return f"takes more than {SECONDS} s"
     except BaseException as error:
         frames = traceback.extract_tb(error.__traceback__)
         own = [f for f in frames if "/dlrun/" in f.filename] or frames
         where = f"{'/'.join(Path(own[-1].filename).parts[-2:])}:{own[-1].lineno} {own[-1].name}"
-        told = f"{type(error).__name__}: {str(error)[:120]} at {where}"
-    if not told and before != [_state(p) for p in untouched]:
-        told = "changed another folder"
-    for name in {case.file.split("/")[0], *case.writes}:
-        if case.writes or name != case.file.split("/")[0]:
-            _remove(place / name)
-            if (donors / name).is_dir():
-                shutil.copytree(donors / name, place / name)
-        else:
-            _remove(file)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes((donors / case.file).read_bytes())
-    return f"{case}: {told}" if told else ""
+        return f"{type(error).__name__}: {str(error)[:120]} at {where}"
+    if INTERNAL in (said := out.getvalue() + err.getvalue()):
+        return f"internal error: {said[-300:]}"
+    return "" if code in FINE else f"exit {code}"
 
 
 def _command(words: tuple[str, ...], out: io.StringIO, err: io.StringIO) -> int:
@@ -201,6 +208,20 @@ def _replace(file: Path, data: bytes, kind: str | None, place: Path) -> None:
     makes[kind]()
 
 
+def _restored(top: str, donors: Path, place: Path, before: State) -> State:
+    """Put back what differs in a folder of the place; return what it holds then."""
+    for name, now in _state(place / top).items():
+        if now != before.get(name) and os.path.lexists(name):
+            _remove(Path(name))
+    for name in [name for name in before if not os.path.lexists(name)]:
+        source = donors / Path(name).relative_to(place)
+        if source.is_dir():
+            Path(name).mkdir()
+        else:
+            shutil.copy2(source, name)
+    return _state(place / top)
+
+
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
@@ -208,11 +229,15 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _state(path: Path) -> list[tuple[str, int, int, int]]:
-    """Names, sizes and times of everything at and below a path."""
-    found = []
+def _state(path: Path) -> State:
+    """What lies at and below a path: inode, size and time of files; folders are there, whatever they hold."""
+    found: State = {}
     for top, folders, names in os.walk(path):
-        for name in sorted([*folders, *names]):
+        found[top] = (0, 0, 0)
+        for name in [*(name for name in folders if os.path.islink(f"{top}/{name}")), *names]:
             about = os.lstat(f"{top}/{name}")
-            found.append((f"{top}/{name}", about.st_ino, about.st_size, about.st_mtime_ns))
+            found[f"{top}/{name}"] = (about.st_ino, about.st_size, about.st_mtime_ns)
+    if not found and os.path.lexists(path):
+        about = os.lstat(path)
+        found[str(path)] = (about.st_ino, about.st_size, about.st_mtime_ns)
     return found

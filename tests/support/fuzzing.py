@@ -6,6 +6,7 @@ else.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -13,6 +14,7 @@ import random
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -42,6 +44,7 @@ HOSTILE: list[Any] = [
     ],
     *["<script>alert(1)</script>", "${oc.env:HOME}", "../../../etc/passwd", "/dev/zero"],
 ]
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # ten times as fast
 LETTERS = "abcdefghij"
 # nine levels, each nine times the one before: 387 million values, or pairs
 ALIASES = "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in pairwise(LETTERS))
@@ -90,7 +93,7 @@ def _values(found: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         *way, last = rng.choice(_places(found)[1:] or [(None,)])
         if last is None or not isinstance(found, (dict, list)):
-            return rng.choice(HOSTILE)
+            return copy.deepcopy(rng.choice(HOSTILE))
         node = found
         for key in way:
             node = node[key]
@@ -104,7 +107,7 @@ def _values(found: Any, rng: random.Random) -> Any:
             case 3:
                 node[last] = {"a": node[last]}
             case _:
-                node[last] = rng.choice(HOSTILE)
+                node[last] = copy.deepcopy(rng.choice(HOSTILE))  # it may be changed next
     return found
 
 
@@ -113,8 +116,13 @@ def _json(data: bytes, rng: random.Random) -> bytes:
 
 
 def _yaml(data: bytes, rng: random.Random) -> bytes:
-    found = _values(yaml.load(data, yaml.SafeLoader), rng)
-    return yaml.dump(found, Dumper=yaml.SafeDumper, allow_unicode=True).encode("utf-8", "surrogatepass")
+    found = _values(copy.deepcopy(_loaded(data)), rng)
+    return yaml.dump(found, Dumper=DUMPER, allow_unicode=True).encode("utf-8", "surrogatepass")
+
+
+@lru_cache
+def _loaded(data: bytes) -> Any:
+    return yaml.load(data, yaml.SafeLoader)
 
 
 def _lines(data: bytes, rng: random.Random) -> bytes:
@@ -192,6 +200,14 @@ def _array(value: Any, rng: random.Random) -> Any:
         return rng.choice(changes)()
 
 
+@lru_cache
+def _bomb(name: str, size: int) -> bytes:
+    """An array that is packed a thousand times smaller than it is."""
+    out = io.BytesIO()
+    np.savez_compressed(out, **{name: np.zeros(size, np.uint8)})
+    return out.getvalue()
+
+
 def _npz(data: bytes, rng: random.Random) -> bytes:
     """Arrays of other shapes and types, lost, renamed; pickles, lying headers, bombs."""
     with np.load(io.BytesIO(data)) as found:
@@ -209,8 +225,7 @@ def _npz(data: bytes, rng: random.Random) -> bytes:
             np.savez(out, **arrays)
             return out.getvalue().replace(b"'shape': (", b"'shape': (9999999999999,", 1)
         case 4:
-            np.savez_compressed(out, **{name: np.zeros(rng.choice((1000, 30_000_000)), np.uint8)})
-            return out.getvalue()
+            return _bomb(name, rng.choice((1000, 30_000_000)))
         case 5:  # a central directory that claims 2**32 bytes
             np.savez(out, **arrays)
             whole = bytearray(out.getvalue())
@@ -239,7 +254,7 @@ def _pt(data: bytes, rng: random.Random) -> bytes:
         name = rng.choice(sorted(found[key]))
         weight = found[key][name]
         found[key][name] = rng.choice(
-            (weight[:0], weight.reshape(-1), weight.double(), weight.float() * float("nan"), 3, None)
+            (weight.reshape(-1)[:0], weight.reshape(-1), weight.double(), weight.float() * float("nan"), 3, None)
         )
     else:
         found[key] = rng.choice([v for v in HOSTILE if not isinstance(v, str) or "\ud800" not in v])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from statistics import fmean, median
 from typing import Any
@@ -42,22 +43,22 @@ class Evidence:
         status: str,
         train_acc_valid: bool = True,
     ) -> None:
-        rows = list(metrics)
+        rows = [row for row in metrics if math.isfinite(_number(row.get("epoch")))]  # a person may have edited it
         self.config, self.data, self.status = config, data, status
         self.epochs = [int(float(row["epoch"])) for row in rows]
         self.lr, self.loss, self.acc, self.val_loss, self.val_acc, self.monitored = (
-            [_number(row.get(column)) for row in rows]
-            for column in ("lr", "train_loss", "train_acc", "val_loss", "val_acc", self.monitor)
+            [_number(row.get(c)) for row in rows]
+            for c in ("lr", "train_loss", "train_acc", "val_loss", "val_acc", self.monitor)
         )
         self.train_eval, self.grad_norm, self._val_balanced, self.step_sizes, self.nonlinear = (
             [_number(row.get(c)) for row in rows]
             for c in ("train_eval_acc", "grad_norm", "val_balanced_acc", "update_ratio", "nonlinear")
         )
         if not train_acc_valid:
-            self.acc = []
-            self.monitored = [] if self.monitor == "train_acc" else self.monitored
+            self.acc, self.monitored = [], [] if self.monitor == "train_acc" else self.monitored
         self.peak = max([*self.lr, float(self.key("optimizer.lr", 0.0))])
-        self.layers = [(int(float(row["epoch"])), str(row["layer"]), row) for row in layers]
+        of = [row for row in layers if row.get("layer") and math.isfinite(_number(row.get("epoch")))]
+        self.layers = [(int(float(row["epoch"])), str(row["layer"]), row) for row in of]
         self.ratios = self._ratios()
 
     @property
@@ -100,8 +101,7 @@ class Evidence:
         live = {e for e, lr in zip(self.epochs, self.lr, strict=True) if lr >= ANNEALED * max(self.lr)}
         found: dict[str, list[float]] = {}
         for epoch, layer, row in self.layers:
-            value = _number(row.get("update_ratio"))
-            if epoch in live and math.isfinite(value):
+            if epoch in live and math.isfinite(value := _number(row.get("update_ratio"))):
                 found.setdefault(layer, []).append(value)
         return {layer: median(values) for layer, values in found.items()}
 
@@ -321,7 +321,9 @@ class Evidence:
 
 
 def _number(value: Any) -> float:
-    return math.nan if value in (None, "") else float(value)
+    with suppress(ValueError):
+        return float(math.nan if value in (None, "") else value)
+    return math.nan
 
 
 def _error(accuracy: float, count: int) -> float:

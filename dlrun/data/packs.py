@@ -215,7 +215,7 @@ class Pack:
         own, whole = self._generation(head), b""
         with suppress(FileNotFoundError):
             whole = stored(self.index)
-        if own is None or whole[: len(own)] != own:
+        if own is None or len(head) < HEAD or whole[: len(own)] != own:
             return None
         count = (len(whole) - len(own)) // RECORD.itemsize  # the last may be a part, of a killed process
         return np.frombuffer(whole, dtype=RECORD, count=count, offset=len(own))

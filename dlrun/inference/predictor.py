@@ -6,6 +6,7 @@ neither the dataset nor the optimizer of the run is needed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -112,15 +113,15 @@ def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
     if not ensemble_folder.is_ensemble(path):
         return _run(path, trust, device)
     stored = ensemble_folder.read(path)
-    if stored.get("vote") not in VOTES:
+    if str(stored.get("vote")) not in VOTES:
         raise UserError(f"{path}: vote={stored.get('vote')}: expected one of {', '.join(VOTES)}")
     try:
         weights = [float(m.get("weight", 1)) for m in stored["members"]]
         temperature = float(stored.get("temperature", 1.0))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: a weight or the temperature is not a number: {error}") from error
-    if min(weights) <= 0 or not temperature > 0:
-        raise UserError(f"{path}: weights and temperature must be above 0")
+    if not all(0 < number < math.inf for number in (*weights, temperature)):
+        raise UserError(f"{path}: weights and temperature must be finite and above 0")
     for m in stored["members"]:
         if not reading.is_run(path / str(m["run"])):
             raise UserError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,13 @@ def evaluated(path: Path, trust: list[str]) -> Member:
     return _member(exp, path, reading.tested(path), averaged=averaged)
 
 
+def _rates(path: Path) -> Iterator[tuple[int, float]]:
+    """The learning rate of each epoch whose row has one."""
+    for row in reading.metrics(path):
+        with suppress(KeyError, ValueError):
+            yield int(row["epoch"]), float(row["lr"])
+
+
 def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
     """Return the epoch checkpoints of one run as members, in their order (E3), and a note or "".
 
@@ -43,7 +52,7 @@ def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
         )
     exp, note = rebuilt(path, trust), ""
     if (reading.config(path).get("choices") or {}).get("scheduler") == "warm_restarts":
-        rates = {int(row["epoch"]): float(row["lr"]) for row in reading.metrics(path)}
+        rates = dict(_rates(path))
         ends = {e for e, rate in rates.items() if rates.get(e + 1, float("inf")) > rate}
         snapshots = [file for file in files if int(file.name.split("_")[1]) in ends]
         if len(snapshots) > 1:

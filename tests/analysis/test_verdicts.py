@@ -555,3 +555,11 @@ def test_verdicts_do_not_import_torch() -> None:
     code = "import sys, dlrun.analysis.verdicts; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert verdicts.__all__ == sorted(verdicts.__all__)
+
+
+def test_rows_that_a_person_edited_are_omitted() -> None:
+    rows = metrics([0.5, 0.4, 0.3, 0.2, 0.1], [0, 0, 1, 1, 1])
+    strange = [{**rows[0], "epoch": "x"}, {"lr": 1.0}, {**rows[0], "epoch": "nan"}, {**rows[0], "epoch": None}]
+    expected = judge(rows, layers(1e-3), configured(), DATA)
+    assert judge([*strange, *rows], [{"epoch": 1}, *layers(1e-3)], configured(), DATA) == expected
+    judge([{**row, "val_loss": "much", "lr": "=1"} for row in rows], layers(1e-3), configured(), DATA)

@@ -94,6 +94,12 @@ def test_an_ensemble_predicts_what_its_vote_stored(there: Path, dlrun: Callable[
             p = [float(row[f"p_{name}"]) for name in ("ant", "bee", "cat")]
             wanted = np.array(expected[row["file"].removeprefix("photos/")]) ** (1 / temperature)
             np.testing.assert_allclose(p, wanted / wanted.sum(), atol=5e-5)
+    whole = file.read_text()
+    for key, value in {"vote": "{a: b}", "temperature": ".inf"}.items():
+        file.write_text(re.sub(rf"(?m)^{key}: .*", f"{key}: {value}", whole))
+        done = dlrun("predict", "e", "photos/test", "--force")
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert key in done.err
 
 
 def test_an_ensemble_without_its_members_names_what_to_copy(there: Path, dlrun: Callable[..., Outcome]) -> None:

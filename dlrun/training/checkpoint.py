@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import shlex
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -31,6 +32,8 @@ from dlrun.vocabulary import FORMAT
 
 __all__ = ["State", "Writer", "load", "load_weights", "restore", "snapshot", "write"]
 
+# bytes of a checkpoint whose tensors are the file itself: who loads it copies what it needs, and the digest has read it
+MAPPED = 1 << 22
 KEYS = ("model", "optimizer", "scheduler", "ema", "rng", "epoch", "step", "best")
 
 
@@ -179,9 +182,10 @@ def restore(run: Run, exp: Experiment) -> State:
         raise UserError(f"{error}{_instead(run)}", error.code) from error
     except expected.Misfit as error:
         raise UserError(f"{run.last}: {error}{_instead(run)}") from error
-    load_weights(run.last, found, exp.kept.model)
+    load_weights(run.last, found, exp.kept.model, held=True)
     try:
-        exp.optimizer.load_state_dict(found["optimizer"])
+        kept = run.last.stat().st_size <= MAPPED  # an optimizer keeps what it gets, which must not be the file
+        exp.optimizer.load_state_dict(found["optimizer"] if kept else _copied(found["optimizer"]))
         exp.scheduler.load_state_dict(found["scheduler"])
         if exp.kept.average is not None:
             exp.kept.average.load_state_dict(found["ema"])
@@ -214,14 +218,17 @@ def _instead(run: Run) -> str:
     return ""
 
 
-def load_weights(path: Path, found: dict[str, Any], model: nn.Module, *, averaged: bool = False) -> None:
-    """Load the weights of a checkpoint, or their running average, into a model.
+def load_weights(
+    path: Path, found: dict[str, Any], model: nn.Module, *, averaged: bool = False, held: bool = False
+) -> None:
+    """Load the weights of a checkpoint, or their running average, into a model; `held`: they were compared before.
 
     Raises UserError, which names the first weight that does not fit.
     """
     try:
         weights = found["ema" if averaged else "model"]
-        expected.hold_weights(weights, model)
+        if not held:
+            expected.hold_weights(weights, model)
         model.load_state_dict(weights)
     except Exception as error:  # a user's own model may raise anything
         lines = str(error).strip().split("\n")
@@ -229,17 +236,23 @@ def load_weights(path: Path, found: dict[str, Any], model: nn.Module, *, average
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, tensors on the processor.
+    """Read a checkpoint, tensors on the processor; they are the file until they are copied.
 
     Raises UserError, which names the file, if it is no checkpoint of dlrun, if a newer dlrun wrote it, or if a bit has
     changed since.
     """
     try:
         folder = path.parents[1] if path.parent.name == "checkpoints" else path.parent
-        data = opener.read(folder, path.relative_to(folder).as_posix())
-        if data.startswith(b"PK") and sealing.sealed(data) and sealing.broken(data):
-            raise UserError(f"{path}: damaged since it was written: its content does not have the digest at its end")
-        found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with opener.opened(folder, path.relative_to(folder).as_posix()) as file:
+            handle = file.fileno()
+            if os.pread(handle, 2, 0) == b"PK" and sealing.sealed(handle) and sealing.broken(handle):
+                raise UserError(
+                    f"{path}: damaged since it was written: its content does not have the digest at its end"
+                )
+            name = f"/dev/fd/{handle}"
+            source: Any = name if os.path.exists(name) else file
+            large = source is name and os.fstat(handle).st_size > MAPPED
+            found = torch.load(source, map_location="cpu", weights_only=True, mmap=large)
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except UserError:

@@ -73,7 +73,7 @@ def hold_weights(found: Any, model: torch.nn.Module, whose: str = "") -> None:
     for name, own in model.state_dict().items():
         if name not in found or not isinstance(own, Tensor):
             continue
-        _tensor(found[name], f"{whose}{name}", own.dtype, tuple(own.shape), finite=bool(own.isfinite().all()))
+        _tensor(found[name], f"{whose}{name}", own.dtype, own.shape, like=own)
 
 
 def _hold_counters(found: Mapping[str, Any]) -> None:
@@ -120,7 +120,7 @@ def _hold_optimizer(found: Any, exp: Experiment) -> None:
         if len(slow) not in (0, len(fast)):
             raise Misfit(f"the slow weights of lookahead: expected {len(fast)} tensors, found {len(slow)}")
         for number, (one, p) in enumerate(zip(slow, fast, strict=False)):
-            _tensor(one, f"slow weight {number} of lookahead", p.dtype, tuple(p.shape))
+            _tensor(one, f"slow weight {number} of lookahead", p.dtype, p.shape)
         optimizer, own, found = optimizer.inner, own["inner"], found["inner"]
     if own.keys() != {"state", "param_groups"}:
         return  # a user's own
@@ -192,10 +192,8 @@ def _entry(found: Any, weight: Tensor, name: str, optimizer: Optimizer, group: M
         elif known and key in known:
             if value is None and key == "momentum_buffer":
                 continue
-            _tensor(value, what, weight.dtype, tuple(weight.shape))
-            if key in SQUARES and bool((value < 0).any()):
-                raise Misfit(f"{what}: expected no negative values")
-        elif isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+            _tensor(value, what, weight.dtype, weight.shape, low=0.0 if key in SQUARES else -math.inf)
+        elif isinstance(value, Tensor) and not all(map(math.isfinite, _range(value))):
             raise Misfit(f"{what}: expected finite values")
     return state
 
@@ -212,7 +210,7 @@ def _separate(state: dict[str, Any], weight: Tensor, seen: set[int]) -> None:
 
 def _hold_random(found: Any) -> None:
     state = _mapping(found, "rng", ("torch", "cuda", "mps", "numpy", "python"))
-    _tensor(state["torch"], "rng.torch", torch.uint8, tuple(torch.get_rng_state().shape))
+    _tensor(state["torch"], "rng.torch", torch.uint8, torch.get_rng_state().shape)
     for one in _list(state["cuda"], "rng.cuda"):
         _tensor(one, "rng.cuda", torch.uint8, (16,))
     if state["mps"] is not None and not isinstance(state["mps"], Tensor):
@@ -237,14 +235,39 @@ def _hold_random(found: Any) -> None:
         raise Misfit(f"rng.python: expected a place up to 624, found {numbers[-1]}")
 
 
-def _tensor(found: Any, name: str, dtype: torch.dtype, shape: tuple[int, ...], *, finite: bool = True) -> None:
-    wanted = f"{name}: expected {str(dtype).removeprefix('torch.')} {shape}"
+def _tensor(
+    found: Any,
+    name: str,
+    dtype: torch.dtype,
+    shape: Sequence[int],
+    *,
+    low: float = -math.inf,
+    like: Tensor | None = None,
+) -> None:
+    """Raise Misfit for anything but a tensor of this type and shape, at least `low`, finite unless `like` is not."""
     if not isinstance(found, Tensor) or found.layout != torch.strided:
-        raise Misfit(f"{wanted}, found {_kind(found)}")
-    if found.dtype != dtype or tuple(found.shape) != shape:
-        raise Misfit(f"{wanted}, found {str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}")
-    if finite and not bool(found.isfinite().all()):
-        raise Misfit(f"{wanted}, found values that are not finite")
+        raise Misfit(f"{_wanted(name, dtype, shape)}, found {_kind(found)}")
+    if found.dtype != dtype or found.shape != torch.Size(shape):
+        kind = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
+        raise Misfit(f"{_wanted(name, dtype, shape)}, found {kind}")
+    least, most = _range(found)
+    finite = math.isfinite(least) and math.isfinite(most)
+    if not finite and (like is None or all(map(math.isfinite, _range(like)))):
+        raise Misfit(f"{_wanted(name, dtype, shape)}, found values that are not finite")
+    if least < low:
+        raise Misfit(f"{name}: expected no values below {low:g}")
+
+
+def _wanted(name: str, dtype: torch.dtype, shape: Sequence[int]) -> str:
+    return f"{name}: expected {str(dtype).removeprefix('torch.')} {tuple(shape)}"
+
+
+def _range(found: Tensor) -> tuple[float, float]:
+    """The least and the largest value in one pass, NaN if there is one; `isfinite` makes five copies."""
+    if not found.is_floating_point() or not found.numel():
+        return 0.0, 0.0
+    least, most = torch.aminmax(found)
+    return float(least), float(most)
 
 
 def _mapping(found: Any, name: str, keys: Sequence[str]) -> dict[Any, Any]:

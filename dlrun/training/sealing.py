@@ -8,8 +8,10 @@ is the comment of the archive: other programs read the file as before.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
+from collections.abc import Callable
 from hashlib import blake2b
 
 import torch
@@ -19,9 +21,15 @@ __all__ = ["broken", "seal", "sealed"]
 MARK = b"dlrun digest "
 LENGTH = len(MARK) + 32  # of the comment: the mark and a digest of 16 bytes in hexadecimal
 # APPNOTE 6.3.10 of PKWARE: the end of an archive, the same beyond 4 GB and where that is, an entry of its directory
-END, END64, AT64 = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
-ENTRY = struct.Struct("<4s6H3L5H2L")
+END, END64, AT64 = struct.Struct("<4s6xH4xLH"), struct.Struct("<32xQ8xQ"), struct.Struct("<8xQ4x")
+ENTRY = struct.Struct("<4s12x3L3H8xL")  # mark, CRC-32, stored bytes, bytes, lengths of name, extra, comment, place
+HEADER = struct.Struct("<26xHH")  # the header before a record: lengths of name and extra
 WIDE = 0xFFFFFFFF  # the number is in the extra field
+BLOCK = 1 << 18  # bytes whose checksum is computed at a time: they stay in the cache of a core
+SMALL = 1 << 21  # bytes of a file that are read at once: a large network has hundreds of small tensors
+AHEAD = 512  # bytes read with a header, for its name and what aligns the record
+
+_Read = Callable[[int, int], "bytes | memoryview"]  # from, to
 
 
 def seal(buffer: io.BytesIO) -> None:
@@ -31,52 +39,86 @@ def seal(buffer: io.BytesIO) -> None:
     buffer.write(struct.pack("<H", LENGTH))
     known = torch.serialization.get_crc32_options()
     with buffer.getbuffer() as view:
-        digest = _digest(view, known=known)
+
+        def read(start: int, stop: int) -> memoryview:
+            return view[start:stop]
+
+        digest = _digest(size, read, None if known else lambda *place: zlib.crc32(read(*place)))
     buffer.write(MARK + digest)
 
 
-def sealed(data: bytes) -> bool:
-    """Whether a file has, or had, a digest: all archives but those that end without a comment."""
-    return not (data[-END.size :].startswith(b"PK\x05\x06") and data.endswith(b"\0\0"))
+def sealed(handle: int) -> bool:
+    """Whether an open file has, or had, a digest: all archives but those that end without a comment."""
+    size = os.fstat(handle).st_size
+    end = os.pread(handle, END.size, max(size - END.size, 0))
+    return not (end.startswith(b"PK\x05\x06") and end.endswith(b"\0\0"))
 
 
-def broken(data: bytes) -> bool:
-    """Whether the digest at the end of a file is not that of its content."""
+def broken(handle: int) -> bool:
+    """Whether the digest at the end of an open file is not that of its content, which is read in blocks."""
+    size = os.fstat(handle).st_size - LENGTH
+    whole = memoryview(os.pread(handle, SMALL, 0))
+    view = memoryview(bytearray(BLOCK))
+
+    def read(start: int, stop: int) -> bytes | memoryview:
+        return whole[start:stop] if stop <= len(whole) else os.pread(handle, stop - start, start)
+
+    def checksum(start: int, stop: int) -> int:
+        if stop <= len(whole):
+            return zlib.crc32(whole[start:stop])
+        found = 0
+        while start < stop:
+            done = os.preadv(handle, [view[: stop - start]], start)
+            if not done:
+                raise ValueError("cut short")
+            found = zlib.crc32(view[:done], found)
+            start += done
+        return found
+
     try:
-        return MARK + _digest(memoryview(data)[:-LENGTH]) != data[-LENGTH:]
-    except (struct.error, ValueError, IndexError):
+        return MARK + _digest(size, read, checksum) != read(size, size + LENGTH)
+    except (struct.error, ValueError, IndexError, OSError):
         return True
 
 
-def _digest(data: memoryview, *, known: bool = False) -> bytes:
-    """The digest of an archive without its comment; the checksums in its directory are trusted if `known`."""
+def _digest(size: int, read: _Read, checksum: Callable[[int, int], int] | None) -> bytes:
+    """The digest of an archive of this size without its comment.
+
+    Without `checksum`, the checksums in the archive's directory are trusted.
+    """
     parts: list[bytes | memoryview] = []
     place = 0
-    for header, size, checksum in sorted(_directory(data)):
-        name, extra = struct.unpack_from("<HH", data, header + 26)
+    for header, length, known in sorted(_directory(size, read)):
+        between = read(place, min(header + AHEAD, size))
+        name, extra = HEADER.unpack_from(between, header - place)
         start = header + 30 + name + extra
-        if not place <= start <= start + size <= len(data):
+        if not place <= header <= start <= start + length <= size:
             raise ValueError("not an archive of torch")
-        parts += (data[place:start], struct.pack("<L", checksum if known else zlib.crc32(data[start : start + size])))
-        place = start + size
-    return blake2b(b"".join([*parts, data[place:]]), digest_size=16).hexdigest().encode()
+        if start - place > len(between):
+            between = read(place, start)
+        found = known if checksum is None else checksum(start, start + length)
+        parts += (between[: start - place], found.to_bytes(4, "little"))
+        place = start + length
+    return blake2b(b"".join([*parts, read(place, size)]), digest_size=16).hexdigest().encode()
 
 
-def _directory(data: memoryview) -> list[tuple[int, int, int]]:
+def _directory(size: int, read: _Read) -> list[tuple[int, int, int]]:
     """Place, stored bytes and CRC-32 of each record."""
-    end = len(data) - END.size
-    mark, _, _, _, count, _, place, _ = END.unpack_from(data, end)
-    if place == WIDE or count == 0xFFFF:
-        place, count = END64.unpack_from(data, AT64.unpack_from(data, end - AT64.size)[2])[-1:-4:-2]
-    found = []
+    mark, count, start, _ = END.unpack(read(size - END.size, size))
+    if start == WIDE or count == 0xFFFF:
+        (at,) = AT64.unpack(read(size - END.size - AT64.size, size - END.size))
+        count, start = END64.unpack(read(at, at + END64.size))
+    if not 0 <= start <= size or count > size:
+        raise ValueError("not an archive of torch")
+    data, place, found = read(start, size), 0, []
     for _ in range(count):
-        mark, _, _, _, _, _, _, checksum, size, whole, name, extra, comment, *_, header = ENTRY.unpack_from(data, place)
+        mark, known, length, whole, name, extra, comment, header = ENTRY.unpack_from(data, place)
         if mark != b"PK\x01\x02":
             raise ValueError("not an archive of torch")
         place += ENTRY.size + name
-        if WIDE in (size, whole, header):
-            size, header = _wide(data[place : place + extra], size, whole, header)
-        found.append((header, size, checksum))
+        if WIDE in (length, whole, header):
+            length, header = _wide(memoryview(data)[place : place + extra], length, whole, header)
+        found.append((header, length, known))
         place += extra + comment
     return found
 

@@ -62,6 +62,8 @@ def stored_arrays(path: str) -> dict[str, Stored]:
     """Return the arrays of an .npz, or of a folder of .npy files, by name. Raises UserError if it is neither."""
     place = Path(path).expanduser()
     try:
+        if place.exists() and not (place.is_dir() or place.is_file()):  # it would be waited for
+            raise UserError(f"dataset.path={path}: expected a file or a folder, found a pipe or a device")
         if place.is_dir():
             return {file.stem: _npy(file) for file in sorted(place.glob("*.npy"))}
         with zipfile.ZipFile(place) as archive:

@@ -53,6 +53,7 @@ SIZE = 16  # bytes of a digest
 MARK = b"dlrun "  # the first bytes of all files of a cache
 VERSION = 2  # 1: one entry per set of files
 HEAD = 4096  # bytes before the first row
+INDEX = 1 << 30  # bytes of an index: the records of 26 million images
 CHUNK = 256  # images per task that computes digests
 FIRST, BLOCK = 1 << 16, 1 << 20  # bytes read at a time: most files end in the first
 _maps: WeakValueDictionary[tuple[int, int], np.memmap[Any, Any]] = WeakValueDictionary()  # by device and inode
@@ -79,9 +80,9 @@ def unlinked(path: str, flags: int) -> int:
 
 
 def stored(path: Path) -> bytes:
-    """Return the content of a file of a cache, opened by `unlinked`."""
+    """Return the content of a file of a cache, opened by `unlinked`; nothing if it is too large for one."""
     with open(path, "rb", opener=unlinked) as file:
-        return file.read()
+        return file.read() if os.fstat(file.fileno()).st_size <= INDEX else b""
 
 
 def keys_of(digests: NDArray[np.uint8]) -> list[bytes]:

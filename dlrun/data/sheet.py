@@ -9,6 +9,8 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import stat
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,7 @@ __all__ = ["TABLES", "Sheet", "is_table", "read", "shown", "simple"]
 
 TABLES = (".csv", ".tsv", ".txt", ".tab", ".parquet", ".pq", ".csv.gz", ".tsv.gz")
 PARQUET = (".parquet", ".pq")
+LARGEST = 1 << 30  # bytes of a table, of ten million images or more
 DELIMITERS = ",;\t|"
 SIGNATURES = {b"PAR1": "parquet", b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip"}
 MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
@@ -67,6 +70,9 @@ def is_table(path: Path) -> bool:
 def read(path: Path) -> Sheet:
     """Return the table in a file. Raises UserError that names the line that does not fit."""
     try:
+        about = path.stat()  # a run of others may name a pipe, which waits, or a device without end
+        if not stat.S_ISREG(about.st_mode) or about.st_size > LARGEST:
+            raise UserError(f"{path}: expected a file of at most {LARGEST:,} bytes")
         whole = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
@@ -76,12 +82,20 @@ def read(path: Path) -> Sheet:
     if kind == "parquet" or path.suffix.lower() in PARQUET:
         return _parquet(path)
     try:
-        text = _text(gzip.decompress(whole) if kind == "gzip" else whole)
-    except (OSError, EOFError) as error:
+        text = _text(_unpacked(path, whole) if kind == "gzip" else whole)
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be unpacked ({first_line(error)})") from error
     if "\0" in text:
         raise UserError(f"{path}: expected a CSV, TSV or Parquet file, found binary data")
     return _sheet(path, text)
+
+
+def _unpacked(path: Path, whole: bytes) -> bytes:
+    with gzip.open(io.BytesIO(whole)) as file:
+        found = file.read(LARGEST + 1)
+    if len(found) > LARGEST:
+        raise UserError(f"{path}: expected at most {LARGEST:,} bytes when unpacked")
+    return found
 
 
 def _text(whole: bytes) -> str:

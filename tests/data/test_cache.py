@@ -112,7 +112,7 @@ def test_only_new_content_is_decoded(photos, tmp_path, decodes):
 
 
 DAMAGED = {"pixel": 1, "short": 1, "half": 16, "no index": 32, "index": 32, "record": 1, "foreign": 32, "no pack": 32}
-DAMAGED |= {"head": 32, "pipe": 32}
+DAMAGED |= {"head": 32}
 
 
 @pytest.mark.parametrize("damage", DAMAGED)
@@ -144,9 +144,6 @@ def test_what_is_damaged_is_decoded_again(photos, tmp_path, decodes, damage, cap
             pack.unlink()
         case "head":
             pack.write_bytes(content[:4000])
-        case "pipe":
-            index.unlink()
-            os.mkfifo(index)
     capsys.readouterr()
     assert ready(photos, cache).record() == expected
     assert abs(len(decodes) - DAMAGED[damage]) <= 2  # copies

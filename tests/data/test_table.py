@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dlrun.data import sheet
 from dlrun.data.splits import BadData, Raw
 from dlrun.data.table import table
 from dlrun.errors import UserError
@@ -143,6 +145,24 @@ def test_tables_that_are_refused_in_one_line(tmp_path: Path, folder: Path, kind:
         made(tmp_path, folder, content, **keys)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a huge file", "a bomb"])
+def test_tables_that_have_no_end_are_not_read(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "t.csv"
+    match kind:
+        case "a pipe":
+            os.mkfifo(file)
+        case "a device":
+            file.symlink_to("/dev/zero")
+        case "a huge file":
+            file.touch()
+            os.truncate(file, 1 << 41)
+        case _:
+            monkeypatch.setattr(sheet, "LARGEST", 1000)
+            file.write_bytes(gzip.compress(b"id,label\n" + b"0" * 10_000))
+    with pytest.raises(UserError, match=r"t\.csv[^\n]*$"):
+        table(str(file))
 
 
 BAD: dict[str, tuple[str, set[str], int]] = {  # added to four good rows: the bad ids, and how many rows are left

@@ -52,6 +52,7 @@ def test_a_paused_run_resumes_to_what_it_would_have_come_to(stored: Path, dlrun:
     assert [row["epoch"] for row in rows(stored / "run/metrics.csv")] == list("123456")
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_runs_what_is_missing(stored: Path, dlrun: Callable[..., Outcome]) -> None:
     done = dlrun("resume", "killed")
     assert done.code == 0, done.err

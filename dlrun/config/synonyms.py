@@ -38,7 +38,7 @@ VERBS = _table("""
     ls dir runs history status jobs         -> dlrun list, dlrun compare
     lr_find lr_finder find_lr lr_range_test range_test -> dlrun lr_range
     find_batch batch_size batch_finder auto_batch scale_batch_size -> dlrun batch_time
-    delete remove del erase clean prune     -> dlrun rm
+    delete remove del erase clean           -> dlrun rm
     difference differences                  -> dlrun diff
     continue restart                        -> dlrun resume
     infer inference classify label apply    -> dlrun predict

@@ -223,12 +223,12 @@ def test_adversarial_images_never_reach_validation_or_test(
     def poison(self: Attack, model: object, loss: object, x: torch.Tensor, *others: object) -> torch.Tensor:
         return torch.zeros_like(x)  # images of nothing
 
-    words = ("objective=adversarial", "objective.originals=0.5", "trainer.epochs=2", "check=none", "run.dir=run")
+    words = (*TINY, "objective=adversarial", "dataset.limit=300", "trainer.eval_batch_size=256", "run.dir=run")
     with monkeypatch.context() as patched:
         patched.setattr(Attack, "__call__", poison)
-        assert dlrun("train", *words, "dataset.limit=300", "trainer.report=false").code == 0
+        assert dlrun("train", *words).code == 0
     stored = reading.arrays(Path("run"), "predictions")
-    exp = build(composed("dataset.limit=300", "check=none"))
+    exp = build(composed("dataset.limit=300", "check=none", "model.width=4", "trainer.threads=1"))
     exp.model.load_state_dict(checkpoint.load(Path("run/checkpoints/best.pt"))["model"])
     for name, split in (("val", exp.data.val), ("test", exp.data.test().split)):
         found = loop.predict(exp, exp.batches(split))

@@ -188,7 +188,8 @@ def test_tables_and_reports_show_it(copy: Path, run: Path) -> None:
 
 
 def test_the_contract_of_their_families_holds_them(copy: Path) -> None:
-    asked = ("-p", "no:cacheprovider", "tests/test_families.py", "-k", "small or sawtooth or shifted")
+    every = ("-m", "slow or not slow")
+    asked = ("-p", "no:cacheprovider", *every, "tests/test_families.py", "-k", "small or sawtooth or shifted")
     asked = ("-W", "ignore::pytest.PytestAssertRewriteWarning", *asked)  # some of it is imported already
     code = "import sys, pytest; sys.exit(pytest.main(['-q', *sys.argv[1:]]))"
     done = warm.call(copy, *asked, code=code, PYTHONPATH=str(copy))

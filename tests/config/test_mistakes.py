@@ -27,8 +27,8 @@ ROWS = [
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Outcome]:
     """The chosen commands of the table, one after the other in an empty folder, without torch."""
-    here = [getattr(item, "callspec", None) for item in request.session.items]
-    chosen = {call.params["words"] for call in here if call is not None and "words" in call.params}
+    here = [item for item in request.session.items if item.path == request.path]
+    chosen = {item.callspec.params["words"] for item in here if "answers" in getattr(item, "fixturenames", ())}
     rows = [words for words, _ in ROWS if words in chosen]
     folder = tmp_path_factory.mktemp("mistakes")
     outcomes = without_torch([tuple(shlex.split(words)) for words in rows], folder)

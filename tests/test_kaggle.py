@@ -67,6 +67,7 @@ def split_of(run: Path) -> dict[str, str]:
         return dict(zip(found["ids"].tobytes().decode().split("\0"), found["splits"].tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_competition(competition: Path, dlrun: Callable[..., Outcome]) -> None:
     for words in commands():
         done = dlrun(*words)

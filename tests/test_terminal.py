@@ -150,6 +150,7 @@ def test_messages_name_no_practice_ids() -> None:
     assert found == []
 
 
+@pytest.mark.slow
 def test_the_help_of_a_verb_names_none_either(dlrun: Callable[..., Outcome]) -> None:
     for verb in ("lr_range", "batch_time", "show", "ensemble", "report", "compare"):
         outcome = dlrun(verb, "--help")

@@ -234,6 +234,7 @@ def test_long_steps_are_no_fault_of_a_run_that_fits_and_need_a_symptom_if_they_a
     assert found(2e-3, calm, 0.4, trainer={"batch_size": 2}) == ["unfinished trainer.epochs=18"]
 
 
+@pytest.mark.slow
 def test_of_muons_two_rates_those_are_named_that_move_what_is_off() -> None:
     run = watched("optimizer=muon", "optimizer.lr=2", "scheduler=constant", "trainer.epochs=2", "trainer.batch_size=8")
     assert run.config["optimizer"]["sgd_lr"] == 0.1

@@ -249,6 +249,7 @@ class Net(nn.Sequential):
 """
 
 
+@pytest.mark.slow
 def test_console_script_finds_a_model_in_its_folder_and_resume_wants_trust_again(
     here: Path, dlrun: Callable[..., Outcome]
 ) -> None:

@@ -227,6 +227,7 @@ def test_digits_are_those_of_scikit_learn_wherever_it_keeps_them(monkeypatch, fo
     assert raw.test is None
 
 
+@pytest.mark.slow
 def test_digits_do_not_import_scikit_learn():
     code = "import sys; from dlrun.data import datasets; datasets.digits(); sys.exit('sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -123,6 +123,7 @@ def photographed(root: Path, tmp_path: Path, dlrun: Callable[..., Outcome]) -> P
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_the_example_gives_the_probabilities_of_predict(
     photographed: Path, dlrun: Callable[..., Outcome], kind: str
 ) -> None:

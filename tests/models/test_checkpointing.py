@@ -56,6 +56,7 @@ def test_gradients_statistics_and_draws_are_the_same_bits(kind: int) -> None:
     assert torch.equal(plain.eval()(x), again.eval()(x))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_count_each_batch_once_too() -> None:
     torch.manual_seed(0)
     plain = ResNet(3, 5, blocks=[2, 1], width=4).train()

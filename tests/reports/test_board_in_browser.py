@@ -55,6 +55,7 @@ def test_hostile_text_stays_text_in_a_browser(tmp_path: Path) -> None:
     assert seen["left"].endswith("1")
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_open_within_three_seconds(thousand: Path, tmp_path: Path) -> None:
     script = """const { drawn, ready } = inside().body.dataset;
       return [drawn, ready, all("tbody tr").length, texts("#count")[0]];"""

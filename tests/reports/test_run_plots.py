@@ -197,6 +197,7 @@ def test_a_diverged_run_has_pictures_too(copy: Path) -> None:
     assert list(run_plots.draw(copy)) == NAMES
 
 
+@pytest.mark.slow
 def test_drawing_needs_no_torch(copy: Path, here: Path, dlrun: Callable[..., object]) -> None:
     (outcome,) = without_torch([("report", str(copy))], here)
     assert (outcome.code, outcome.err) == (0, "")

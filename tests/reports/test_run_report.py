@@ -101,6 +101,7 @@ def test_config_leads_with_what_differs_from_the_defaults(run: Path) -> None:
     assert "one_cycle" in section(page(run), "Config")
 
 
+@pytest.mark.slow
 def test_the_page_does_not_depend_on_the_folder_it_is_typed_in(
     copy: Path, tmp_path: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,6 +212,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path: 
     assert not all(np.array_equal(a[k], c[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_checks_leave_no_trace_in_a_run(tmp_path: Path) -> None:
     found = []
     for name, check in (("with", "check=default"), ("without", "check=none")):

@@ -161,6 +161,7 @@ class Looks(Net):
 """
 
 
+@pytest.mark.slow
 def test_workers_hold_the_pixels_once(tmp_path: Path) -> None:
     import numpy as np
 

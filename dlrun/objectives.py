@@ -73,6 +73,7 @@ class Adversarial:
     def __init__(
         self,
         data: Data,
+        device: torch.device,
         epsilon: float = 4.0,
         steps: int = 1,
         norm: str = "linf",
@@ -85,7 +86,7 @@ class Adversarial:
             raise UserError(f"objective.norm={norm}: expected one of {', '.join(NORMS)}")
         units = data.units
         low, high = (units.low, units.high) if units.white is None else (0.0, units.white)
-        mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+        mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))  # no copy per step
         self.attack = Attack(epsilon / 255, steps, norm, mean, std, low, high)
         self.originals = originals
         self.mixing = Mixing(mixup, cutmix, mix_share, len(data.classes))

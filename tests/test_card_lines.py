@@ -25,6 +25,7 @@ from dlrun.data.draws import Draws
 from dlrun.data.images import InMemory
 from dlrun.errors import UserError
 from dlrun.inference import predictor, teacher
+from dlrun.objectives import Adversarial
 from dlrun.probes import batch_time
 from dlrun.regularizers import Penalty
 from dlrun.search.launchers import protocol
@@ -319,3 +320,9 @@ def test_a_worker_frees_a_card_after_each_trial(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     work(job, SharedData(share=False))
     assert freed == [True]
+
+
+def test_a_step_of_adversarial_training_copies_nothing_to_the_card() -> None:
+    data = build(composed(*SMALL)).data
+    attack = Adversarial(data, torch.device("meta")).attack
+    assert attack.mean.device.type == attack.std.device.type == "meta"  # made where the images are, once

@@ -16,6 +16,7 @@ from dlrun.config.settings import Settings
 from dlrun.data import moved, near, prepare
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Raw, Split
+from support.structured import photo
 
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "shifted": lambda image: ImageOps.expand(image, 24).crop((9, 30, 209, 230)),
@@ -27,16 +28,6 @@ COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "turned and mirrored": lambda image: ImageOps.mirror(image.rotate(-12, Image.Resampling.BILINEAR)),
 }
 COUNT, EACH = 60, 10
-
-
-def photo(seed: int, side: int = 200) -> Image.Image:
-    """A picture in colour with as much structure as a photograph."""
-    draw = np.random.default_rng(seed)
-    pixels = sum(
-        np.asarray(Image.fromarray(draw.integers(0, 256, (k, k, 3), dtype=np.uint8)).resize((side, side), 3), float)
-        for k in (4, 9, 16)
-    )
-    return Image.fromarray((pixels / 3).astype(np.uint8))
 
 
 def images(pictures: list[Image.Image], side: int) -> InMemory:

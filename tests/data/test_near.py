@@ -20,18 +20,9 @@ from dlrun.data import near, prepare
 from dlrun.data.files import image_folder
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Raw, Split
+from support.structured import photo
 
 SIDE = 64
-
-
-def photo(seed: int, side: int = 200) -> Image.Image:
-    """A picture in colour with as much structure as a photograph."""
-    draw = np.random.default_rng(seed)
-    pixels = sum(
-        np.asarray(Image.fromarray(draw.integers(0, 256, (k, k, 3), dtype=np.uint8)).resize((side, side), 3), float)
-        for k in (4, 9, 16)
-    )
-    return Image.fromarray((pixels / 3).astype(np.uint8))
 
 
 def again(image: Image.Image, quality: int) -> Image.Image:

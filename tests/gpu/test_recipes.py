@@ -22,6 +22,7 @@ RECIPES = {
     "sam in fp16": ("optimizer=adamw", "optimizer.sam=0.05", "trainer.precision=fp16"),
     "lookahead": ("optimizer=adamw", "optimizer.lookahead=3"),
     "mixed": ("objective=cutmix", "objective.mixup=0.3", "trainer.ema=0.9"),
+    "adversarial": ("objective=adversarial", "objective.steps=2", "trainer.accumulate=2"),
     "deep": ("model=resnet20", "model.width=4", "model.stochastic_depth=0.1", "model.checkpointing=true"),
     "blurred": ("model=cnn", "model.pool=blur", "model.se_ratio=0.25", "trainer.precision=bf16"),
     "rates by layer": ("optimizer=adamw", "optimizer.layer_decay=0.8", "optimizer.head_lr=2x"),

@@ -36,6 +36,7 @@ STEPS = {
 }
 EPOCHS = {
     "mixup": ("model.width=4", "objective=mixup"),
+    "adversarial": ("model.width=4", "objective=adversarial", "objective.steps=2"),
     "cutmix": ("model.width=4", "objective=cutmix", "objective.mixup=0.4", "loss.weight=balanced"),
     "sam": ("model.width=4", "optimizer=sgd", "optimizer.sam=0.05", "trainer.clip_norm=1"),
     "lookahead": ("model.width=4", "optimizer=adamw", "optimizer.lookahead=3", "trainer.ema=0.9"),

@@ -16,7 +16,6 @@ from dlrun.data.batches import Batch
 from dlrun.data.crops import fed
 from dlrun.training.experiment import build
 from support.composed import composed
-from support.sampled import sampled
 
 CHEAP = ("trainer.threads=1", "dataset.limit=100", "check=none")
 # options that need external data or packages: what this test uses instead
@@ -75,7 +74,8 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("option", sampled(options(), 2))
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("option", [*options()])
 def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> None:
     from dlrun.training import loop
 

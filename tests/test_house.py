@@ -154,6 +154,7 @@ def test_a_planted_name_that_is_not_listed_is_found(planted: Path) -> None:
     ]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", sorted(FREE))
 def test_a_planted_import_of_torch_is_found(planted: Path, name: str) -> None:
     file = planted / f"{name}.py" if (planted / f"{name}.py").exists() else planted / name / "planted.py"

@@ -91,6 +91,7 @@ def test_a_model_is_a_module_of_raw_images(photos: Path) -> None:
     assert model.predict(raw[0]).probabilities.shape == (1, 2)
 
 
+@pytest.mark.slow
 def test_ensembles_vote(photos: Path, dlrun: Callable[..., Outcome]) -> None:
     swept = package.train(["-m", *TWO, "seed=1,2", "sweep.dir=sweep"])
     assert swept.code == 0

@@ -32,6 +32,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return request.param, seen, folder / "run"
 
 
+@pytest.mark.sampled(2)
 def test_something_is_shown_before_anything_heavy_is_loaded(trained: tuple[int, Seen, Path]) -> None:
     _, seen, _ = trained
     assert "torch" in seen.first

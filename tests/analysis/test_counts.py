@@ -147,6 +147,7 @@ def test_on_pages(few: Path, dlrun: Callable[..., Outcome]) -> None:
         assert len(re.findall(r"\(\d+ of 60\)", head)) == 2, file
 
 
+@pytest.mark.slow
 def test_on_the_board(few: Path, tmp_path: Path) -> None:
     Board(few.parents[1], tmp_path / "board.html").update()
     assert data(tmp_path / "board.html")["images"] == [{"train": 90, "val": 60, "test": 60}] * 3

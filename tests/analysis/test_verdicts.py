@@ -150,6 +150,7 @@ def test_a_ratio_far_below_asks_for_the_rate_that_mends_it() -> None:
     assert 5e-5 <= float(found.try_.removeprefix("optimizer.lr=")) <= 5e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [

@@ -371,6 +371,7 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("memory_gb", MEMORY)
 @pytest.mark.parametrize("check", ["none", "default"])
 def test_a_run_lists_what_it_dropped_and_found(root, tmp_path, capsys, monkeypatch, memory_gb, check):

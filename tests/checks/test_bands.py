@@ -301,6 +301,7 @@ def asked(p: float, slice_learned: bool = True) -> garbage._Found:
     return garbage._Found(p, "held 1 of 1, val 1 of 1 right", True, True, "", slice_learned)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("p", "status"), [(0.9e-4, "pass"), (1.1e-4, "warn"), (1.9e-3, "warn"), (2.1e-3, "fail")])
 def test_beating_chance_is_sure_under_a_ten_thousandth_and_possible_under_two_thousandths(
     monkeypatch: pytest.MonkeyPatch, p: float, status: str
@@ -326,6 +327,7 @@ def test_fewer_steps_than_say_something_leave_it_undecided(
 SLOW = ("model=mlp", "model.depth=20", "model.width=16", "model.activation=sigmoid", "model.norm=none")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("same", [False, True])
 def test_a_network_that_learns_nothing_of_the_slice_proves_nothing_unless_its_inputs_are_all_the_same(
     monkeypatch: pytest.MonkeyPatch, same: bool

@@ -324,6 +324,7 @@ def alarms(exp: Experiment) -> dict[str, str]:
     return {name: f"{v.status}: {v.value}" for name, v in found.items() if v.status not in ("pass", "skip")}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("overrides", [
     ("model=mlp", "model.norm=layer", "model.activation=gelu"),
     ("model=mlp", "model.depth=0"),

@@ -121,6 +121,7 @@ def test_a_sweep_over_rates_proves_a_setup_once(monkeypatch: pytest.MonkeyPatch)
     assert [r.status for r in checks.run(built(only, "optimizer.lr=1e30"))] == ["pass", "pass", "fail"]
 
 
+@pytest.mark.slow
 def test_the_second_trial_of_a_real_sweep_and_a_later_run_are_shown_the_proof_of_the_first(dlrun: Any) -> None:
     words = (*CHEAP, "check.only=[loss,initial_loss]", "trainer.epochs=1", "trainer.report=false")
     found = dlrun("train", "-m", *words, "optimizer.lr=0.01,0.02", "hydra.launcher.workers=1", "sweep.dir=s")

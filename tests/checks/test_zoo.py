@@ -610,6 +610,7 @@ LONG = {"initialised to zero, for C3", "initialised to one value", "thirty sigmo
 LONG |= {"train labels shuffled", "inputs zero, for C7"}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "bug",
     [

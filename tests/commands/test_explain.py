@@ -82,6 +82,7 @@ def own(here: Path) -> Path:
     return here
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=list(COMMANDS))
 def test_values_are_those_that_hydra_composes(own: Path, words: list[str]) -> None:
     root = words[1] if words[:1] == ["--config-name"] else "train"
@@ -149,6 +150,7 @@ def test_folders_named_in_the_words(here: Path, dlrun: Callable[..., Outcome]) -
         assert "Attention heads" in outcome.out
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_group_lists_its_options_and_the_keys_of_the_chosen_one(dlrun: Callable[..., Outcome], group: str) -> None:
     for option in OPTIONS.names(group):

@@ -71,6 +71,7 @@ def same(before: dict[str, Any]) -> None:
     assert [name for name in before if before[name] != after[name]] == []
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("words", "code"),
     [

@@ -15,7 +15,6 @@ from dlrun.config.rules import NAMED
 from dlrun.config.sources import Sources
 from dlrun.config.synonyms import GROUPS, KEYS, OPTIONS, UNNEEDED, VALUES, VERBS, fold, squeezed
 from support.commands import Outcome, without_torch
-from support.sampled import sampled
 
 ROWS = [
     line.split("\t")
@@ -40,7 +39,8 @@ def test_there_are_enough_of_them() -> None:
     assert len({words for words, _ in ROWS}) == len(ROWS) >= 150
 
 
-@pytest.mark.parametrize(("words", "expected"), sampled(map(tuple, ROWS), 2), ids=[words for words, _ in ROWS])
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(("words", "expected"), [*map(tuple, ROWS)], ids=[words for words, _ in ROWS])
 def test_a_mistake_is_answered_with_what_to_type(answers: dict[str, Outcome], words: str, expected: str) -> None:
     outcome = answers[words]
     assert (outcome.code, outcome.out, outcome.err.count("\n")) == (2, "", 1), outcome

@@ -15,7 +15,6 @@ from dlrun.config.compose import builtin_conf, compose, composer
 from dlrun.config.sources import Sources
 from dlrun.errors import UserError
 from support.commands import Outcome
-from support.sampled import sampled
 from support.stored import write
 
 HEADER = "# @package _global_\n"
@@ -39,9 +38,8 @@ PRESETS = {
 
 
 # every form in one ending, and a few in the other, which is only another name of the file
-@pytest.mark.parametrize(
-    ("name", "ending"), sampled([*((n, "yaml") for n in PRESETS), ("a header", "yml"), ("both", "yml")], 4)
-)
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize(("name", "ending"), [*((n, "yaml") for n in PRESETS), ("a header", "yml"), ("both", "yml")])
 def test_a_preset_in_any_form(here: Path, name: str, ending: str) -> None:
     write(here / f"conf/experiment/mine.{ending}", PRESETS[name])
     cfg = compose("experiment=mine")
@@ -80,6 +78,7 @@ OWN = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("group", "name", "ending"),
     [
@@ -111,52 +110,50 @@ def test_three_folders_lie_over_each_other(here: Path, monkeypatch: pytest.Monke
     assert (values()["trainer.epochs"], values()["trainer.batch_size"]) == ("4", "8")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("file", "text", "word", "expected"),
-    sampled(
-        [
-            ("experiment/mine", "model: [cnn, mlp]\n", "experiment=mine", "-m model=cnn,mlp"),
-            ("experiment/mine", "experiment: quick\n", "experiment=mine", "defaults: [quick]"),
-            ("experiment/mine", "trainer: {epohcs: 3}\n", "experiment=mine", "trainer.epochs"),
-            ("experiment/mine", "model: resnet\n", "experiment=mine", "resnet"),
-            ("experiment/mine", "- model\n", "experiment=mine", "model: resnet20"),
-            ("experiment/mine", "epochs: 3\n", "experiment=mine", "trainer.epochs"),
-            ("experiment/mine", "trust: [os]\n", "experiment=mine", "trust=[PACKAGE]"),
-            ("experiment/mine", f"{HEADER}trust: [os]\n", "experiment=mine", "trust=[PACKAGE]"),
-            ("experiment/mine", "hydra: {searchpath: [/]}\n", "experiment=mine", "hydra.searchpath"),
-            ("model/tiny", "wdith: 8\n", "model=tiny", "wdith"),
-            ("model/tiny", "blocks: [1, 1, 1]\n", "model=tiny", "defaults: [resnet18]"),
-            ("model/tiny", "model:\n  width: 8\n", "model=tiny", "write width: 8"),
-            ("model/tiny", "width: eight\n", "model=tiny", "model.width=eight"),
-            ("trainer/default", "epochs: 0\n", "seed=1", "trainer.epochs=0"),
-            ("trainer/default", "- epochs\n", "seed=1", "conf/trainer/default.yaml"),
-            ("experiment/mine", "Trainer:\n  epochs: 3\n", "experiment=mine", "mean trainer?"),
-            ("experiment/mine", "trainer:\n\tepochs: 3\n", "experiment=mine", "spaces"),
-            ("experiment/mine", "trainer.epochs=3\nmodel=cnn\n", "experiment=mine", "write trainer.epochs: 3"),
-            ("experiment/mine", "trainer:\n  epochs:3\n", "experiment=mine", "write epochs: 3"),
-            ("experiment/mine", "epochs: 3\n", "experiment=mine", "trainer.epochs=3"),
-            ("experiment/mine", "scheduler: none\n", "experiment=mine", "scheduler=constant"),
-            ("experiment/mine", "scheduler: null\n", "experiment=mine", "scheduler=constant"),
-            ("experiment/mine", "model:\n  name: resnet20\n", "experiment=mine", "model=resnet20"),
-            ("experiment/mine", "model:\n  resnet20:\n    width: 8\n", "experiment=mine", "model=resnet20"),
-            ("experiment/mine", "optimizer:\n  lr: '0.1'\n", "experiment=mine", "optimizer.lr=0.1"),
-            ("experiment/mine", "model: cnn\nmodel:\n  width: 8\n", "experiment=mine", "key.name: value"),
-            ("experiment/mine", "regularizer: [l2, dropout]\n", "experiment=mine", "regularizer.dropout"),
-            ("experiment/mine", "dataset:\n  root: photos\n", "experiment=mine", "dataset=image_folder"),
-            ("experiment/mine", "defaults:\n  - model/resnet20\n", "experiment=mine", "write model: resnet20"),
-            ("experiment/mine", "experiment:\n  seed: 3\n", "experiment=mine", "experiment:"),
-            ("experiment/mine", "seed: 1\n---\nseed: 2\n", "experiment=mine", "---"),
-            ("mine", "seed: 1\n", "experiment=mine", "conf/mine.yaml to conf/experiment/mine.yaml"),
-            ("experiments/mine", "seed: 1\n", "experiment=mine", "conf/experiment/mine.yaml"),
-            ("model/tiny", "defaults: resnet20\nwidth: 8\n", "model=tiny", "defaults: [resnet20]"),
-            ("model/tiny", "defaults:\n  - override /model: resnet20\n", "model=tiny", "defaults: [resnet20]"),
-            ("model/tiny", "name: resnet20\nwidth: 8\n", "model=tiny", "defaults: [resnet20]"),
-            ("model/tiny", "base: resnet20\n", "model=tiny", "defaults: [resnet20]"),
-            ("model/tiny", "model.width: 8\n", "model=tiny", "write width"),
-            ("model/tiny", "_target_: MyNet\n", "model=tiny", "mynet.MyNet"),
-        ],
-        2,
-    ),
+    [
+        ("experiment/mine", "model: [cnn, mlp]\n", "experiment=mine", "-m model=cnn,mlp"),
+        ("experiment/mine", "experiment: quick\n", "experiment=mine", "defaults: [quick]"),
+        ("experiment/mine", "trainer: {epohcs: 3}\n", "experiment=mine", "trainer.epochs"),
+        ("experiment/mine", "model: resnet\n", "experiment=mine", "resnet"),
+        ("experiment/mine", "- model\n", "experiment=mine", "model: resnet20"),
+        ("experiment/mine", "epochs: 3\n", "experiment=mine", "trainer.epochs"),
+        ("experiment/mine", "trust: [os]\n", "experiment=mine", "trust=[PACKAGE]"),
+        ("experiment/mine", f"{HEADER}trust: [os]\n", "experiment=mine", "trust=[PACKAGE]"),
+        ("experiment/mine", "hydra: {searchpath: [/]}\n", "experiment=mine", "hydra.searchpath"),
+        ("model/tiny", "wdith: 8\n", "model=tiny", "wdith"),
+        ("model/tiny", "blocks: [1, 1, 1]\n", "model=tiny", "defaults: [resnet18]"),
+        ("model/tiny", "model:\n  width: 8\n", "model=tiny", "write width: 8"),
+        ("model/tiny", "width: eight\n", "model=tiny", "model.width=eight"),
+        ("trainer/default", "epochs: 0\n", "seed=1", "trainer.epochs=0"),
+        ("trainer/default", "- epochs\n", "seed=1", "conf/trainer/default.yaml"),
+        ("experiment/mine", "Trainer:\n  epochs: 3\n", "experiment=mine", "mean trainer?"),
+        ("experiment/mine", "trainer:\n\tepochs: 3\n", "experiment=mine", "spaces"),
+        ("experiment/mine", "trainer.epochs=3\nmodel=cnn\n", "experiment=mine", "write trainer.epochs: 3"),
+        ("experiment/mine", "trainer:\n  epochs:3\n", "experiment=mine", "write epochs: 3"),
+        ("experiment/mine", "epochs: 3\n", "experiment=mine", "trainer.epochs=3"),
+        ("experiment/mine", "scheduler: none\n", "experiment=mine", "scheduler=constant"),
+        ("experiment/mine", "scheduler: null\n", "experiment=mine", "scheduler=constant"),
+        ("experiment/mine", "model:\n  name: resnet20\n", "experiment=mine", "model=resnet20"),
+        ("experiment/mine", "model:\n  resnet20:\n    width: 8\n", "experiment=mine", "model=resnet20"),
+        ("experiment/mine", "optimizer:\n  lr: '0.1'\n", "experiment=mine", "optimizer.lr=0.1"),
+        ("experiment/mine", "model: cnn\nmodel:\n  width: 8\n", "experiment=mine", "key.name: value"),
+        ("experiment/mine", "regularizer: [l2, dropout]\n", "experiment=mine", "regularizer.dropout"),
+        ("experiment/mine", "dataset:\n  root: photos\n", "experiment=mine", "dataset=image_folder"),
+        ("experiment/mine", "defaults:\n  - model/resnet20\n", "experiment=mine", "write model: resnet20"),
+        ("experiment/mine", "experiment:\n  seed: 3\n", "experiment=mine", "experiment:"),
+        ("experiment/mine", "seed: 1\n---\nseed: 2\n", "experiment=mine", "---"),
+        ("mine", "seed: 1\n", "experiment=mine", "conf/mine.yaml to conf/experiment/mine.yaml"),
+        ("experiments/mine", "seed: 1\n", "experiment=mine", "conf/experiment/mine.yaml"),
+        ("model/tiny", "defaults: resnet20\nwidth: 8\n", "model=tiny", "defaults: [resnet20]"),
+        ("model/tiny", "defaults:\n  - override /model: resnet20\n", "model=tiny", "defaults: [resnet20]"),
+        ("model/tiny", "name: resnet20\nwidth: 8\n", "model=tiny", "defaults: [resnet20]"),
+        ("model/tiny", "base: resnet20\n", "model=tiny", "defaults: [resnet20]"),
+        ("model/tiny", "model.width: 8\n", "model=tiny", "write width"),
+        ("model/tiny", "_target_: MyNet\n", "model=tiny", "mynet.MyNet"),
+    ],
 )
 def test_another_form_is_answered_with_what_to_write(
     here: Path, dlrun: Callable[..., Outcome], file: str, text: str, word: str, expected: str
@@ -182,6 +179,7 @@ def test_a_clone_is_written_into(here: Path, dlrun: Callable[..., Outcome], monk
     assert compose("experiment=quick", "regularizer=l2", "search=tpe").regularizer["l2"] > 0
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["größe", "my-run", "my run", "x.y"])
 def test_a_preset_of_any_name(here: Path, name: str) -> None:
     write(here / f"conf/experiment/{name}.yaml", "trainer: {epochs: 3}\n")

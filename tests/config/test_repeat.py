@@ -42,6 +42,7 @@ SETUPS: list[list[str]] = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("words", SETUPS, ids=lambda words: " ".join(words)[:40])
 def test_a_config_is_repeated(here: Path, words: list[str]) -> None:
     write(here / "été (1), it's/cat/1.png", "")

@@ -114,6 +114,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     return dict(zip(MISTAKES, outcomes, strict=True))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("line", MISTAKES)
 def test_mistake_is_one_line(line: str, told: dict[str, Outcome]) -> None:
     outcome = told[line]

@@ -25,7 +25,6 @@ from dlrun.training.experiment import build_model
 from dlrun.training.multi_crop import viewed
 from support.composed import composed
 from support.pixels import FILES, GRAY, SCENE, STORED, image
-from support.sampled import sampled
 
 WORDS = ("check=none", "model.width=4", "trainer.threads=1", "trainer.report=false", "trainer.epochs=1", "run.dir=run")
 WORDS += ("trainer.diagnostics=false", "dataset.cache=none", "trainer.device=cpu")
@@ -95,26 +94,24 @@ def logits(predictor: Predictor, *paths: str, size: int = 256) -> Iterator[tuple
     assert not done.unreadable, done.unreadable
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("make", "words"),
-    sampled(
-        [
-            (every_kind, ("dataset.image_size=12", "dataset.background=black", "dataset.decode=fast")),
-            (every_kind, ("dataset.image_size=[10,14]", "dataset.resize=squash", "dataset.interpolation=area")),
-            (every_kind, ("dataset.image_size=[20,12]", "dataset.resize=letterbox", "dataset.background=average")),
-            (every_kind, ("dataset.image_size=0", "dataset.channels=1", "dataset.decode=exact")),
-            (twelve_bits, ("dataset.image_size=[20,20]", "dataset.resize=letterbox", "dataset.interpolation=bicubic")),
-            (twelve_bits, ("dataset.image_size=0", "dataset.channels=1", "dataset.memory_gb=0")),
-            (floats, ("dataset.image_size=12", "dataset.channels=1")),
-            (
-                turned_photos,
-                ("dataset.image_size=24", "dataset.decode=auto", "augment.crop=16", "augment.eval_crop=20"),
-            ),
-            (turned_photos, ("dataset.image_size=[16,24]", "dataset.decode=fast", "trainer.precision=bf16")),
-            (turned_photos, ("dataset.image_size=[16,24]", "dataset.decode=exact", "trainer.multi_crop=mirror")),
-        ],
-        3,
-    ),
+    [
+        (every_kind, ("dataset.image_size=12", "dataset.background=black", "dataset.decode=fast")),
+        (every_kind, ("dataset.image_size=[10,14]", "dataset.resize=squash", "dataset.interpolation=area")),
+        (every_kind, ("dataset.image_size=[20,12]", "dataset.resize=letterbox", "dataset.background=average")),
+        (every_kind, ("dataset.image_size=0", "dataset.channels=1", "dataset.decode=exact")),
+        (twelve_bits, ("dataset.image_size=[20,20]", "dataset.resize=letterbox", "dataset.interpolation=bicubic")),
+        (twelve_bits, ("dataset.image_size=0", "dataset.channels=1", "dataset.memory_gb=0")),
+        (floats, ("dataset.image_size=12", "dataset.channels=1")),
+        (
+            turned_photos,
+            ("dataset.image_size=24", "dataset.decode=auto", "augment.crop=16", "augment.eval_crop=20"),
+        ),
+        (turned_photos, ("dataset.image_size=[16,24]", "dataset.decode=fast", "trainer.precision=bf16")),
+        (turned_photos, ("dataset.image_size=[16,24]", "dataset.decode=exact", "trainer.multi_crop=mirror")),
+    ],
 )
 def test_files_have_the_logits_of_the_evaluation(
     make: Callable[[Path], None], words: tuple[str, ...], here: Path
@@ -148,6 +145,7 @@ ARRAYS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "model"), [*((kind, "mlp") for kind in ARRAYS), ("uint16", "cnn")])
 def test_arrays_have_the_logits_of_the_evaluation(kind: str, model: str, here: Path) -> None:
     np.save("x.npy", ARRAYS[kind])

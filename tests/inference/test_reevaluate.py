@@ -93,6 +93,7 @@ def test_the_average_of_weights_is_a_new_run(sweep: Path, dlrun: Callable[..., O
     assert "epochs in" not in done.out  # nothing was trained
 
 
+@pytest.mark.slow
 def test_an_average_is_no_seed_and_no_member_beside_its_parts(sweep: Path, dlrun: Callable[..., Outcome]) -> None:
     shutil.copytree(sweep, "all/sweep")
     assert dlrun("ensemble", "all/sweep", "--average", "weights", "--out", "all/soup").code == 0

@@ -111,6 +111,7 @@ STRANGE = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", ["bytes", "ones", "floats", "sixteen", "centred"])
 def test_values_in_other_units_give_the_same_prediction_or_a_line(
     kind: str, here: Path, dlrun: Callable[..., Outcome]

@@ -131,6 +131,7 @@ def test_a_wrong_flag_is_one_line(dlrun: Callable[..., Any], words: tuple[str, .
     assert done.err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("verb", "flag"), [("lr_range", "--steps=100"), ("batch_time", "--seconds=60")])
 def test_help_names_the_flags_of_the_verb(dlrun: Callable[..., Any], verb: str, flag: str) -> None:
     done = dlrun(verb, "--help")

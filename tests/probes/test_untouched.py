@@ -10,7 +10,6 @@ from dlrun.probes import batch_time, lr_range
 from dlrun.training import loop
 from dlrun.training.experiment import Experiment, build
 from support.composed import SMALL, composed
-from support.sampled import sampled
 
 DROPOUT = ("regularizer=dropout", "regularizer.dropout=0.3", "augment=crop_flip", "augment.pad=1")
 
@@ -31,7 +30,8 @@ def measure(exp: Experiment, verb: str) -> None:
 
 
 @pytest.mark.parametrize("verb", ["lr_range", "batch_time"])
-@pytest.mark.parametrize("optimizer", sampled(["adam", "sgd", "lbfgs", "muon"], 3))
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "lbfgs", "muon"])
 def test_a_run_afterwards_is_bit_for_bit_the_one_without(verb: str, optimizer: str) -> None:
     options = (*SMALL, *DROPOUT, f"optimizer={optimizer}", "dataset.limit=40", "trainer.batch_size=16")
     plain = train(build(composed(*options)))

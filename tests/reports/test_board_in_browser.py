@@ -135,6 +135,7 @@ def test_filters_keep_what_the_grammar_says(tmp_path: Path) -> None:
     assert typed == ["typed", 2, "#filter=resnet"]
 
 
+@pytest.mark.slow
 def test_columns_hide_and_show(forty: Path, tmp_path: Path) -> None:
     script = """
       const names = () => all("#head th").map((th) => th.dataset.name).filter(Boolean), seen = [names()];
@@ -193,6 +194,7 @@ def test_chosen_curves_lie_over_each_other_and_a_hover_shows_their_values(forty:
     assert seen["all"][0] == seen["all"][1] > 3
 
 
+@pytest.mark.slow
 def test_axes_of_a_sweep_show_a_trial_and_open_its_report(forty: Path, tmp_path: Path) -> None:
     found = data(forty / "board.html")
     sweep = next(s for s in found["sweeps"] if s["name"] == RATES)
@@ -227,6 +229,7 @@ def trial_name(found: dict[str, Any], sweep: dict[str, Any], trial: int) -> str:
     return Path(cells(found, "run")[sweep["rows"][trial]]).name
 
 
+@pytest.mark.slow
 def test_a_live_page_loads_itself_again_with_the_same_view(forty: Path, tmp_path: Path) -> None:
     page = tmp_path / "live.html"
     Board(forty, page).update(watch=1.0)
@@ -282,6 +285,7 @@ def test_the_page_is_never_wider_than_the_window(forty: Path, tmp_path: Path, wi
     assert drawn >= 2
 
 
+@pytest.mark.slow
 def test_a_folder_without_runs_has_a_page_too(tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     Board(tmp_path / "o", tmp_path / "board.html").update()
@@ -292,6 +296,7 @@ def test_a_folder_without_runs_has_a_page_too(tmp_path: Path) -> None:
     assert float(seen[1]) > 0
 
 
+@pytest.mark.slow
 def test_an_address_that_names_what_is_not_there_shows_the_page_as_it_is(forty: Path, tmp_path: Path) -> None:
     script = """
       const seen = () => [all("tbody tr").length, all("tr.chosen").length, all("#plot canvas").length,
@@ -307,6 +312,7 @@ def test_an_address_that_names_what_is_not_there_shows_the_page_as_it_is(forty: 
     assert none == odd
 
 
+@pytest.mark.slow
 def test_train_curves_and_a_log_scale_can_be_added(forty: Path, tmp_path: Path) -> None:
     script = f"""{HOVER}
       const seen = [], box = (id) => inside().getElementById(id);

@@ -129,6 +129,7 @@ def test_errors_are_kept_as_the_network_gets_them(side: int, expected: int) -> N
         assert (shown["images"] == images[shown["rows"]].numpy()).all()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("file", "lost"),
     [
@@ -189,6 +190,7 @@ def test_long_names_of_classes_stay_inside_the_picture(copy: Path) -> None:
         assert box.y0 >= 0, text
 
 
+@pytest.mark.slow
 def test_a_diverged_run_has_pictures_too(copy: Path) -> None:
     text = (copy / "metrics.csv").read_text().splitlines()
     cells = text[-1].split(",")

@@ -117,6 +117,7 @@ def test_the_page_does_not_depend_on_the_folder_it_is_typed_in(
     assert page(copy) == first
 
 
+@pytest.mark.slow
 def test_a_run_stored_without_its_defaults_shows_its_config_and_no_default(
     copy: Path, dlrun: Callable[..., Outcome]
 ) -> None:

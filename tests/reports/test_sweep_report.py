@@ -123,6 +123,7 @@ def test_the_page_has_the_best_the_warnings_and_every_trial(sweep: Path) -> None
     assert "<td class='long'>below the median</td>" in every
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("text", ["", "epoch\n1\n", "epoch,val_loss,val_acc\n1,x,2\n", "a,a\n1,2,3\n", "\0"])
 def test_a_broken_file_in_one_run_costs_the_others_nothing(
     here: Path, dlrun: Callable[..., Outcome], text: str
@@ -186,6 +187,7 @@ document.body.dataset.seen = JSON.stringify([seen, wide, images, document.title]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [1100, 500])
 def test_a_browser_opens_it_and_sorts(sweep: Path, tmp_path: Path, width: int) -> None:

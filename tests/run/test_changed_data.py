@@ -88,6 +88,7 @@ def relabel(photos: Path, run: Path) -> str:
     return "was_ant.png"
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("happened", [add, remove, change, rename, rename_class, relabel])
 def test_resume_refuses_what_has_changed_and_names_it(
     photos: Path, paused: Path, dlrun: Callable[..., Outcome], happened: Callable[[Path, Path], str]

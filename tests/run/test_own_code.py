@@ -123,6 +123,7 @@ def test_other_answers_are_refused_and_the_stored_code_gives_them_again(place: P
     assert "blocks.py" not in done.out
 
 
+@pytest.mark.slow
 def test_an_ensemble_answers_only_if_its_members_do(place: Path) -> None:
     assert call(place, "ensemble", "one", "two", "--out", "both").code == 0
     assert call(place, "predict", "both", "images.npy", "trust=[mynet]").code == 0
@@ -132,6 +133,7 @@ def test_an_ensemble_answers_only_if_its_members_do(place: Path) -> None:
     assert "blocks.py" in done.err
 
 
+@pytest.mark.slow
 def test_a_deleted_file_counts_as_changed_and_a_large_one_is_only_hashed(place: Path) -> None:
     Path("mynet.py").write_text(NET.replace("from blocks import scaled", "def scaled(x):\n    return 2 * x\n"))
     Path("blocks.py").unlink()

@@ -23,6 +23,7 @@ SHARP += ("trainer.accumulate=2", "trainer.clip_norm=1", "trainer.ema=0.9")
 FLAT = ("optimizer=radam", "trainer.swa=0.6", "trainer.precision=fp16", "regularizer=l2", "optimizer.sam=0.1")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("words", [(*DEEP, *SHARP), FLAT], ids=["deep", "flat"])
 def test_a_cut_run_gives_the_same_bits(words: tuple[str, ...], dlrun: Callable[..., Outcome]) -> None:
     done = dlrun("train", *COMMON, *words, "run.dir=whole")

@@ -186,6 +186,7 @@ def test_a_run_killed_many_times_ends_bit_for_bit_the_same(
         assert not list(done.rglob("*.tmp"))
 
 
+@pytest.mark.slow
 def test_a_run_with_every_augmentation_resumes_bit_for_bit_the_same(tmp_path: Path, processes: Any) -> None:
     keys = "rotate=15 shift=0.1 shear=10 scale=0.1 skew=0.1 brightness=0.2 contrast=0.2 saturation=0.2 hue=0.1 blur=1"
     on = [f"augment.{key}" for key in f"{keys} noise=0.05 cutout=3 randaugment=2 padding=reflect".split()]

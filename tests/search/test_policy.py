@@ -73,6 +73,7 @@ def test_which_way_is_better() -> None:
     assert not minimised("val_loss", "max")
 
 
+@pytest.mark.slow
 def test_page_tables_and_last_words_rank_by_the_metric_and_direction_of_the_search(
     here: Path, dlrun: Callable[..., Outcome]
 ) -> None:
@@ -126,6 +127,7 @@ class Sluggish:
         pass
 
 
+@pytest.mark.slow
 def test_a_timeout_begins_with_the_trial_not_with_its_process(
     here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,7 +19,6 @@ from dlrun.search.launchers.job import Job
 from dlrun.search.launchers.protocol import Ended
 from support.commands import TINY, Outcome
 from support.moods import rows
-from support.sampled import sampled
 from support.stored import write
 
 Score = Callable[[float, int], float]
@@ -92,6 +91,7 @@ def test_an_edge_is_warned_of_after_each_stage(search: Callable[..., Any]) -> No
     assert said.splitlines().count("left out: 1") == 1  # of thirty trials
 
 
+@pytest.mark.slow
 def test_the_page_says_of_edges_what_the_terminal_said(
     search: Callable[..., Any], dlrun: Callable[..., Outcome]
 ) -> None:
@@ -115,22 +115,20 @@ def test_the_page_says_of_edges_what_the_terminal_said(
 
 
 @pytest.mark.parametrize("best", [min, max])
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize(
     ("words", "sampler"),
-    sampled(
-        [
-            ("optimizer.lr=loguniform:1e-3:1e-1", "random"),
-            ("optimizer.lr=uniform:0.2:0.4", "random"),
-            ("trainer.batch_size=int:16:24", "random"),
-            ("trainer.batch_size=logint:8:64", "random"),
-            ("optimizer.lr=0.1,0.01,0.001", "grid"),
-            ("optimizer.lr=0.2,0.3,0.4", "grid"),
-            ("trainer.batch_size=8,16,32,64", "grid"),
-            ("regularizer.dropout=0,0.3,0.6,0.9", "grid"),
-            ("regularizer.dropout=uniform:0:0.5", "random"),
-        ],
-        4,
-    ),
+    [
+        ("optimizer.lr=loguniform:1e-3:1e-1", "random"),
+        ("optimizer.lr=uniform:0.2:0.4", "random"),
+        ("trainer.batch_size=int:16:24", "random"),
+        ("trainer.batch_size=logint:8:64", "random"),
+        ("optimizer.lr=0.1,0.01,0.001", "grid"),
+        ("optimizer.lr=0.2,0.3,0.4", "grid"),
+        ("trainer.batch_size=8,16,32,64", "grid"),
+        ("regularizer.dropout=0,0.3,0.6,0.9", "grid"),
+        ("regularizer.dropout=uniform:0:0.5", "random"),
+    ],
 )
 def test_terminal_and_page_advise_the_same_range(
     search: Callable[..., Any], words: str, sampler: str, best: Callable[..., float]
@@ -193,6 +191,7 @@ def test_the_best_of_the_first_range_goes_on_where_nothing_beyond_is_better(sear
     assert any(n >= 30 for n in rounds[2]["kept"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("sampler", ["auto", "tpe"])
 def test_lists_grow_by_points_that_are_new(search: Callable[..., Any], sampler: str) -> None:
     words = ("optimizer.lr=1e-5,1e-4,1e-3", "seed=1,2", f"search={sampler}", "search.extend=true")
@@ -218,6 +217,7 @@ def test_tpe_goes_on_where_a_list_grew_beside_a_range(search: Callable[..., Any]
     assert len(table) == 12
 
 
+@pytest.mark.slow
 def test_tpe_draws_nearer_to_the_best_the_more_it_knows(search: Callable[..., Any]) -> None:
     words = ("optimizer.lr=loguniform:1e-6:1", "search=tpe", "search.trials=40")
     _, rounds, table, _ = search(lambda lr, epoch: -abs(math.log10(lr) + 3), *words)
@@ -226,6 +226,7 @@ def test_tpe_draws_nearer_to_the_best_the_more_it_knows(search: Callable[..., An
     assert sum(apart[20:]) / 20 < sum(apart[:10]) / 10 / 2
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("axes", "sampler", "count"),
     [

@@ -53,6 +53,7 @@ class Scripted:
 LOST, FULL, OWN = (Exit.FAILED, "killed", True), (Exit.SURROUNDINGS, "disk full"), (Exit.FAILED, "its own")
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("retries", "script", "code", "attempts"),
     [

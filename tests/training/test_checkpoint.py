@@ -28,7 +28,6 @@ from dlrun.training.checkpoint import State, Writer
 from dlrun.training.experiment import Experiment, build
 from dlrun.training.random_state import rng_state
 from support.composed import SMALL, composed
-from support.sampled import sampled
 from support.tensors import tensors
 
 SLOW = 0.3  # seconds a checkpoint takes: longer than an epoch here
@@ -168,22 +167,20 @@ def leave(_: Path) -> None:
     raise SystemExit
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("words", "way", "status", "epoch"),
-    sampled(
-        [
-            (("trainer.epochs=3",), None, "completed", 3),
-            (("trainer.epochs=9", "trainer.stop_after=3"), None, "paused", 3),
-            (("trainer.epochs=9", "trainer.patience=2", "optimizer=sgd", "optimizer.lr=0.0"), None, "completed", 3),
-            (("trainer.epochs=9",), stop, "pruned", 3),
-            (("trainer.epochs=9",), interrupt, "interrupted", 2),
-            (("trainer.epochs=9",), terminate, "interrupted", 2),
-            (("trainer.epochs=9",), fail, "failed", 2),
-            (("trainer.epochs=9",), diverge, "diverged", 2),
-            (("trainer.epochs=9",), leave, "running", 2),
-        ],
-        3,
-    ),
+    [
+        (("trainer.epochs=3",), None, "completed", 3),
+        (("trainer.epochs=9", "trainer.stop_after=3"), None, "paused", 3),
+        (("trainer.epochs=9", "trainer.patience=2", "optimizer=sgd", "optimizer.lr=0.0"), None, "completed", 3),
+        (("trainer.epochs=9",), stop, "pruned", 3),
+        (("trainer.epochs=9",), interrupt, "interrupted", 2),
+        (("trainer.epochs=9",), terminate, "interrupted", 2),
+        (("trainer.epochs=9",), fail, "failed", 2),
+        (("trainer.epochs=9",), diverge, "diverged", 2),
+        (("trainer.epochs=9",), leave, "running", 2),
+    ],
 )
 def test_a_run_that_ends_has_waited_for_its_last_checkpoint(
     tmp_path: Path,

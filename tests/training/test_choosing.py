@@ -131,6 +131,7 @@ def test_keep_last_tests_the_last_epochs_weights(dlrun: Callable[..., Any], here
     assert re.search(r"\bepoch 6\b.*\blast\b", done.out)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("monitor", METRICS)
 def test_any_column_can_decide_and_each_has_its_direction(tmp_path: Path, monitor: str) -> None:
     run, state = fit(tmp_path / "run", "trainer.epochs=4", f"trainer.monitor={monitor}", "trainer.patience=3")

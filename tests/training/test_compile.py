@@ -31,6 +31,7 @@ def weights(run: str) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_a_compiled_run_trains_resumes_and_leaves_files_as_any_other(
     dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,6 @@ from dlrun.training import checkpoint, loop
 from dlrun.training.experiment import build
 from support.commands import TINY, Outcome
 from support.composed import SMALL, alter, composed
-from support.sampled import sampled
 
 MIXED = """
 import torch
@@ -151,7 +150,8 @@ def own(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return here
 
 
-@pytest.mark.parametrize(("valid", "verdict"), [(False, False), *sampled([(True, True), (None, True)], 2)])
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize(("valid", "verdict"), [(False, False), *[(True, True), (None, True)]])
 def test_verdicts_on_train_acc_are_given_only_if_it_is_valid(
     own: Path, dlrun: Callable[..., Outcome], valid: bool | None, verdict: bool
 ) -> None:

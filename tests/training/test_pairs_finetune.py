@@ -29,7 +29,6 @@ from dlrun.training.experiment import Experiment, build
 from dlrun.training.shared_data import SharedData
 from support.commands import Outcome
 from support.composed import composed
-from support.sampled import sampled
 
 BASE = (
     "dataset.limit=60", "model.width=2", "trainer.batch_size=20", "trainer.epochs=2", "trainer.threads=1", "check=none",
@@ -97,7 +96,8 @@ def tensors(exp: Experiment) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in found.items()}
 
 
-@pytest.mark.parametrize("pair", sampled(((pair,) for pair in PAIRS), 2), ids=map("-".join, PAIRS))
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("pair", PAIRS, ids=map("-".join, PAIRS))
 def test_a_killed_run_of_two_options_continues_with_the_same_bits(
     pair: tuple[str, str], earlier: Path, tmp_path: Path
 ) -> None:

@@ -123,6 +123,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
 def test_a_fault_of_the_plan_is_marked_and_its_repair_is_not(pair: Pair) -> None:
     pair.holds()

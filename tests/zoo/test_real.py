@@ -385,6 +385,7 @@ SPLITS = [
 PAIRS = [*OPTIMIZERS, *LOSSES, *OBJECTIVES, *NETWORKS, *MODES, *SPLITS]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair.name)
 def test_a_fault_is_marked_and_its_repair_is_not(pair: Pair) -> None:
     pair.holds()
@@ -400,6 +401,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("words", OPTIONS)
 def test_options_of_conf_pass(words: str) -> None:
     names = OPTIONS[words].split()

@@ -222,6 +222,7 @@ def test_sound_losses_pass(function: Callable[[Tensor, Tensor], Tensor]) -> None
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("pair", [*PAIRS, *LOSSES], ids=lambda pair: pair.name)
 def test_a_fault_is_marked_and_its_repair_is_not(pair: Pair) -> None:
     pair.holds()

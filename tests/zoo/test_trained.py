@@ -12,7 +12,6 @@ import pytest
 
 from support import unusual
 from support.commands import Outcome
-from support.sampled import sampled
 
 NETWORKS = {
     "log-probabilities and NLL": ("LogProbabilities", "loss=nll"),
@@ -79,6 +78,7 @@ def test_what_is_unusual_and_sound_trains_after_its_checks_and_resumes(
     trained(dlrun, place, *NETWORKS[name], "check.budget=6000")
 
 
-@pytest.mark.parametrize("name", sampled(["auxiliary head in a dict", "lazy"], 2))
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("name", ["auxiliary head in a dict", "lazy"])
 def test_extra_outputs_and_lazy_layers_train_and_resume(dlrun: Callable[..., Outcome], place: Path, name: str) -> None:
     trained(dlrun, place, *NETWORKS[name], "check=none", "dataset.limit=200")

@@ -85,6 +85,7 @@ def planted(name: str) -> nn.Module:
     return exp
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("name", "tensor", "words"),
     [
@@ -301,6 +302,7 @@ SOUND = (
 )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("overrides", SOUND, ids=" ".join)
 def test_sound_models_pass(overrides):
     small = () if "model=resnet20" in overrides else ("model.width=8",)

@@ -114,6 +114,7 @@ def test_joblib_runs_a_sweep(here: Path, dlrun: Callable[..., Outcome]) -> None:
     assert "epoch 1/1" not in outcome.out
 
 
+@pytest.mark.slow
 def test_joblib_keeps_the_process_of_a_large_trial(here: Path) -> None:
     pytest.importorskip("psutil", reason="loky looks at memory with psutil")
     launcher = Joblib(1, here)

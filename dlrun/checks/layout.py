@@ -33,6 +33,7 @@ Shape = tuple[int, ...]
 VIEWS = {"view", "reshape", "unflatten", "flatten", "view_as", "reshape_as"}
 MEANS = {"mean", "sum", "amax", "max", "logsumexp", "nanmean"}
 LAST, SECOND = {"linear", "layer_norm", "embedding"}, {"batch_norm", "group_norm", "instance_norm"}
+POOLS = ("pool1d", "pool2d", "pool3d")
 
 
 @check(order=68, needs_outputs=True)
@@ -73,7 +74,9 @@ class _Watch(TorchFunctionMode):
         if name in VIEWS:
             self.views += 1
             word = scrambled(tuple(before.shape), tuple(out.shape), COUNT)
-            if word is not None and before.is_floating_point():
+            # heads of attention joined and positions divided can have the sizes of a wrong space to depth
+            known = before in self.features or not _as_they_stand(tuple(before.shape[1:]), tuple(out.shape[1:]))
+            if word is not None and known and before.is_floating_point():
                 self.found.append(
                     f"{word}: {_shown(before)} becomes {_shown(out)} by {name}(){line_now()}, which keeps the order of "
                     "values, so that they are scrambled; move the axes first: x.permute(…).reshape(…)"
@@ -82,7 +85,7 @@ class _Watch(TorchFunctionMode):
             self.found += [self.pooled[before]] if before in self.pooled else []
         if name in MEANS:
             self._averaged(name, before, out, args, kwargs)
-        elif (name.startswith("conv") and out.ndim > 2) or name in SECOND:
+        elif (name.startswith("conv") and out.ndim > 2) or name in SECOND or name.endswith(POOLS):
             self.features[out] = 1
         elif name in LAST and out.ndim > 1:
             self.features[out] = out.ndim - 1
@@ -134,6 +137,14 @@ def scrambled(before: Shape, after: Shape, batch: int) -> str | None:
     if len(a) == len(b) == 3 and (_unshuffled(a, b) or _unshuffled(b, a)):
         return "pixels and channels change places by a view (torch.nn.functional.pixel_unshuffle, pixel_shuffle)"
     return None
+
+
+def _as_they_stand(a: Shape, b: Shape) -> bool:
+    """Whether a reshape only joins whole neighbouring axes and divides single ones."""
+    edges = [list(accumulate((n for n in shape if n > 1), mul)) for shape in (a, b)]
+    common = [0, *sorted(set(edges[0]) & set(edges[1]))]
+    parts = [[sum(low < e <= high for e in part) for part in edges] for low, high in pairwise(common)]
+    return all(min(counts) == 1 for counts in parts)
 
 
 def _merged(shape: Shape) -> Iterator[Shape]:

@@ -184,6 +184,11 @@ def convolved(between: Callable[[Tensor], Tensor] = same, behind: Callable[[Tens
     return wear(lambda: Convolved(between, behind))
 
 
+def spread(x: Tensor) -> Tensor:
+    """Channels (B, 6, 8, 8) times 16, as (B, 96, 4, 4): axes are joined and divided as they stand."""
+    return torch.einsum("bcp,d->bcdp", F.max_pool2d(x, 2).flatten(2), torch.ones(16)).reshape(-1, 96, 4, 4)
+
+
 LAYOUT = [
     Pair("patches by a view", "layout", "patches are cut", tokens(lambda x: x.view(-1, 16, 4)), tokens(patches)),
     Pair(
@@ -204,6 +209,11 @@ LAYOUT = [
     Pair(
         *("space to depth by a view", "layout", "pixel_unshuffle"),
         *(convolved(lambda x: x.reshape(-1, 24, 4, 4)), convolved(lambda x: F.pixel_unshuffle(x, 2))),
+    ),
+    # the sizes of the repaired one are those of a space to depth by 4, as in linear attention
+    Pair(
+        *("space to depth behind a pool", "layout", "pixel_unshuffle"),
+        *(convolved(lambda x: F.max_pool2d(x, 2).reshape(-1, 24, 2, 2)), convolved(spread)),
     ),
 ]
 

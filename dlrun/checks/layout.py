@@ -75,8 +75,8 @@ class _Watch(TorchFunctionMode):
             self.views += 1
             word = scrambled(tuple(before.shape), tuple(out.shape), COUNT)
             # heads of attention joined and positions divided can have the sizes of a wrong space to depth
-            known = before in self.features or not _as_they_stand(tuple(before.shape[1:]), tuple(out.shape[1:]))
-            if word is not None and known and before.is_floating_point():
+            judged = before in self.features or not _as_they_stand(tuple(before.shape[1:]), tuple(out.shape[1:]))
+            if word is not None and judged and before.is_floating_point():
                 self.found.append(
                     f"{word}: {_shown(before)} becomes {_shown(out)} by {name}(){line_now()}, which keeps the order of "
                     "values, so that they are scrambled; move the axes first: x.permute(…).reshape(…)"

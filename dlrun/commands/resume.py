@@ -67,7 +67,7 @@ def _sweep(folder: Path, typed: list[str], options: str | None) -> int:
     """Run the trials that a sweep has not finished. Raises UserError if its folder of options is not typed again."""
     from dlrun.config.compose import composer
     from dlrun.folders import sweep as sweep_folder
-    from dlrun.search.sweeper import again
+    from dlrun.search.starting import again
 
     stored = sweep_folder.plan(folder).get("flags")
     flags = stored if isinstance(stored, dict) else {}

@@ -37,12 +37,12 @@ def main(argv: list[str], begun: Callable[[Path], object] | None = None) -> int:
         return execute(cfg, run, record=record, verbose=in_full)
 
     def sweep(composer: Composer, overrides: list[str], flags: Flags) -> int:
-        from dlrun.search import sweeper
+        from dlrun.search import starting
 
         if in_full:
             raise UserError(
                 "-v: shows the checks of one run; a trial of a sweep has each check in its log.txt; omit it"
             )
-        return sweeper.sweep(composer, overrides, flags, begun)
+        return starting.sweep(composer, overrides, flags, begun)
 
     return run("train", argv, task, sweep)

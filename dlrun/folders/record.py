@@ -76,7 +76,9 @@ SEARCH: dict[str, Any] = {
 }
 SEARCH |= {"timeout": NUMBER, "extend": bool, "max_extend": int, "average": NUMBER, "fresh": NUMBER}
 SEARCH |= {"stages": (list, type(None))}
+SEARCH |= {"hours": NUMBER, "steps": list}
 PLAN: dict[str, Any] = {"fixed": list, "axes": list, "rounds": list, "search": dict, "flags": (dict, type(None))}
+PLAN |= {"spent": NUMBER, "purpose": dict}
 
 
 def expect_plan(file: Path | str, found: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from dlrun.analysis import importance, scores, seed_groups, sweeps
+from dlrun.analysis import importance, scores, seed_groups, steps, sweeps
 from dlrun.analysis.importance import Importance
 from dlrun.analysis.sweeps import Trials
 from dlrun.analysis.warnings import warnings
@@ -49,6 +49,7 @@ def write(folder: Path, known: Trials | None = None, shares: Importance | str | 
         section(
             "Warnings", cards or "<div class='card fine'>No warnings: no best value near an edge, no failures.</div>"
         ),
+        section("Steps", _steps(folder, found)),
         section("Pictures", "".join(map(picture, pictures)) + why),
         section("Means over seeds", _seeds(found)),
         section("Every trial", _every(folder, found)),
@@ -94,6 +95,12 @@ def _best(folder: Path, found: Trials) -> str:
         "<p class=soft>Ranked by the mean over seeds; each setting is shown with its best seed.</p>" if repeated else ""
     )
     return table(shown, links=_links(folder, found)) + _interval(found) + common + how
+
+
+def _steps(folder: Path, found: Trials) -> str:
+    """What each step of a search brought, as a list (S7)."""
+    lines = steps.sentences(steps.gains(folder, found), found.metric)
+    return f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def _interval(found: Trials) -> str:

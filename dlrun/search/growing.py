@@ -17,16 +17,17 @@ if TYPE_CHECKING:
 __all__ = ["beyond"]
 
 
-def beyond(composer: Composer, plan: Plan, now: Round, best: Sequence[Trial]) -> Round | None:
+def beyond(composer: Composer, plan: Plan, now: Round, best: Sequence[Trial], only: str | None = None) -> Round | None:
     """Warn in `now.said` of each edge near the best value; with search.extend return the round beyond it (S3).
 
-    The edge may be that of the stage's range or that of everything searched so far.
+    The edge may be that of the stage's range or that of everything searched so far. `only` names the single axis whose
+    edges matter.
     """
     said: list[str] = []
     grown = list(now.axes)
     for place, axis in enumerate(now.axes if best else ()):
         value = best[0].values.get(axis.key)
-        if axis.words and not axis.holds(value):
+        if (axis.words and not axis.holds(value)) or axis.key != (only or axis.key):
             continue
         axis = axis if axis.words else axis.reaching(value)  # a trial of an earlier stage may lie outside this one's
         near = axis if axis.edge(value) else plan.searched(axis)

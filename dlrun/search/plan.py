@@ -26,6 +26,7 @@ FREE: tuple[str, ...] = (
     "search.max_extend",
     "search.trials",
     "search.prune",
+    "search.hours",
 )
 FREE += ("run.name", "run.tags", "run.note")  # say what the sweep is for
 FREE += ("sweep.dir", "trust", "hydra/launcher", "hydra.launcher", "trainer.report")
@@ -60,6 +61,8 @@ class Plan:
     search: dict[str, Any]
     flags: dict[str, Any]
     rounds: list[Round]
+    spent: float = 0.0  # seconds that the sweep ran, before this process
+    purpose: dict[str, Any] = field(default_factory=dict)  # of a ladder or a study: what it asks
 
     @classmethod
     def asked(cls, fixed: list[str], axes: list[Axis], search: dict[str, Any], flags: dict[str, Any]) -> Plan:
@@ -79,7 +82,8 @@ class Plan:
         """Return plain values for sweep.yaml."""
         rounds = [{**asdict(r), "axes": [a.record() for a in r.axes]} for r in self.rounds]
         shared = {"fixed": self.fixed, "search": self.search, "flags": self.flags}
-        return {**shared, "axes": [a.record() for a in self.axes], "rounds": rounds}
+        own = {"purpose": self.purpose} if self.purpose else {}
+        return {**shared, "axes": [a.record() for a in self.axes], "rounds": rounds, "spent": self.spent, **own}
 
     @classmethod
     def recorded(cls, found: dict[str, Any]) -> Plan:
@@ -90,7 +94,8 @@ class Plan:
             refuse_shared(a.name for a in [*axes, *(a for r in rounds for a in r.axes)])
             if not axes or not rounds or not all(r.axes for r in rounds):
                 raise UserError("sweep.yaml: expected axes and rounds, found none")
-            return cls(list(found["fixed"]), axes, dict(found["search"]), dict(found["flags"]), rounds)
+            shared = list(found["fixed"]), axes, dict(found["search"]), dict(found["flags"]), rounds
+            return cls(*shared, float(found.get("spent") or 0.0), dict(found.get("purpose") or {}))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"sweep.yaml: not a sweep of this dlrun: {error}") from error
 
@@ -102,7 +107,7 @@ class Plan:
                 raise UserError(
                     f"{where} contains a sweep that {kind} {gone[0]}; type the same words, or another sweep.dir="
                 )
-        for key in ("retries", "timeout", "extend", "max_extend", "prune", "trials"):
+        for key in ("retries", "timeout", "extend", "max_extend", "prune", "trials", "hours"):
             self.search[key] = other.search[key]
         self.fixed, self.flags = other.fixed, other.flags
         more = other.rounds[0].new
@@ -158,4 +163,6 @@ def _words(plan: Plan) -> list[str]:
 
 
 def _settings(plan: Plan) -> list[str]:
-    return [f"search.{k}={v}" for k, v in sorted(plan.search.items()) if f"search.{k}" not in FREE]
+    # older sweeps lack the key of steps
+    found = {"steps": [], **plan.search}
+    return [f"search.{k}={v}" for k, v in sorted(found.items()) if f"search.{k}" not in FREE]

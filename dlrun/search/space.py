@@ -181,7 +181,10 @@ def _translated(word: str) -> str:
 
 
 def read(composer: Composer, overrides: Sequence[str]) -> tuple[list[Axis], list[str]]:
-    """Return the axes and the overrides that all trials share. Raises UserError for a malformed range."""
+    """Return the axes and the overrides that all trials share; without an axis only with `search.steps`.
+
+    Raises UserError for a malformed range.
+    """
     parsed = composer.parse(plain_words(overrides), sweeping=True)
     for word, override in zip(overrides, parsed, strict=True):
         override.input_line = word  # not the form of Hydra, in messages
@@ -198,7 +201,8 @@ def read(composer: Composer, overrides: Sequence[str]) -> tuple[list[Axis], list
         axes.append(_axis(composer, override))
     if not axes:
         # a value that was meant as an axis, such as seed=1..5, is refused with the right form first
-        composer.config(composer.parse(fixed))
+        if composer.config(composer.parse(fixed))["search"]["steps"]:
+            return [], fixed  # they name the axes
         forms = "a list, such as optimizer.lr=0.1,0.01, or a range, such as optimizer.lr=loguniform:1e-4:1e-1"
         raise UserError(f"-m: no axis to search; type {forms}")
     # the default decides whether an axis is whole: with the ends 0 and 1 a fraction looks whole

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun.analysis import finding, scores
+from dlrun.analysis import finding, scores, steps
 from dlrun.analysis.importance import Importance
 from dlrun.analysis.ranking import FOLD
 from dlrun.analysis.sweeps import Trials
@@ -110,6 +110,7 @@ def ending(results: Results, plan: Plan, found: Trials, importance: str, table: 
         lines.append(f"  {trial.number:04d}  {_scores(results, trial.number)}  {_point(plan, trial)}")
     if len(found.best) < len(found.done):
         lines.append("  ranked by the mean over seeds; each setting with its best seed")
+    lines += steps.sentences(steps.gains(results.folder, found), found.metric)
     lines += [importance] if importance else []
     lines += noise(found)
     lines += _notes(results)
@@ -137,15 +138,15 @@ def _next(folder: Path, plan: Plan, best: Sequence[Trial]) -> list[str]:
     plain = [w for w in plan.fixed if not w.startswith(("search", "sweep.dir", "hydra"))]
     if (average := plan.search.get("average")) and not any(w.startswith("trainer.ema=") for w in plain):
         plain.append(f"trainer.ema={average:g}")  # as in the trials
-    point = [a.word(best[0].values[a.key]) for a in plan.axes if a.name != "seed"]
+    point = [a.word(best[0].values[a.key]) for a in plan.axes if a.name != "seed" and a.key in best[0].values]
     commands = []
     axes = plan.rounds[-1].axes
     few = best[: max(2, len(best) // 3)]
     fine = []
-    for axis in axes:
-        held = [t.values[axis.key] for t in few if axis.holds(t.values[axis.key])]
+    for axis in axes if all(a.key in best[0].values for a in axes) else ():
+        held = [t.values[axis.key] for t in few if axis.key in t.values and axis.holds(t.values[axis.key])]
         fine.append(axis.narrowed(held, best[0].values[axis.key], 3))
-    if any(not a.words for a in axes):
+    if any(not a.words for a in axes) and fine:
         commands.append(["train", "-m", *plain, *(a.typed() for a in fine)])
     folds = any(a.name == FOLD for a in axes)
     if all(a.name != "seed" for a in axes) and not folds:

@@ -9,14 +9,11 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.analysis import importance, sweeps
-from dlrun.config import extras
-from dlrun.config.trust import allowed
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
@@ -24,7 +21,8 @@ from dlrun.folders.disk import owned, token
 from dlrun.folders.outputs import point_latest
 from dlrun.folders.run import ask_to_stop, settle
 from dlrun.run.stopping import politely
-from dlrun.search import growing, summary
+from dlrun.search import policy, summary
+from dlrun.search.budget import Budget
 from dlrun.search.launchers import choose
 from dlrun.search.launchers.job import Job
 from dlrun.search.launchers.protocol import Ended
@@ -33,65 +31,16 @@ from dlrun.search.plan import Plan, Round
 from dlrun.search.rebuilding import opened
 from dlrun.search.results import Results
 from dlrun.search.sampling import draw, unseen
-from dlrun.search.space import check, grid, plain_words, read, size
 from dlrun.search.study import Trial
 from dlrun.vocabulary import DONE, FAILED, Exit, Status, minimised
 
 if TYPE_CHECKING:
     from dlrun.config.compose import Composer
 
-__all__ = ["Sweep", "again", "points", "sweep"]
+__all__ = ["Sweep"]
 
 LOOK = 0.5  # seconds between two reads of the files of running trials
 PATIENCE = 20  # seconds for interrupted trials to record their status
-
-
-def sweep(
-    composer: Composer,
-    overrides: Sequence[str],
-    flags: dict[str, Any] | None = None,
-    begun: Callable[[Path], object] | None = None,
-) -> int:
-    """Search over the axes in the overrides; returns 0, 5 when trials failed, 130 when interrupted.
-
-    `begun` gets the folder before the first trial starts.
-    """
-    axes, fixed = read(composer, overrides)
-    first = composer.compose(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
-    plan = Plan.asked(fixed, axes, first.config["search"], flags or {})
-    extras.require_launcher(first.launcher)
-    check(composer, axes, fixed, plan.search["sampler"] == "grid")
-    with sweep_folder.open_sweep(first.config["sweep"]["dir"], str(first.config["run"]["name"] or "")) as folder:
-        if begun is not None:
-            begun(folder)
-        if sweep_folder.is_sweep(folder):
-            old = Plan.recorded(sweep_folder.plan(folder))
-            old.renew(plan, str(folder))
-            plan = old
-        return Sweep(composer, plan, folder, first.config, first.launcher).run()
-
-
-def again(composer: Composer, folder: Path, typed: Sequence[str]) -> int:
-    """Continue a sweep as it was planned; `typed` words allow what its files may not. Raises UserError if some lack."""
-    plan = Plan.recorded(sweep_folder.plan(folder))
-    stored = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
-    plan.fixed = [w for w in stored if allowed(w, ())] + list(typed)
-    keys = [w.lstrip("+").split("=")[0] for w in typed]
-    if lacking := [w for w in stored if not allowed(w, ()) and w.lstrip("+").split("=")[0] not in keys]:
-        again = shlex.join(["dlrun", "resume", str(folder), *typed, *lacking])
-        raise UserError(f"{folder}: {lacking[0]}: found in its sweep.yaml, allowed only if it is typed: {again}")
-    first = composer.compose(composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)]))
-    extras.require_launcher(first.launcher)
-    check(composer, plan.axes, plan.fixed, False)
-    with sweep_folder.open_sweep(str(folder)) as held:
-        return Sweep(composer, plan, held, first.config, first.launcher).run()
-
-
-def points(composer: Composer, overrides: Sequence[str]) -> list[list[str]]:
-    """Return the swept words of every point of a grid, in order. Raises UserError for the first invalid one."""
-    axes, fixed = read(composer, plain_words(overrides))
-    check(composer, axes, fixed, True)
-    return [[a.word(grid(axes, n)[a.key]) for a in axes] for n in range(size(axes))]
 
 
 class Sweep:
@@ -117,6 +66,7 @@ class Sweep:
             self.screen.say(said, style="yellow")
         self.results = Results(folder, self.metric, self.minimise, trials)
         self.patience, self.folds = Patience(), sweep_folder.old_folds(folder)
+        self.budget = Budget(plan)
         self.trials, self.running = self.results.trials, self.results.running
 
     def run(self) -> int:
@@ -144,16 +94,15 @@ class Sweep:
     def _rounds(self) -> None:
         while True:
             now = self.plan.rounds[-1]
-            axes = " ".join(a.typed() for a in now.axes)
+            axes = " ".join(a.typed() for a in now.axes if len(a.words) != 1) or now.axes[-1].typed()
             until = f", up to epoch {now.epochs}" if now.epochs else ""
             numbers = self.plan.stage
             todo = [n for n in numbers if not self._over(n, now)]
-            stage = f"stage {now.stage}, " if self.plan.search["stages"] else ""
             done = f" ({len(numbers) - len(todo)} done)" if len(todo) < len(numbers) else ""
-            self.screen.say(f"{stage}{len(numbers)} trials{done} in {self.folder}{until}: {axes}")
+            count = f"{len(numbers)} trials" if len(numbers) != 1 else "1 trial"
+            self.screen.say(f"{policy.heading(self.plan)}{count}{done} in {self.folder}{until}: {axes}")
             self._run_round(now, todo)
-            best = self.results.ranked(numbers)
-            following = growing.beyond(self.composer, self.plan, now, best) or self.plan.next_stage(best)
+            following = policy.following(self.composer, self.plan, self.results)
             for words in now.said or ():
                 self.screen.say(words, style="yellow")
             if following is not None:
@@ -163,7 +112,8 @@ class Sweep:
             if following is None:
                 break
         for number in self.plan.stage:
-            self._close(self.trials[number])
+            if number in self.trials:
+                self._close(self.trials[number])
         self._table()
 
     def _settle(self, now: Round, following: Round) -> None:
@@ -181,6 +131,8 @@ class Sweep:
         waiting = todo[::-1]
         looked = 0.0
         while waiting or self.running:
+            if waiting and self.budget.closed(now):
+                self._cut(now, waiting)
             while len(self.running) < self.pool.slots and (number := self._next(waiting, now)) is not None:
                 self._start(number, now)
             for ended in self.pool.wait(LOOK):
@@ -189,6 +141,12 @@ class Sweep:
                 looked = time.monotonic()
                 waiting += self._look(now)
         self.screen.close()
+
+    def _cut(self, now: Round, waiting: list[int]) -> None:
+        """Start no further trial of a round: its time is up."""
+        self.screen.say(f"search.hours={self.plan.search['hours']:g}: {len(waiting)} trials left out", style="yellow")
+        waiting.clear()
+        now.new = sum(number >= now.first for number in self.trials)
 
     def _next(self, waiting: list[int], now: Round) -> int | None:
         """Take the next trial to start; skip those that still run for a process that is gone."""
@@ -208,7 +166,7 @@ class Sweep:
         if trial.closed:  # its result is in the study, but it must run again
             trial = self.study.add(number, trial.values, now.axes, trial.failures)
         self.trials[number] = trial
-        words = [a.word(trial.values[a.key]) for a in self.plan.axes]
+        words = [a.word(trial.values[a.key]) for a in self.plan.axes if a.key in trial.values]
         try:
             composed = self.composer.compose(self.composer.parse([*self.plan.fixed, *self.folds, *words]))
         except UserError as error:
@@ -226,11 +184,12 @@ class Sweep:
         self.results.forget(number)
         folder = self.results.path(number)
         self.running[number] = token(folder)
+        self.budget.started(number)
         self.pool.submit(Job(number, config, str(folder), record, beside=self.pool.slots > 1))
 
     def _draw(self, number: int, now: Round) -> Trial:
         search, place = self.plan.search, number - now.first
-        if len(self.plan.rounds) > 1 and all(a.words for a in now.axes):
+        if now.grown > sum(r.grown for r in self.plan.rounds[-2:-1]) and all(a.words for a in now.axes):
             return self.study.add(number, unseen(now.axes, self.plan.rounds[-2].axes)[place], now.axes)
         seeds = next((a for a in now.axes if a.name == "seed" and a.words), None)
         sampler = search["sampler"]
@@ -250,6 +209,7 @@ class Sweep:
         """Record the end of a trial; returns its number if it must be retried."""
         number, trial = ended.number, self.trials[ended.number]
         self.running.pop(number, None)
+        self.budget.ended(number)
         self._report(trial)
         folder = self.results.path(number)
         if ended.lost:
@@ -288,8 +248,10 @@ class Sweep:
         again: list[int] = []
         for number, before in list(self.running.items()):
             folder = self.results.path(number)
-            if self._report(self.trials[number]):
-                ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} (search.prune)")
+            bad = self._report(self.trials[number])
+            if bad or self.budget.over():
+                why = "search.prune" if bad else "search.hours"
+                ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} ({why})")
             limit = self.plan.search["timeout"]
             if self.patience.late(number, token(folder), before, limit):
                 self.pool.kill(number)
@@ -325,6 +287,8 @@ class Sweep:
     def _table(self) -> None:
         if rows := summary.rows(self.results, self.plan):
             sweep_folder.write_table(self.folder, rows)
+        if self.budget.keep():
+            sweep_folder.write_plan(self.folder, self.plan.record())
 
     def _interrupted(self) -> None:
         self.screen.close()

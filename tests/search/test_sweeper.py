@@ -15,7 +15,7 @@ from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search.sampling import draw
 from dlrun.search.space import Axis, read
-from dlrun.search.sweeper import points
+from dlrun.search.starting import points
 from support.commands import TINY, Outcome
 from support.moods import MOODS, MOODY, QUICK, rows, start, starts, wait_for, workers
 

@@ -10,7 +10,7 @@ import pytest
 
 from dlrun.config.compose import composer
 from dlrun.folders import sweep as sweep_folder
-from dlrun.search import sweeper
+from dlrun.search import starting
 from dlrun.search.launchers import choose, pool, protocol
 from dlrun.search.launchers.job import Job
 from support.moods import MOODY, QUICK, rows, start, starts, workers
@@ -168,5 +168,5 @@ def test_a_sweep_starts_its_workers_for_the_devices_of_its_trials(
 
     monkeypatch.setattr(choose, "launcher", launcher)
     with composer({}) as made, pytest.raises(Reached) as reached:
-        sweeper.sweep(made, ["seed=1,2", "sweep.dir=s", *words])
+        starting.sweep(made, ["seed=1,2", "sweep.dir=s", *words])
     assert reached.value.args == (devices,)

@@ -16,6 +16,7 @@ __all__ = ["main"]
 
 VERBS = {
     "train": "check a setup, train it, and test it once; -m runs a sweep",
+    "ladder": "add capacity until validation stops improving, then regularise",
     "check": "run the checks that precede training, and nothing else",
     "lr_range": "suggest a learning rate to start with",
     "batch_time": "measure the time per step by batch size, and suggest a batch size",
@@ -40,7 +41,7 @@ VERBS = {
     "report": "redraw the page of a run, a sweep or an ensemble; overlay several runs",
 }
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves
-COMPOSED = ("train", "check", "lr_range", "batch_time", "show")
+COMPOSED = ("train", "ladder", "check", "lr_range", "batch_time", "show")
 # verbs that begin by loading torch, which takes seconds
 HEAVY = (*COMPOSED, "resume", "predict", "evaluate", "embed", "explain_image", "export", "prune")
 
@@ -169,7 +170,8 @@ def _run(verb: str, argv: list[str]) -> int:
     if verb in HEAVY:
         from dlrun.streams import waiting
 
-        waiting("reading the config …" if {"-m", "--multirun"} & set(argv) else "loading torch …")
+        sweeps = verb == "ladder" or {"-m", "--multirun"} & set(argv)
+        waiting("reading the config …" if sweeps else "loading torch …")
     from dlrun.streams import legible_streams
 
     with legible_streams():

@@ -20,7 +20,7 @@ from dlrun.analysis.sweeps import Trials
 from dlrun.analysis.warnings import warnings
 from dlrun.errors import UserError
 from dlrun.folders import reading
-from dlrun.reports import sweep_plots, tables
+from dlrun.reports import ladder_report, sweep_plots, tables
 from dlrun.reports.axis_plots import called, wanted
 from dlrun.reports.page import picture, section, table, text, write_page
 from dlrun.vocabulary import NUMBERS, SCORES, Outcome, Status
@@ -50,6 +50,7 @@ def write(folder: Path, known: Trials | None = None, shares: Importance | str | 
             "Warnings", cards or "<div class='card fine'>No warnings: no best value near an edge, no failures.</div>"
         ),
         section("Steps", _steps(folder, found)),
+        section("Ladder", ladder_report.section(folder, found)),
         section("Pictures", "".join(map(picture, pictures)) + why),
         section("Means over seeds", _seeds(found)),
         section("Every trial", _every(folder, found)),

@@ -13,7 +13,7 @@ from dlrun.errors import legible
 from dlrun.folders import formats
 from dlrun.vocabulary import FURTHER, NUMBERS, RESULTS, SCORES, Outcome, Status, lower_is_better
 
-__all__ = ["as_csv", "as_json", "as_latex", "as_text", "cut", "cut_end", "informative", "interval_note"]
+__all__ = ["aligned", "as_csv", "as_json", "as_latex", "as_text", "cut", "cut_end", "informative", "interval_note"]
 
 Rows = Sequence[Mapping[str, Any]]
 # values of a healthy run: a column of them alone is not shown on screen
@@ -135,6 +135,21 @@ def as_text(
     lines = _lines([found[name] for name in kept], len(shown), colour=console.color_system is not None)
     note = f"no room for {', '.join(dropped)}: see the CSV, or choose with --columns"
     return "\n".join([*lines, *([cut_end(note, console.width)] if dropped else [])])
+
+
+def aligned(rows: Rows) -> list[str]:
+    """Return a small table as lines: a head, then one line per row; numbers with four digits, unknown ones empty."""
+    if not rows:
+        return []
+    cells = [[*rows[0]], *([_small(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return ["  " + "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells]
+
+
+def _small(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.1f}" if abs(value) >= 100 else f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _priority(found: Mapping[str, Column], metric: str, settings: Collection[str] | None) -> list[str]:

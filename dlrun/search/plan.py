@@ -101,6 +101,9 @@ class Plan:
 
     def renew(self, other: Plan, where: str) -> None:
         """Take over the settings that may change. Raises UserError that names one that may not."""
+        if self.purpose != other.purpose:
+            kinds = [next(iter(one.purpose), "search") for one in (self, other)]
+            raise UserError(f"{where} contains a {kinds[0]}, not this {kinds[1]}; choose another sweep.dir=")
         for was, now in ((_words(self), _words(other)), (_settings(self), _settings(other))):
             if gone := [w for w in was if w not in now] or [w for w in now if w not in was]:
                 kind = "has" if gone[0] in was else "lacks"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dlrun.search import growing, steps
+from dlrun.search import growing, ladder, steps
 from dlrun.search.plan import Plan, Round
 from dlrun.search.results import Results
 from dlrun.vocabulary import Status
@@ -15,8 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["following", "heading"]
 
 
-def following(composer: Composer, plan: Plan, results: Results) -> Round | None:
-    """Return the round after the last one, None after the end; edge warnings are kept in the last one."""
+def following(composer: Composer, plan: Plan, results: Results) -> tuple[Round | None, list[str]]:
+    """Return the round after the last one, None after the end, and what to say of the last one.
+
+    Edge warnings are kept in it, for the page.
+    """
+    if "ladder" in plan.purpose:
+        plan.rounds[-1].said = []
+        return ladder.following(plan, results)
+    made = _following(composer, plan, results)
+    return made, plan.rounds[-1].said or []
+
+
+def _following(composer: Composer, plan: Plan, results: Results) -> Round | None:
     now, best = plan.rounds[-1], results.ranked(plan.stage)
     if not plan.search.get("steps"):
         return growing.beyond(composer, plan, now, best) or plan.next_stage(best)
@@ -29,6 +40,8 @@ def following(composer: Composer, plan: Plan, results: Results) -> Round | None:
 def heading(plan: Plan) -> str:
     """Return what the last round is, as the start of the line that announces it; empty for a plain search."""
     now = plan.rounds[-1]
+    if "ladder" in plan.purpose:
+        return f"round {now.stage}: "
     if plan.search.get("steps"):
         return f"step {now.stage}, {now.axes[-1].name}: " if now.stage else "the defaults: "
     return f"stage {now.stage}, " if plan.search["stages"] else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ from dlrun.config import extras
 from dlrun.config.trust import allowed
 from dlrun.errors import UserError
 from dlrun.folders import sweep as sweep_folder
-from dlrun.search import steps
+from dlrun.search import ladder, steps
 from dlrun.search.plan import Plan
-from dlrun.search.space import check, grid, plain_words, read, size
+from dlrun.search.space import Axis, check, grid, plain_words, read, size
 from dlrun.search.sweeper import Sweep
 
 if TYPE_CHECKING:
@@ -21,24 +21,37 @@ if TYPE_CHECKING:
 
 __all__ = ["again", "points", "sweep"]
 
+Asked = Callable[
+    ["Composer", Sequence[Axis], Sequence[str], Mapping[str, Any]], tuple[list[Axis], list[str], dict[str, Any]]
+]
+
 
 def sweep(
     composer: Composer,
     overrides: Sequence[str],
     flags: dict[str, Any] | None = None,
     begun: Callable[[Path], object] | None = None,
+    asked: Asked | None = None,
 ) -> int:
     """Search over the axes in the overrides; returns 0, 5 when trials failed, 130 when interrupted.
 
-    `begun` gets the folder before the first trial starts.
+    `begun` gets the folder before the first trial starts. `asked` turns what was typed into the axes, the shared words
+    and the purpose of a ladder or a study.
     """
     axes, fixed = read(composer, overrides)
     first = composer.compose(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
+    purpose: dict[str, Any] = {}
+    if asked is not None:
+        axes, fixed, purpose = asked(composer, axes, fixed, first.config)
+        first = composer.compose(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
     if first.config["search"]["steps"]:
         axes = steps.planned(composer, axes, fixed, first.config)
     plan = Plan.asked(fixed, axes, first.config["search"], flags or {})
     if plan.search["steps"]:
         plan.rounds = [steps.first(plan, first.config)]
+    plan.purpose = purpose
+    if "ladder" in purpose:
+        plan.rounds = [ladder.first(plan)]
     extras.require_launcher(first.launcher)
     check(composer, axes, fixed, plan.search["sampler"] == "grid")
     with sweep_folder.open_sweep(first.config["sweep"]["dir"], str(first.config["run"]["name"] or "")) as folder:

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun.analysis import finding, scores, steps
+from dlrun.analysis import finding, ladder, scores, steps
 from dlrun.analysis.importance import Importance
+from dlrun.analysis.ladder import Climb
 from dlrun.analysis.ranking import FOLD
 from dlrun.analysis.sweeps import Trials
 from dlrun.analysis.warnings import noise
+from dlrun.reports.tables import aligned
 from dlrun.search.plan import Plan
 from dlrun.search.results import Results
 from dlrun.search.space import Axis
@@ -110,6 +112,14 @@ def ending(results: Results, plan: Plan, found: Trials, importance: str, table: 
         lines.append(f"  {trial.number:04d}  {_scores(results, trial.number)}  {_point(plan, trial)}")
     if len(found.best) < len(found.done):
         lines.append("  ranked by the mean over seeds; each setting with its best seed")
+    if climbed := ladder.read(results.folder, found):
+        table = ladder.rows(climbed, found)
+        return [
+            lines[0],
+            *aligned(table),
+            *ladder.sentences(climbed, table, found.metric),
+            *_after(results, plan, climbed),
+        ]
     lines += steps.sentences(steps.gains(results.folder, found), found.metric)
     lines += [importance] if importance else []
     lines += noise(found)
@@ -134,8 +144,23 @@ def _scores(results: Results, number: int) -> str:
     return shown + (f", test_acc {scores.counted('test_acc', test, result)}" if isinstance(test, float) else "")
 
 
+def _after(results: Results, plan: Plan, found: Climb) -> list[str]:
+    """The commands after a ladder: the chosen rung trained once, and its table of runs."""
+    if found.chosen is None:
+        return []
+    keys = {a.name: a.key for a in plan.axes}
+    chosen = [f"{keys[name]}={word}" for name, word in found.chosen.values.items()]
+    commands = [["train", *_plain(plan), *chosen], ["compare", str(results.folder), "--group-seeds"]]
+    return ["next:", *(f"  {shlex.join(['dlrun', *words])}" for words in commands)]
+
+
+def _plain(plan: Plan) -> list[str]:
+    """The words that all trials share, without those of the search itself."""
+    return [w for w in plan.fixed if not w.startswith(("search", "sweep.dir", "hydra"))]
+
+
 def _next(folder: Path, plan: Plan, best: Sequence[Trial]) -> list[str]:
-    plain = [w for w in plan.fixed if not w.startswith(("search", "sweep.dir", "hydra"))]
+    plain = _plain(plan)
     if (average := plan.search.get("average")) and not any(w.startswith("trainer.ema=") for w in plain):
         plain.append(f"trainer.ema={average:g}")  # as in the trials
     point = [a.word(best[0].values[a.key]) for a in plan.axes if a.name != "seed" and a.key in best[0].values]

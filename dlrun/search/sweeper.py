@@ -94,7 +94,9 @@ class Sweep:
     def _rounds(self) -> None:
         while True:
             now = self.plan.rounds[-1]
-            axes = " ".join(a.typed() for a in now.axes if len(a.words) != 1) or now.axes[-1].typed()
+            axes = (
+                " ".join(a.typed() for a in now.axes if len(a.words) != 1 or self.plan.purpose) or now.axes[-1].typed()
+            )
             until = f", up to epoch {now.epochs}" if now.epochs else ""
             numbers = self.plan.stage
             todo = [n for n in numbers if not self._over(n, now)]
@@ -102,8 +104,8 @@ class Sweep:
             count = f"{len(numbers)} trials" if len(numbers) != 1 else "1 trial"
             self.screen.say(f"{policy.heading(self.plan)}{count}{done} in {self.folder}{until}: {axes}")
             self._run_round(now, todo)
-            following = policy.following(self.composer, self.plan, self.results)
-            for words in now.said or ():
+            following, said = policy.following(self.composer, self.plan, self.results)
+            for words in said:
                 self.screen.say(words, style="yellow")
             if following is not None:
                 self._settle(now, following)

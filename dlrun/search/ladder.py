@@ -28,9 +28,8 @@ __all__ = ["SEEDS", "asked", "first", "following", "sentence"]
 
 SEEDS = "seed=1,2,3"  # unless some are typed
 PENALTIES, DROPOUTS = ("0.0001", "0.001", "0.01"), ("0.2", "0.5")  # R1, R2
-# what else regularises, if the config has it: its value without
-FURTHER = (("regularizer.l1", "0"), ("regularizer.label_smoothing", "0"), ("regularizer.max_norm", "0"))
-FURTHER += (("model.stochastic_depth", "0"), ("model.drop_path_rate", "0"))
+# what else regularises, off at 0
+FURTHER = ("regularizer.l1", "regularizer.label_smoothing", "regularizer.max_norm", "model.stochastic_depth")
 FORM = "expected keys with several values, the smallest first, such as model.depth=2,4,6"
 
 
@@ -79,7 +78,7 @@ def _regularising(plain: Mapping[str, Any]) -> Iterator[Axis]:
     if "dropout" in plain["model"]:
         rate = lookup(plain, "regularizer.dropout")
         yield Axis("regularizer.dropout", ("0", str(rate)) if rate else ("0", *DROPOUTS))
-    yield from (Axis(name, (off, str(value))) for name, off in FURTHER if (value := lookup(plain, name)))
+    yield from (Axis(name, ("0", str(value))) for name in FURTHER if (value := lookup(plain, name)))
 
 
 def first(plan: Plan) -> Round:

@@ -113,11 +113,11 @@ def ending(results: Results, plan: Plan, found: Trials, importance: str, table: 
     if len(found.best) < len(found.done):
         lines.append("  ranked by the mean over seeds; each setting with its best seed")
     if climbed := ladder.read(results.folder, found):
-        table = ladder.rows(climbed, found)
+        made = ladder.rows(climbed, found)
         return [
             lines[0],
-            *aligned(table),
-            *ladder.sentences(climbed, table, found.metric),
+            *aligned(made),
+            *ladder.sentences(climbed, made, found.metric),
             *_after(results, plan, climbed),
         ]
     lines += steps.sentences(steps.gains(results.folder, found), found.metric)

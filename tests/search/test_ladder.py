@@ -158,7 +158,7 @@ def test_a_ladder_is_a_sweep(here: Path, dlrun: Callable[..., Outcome]) -> None:
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ((), "no key of capacity"),
+        ((), "capacity"),
         (("model.depth=2",), "model.depth=2"),
         (("model.depht=2,4",), "model.depth"),
         (("model.depth=4,2",), "model.depth=4,2"),

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ COMMANDS: dict[str, tuple[Any, ...]] = {
 }
 LARGEST, MOST = 64_000_000, 5_000  # bytes and files of code that are hashed
 CODE = (".py", ".so", ".pyd")
+OMITTED = ("__pycache__", "outputs", "site-packages")
 RECORD = 1_000_000  # bytes of the file of what is allowed
 
 
@@ -145,7 +147,10 @@ def digest(folder: Path) -> str:
     total, size = hashlib.sha256(), 0
     for number, file in enumerate(code_of(folder)):
         try:
-            content = file.read_bytes() if (size := size + file.stat().st_size) <= LARGEST else b""
+            found = file.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would never end
+                raise UserError(f"{file}: expected a regular file; code that cannot be read cannot be allowed")
+            content = file.read_bytes() if (size := size + found.st_size) <= LARGEST else b""
         except OSError as error:
             raise UserError(f"{file}: {error.strerror}; code that cannot be read cannot be allowed") from error
         if number >= MOST or size > LARGEST:
@@ -157,11 +162,15 @@ def digest(folder: Path) -> str:
 
 
 def code_of(folder: Path) -> Iterator[Path]:
-    """Yield the files of code of a folder, in order; hidden folders, outputs and virtual environments are omitted."""
-    for place, folders, files in os.walk(folder):
-        if "pyvenv.cfg" in files:
+    """Yield the files of code of a folder, in order, also behind links: Python imports through them.
+
+    Hidden folders, outputs and installed packages are omitted: no package of the folder contains them by its name.
+    """
+    seen = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:  # a link that leads back would have no end
             folders.clear()
             continue
-        omitted = ("__pycache__", "outputs")
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in omitted)
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in OMITTED)
         yield from (Path(place, name) for name in sorted(files) if name.endswith(CODE))

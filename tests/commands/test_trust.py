@@ -74,6 +74,29 @@ def test_what_is_allowed_ends_with_a_change_of_the_code(project: Path, dlrun: Ca
     assert not (project / "ran").exists()
 
 
+@pytest.mark.parametrize("place", ["elsewhere/sub.py", "package/sub.py", "env/extra.py"])
+def test_links_and_environments_hide_no_code(here: Path, place: str) -> None:
+    write(here / "elsewhere/sub.py", "x = 1\n")
+    write(here / "project/mynet.py", NET)
+    for name in ("package", "env"):
+        write(here / name / "pyvenv.cfg", "")
+        write(here / name / "lib/python3.11/site-packages/torch.py", "")
+        (here / "project" / name).symlink_to(here / name)
+    (here / "project/linked").symlink_to(here / "elsewhere")
+    (here / "project/back").symlink_to(here / "project")
+    before = digest(here / "project")
+    write(here / "package/lib/python3.11/site-packages/torch.py", "x = 1\n")
+    assert digest(here / "project") == before
+    write(here / place, "x = 2\n")
+    assert digest(here / "project") != before
+
+
+def test_code_that_has_no_end_is_not_read(project: Path, dlrun: Callable[..., Outcome]) -> None:
+    (project / "more.py").symlink_to("/dev/zero")
+    done = dlrun("trust", ".", "mynet")
+    assert (done.code, "more.py" in done.err) == (2, True)
+
+
 def test_names_count_as_much_as_contents(tmp_path: Path) -> None:
     folders = [{"a.py": "x"}, {"b.py": "x"}, {"a/b.py": "x"}, {"a.py": "y"}, {"a.py": "xy"}, {"a.py": "x", "b.py": ""}]
     for number, files in enumerate(folders):

@@ -197,3 +197,11 @@ def test_a_sweep_that_is_terminated_leaves_rows_and_a_hint(tmp_path: Path, numbe
     assert "Traceback" not in out + err
     assert "interrupted" in {row["status"] for row in rows(tmp_path / "s").values()}
     assert workers(tmp_path) == []
+
+
+def test_a_clock_that_is_set_ends_no_trial_and_lets_none_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    steady, wall = iter([0.0, 9.0, 11.0]), iter([1e9, 2e9, 0.0])
+    monkeypatch.setattr(patience.time, "monotonic", lambda: next(steady))
+    monkeypatch.setattr(patience.time, "time", lambda: next(wall))
+    clocks = patience.Patience()
+    assert [clocks.late(0, "lock", "", 10.0) for _ in range(3)] == [False, False, True]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from enum import Enum, IntEnum
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "FURTHER", "LOGGED", "MEASURES", "NOT_RANKED"]
+__all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "FURTHER", "LABELLED", "LOGGED", "MEASURES", "NOT_RANKED"]
 __all__ += ["NUMBERS", "PER_EPOCH", "RESULTS", "SCORES"]
 __all__ += ["Exit", "Number", "Outcome", "Status"]
 __all__ += ["array_slot", "is_accuracy", "is_loss", "lower_is_better", "minimised", "place", "worst"]
@@ -115,6 +115,8 @@ COLUMNS = (
 )
 # with trainer.ema: the scores of the averaged weights
 AVERAGED = tuple(f"ema_{column}" for column in LOGGED)
+# with images without labels: the share of them that got a label, and of these labels the share that is right, if known
+LABELLED = ("accepted", "accepted_precision")
 # endings of columns of which a higher value is better
 HIGHER = ("_acc", "_f1", "_precision", "_recall", "_kappa", "_mcc", "_auc", "_per_second")
 # by what names files of arrays call images, labels and splits: Keras x_train, MedMNIST train_images, scikit-learn data

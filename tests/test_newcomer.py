@@ -113,7 +113,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = package / "optim/schedulers.py"
     file.write_text(added(file.read_text(), SCHEDULER))
     (conf / "scheduler/sawtooth.yaml").write_text(SCHEDULER_YAML)
-    file = package / "objectives.py"
+    file = package / "objectives/__init__.py"
     file.write_text(added(file.read_text(), OBJECTIVE))
     (conf / "objective/shifted.yaml").write_text(OBJECTIVE_YAML)
     (package / "checks/lint_even.py").write_text(CHECK)

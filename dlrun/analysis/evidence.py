@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 from statistics import fmean, median
 from typing import Any
 
-from dlrun.vocabulary import Status
+from dlrun.vocabulary import LABELLED, Status
 
 __all__ = ["ABOVE_CHANCE", "LEFT", "STEADY", "TINY", "WANTED_RATIO", "Evidence", "digit", "end", "span"]
 
@@ -50,9 +50,9 @@ class Evidence:
             [_number(row.get(c)) for row in rows]
             for c in ("lr", "train_loss", "train_acc", "val_loss", "val_acc", self.monitor)
         )
-        self.train_eval, self.grad_norm, self._val_balanced, self.step_sizes, self.nonlinear = (
+        self.train_eval, self.grad_norm, self._val_balanced, self.step_sizes, self.nonlinear, self.accepted = (
             [_number(row.get(c)) for row in rows]
-            for c in ("train_eval_acc", "grad_norm", "val_balanced_acc", "update_ratio", "nonlinear")
+            for c in ("train_eval_acc", "grad_norm", "val_balanced_acc", "update_ratio", "nonlinear", LABELLED[0])
         )
         if not train_acc_valid:
             self.acc, self.monitored = [], [] if self.monitor == "train_acc" else self.monitored

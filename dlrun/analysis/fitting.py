@@ -1,13 +1,17 @@
-"""Verdicts on what the run has fitted: overfitting, gap, capacity, too few epochs, classes of unequal size (B2, D6)."""
+"""Verdicts on what the run has fitted: overfitting, gap, capacity, too few epochs, classes of unequal size, its own
+errors (B2, D6, D8).
+"""
 
 from __future__ import annotations
 
-from dlrun.analysis.evidence import STEADY, TINY, Evidence, end
+import math
+
+from dlrun.analysis.evidence import STEADY, TINY, Evidence, digit, end
 from dlrun.analysis.finding import Finding
 from dlrun.analysis.remedies import larger, longer, more_regularisation, smaller_batch
 from dlrun.vocabulary import is_accuracy, is_loss, lower_is_better
 
-__all__ = ["capacity", "gap", "imbalance", "overfitting", "unfinished"]
+__all__ = ["capacity", "confirmation", "gap", "imbalance", "overfitting", "unfinished"]
 
 IMBALANCE = 1.5  # largest : smallest class (D6)
 # the essays give no number for these; each separates healthy runs on digits and CIFAR images from broken ones
@@ -17,7 +21,31 @@ GAIN = 0.01  # accuracy won in the last third of a run whose best epoch is the l
 HALFWAY = 0.5  # of the way from chance to no error on training images: beyond, an ended schedule has had its time
 ANNEALED_GAIN = 0.05  # the same if the schedule has ended, which wins some by itself
 CLOSED, ANNEALED_CLOSED = 0.02, 0.05  # of the first train loss: val_loss - train_loss still shrinks (O9)
+GROWN = 0.05  # of the images without labels, that got one since validation was best (D8)
+SURE = 0.99  # threshold above which few images that are right would get a label
 FALLS = 0.10  # of a loss, in the last third of the way: still falling, less is levelled off (O9, B2)
+
+
+def confirmation(run: Evidence) -> Finding | None:
+    """D8: validation gets worse, beyond noise, while more images without labels get one: the model learns its errors.
+
+    Arazo et al. 2020, Pseudo-Labeling and Confirmation Bias in Deep Semi-Supervised Learning.
+    """
+    if len(run.val_acc) < 5 or not all(map(math.isfinite, run.accepted)):
+        return None
+    top, ending = max(run.val_acc), end(run.val_acc)
+    best = run.val_acc.index(top)
+    grown = end(run.accepted) - run.accepted[best]
+    if top - ending < max(GAP / 2, 3 * run.val_error) or best > 0.7 * len(run.val_acc) or grown < GROWN:
+        return None
+    sentence = (
+        f"confirmation: validation accuracy fell from {top:.3f} in epoch {run.epochs[best]} to {ending:.3f}, while "
+        f"{grown:.0%} more of the unlabelled images got a label: the model learns its own errors"
+    )
+    threshold = float(run.key("objective.threshold", SURE))
+    higher = f"objective.threshold={1 - (1 - threshold) / 5:.3g}"
+    fix = higher if threshold < SURE else f"objective.weight={digit(float(run.key('objective.weight', 1.0)) / 3)}"
+    return Finding("confirmation", "warn", sentence, top - ending, fix)
 
 
 def overfitting(run: Evidence) -> Finding | None:

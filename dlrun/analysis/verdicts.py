@@ -28,7 +28,7 @@ _FIRST: Rules = (
 _STEPS: Rules = (learning.slow, learning.short_steps, learning.noisy)
 CAUSES: Rules = (
     *_FIRST,
-    *(unlike.unlike_validation, fitting.overfitting, fitting.gap, *_STEPS),
+    *(unlike.unlike_validation, fitting.confirmation, fitting.overfitting, fitting.gap, *_STEPS),
     *(fitting.unfinished, fitting.capacity),
 )
 # those that need no validation score: without one nothing tells when to stop

@@ -34,6 +34,7 @@ NAMES = {
 _WANTED = {
     "dataset.root": "FOLDER",
     "objective.teacher": "RUN|ENSEMBLE",
+    "objective.unlabelled": "FOLDER|CSV",
     "dataset.csv": "train.csv",
     "model._target_": "PACKAGE.CLASS trust=[PACKAGE]",
 }
@@ -258,6 +259,10 @@ def _paths(cfg: Mapping[str, Any]) -> None:
     teacher = cfg["objective"].get("teacher")
     if isinstance(teacher, str) and not Path(teacher).expanduser().is_dir():
         raise UserError(f"objective.teacher={teacher}: no such folder; expected a run or an ensemble")
+    others = cfg["objective"].get("unlabelled")
+    if isinstance(others, str) and not Path(others).expanduser().exists():
+        expected = "expected a folder of images, or a table that names images in its folder"
+        raise UserError(f"objective.unlabelled={others}: no such file or folder; {expected}")
     dataset = cfg["dataset"]
     if not str(dataset.get("_target_")).startswith("dlrun."):
         return

@@ -136,6 +136,8 @@ KEYS = _table("""
     t_max tmax -> scheduler.epochs, trainer.epochs
     nesterov -> optimizer=nesterov | optimizer=sgd
     teacher -> objective.teacher
+    unlabelled unlabeled unlabeled_dir unlabelled_dir objective.unlabeled -> objective.unlabelled
+    threshold tau p_cutoff confidence_threshold -> objective.threshold
     temperature alpha -> objective.temperature, objective.alpha
     compile torch_compile jit -> trainer.compile
     threads num_threads cpus cores -> trainer.threads
@@ -335,6 +337,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     """),
     "objective": _table(
         "kd distillation distil teacher -> distill\n fgsm pgd attack robust adv -> adversarial\n"
+        " pseudo pseudolabel pseudo_labels self_training noisy_student -> pseudo_label\n fix_match uda -> fixmatch\n"
         " classification default standard -> supervised"
     ),
     "logger": _table("""

@@ -35,7 +35,7 @@ OURS: tuple[str, ...] = (
 )
 OURS += ("dlrun.objectives", "dlrun.optim.further", "dlrun.optim.muon", "dlrun.optim.schedulers")
 MOVED = {"dlrun.data.files.arrays": "dlrun.data.arrays.arrays"}  # names in stored configs
-FAMILIES = ("dlrun.models",)  # packages of which every module is allowed: a new model is a new file
+FAMILIES = ("dlrun.models", "dlrun.objectives")  # packages of which every module is allowed: a new model is a new file
 
 _OPTIMIZERS = "SGD Adagrad Adadelta RMSprop Adam AdamW Adamax NAdam RAdam ASGD Rprop LBFGS Adafactor Muon"
 _SCHEDULERS = "ReduceLROnPlateau StepLR MultiStepLR ConstantLR LinearLR ExponentialLR CosineAnnealingLR"
@@ -154,7 +154,8 @@ def _defined(module: str) -> tuple[str, ...]:
     """Public names that a module of dlrun defines, read from its source, since importing it would import torch."""
     if module not in OURS and module.rpartition(".")[0] not in FAMILIES:
         return ()
-    file = Path(__file__).resolve().parents[1].joinpath(*module.split(".")[1:]).with_suffix(".py")
+    place = Path(__file__).resolve().parents[1].joinpath(*module.split(".")[1:])
+    file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     if not file.is_file():
         return ()
     made = [n for n in ast.parse(file.read_bytes()).body if isinstance(n, (ast.ClassDef, ast.FunctionDef))]

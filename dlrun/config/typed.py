@@ -16,7 +16,16 @@ __all__ = ["readable", "refuse_bare", "refuse_idle", "refuse_repeated"]
 
 # their values are files, folders and prose, and are taken as typed
 VERBATIM = (
-    *("dataset.root", "dataset.path", "dataset.cache", "objective.teacher", "run.dir", "sweep.dir", "run.note"),
+    *(
+        "dataset.root",
+        "dataset.path",
+        "dataset.cache",
+        "objective.teacher",
+        "objective.unlabelled",
+        "run.dir",
+        "sweep.dir",
+        "run.note",
+    ),
     *("dataset.x", "dataset.y", "dataset.x_val", "dataset.y_val", "dataset.x_test", "dataset.y_test"),
     *("dataset.train_dir", "dataset.val_dir", "dataset.test_dir", "dataset.csv", "dataset.images"),
 )

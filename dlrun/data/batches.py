@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dlrun.data import crops
-from dlrun.data.draws import REPEAT, Draws, occurrences
+from dlrun.data.draws import REPEAT, Draws, occurrences, sent
 from dlrun.data.images import Images, InMemory, read
 from dlrun.data.splits import Split
 
-__all__ = ["Augment", "Batch", "Batches", "Mix"]
+__all__ = ["Augment", "Batch", "Batches", "Mix", "seeded"]
 
 Augment = Callable[..., Tensor]  # its contract is in dlrun/data/augment.py
 
@@ -81,7 +81,7 @@ class Batch:
     @cached_property
     def generator(self) -> torch.Generator:
         """Random numbers on the batch's device, determined by (seed, epoch, step, part); created on first use."""
-        return _generator(self.x.device, self.seed, f"objective {self.step} {self.part}", self.epoch)
+        return seeded(self.x.device, self.seed, f"objective {self.step} {self.part}", self.epoch)
 
     def parts(self, count: int) -> list[Batch]:
         """Split into `count` parts of nearly equal size, with new generators.
@@ -155,8 +155,7 @@ class Batches:
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield one pass over the split; `number` determines order and draws. Closing it ends its decoding threads."""
         count, order = len(self.images), self._order(number)
-        side = dict(enumerate(getattr(self.augment, "sides", ()), 1)).get(number)
-        changed = self._changes(number)
+        changed, side = self._changes(number), self._side(number)
         home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
         chunks = [*torch.split(order.to(home), self._sizes(count))][: len(self)]
         repeated = self.balance or getattr(self.augment, "repeats", 1) > 1
@@ -167,6 +166,18 @@ class Batches:
                 x = self._normalised(changed(images, sample))
                 yield x if side is None else _smaller(x, side), self.labels[index], index
 
+    def take(self, samples: Tensor, number: int, turn: int) -> Tensor:
+        """Return images x (B, C, H, W) as epoch `number` changes them; `samples` are numbers for `Draws` (B,).
+
+        `turn` tells apart what augmentations draw that are not per sample.
+        """
+        index, side = samples % REPEAT, self._side(number)
+        home = self.images.pixels.device if isinstance(self.images, InMemory) else index.device
+        with closing(read(self.images, [sent(index, home)], self.workers)) as batches:
+            images = self._sent(next(batches))
+        x = self._normalised(self._changes(number, f"augment {turn}")(images, samples))
+        return x if side is None else _smaller(x, side)
+
     def numbers(self, number: int) -> list[Tensor]:
         """Return the `index` of each batch of an epoch, on the processor."""
         return [*torch.split(self._order(number), self._sizes(len(self.images)))][: len(self)]
@@ -176,9 +187,9 @@ class Batches:
         count = len(self.images)
         order = torch.arange(count)
         if self.balance:
-            order = _balanced(self.labels.cpu(), _generator("cpu", self.seed, "balance", number))
+            order = _balanced(self.labels.cpu(), seeded("cpu", self.seed, "balance", number))
         elif self.shuffle:
-            order = torch.randperm(count, generator=_generator("cpu", self.seed, "shuffle", number))
+            order = torch.randperm(count, generator=seeded("cpu", self.seed, "shuffle", number))
         repeats = getattr(self.augment, "repeats", 1)
         if repeats > 1:
             order = order[: -(-count // repeats)].repeat_interleave(repeats)[:count]
@@ -197,12 +208,16 @@ class Batches:
             return held.pin_memory().to(self.device, non_blocking=True)
         return held.to(self.device)
 
-    def _changes(self, number: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def _side(self, number: int) -> int | None:
+        """The shorter side of the images of an epoch in pixels, if they are made smaller."""
+        return dict(enumerate(getattr(self.augment, "sides", ()), 1)).get(number)
+
+    def _changes(self, number: int, purpose: str = "augment") -> Callable[[Tensor, Tensor], Tensor]:
         """What an epoch makes of images (B, H, W, C), given the numbers of their samples for `Draws`."""
         augment = self.augment
         if augment is None:
             return lambda images, _: crops.centre(images, self.crop)
-        generator = _generator(self.device, self.seed, "augment", number)
+        generator = seeded(self.device, self.seed, purpose, number)
         mirrored = self._mirrored(number) if getattr(augment, "alternates", False) else None
 
         def changed(images: Tensor, sample: Tensor) -> Tensor:
@@ -215,7 +230,7 @@ class Batches:
 
     def _mirrored(self, number: int) -> Tensor:
         """Whether each image is mirrored in an epoch (N,): in odd epochs the drawn ones, in even ones the others."""
-        drawn = torch.rand(len(self.images), generator=_generator("cpu", self.seed, "mirror", 0)) < 0.5
+        drawn = torch.rand(len(self.images), generator=seeded("cpu", self.seed, "mirror", 0)) < 0.5
         return drawn if number % 2 else ~drawn
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -259,7 +274,8 @@ def _resident(images: Images, device: torch.device) -> Images:
     return images.to(device)
 
 
-def _generator(device: torch.device | str, seed: int, purpose: str, epoch: int) -> torch.Generator:
+def seeded(device: torch.device | str, seed: int, purpose: str, epoch: int) -> torch.Generator:
+    """Return a generator of random numbers on a device, determined by all four."""
     # hashed, so that neighbouring seeds and epochs are unrelated
     digest = hashlib.sha256(f"{seed} {purpose} {epoch}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

@@ -20,8 +20,8 @@ class Located(NamedTuple):
     missing: dict[str, str]
 
 
-def located(table: Path, folder: Path) -> Located:
-    """Return the files of all ids of a table. Raises UserError if no image of the folder is named."""
+def located(table: Path, folder: Path, hint: str = "type --images FOLDER") -> Located:
+    """Return the files of all ids of a table. Raises UserError, with the hint, if no image of the folder is named."""
     sheet, places = read(table), Places(folder)
     column = choose_id(sheet, None, lambda name: bool(places.find(name)))
     if places.find(column):
@@ -35,7 +35,5 @@ def located(table: Path, folder: Path) -> Located:
             missing[name or f"line {line}"] = f"{len(found)} images of this name in {folder}"
     if not files:
         first = next(iter(missing), "")
-        raise UserError(
-            f"{table}: none of its {len(sheet.rows):,} images, such as {first!r}, is in {folder}; type --images FOLDER"
-        )
+        raise UserError(f"{table}: none of its {len(sheet.rows):,} images, such as {first!r}, is in {folder}; {hint}")
     return Located(files, missing)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,23 +19,43 @@ from torch import Tensor
 
 from dlrun.console import Screen
 from dlrun.data.array_files import Stored, converted, held_as, stored_arrays
+from dlrun.data.decoding import Decoding
 from dlrun.data.headers import scaled
 from dlrun.data.identity import contents, keys_of
 from dlrun.data.ids import located
 from dlrun.data.images import Streamed, Unreadable, mark, run_ahead
 from dlrun.data.listing import SUFFIXES, Account, Folders, printable
 from dlrun.data.sheet import is_table
-from dlrun.data.units import Unfit, factor, values_of
+from dlrun.data.units import Unfit, Units, factor, values_of
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
 from dlrun.folders.formats import cell
 from dlrun.inference.predictor import Predictor
 from dlrun.vocabulary import Exit, array_slot
 
-__all__ = ["BATCH", "Outcome", "Sources", "batches", "divided", "predict", "votes"]
+__all__ = ["BATCH", "Input", "Outcome", "Sources", "batches", "divided", "predict", "votes"]
 
 BATCH_BYTES = 32e6  # of decoded images: three batches are in memory at once
 BATCH = 256
+
+
+class Input(Protocol):
+    """What images become: a Predictor, or the training data of a run."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+
+    @property
+    def decoding(self) -> Decoding: ...
+
+    @property
+    def units(self) -> Units | None: ...
+
+    @property
+    def seen(self) -> Mapping[bytes, str]: ...
+
+    def scale_of_files(self) -> float:
+        """Return by what pixels decoded from files are multiplied. Raises Unfit."""
 
 
 @dataclass
@@ -54,13 +74,17 @@ class Sources:
     Folders are read as those of training are; `account` counts what they hold besides images. Images named by a table
     of ids are in the folder `images`, and have the ids as names; those that are not there are `missing`. `paths` must
     exist. `held` are arrays in memory by name. Raises UserError for a folder without images, a table that names none,
-    and a path that is no file and no folder.
+    and a path that is no file and no folder. `hint`: what to type if a table names images that are not there.
     """
 
     def __init__(
-        self, paths: Sequence[str], images: Path | None = None, held: Mapping[str, NDArray[Any]] | None = None
+        self,
+        paths: Sequence[str],
+        images: Path | None = None,
+        held: Mapping[str, NDArray[Any]] | None = None,
+        hint: str = "type --images FOLDER",
     ) -> None:
-        self.held = dict(held or {})
+        self.held, self._hint = dict(held or {}), hint
         self.files: list[Path] = []
         self.missing: dict[str, str] = {}  # why, by id
         self._ids: dict[Path, str] = {}
@@ -86,7 +110,7 @@ class Sources:
 
     def _listed(self, table: Path, folder: Path) -> None:
         """Add the images that a table names."""
-        there = located(table, folder)
+        there = located(table, folder, self._hint)
         self.missing |= {name: why for name, why in there.missing.items() if name not in self.missing}
         for name, file in there.files.items():
             if self._ids.setdefault(file, name) == name:
@@ -152,7 +176,7 @@ def divided(count: int, size: int) -> list[range]:
     return [range(*ends) for ends in pairwise([*starts, count])]
 
 
-def batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
+def batches(predictor: Input, sources: Sources, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
     """Yield names and images (B, H, W, C), in the units of the run, of all sources that can be read.
 
     What cannot be read, and how values were scaled, is added to `done`.
@@ -183,7 +207,7 @@ def batches(predictor: Predictor, sources: Sources, size: int, done: Outcome) ->
             done.unreadable[name] = str(error)
 
 
-def _scale_of_files(predictor: Predictor, sources: Sources, done: Outcome) -> float:
+def _scale_of_files(predictor: Input, sources: Sources, done: Outcome) -> float:
     """By what decoded files are multiplied to be in the units of the run. Raises UserError if they cannot be."""
     if not sources.files:
         return 1.0
@@ -225,7 +249,7 @@ def _stored(path: Path) -> Stored:
     return one
 
 
-def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
+def _from_array(path: Path, predictor: Input, size: int, done: Outcome) -> Iterator[tuple[list[str], Tensor]]:
     """Batches of an .npy, which stays on disk, or of the images of an .npz, read whole."""
     if path.suffix.lower() == ".npz":
         stored = _stored(path)
@@ -236,7 +260,7 @@ def _from_array(path: Path, predictor: Predictor, size: int, done: Outcome) -> I
 
 
 def _of_array(
-    x: NDArray[Any], name: str, predictor: Predictor, size: int, done: Outcome
+    x: NDArray[Any], name: str, predictor: Input, size: int, done: Outcome
 ) -> Iterator[tuple[list[str], Tensor]]:
     """Batches of images in memory or mapped. Raises ValueError for another shape or kind of values."""
     shape = height, width, channels = predictor.shape

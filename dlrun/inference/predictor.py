@@ -7,6 +7,7 @@ neither the dataset nor the optimizer of the run is needed.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from dlrun.training.same_data import continued
 from dlrun.training.shared_data import read_data
 from dlrun.vocabulary import Exit
 
-__all__ = ["Predictor", "load", "rebuilt"]
+__all__ = ["Predictor", "decoding_for", "load", "rebuilt", "scale_of_files"]
 
 
 @dataclass
@@ -69,9 +70,7 @@ class Predictor:
 
     def scale_of_files(self) -> float:
         """Return by what pixels decoded from files are multiplied to be in the units of the run. Raises Unfit."""
-        if "decoding" in self.data or self.decoding.held != "uint8":
-            return 1.0  # the decoder gives these units
-        return factor(Values(np.dtype(np.uint8), 0, 255, True), self.units)
+        return scale_of_files(self.data, self.decoding, self.units)
 
     @cached_property
     def seen(self) -> dict[bytes, str]:
@@ -102,6 +101,13 @@ class Predictor:
             with torch.autocast(self.device.type, dtype=dtype if low else torch.bfloat16, enabled=low):
                 found.append(logits(model, x).cpu().numpy())
         return np.stack(found)
+
+
+def scale_of_files(data: Mapping[str, Any], decoding: Decoding, known: Units | None) -> float:
+    """Return by what pixels decoded from files are multiplied to be in the units of a run. Raises Unfit."""
+    if "decoding" in data or decoding.held != "uint8":
+        return 1.0  # the decoder gives these units
+    return factor(Values(np.dtype(np.uint8), 0, 255, True), known)
 
 
 def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
@@ -218,7 +224,7 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
     made = Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
     try:
         made.units = units.recorded(data, probe.get("images"))
-        made.decoding = _decoding(plain.get("dataset"), data, made.units)
+        made.decoding = decoding_for(plain.get("dataset"), data, made.units)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: result.json has no valid record of its images; train again") from error
     made.dtypes = (pick_dtype(str(trainer.get("precision", "fp32")), where, model, shape),)
@@ -232,8 +238,8 @@ def _target(plain: dict[str, Any], part: str) -> str:
     return str(node.get("_target_", "")) if isinstance(node, dict) else ""
 
 
-def _decoding(source: Any, data: dict[str, Any], known: Units | None) -> Decoding:
-    """How image files become the input of a run; of one that was not trained on files, as for a new run."""
+def decoding_for(source: Any, data: Mapping[str, Any], known: Units | None) -> Decoding:
+    """Return how image files become the input of a run; of one that was not trained on files, as for a new run."""
     height, width, _ = data["shape"]
     found = data.get("decoding")
     if isinstance(found, dict):

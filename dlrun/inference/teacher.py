@@ -25,18 +25,21 @@ __all__ = ["log_probabilities"]
 BATCH = 256
 
 
-def log_probabilities(teacher: str, data: Data, trust: list[str], device: torch.device) -> Tensor:
-    """Return the teacher's log probabilities (N, K) for the training split, without augmentation.
+def log_probabilities(
+    teacher: str, data: Data, trust: list[str], device: torch.device, split: Split | None = None
+) -> Tensor:
+    """Return the teacher's log probabilities (N, K) for a split, by default the training split, without augmentation.
 
     Raises UserError if the teacher has other classes or images, or was trained on the student's validation fold.
     """
     path = Path(teacher).expanduser()
     predictor = load(path, trust, str(device))
     _must_match(predictor, data)
-    key = _key(predictor, data.train)
+    split = data.train if split is None else split
+    key = _key(predictor, split)
     targets = read_targets(key)
-    if targets is None or targets.shape != (len(data.train), len(data.classes)) or targets.dtype != np.float32:
-        targets = np.concatenate(list(_targets(predictor, data.train)))
+    if targets is None or targets.shape != (len(split), len(data.classes)) or targets.dtype != np.float32:
+        targets = np.concatenate(list(_targets(predictor, split)))
         write_targets(key, targets)
     return torch.from_numpy(targets)
 

@@ -27,6 +27,7 @@ from dlrun.folders.run import Run
 from dlrun.folders.version import NewerFormat, refuse_newer
 from dlrun.training import expected, sealing
 from dlrun.training.experiment import Experiment
+from dlrun.training.objective import state_of
 from dlrun.training.random_state import rng_state, set_rng_state
 from dlrun.vocabulary import FORMAT
 
@@ -75,6 +76,7 @@ def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
         "averaged": state.averaged,
         "files": copy.deepcopy(state.files),
         "scale": exp.scale.state_dict() if exp.scale is not None else None,
+        "objective": _copied(state_of(exp.objective)),
         "pace": {"before": state.before, "left": state.left, "position": state.position},
     }
 
@@ -193,6 +195,8 @@ def restore(run: Run, exp: Experiment) -> State:
         done = (int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
         if exp.scale is not None and found.get("scale"):
             exp.scale.load_state_dict(found["scale"])
+        if state_of(exp.objective) is not None:
+            exp.objective.load_state_dict(_copied(found["objective"]))  # type: ignore[attr-defined]
         return State(*done, **found.get("pace", {}), averaged=int(found.get("averaged", 0)), files=_files(found))
     except Exception as error:  # a user's own optimizer may raise anything
         raise UserError(f"{run.last}: does not fit this optimizer or schedule: {first_line(error)[:160]}") from error

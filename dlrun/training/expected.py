@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dlrun.training.experiment import Experiment
+from dlrun.training.objective import state_of
 
 __all__ = ["Misfit", "hold", "hold_weights"]
 
@@ -56,6 +57,8 @@ def hold(found: Mapping[str, Any], exp: Experiment) -> None:
     _hold_optimizer(found["optimizer"], exp)
     _hold_schedule(found["scheduler"], exp)
     _hold_random(found["rng"])
+    if (own := state_of(exp.objective)) is not None:
+        _hold_objective(found.get("objective"), own, exp.num_classes)
     if exp.scale is not None and found.get("scale") is not None:
         scale = _mapping(found["scale"], "the scale of the loss", ("value", "fine"))
         _number(scale["value"], "the scale of the loss", low=1e-30)
@@ -74,6 +77,17 @@ def hold_weights(found: Any, model: torch.nn.Module, whose: str = "") -> None:
         if name not in found or not isinstance(own, Tensor):
             continue
         _tensor(found[name], f"{whose}{name}", own.dtype, own.shape, like=own)
+
+
+def _hold_objective(found: Any, own: Mapping[str, Any], classes: int) -> None:
+    """Compare the images without labels, and the labels that a model gave them: -1 for none."""
+    state = _mapping(found, "objective", tuple(own))
+    if state["images"] != own["images"]:
+        raise Misfit("objective.unlabelled has other images than those the run began with; put them back")
+    if isinstance(labels := own.get("labels"), Tensor):
+        _tensor(state["labels"], "the labels of objective.unlabelled", labels.dtype, labels.shape)
+        if len(labels) and not -1 <= int(state["labels"].min()) <= int(state["labels"].max()) < classes:
+            raise Misfit(f"the labels of objective.unlabelled: expected -1 to {classes - 1}")
 
 
 def _hold_counters(found: Mapping[str, Any]) -> None:

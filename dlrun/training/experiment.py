@@ -55,7 +55,7 @@ FUSED = ("Adam", "AdamW", "SGD")
 
 
 class Objective(Protocol):
-    """What a training step minimises; see dlrun/objectives.py, also for its attribute `train_acc_valid`."""
+    """What a training step minimises; see dlrun/objectives/, also for its attribute `train_acc_valid`."""
 
     def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss (scalar) and the logits (B, K)."""
@@ -155,13 +155,14 @@ def build(
         _set_weights(cfg, model, data, loss)
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in NO_PENALTY}
     batches = _train_batches(cfg, data, device, _augment(plain["augment"], trust, data))
+    objective = _objective(cfg, data, device, loss, batches)
     made = Experiment(
         cfg=cfg,
         data=data,
         model=model,
         loss=loss,
         penalty=instantiate(regularizer, trust, "regularizer"),
-        objective=_objective(plain["objective"], trust, data, device, loss),
+        objective=objective,
         optimizer=optimizer,
         scheduler=_scheduler(plain["scheduler"], trust, optimizer, trainer.monitor, len(batches)),
         device=device,
@@ -171,7 +172,7 @@ def build(
         average=averaging.started(model) if averaging.wanted(trainer) else None,
         scale=LossScale() if dtype == torch.float16 else None,
         start=loaded(model),
-        notes=notes,
+        notes=(*notes, *getattr(objective, "notes", ())),
         train=batches,
         val=_val_batches(cfg, data, device),
     )
@@ -179,9 +180,11 @@ def build(
     return made
 
 
-def _objective(node: dict[str, Any], trust: list[str], data: Data, device: torch.device, loss: nn.Module) -> Any:
-    classes = len(data.classes)
+def _objective(cfg: Settings, data: Data, device: torch.device, loss: nn.Module, train: Batches) -> Any:
+    classes, node, trust = len(data.classes), cfg.plain["objective"], list(cfg.trust)
     given = {"data": data, "packages": trust, "device": device, "num_classes": classes}
+    if str(node["_target_"]).startswith("dlrun."):  # arguments of others may have these names
+        given |= {"augment": train.augment, "batch_size": train.batch_size, "seed": cfg.seed}
     made = with_batch(instantiate(own_keys(node), trust, "objective", **given))
     must_fit(made, loss, classes, device)
     return made

@@ -25,7 +25,7 @@ from dlrun.training.diagnostics import Watch
 from dlrun.training.evaluating import logits, spread
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
-from dlrun.training.objective import prepared
+from dlrun.training.objective import begin_epoch, columns, prepared
 from dlrun.training.recording import Recorder
 from dlrun.vocabulary import PER_EPOCH, Status
 
@@ -129,6 +129,7 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
     """Train on every batch once; return the training columns of metrics.csv. Raises Diverged."""
     steps, device, trainer = len(exp.train), exp.device, exp.cfg.trainer
     exp.scheduler.set(pace.at(trainer, state, 0.0))  # which layers train now; `train` holds the others
+    begin_epoch(exp.objective, epoch, lambda split: predict(exp, exp.batches(split)).logits)
     exp.model.train()
     planned = pace.planned(trainer, state)
     # the sums of Step stay on the device, so that no step waits for the one before
@@ -157,6 +158,7 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
     loss, correct, penalty, norm = (total / seen for total in sums.tolist())
     seconds = time.perf_counter() - started
     row = {"epoch": epoch, "lr": exp.scheduler.lr, "train_loss": loss, "train_acc": correct, "penalty": penalty}
+    row |= columns(exp.objective)
     return row | {"grad_norm": norm, "train_seconds": seconds, "samples_per_second": len(exp.data.train) / seconds}
 
 
@@ -224,13 +226,17 @@ class _OfPart(nn.Module):
     An objective calls it with logits and labels. Samples that it has from elsewhere count the same.
     """
 
-    def __init__(self, loss: nn.Module, weight: Tensor | None, factor: Tensor | float) -> None:
+    def __init__(self, loss: nn.Module, part: Batch, factor: Tensor | float) -> None:
         super().__init__()
-        self.loss, self.weight, self.factor = loss, weight, factor
+        self.loss, self.weight, self.factor = loss, part.weight, factor
+        self.theirs = None if part.other is None else part.other.target
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels is self.theirs:
+            found: Tensor = self.loss(logits, labels)
+            return found
         ours = self.weight is not None and len(labels) == len(self.weight)
-        found: Tensor = self.loss(logits, labels, self.weight) if ours else self.loss(logits, labels)
+        found = self.loss(logits, labels, self.weight) if ours else self.loss(logits, labels)
         return found * self.factor
 
 
@@ -242,7 +248,7 @@ def _of_part(loss: nn.Module, part: Batch, batch: Batch) -> nn.Module:
     ours, all_of_them = weights(part.target, part.weight), weights(batch.target, batch.weight)
     if ours is None:
         return loss
-    return _OfPart(loss, part.weight, ours.mean() / all_of_them.mean().clamp_min(torch.finfo(all_of_them.dtype).tiny))
+    return _OfPart(loss, part, ours.mean() / all_of_them.mean().clamp_min(torch.finfo(all_of_them.dtype).tiny))
 
 
 class _NotFinite(Exception):

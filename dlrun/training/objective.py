@@ -1,17 +1,25 @@
-"""Objectives of others that take images and labels instead of a batch (`objective._target_=mine.Mixup`)."""
+"""What an objective may have besides its loss, and those of others that take images and labels instead of a batch.
+
+`objective._target_=mine.Mixup`. All of it is optional: `mixing(batch)` and `joined(batch)` change whole batches, the
+latter by images without labels (`objective=pseudo_label`, D8); `due(epoch)` asks for the logits of `pool.split`, which
+`label` gets; `begin_epoch()`; `columns()` and `record()` are for metrics.csv and result.json; `state_dict()` and
+`load_state_dict()` are those of a checkpoint; `notes` are lines for the screen.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dlrun.data import Split
 from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 
-__all__ = ["Unpacked", "must_fit", "own_keys", "prepared", "with_batch"]
+__all__ = ["Unpacked", "begin_epoch", "columns", "must_fit", "own_keys", "prepared", "record", "state_of", "with_batch"]
 
 MIXING = {"mixup": 0.0, "cutmix": 0.0, "mix_share": 1.0}  # keys of dlrun's objectives, and the values that mean off
 WORDS = ("x", "images", "inputs")  # names of the third argument, after the model and the loss
@@ -50,10 +58,36 @@ def with_batch(objective: Any) -> Any:
 
 
 def prepared(objective: Any, batch: Batch) -> Batch:
-    """Return what the objective makes of a whole batch before it is divided into parts: mixed images (R3)."""
-    mixing = getattr(objective, "mixing", None)
-    made: Batch = batch if mixing is None else mixing(batch)
-    return made
+    """Return what the objective makes of a whole batch before it is divided into parts: mixed images (R3), others."""
+    for change in (getattr(objective, name, None) for name in ("mixing", "joined")):
+        batch = batch if change is None else change(batch)
+    return batch
+
+
+def begin_epoch(objective: Any, epoch: int, logits: Callable[[Split], Tensor]) -> None:
+    """Let the objective begin an epoch; `logits` are those of the model for images that it wants to label (D8)."""
+    if getattr(objective, "due", None) is not None and objective.due(epoch):
+        objective.label(logits(objective.pool.split))
+    if (begin := getattr(objective, "begin_epoch", None)) is not None:
+        begin()
+
+
+def columns(objective: Any) -> dict[str, Any]:
+    """Return the columns of metrics.csv that the objective adds, after an epoch."""
+    found: dict[str, Any] = objective.columns() if hasattr(objective, "columns") else {}
+    return found
+
+
+def record(objective: Any) -> dict[str, Any]:
+    """Return what the objective adds to result.json, after an epoch."""
+    found: dict[str, Any] = objective.record() if hasattr(objective, "record") else {}
+    return found
+
+
+def state_of(objective: Any) -> dict[str, Any] | None:
+    """Return what a checkpoint keeps of the objective, None if it keeps nothing."""
+    ours = type(objective).__module__.startswith("dlrun.") and hasattr(objective, "state_dict")
+    return objective.state_dict() if ours else None
 
 
 def must_fit(objective: Any, loss: nn.Module, classes: int, device: torch.device) -> None:

@@ -13,7 +13,7 @@ from dlrun.analysis import scores, verdicts
 from dlrun.console import Screen
 from dlrun.folders import reading
 from dlrun.folders.run import Run
-from dlrun.training import checkpoint, pace
+from dlrun.training import checkpoint, objective, pace
 from dlrun.training.checkpoint import State
 from dlrun.training.choosing import remember
 from dlrun.training.diagnostics import Look
@@ -37,6 +37,7 @@ class Recorder:
         self._exp, self._run, self._state, self._screen, self._follower = exp, run, state, screen, follower
         self._config, self._data = exp.cfg.plain, exp.kept.data.record()
         columns = COLUMNS if exp.average is None else COLUMNS + AVERAGED
+        columns += tuple(objective.columns(exp.objective))
         # a run that an older dlrun began keeps the columns of its file
         self._columns = tuple(filter(None, self.history[0])) if self.history else columns
         self._writer = checkpoint.Writer()
@@ -76,7 +77,8 @@ class Recorder:
         columns = {c: row.get(c) for c in self._columns}
         name, drop = remember(self._state, run, self.history, trainer)
         content = checkpoint.snapshot(self._exp, self._state)
-        best, progress = is_best and trainer.keep != "last", _progress(self._state, row)
+        best = is_best and trainer.keep != "last"
+        progress = _progress(self._state, row) | objective.record(self._exp.objective)
 
         def write() -> None:
             # the checkpoint follows the rows that belong to it, and result.json names the epoch only after both

@@ -334,6 +334,28 @@ def test_a_validation_loss_or_accuracy_that_gets_worse_while_training_improves_i
     assert "overfitting 0.15" not in judged(worse, val=40)
 
 
+def test_falling_validation_while_more_images_get_a_label_is_confirmation() -> None:
+    """D8: the model learns its own errors."""
+
+    def judged(val_acc: list[float], accepted: list[float], threshold: float = 0.95, val: int = 1000) -> list[Finding]:
+        rows = metrics(learning(9), learning(9), val_acc=val_acc, accepted=accepted)
+        return judge(rows, [], configured(objective={"threshold": threshold}), DATA | {"val": val})
+
+    worse, growing = [0.3, 0.6, 0.8, 0.8, 0.75, 0.7, 0.7, 0.65, 0.6], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+    found = named(judged(worse, growing))["confirmation"]
+    assert found.number == pytest.approx(0.15)
+    assert found.try_ == "objective.threshold=0.99"
+    assert named(judged(worse, growing, 0.99))["confirmation"].try_ == "objective.weight=0.3"
+    for scores, shares, images in (
+        (sorted(worse), growing, 1000),
+        (worse, [0.8] * 9, 1000),
+        (worse, growing[::-1], 1000),
+        (worse, growing, 40),
+    ):
+        assert "confirmation" not in named(judged(scores, shares, val=images))
+    assert "confirmation" not in named(judge(metrics(learning(9), learning(9)), [], configured(), DATA))
+
+
 def test_capacity_needs_a_train_loss_that_levelled_off_and_a_schedule_that_ended() -> None:
     falling = [1.0] * 5 + [0.8, 0.5, 0.2, 0.01]
 

@@ -37,6 +37,11 @@ STEPS = {
 EPOCHS = {
     "mixup": ("model.width=4", "objective=mixup"),
     "adversarial": ("model.width=4", "objective=adversarial", "objective.steps=2"),
+    "fixmatch": ("model.width=4", "objective=fixmatch", "objective.unlabelled={arrays}", "objective.threshold=0.2"),
+    "pseudo_label": (
+        *("model.width=4", "objective=pseudo_label", "objective.unlabelled={arrays}", "objective.threshold=0.11"),
+        "objective.mixup=0.3",
+    ),
     "cutmix": ("model.width=4", "objective=cutmix", "objective.mixup=0.4", "loss.weight=balanced"),
     "sam": ("model.width=4", "optimizer=sgd", "optimizer.sam=0.05", "trainer.clip_norm=1"),
     "lookahead": ("model.width=4", "optimizer=adamw", "optimizer.lookahead=3", "trainer.ema=0.9"),

@@ -53,7 +53,8 @@ class Run:
 
 
 def located(words: tuple[str, ...], arrays: Path) -> tuple[str, ...]:
-    """Return the words, with the path of the arrays if they use them."""
+    """Return the words, with the path of the arrays if they use them, also in place of {arrays}."""
+    words = tuple(word.replace("{arrays}", str(arrays)) for word in words)
     return (*words, f"dataset.path={arrays}") if "dataset=arrays" in words else words
 
 

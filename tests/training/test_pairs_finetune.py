@@ -54,15 +54,20 @@ OPTIONS = {
     ),
     "mixing": ("objective=mixup", "objective.cutmix=1"),
     "adversarial": ("objective=adversarial", "objective.steps=2", "objective.originals=0.3"),
+    "pseudo_label": ("objective=pseudo_label", "objective.unlabelled={run}/../new.npy", "objective.threshold=0.12"),
+    "fixmatch": ("objective=fixmatch", "objective.unlabelled={run}/../new.npy", "objective.threshold=0.12"),
 }
+OBJECTIVES = {"distill", "adversarial", "pseudo_label", "fixmatch"}  # a run has one
 REFUSED: dict[frozenset[str], str] = {frozenset(("ema", "swa")): "trainer.swa"}  # and the key that the message names
 DATA = SharedData(share=False)  # read once for all pairs
-PAIRS = [pair for pair in combinations(OPTIONS, 2) if pair != ("distill", "adversarial")]  # two objectives
+PAIRS = [pair for pair in combinations(OPTIONS, 2) if not {*pair} <= OBJECTIVES]
 
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("earlier") / "run"
+    noise = np.random.default_rng(0).integers(0, 241, (30, 8, 8, 1))
+    np.save(folder.parent / "new.npy", noise.astype(np.uint8))  # images without labels
     assert execute(composed(*BASE), claim(str(folder), ""), quiet=True) == 0
     return folder
 

@@ -1,9 +1,10 @@
 """Objectives: a batch to (loss, logits), so that one training loop serves every kind of learning.
 
 Reached by `objective=supervised`, `objective=distill objective.teacher=ENSEMBLE` (E6) and `objective=adversarial`
-(D9). An objective of another package is called in the same way; `train_acc_valid = False` declares that accuracy on
-its batches means nothing, since it mixes images or changes labels, and verdicts then ignore train_acc. Its `mixing`, if
-it has one, is applied to whole batches before (`objective=mixup`, `objective=cutmix`, R3).
+(D9); those of images without labels are in joined.py (D8). An objective of another package is called in the same way;
+`train_acc_valid = False` declares that accuracy on its batches means nothing, since it mixes images or changes labels,
+and verdicts then ignore train_acc. Its `mixing`, if it has one, is applied to whole batches before (`objective=mixup`,
+`objective=cutmix`, R3); what else it may have is in dlrun/training/objective.py.
 """
 
 from __future__ import annotations

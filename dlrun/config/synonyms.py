@@ -337,7 +337,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     """),
     "objective": _table(
         "kd distillation distil teacher -> distill\n fgsm pgd attack robust adv -> adversarial\n"
-        " pseudo pseudolabel pseudo_labels self_training noisy_student -> pseudo_label\n fix_match uda -> fixmatch\n"
+        " pseudo pseudolabels selftraining noisystudent -> pseudo_label\n uda -> fixmatch\n"
         " classification default standard -> supervised"
     ),
     "logger": _table("""

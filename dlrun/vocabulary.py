@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum, IntEnum
 from typing import Any, Literal, NamedTuple
 
 __all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "FURTHER", "LABELLED", "LOGGED", "MEASURES", "NOT_RANKED"]
 __all__ += ["NUMBERS", "PER_EPOCH", "RESULTS", "SCORES"]
 __all__ += ["Exit", "Number", "Outcome", "Status"]
-__all__ += ["array_slot", "is_accuracy", "is_loss", "lower_is_better", "minimised", "place", "worst"]
+__all__ += ["array_slot", "is_accuracy", "is_loss", "lower_is_better", "minimised", "place", "reads_labels", "worst"]
 
 
 # `version` of result.json, sweep.yaml, ensemble.yaml and checkpoints; files without one are older and read the same
@@ -129,6 +129,13 @@ _SPLITS = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "te", "tst", "eval", "evaluation"),
 }
+
+
+def reads_labels(config: Mapping[str, Any]) -> bool:
+    """Whether the run of a config learns from labels: not with an objective such as simclr (M10)."""
+    node = config.get("objective")
+    target = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
+    return not target.startswith("dlrun.objectives.pretext.")
 
 
 def worst(outcomes: Iterable[Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from dlrun.analysis import fitting, learning, unlike, warned
 from dlrun.analysis.evidence import Evidence
 from dlrun.analysis.finding import Finding
-from dlrun.vocabulary import Status
+from dlrun.vocabulary import Status, reads_labels
 
 __all__ = ["judge", "urgent"]
 
@@ -49,9 +49,13 @@ def judge(
 
     metrics and layers are rows of the CSV files, as text or numbers; config is the resolved one; data is what
     result.json records of the splits, status its status. Without a valid train_acc no verdict is given that needs it.
-    `checks` are the rows of checks.csv: what a check has warned of stands before the advice on what followed.
+    `checks` are the rows of checks.csv: what a check has warned of stands before the advice on what followed. Of a run
+    without labels (M10) only a loss that explodes is judged.
     """
     run = Evidence(metrics, layers, config, data or {}, status, train_acc_valid)
+    if not reads_labels(config):
+        found = learning.exploding(run)
+        return [] if found is None else [found]
     rules = UNVALIDATED if run.data.get("val") == 0 else CAUSES
     cause = next((f for rule in rules if (f := rule(run)) is not None), None)
     cause = cause and warned.before(cause, checks)
@@ -68,6 +72,7 @@ def urgent(
     """Return the findings after which training should stop; layers may be those of the last epoch alone."""
     run = Evidence(metrics, layers, config, data or {}, Status.RUNNING, train_acc_valid)
     warm = sum(lr >= 0.3 * run.peak for lr in run.lr) >= 3  # a warm-up may learn nothing
+    warm = warm and reads_labels(config)
     rules = (learning.exploding, learning.flat, learning.dead) if warm else (learning.exploding,)
     found = next((f for rule in rules if (f := rule(run)) is not None), None)
     return [found] if found is not None and found.severity == "stop" else []

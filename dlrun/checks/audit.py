@@ -39,7 +39,7 @@ UNEVEN = 1.5  # D6, largest / smallest class
 
 
 # no receipt: its hash would depend on the test split, which nothing may before training is over (D4)
-@check(order=10, keeps_receipt=False)
+@check(order=10, keeps_receipt=False, labels=False)
 def data_audit(exp: Experiment) -> Verdict:
     """Report dropped samples, blank images, and classes with very few samples."""
     data, found = exp.data, exp.data.audit
@@ -71,7 +71,7 @@ def data_audit(exp: Experiment) -> Verdict:
     return Verdict(Outcome.WARN if parts else Outcome.PASS, value, expected, message)
 
 
-@check(order=20, keeps_receipt=False)
+@check(order=20, keeps_receipt=False, labels=False)
 def data_duplicates(exp: Experiment) -> Verdict:
     """Report leaks between splits, one image under two labels, and copies within a split."""
     found = exp.data.audit

@@ -32,7 +32,7 @@ HASTY = 0.5  # momentum above which one batch outweighs all before it
 COUNT = 4
 
 
-@check(order=66, needs_outputs=True, depends_on=(*SETUP, "trainer"))
+@check(order=66, needs_outputs=True, depends_on=(*SETUP, "trainer"), labels=False)
 def batch_norm(exp: Experiment) -> Verdict:
     """Compare samples per normalised part, and the momentum of running statistics, with the planned training."""
     model = replica(exp)

@@ -40,6 +40,7 @@ class Check:
     depends_on: the parts of the config that its receipt depends on
     keeps_receipt: whether a pass or a warning may be reused for the same setup
     by_module: it can omit single modules, check.skip=[NAME:MODULE] (dlrun.checks.exempt)
+    labels: whether it needs labels and a model that learns them; if so it is left out of a run without labels (M10)
     """
 
     name: str
@@ -51,6 +52,7 @@ class Check:
     keeps_receipt: bool = True
     by_module: bool = False
     share: float = 1.0
+    labels: bool = True
 
     @property
     def module(self) -> str:
@@ -71,12 +73,13 @@ def check(
     keeps_receipt: bool = True,
     by_module: bool = False,
     share: float = 1.0,
+    labels: bool = True,
 ) -> Callable[[Callable[..., Verdict]], Check]:
     """Make a function a check; the attributes are those of `Check`."""
 
     def decorate(function: Callable[..., Verdict]) -> Check:
         name = function.__name__
-        return Check(name, function, order, needs_outputs, timed, depends_on, keeps_receipt, by_module, share)
+        return Check(name, function, order, needs_outputs, timed, depends_on, keeps_receipt, by_module, share, labels)
 
     return decorate
 

@@ -46,7 +46,7 @@ Found = tuple[str, str]
 FINE = ("", "")
 
 
-@check(order=69, needs_outputs=True)
+@check(order=69, needs_outputs=True, labels=False)
 def flow(exp: Experiment) -> Verdict:
     """Look for results that are lost, tensors that meet themselves, and what is changed in place."""
     model = copied(exp.model).train()

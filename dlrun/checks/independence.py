@@ -37,7 +37,7 @@ CONSTANT = 1e-6  # relative to the largest logit: the last digit of a float
 BURN_IN, EVERY = 150, 10  # steps at most, and between two evaluations
 
 
-@check(order=110, needs_outputs=True, timed=True)
+@check(order=110, needs_outputs=True, timed=True, labels=False)
 def independence(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Evaluate a batch again, shuffled, among other samples and one by one, and compare the logits."""
     deadline = perf_counter() + seconds

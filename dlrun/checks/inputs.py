@@ -38,7 +38,7 @@ RAW_MEAN, RAW_STD = 3.0, 4.0  # beyond: a raw scale
 IMAGES, VALUES = 2000, 20_000_000  # measured at most
 
 
-@check(order=50)
+@check(order=50, labels=False)
 def inputs(exp: Experiment) -> Verdict:
     """Compare mean and standard deviation of what the model is fed with 0 and 1, channel by channel.
 
@@ -178,7 +178,7 @@ def _missing(exp: Experiment, split: Split) -> list[str]:
     return [exp.data.classes[c] for c in lacking.nonzero().flatten().tolist()]
 
 
-@check(order=60)
+@check(order=60, labels=False)
 def outputs(exp: Experiment) -> Verdict:
     """Run four samples forward, in training and in evaluation mode, and look at the logits."""
     classes = exp.num_classes

@@ -29,7 +29,7 @@ Found = tuple[str, str]
 FINE = ("", "")
 
 
-@check(order=64, needs_outputs=True)
+@check(order=64, needs_outputs=True, labels=False)
 def layers(exp: Experiment) -> Verdict:
     """Look for layers whose settings or first weights keep them from working."""
     expected = "settings and weights that can learn"

@@ -36,7 +36,7 @@ LAST, SECOND = {"linear", "layer_norm", "embedding"}, {"batch_norm", "group_norm
 POOLS = ("pool1d", "pool2d", "pool3d")
 
 
-@check(order=68, needs_outputs=True)
+@check(order=68, needs_outputs=True, labels=False)
 def layout(exp: Experiment) -> Verdict:
     """Watch a forward pass for reshapes that scramble axes, and for means over the wrong one."""
     expected = "axes are moved by permute, not by view"

@@ -31,7 +31,7 @@ from dlrun.vocabulary import Outcome
 __all__ = ["lint_activation", "lint_bias", "lint_width"]
 
 
-@check(order=140, needs_outputs=True, by_module=True)
+@check(order=140, needs_outputs=True, by_module=True, labels=False)
 def lint_bias(exp: Experiment) -> Verdict:
     """Find biases that the norm right after their layer cancels (M5)."""
     model = copied(exp.model).train()
@@ -89,7 +89,7 @@ class _Saturating(TorchFunctionMode):
         return output
 
 
-@check(order=150, needs_outputs=True)
+@check(order=150, needs_outputs=True, labels=False)
 def lint_activation(exp: Experiment) -> Verdict:
     """Find sigmoid and tanh in hidden layers, which saturate there (M4)."""
     model = copied(exp.model).train()
@@ -105,7 +105,7 @@ def lint_activation(exp: Experiment) -> Verdict:
     return Verdict(Outcome.PASS, "none saturating", "none", "no hidden layer has a saturating activation")
 
 
-@check(order=160)
+@check(order=160, labels=False)
 def lint_width(exp: Experiment) -> Verdict:
     """List layers with a width that is not a power of two (M9); information only."""
     widths = {

@@ -32,7 +32,7 @@ MARK = 0.125  # a gradient that is there before the call, and has to be there af
 Found = tuple[Outcome, str, str] | None
 
 
-@check(order=63, needs_outputs=True, depends_on=(*SETUP, "optimizer", "trainer"))
+@check(order=63, needs_outputs=True, depends_on=(*SETUP, "optimizer", "trainer"), labels=False)
 def objective(exp: Experiment) -> Verdict:
     """Call the objective once, and look for what it leaves behind in the model."""
     expected = "a loss, and a model as it was"

@@ -23,7 +23,7 @@ SWAPPED = 0.1  # of the rate of the other layers: a last layer that starts anew 
 APART = 1e-4  # of the highest rate: such layers stand still
 
 
-@check(order=36, depends_on=(*SETUP, "optimizer", "scheduler"))
+@check(order=36, depends_on=(*SETUP, "optimizer", "scheduler"), labels=False)
 def rates(exp: Experiment) -> Verdict:
     """Compare the learning rates of the layers."""
     expected = "one rate, or a higher one at the end"

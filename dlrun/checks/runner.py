@@ -17,6 +17,7 @@ from dlrun.checks.result import Result, Verdict
 from dlrun.checks.sandbox import no_trace
 from dlrun.errors import UserError, first_line
 from dlrun.training.experiment import Experiment
+from dlrun.training.objective import is_unsupervised
 from dlrun.vocabulary import Outcome
 
 __all__ = ["CHECKS", "run"]
@@ -39,7 +40,9 @@ def run(exp: Experiment) -> list[Result]:
     with no_trace():
         for check in chosen:
             started = time.perf_counter()
-            if usable or not check.needs_outputs:
+            if check.labels and is_unsupervised(exp.objective):
+                verdict = Verdict(Outcome.SKIP, "not run", "", "left out: the objective reads no labels")
+            elif usable or not check.needs_outputs:
                 left = options.budget - (started - began)
                 verdict = _one(check, exp, receipts.key(check, setup), left * _share(check, chosen))
             else:

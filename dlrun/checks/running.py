@@ -31,7 +31,7 @@ WHOLE = 1 - 1e-6  # of a change is left: nothing is forgotten
 FIX = "new = 0.9 × old + 0.1 × that of the batch, under torch.no_grad()"
 
 
-@check(order=67, needs_outputs=True, depends_on=(*SETUP, "trainer"))
+@check(order=67, needs_outputs=True, depends_on=(*SETUP, "trainer"), labels=False)
 def running(exp: Experiment) -> Verdict:
     """Watch the tensors that only evaluation reads over a few training steps of a copy."""
     expected = "statistics that follow the data"

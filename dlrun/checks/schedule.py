@@ -48,7 +48,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 12  # of the picture
 
 
-@check(order=35, depends_on=(*SETUP, "optimizer", "scheduler", "trainer"))
+@check(order=35, depends_on=(*SETUP, "optimizer", "scheduler", "trainer"), labels=False)
 def schedule(exp: Experiment) -> Verdict:
     """Plan the rate of every epoch, and look for epochs in which it can do nothing."""
     epochs, steps = exp.cfg.trainer.epochs, len(exp.train)

@@ -30,7 +30,7 @@ LEVELS = 24  # of 256: an image of the darkest tenth
 WHITE = 65535
 
 
-@check(order=45)
+@check(order=45, labels=False)
 def splits(exp: Experiment) -> Verdict:
     """Look at the pixels of training images, and compare those of the other splits with them."""
     train, expected = _pixels(exp.data.train), "images, alike in every split"

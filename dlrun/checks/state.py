@@ -31,7 +31,7 @@ Found = tuple[str, str]
 FINE = ("", "")
 
 
-@check(order=62, needs_outputs=True)
+@check(order=62, needs_outputs=True, labels=False)
 def state(exp: Experiment) -> Verdict:
     """Look for what a forward pass creates, overwrites or switches."""
     x, _ = small_samples(exp, COUNT)

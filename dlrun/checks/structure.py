@@ -34,7 +34,7 @@ SLIGHT = 1e-3  # of a weight: ConvNeXt scales its branches by 1e-6, CaiT by 1e-5
 MOVED = 1e-5  # of the spread of the logits, for images whose parts were exchanged
 
 
-@check(order=68, needs_outputs=True, by_module=True)
+@check(order=68, needs_outputs=True, by_module=True, labels=False)
 def structure(exp: Experiment) -> Verdict:
     """Look for parts that do not run, run twice by accident, or do nothing."""
     model = copied(exp.model).train()

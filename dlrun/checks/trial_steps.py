@@ -48,7 +48,9 @@ LAG = 2.0  # times the whole training
 Found = tuple[Outcome, str] | None
 
 
-@check(order=172, needs_outputs=True, timed=True, depends_on=(*SETUP, "optimizer", "scheduler", "trainer"))
+@check(
+    order=172, needs_outputs=True, timed=True, depends_on=(*SETUP, "optimizer", "scheduler", "trainer"), labels=False
+)
 def trial_steps(exp: Experiment, seconds: float = float("inf")) -> Verdict:
     """Take a few steps of a copy on the same samples, and look at its loss and at what clipping leaves."""
     expected = "a loss that falls"

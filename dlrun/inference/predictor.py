@@ -39,7 +39,7 @@ from dlrun.training.multi_crop import viewed
 from dlrun.training.normalised import Normalised, differs
 from dlrun.training.same_data import continued
 from dlrun.training.shared_data import read_data
-from dlrun.vocabulary import Exit
+from dlrun.vocabulary import Exit, reads_labels
 
 __all__ = ["Predictor", "decoding_for", "load", "rebuilt", "scale_of_files"]
 
@@ -194,6 +194,9 @@ def _here(device: str) -> str:
 def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor:
     data, where = _data(path), pick_device(device, "--device ")
     plain = reading.config(path)
+    if not reads_labels(plain):
+        what = "learned without labels and knows no classes; train with trainer.start_from=RUN first"
+        raise UserError(f"{path}: {what.replace('RUN', str(path))}")
     trainer = plain["trainer"] if isinstance(plain.get("trainer"), dict) else {}
     kind = str(trainer.get("multi_crop", "none"))
     try:

@@ -23,6 +23,9 @@ def summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: d
     def shown(column: str) -> str:
         return counted(column, ending[column], ending)
 
+    if "test_acc" not in ending:
+        _without_labels(exp, run, screen, state, ending)
+        return
     correct = round(ending["test_acc"] * ending["test_samples"])
     why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
     validated = f"val_acc {shown('val_acc')}, " if "val_acc" in ending else ""
@@ -42,6 +45,17 @@ def summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: d
     beneath = OUTPUTS.resolve() in run.path.resolve().parents
     words = ["dlrun", "compare", *(() if beneath else [str(run.path)])]
     screen.say(f"next: `{shlex.join(words)}` lists {'your runs' if beneath else 'this run'}")
+
+
+def _without_labels(exp: Experiment, run: Run, screen: Screen, state: State, ending: dict[str, Any]) -> None:
+    """The losses of a run that has no accuracy (M10), and how its weights are used."""
+    validated = f"val_loss {ending['val_loss']:.4f}, " if "val_loss" in ending else ""
+    why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
+    weights = f"with the weights of epoch {ending['tested_epoch']} ({validated}{why})"
+    screen.say(f"\ntest loss of the objective {ending['test_loss']:.4f}, {weights}", style="bold")
+    epochs = "1 epoch" if state.epoch == 1 else f"{state.epoch} epochs"
+    screen.say(f"{epochs} in {state.seconds:.1f} s; all files are in {run.path}")
+    screen.say(f"next: `{shlex.join(['dlrun', 'train', f'trainer.start_from={run.path}'])}` learns the classes")
 
 
 def stop_reason(exp: Experiment, state: State) -> str:

@@ -29,6 +29,7 @@ from dlrun.training.loggers import Follower
 from dlrun.vocabulary import Exit, Status
 
 if TYPE_CHECKING:
+    from dlrun.data import Split
     from dlrun.training.checkpoint import State
     from dlrun.training.experiment import Experiment
     from dlrun.training.shared_data import SharedData
@@ -256,10 +257,11 @@ def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[st
 def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[str, Any]:
     """Predict validation and test once, with the weights that trainer.keep chose; store predictions, return scores."""
     from dlrun.analysis import errors
-    from dlrun.run.final_test import predicted, showcase
+    from dlrun.run.final_test import predicted, showcase, unlabelled_losses
     from dlrun.run.scoring import further
-    from dlrun.training import checkpoint, loop, same_data
+    from dlrun.training import checkpoint, loop
     from dlrun.training.normalised import probe
+    from dlrun.training.objective import is_unsupervised
 
     tested = checkpoint.load(run.tested)
     checkpoint.load_weights(run.tested, tested, exp.model)
@@ -272,6 +274,9 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
         "best_epoch": int(tested["best"]["epoch"]),
         "tested_epoch": int(tested["epoch"]),
     }
+    if is_unsupervised(exp.objective):
+        ending |= unlabelled_losses(exp, tested, test)
+        return ending | _spent(exp, run, state, test, started)
     more, found = predicted(exp, tested, test)
     ending.update(more)
     stored = {}
@@ -287,14 +292,21 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     errors.write(run.path)
     if arrays := probe(exp):
         run.write_probe(arrays)
-    ending.update(epochs=state.epoch, seconds=round(state.seconds, 3), test_samples=len(test))
-    ending.update(test_seconds=round(time.perf_counter() - started, 3), data=exp.data.record(final=True))
-    same_data.record(run, exp.data, final=True)
+    ending |= _spent(exp, run, state, test, started)
     if exp.cfg.regularizer.get("l1"):
         from dlrun.training.diagnostics import sparsity
 
         ending["sparsity"] = sparsity(exp.model)
     return ending
+
+
+def _spent(exp: Experiment, run: Run, state: State, test: Split, started: float) -> dict[str, Any]:
+    """What every completed run records of its time and its data."""
+    from dlrun.training import same_data
+
+    same_data.record(run, exp.data, final=True)
+    seconds = {"seconds": round(state.seconds, 3), "test_seconds": round(time.perf_counter() - started, 3)}
+    return {"epochs": state.epoch, "test_samples": len(test), **seconds, "data": exp.data.record(final=True)}
 
 
 def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str, Any]]:

@@ -13,12 +13,12 @@ from torch import nn
 
 from dlrun.data.splits import Split
 from dlrun.run.gallery import worst
-from dlrun.training import choosing, loop
+from dlrun.training import choosing, loop, unsupervised
 from dlrun.training.experiment import Experiment
 from dlrun.training.loop import Predictions
 from dlrun.training.multi_crop import viewed
 
-__all__ = ["predicted", "showcase"]
+__all__ = ["predicted", "showcase", "unlabelled_losses"]
 
 
 def predicted(exp: Experiment, tested: dict[str, Any], test: Split) -> tuple[dict[str, Any], dict[str, Predictions]]:
@@ -40,6 +40,29 @@ def predicted(exp: Experiment, tested: dict[str, Any], test: Split) -> tuple[dic
         for name, predictions in by(exp.model, "none").items():
             scores |= loop.scores(exp, predictions, f"plain_{name}")
     return scores, found
+
+
+def unlabelled_losses(exp: Experiment, tested: dict[str, Any], test: Split) -> dict[str, Any]:
+    """Return val_loss and test_loss of a run without labels (M10); with trainer.ema of the better kind of weights.
+
+    The model has the selected weights afterwards, and the objective those of the same epoch.
+    """
+    exp.objective.load_state_dict(tested["objective"])  # type: ignore[attr-defined]
+    if exp.average is not None:
+        exp.average.load_state_dict(tested["ema"])
+    scores: dict[str, Any] = {}
+    for name, images in (("val", exp.data.val), ("test", test)):
+        if len(images):
+            scores |= unsupervised.losses(exp, images, name)
+    if exp.average is None:
+        return scores
+    split = "val" if "val_loss" in scores else "test"
+    chosen = "ema" if split == "test" or scores["ema_val_loss"] < scores["val_loss"] else "raw"
+    raw = {f"raw_{name}_loss": scores[f"{name}_loss"] for name in ("val", "test") if f"{name}_loss" in scores}
+    if chosen == "ema":
+        exp.model.load_state_dict(tested["ema"])
+        scores |= {f"{name}_loss": scores[f"ema_{name}_loss"] for name in ("val", "test") if f"{name}_loss" in scores}
+    return {"weights": chosen, **scores, **raw}
 
 
 def _by_weights(

@@ -80,9 +80,12 @@ def hold_weights(found: Any, model: torch.nn.Module, whose: str = "") -> None:
 
 
 def _hold_objective(found: Any, own: Mapping[str, Any], classes: int) -> None:
-    """Compare the images without labels, and the labels that a model gave them: -1 for none."""
+    """Compare the weights of the objective, the images without labels, and the labels of a model: -1 for none."""
     state = _mapping(found, "objective", tuple(own))
-    if state["images"] != own["images"]:
+    for name, value in own.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            _tensor(state[name], f"objective.{name}", value.dtype, value.shape, like=value)
+    if state.get("images") != own.get("images"):
         raise Misfit("objective.unlabelled has other images than those the run began with; put them back")
     if isinstance(labels := own.get("labels"), Tensor):
         _tensor(state["labels"], "the labels of objective.unlabelled", labels.dtype, labels.shape)

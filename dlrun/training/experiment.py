@@ -37,12 +37,12 @@ from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.loss import loss_of
 from dlrun.training.loss_scale import LossScale
-from dlrun.training.objective import must_fit, own_keys, with_batch
+from dlrun.training.objective import objective_of, with_parameters
 from dlrun.training.random_state import seed_everything
 from dlrun.training.shared_data import SharedData, read_data
 from dlrun.training.starting import begin
 from dlrun.training.statistics import fitted_to_weights
-from dlrun.training.unselected import unselected
+from dlrun.training.unselected import by_own_loss, unselected
 from dlrun.vocabulary import lower_is_better
 
 __all__ = ["Experiment", "Objective", "build", "build_model", "prior"]
@@ -137,9 +137,9 @@ def build(
     if data is None:
         read = read_data if shared is None else shared.read
         data = read(plain["dataset"], trust, fit_all=trainer.fit_all)
-    if not len(data.val):
-        cfg = unselected(cfg)
-        plain, trainer = cfg.plain, cfg.trainer
+    cfg = by_own_loss(cfg)
+    cfg = cfg if len(data.val) else unselected(cfg)
+    plain, trainer = cfg.plain, cfg.trainer
     seed_everything(cfg.seed)
     shape = crops.fed(cfg.augment, data.shape)
     model = _started(cfg, data, device, shape, begun)
@@ -155,7 +155,8 @@ def build(
         _set_weights(cfg, model, data, loss)
     regularizer = {k: v for k, v in plain["regularizer"].items() if k not in NO_PENALTY}
     batches = _train_batches(cfg, data, device, _augment(plain["augment"], trust, data))
-    objective = _objective(cfg, data, device, loss, batches)
+    objective = objective_of(cfg, data, device, loss, batches, model)
+    optimizer = with_parameters(optimizer, objective)
     made = Experiment(
         cfg=cfg,
         data=data,
@@ -177,16 +178,6 @@ def build(
         val=_val_batches(cfg, data, device),
     )
     _must_take_others(made, shape)
-    return made
-
-
-def _objective(cfg: Settings, data: Data, device: torch.device, loss: nn.Module, train: Batches) -> Any:
-    classes, node, trust = len(data.classes), cfg.plain["objective"], list(cfg.trust)
-    given = {"data": data, "packages": trust, "device": device, "num_classes": classes}
-    if str(node["_target_"]).startswith("dlrun."):  # arguments of others may have these names
-        given |= {"augment": train.augment, "batch_size": train.batch_size, "seed": cfg.seed}
-    made = with_batch(instantiate(own_keys(node), trust, "objective", **given))
-    must_fit(made, loss, classes, device)
     return made
 
 

@@ -17,7 +17,7 @@ from dlrun.analysis.classification import agreement, count
 from dlrun.console import Screen
 from dlrun.data.batches import Batch, Batches
 from dlrun.folders.run import Run
-from dlrun.training import averaging, memory, norms, pace, sam
+from dlrun.training import averaging, memory, norms, pace, sam, unsupervised
 from dlrun.training.checkpoint import State
 from dlrun.training.choosing import advance, stopped_early
 from dlrun.training.clipping import clip
@@ -25,7 +25,7 @@ from dlrun.training.diagnostics import Watch
 from dlrun.training.evaluating import logits, spread
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
-from dlrun.training.objective import begin_epoch, columns, prepared
+from dlrun.training.objective import begin_epoch, columns, is_unsupervised, prepared
 from dlrun.training.recording import Recorder
 from dlrun.vocabulary import PER_EPOCH, Status
 
@@ -83,7 +83,8 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
             _average_epochs(exp, state)
             trained = time.perf_counter()
             row |= _validated(exp)
-            row |= {"train_eval_acc": scores(exp, predict(exp, part), "part")["part_acc"]}
+            if not is_unsupervised(exp.objective):
+                row |= {"train_eval_acc": scores(exp, predict(exp, part), "part")["part_acc"]}
             row["eval_seconds"] = time.perf_counter() - trained
             _must_be_finite(row.get("val_loss", 0.0), f"validation after epoch {epoch}", row["lr"])
             look = watch.look(epoch)
@@ -119,6 +120,8 @@ def _validated(exp: Experiment) -> dict[str, Any]:
     """The validation columns of metrics.csv; none without a validation split."""
     if not len(exp.data.val):
         return {}
+    if is_unsupervised(exp.objective):
+        return unsupervised.losses(exp, exp.data.val, "val")
     row = scores(exp, predict(exp, exp.val), "val")
     if exp.average is not None:
         row |= scores(exp, predict(exp, exp.val, exp.average), "ema_val")

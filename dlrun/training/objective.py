@@ -3,7 +3,8 @@
 `objective._target_=mine.Mixup`. All of it is optional: `mixing(batch)` and `joined(batch)` change whole batches, the
 latter by images without labels (`objective=pseudo_label`, D8); `due(epoch)` asks for the logits of `pool.split`, which
 `label` gets; `begin_epoch()`; `columns()` and `record()` are for metrics.csv and result.json; `state_dict()` and
-`load_state_dict()` are those of a checkpoint; `notes` are lines for the screen.
+`load_state_dict()` are those of a checkpoint; `notes` are lines for the screen. One that is `unsupervised` reads no
+labels, and its `parameters()` are trained with those of the model (`objective=simclr`, M10).
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dlrun.data import Split
+from dlrun.config.settings import Settings
+from dlrun.config.targets import instantiate
+from dlrun.data import Batches, Data, Split
 from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 
-__all__ = ["Unpacked", "begin_epoch", "columns", "must_fit", "own_keys", "prepared", "record", "state_of", "with_batch"]
+__all__ = ["Unpacked", "begin_epoch", "columns", "is_unsupervised", "must_fit", "objective_of", "own_keys", "prepared"]
+__all__ += ["record", "state_of", "with_batch", "with_parameters"]
 
 MIXING = {"mixup": 0.0, "cutmix": 0.0, "mix_share": 1.0}  # keys of dlrun's objectives, and the values that mean off
 WORDS = ("x", "images", "inputs")  # names of the third argument, after the model and the loss
@@ -62,6 +66,31 @@ def prepared(objective: Any, batch: Batch) -> Batch:
     for change in (getattr(objective, name, None) for name in ("mixing", "joined")):
         batch = batch if change is None else change(batch)
     return batch
+
+
+def objective_of(
+    cfg: Settings, data: Data, device: torch.device, loss: nn.Module, train: Batches, model: nn.Module
+) -> Any:
+    """Build the objective of a run. Raises UserError for what it asks for and cannot be had."""
+    classes, node, trust = len(data.classes), cfg.plain["objective"], list(cfg.trust)
+    given = {"data": data, "packages": trust, "device": device, "num_classes": classes}
+    if str(node["_target_"]).startswith("dlrun."):  # arguments of others may have these names
+        given |= {"augment": train.augment, "batch_size": train.batch_size, "seed": cfg.seed, "model": model}
+    made = with_batch(instantiate(own_keys(node), trust, "objective", **given))
+    must_fit(made, loss, classes, device)
+    return made
+
+
+def is_unsupervised(objective: Any) -> bool:
+    """Whether the objective reads no labels."""
+    return bool(getattr(objective, "unsupervised", False))
+
+
+def with_parameters(optimizer: torch.optim.Optimizer, objective: Any) -> torch.optim.Optimizer:
+    """Return the optimizer, which also trains the weights that the objective has itself."""
+    if is_unsupervised(objective):
+        optimizer.add_param_group({"params": objective.parameters()})
+    return optimizer
 
 
 def begin_epoch(objective: Any, epoch: int, logits: Callable[[Split], Tensor]) -> None:

@@ -37,7 +37,7 @@ class Recorder:
         self._exp, self._run, self._state, self._screen, self._follower = exp, run, state, screen, follower
         self._config, self._data = exp.cfg.plain, exp.kept.data.record()
         columns = COLUMNS if exp.average is None else COLUMNS + AVERAGED
-        columns += tuple(objective.columns(exp.objective))
+        columns += tuple(name for name in objective.columns(exp.objective) if name not in columns)
         # a run that an older dlrun began keeps the columns of its file
         self._columns = tuple(filter(None, self.history[0])) if self.history else columns
         self._writer = checkpoint.Writer()
@@ -56,9 +56,9 @@ class Recorder:
         self._writer.wait()  # before the snapshot, so that no two are in memory
         self._writer.begin(self._writing(row, look, is_best))
         rights = {
-            split: right(row[f"{split}_acc"], scores.images({"data": self._data}, split))
+            split: right(row.get(f"{split}_acc"), scores.images({"data": self._data}, split))
             for split in SPLITS
-            if f"{split}_acc" in row
+            if f"{split}_loss" in row
         }
         monitor = self._exp.cfg.trainer.monitor
         if monitor in FURTHER and row.get(monitor) is not None:
@@ -91,8 +91,10 @@ class Recorder:
         return write
 
 
-def right(accuracy: float, images: int) -> tuple[str, str]:
-    """Return an accuracy with how many of few images are right, and the same in fewer letters."""
+def right(accuracy: float | None, images: int) -> tuple[str, str]:
+    """Return an accuracy with how many of few images are right, and the same in fewer letters; - for none (M10)."""
+    if accuracy is None:
+        return "-", "-"
     few = 0 < images < scores.FEW
     return scores.share(accuracy, images), f"{round(accuracy * images)}/{images}" if few else f"{accuracy:.4f}"
 

@@ -20,6 +20,7 @@ from dlrun.folders import ensemble, reading
 from dlrun.models.loading import heads, loaded, put
 from dlrun.models.pretrained import Statistics
 from dlrun.models.weights_file import read
+from dlrun.vocabulary import reads_labels
 
 __all__ = ["Source", "begin", "input_of", "source"]
 
@@ -61,6 +62,10 @@ def begin(cfg: Settings, model: nn.Module, data: Data) -> None:
     weights = read(found.file, key, found.part)
     if found.run is not None and isinstance(record := reading.stored(found.run).get("data"), dict):
         weights.classes = tuple(map(str, record.get("classes") or ()))
+    if found.run is not None and not reads_labels(reading.config(found.run)):
+        # its last layer has learned nothing (M10)
+        last = tuple(f"{name}." for name in heads(model, len(data.classes)))
+        weights.tensors = {name: value for name, value in weights.tensors.items() if not name.startswith(last)}
     put(model, weights, key, heads(model, len(data.classes)), data.classes, extra=True)
     made = loaded(model)
     assert made is not None

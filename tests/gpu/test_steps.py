@@ -38,6 +38,9 @@ EPOCHS = {
     "mixup": ("model.width=4", "objective=mixup"),
     "adversarial": ("model.width=4", "objective=adversarial", "objective.steps=2"),
     "fixmatch": ("model.width=4", "objective=fixmatch", "objective.unlabelled={arrays}", "objective.threshold=0.2"),
+    "autoencode": ("model.width=4", "objective=denoise"),
+    "rotation": ("model.width=4", "objective=rotation"),
+    "simclr": ("model.width=4", "objective=simclr"),
     "pseudo_label": (
         *("model.width=4", "objective=pseudo_label", "objective.unlabelled={arrays}", "objective.threshold=0.11"),
         "objective.mixup=0.3",

@@ -56,9 +56,15 @@ OPTIONS = {
     "adversarial": ("objective=adversarial", "objective.steps=2", "objective.originals=0.3"),
     "pseudo_label": ("objective=pseudo_label", "objective.unlabelled={run}/../new.npy", "objective.threshold=0.12"),
     "fixmatch": ("objective=fixmatch", "objective.unlabelled={run}/../new.npy", "objective.threshold=0.12"),
+    "denoise": ("objective=denoise",),
 }
-OBJECTIVES = {"distill", "adversarial", "pseudo_label", "fixmatch"}  # a run has one
-REFUSED: dict[frozenset[str], str] = {frozenset(("ema", "swa")): "trainer.swa"}  # and the key that the message names
+OBJECTIVES = {"distill", "adversarial", "pseudo_label", "fixmatch", "denoise"}  # a run has one
+REFUSED: dict[frozenset[str], str] = {  # and the key that the message names
+    frozenset(("ema", "swa")): "trainer.swa",
+    frozenset(("denoise", "mixing")): r"objective\.(mixup|cutmix)",
+    frozenset(("denoise", "lookahead")): "optimizer.lookahead",
+    frozenset(("denoise", "output_bias")): "model.output_bias",
+}
 DATA = SharedData(share=False)  # read once for all pairs
 PAIRS = [pair for pair in combinations(OPTIONS, 2) if not {*pair} <= OBJECTIVES]
 
@@ -85,6 +91,9 @@ def settings(earlier: Path, *names: str) -> Settings:
             if key not in usual or usual[key] != value:
                 section, _, last = key.partition(".")
                 made = {**made, section: {**made[section], last: value}} if last else {**made, section: value}
+    if "denoise" in names:  # it has no keys of mixing that could be off
+        off = {"mixup": 0.0, "cutmix": 0.0, "mix_share": 1.0}.items()
+        made = {**made, "objective": dict(made["objective"].items() - off)}
     return Settings.of(made)
 
 

@@ -25,6 +25,8 @@ NEEDS = {
     "dataset=table": ("table", "dataset.csv={} dataset.image_size=16"),
     "model=custom": ("", "model._target_=torchmodel.Net trust=[torchmodel]"),
     "objective=distill": ("teacher", "objective.teacher={}"),
+    "objective=pseudo_label": ("photos", "objective.unlabelled={}"),
+    "objective=fixmatch": ("photos", "objective.unlabelled={}"),
     "experiment=cifar10_speedrun": ("", "dataset=digits augment.progressive=[[6,1]]"),  # its own dataset is a download
     "experiment=scratch": ("photos", "dataset.root={} dataset.image_size=16 model.width=8"),
     "experiment=fast": ("photos", "dataset.root={} dataset.image_size=16 model.width=8"),

@@ -306,6 +306,7 @@ def test_every_default_obeys_its_rule(here: Path, monkeypatch: pytest.MonkeyPatc
         "dataset=table": ("dataset.csv=a.csv",),
         "model=custom": ("model._target_=mine.Net", "trust=[mine]"),
         "objective=distill": ("objective.teacher=.",),
+        **{f"objective={name}": ("objective.unlabelled=.",) for name in ("pseudo_label", "fixmatch")},
         **{f"experiment={name}": ("dataset.root=.",) for name in ("fast", "finetune", "linear_probe", "scratch")},
     }
     write(here / "cat/1.png", "")

@@ -338,8 +338,7 @@ OPTIONS: dict[str, dict[str, str]] = {
     "objective": _table(
         "kd distillation distil teacher -> distill\n fgsm pgd attack robust adv -> adversarial\n"
         " pseudo pseudolabels selftraining noisystudent -> pseudo_label\n uda -> fixmatch\n"
-        " autoencoder ae -> autoencode\n dae denoising -> denoise\n rotnet rotations -> rotation\n"
-        " contrastive ssl selfsupervised ntxent infonce moco byol -> simclr\n"
+        " ae -> autoencode\n dae -> denoise\n rotnet -> rotation\n contrastive ssl selfsupervised -> simclr\n"
         " classification default standard -> supervised"
     ),
     "logger": _table("""

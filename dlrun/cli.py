@@ -17,6 +17,7 @@ __all__ = ["main"]
 VERBS = {
     "train": "check a setup, train it, and test it once; -m runs a sweep",
     "ladder": "add capacity until validation stops improving, then regularise",
+    "study": "ask what a hyperparameter does, as a sweep, and whether that agrees with the essay",
     "check": "run the checks that precede training, and nothing else",
     "lr_range": "suggest a learning rate to start with",
     "batch_time": "measure the time per step by batch size, and suggest a batch size",
@@ -41,7 +42,7 @@ VERBS = {
     "report": "redraw the page of a run, a sweep or an ensemble; overlay several runs",
 }
 # verbs whose arguments Hydra composes into a config; the others parse their arguments themselves
-COMPOSED = ("train", "ladder", "check", "lr_range", "batch_time", "show")
+COMPOSED = ("train", "ladder", "study", "check", "lr_range", "batch_time", "show")
 # verbs that begin by loading torch, which takes seconds
 HEAVY = (*COMPOSED, "resume", "predict", "evaluate", "embed", "explain_image", "export", "prune")
 
@@ -170,7 +171,7 @@ def _run(verb: str, argv: list[str]) -> int:
     if verb in HEAVY:
         from dlrun.streams import waiting
 
-        sweeps = verb == "ladder" or {"-m", "--multirun"} & set(argv)
+        sweeps = verb in ("ladder", "study") or {"-m", "--multirun"} & set(argv)
         waiting("reading the config …" if sweeps else "loading torch …")
     from dlrun.streams import legible_streams
 

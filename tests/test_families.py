@@ -49,7 +49,9 @@ DOWNLOADED = (
 
 def options() -> Iterator[str]:
     for file in sorted(builtin_conf().glob("*/*.yaml")):
-        if file.parent.name != "hydra" and not (file.parent.name == "dataset" and file.stem in DOWNLOADED):
+        if file.parent.name not in ("hydra", "study") and not (
+            file.parent.name == "dataset" and file.stem in DOWNLOADED
+        ):
             yield f"{file.parent.name}={file.stem}"
 
 

@@ -189,7 +189,9 @@ def test_planted_code_that_stands_twice_is_found(planted: Path) -> None:
     assert " losses.py:" in found
 
 
-GROUPS = "dataset model optimizer scheduler regularizer loss objective augment check search trainer logger experiment"
+GROUPS = (
+    "dataset model optimizer scheduler regularizer loss objective augment check search trainer logger experiment study"
+)
 KNOWN = frozenset(GROUPS.split())  # singular
 
 

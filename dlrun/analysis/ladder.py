@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from dlrun.analysis import scores
-from dlrun.analysis.spread import margin, pooled
+from dlrun.analysis.spread import margin
 from dlrun.analysis.sweeps import Trials
 from dlrun.errors import UserError
 from dlrun.folders import reading
@@ -67,11 +67,11 @@ def climb(
     lower: bool,
     count: int = 0,
 ) -> Climb:
-    """Return the rungs of some rounds. A rung is kept if its mean is better than that of the last kept one by more than
-    noise: two standard errors of the difference, from the spread over seeds of all rungs so far.
+    """Return the rungs of some rounds; one is kept if its mean is better than the last kept one's by more than noise.
 
-    `grow` are the keys of capacity, `score` returns the score of a trial. With one seed the noise of an accuracy is
-    that of guessing on `count` images, and without it 0.
+    Noise is the difference that chance makes, from the spread over seeds of all rungs so far. With one seed it is that
+    of guessing on `count` images for an accuracy, and otherwise 0. `grow` are the keys of capacity, `score` returns the
+    score of a trial.
     """
     found = Climb()
     for one in rounds:
@@ -87,10 +87,9 @@ def climb(
                 best.kept = True
                 found.chosen = found.grown = best
             continue
-        deviation = pooled(r.scores for r in found.rungs)
         for rung in made:
             rung.gain = before.mean - rung.mean if lower else rung.mean - before.mean
-            rung.noise = _noise(rung, before, deviation, count)
+            rung.noise = _noise(rung, before, [r.scores for r in found.rungs], count)
         if best is not None and best.gain > best.noise:
             best.kept = True
             found.chosen = best
@@ -103,7 +102,7 @@ def _settings(one: Mapping[str, Any], score: Callable[[int], float | None], numb
     axes = {str(a["key"]).lstrip("+"): list(a["words"]) for a in one["axes"]}
     seeds = axes.pop("seed", None) or [""]
     made = []
-    for place, point in enumerate(product(*axes.values())):
+    for place, point in enumerate(islice(product(*axes.values()), -(-one["new"] // len(seeds)))):
         first = one["first"] + place * len(seeds)
         trials = [n for n in range(first, first + len(seeds)) if n < one["first"] + one["new"]]
         found = [value for n in trials if (value := score(n)) is not None and not math.isnan(value)]
@@ -116,11 +115,11 @@ def _best(rungs: Sequence[Rung], *, lower: bool) -> Rung | None:
     return (min if lower else max)(scored, key=lambda rung: rung.mean) if scored else None
 
 
-def _noise(rung: Rung, before: Rung, deviation: float, count: int) -> float:
+def _noise(rung: Rung, before: Rung, groups: Sequence[list[float]], count: int) -> float:
     if not rung.scores:
         return math.nan
-    if not math.isnan(deviation):
-        return margin(deviation, len(rung.scores), len(before.scores))
+    if not math.isnan(noise := margin(groups, len(rung.scores), len(before.scores))):
+        return noise
     return scores.noise(rung.mean, before.mean, count) if count and 0 <= rung.mean <= 1 else 0.0
 
 
@@ -134,7 +133,7 @@ def read(folder: Path, found: Trials) -> Climb | None:
     with suppress(UserError, KeyError, TypeError, AttributeError):  # a damaged or foreign file, or no ladder
         plan = sweep_folder.plan(folder)
         ladder = (plan.get("purpose") or {}).get("ladder")
-        if ladder:
+        if ladder and found.entries:
             numbers = {entry.path.name: k for k, entry in enumerate(found.entries)}
             known = {int(n): found.scores[k] for n, k in numbers.items() if n.isdigit()}
             count = scores.images(found.entries[0].result, "val") if found.metric == "val_acc" else 0

@@ -1,7 +1,7 @@
-"""How far two means over seeds may be apart by chance, from the spread of all settings of one sweep (S9).
+"""How far two means over seeds may be apart by chance, from the spread within settings (S9).
 
-With two or three seeds the standard deviation of one setting says little, so that those of all settings are pooled.
-Behind `dlrun ladder` and `dlrun study`.
+With two or three seeds the standard deviation of one setting says little, so that those of several are pooled. Behind
+`dlrun ladder` and `dlrun study`.
 """
 
 from __future__ import annotations
@@ -10,23 +10,22 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import variance
 
-__all__ = ["margin", "pooled"]
+__all__ = ["margin"]
 
-ERRORS = 2.0  # standard errors of a difference: about 95 % of chance differences are smaller
+LEVEL = 0.95  # of chance differences that are smaller than the margin
 
 
-def pooled(groups: Iterable[Sequence[float]]) -> float:
-    """Return the standard deviation within groups: the root of the mean of their variances, weighted by n - 1.
+def margin(groups: Iterable[Sequence[float]], one: int, other: int) -> float:
+    """Return the difference that two means over `one` and `other` seeds reach by chance (95 %), nan if it is unknown.
 
-    nan if no group has two values.
+    The standard deviation within groups is pooled: the root of the mean of their variances, weighted by n - 1. Its
+    degrees of freedom decide how many standard errors the margin has (Student's t).
     """
     several = [group for group in groups if len(group) > 1]
     freedom = sum(len(group) - 1 for group in several)
-    if not freedom:
+    if not freedom or not one or not other:
         return math.nan
-    return math.sqrt(sum(variance(group) * (len(group) - 1) for group in several) / freedom)
+    from scipy.special import stdtrit
 
-
-def margin(deviation: float, one: int, other: int) -> float:
-    """Return the difference that two means over `one` and `other` seeds reach by chance: two standard errors."""
-    return ERRORS * deviation * math.sqrt(1 / one + 1 / other) if one and other else math.nan
+    within = sum(variance(group) * (len(group) - 1) for group in several) / freedom
+    return float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(within * (1 / one + 1 / other))

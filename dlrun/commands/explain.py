@@ -7,9 +7,10 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from dlrun.config import studies
 from dlrun.config.flags import split
 from dlrun.config.option_text import Key, Option
-from dlrun.config.options import PRESETS, Options, builtin_conf, prefix, user_conf
+from dlrun.config.options import PRESETS, STUDIES, Options, builtin_conf, prefix, user_conf
 from dlrun.config.practices import PRACTICES, cited, without_ids
 from dlrun.config.rules import scalar
 from dlrun.config.schema import NAMES, check_value, unknown
@@ -82,6 +83,8 @@ def _value(text: str) -> object:
 def _answer(sources: Sources, asked: str) -> Iterator[str]:
     keys, groups = sources.keys(), sources.options.groups()
     asked = asked.rstrip("./")
+    if asked == STUDIES:
+        return _studies()
     group = next((g for g in groups if asked in (g, prefix(g)[:-1])), None)
     if group is not None:
         return _group(sources, group)
@@ -95,6 +98,13 @@ def _answer(sources: Sources, asked: str) -> Iterator[str]:
         return _of_others(sources, having)
     names = dict.fromkeys([*keys, *(key.name for _, _, key in elsewhere)])
     raise UserError(unknown(asked, list(names), groups if "." not in asked else ()))
+
+
+def _studies() -> Iterator[str]:
+    yield "dlrun study NAME asks what a hyperparameter does, and whether that agrees with the essay:"
+    for name in sorted(studies.listed()):
+        yield from _row(name, studies.load(name).question, 18)
+    yield from _row("", "conf/study/NAME.yaml adds one; kinds of rules: " + ", ".join(studies.KINDS), 18)
 
 
 def _overview(sources: Sources) -> Iterator[str]:

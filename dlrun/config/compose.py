@@ -19,7 +19,7 @@ from dlrun.config.defaults import changed
 from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_quirks import answer, in_one_line, opened
 from dlrun.config.meant import respelled
-from dlrun.config.options import COMBINED, Options, builtin_conf, no_such_option, user_conf
+from dlrun.config.options import COMBINED, STUDIES, Options, builtin_conf, no_such_option, user_conf
 from dlrun.config.preflight import look
 from dlrun.config.repeat import repeated
 from dlrun.config.schema import flatten, lookup, unknown, validate
@@ -143,6 +143,8 @@ class Composer:
 
     def _refuse(self, override: Any) -> None:
         key, line = override.key_or_group, override.input_line
+        if key == STUDIES:
+            raise UserError(f"{line}: a study is a command: type dlrun study {override.value()}")
         if override.package is not None or not key:
             raise UserError(f"{line}: expected key=value or group=option")
         if override.is_delete():

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.config.flags import Flags
+from dlrun.config.options import STUDIES
 from dlrun.config.schema import unknown
 from dlrun.errors import UserError, first_line
 
@@ -145,7 +146,8 @@ def _help(hydra: Hydra, root: str | None, overrides: list[str], resolve: bool) -
     template = cfg.hydra.help if root else cfg.hydra.hydra_help
     shown = hydra.get_sanitized_cfg(cfg.copy(), "job") if root else hydra.get_sanitized_hydra_cfg(cfg)
     text: str = hydra.get_help(template, shown, get_args_parser(), resolve)
-    return text
+    # studies are files beside the options, but nothing that can be chosen
+    return "".join(line for line in text.splitlines(keepends=True) if not line.startswith(f"{STUDIES}: "))
 
 
 def _show_config(hydra: Hydra, root: str, flags: Flags, overrides: list[str]) -> None:

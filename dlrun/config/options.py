@@ -19,9 +19,10 @@ from dlrun.config.option_text import Key, Option, read
 from dlrun.config.rules import Rule
 from dlrun.errors import UserError
 
-__all__ = ["COMBINED", "PRESETS", "Options", "builtin_conf", "no_such_option", "prefix", "user_conf"]
+__all__ = ["COMBINED", "PRESETS", "STUDIES", "Options", "builtin_conf", "no_such_option", "prefix", "user_conf"]
 
 COMBINED = ("regularizer", "augment")  # groups whose options combine, by their keys
+STUDIES = "study"  # files of `dlrun study`, which are no options
 PRESETS = "experiment"  # options of this group set keys of the others
 
 
@@ -94,7 +95,7 @@ class Options:
             for d in folder.iterdir()
             if d.is_dir() and any(map(_is_option, d.glob("*.y*ml")))
         }
-        return [*sorted(found - {"hydra"}), "hydra/launcher"]
+        return [*sorted(found - {"hydra", STUDIES}), "hydra/launcher"]
 
     def option(self, group: str, name: str) -> Option | None:
         """Return an option, from the first folder that has it; None if none has."""

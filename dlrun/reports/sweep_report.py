@@ -20,7 +20,7 @@ from dlrun.analysis.sweeps import Trials
 from dlrun.analysis.warnings import warnings
 from dlrun.errors import UserError
 from dlrun.folders import reading
-from dlrun.reports import ladder_report, sweep_plots, tables
+from dlrun.reports import ladder_report, study_report, sweep_plots, tables
 from dlrun.reports.axis_plots import called, wanted
 from dlrun.reports.page import picture, section, table, text, write_page
 from dlrun.vocabulary import NUMBERS, SCORES, Outcome, Status
@@ -45,12 +45,13 @@ def write(folder: Path, known: Trials | None = None, shares: Importance | str | 
     cards = "".join(f"<div class='card warn'>{_coded(sentence)}</div>" for sentence in warnings(found))
     parts = [
         _head(folder, found),
+        section("Study", study_report.section(folder, found)),
+        section("Ladder", ladder_report.section(folder, found)),
         section(f"The best {min(BEST, len(found.best))}" if len(found.best) > 1 else "The best", _best(folder, found)),
         section(
             "Warnings", cards or "<div class='card fine'>No warnings: no best value near an edge, no failures.</div>"
         ),
         section("Steps", _steps(folder, found)),
-        section("Ladder", ladder_report.section(folder, found)),
         section("Pictures", "".join(map(picture, pictures)) + why),
         section("Means over seeds", _seeds(found)),
         section("Every trial", _every(folder, found)),

@@ -20,9 +20,9 @@ def following(composer: Composer, plan: Plan, results: Results) -> tuple[Round |
 
     Edge warnings are kept in it, for the page.
     """
-    if "ladder" in plan.purpose:
+    if plan.purpose:
         plan.rounds[-1].said = []
-        return ladder.following(plan, results)
+        return ladder.following(plan, results) if "ladder" in plan.purpose else (None, [])
     made = _following(composer, plan, results)
     return made, plan.rounds[-1].said or []
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun.analysis import finding, ladder, scores, steps
+from dlrun.analysis import finding, ladder, scores, steps, study
 from dlrun.analysis.importance import Importance
 from dlrun.analysis.ladder import Climb
 from dlrun.analysis.ranking import FOLD
@@ -120,6 +120,10 @@ def ending(results: Results, plan: Plan, found: Trials, importance: str, table: 
             *ladder.sentences(climbed, made, found.metric),
             *_after(results, plan, climbed),
         ]
+    if studied := study.read(results.folder, found):
+        made = study.rows(studied)
+        compared = shlex.join(["dlrun", "compare", str(results.folder), "--group-seeds"])
+        return [lines[0], *aligned(made), *study.sentences(studied, made), "next:", f"  {compared}"]
     lines += steps.sentences(steps.gains(results.folder, found), found.metric)
     lines += [importance] if importance else []
     lines += noise(found)

@@ -1,0 +1,218 @@
+"""The rules of a study: whether a claim holds, from the settings and their spread over seeds (`dlrun study NAME`).
+
+A rule has one of three outcomes: agrees, does not agree, not decidable, which means within the noise of the seeds, or
+that a value was not run. A setting whose runs all diverged is worse than any other. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from dlrun.analysis.spread import margin
+from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.vocabulary import Status, lower_is_better
+
+__all__ = ["AGREES", "DOES_NOT", "UNDECIDED", "Judged", "Setting", "judge", "overall"]
+
+AGREES, DOES_NOT, UNDECIDED = "agrees", "does not agree", "not decidable"
+CHANCE = "chance_loss"
+
+
+@dataclass
+class Setting:
+    """A setting of a study: its words without the key if one key is varied, and its runs by seed."""
+
+    name: str
+    runs: list[tuple[Path, Mapping[str, Any]]] = field(default_factory=list)
+    ensembles: list[dict[str, float]] = field(default_factory=list)  # scores of votes, in place of runs
+
+    @property
+    def diverged(self) -> bool:
+        """Whether every run diverged."""
+        return bool(self.runs) and all(result.get("status") == Status.DIVERGED for _, result in self.runs)
+
+    def measured(self, of: str) -> list[float]:
+        """Return a column of each completed run, `@first`, `@last`, `@best` or `@mean` over its epochs.
+
+        Without @ that of result.json, or of the epoch that was tested.
+        """
+        if self.ensembles:
+            return [scores[of] for scores in self.ensembles if of in scores]
+        done = [(path, r) for path, r in self.runs if r.get("status") == Status.COMPLETED]
+        values = [_measure(path, result, of) for path, result in done]
+        return [value for value in values if math.isfinite(value)]
+
+
+@dataclass
+class Judged:
+    """A rule with its outcome and the numbers behind it, in one sentence."""
+
+    rule: Mapping[str, Any]
+    outcome: str
+    said: str
+
+
+def _measure(path: Path, result: Mapping[str, Any], of: str) -> float:
+    name, _, at = of.partition("@")
+    with suppress(UserError, ValueError, TypeError):
+        if not at and isinstance(result.get(name), (int, float)):
+            return float(result[name])
+        rows = reading.metrics(path)
+        values = [float(row[name]) for row in rows if row.get(name)]
+        if not values:
+            return math.nan
+        if at == "first":
+            return values[0]
+        if at == "best":
+            return (min if lower_is_better(name) else max)(values)
+        if at == "mean":  # the first epoch warms caches up
+            return fmean(values[1:] or values)
+        epoch = str(result.get("tested_epoch") or "") if not at else ""
+        return next((float(row[name]) for row in rows if row.get("epoch") == epoch and row.get(name)), values[-1])
+    return math.nan
+
+
+def overall(judged: Sequence[Judged]) -> str:
+    """Return the outcome of a study: it agrees if all its rules do, and does not if one does not."""
+    outcomes = [one.outcome for one in judged]
+    if DOES_NOT in outcomes:
+        return DOES_NOT
+    return UNDECIDED if UNDECIDED in outcomes or not outcomes else AGREES
+
+
+def judge(rule: Mapping[str, Any], settings: Sequence[Setting], classes: int = 0) -> Judged:
+    """Return the outcome of one rule on the settings of a study, with `classes` for the loss of chance."""
+    kind, of = str(rule["kind"]), str(rule["of"])
+    by_name = {setting.name: setting for setting in settings}
+    names = [str(rule[key]) for key in ("value", "than") if key in rule]
+    if absent := [name for name in names if name not in by_name]:
+        return Judged(rule, UNDECIDED, f"{kind} of {of}: {absent[0]} was not run")
+    chosen = [by_name[name] for name in names]
+    outcome, said = _JUDGES[kind](rule, chosen or list(settings), classes)
+    return Judged(rule, outcome, said)
+
+
+Outcome = tuple[str, str]
+
+
+def _gain(one: Setting, other: Setting, of: str, than_of: str) -> float:
+    """By how much `one` is worse than `other`, positive for worse; infinite if all its runs diverged."""
+    if one.diverged and other.measured(than_of):
+        return math.inf
+    mine, others = one.measured(of), other.measured(than_of)
+    if not mine or not others:
+        return math.nan
+    worse = fmean(mine) - fmean(others)
+    return worse if lower_is_better(of.partition("@")[0]) else -worse
+
+
+def _worse_than(rule: Mapping[str, Any], chosen: Sequence[Setting], _: int) -> Outcome:
+    (one, other), of = chosen, str(rule["of"])
+    than_of, by = str(rule.get("than_of", of)), float(rule.get("by", 0.0))
+    gain = _gain(one, other, of, than_of)
+    near = _noise(one.measured(of), other.measured(than_of))
+    than = f"{than_of} of {other.name}" if than_of != of else other.name
+    said = f"{of} of {one.name} is {_by(gain, 'worse', 'better')} than {than}; claimed: worse by more than {by:g}"
+    return _decided(gain > by and gain > near, gain < by and gain + near < max(by, 1e-12), gain, near), said + _plus(
+        near
+    )
+
+
+def _gain_between(rule: Mapping[str, Any], chosen: Sequence[Setting], _: int) -> Outcome:
+    (one, other), of = chosen, str(rule["of"])
+    low, high = float(rule["low"]), float(rule["high"])
+    gain, near = -_gain(one, other, of, of), _noise(one.measured(of), other.measured(of))
+    said = f"{of} of {one.name} is {_by(gain, 'better', 'worse')} than {other.name}"
+    said += f"; claimed: better by {low:g} to {high:g}"
+    return _decided(low <= gain <= high, gain + near < low or gain - near > high, gain, near), said + _plus(near)
+
+
+def _ratio(rule: Mapping[str, Any], chosen: Sequence[Setting], least: bool) -> Outcome:
+    (one, other), of, bound = chosen, str(rule["of"]), float(rule["ratio"])
+    mine, others = one.measured(of), other.measured(of)
+    if not mine or not others or not fmean(others):
+        return UNDECIDED, f"{of}: no number for {one.name} or {other.name}"
+    ratio = fmean(mine) / fmean(others)
+    near = abs(_noise(mine, others) / fmean(others))
+    claimed = f"at {'least' if least else 'most'} {bound:g}"
+    said = f"{of} of {one.name} is {ratio:.3g} times that of {other.name}; claimed: {claimed}"
+    holds = ratio >= bound if least else ratio <= bound
+    return _decided(holds, not holds and abs(ratio - bound) > near, ratio, near), said + _plus(near)
+
+
+def _no_difference(rule: Mapping[str, Any], chosen: Sequence[Setting], _: int) -> Outcome:
+    (one, other), of, within = chosen, str(rule["of"]), float(rule["within"])
+    apart = abs(_gain(one, other, of, of))
+    near = _noise(one.measured(of), other.measured(of))
+    said = f"{of} of {one.name} and {other.name} differ by {apart:.4g}; claimed: at most {within:g}"
+    return _decided(max(apart, near) <= within, apart - near > within, apart, near), said + _plus(near)
+
+
+def _near(rule: Mapping[str, Any], chosen: Sequence[Setting], classes: int) -> Outcome:
+    of, within, number = str(rule["of"]), float(rule["within"]), rule["number"]
+    target = (math.log(classes) if classes else math.nan) if number == CHANCE else float(number)
+    values = chosen[0].measured(of)
+    mean = fmean(values) if values else math.nan
+    near = margin([values], len(values), len(values)) / math.sqrt(2)
+    apart = abs(mean - target)
+    said = f"{of} of {chosen[0].name} is {mean:.4g}; claimed: {target:.4g} within {within:g}"
+    return _decided(apart <= within, apart - near > within, apart, near), said + _plus(near)
+
+
+def _best_inside(rule: Mapping[str, Any], settings: Sequence[Setting], _: int) -> Outcome:
+    of = str(rule["of"])
+    scored = [s for s in settings if s.measured(of)]
+    if not scored or len(scored) + sum(s.diverged for s in settings) < 3:
+        return UNDECIDED, f"{of}: fewer than three values have a score"
+    best = min(scored, key=lambda s: _gain(s, scored[0], of, of))
+    ends = [s for s in (settings[0], settings[-1]) if s is not best]
+    gains = [_gain(end, best, of, of) for end in ends]
+    noises = [_noise(best.measured(of), end.measured(of)) for end in ends]
+    near = max(noises)
+    if len(ends) == 2:
+        said = f"{of} is best at {best.name}, {gains[0]:.4g} and {gains[1]:.4g} better than at the two ends"
+        holds = all(gain > noise for gain, noise in zip(gains, noises, strict=True))
+        return _decided(holds, False, min(gains), near), said + _plus(near)
+    inner = min((_gain(s, best, of, of) for s in scored if s not in (settings[0], settings[-1])), default=math.nan)
+    said = f"{of} is best at the end of the values, {best.name}, {inner:.4g} better than inside; claimed: best inside"
+    return _decided(False, inner > near, inner, near), said + _plus(near)
+
+
+_JUDGES: dict[str, Callable[[Mapping[str, Any], Sequence[Setting], int], Outcome]] = {
+    "best_inside": _best_inside,
+    "worse_than": _worse_than,
+    "gain_between": _gain_between,
+    "ratio_at_least": lambda rule, chosen, _: _ratio(rule, chosen, True),
+    "ratio_at_most": lambda rule, chosen, _: _ratio(rule, chosen, False),
+    "no_difference": _no_difference,
+    "near": _near,
+}
+
+
+def _noise(one: Sequence[float], other: Sequence[float]) -> float:
+    """The difference of the means of two settings that chance makes; of a single one if the other has no score."""
+    return margin((one, other), len(one) or len(other), len(other) or len(one))
+
+
+def _decided(holds: bool, fails: bool, number: float, noise: float) -> str:
+    """The outcome; without a number or an estimate of the noise nothing is decided."""
+    if math.isnan(number) or math.isnan(noise):
+        return UNDECIDED
+    return AGREES if holds else DOES_NOT if fails else UNDECIDED
+
+
+def _by(gain: float, one: str, other: str) -> str:
+    if math.isinf(gain):
+        return "diverged, so worse"
+    return f"{abs(gain):.4g} {one if gain >= 0 else other}"
+
+
+def _plus(noise: float) -> str:
+    return f" (noise {noise:.2g})" if math.isfinite(noise) else " (one seed: no estimate of the noise)"

@@ -1,0 +1,147 @@
+"""What a study found: its settings with their spread over seeds, and whether each claim holds (`dlrun study NAME`).
+
+Read from sweep.yaml and the files of the runs; the rules are in dlrun/analysis/claims.py. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from dlrun.analysis.claims import AGREES, DOES_NOT, UNDECIDED, Judged, Setting, judge, overall
+from dlrun.analysis.sweeps import Trials
+from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.folders import sweep as sweep_folder
+from dlrun.vocabulary import Status, lower_is_better
+
+__all__ = ["Found", "read", "rows", "sentences"]
+
+
+@dataclass
+class Found:
+    """A study as it was recorded, its settings in the order of its values, and its rules judged."""
+
+    study: Mapping[str, Any]
+    keys: list[str]
+    settings: list[Setting]
+    judged: list[Judged]
+
+
+def read(folder: Path, found: Trials) -> Found | None:
+    """Return the study of a sweep, judged; None if it is none."""
+    with suppress(UserError, KeyError, TypeError, AttributeError, ValueError):  # damaged or foreign, or no study
+        plan = sweep_folder.plan(folder)
+        study = (plan.get("purpose") or {}).get("study")
+        if study:
+            runs = {int(e.path.name): (e.path, e.result) for e in found.entries if e.path.name.isdigit()}
+            keys, settings = _settings(plan["rounds"][0], runs)
+            if study.get("combine"):
+                keys, settings = ["members"], _ensembles(settings, study["combine"])
+            first = next(iter(runs.values()), (folder, {}))[1]
+            classes = len((first.get("data") or {}).get("classes") or ())
+            study = {**study, **{key: str(study[key]) for key in ("question", "essay", "control", "score")}}
+            return Found(study, keys, settings, [judge(rule, settings, classes) for rule in study["rules"]])
+    return None
+
+
+def _settings(
+    one: Mapping[str, Any], runs: Mapping[int, tuple[Path, Mapping[str, Any]]]
+) -> tuple[list[str], list[Setting]]:
+    """The settings of the grid of a study; seeds are its last list, and vary fastest."""
+    axes = {str(a["key"]).lstrip("+"): list(a["words"]) for a in one["axes"]}
+    seeds = axes.pop("seed", None) or [""]
+    made = []
+    for place, point in enumerate(islice(product(*axes.values()), -(-one["new"] // len(seeds)))):
+        point = tuple({"True": "true", "False": "false"}.get(word, word) for word in point)
+        words = [f"{k}={w}" for k, w in zip(axes, point, strict=True)]
+        first = one["first"] + place * len(seeds)
+        name = point[0] if len(axes) == 1 else " ".join(words)
+        made.append(Setting(name, [runs[n] for n in range(first, first + len(seeds)) if n in runs]))
+    return [*axes], made
+
+
+def _ensembles(settings: Sequence[Setting], sizes: Sequence[int]) -> list[Setting]:
+    """Votes of so many runs: each run with those that follow it, so that every run votes equally often."""
+    import numpy as np
+
+    members = []
+    for path, result in settings[0].runs:
+        if result.get("status") == Status.COMPLETED:
+            arrays = reading.arrays(path, "predictions")
+            shares = {
+                s: _softmax(arrays[f"{s}_logits"].astype(float)) for s in ("val", "test") if f"{s}_logits" in arrays
+            }
+            members.append((shares, {s: arrays[f"{s}_labels"] for s in shares}))
+    made = []
+    for size in sizes if members else ():
+        one = Setting(str(size))
+        for first in range(len(members) if size <= len(members) else 0):
+            chosen = [members[(first + k) % len(members)] for k in range(size)]
+            scores: dict[str, float] = {}
+            for split, labels in chosen[0][1].items():
+                votes = np.mean([shares[split] for shares, _ in chosen], axis=0)
+                scores[f"{split}_acc"] = float((votes.argmax(1) == labels).mean())
+                right = votes[np.arange(len(labels)), labels]
+                scores[f"{split}_loss"] = float(-np.log(np.clip(right, 1e-12, 1)).mean())
+            one.ensembles.append(scores)
+        made.append(one)
+    return made
+
+
+def _softmax(logits: Any) -> Any:
+    import numpy as np
+
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def sentences(found: Found, table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return two sentences: what was seen, and whether it agrees with the essay; then one line per rule."""
+    score = str(found.study["score"])
+    scored = [row for row in table if not math.isnan(row[score])]
+    seen = f"no setting has a {score}"
+    if scored:
+        ranked = sorted(scored, key=lambda row: row[score] * (1 if lower_is_better(score) else -1))
+        best, worst = ranked[0], ranked[-1]
+        key = " ".join(found.keys)
+        seen = f"{score} is best with {key} {best[key]}, {_spread(best, score)}"
+        seen += f", and worst with {worst[key]}, {_spread(worst, score)}"
+    outcome = overall(found.judged)
+    counts = [f"{sum(j.outcome == o for j in found.judged)} {o}" for o in (AGREES, DOES_NOT, UNDECIDED)]
+    said = f"This {outcome} with the essay"
+    if outcome == UNDECIDED:
+        said = "Whether this agrees with the essay is not decidable here"
+    claim = str(found.study["essay"]).rstrip(".")
+    return [f"{seen}.", f"{said} ({', '.join(counts)}): {claim}.", *(f"{j.outcome}: {j.said}" for j in found.judged)]
+
+
+def _spread(row: Mapping[str, Any], score: str) -> str:
+    return f"{row[score]:.4f}" + ("" if math.isnan(row["std"]) else f" ± {row['std']:.4f}")
+
+
+def rows(found: Found) -> list[dict[str, Any]]:
+    """Return one row per setting: mean and spread of its score, losses, seconds per epoch, and other endings."""
+    score = str(found.study["score"])
+    columns = ["train_loss@last", "val_loss", "test_loss", "test_acc", "train_seconds@mean"]
+    made = []
+    for setting in found.settings:
+        row: dict[str, Any] = {" ".join(found.keys): setting.name}
+        values = setting.measured(score)
+        row |= {"n": len(values), score: fmean(values) if values else math.nan}
+        row["std"] = stdev(values) if len(values) > 1 else math.nan
+        for column in columns:
+            numbers = setting.measured(column)
+            name = {"train_seconds@mean": "seconds per epoch", "train_loss@last": "train_loss"}.get(column, column)
+            if column != score:
+                row[name] = fmean(numbers) if numbers else math.nan
+        others = [str(r.get("status")) for _, r in setting.runs if r.get("status") != Status.COMPLETED]
+        row["rest"] = " ".join(f"{others.count(s)} {s}" for s in dict.fromkeys(others))
+        made.append(row)
+    return made

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["section"]
 
 KIND = {AGREES: "fine", DOES_NOT: "warn"}
-LOWEST = 3.0  # times the first loss: curves above it would flatten the others
+HIGHEST, LOG = 3.0, 5.0  # times the first loss, above which curves would flatten the others; range of a log axis
 
 
 def section(folder: Path, trials: Trials) -> str:
@@ -91,8 +91,8 @@ def _curves(panel: Axes, found: Found, column: str) -> None:
         first = min([first, *(v for v in rows[:1] if math.isfinite(v))])
     epochs_axis(panel, f"{called(column)[:1].upper()}{called(column)[1:]}".replace("_", " "), "")
     if seen and positive(np.array(seen)):
-        panel.set_yscale("log")
-        top = min(max(seen), LOWEST * first if math.isfinite(first) else max(seen))
+        panel.set_yscale("log" if max(seen) > LOG * min(seen) else "linear")
+        top = min(max(seen), HIGHEST * first if math.isfinite(first) else max(seen))
         panel.set_ylim(min(seen) / 1.2, top * 1.2)
 
 
@@ -114,7 +114,9 @@ def _scores(panel: Axes, found: Found, made: list[dict[str, Any]], score: str) -
     control = [row[score] for row, s in zip(made, found.settings, strict=True) if s.name == found.study["control"]]
     if control and not math.isnan(control[0]):
         panel.axhline(control[0], color=GREY, ls="--", lw=1)
-    panel.set_title(f"{called(score)[:1].upper()}{called(score)[1:]}, ± std over seeds")
+    panel.set_title(
+        f"{called(score)[:1].upper()}{called(score)[1:]}, ± std over seeds" + ("; dashed: control" if control else "")
+    )
     _named(panel, found)
 
 

@@ -174,8 +174,10 @@ def test_help_of_a_verb_lists_groups_and_keys(dlrun: Callable[..., Outcome], ver
     assert (outcome.code, outcome.err) == (0, "")
     assert outcome.out.startswith(f"== dlrun {verb} ==")
     lines = outcome.out.splitlines()
-    for folder in sorted(p for p in builtin_conf().iterdir() if p.name != "hydra" and any(p.glob("*.yaml"))):
+    others = ("hydra", "study")  # `dlrun study --help` lists the studies
+    for folder in sorted(p for p in builtin_conf().iterdir() if p.name not in others and any(p.glob("*.yaml"))):
         assert f"{folder.name}: {', '.join(sorted(f.stem for f in folder.glob('*.yaml')))}" in lines
+    assert not [line for line in lines if line.startswith("study: ")]
     assert "  _target_: dlrun.models.mlp.MLP" in lines  # the keys of the options asked for
     assert "$DLRUN_CONF" in outcome.out
 

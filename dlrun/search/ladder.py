@@ -1,9 +1,9 @@
 """A ladder of capacities as a sweep: which rung is trained next (`dlrun ladder model.depth=2,4 model.width=16,32`, M8).
 
-The first rung has the first value of every key and no regularisation, so that the network can overfit. Each further rung
-has the next value of one key, in turns. It is kept if validation improves by more than noise; a key that gains nothing
-keeps its value. The last kept rung is then regularised by one key after the other. A round of the sweep is one rung, or the values of one
-regularising key, each with every seed.
+The first rung has the first value of every key and no regularisation, so that the network can overfit. Each further
+rung has the next value of one key, in turns. It is kept if validation improves by more than noise; a key that gains
+nothing keeps its value. The last kept rung is then regularised by one key after the other. A round of the sweep is one
+rung, or the values of one regularising key, each with every seed.
 """
 
 from __future__ import annotations

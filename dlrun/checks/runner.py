@@ -41,7 +41,7 @@ def run(exp: Experiment) -> list[Result]:
         for check in chosen:
             started = time.perf_counter()
             if check.labels and is_unsupervised(exp.objective):
-                verdict = Verdict(Outcome.SKIP, "not run", "", "left out: the objective reads no labels")
+                verdict = Verdict(Outcome.SKIP, "off", "", "left out: the objective reads no labels")
             elif usable or not check.needs_outputs:
                 left = options.budget - (started - began)
                 verdict = _one(check, exp, receipts.key(check, setup), left * _share(check, chosen))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from dlrun.data.classes import NAMELESS
 from dlrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ def without(name: str, split: Split, reasons: dict[int, str], bad: list[Bad]) ->
 
 
 def require_samples(train: Split, classes: list[str], bad: list[Bad] | None = None) -> None:
-    """Raise UserError for less than two classes, and for a class without a sample; bad samples are reported first."""
+    """Raise UserError for one class with a name, and for a class without a sample; bad samples are reported first."""
     if bad:
         return
     counts = np.bincount(train.labels.numpy(), minlength=len(classes))
-    if len(classes) < 2:
+    if len(classes) < 2 and classes != [NAMELESS]:
         raise UserError(f"the training split has one class ({classes[0]!r}); expected two or more")
     if not counts.all():
         empty = ", ".join(repr(classes[label]) for label in np.flatnonzero(counts == 0)[:10])

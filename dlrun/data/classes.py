@@ -1,8 +1,8 @@
-"""The class of each image of a folder: `dlrun train dataset=image_folder dataset.class_level=auto|1|leaf` (D4).
+"""The class of each image of a folder: `dlrun train dataset=image_folder dataset.class_level=auto|1|leaf|none` (D4).
 
 auto: class folders hold images only. 1: a class folder holds its images at any depth. leaf: every folder that holds
 images is a class, named after itself, or by its path if another has the same name. A folder that holds images beside
-folders with images is refused, unless the level is 1.
+folders with images is refused, unless the level is 1. none: all images are of one class without a name (M10).
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from dlrun.data.layout import PARTS, UNLABELLED, by_table, class_folders, role_o
 from dlrun.data.listing import BESIDE, BROKEN, EMPTY, HIDDEN, Account, Folders, counted, printable
 from dlrun.errors import UserError
 
-__all__ = ["Labelled", "class_names", "labelled_files", "require_known"]
+__all__ = ["NAMELESS", "NONE", "Labelled", "class_names", "labelled_files", "require_known"]
 
 LEVELS = ("auto", "1", "leaf")
+NONE, NAMELESS = "none", "(no label)"  # the level of images without labels, and their only class
 Labelled = list[tuple[Path, str]]  # a file, and the path of its class folder below that of the split
 
 
@@ -34,7 +35,7 @@ def labelled_files(
     folders that `level` does not allow, and for a place without class folders.
     """
     if level not in LEVELS:
-        raise UserError(f"dataset.class_level={level}: must be auto, 1 or leaf")
+        raise UserError(f"dataset.class_level={level}: must be auto, 1, leaf or none")
     entries = look(place)
     for reason, name in entries.others:
         if reason == BROKEN and not os.path.splitext(name)[1]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlrun.data.classes import Labelled, class_names, labelled_files, require_known
+from dlrun.data.classes import NAMELESS, NONE, Labelled, class_names, labelled_files, require_known
 from dlrun.data.layout import splits
 from dlrun.data.listing import Account, Folders, printable
 from dlrun.errors import UserError
@@ -41,6 +41,8 @@ def read_folder(root: Path, typed: Mapping[str, str | None], test: str, level: s
     if not root.is_dir():
         what = "is a file; unpack it, and name the folder" if root.is_file() else "no such folder"
         raise UserError(f"dataset.root={root}: {what}")
+    if level == NONE:
+        return _unlabelled(root, typed)
     given = _given(root, typed)
     look, account = Folders(), Account()
     places, unused = splits(root, look, account, given, test)
@@ -66,6 +68,20 @@ def read_folder(root: Path, typed: Mapping[str, str | None], test: str, level: s
     account.alike = [name for name in classes if times[unicodedata.normalize("NFC", name).casefold()] > 1]
     account.images, account.classes = sum(map(len, read.values())), len(classes)
     return ImageFolder(read, classes, account)
+
+
+def _unlabelled(root: Path, typed: Mapping[str, str | None]) -> ImageFolder:
+    """All images at or below a folder, as one class. Raises UserError if there is none, and for folders of splits."""
+    if role := next((role for role, name in typed.items() if name), ""):
+        raise UserError(f"dataset.{role}_dir={typed[role]}: dataset.class_level=none takes all images of root; omit it")
+    account = Account()
+    files = list(Folders().below(root, account))
+    if not files:
+        left = f"; left out: {account.left_out()}" if account else ""
+        raise UserError(f"dataset.root={root}: no images at or below this folder{left}")
+    ids = _ids(files, root, root, "train")
+    account.images, account.classes = len(files), 1
+    return ImageFolder({"train": [*zip(files, [NAMELESS] * len(files), ids, strict=True)]}, [NAMELESS], account)
 
 
 def _given(root: Path, typed: Mapping[str, str | None]) -> dict[str, Path]:

@@ -137,7 +137,7 @@ def build(
     if data is None:
         read = read_data if shared is None else shared.read
         data = read(plain["dataset"], trust, fit_all=trainer.fit_all)
-    cfg = by_own_loss(cfg)
+    cfg = by_own_loss(cfg, len(data.classes))
     cfg = cfg if len(data.val) else unselected(cfg)
     plain, trainer = cfg.plain, cfg.trainer
     seed_everything(cfg.seed)

@@ -50,13 +50,16 @@ def unselected(cfg: Settings) -> Settings:
     return cfg.changed(trainer={"monitor": "train_loss", "keep": keep, "patience": 0, "while_gap_shrinks": False})
 
 
-def by_own_loss(cfg: Settings) -> Settings:
+def by_own_loss(cfg: Settings, classes: int) -> Settings:
     """Return the settings of a run without labels (M10), whose monitor is a loss; others as they are.
 
-    Raises UserError for what needs labels, and for optimizers and compilers that do not take the weights of an
-    objective.
+    Raises UserError for what needs labels, also for one class alone, and for optimizers and compilers that do not take
+    the weights of an objective.
     """
     if reads_labels(cfg.plain):
+        if classes < 2:
+            what = "images without labels; choose objective=simclr, rotation, autoencode or denoise"
+            raise UserError(f"dataset.class_level={cfg.plain['dataset'].get('class_level')}: {what}")
         return cfg
     name = cfg.choices.get("objective") or "objective"
     for key, instead in LABELS.items():

@@ -107,6 +107,29 @@ def test_a_later_run_takes_the_trunk_and_a_new_classifier(images: Path, dlrun: C
     assert "trainer.start_from" in done.err
 
 
+def test_a_folder_of_images_without_labels_is_enough(images: Path, dlrun: Callable[..., Outcome]) -> None:
+    from PIL import Image
+
+    with np.load("images.npz") as file:
+        x = file["x"]
+    for k in range(40):
+        place = images / "photos" / ("deeper" if k % 2 else ".")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[k]).save(place / f"{k}.png")
+    given = [word for word in WORDS if not word.startswith("dataset")]
+    folder = ("dataset=image_folder", "dataset.root=photos", "dataset.class_level=none")
+    done = dlrun("train", *given, *folder, "objective=autoencode", "run.dir=run")
+    assert done.code == 0, done.err
+    data = json.loads(Path("run/result.json").read_text())["data"]
+    assert data["train"] + data["val"] + data["test"] == 40
+    exp = build(composed(*WORDS, "trainer.start_from=run"))
+    theirs = checkpoint.load(Path("run/checkpoints/best.pt"))["model"]
+    assert torch.equal(exp.model.state_dict()["stage1.conv1.conv.weight"], theirs["stage1.conv1.conv.weight"])
+    done = dlrun("train", *given, *folder, "run.dir=other")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "class_level" in done.err
+
+
 @pytest.mark.slow
 def test_a_run_without_accuracy_is_compared_and_reported(images: Path, dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("train", *WORDS, "objective=rotation", "run.dir=run").code == 0

@@ -151,6 +151,17 @@ def test_weights_of_a_damaged_checkpoint_are_refused(images: Path) -> None:
 # --- the losses
 
 
+@pytest.mark.parametrize("objective", ["autoencode", "denoise", "rotation", "simclr"])
+def test_a_loss_is_the_same_whatever_the_labels(images: Path, objective: str) -> None:
+    exp = build(composed(*WORDS, f"objective={objective}"))
+    batch, found = first(exp), []
+    for y in (batch.y, batch.y.flip(0), torch.zeros_like(batch.y)):
+        exp.model.eval()
+        found.append(float(exp.objective(exp.model, exp.loss, Batch(batch.x, y, batch.index, 1, seed=1))[0].detach()))
+    assert found[0] == found[1] == found[2]
+    assert math.isfinite(found[0])
+
+
 def test_the_head_is_trained_with_the_model(images: Path) -> None:
     exp = build(composed(*WORDS, "objective=autoencode"))
     trained = {id(p) for group in exp.optimizer.param_groups for p in group["params"]}

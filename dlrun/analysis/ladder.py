@@ -142,7 +142,7 @@ def read(folder: Path, found: Trials) -> Climb | None:
 
 
 def rows(found: Climb, trials: Trials) -> list[dict[str, Any]]:
-    """Return one row per rung: what was typed, parameters, training and validation score, seconds, what came of it.
+    """Return one row per rung: whether it was kept, validation and training score, parameters, seconds, its values.
 
     Scores and seconds are means over seeds, `std` the sample standard deviation of the validation score.
     """
@@ -153,15 +153,15 @@ def rows(found: Climb, trials: Trials) -> list[dict[str, Any]]:
         made.append(
             {
                 "rung": rung.number,
-                **rung.values,
-                "parameters": next((r["parameters"] for r in results if r.get("parameters")), ""),
+                "kept": _came(rung, found),
+                trials.metric: rung.mean,
+                "std": stdev(rung.scores) if len(rung.scores) > 1 else math.nan,
                 f"train_{trials.metric.removeprefix('val_')}": _mean(
                     _trained(trials, place[n]) for n in rung.trials if n in place
                 ),
-                trials.metric: rung.mean,
-                "std": stdev(rung.scores) if len(rung.scores) > 1 else math.nan,
+                "parameters": next((r["parameters"] for r in results if r.get("parameters")), ""),
                 "seconds": _mean(r.get("seconds") for r in results),
-                "kept": _came(rung, found),
+                **rung.values,
             }
         )
     return made
@@ -202,6 +202,9 @@ def sentences(found: Climb, table: Sequence[Mapping[str, Any]], metric: str) -> 
         enough = train >= MEMORISED
         more = "it overfits" if enough else "it does not overfit: add capacity, or trainer.epochs"
         said.append(f"{scored}; {more}")
+    stopped = {r.key for r in found.rungs if r.grows and not r.kept}
+    for key in dict.fromkeys(r.key for r in found.rungs if r.grows and r.key and r.key not in stopped):
+        said.append(f"{key}={found.grown.values[key]}, the last value, was still an improvement: add larger ones")
     if found.chosen is not found.grown:
         gain = abs(found.chosen.mean - found.grown.mean)
         said.append(f"regularised, rung {found.chosen.number} is better by {gain:.4f} in {metric}")

@@ -68,7 +68,10 @@ def _settings(
 
 
 def _ensembles(settings: Sequence[Setting], sizes: Sequence[int]) -> list[Setting]:
-    """Votes of so many runs: each run with those that follow it, so that every run votes equally often."""
+    """Votes of so many runs: each run with those that follow it, so that every run votes equally often.
+
+    Votes share runs, so that their spread is smaller than that of votes of other runs.
+    """
     import numpy as np
 
     members = []
@@ -110,7 +113,7 @@ def sentences(found: Found, table: Sequence[Mapping[str, Any]]) -> list[str]:
     if scored:
         ranked = sorted(scored, key=lambda row: row[score] * (1 if lower_is_better(score) else -1))
         best, worst = ranked[0], ranked[-1]
-        key = " ".join(found.keys)
+        key = _column(found)
         seen = f"{score} is best with {key} {best[key]}, {_spread(best, score)}"
         seen += f", and worst with {worst[key]}, {_spread(worst, score)}"
     outcome = overall(found.judged)
@@ -126,13 +129,18 @@ def _spread(row: Mapping[str, Any], score: str) -> str:
     return f"{row[score]:.4f}" + ("" if math.isnan(row["std"]) else f" ± {row['std']:.4f}")
 
 
+def _column(found: Found) -> str:
+    """The column that names a setting: the varied key, if there is one alone."""
+    return found.keys[0] if len(found.keys) == 1 else "setting"
+
+
 def rows(found: Found) -> list[dict[str, Any]]:
     """Return one row per setting: mean and spread of its score, losses, seconds per epoch, and other endings."""
     score = str(found.study["score"])
     columns = ["train_loss@last", "val_loss", "test_loss", "test_acc", "train_seconds@mean"]
     made = []
     for setting in found.settings:
-        row: dict[str, Any] = {" ".join(found.keys): setting.name}
+        row: dict[str, Any] = {_column(found): setting.name}
         values = setting.measured(score)
         row |= {"n": len(values), score: fmean(values) if values else math.nan}
         row["std"] = stdev(values) if len(values) > 1 else math.nan
@@ -144,4 +152,8 @@ def rows(found: Found) -> list[dict[str, Any]]:
         others = [str(r.get("status")) for _, r in setting.runs if r.get("status") != Status.COMPLETED]
         row["rest"] = " ".join(f"{others.count(s)} {s}" for s in dict.fromkeys(others))
         made.append(row)
-    return made
+    known = {k for row in made for k, v in row.items() if v != "" and v == v} | {
+        score,
+        "std",
+    }  # nan differs from itself
+    return [{k: v for k, v in row.items() if k in known} for row in made]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +43,6 @@ def section(folder: Path, trials: Trials) -> str:
         drawn = save(folder, "study", _figure(found, made))
     seen, agrees, *rules = study.sentences(found, made)
     shown = [{k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in made]
-    empty = [key for key in shown[0] if all(row[key] == "" for row in shown)] if shown else []
-    shown = [{k: v for k, v in row.items() if k not in empty} for row in shown]
     listed = "".join(f"<li>{text(rule)}</li>" for rule in rules)
     return (
         f"<p><b>{text(found.study['question'])}</b></p><p>{text(seen)}</p>"
@@ -55,7 +54,7 @@ def section(folder: Path, trials: Trials) -> str:
 
 def _figure(found: Found, made: list[dict[str, Any]]) -> Figure:
     curves = [s for s in found.settings if s.runs]
-    figure = canvas(6.8 if curves else 3.6, top=0.62, bottom=1.05)
+    figure = canvas(6.8 if curves else 3.3, top=0.62, bottom=1.15 if curves else 0.6)
     figure.subplots_adjust(hspace=0.42)
     if curves:
         for place, column in enumerate(("train_loss", "val_loss")):
@@ -70,7 +69,7 @@ def _figure(found: Found, made: list[dict[str, Any]]) -> Figure:
     _scores(panel, found, made, score)
     if curves:
         panel = figure.add_subplot(2, 2, 4)
-        seconds = [row["seconds per epoch"] for row in made]
+        seconds = [row.get("seconds per epoch", math.nan) for row in made]
         panel.bar(range(len(made)), [0 if math.isnan(v) else v for v in seconds], color=BLUE, width=0.6)
         panel.set(title="Seconds per epoch", ylim=(0, None))
         panel.grid(axis="x", visible=False)
@@ -109,19 +108,22 @@ def _by_epoch(setting: Setting, column: str) -> list[float]:
 
 def _scores(panel: Axes, found: Found, made: list[dict[str, Any]], score: str) -> None:
     """The score of each setting with one standard deviation over seeds; the control is a dashed line."""
-    spread = [0.0 if math.isnan(row["std"]) else row["std"] for row in made]
+    spread = [0.0 if math.isnan(std := row.get("std", math.nan)) else std for row in made]
+    name = {"test_acc": "test accuracy"}.get(score, called(score))
     panel.errorbar(range(len(made)), [row[score] for row in made], yerr=spread, fmt="o", color=BLUE, capsize=3)
     control = [row[score] for row, s in zip(made, found.settings, strict=True) if s.name == found.study["control"]]
     if control and not math.isnan(control[0]):
         panel.axhline(control[0], color=GREY, ls="--", lw=1)
-    panel.set_title(
-        f"{called(score)[:1].upper()}{called(score)[1:]}, ± std over seeds" + ("; dashed: control" if control else "")
-    )
+    panel.set_title(f"{name[:1].upper()}{name[1:]}, ± std over seeds" + ("; dashed: control" if control else ""))
     _named(panel, found)
 
 
 def _named(panel: Axes, found: Found) -> None:
-    names = [setting.name.replace(" ", "\n") for setting in found.settings]
-    long = max(map(len, names), default=0) > 9 or len(names) > 7
-    panel.set_xticks(range(len(names)), names, rotation=20 if long else 0, fontsize=7.5 if long else 9)
+    names = [setting.name for setting in found.settings]
+    if len(found.keys) > 1:  # of each key the last part, on a line of its own
+        names = [re.sub(r"(^|\n)[\w.]*\.(?=\w+=)", r"\1", name.replace(" ", "\n")) for name in names]
+    long = len(found.keys) < 2 and (max(map(len, names), default=0) > 9 or len(names) > 7)
+    panel.set_xticks(
+        range(len(names)), names, rotation=20 if long else 0, fontsize=7.5 if long or len(found.keys) > 1 else 9
+    )
     panel.set_xlabel(" ".join(found.keys) if len(found.keys) == 1 else "")

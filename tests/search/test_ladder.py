@@ -76,12 +76,25 @@ def test_capacity_grows_in_turns_until_nothing_improves(here: Path) -> None:
         ("4", "64", False),
     ]
     assert found.chosen is found.grown is found.rungs[2]
+    assert still_open(found) == []
     tried = [(r.key, r.values[r.key]) for r in found.rungs if not r.grows]
     assert tried == [
         *(("optimizer.weight_decay", word) for word in ladder.PENALTIES),
         *(("regularizer.dropout", word) for word in ladder.DROPOUTS),
     ]
     assert {r.values["regularizer.dropout"] for r in found.rungs if r.grows} == {"0"}  # it overfits first
+
+
+def still_open(found: climbing.Climb) -> list[str]:
+    """The keys whose last value was still an improvement."""
+    table = [{"rung": rung.number} for rung in found.rungs]
+    return [line.partition("=")[0] for line in climbing.sentences(found, table, "val_loss") if "last value" in line]
+
+
+def test_a_key_that_improved_to_its_last_value_is_named(here: Path) -> None:
+    assert still_open(climbed(planned("model.depth=2,4", "seed=1,2"), lambda v: float(v["model.depth"]))) == [
+        "model.depth"
+    ]
 
 
 def test_regularisation_that_improves_is_kept_for_the_next(here: Path) -> None:

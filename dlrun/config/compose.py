@@ -20,7 +20,7 @@ from dlrun.config.flags import Flags, split
 from dlrun.config.hydra_quirks import answer, in_one_line, opened
 from dlrun.config.meant import respelled
 from dlrun.config.options import COMBINED, STUDIES, Options, builtin_conf, no_such_option, user_conf
-from dlrun.config.preflight import look
+from dlrun.config.preflight import by_loss, look
 from dlrun.config.repeat import repeated
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
@@ -202,7 +202,7 @@ class Composer:
         refuse_commands(launcher, default, [o.input_line for o in overrides])
         plain["trust"] = list(self._trust)
         check_targets(plain, self._trust)
-        look(plain)
+        look(plain := by_loss(plain))
         require_logger(plain)
         require_optimizer(plain)
         require_model(plain)

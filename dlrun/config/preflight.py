@@ -19,9 +19,9 @@ from typing import Any
 
 from dlrun.config.targets import targets_of
 from dlrun.errors import UserError
-from dlrun.vocabulary import array_slot
+from dlrun.vocabulary import array_slot, reads_labels
 
-__all__ = ["look"]
+__all__ = ["by_loss", "look"]
 
 OURS = ("dlrun", "torch", "torchvision")
 
@@ -29,7 +29,7 @@ OURS = ("dlrun", "torch", "torchvision")
 def look(cfg: Mapping[str, Any]) -> None:
     """Raise UserError for a dataset without images or arrays, and for a class of a user that cannot be imported."""
     dataset = cfg["dataset"]
-    if dataset.get("_target_") == "dlrun.data.files.image_folder":
+    if dataset.get("_target_") == "dlrun.data.files.image_folder" and dataset.get("class_level") != "none":
         try:
             _images(_training(dataset))
         except OSError as error:
@@ -42,6 +42,20 @@ def look(cfg: Mapping[str, Any]) -> None:
     for key, name in targets_of(cfg):
         if isinstance(name, str) and name.split(".")[0] not in OURS:
             _module(f"{key}={name}", name)
+
+
+def by_loss(cfg: dict[str, Any]) -> dict[str, Any]:
+    """Return a config whose monitor is val_loss in place of val_acc if its objective reads no labels (M10).
+
+    The metric of a search too.
+    """
+    if reads_labels(cfg):
+        return cfg
+    found = dict(cfg)
+    for section, key in (("trainer", "monitor"), ("search", "metric")):
+        if (cfg.get(section) or {}).get(key) == "val_acc":
+            found[section] = {**cfg[section], key: "val_loss"}
+    return found
 
 
 def _training(dataset: Mapping[str, Any]) -> Path:

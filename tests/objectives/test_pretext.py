@@ -113,7 +113,7 @@ def test_a_folder_of_images_without_labels_is_enough(images: Path, dlrun: Callab
     with np.load("images.npz") as file:
         x = file["x"]
     for k in range(40):
-        place = images / "photos" / ("deeper" if k % 2 else ".")
+        place = images / "photos" / (".hidden" if k == 39 else ".")
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(x[k]).save(place / f"{k}.png")
     given = [word for word in WORDS if not word.startswith("dataset")]
@@ -121,7 +121,7 @@ def test_a_folder_of_images_without_labels_is_enough(images: Path, dlrun: Callab
     done = dlrun("train", *given, *folder, "objective=autoencode", "run.dir=run")
     assert done.code == 0, done.err
     data = json.loads(Path("run/result.json").read_text())["data"]
-    assert data["train"] + data["val"] + data["test"] == 40
+    assert data["train"] + data["val"] + data["test"] == 39
     exp = build(composed(*WORDS, "trainer.start_from=run"))
     theirs = checkpoint.load(Path("run/checkpoints/best.pt"))["model"]
     assert torch.equal(exp.model.state_dict()["stage1.conv1.conv.weight"], theirs["stage1.conv1.conv.weight"])
@@ -135,6 +135,12 @@ def test_a_run_without_accuracy_is_compared_and_reported(images: Path, dlrun: Ca
     assert dlrun("train", *WORDS, "objective=rotation", "run.dir=run").code == 0
     assert dlrun("train", *WORDS, "trainer.start_from=run", "run.dir=tuned").code == 0
     assert dlrun("compare", "run", "tuned", "--json").code == 0
+    done = dlrun("train", "-m", *WORDS, "objective=rotation", "optimizer.lr=1e-4,1e-2", "sweep.dir=sweep")
+    assert done.code == 0, done.err
+    with open("sweep/table.csv", newline="") as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file)]
+    ranked = next(line for line in done.out.splitlines() if line.startswith("  000"))
+    assert ranked.split()[:2] == [f"000{losses.index(min(losses))}", "val_loss"]
     assert dlrun("report", "run").code == 0
     assert Path("run/report.html").stat().st_size > 1000
 

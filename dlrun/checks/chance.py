@@ -22,7 +22,8 @@ from dlrun.checks.smaller import small_samples
 from dlrun.errors import first_line
 from dlrun.models.loading import loaded
 from dlrun.models.outputs import logits_of
-from dlrun.training.experiment import Experiment, prior
+from dlrun.training.experiment import Experiment
+from dlrun.training.loss import prior
 from dlrun.vocabulary import Outcome
 
 __all__ = ["expected_loss", "initial_loss", "loss"]

@@ -162,8 +162,7 @@ def _detail(split: Split, number: int) -> str:
 def _place(data: Data, splits: dict[str, Split], place: tuple[str, int]) -> _Place:
     name, number = place
     label = int(splits[name].labels[number])
-    known = 0 <= label < len(data.classes)
-    return _Place(name, splits[name].ids[number], data.classes[label] if known else str(label))
+    return _Place(name, splits[name].ids[number], data.word(label))
 
 
 def _pairs(places: list[_Place]) -> Iterator[Finding]:

@@ -103,8 +103,18 @@ def _drawn(keys: Sequence[bytes], seed: int, purpose: str) -> NDArray[np.float64
 
 
 def _below(drawn: NDArray[np.float64], labels: Ints, fraction: float) -> NDArray[np.bool_]:
-    """Whether each number is below the fraction; of a class with two numbers or more, some are and some are not."""
+    """Whether each number is below the fraction; of a class with two numbers or more, some are and some are not.
+
+    Of several tasks, labels (N, T), that holds for the classes of each; if it cannot, train has each class.
+    """
     into = drawn < fraction
+    if labels.ndim > 1:
+        into = np.logical_or.reduce([into, *(_below(drawn, column, fraction) for column in labels.T)])
+        for column in labels.T:
+            for mine in _by_class(column):
+                if into[mine].all():
+                    into &= drawn != drawn[mine].max()
+        return into
     for mine in _by_class(labels):
         values = np.unique(drawn[mine])
         if len(values) < 2:

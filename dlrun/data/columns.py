@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from dlrun.data.sheet import Sheet, simple
 from dlrun.errors import UserError
+from dlrun.vocabulary import FURTHER
 
-__all__ = ["NONE", "Columns", "choose", "choose_id", "is_number", "labels"]
+__all__ = ["MISSING", "NONE", "TOGETHER", "Columns", "choose", "choose_id", "is_number", "labels"]
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -34,6 +35,7 @@ GROUPS = _words(
     "sequence sequenceid burst burstid individual"
 )
 WEIGHTS = ("sampleweight", "sampleweights")  # `weight` alone may be that of an animal
+TOGETHER = "\x1f"  # between the labels of a row that has several
 NONE = "none"  # what a key says if a column of a usual name is none
 LOOKED = 200  # rows that show whether a column names images
 MISSING = frozenset(("nan", "NaN", "<NA>", "#N/A"))  # NA, None and null may be names of classes
@@ -43,13 +45,14 @@ FALSE = frozenset(("0", "0.0", "False", "false", "FALSE", ""))
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of columns; `labels` has one, or one per class (one-hot), and the others are "" if there is none."""
+    """Names of columns; `labels` has one, or one per class (one-hot) or task; the others are "" if there is none."""
 
     id: str
     labels: list[str]
     split: str = ""
     group: str = ""
     weight: str = ""
+    several: bool = False  # each of `labels` is a task of its own (M11)
 
 
 def choose_id(sheet: Sheet, given: str | None, finds: Callable[[str], bool]) -> str:
@@ -90,6 +93,7 @@ def choose(
     split: str | None,
     group: str | None,
     weight: str | None,
+    targets: Sequence[str] = (),
 ) -> Columns:
     """Return the columns of a table whose images column `name` names; the others are keys of `dataset` or None.
 
@@ -100,7 +104,10 @@ def choose(
         "group": _other(sheet, "group", group, GROUPS),
         "weight": _other(sheet, "weight", weight, WEIGHTS),
     }
-    if label:
+    if targets:
+        found = [sheet.named(str(one), "dataset.targets") for one in targets]
+        _require_several(label, found)
+    elif label:
         wanted = [label] if isinstance(label, str) else [*label]
         found = [sheet.named(str(one), "dataset.label_column") for one in wanted]
     else:
@@ -108,7 +115,20 @@ def choose(
         found = _label(sheet, free)
     # a column that is a label is nothing else, unless a key says so
     kept = {kind: one for kind, one in chosen.items() if one not in found and one != name}
-    return Columns(name, found, **kept)
+    return Columns(name, found, **kept, several=bool(targets))
+
+
+def _require_several(label: str | Sequence[str] | None, found: list[str]) -> None:
+    """Raise UserError for one target, for one that is named twice or that no score can be named after."""
+    key = f"dataset.targets=[{','.join(found)}]"
+    if label:
+        raise UserError(f"{key}: expected it without dataset.label_column, found both; omit one of them")
+    if len(found) < 2:
+        raise UserError(f"{key}: expected two or more columns, found one; type dataset.label_column={found[0]}")
+    if twice := next((name for name in found if found.count(name) > 1), None):
+        raise UserError(f"{key}: {twice} is named twice; omit one")
+    if taken := next((name for name in found if f"val_{name}_acc" in FURTHER), None):
+        raise UserError(f"{key}: val_{taken}_acc is another score; rename the column {taken}")
 
 
 def _other(sheet: Sheet, kind: str, given: str | None, usual: Sequence[str]) -> str:
@@ -162,7 +182,13 @@ def _one_hot(sheet: Sheet, names: Sequence[str]) -> bool:
 
 
 def labels(sheet: Sheet, columns: Columns) -> list[str]:
-    """Return the label of every row as text, "" if it has none. Raises UserError for a row with two of one-hot."""
+    """Return the label of every row as text, "" if it has none; those of several tasks with TOGETHER between them.
+
+    A row that lacks the label of one task has none. Raises UserError for a row with two of one-hot.
+    """
+    if columns.several:
+        rows = zip(*map(sheet.column, columns.labels), strict=True)
+        return [TOGETHER.join(row) if all(v and v not in MISSING for v in row) else "" for row in rows]
     if len(columns.labels) == 1:
         return ["" if label in MISSING else label for label in sheet.column(columns.labels[0])]
     found = []

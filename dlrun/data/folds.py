@@ -47,6 +47,7 @@ class Rule:
     folds: int
     fold: int
     on_bad: str = "error"
+    columns: Callable[[Tensor], Tensor] | None = None  # the class numbers (N, T) of labels of several tasks
 
     def __post_init__(self) -> None:
         for name in ("split_seed", "test_seed"):
@@ -61,6 +62,10 @@ class Rule:
         if not 0 <= self.fold < max(self.folds, 1):
             expected = f"0 to {self.folds - 1}" if self.folds else "0; dataset.folds=5 makes five folds"
             raise UserError(f"dataset.fold={self.fold}: must be {expected}")
+
+    def first(self, split: Split) -> Tensor:
+        """The labels (N,), of several tasks those of the first, which is divided evenly."""
+        return split.labels if self.columns is None else self.columns(split.labels)[:, 0]
 
     def keys(self, split: Split) -> Keys:
         """One key per sample, which decides its fold; None if its position does."""
@@ -82,11 +87,12 @@ def divide(train: Split, val: Split | None, own_test: bool, rule: Rule, known: C
     keys, test = rule.keys(train), None
     number = torch.arange(len(train))
     if not own_test:
-        number, chosen = _carved(train, rule.test_fraction, rule.test_seed, "test", keys)
+        number, chosen = _carved(train, rule, rule.test_fraction, rule.test_seed, "test", keys)
         test = train.subset(chosen)
     if rule.limit:
-        classes = int(train.labels.max()) + 1
-        number = number[slice_of(train.labels[number], rule.limit, classes, rule.split_seed, _of(keys, number))]
+        strata = rule.first(train)
+        kept = slice_of(strata[number], rule.limit, int(strata.max()) + 1, rule.split_seed, _of(keys, number))
+        number = number[kept]
     used, keys = train.subset(number), _of(keys, number)
     if val is not None:
         if rule.folds:
@@ -101,20 +107,24 @@ def divide(train: Split, val: Split | None, own_test: bool, rule: Rule, known: C
     elif rule.val_fraction == 0:
         rest, chosen = torch.arange(len(used)), torch.zeros(0, dtype=torch.int64)
     else:
-        rest, chosen = _carved(used, rule.val_fraction, rule.split_seed, "val", keys)
+        rest, chosen = _carved(used, rule, rule.val_fraction, rule.split_seed, "val", keys)
     return Divided(known(used.subset(rest)), known(used.subset(chosen)), None if test is None else known(test))
 
 
-def _carved(split: Split, fraction: float, seed: int, purpose: str, keys: Keys) -> tuple[Tensor, Tensor]:
+def _carved(
+    split: Split, rule: Rule, fraction: float, seed: int, purpose: str, keys: Keys
+) -> tuple[Tensor, Tensor]:
     if split.groups is not None:
-        return carve_groups(split.labels, split.groups, fraction, seed, purpose)
-    return carve(split.labels, fraction, seed, purpose, keys)
+        return carve_groups(rule.first(split), split.groups, fraction, seed, purpose)
+    if rule.columns is not None and keys is not None:
+        return carve(rule.columns(split.labels), fraction, seed, purpose, keys)
+    return carve(rule.first(split), fraction, seed, purpose, keys)
 
 
 def _folds(split: Split, rule: Rule, keys: Keys) -> Tensor:
     if split.groups is not None:
-        return fold_of_groups(split.labels, split.groups, rule.folds, rule.split_seed)
-    return fold_of(split.labels, rule.folds, rule.split_seed, keys)
+        return fold_of_groups(rule.first(split), split.groups, rule.folds, rule.split_seed)
+    return fold_of(rule.first(split), rule.folds, rule.split_seed, keys)
 
 
 def _of(keys: Keys, index: Tensor) -> Keys:

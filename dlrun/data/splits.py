@@ -27,6 +27,7 @@ from dlrun.data.images import Images, Streamed
 from dlrun.data.listing import Account
 from dlrun.data.raw import merged, none_of, shared
 from dlrun.data.scan import Scan, scan
+from dlrun.data.tasks import Tasks
 from dlrun.data.units import Units, decoding_of, measured
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Raw:
     notes: tuple[str, ...] = ()
     bad: tuple[Bad, ...] = ()
     account: Account | None = None  # of the files that were read and left out
+    tasks: Tasks | None = None  # of several labels per image; then `classes` are what the logits stand for
 
 
 class HeldOut(NamedTuple):
@@ -114,6 +116,7 @@ class Data:
     fold: int = 0
     notes: tuple[str, ...] = ()  # those of Raw
     account: Account | None = None  # of the files that were read and left out
+    tasks: Tasks | None = None  # those of Raw
     own: tuple[list[float], list[float]] | None = None  # of `train`, if other mean and std normalise
 
     @cached_property
@@ -133,12 +136,24 @@ class Data:
         """The audit if it was made; None if the test split may still be unread."""
         return vars(self).get("audit")
 
+    @property
+    def counts(self) -> list[int]:
+        """Number of training images of each of `classes`."""
+        if self.tasks is not None:
+            return sum(self.tasks.counts(self.train.labels), [])
+        return np.bincount(self.train.labels.numpy(), minlength=len(self.classes)).tolist()  # type: ignore[no-any-return]
+
+    def word(self, label: int) -> str:
+        """Return the name of a label, or its number if it is none."""
+        if self.tasks is not None:
+            return self.tasks.word(label)
+        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
+
     def record(self, *, final: bool = False) -> dict[str, Any]:
         """Return a run's record of its data (D4), as JSON types; a fold on disk has no `val_fraction`.
 
         Without `final` it has nothing about the test split, even if that was read.
         """
-        counts = np.bincount(self.train.labels.numpy(), minlength=len(self.classes))
         splits, dropped = {"train": self.train, "val": self.val}, self.dropped
         if final:
             splits["test"], more = self.test()
@@ -147,7 +162,7 @@ class Data:
             **{name: len(split) for name, split in splits.items()},
             "shape": list(self.shape),
             "classes": self.classes,
-            "train_counts": counts.tolist(),
+            **({"train_counts": self.counts} if self.tasks is None else {"tasks": self.tasks.record()}),
             **({"left_out": self.account.record()} if self.account else {}),
             "dropped": {name: sum(item.split == name for item in dropped) for name in splits},
             "balance": self.balance,
@@ -250,13 +265,14 @@ def prepare(
     """
     if fit_all:
         raw, val_fraction, folds, fold = merged(raw), 0.0, 0, 0
-    rule = Rule(split, split_seed, test_seed, val_fraction, test_fraction, limit, folds, fold, on_bad)
+    strata = None if raw.tasks is None else raw.tasks.columns
+    rule = Rule(split, split_seed, test_seed, val_fraction, test_fraction, limit, folds, fold, on_bad, strata)
     store = cache_at(cache, cache_gb)
     raw = shared(raw, store) if share and store is not None else raw
-    classes, bad = len(raw.classes), list[Bad]()
+    classes, bad = raw.tasks or len(raw.classes), list[Bad]()
     train, read_test, total = labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
     val = None if raw.val is None else labelled("val", raw.val, classes, bad)
-    require_samples(train, raw.classes, bad)
+    require_samples(train, raw.classes, bad, raw.tasks)
     known = partial(_known, store=store, workers=workers, lazily=split == "position")
     how = partial(recover, recorded=recorded) if recorded else partial(divide, rule=rule)
     train, val, held = how(train, val, own_test=read_test is not None, known=known)
@@ -268,11 +284,11 @@ def prepare(
     val = _scanned("val", val, keep, workers, bad, store)[0] if validated else none_of(train)
     if bad and on_bad == "error":
         raise BadData(bad, total)
-    require_samples(train, raw.classes)
+    require_samples(train, raw.classes, tasks=raw.tasks)
     require_any("val", val if validated else train)
     read = _reader(test, known, classes, shape, memory_gb, workers, on_bad, store)
     share_of_val = val_fraction if raw.val is None and not folds else None
-    drawn = (share_of_val, (*raw.bad, *bad), balance, held, split, folds, fold, raw.notes, raw.account)
+    drawn = (share_of_val, (*raw.bad, *bad), balance, held, split, folds, fold, raw.notes, raw.account, raw.tasks)
     return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn)
 
 
@@ -293,7 +309,7 @@ def _alike(split: Split | Callable[[], Split] | None, train: Split) -> Split:
 def _reader(
     read: Callable[[], Split],
     known: Callable[[Split], Split],
-    classes: int,
+    classes: int | Tasks,
     shape: tuple[int, int, int],
     memory_gb: float,
     workers: int,

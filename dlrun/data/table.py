@@ -13,10 +13,12 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from dlrun.data.bad import Bad, BadData
-from dlrun.data.columns import NONE, Columns, choose, choose_id, labels
+from dlrun.data.columns import MISSING, NONE, TOGETHER, Columns, choose, choose_id, labels
 from dlrun.data.decoding import VERSION, Decoding
 from dlrun.data.form import Form
 from dlrun.data.groups import by_pattern, named
@@ -25,9 +27,12 @@ from dlrun.data.listing import Account
 from dlrun.data.places import Places
 from dlrun.data.sheet import Sheet, read, shown
 from dlrun.data.splits import Raw, Split
+from dlrun.data.tasks import Tasks
 from dlrun.errors import UserError
 
 __all__ = ["table"]
+
+UNLABELLED = "has no label"
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,7 @@ def table(
     group_column: str | None = None,
     weight_column: str | None = None,
     group_pattern: str | None = None,
+    targets: Sequence[str] = (),
     resize: str = "crop",
     interpolation: str = "auto",
     crop_pct: str | float = "auto",
@@ -75,7 +81,7 @@ def table(
     """The image files in the folder `images` that the rows of the table `csv` name. Nothing is decoded here.
 
     Without `images` they are in the table's folder. Columns that are not named are found, see `columns`. Classes are
-    the sorted labels; labels that are numbers sort as numbers. The keys from `resize` to `decoder` are those of
+    the sorted labels; labels that are numbers sort as numbers. `targets` are columns of labels, each a task (M11). The keys from `resize` to `decoder` are those of
     `Decoding`, image_size and channels those of `Form`. Raises UserError for a table that cannot be read, and BadData.
     """
     # those of pretrained weights are in the config by now, see dlrun/training/statistics.py
@@ -91,7 +97,8 @@ def table(
     if group_pattern and group_column:
         raise UserError("dataset.group_column and dataset.group_pattern both make groups; omit one of them")
     group = NONE if group_pattern else group_column
-    columns = choose(found, name, label=label_column, split=split_column, group=group, weight=weight_column)
+    keys = {"split": split_column, "group": group, "weight": weight_column}
+    columns = choose(found, name, label=label_column, targets=targets, **keys)
     columns = replace(columns, split=_split_column(found, columns.split, bool(split_column)))
     rows = _read(found, columns, places)
     if rows.bad and on_bad == "error":
@@ -140,6 +147,7 @@ def _read(sheet: Sheet, columns: Columns, places: Places) -> _Rows:
         found = places.find(name)
         number = _number(weight[n]) if columns.weight else 1.0
         why = _why(name, [places.inside(file) for file in found], known[n], number, weight[n])
+        why += _where(sheet, columns, n) if why == UNLABELLED else ""
         if why:
             bad[n] = Bad(name or f"line {sheet.lines[n]}", role, why)
         else:
@@ -160,8 +168,14 @@ def _why(name: str, files: Sequence[str], label: str, weight: float, text: str) 
     if len(files) > 1:
         return f"is the name of {len(files)} images, {shown(files, 2)}"
     if not label:
-        return "has no label"
+        return UNLABELLED
     return "" if weight >= 0 and math.isfinite(weight) else f"has weight {text!r}, expected a number, 0 or more"
+
+
+def _where(sheet: Sheet, columns: Columns, number: int) -> str:
+    """Which of the columns of several tasks have no label in a row."""
+    lacking = [name for name in columns.labels if sheet.column(name)[number] in ("", *MISSING)]
+    return f" in {' and '.join(lacking)}" if columns.several else ""
 
 
 def _number(text: str) -> float:
@@ -198,7 +212,8 @@ def _once(rows: Sequence[_Row], bad: dict[int, Bad]) -> list[_Row]:
             good.append(first)
         lines = ", ".join(str(row.line) for row in same)
         for row in same if kind else same[1:]:
-            pairs = ", ".join(f"{value!r} in line {r.line}" for value, r in zip(values, same, strict=False))
+            shown = [repr(value.replace(TOGETHER, ", ")) for value in values]
+            pairs = ", ".join(f"{value} in line {r.line}" for value, r in zip(shown, same, strict=False))
             bad[row.number] = Bad(row.name, row.split, f"has two {kind}: {pairs}" if kind else f"is in lines {lines}")
     return sorted(good, key=lambda row: row.number)
 
@@ -215,27 +230,52 @@ def _classes(path: Path, names: set[str]) -> list[str]:
     return ordered
 
 
+class _Known:
+    """The classes of the training rows, which number those of all: of one label, or of several tasks."""
+
+    def __init__(self, path: Path, columns: Columns, labels: Sequence[str]) -> None:
+        self._path, self._columns, self.tasks = path, columns, None
+        by_column = [*zip(*map(self._parts, labels), strict=True)]
+        found = [_classes(path, {*values}) for values in by_column]
+        self._number = [{name: number for number, name in enumerate(names)} for names in found]
+        self.classes = found[0]
+        if columns.several:
+            self.tasks = Tasks(tuple(columns.labels), tuple(map(tuple, found)))
+            self.classes = self.tasks.outputs
+
+    def _parts(self, label: str) -> list[str]:
+        return label.split(TOGETHER) if self._columns.several else [label]
+
+    def numbers(self, labels: Sequence[str], role: str) -> Tensor:
+        """The labels (N,) of a split. Raises UserError for classes that train lacks."""
+        parts = [*map(self._parts, labels)]
+        for column, known in enumerate(self._number):
+            if unknown := sorted({row[column] for row in parts} - known.keys()):
+                where = f" in {self._columns.labels[column]}" if self._columns.several else ""
+                what = f"{role} has classes{where} that train lacks: {shown(list(map(repr, unknown)))}"
+                raise UserError(f"{self._path}: {what}")
+        found = np.array([[known[v] for v, known in zip(row, self._number, strict=True)] for row in parts])
+        return torch.from_numpy(found[:, 0].copy()) if self.tasks is None else self.tasks.codes(found)
+
+
 def _raw(sheet: Sheet, columns: Columns, rows: _Rows, places: Places, form: Form, pattern: str | None) -> Raw:
     by_split: defaultdict[str, list[_Row]] = defaultdict(list)
     for row in rows.good:
         by_split[row.split].append(row)
     if not by_split["train"]:
         raise UserError(f"{sheet.path}: no row can be used for training ({len(sheet.rows):,} rows); see dataset.on_bad")
-    classes = _classes(sheet.path, {row.label for row in by_split["train"]})
-    numbers = {name: number for number, name in enumerate(classes)}
+    known = _Known(sheet.path, columns, [row.label for row in by_split["train"]])
     stream = form.stream([row.file for row in by_split["train"]], places.folder)
 
     def split(role: str) -> Split | None:
         here = by_split[role]
         if not here:
             return None
-        if unknown := sorted({row.label for row in here} - numbers.keys()):
-            raise UserError(f"{sheet.path}: {role} has classes that train lacks: {shown(list(map(repr, unknown)))}")
         ids = [places.inside(row.file) for row in here]
         groups = named([row.group for row in here], ids) if columns.group else by_pattern(pattern, ids)
         return Split(
             stream([row.file for row in here]),
-            torch.tensor([numbers[row.label] for row in here]),
+            known.numbers([row.label for row in here], role),
             ids,
             groups=groups,
             weights=torch.tensor([row.weight for row in here]) if columns.weight else None,
@@ -244,12 +284,11 @@ def _raw(sheet: Sheet, columns: Columns, rows: _Rows, places: Places, form: Form
     train, val, test = (split(role) for role in ("train", "val", "test"))
     assert train is not None
     read_test = None if test is None else lambda: test
-    left, account = _rowless(sheet, columns, rows, places), Account(len(rows.good), len(classes))
+    left, account = _rowless(sheet, columns, rows, places), Account(len(rows.good), len(known.classes))
     for name in left:
         account.add("without a row", places.folder / name)
-    return Raw(
-        train, read_test, classes, val, _notes(sheet, columns, rows, left, places, train), tuple(rows.bad), account
-    )
+    notes = _notes(sheet, columns, rows, left, places, train)
+    return Raw(train, read_test, known.classes, val, notes, tuple(rows.bad), account, known.tasks)
 
 
 def _notes(
@@ -257,6 +296,7 @@ def _notes(
 ) -> tuple[str, ...]:
     """What was understood, and what is left out."""
     several = f"one of {len(columns.labels)} columns" if len(columns.labels) > 1 else columns.labels[0]
+    several = " and ".join(columns.labels) if columns.several else several
     parts = [f"{sheet.path}: images by column {columns.id}, labels by {several}"]
     parts += [f"{what} by {name}" for what, name in (("splits", columns.split),) if name]
     if train.weights is not None:

@@ -97,7 +97,7 @@ def names(run_folder: Path, count: int) -> list[str]:
 def _answers(folder: Path, split: str) -> Any:
     """The number of images by true and predicted class (K, K); None without predictions."""
     arrays = reading.arrays(folder, "predictions")
-    if f"{split}_logits" not in arrays or not len(arrays[f"{split}_labels"]):
+    if f"{split}_logits" not in arrays or not len(arrays.get(f"{split}_labels", ())):
         return None
     logits, labels = arrays[f"{split}_logits"], arrays[f"{split}_labels"]
     table = np.zeros((logits.shape[1],) * 2, int)

@@ -26,11 +26,13 @@ def summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: d
     if "test_acc" not in ending:
         _without_labels(exp, run, screen, state, ending)
         return
-    correct = round(ending["test_acc"] * ending["test_samples"])
+    correct = f"{round(ending['test_acc'] * ending['test_samples'])} of {ending['test_samples']} images"
+    if each := ending.get("tasks"):
+        correct = ", ".join(f"{name} {one['test_acc']:.4f}" for name, one in each.items())
     why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
     validated = f"val_acc {shown('val_acc')}, " if "val_acc" in ending else ""
     screen.say(
-        f"\ntest accuracy {ending['test_acc']:.4f} ({correct} of {ending['test_samples']} images), "
+        f"\ntest accuracy {ending['test_acc']:.4f} ({correct}), "
         f"loss {ending['test_loss']:.4f}, with the weights of epoch {ending['tested_epoch']} "
         f"({validated}{why}){said(ending)}",
         style="bold",

@@ -258,7 +258,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     """Predict validation and test once, with the weights that trainer.keep chose; store predictions, return scores."""
     from dlrun.analysis import errors
     from dlrun.run.final_test import predicted, showcase, unlabelled_losses
-    from dlrun.run.scoring import further
+    from dlrun.run.scoring import arrays_of, further
     from dlrun.training import checkpoint, loop
     from dlrun.training.normalised import probe
     from dlrun.training.objective import is_unsupervised
@@ -283,10 +283,10 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     splits = {"val": exp.data.val, "test": test}
     for name, split in ((name, splits[name]) for name in found):
         ending.update(loop.scores(exp, found[name], name))
-        arrays = {"logits": found[name].logits.numpy(), "labels": found[name].labels.numpy(), "ids": split.ids}
+        arrays = {**arrays_of(exp.data, found[name]), "ids": split.ids}
         stored.update({f"{name}_{what}": values for what, values in arrays.items()})
     ending.update(further(exp, run, found))
-    if "val" in found:
+    if "val" in found and exp.data.tasks is None:
         run.write_showcase(showcase(exp, found["val"]))
     run.write_predictions(stored)
     errors.write(run.path)

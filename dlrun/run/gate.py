@@ -144,13 +144,20 @@ def check_only(cfg: Settings, *, as_json: bool = False) -> int:
     return Exit.FINE if passed(exp, None, screen, omitted) else Exit.CHECK_FAILED
 
 
+def _classes(exp: Experiment) -> str:
+    tasks = exp.data.tasks
+    if tasks is None:
+        return f"{exp.num_classes} classes"
+    return "targets " + ", ".join(f"{name} ({size} classes)" for name, size in zip(tasks.names, tasks.sizes, strict=True))
+
+
 def headline(exp: Experiment) -> str:
     """Return one line about what will be trained, and one for each note on how its data were read."""
     cfg, names = exp.cfg, exp.cfg.choices
     weights = sum(p.numel() for p in exp.model.parameters())
     parts = [
         f"{names.get('dataset', 'data')}: {len(exp.data.train):,} train and {len(exp.data.val):,} val images",
-        f"{exp.num_classes} classes",
+        _classes(exp),
         f"{names.get('model', 'model')} with {weights:,} parameters",
         f"{names.get('optimizer', 'optimizer')} at lr {cfg.optimizer['lr']:g}, {names.get('scheduler', 'schedule')}",
         f"{exp.device.type} {str(exp.dtype).removeprefix('torch.')}",

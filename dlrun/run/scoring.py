@@ -9,14 +9,26 @@ from typing import Any
 import torch
 
 from dlrun.analysis.classification import bootstrap, by_class, interval_of_mean, measures
+from dlrun.data import Data
 from dlrun.folders.run import Run
+from dlrun.training import tasks
 from dlrun.training.experiment import Experiment
 from dlrun.training.loop import Predictions
 from dlrun.vocabulary import PER_EPOCH
 
-__all__ = ["further"]
+__all__ = ["arrays_of", "further"]
 
 MOST = 20_000  # test images whose losses are computed one by one, at 40 microseconds each
+
+
+def arrays_of(data: Data, found: Predictions) -> dict[str, Any]:
+    """Return the logits (N, K) and labels (N,) that predictions.npz has of a split.
+
+    Of several tasks it has `targets` (N, T), class numbers, and no labels: who reads one label per image finds none.
+    """
+    if data.tasks is None:
+        return {"logits": found.logits.numpy(), "labels": found.labels.numpy()}
+    return {"logits": found.logits.numpy(), "targets": data.tasks.columns(found.labels).numpy()}
 
 
 def further(exp: Experiment, run: Run, found: Mapping[str, Predictions]) -> dict[str, Any]:
@@ -25,7 +37,11 @@ def further(exp: Experiment, run: Run, found: Mapping[str, Predictions]) -> dict
     The intervals are of the test accuracy and of the test score that trainer.monitor names; of a loss if it is a mean
     over images, which it is not with weights of classes.
     """
-    scores: dict[str, Any] = {}
+    if exp.data.tasks is not None:
+        scores, rows = tasks.further(exp.data.tasks, found)
+        run.write_per_class(rows)
+        return scores
+    scores = {}
     answers = {s: (labels.numpy(), logits.argmax(1).numpy()) for s, (logits, labels) in found.items()}
     for split, (logits, _) in found.items():
         p = logits.double().softmax(1).numpy()

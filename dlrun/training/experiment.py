@@ -32,10 +32,10 @@ from dlrun.optim.groups import layer_rates, parameter_groups
 from dlrun.optim.lookahead import Lookahead
 from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
-from dlrun.training import averaging, freezing, memory, norms
+from dlrun.training import averaging, freezing, memory, norms, tasks
 from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
-from dlrun.training.loss import loss_of
+from dlrun.training.loss import loss_of, prior
 from dlrun.training.loss_scale import LossScale
 from dlrun.training.objective import objective_of, with_parameters
 from dlrun.training.random_state import seed_everything
@@ -45,7 +45,7 @@ from dlrun.training.statistics import fitted_to_weights
 from dlrun.training.unselected import by_own_loss, unselected
 from dlrun.vocabulary import lower_is_better
 
-__all__ = ["Experiment", "Objective", "build", "build_model", "prior"]
+__all__ = ["Experiment", "Objective", "build", "build_model"]
 
 ROUND = ("lookahead", "lookahead_share", "sam")  # keys of optimizer for what surrounds its steps
 WHITENING = 2000  # images whose patches make the filters of a whitening layer
@@ -184,6 +184,7 @@ def build(
 def _started(cfg: Settings, data: Data, device: torch.device, shape: tuple[int, int, int], begun: bool) -> nn.Module:
     """The initialised model for images of a shape on its device; without pretrained weights if a run has begun."""
     plain = cfg.plain
+    tasks.must_suit(cfg, data)
     node = {**plain["model"], "weights": None} if begun and plain["model"].get("weights") else plain["model"]
     model: nn.Module = build_model(node, list(cfg.trust), shape, data.classes)
     set_rates(model, plain["regularizer"].get("dropout_per_layer") or {})
@@ -202,19 +203,6 @@ def _set_weights(cfg: Settings, model: nn.Module, data: Data, loss: nn.Module) -
     if cfg.model.get("output_bias") == "frequency":
         output_bias(model, prior(data, loss))
     begin(cfg, model, data)
-
-
-def prior(data: Data, loss: nn.Module) -> Tensor:
-    """Return the share of each class (K,), float64, in training batches as the loss weights them (D6, M7)."""
-    classes = len(data.classes)
-    found = torch.bincount(data.train.labels, minlength=classes).double()
-    if data.balance:
-        found = torch.ones(classes, dtype=torch.float64)
-    weight = getattr(loss, "class_weight", None)
-    weight = getattr(loss, "weight", None) if weight is None else weight  # of torch's own
-    if isinstance(weight, Tensor) and weight.shape == (classes,):
-        found = found * weight.cpu().double()
-    return found / found.sum()
 
 
 def _normalised(data: Data, split: Split, device: torch.device, **options: Any) -> Batches:

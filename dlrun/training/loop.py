@@ -17,7 +17,7 @@ from dlrun.analysis.classification import agreement, count
 from dlrun.console import Screen
 from dlrun.data.batches import Batch, Batches
 from dlrun.folders.run import Run
-from dlrun.training import averaging, memory, norms, pace, sam, unsupervised
+from dlrun.training import averaging, memory, norms, pace, sam, tasks, unsupervised
 from dlrun.training.checkpoint import State
 from dlrun.training.choosing import advance, stopped_early
 from dlrun.training.clipping import clip
@@ -25,6 +25,7 @@ from dlrun.training.diagnostics import Watch
 from dlrun.training.evaluating import logits, spread
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
+from dlrun.training.loss import ByTask
 from dlrun.training.objective import begin_epoch, columns, is_unsupervised, prepared
 from dlrun.training.recording import Recorder
 from dlrun.vocabulary import PER_EPOCH, Status
@@ -212,7 +213,7 @@ def _gradients(exp: Experiment, batch: Batch, parameters: list[Tensor]) -> tuple
             share = loss if split == 1 else loss * (len(part) / n)
             torch.autograd.backward(share if exp.scale is None else share * exp.scale.value)
             data_loss = data_loss + share.detach()
-            correct = correct + (logits.detach().argmax(1) == part.y).sum(dtype=zero.dtype)
+            correct = correct + _right(exp, logits.detach(), part.y).sum(dtype=zero.dtype)
         # of a loss that is not finite the gradient never is
         finite = exp.scale is None or exp.scale.unscaled(parameters) or not math.isfinite(float(data_loss))
     total = data_loss
@@ -221,6 +222,11 @@ def _gradients(exp: Experiment, batch: Batch, parameters: list[Tensor]) -> tuple
         torch.autograd.backward(added)
         total, penalty = data_loss + added.detach(), added.detach() * n
     return Step(data_loss * n, correct, penalty, zero), total
+
+
+def _right(exp: Experiment, logits: Tensor, y: Tensor) -> Tensor:
+    """Whether each sample is right (B,); with several tasks the share of them that are."""
+    return logits.argmax(1) == y if exp.data.tasks is None else exp.data.tasks.right(logits, y)
 
 
 class _OfPart(nn.Module):
@@ -273,7 +279,11 @@ def predict(exp: Experiment, batches: Batches, model: nn.Module | None = None) -
 def scores(exp: Experiment, predictions: Predictions, split: str) -> dict[str, Any]:
     """Return loss, accuracy and the scores by class of a split under the names of the columns; None: undefined."""
     # a loss may hold class weights, which are on the device
-    loss = exp.loss(predictions.logits.to(exp.device), predictions.labels.to(exp.device))
+    on_device = predictions.logits.to(exp.device), predictions.labels.to(exp.device)
+    loss = exp.loss(*on_device)
+    if isinstance(exp.loss, ByTask):
+        losses = [float(value) for value in exp.loss.each(*on_device)]
+        return {f"{split}_loss": float(loss)} | tasks.scores(exp.loss.tasks, losses, *predictions, split)
     # three counts per class, not a table of classes by classes: a thousandth of the time of evaluating
     counts = count(predictions.labels.numpy(), predictions.logits.argmax(1).numpy(), predictions.logits.shape[1])
     found = agreement(counts)

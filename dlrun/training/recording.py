@@ -13,7 +13,7 @@ from dlrun.analysis import scores, verdicts
 from dlrun.console import Screen
 from dlrun.folders import reading
 from dlrun.folders.run import Run
-from dlrun.training import checkpoint, objective, pace
+from dlrun.training import checkpoint, objective, pace, tasks
 from dlrun.training.checkpoint import State
 from dlrun.training.choosing import remember
 from dlrun.training.diagnostics import Look
@@ -38,6 +38,7 @@ class Recorder:
         self._config, self._data = exp.cfg.plain, exp.kept.data.record()
         columns = COLUMNS if exp.average is None else COLUMNS + AVERAGED
         columns += tuple(name for name in objective.columns(exp.objective) if name not in columns)
+        columns += tasks.columns(exp.data.tasks)
         # a run that an older dlrun began keeps the columns of its file
         self._columns = tuple(filter(None, self.history[0])) if self.history else columns
         self._writer = checkpoint.Writer()

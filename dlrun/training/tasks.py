@@ -1,0 +1,107 @@
+"""Training with several labels per image: what it cannot be combined with, and a score per task (M11).
+
+`dlrun train dataset=table 'dataset.targets=[species,age_group]'`: `val_species_acc` and `val_species_loss` are columns of
+metrics.csv and keys of result.json; `val_acc` and the other scores are the means over the tasks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from numpy.typing import NDArray
+
+from dlrun.analysis.classification import agreement, bootstrap, by_class, count, interval_of_mean, measures
+from dlrun.config.settings import Settings
+from dlrun.data import Data
+from dlrun.data.tasks import Tasks
+from dlrun.errors import UserError
+from dlrun.vocabulary import PER_EPOCH
+
+__all__ = ["columns", "further", "must_suit", "scores"]
+
+SUPERVISED = "dlrun.objectives.Supervised"
+
+
+def must_suit(cfg: Settings, data: Data) -> None:
+    """Raise UserError for what one label per image is needed for, and for weights of tasks that do not fit."""
+    weights, plain = cfg.loss.get("weights") or [], cfg.plain
+    if data.tasks is None:
+        if weights and str(cfg.loss.get("_target_")).startswith("dlrun."):
+            raise UserError(f"loss.weights={weights}: there is one target; expected it with dataset.targets, omit it")
+        return
+    names = ",".join(data.tasks.names)
+    if weights and len(weights) != len(data.tasks.names):
+        what = f"expected {len(data.tasks.names)}, one per target, found {len(weights)}"
+        raise UserError(f"loss.weights={weights}: {what}: dataset.targets=[{names}]")
+    if not all(weight > 0 for weight in weights):
+        raise UserError(f"loss.weights={weights}: must be above 0; omit a target from dataset.targets to leave it out")
+    objective = plain["objective"]
+    mixing = [f"objective.{key}={objective[key]:g}" for key in ("mixup", "cutmix") if objective.get(key)]
+    refused = {
+        f"objective={cfg.choices.get('objective')}": objective.get("_target_") != SUPERVISED,
+        mixing[0] if mixing else "": bool(mixing),
+        f"loss.weight={cfg.loss.get('weight')}": cfg.loss.get("weight", "none") != "none",
+        "dataset.balance=true": data.balance,
+        f"model.output_bias={cfg.model.get('output_bias')}": cfg.model.get("output_bias", "default") != "default",
+    }
+    if wrong := next((key for key, found in refused.items() if found), ""):
+        raise UserError(f"{wrong}: needs one label per image, found dataset.targets=[{names}]; omit one of them")
+
+
+def columns(tasks: Tasks | None) -> tuple[str, ...]:
+    """Return the columns of metrics.csv that several tasks add."""
+    return tuple(f"val_{name}_{what}" for name in (tasks.names if tasks else ()) for what in ("loss", "acc"))
+
+
+def scores(tasks: Tasks, losses: Sequence[float], logits: Any, labels: Any, split: str) -> dict[str, Any]:
+    """Return loss and accuracy of each task of a split, and the means of their scores; None: undefined.
+
+    `losses`: of each task. Logits (N, K) and codes (N,), see `Tasks`. The loss of all is left to the caller.
+    """
+    found: list[dict[str, float | None]] = []
+    for part, column in zip(tasks.split(logits), tasks.columns(labels).unbind(1), strict=True):
+        found.append(agreement(count(column.numpy(), part.argmax(1).numpy(), part.shape[1])))
+    row: dict[str, Any] = {f"{split}_{name}": _mean([one[name] for one in found]) for name in ("acc", *PER_EPOCH)}
+    for name, loss, one in zip(tasks.names, losses, found, strict=True):
+        row |= {f"{split}_{name}_loss": loss, f"{split}_{name}_acc": one["acc"]}
+    return row
+
+
+def further(
+    tasks: Tasks, found: Mapping[str, tuple[Any, Any]]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return all scores of predictions by split, and the rows of per_class.csv.
+
+    `tasks` has those of each task by name; the others are their means. The interval is that of the mean accuracy.
+    """
+    each: dict[str, dict[str, Any]] = {name: {} for name in tasks.names}
+    rows: list[dict[str, Any]] = []
+    keys: dict[str, None] = {}
+    splits = {split: _parts(tasks, *pair) for split, pair in found.items()}
+    for number, (name, classes) in enumerate(zip(tasks.names, tasks.classes, strict=True)):
+        answers = {}
+        for split, parts in splits.items():
+            logits, p, labels = parts[number]
+            answers[split] = labels, logits.argmax(1)
+            made = measures(logits, p, *answers[split])
+            keys |= {f"{split}_{key}": None for key in made}
+            made["acc"] = float((answers[split][1] == labels).mean())
+            each[name] |= {f"{split}_{key}": value for key, value in made.items()}
+        rows += by_class(answers, [f"{name}={one}" for one in classes])
+    means = {key: _mean([one[key] for one in each.values()]) for key in keys}
+    share = tasks.right(*found["test"]).double().numpy()
+    about = bootstrap(*answers["test"], len(classes), ())
+    return {**means, "tasks": each, "bootstrap": about | {"test_acc": [*interval_of_mean(share)]}}, rows
+
+
+def _parts(tasks: Tasks, logits: Any, labels: Any) -> list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
+    """Logits, probabilities and class numbers of each task."""
+    pairs = zip(tasks.split(logits), tasks.columns(labels).unbind(1), strict=True)
+    return [(part.numpy(), part.double().softmax(1).numpy(), column.numpy()) for part, column in pairs]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None

@@ -72,10 +72,13 @@ def split_of(column: str) -> str:
 
 
 def images(result: Mapping[str, Any], split: str) -> int:
-    """Return the number of images that the scores of `train`, `val` or `test` come from; 0 if it is unknown or they are means."""
+    """Return the number of images that the scores of `train`, `val` or `test` are shares of; 0 if it is unknown.
+
+    It is 0 as well with several targets, whose scores are means over them.
+    """
     data = result.get("data")
     if isinstance(data, dict) and data.get("tasks"):
-        return 0  # a mean over tasks is no share of images
+        return 0
     found = result.get("test_samples") if split == "test" else None
     if not isinstance(found, int):
         found = data.get(split) if isinstance(data, dict) else None

@@ -43,7 +43,7 @@ UNEVEN = 1.5  # D6, largest / smallest class
 def data_audit(exp: Experiment) -> Verdict:
     """Report dropped samples, blank images, and classes with very few samples."""
     data, found = exp.data, exp.data.audit
-    counts = torch.bincount(data.train.labels, minlength=exp.num_classes).tolist()
+    counts = data.counts
     bad, blank = found.of("bad"), found.of("constant")
     few = [f"{name} ({count})" for name, count in zip(data.classes, counts, strict=True) if count < FEW]
     value = f"{len(bad)} dropped, {len(blank)} blank, {min(counts)} to {max(counts)} per class"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from dlrun.checks import exempt, receipts
+from dlrun.checks import exempt, heads, receipts
 from dlrun.checks.advice import raised_at
 from dlrun.checks.check import Check, find_checks
 from dlrun.checks.result import Result, Verdict
@@ -65,7 +65,7 @@ def _one(check: Check, exp: Experiment, receipt: str, seconds_left: float) -> Ve
         message = f"check.budget={exp.cfg.check.budget:g} seconds are used up; raise it to run this check"
         return Verdict(Outcome.SKIP, "not run", "", message)
     try:
-        verdict = check(exp, seconds_left)
+        verdict = heads.judged(check, exp, seconds_left)
     except UserError:
         raise
     except Exception as error:  # the model is user code: its error is the result of this check

@@ -97,6 +97,15 @@ def in_turn(labels: Tensor, classes: int) -> Tensor:
     return torch.argsort(rank * classes + labels, stable=True)
 
 
+def _in_turn(exp: Experiment, split: Split) -> Tensor:
+    """An order of the samples in which the classes alternate, of several tasks the combinations, in a fixed draw."""
+    if exp.data.tasks is None:
+        return in_turn(split.labels, exp.num_classes)
+    there, number = torch.unique(split.labels, return_inverse=True)
+    drawn = torch.randperm(len(there), generator=torch.Generator().manual_seed(0))
+    return in_turn(drawn[number], len(there))
+
+
 def samples(
     exp: Experiment, count: int, split: Split | None = None, index: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -105,7 +114,7 @@ def samples(
     The classes alternate, and nothing is augmented. `index` selects the samples instead; it may be shorter.
     """
     split = exp.data.train if split is None else split
-    index = in_turn(split.labels, exp.num_classes) if index is None else index
+    index = _in_turn(exp, split) if index is None else index
     x, y, _ = next(exp.batches(split.subset(index[:count]), batch_size=count).epoch(0))
     return x, y
 

@@ -56,7 +56,9 @@ def main(argv: list[str]) -> int:
     from dlrun.reports import evaluation_report
     from dlrun.run.gallery import worst
 
-    predictor = load(model, trust, args.device)
+    predictor = load(model, trust, args.device, several=True)
+    if predictor.tasks is not None and epsilons:
+        raise UserError(f"--adversarial: {model} has several targets; expected a run with one, omit it")
     level = typed[-1].removeprefix(LEVEL) if typed else None
     if data is None:
         found = labelled.own(predictor, trust)
@@ -71,9 +73,9 @@ def main(argv: list[str]) -> int:
         result, tables, fooled = result | {"adversarial": hit.rows}, tables | {"adversarial": hit.rows}, hit.arrays
     name = "test" if data is None else data.resolve().stem
     path = evaluation.claim(args.out, f"{model.resolve().name}-on-{name}")
-    arrays = {"test_logits": made.logits, "test_labels": made.labels, "test_ids": made.ids}
-    logits, labels = torch.from_numpy(made.logits), torch.from_numpy(made.labels)
-    evaluation.write(path, result, arrays, worst(made.split, logits, labels), tables, fooled)
+    pair = torch.from_numpy(made.logits), torch.from_numpy(made.labels)
+    shown = worst(made.split, *pair) if made.tasks is None else {}
+    evaluation.write(path, result, made.arrays(), shown, tables, fooled)
     errors.write(path)
     page = evaluation_report.write(path)
     if args.json:
@@ -136,6 +138,10 @@ def _print(predictor: Predictor, result: dict[str, Any], made: Evaluation, trust
     what = f"{result['on']}, {result['split']}" if result["split"] else result["on"]
     right = scores.counted("test_acc", result["test_acc"], result)
     print(f"accuracy {right} on {result['test_samples']:,} images of {what}")
+    for name, one in (result.get("tasks") or {}).items():
+        print(
+            f"  {name}: accuracy {one['test_acc']:.4f}, F1 {one['test_macro_f1']:.4f}, log loss {one['test_loss']:.4f}"
+        )
     print(as_lines(result))
     if attacks := result.get("adversarial"):
         curve = ", ".join(f"{row['accuracy']:.4f} at {row['epsilon']:g}" for row in attacks[1:])

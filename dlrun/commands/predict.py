@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
     tables = any(is_table(Path(name)) for name in args.paths)
     sources = classify.Sources(args.paths, _images(model, args.images) if tables else None)
-    predictor = load(model, trust, args.device)
+    predictor = load(model, trust, args.device, several=not args.like)
     print(scores.used(model))
     for line in predictor.changes(trust):
         print(line)

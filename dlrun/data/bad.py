@@ -68,9 +68,7 @@ def without(name: str, split: Split, reasons: dict[int, str], bad: list[Bad]) ->
     return split.subset(torch.tensor([n for n in range(len(split)) if n not in reasons], dtype=torch.int64))
 
 
-def require_samples(
-    train: Split, classes: list[str], bad: list[Bad] | None = None, tasks: Tasks | None = None
-) -> None:
+def require_samples(train: Split, classes: list[str], bad: list[Bad] | None = None, tasks: Tasks | None = None) -> None:
     """Raise UserError for one class with a name, and for a class without a sample; bad samples are reported first."""
     if bad:
         return

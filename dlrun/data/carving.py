@@ -109,7 +109,8 @@ def _below(drawn: NDArray[np.float64], labels: Ints, fraction: float) -> NDArray
     """
     into = drawn < fraction
     if labels.ndim > 1:
-        into = np.logical_or.reduce([into, *(_below(drawn, column, fraction) for column in labels.T)])
+        for column in labels.T:
+            into = into | _below(drawn, column, fraction)
         for column in labels.T:
             for mine in _by_class(column):
                 if into[mine].all():

@@ -20,6 +20,7 @@ from dlrun.errors import UserError
 
 if TYPE_CHECKING:
     from dlrun.data.splits import Split
+    from dlrun.data.tasks import Tasks
 
 __all__ = ["Divided", "Rule", "divide", "recover", "recover_test"]
 
@@ -47,7 +48,7 @@ class Rule:
     folds: int
     fold: int
     on_bad: str = "error"
-    columns: Callable[[Tensor], Tensor] | None = None  # the class numbers (N, T) of labels of several tasks
+    tasks: Tasks | None = None  # of several labels per image
 
     def __post_init__(self) -> None:
         for name in ("split_seed", "test_seed"):
@@ -65,7 +66,7 @@ class Rule:
 
     def first(self, split: Split) -> Tensor:
         """The labels (N,), of several tasks those of the first, which is divided evenly."""
-        return split.labels if self.columns is None else self.columns(split.labels)[:, 0]
+        return split.labels if self.tasks is None else self.tasks.columns(split.labels)[:, 0]
 
     def keys(self, split: Split) -> Keys:
         """One key per sample, which decides its fold; None if its position does."""
@@ -111,13 +112,11 @@ def divide(train: Split, val: Split | None, own_test: bool, rule: Rule, known: C
     return Divided(known(used.subset(rest)), known(used.subset(chosen)), None if test is None else known(test))
 
 
-def _carved(
-    split: Split, rule: Rule, fraction: float, seed: int, purpose: str, keys: Keys
-) -> tuple[Tensor, Tensor]:
+def _carved(split: Split, rule: Rule, fraction: float, seed: int, purpose: str, keys: Keys) -> tuple[Tensor, Tensor]:
     if split.groups is not None:
         return carve_groups(rule.first(split), split.groups, fraction, seed, purpose)
-    if rule.columns is not None and keys is not None:
-        return carve(rule.columns(split.labels), fraction, seed, purpose, keys)
+    if rule.tasks is not None and keys is not None:
+        return carve(rule.tasks.columns(split.labels), fraction, seed, purpose, keys)
     return carve(rule.first(split), fraction, seed, purpose, keys)
 
 

@@ -140,7 +140,7 @@ class Data:
     def counts(self) -> list[int]:
         """Number of training images of each of `classes`."""
         if self.tasks is not None:
-            return sum(self.tasks.counts(self.train.labels), [])
+            return [n for counts in self.tasks.counts(self.train.labels) for n in counts]
         return np.bincount(self.train.labels.numpy(), minlength=len(self.classes)).tolist()  # type: ignore[no-any-return]
 
     def word(self, label: int) -> str:
@@ -265,8 +265,7 @@ def prepare(
     """
     if fit_all:
         raw, val_fraction, folds, fold = merged(raw), 0.0, 0, 0
-    strata = None if raw.tasks is None else raw.tasks.columns
-    rule = Rule(split, split_seed, test_seed, val_fraction, test_fraction, limit, folds, fold, on_bad, strata)
+    rule = Rule(split, split_seed, test_seed, val_fraction, test_fraction, limit, folds, fold, on_bad, raw.tasks)
     store = cache_at(cache, cache_gb)
     raw = shared(raw, store) if share and store is not None else raw
     classes, bad = raw.tasks or len(raw.classes), list[Bad]()

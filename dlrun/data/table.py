@@ -81,8 +81,9 @@ def table(
     """The image files in the folder `images` that the rows of the table `csv` name. Nothing is decoded here.
 
     Without `images` they are in the table's folder. Columns that are not named are found, see `columns`. Classes are
-    the sorted labels; labels that are numbers sort as numbers. `targets` are columns of labels, each a task (M11). The keys from `resize` to `decoder` are those of
-    `Decoding`, image_size and channels those of `Form`. Raises UserError for a table that cannot be read, and BadData.
+    the sorted labels; labels that are numbers sort as numbers. `targets` are columns of labels that are learned at once
+    (M11). The keys from `resize` to `decoder` are those of `Decoding`, image_size and channels those of `Form`. Raises
+    UserError for a table that cannot be read, and BadData.
     """
     # those of pretrained weights are in the config by now, see dlrun/training/statistics.py
     chosen = "bilinear" if interpolation == "auto" else interpolation

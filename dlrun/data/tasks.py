@@ -34,7 +34,9 @@ class Tasks:
     def __post_init__(self) -> None:
         if self._end > MOST:
             sizes = " × ".join(map(str, self.sizes))
-            raise UserError(f"dataset.targets: {sizes} combinations of classes; expected fewer than 2^31, omit a column")
+            raise UserError(
+                f"dataset.targets: {sizes} combinations of classes; expected fewer than 2^31, omit a column"
+            )
 
     @property
     def sizes(self) -> list[int]:
@@ -68,7 +70,7 @@ class Tasks:
 
     def split(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Return the logits (N, K_t) of each task."""
-        return logits.split(self.sizes, 1)
+        return torch.split(logits, self.sizes, 1)
 
     def right(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the share of tasks whose most probable class is right, for each image (N,); labels are codes."""

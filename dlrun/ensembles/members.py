@@ -111,6 +111,7 @@ def member(path: Path) -> Member:
     data = result.get("data")
     if not isinstance(data, dict) or not {"classes", "shape", "mean", "std"} <= data.keys():
         raise UserError(f"{path}: result.json has no valid record of its data")
+    one_target(path, data)
     if reason := _malformed(arrays, len(data["classes"])):
         raise UserError(f"{path}: predictions.npz: {reason}; `dlrun ensemble --fresh` evaluates again")
     count, loss = result.get("parameters"), result.get("val_loss")
@@ -118,6 +119,12 @@ def member(path: Path) -> Member:
         path, data, arrays, count if isinstance(count, int) else None, _milliseconds(path, arrays),
         val_loss=float(loss) if isinstance(loss, (int, float)) else None, config=config,
     )  # fmt: skip
+
+
+def one_target(path: Path, data: Mapping[str, Any]) -> None:
+    """Raise UserError for a run with several targets, by its record of its data (M11)."""
+    if data.get("tasks"):
+        raise UserError(f"{path}: has several targets, {', '.join(data['tasks'])}; expected a run with one")
 
 
 def _malformed(arrays: Mapping[str, Array], classes: int) -> str:

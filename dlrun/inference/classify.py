@@ -124,6 +124,7 @@ class Sources:
 def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -> Outcome:
     """Write one row per image to `out`: file, class, confidence, and the probability of each class.
 
+    With several targets class and confidence are columns of every target, named after it (M11).
     Unreadable images are listed in the outcome and omitted. Raises UserError, and writes no file, if nothing was
     predicted.
     """
@@ -131,19 +132,37 @@ def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -
     with replacing(out) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["file", "class", "confidence", *(cell(f"p_{name}") for name in predictor.classes)])
-        classes = [cell(name) for name in predictor.classes]
+        writer.writerow(["file", *_answered(predictor), *(cell(f"p_{name}") for name in predictor.classes)])
         for name, p, k in votes(predictor, sources, screen, done):
-            writer.writerow([cell(name), classes[k], f"{p[k]:.6f}", *(f"{value:.6f}" for value in p)])
+            writer.writerow([cell(name), *_answers(predictor, p, k), *(f"{value:.6f}" for value in p)])
         text.flush()
         text.detach()
     return done
 
 
+def _answered(predictor: Predictor) -> list[str]:
+    """The names of the columns of the answers."""
+    if predictor.tasks is None:
+        return ["class", "confidence"]
+    return [cell(column) for name in predictor.tasks.names for column in (name, f"{name}_confidence")]
+
+
+def _answers(predictor: Predictor, p: NDArray[np.floating[Any]], chosen: Any) -> Iterator[str]:
+    """The class of each target and its probability, of probabilities (K,) and class numbers, or one."""
+    first = 0
+    kinds = [predictor.classes] if predictor.tasks is None else predictor.tasks.classes
+    for classes, k in zip(kinds, np.atleast_1d(chosen), strict=True):
+        yield cell(classes[k])
+        yield f"{p[first + k]:.6f}"
+        first += len(classes)
+
+
 def votes(
     predictor: Predictor, sources: Sources, screen: Screen, done: Outcome
-) -> Iterator[tuple[str, NDArray[np.floating[Any]], int]]:
-    """Yield the name of each image that can be read, its probabilities (K,) and its class; `done` counts.
+) -> Iterator[tuple[str, NDArray[np.floating[Any]], Any]]:
+    """Yield the name of each image that can be read, its probabilities (K,) and its class, or classes (T,).
+
+    `done` counts.
 
     Raises UserError at the end if there was none.
     """
@@ -152,7 +171,7 @@ def votes(
     total = -(-len(sources.files) // size) + len(sources.arrays) + len(sources.held)
     for names, images in screen.work(parts, total, "predicting", lambda: f"{done.predicted:,} images"):
         vote = predictor(images)
-        yield from zip(names, vote.probabilities, map(int, vote.classes), strict=True)
+        yield from zip(names, vote.probabilities, vote.classes.tolist(), strict=True)
         done.predicted += len(names)
     _count_seen(predictor, sources, done)
     if not done.predicted:

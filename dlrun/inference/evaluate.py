@@ -21,9 +21,11 @@ from dlrun.data.identity import contents, keys_of
 from dlrun.data.images import InMemory, Streamed
 from dlrun.data.listing import printable
 from dlrun.data.splits import Split
+from dlrun.data.tasks import Tasks
 from dlrun.data.units import Unfit, factor, values_of
 from dlrun.ensembles.votes import Vote, scores
 from dlrun.errors import UserError
+from dlrun.inference import by_task
 from dlrun.inference.classify import Outcome, Sources, batches, divided
 from dlrun.inference.labelled import Labelled
 from dlrun.inference.predictor import Predictor
@@ -46,11 +48,15 @@ class Evaluation:
     split: Split  # the images that could be read
     done: Outcome
     gap: float | None  # the largest difference from the logits that the run stored; None if there are none
+    tasks: Tasks | None = None  # of a run with several targets: labels are codes, and the vote has classes (N, T)
 
     def result(self, classes: list[str]) -> dict[str, Any]:
         """Return the scores under the names of those of a test split, with their intervals."""
         y, p, chosen = self.labels, self.vote.probabilities, self.vote.classes
         found: dict[str, Any] = {"status": Status.COMPLETED, "test_samples": len(y)}
+        if self.tasks is not None:
+            data = {"classes": classes, "test": len(y), "tasks": self.tasks.record()}
+            return found | by_task.result(self, self.tasks) | {"data": data}
         found |= {f"test_{name}": value for name, value in scores(self.vote, y).items()}
         found |= {f"test_{name}": v for name, v in classification.measures(self.logits, p, y, chosen).items()}
         found["bootstrap"] = classification.bootstrap(y, chosen, len(classes), ("acc", *PER_EPOCH))
@@ -58,19 +64,33 @@ class Evaluation:
 
     def tables(self, classes: list[str]) -> dict[str, list[dict[str, Any]]]:
         """Return the rows of per_class.csv, confusion.csv and calibration.csv."""
+        if self.tasks is not None:  # a table of confusions has one answer per image
+            rows, confidence, right = by_task.tables(self, self.tasks)
+            return {"per_class": rows, "calibration": _curve(confidence, right)}
         y, chosen = self.labels, self.vote.classes
         counts = classification.count(y, chosen, len(classes))
         confusion = classification.confusion(y, chosen, len(classes)).tolist()
-        confidence = self.vote.probabilities[np.arange(len(y)), chosen]
-        curve = classification.calibration(confidence, chosen == y)
-        bins = len(curve["n"])
-        rows = [
-            {"from": f"{k / bins:.4f}", "to": f"{(k + 1) / bins:.4f}"}
-            | {name: "" if np.isnan(values[k]) else values[k].item() for name, values in curve.items()}
-            for k in range(bins)
-        ]
+        rows = _curve(self.vote.probabilities[np.arange(len(y)), chosen], chosen == y)
         pairs = [{"true": c} | dict(zip(classes, row, strict=True)) for c, row in zip(classes, confusion, strict=True)]
         return {"per_class": classification.per_class(counts, classes), "confusion": pairs, "calibration": rows}
+
+    def arrays(self) -> dict[str, Any]:
+        """Return what predictions.npz has of the images; see run/scoring.py."""
+        if self.tasks is None:
+            return {"test_logits": self.logits, "test_labels": self.labels, "test_ids": self.ids}
+        targets = self.tasks.columns(torch.from_numpy(self.labels)).numpy()
+        return {"test_logits": self.logits, "test_targets": targets, "test_ids": self.ids}
+
+
+def _curve(confidence: NDArray[Any], right: NDArray[Any]) -> list[dict[str, Any]]:
+    """The rows of calibration.csv."""
+    curve = classification.calibration(confidence, right)
+    bins = len(curve["n"])
+    return [
+        {"from": f"{k / bins:.4f}", "to": f"{(k + 1) / bins:.4f}"}
+        | {name: "" if np.isnan(values[k]) else values[k].item() for name, values in curve.items()}
+        for k in range(bins)
+    ]
 
 
 def evaluate(predictor: Predictor, found: Labelled, screen: Screen) -> Evaluation:
@@ -96,7 +116,7 @@ def evaluate(predictor: Predictor, found: Labelled, screen: Screen) -> Evaluatio
         gap = float(np.abs(found.stored - made).max())
     labels, ids = found.labels[kept], [found.ids[k] for k in kept]
     split = Split(found.images.subset(torch.tensor(kept)), torch.from_numpy(labels), ids)
-    return Evaluation(made, labels, ids, vote, split, done, gap)
+    return Evaluation(made, labels, ids, vote, split, done, gap, predictor.tasks)
 
 
 def _is_folder(found: Labelled) -> bool:

@@ -66,12 +66,12 @@ def read(predictor: Predictor, path: Path, split: str, images: str | None, level
     part = found if isinstance(found, Split) else found() if found is not None else raw.train
     if not len(part):
         raise UserError(f"{path}: no labelled images in {chosen}; images without labels are for `dlrun predict`")
-    if bad := bad_labels(part, chosen, len(raw.classes)):
+    if bad := bad_labels(part, chosen, raw.tasks or len(raw.classes)):
         raise _unusable(path, bad)
     if part.images.shape != predictor.shape:
         shapes = ["×".join(map(str, shape)) for shape in (part.images.shape, predictor.shape)]
         raise UserError(f"{path}: images of {shapes[0]}, expected {shapes[1]} like those of {predictor.path}")
-    labels, notes = _matched(predictor, path, part, raw.classes)
+    labels, notes = _matched(predictor, path, part, raw)
     return Labelled(part.images, labels, part.ids, chosen if len(names) > 1 else split, [*raw.notes, *notes])
 
 
@@ -101,6 +101,9 @@ def _alone(path: Path, split: str) -> tuple[Path, str]:
 def _raw(predictor: Predictor, path: Path, images: str | None, level: str | None) -> Raw:
     height, width, channels = predictor.shape
     suffix = path.suffix.lower()
+    if predictor.tasks is not None and suffix not in TABLES:
+        expected = f"a table ({', '.join(TABLES)}) with the columns {', '.join(predictor.tasks.names)}"
+        raise UserError(f"{path}: expected {expected}; omit it for the run's own test split")
     if images is not None and suffix not in TABLES:
         raise UserError(f"--images={images}: expected with a table ({', '.join(TABLES)}) alone; omit it")
     if path.is_dir() and not any(path.glob("*.npy")):
@@ -108,7 +111,8 @@ def _raw(predictor: Predictor, path: Path, images: str | None, level: str | None
         level = level or source.get("class_level", "auto")  # classes are where they were in training
         return files.image_folder(str(path), [height, width], channels, class_level=level)
     if suffix in TABLES:
-        return table.table(str(path), images, [height, width], channels)
+        targets = predictor.tasks.names if predictor.tasks is not None else ()
+        return table.table(str(path), images, [height, width], channels, targets=targets)
     if path.is_dir() or suffix in (".npz", ".npy"):
         count = len(predictor.classes)
         numbered = predictor.classes == [str(k) for k in range(count)]
@@ -136,20 +140,30 @@ def _unusable(path: Path, bad: Sequence[Bad]) -> UserError:
     return UserError(f"{path}: {shown}{more}; repair them, or remove them from {path.name}")
 
 
-def _matched(
-    predictor: Predictor, path: Path, part: Split, classes: Sequence[str]
+def _matched(predictor: Predictor, path: Path, part: Split, raw: Raw) -> tuple[NDArray[np.int64], list[str]]:
+    """The labels (N,) as numbers of the model's classes, and notes on classes without an image."""
+    tasks = predictor.tasks
+    if tasks is None or raw.tasks is None:
+        return _renumbered(predictor, path, part.labels.numpy(), raw.classes, predictor.classes)
+    columns = raw.tasks.columns(part.labels).numpy()
+    pairs = zip(columns.T, raw.tasks.classes, tasks.classes, strict=True)
+    found = [_renumbered(predictor, path, column, given, known) for column, given, known in pairs]
+    return tasks.codes(np.stack([numbers for numbers, _ in found], 1)).numpy(), [n for _, notes in found for n in notes]
+
+
+def _renumbered(
+    predictor: Predictor, path: Path, given: NDArray[np.int64], classes: Sequence[str], names: Sequence[str]
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """The labels (N,) as numbers of the model's classes, and a note on classes without an image."""
-    known = {name: number for number, name in enumerate(predictor.classes)}
-    given = part.labels.numpy()
+    """Numbers (N,) of `classes` as those of `names`, which the model knows, and a note on those without an image."""
+    known = {name: number for number, name in enumerate(names)}
     there = [classes[k] for k in np.unique(given).tolist()]
     if unknown := [name for name in there if name not in known]:
-        near = difflib.get_close_matches(unknown[0], predictor.classes, 1, 0.7)
+        near = difflib.get_close_matches(unknown[0], names, 1, 0.7)
         hint = f"is {unknown[0]!r} {near[0]!r}? Rename it" if near else "rename them, or evaluate without them"
         what = f"{_some(unknown)}: {predictor.path} does not know {'it' if len(unknown) == 1 else 'them'}"
-        raise UserError(f"{path}: class {what}; it knows {_some(predictor.classes)}; {hint}")
+        raise UserError(f"{path}: class {what}; it knows {_some(names)}; {hint}")
     numbers = np.array([known.get(name, -1) for name in classes], dtype=np.int64)
-    missing = [name for name in predictor.classes if name not in there]
+    missing = [name for name in names if name not in there]
     notes = [f"no image of {len(missing)} of {len(known)} classes: {_some(missing)}"] if missing else []
     return numbers[given], notes
 

@@ -26,6 +26,7 @@ from dlrun.data import crops, units
 from dlrun.data.changes import Rows
 from dlrun.data.decoding import VERSION, Decoding
 from dlrun.data.identity import keys_of
+from dlrun.data.tasks import Tasks
 from dlrun.data.units import Units, Values, factor
 from dlrun.ensembles.votes import VOTES, Vote, heated, softmax
 from dlrun.errors import UserError
@@ -62,6 +63,7 @@ class Predictor:
     members: tuple[Path, ...] = ()  # of an ensemble
     dtypes: tuple[torch.dtype, ...] = ()  # of the forward passes of each model: that of its run
     batch_size: int = 256  # of the evaluations of the run
+    tasks: Tasks | None = None  # of a run with several targets; then a vote has classes (B, T)
 
     def changes(self, trust: list[str]) -> list[str]:
         """Return a line for the run, or the first member, whose own code has changed since it was trained."""
@@ -89,6 +91,9 @@ class Predictor:
 
     def voted(self, logits: NDArray[np.float32]) -> Vote:
         """Return probabilities and classes of the logits (M, B, K) of every model."""
+        if self.tasks is not None:
+            parts = [softmax(one) for one in np.split(logits[0], np.cumsum(self.tasks.sizes)[:-1], axis=1)]
+            return Vote(np.concatenate(parts, 1), np.stack([one.argmax(1) for one in parts], 1))
         return heated(VOTES[self.vote](logits, softmax(logits), np.array(self.weights)), self.temperature)
 
     @torch.inference_mode()
@@ -110,14 +115,17 @@ def scale_of_files(data: Mapping[str, Any], decoding: Decoding, known: Units | N
     return factor(Values(np.dtype(np.uint8), 0, 255, True), known)
 
 
-def load(path: Path, trust: list[str], device: str = "auto") -> Predictor:
-    """Load a run, or an ensemble with its members.
+def load(path: Path, trust: list[str], device: str = "auto", *, several: bool = False) -> Predictor:
+    """Load a run, or an ensemble with its members; with `several` also a run with several targets (M11).
 
     Raises UserError that names what cannot be used, also a model that gives other logits than at the end of training.
     """
     sweeps.expect_model(path)
     if not ensemble_folder.is_ensemble(path):
-        return _run(path, trust, device)
+        made = _run(path, trust, device)
+        if made.tasks is not None and not several:
+            raise UserError(f"{path}: has several targets, {', '.join(made.tasks.names)}; expected a run with one")
+        return made
     stored = ensemble_folder.read(path)
     if str(stored.get("vote")) not in VOTES:
         raise UserError(f"{path}: vote={stored.get('vote')}: expected one of {', '.join(VOTES)}")
@@ -225,6 +233,7 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
         why = own_code.mismatch(path, trust)
         raise UserError(f"{path}: its logits differ by {gap:.2g} from those at the end of training: {why}", Exit.FAILED)
     made = Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
+    made.tasks = data["tasks"]
     try:
         made.units = units.recorded(data, probe.get("images"))
         made.decoding = decoding_for(plain.get("dataset"), data, made.units)
@@ -264,9 +273,10 @@ def _data(path: Path) -> dict[str, Any]:
         shape, classes = tuple(int(n) for n in found["shape"]), [str(c) for c in found["classes"]]
         mean, std = ([float(v) for v in found[key]] for key in ("mean", "std"))
         fits = len(shape) == 3 and min(shape) > 0 and len(mean) == len(std) == shape[2] and min(std) > 0
-        if not fits or len(classes) < 2:
+        tasks = Tasks.of(found["tasks"]) if found.get("tasks") else None
+        if not fits or len(classes) < 2 or (tasks is not None and tasks.outputs != classes):
             raise ValueError
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         what = "result.json has no valid record of its data"
         raise UserError(f"{path}: {what}; expected a finished run or ensemble of dlrun") from error
-    return {**found, "shape": shape, "classes": classes, "mean": mean, "std": std}
+    return {**found, "shape": shape, "classes": classes, "mean": mean, "std": std, "tasks": tasks}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dlrun.analysis import compare
-from dlrun.ensembles.members import Member
+from dlrun.ensembles.members import Member, one_target
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.inference.predictor import rebuilt
@@ -68,6 +68,7 @@ def checkpoints(path: Path, trust: list[str]) -> tuple[list[Member], str]:
 
 
 def _member(exp: Experiment, path: Path, file: Path, *, averaged: bool = False, name: str = "") -> Member:
+    one_target(path, exp.data.record())
     checkpoint.load_weights(file, checkpoint.load(file), exp.model, averaged=averaged)
     arrays: dict[str, NDArray[Any]] = {}
     test, seconds = exp.data.test().split, 0.0

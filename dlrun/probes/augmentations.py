@@ -37,7 +37,7 @@ def draw(exp: Experiment, title: str) -> bytes:
     if all(torch.equal(drawn.cpu(), originals) for drawn in changed):
         raise UserError("augmentation is off: choose augment=crop_flip or set, for example, augment.rotate=15")
     shown = [_displayable(images.cpu(), originals) for images in (originals, *changed)]
-    names = [exp.data.classes[int(label)] for label in exp.data.train.labels[chosen]]
+    names = [exp.data.word(int(label)) for label in exp.data.train.labels[chosen]]
     return figure_bytes(_figure(shown, names, f"{title}: {_settings(exp.cfg.augment)}"), SHARP)
 
 

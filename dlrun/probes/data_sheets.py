@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dlrun.data import Data
 from dlrun.data.headers import looked_at
 from dlrun.data.images import files_of
+from dlrun.errors import UserError
 from dlrun.reports.figures import BLUE, SHARP, figure_bytes
 
 if TYPE_CHECKING:
@@ -41,6 +42,12 @@ class Sheets(NamedTuple):
 
 def draw(data: Data, title: str) -> Sheets:
     """Return the page data.png, a sheet for each of at most 50 classes, and a row of numbers for every class."""
+    if data.tasks is not None:
+        names = ",".join(data.tasks.names)
+        raise UserError(
+            f"dataset.targets=[{names}]: a sheet shows one label per image; "
+            f"type dataset.targets=[] dataset.label_column={data.tasks.names[0]}"
+        )
     counts = torch.bincount(data.train.labels, minlength=len(data.classes))
     by_size = counts.argsort(descending=True, stable=True).tolist()
     rows = [_row(data, label) for label in range(len(data.classes))]

@@ -18,7 +18,7 @@ from dlrun.folders import evaluation, reading
 from dlrun.reports import galleries, run_plots
 from dlrun.reports.figures import BLUE, GREY, HALF, SHARP, canvas, number, save, styled
 from dlrun.reports.page import attempted, card, pictures, table, text, write_page
-from dlrun.reports.score_tables import scores_table
+from dlrun.reports.score_tables import by_target, scores_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,6 +46,7 @@ def write(folder: Path) -> Path:
         _head(result, folder),
         "".join(card(words, kind) for words, kind in remarks(result)),
         attempted("Scores", lambda: scores_table(result, {"test": "value"})),
+        attempted("Scores by target", lambda: by_target(result)),
         attempted("Pictures", lambda: pictures(_draw(folder), CAPTIONS)),
         attempted("Under attack", lambda: pictures(_attacks(folder), CAPTIONS)),
         attempted("Most confused classes", lambda: table(_pairs(folder))),

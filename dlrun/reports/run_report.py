@@ -17,7 +17,7 @@ from dlrun.config.defaults import leaves
 from dlrun.folders import reading
 from dlrun.reports import galleries, run_plots
 from dlrun.reports.page import attempted, pictures, section, table, text, tone, write_page
-from dlrun.reports.score_tables import scores_table
+from dlrun.reports.score_tables import by_target, scores_table
 
 __all__ = ["write"]
 
@@ -37,6 +37,7 @@ def write(run_folder: Path) -> Path:
         attempted("Verdicts", lambda: _verdicts(result, run_folder, config)),
         section("Result", pictures(result_of, run_plots.CAPTIONS)),
         attempted("Scores", lambda: scores_table(result)),
+        attempted("Scores by target", lambda: by_target(result)),
         attempted("Most confused classes", lambda: table(run_plots.confused(run_folder))),
         attempted("Scores by class", lambda: table(reading.per_class(run_folder), tall=True)),
         attempted("Worst validation errors", lambda: galleries.worst(run_folder)),

@@ -8,7 +8,7 @@ from typing import Any
 from dlrun.reports.page import table
 from dlrun.vocabulary import MEASURES
 
-__all__ = ["as_lines", "scores_table"]
+__all__ = ["as_lines", "by_target", "scores_table"]
 
 # what a score is called on a page
 NAMES = {
@@ -31,6 +31,24 @@ SPLITS = {"val": "validation", "test": "test"}
 def scores_table(result: Mapping[str, Any], splits: Mapping[str, str] = SPLITS) -> str:
     """Return the scores that a result has; empty for an older run, whose page shows accuracy and loss alone."""
     return table(_rows(result, splits))
+
+
+def by_target(result: Mapping[str, Any]) -> str:
+    """Return the scores of each of several targets; empty for a run with one (M11)."""
+    found = result.get("tasks")
+    shown = ("acc", "balanced_acc", "macro_f1", "auc", "ece")
+    rows = [
+        {"target": name}
+        | {
+            f"{SPLITS[s]} {NAMES[key]}": _number(one.get(f"{s}_{key}"))
+            for s in SPLITS
+            for key in shown
+            if f"{s}_acc" in one
+        }
+        for name, one in (found.items() if isinstance(found, Mapping) else ())
+        if isinstance(one, Mapping)
+    ]
+    return table(rows)
 
 
 def as_lines(result: Mapping[str, Any]) -> str:

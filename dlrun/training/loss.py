@@ -1,6 +1,6 @@
 """The loss of a run, of dlrun or of another package, with the class counts of its data (`loss=cross_entropy`, D6).
 
-With several tasks, `dataset.targets=[species,age_group] loss.weights=[1,0.5]`, it is the sum of one loss per task (M11).
+With `dataset.targets=[species,age_group] loss.weights=[1,0.5]` it is the sum of one loss per task (M11).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Training with several labels per image: what it cannot be combined with, and a score per task (M11).
 
-`dlrun train dataset=table 'dataset.targets=[species,age_group]'`: `val_species_acc` and `val_species_loss` are columns of
-metrics.csv and keys of result.json; `val_acc` and the other scores are the means over the tasks.
+`dlrun train dataset=table 'dataset.targets=[species,age_group]'`: `val_species_acc` and `val_species_loss` are columns
+of metrics.csv and keys of result.json; `val_acc` and the other scores are the means over the tasks.
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def scores(tasks: Tasks, losses: Sequence[float], logits: Any, labels: Any, spli
     return row
 
 
-def further(
-    tasks: Tasks, found: Mapping[str, tuple[Any, Any]]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def further(tasks: Tasks, found: Mapping[str, tuple[Any, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return all scores of predictions by split, and the rows of per_class.csv.
 
     `tasks` has those of each task by name; the others are their means. The interval is that of the mean accuracy.

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from dlrun.analysis.finding import summary
 from dlrun.analysis.flat import Known, flat, uncollected
-from dlrun.analysis.ranking import FOLD, Scored, Setting, compared, data_of, further, ranked, repeats
+from dlrun.analysis.ranking import FOLD, Scored, Setting, by_target, compared, data_of, further, ranked, repeats
 from dlrun.errors import UserError
 from dlrun.folders import ensemble as ensemble_folder
 from dlrun.folders import reading
@@ -139,7 +139,7 @@ def table(
         key = next((k for k in (f"choices.{name}", name) if any(k in entry.config for entry in entries)), None)
         differing += [key] if key and key not in differing else []
     columns = [(key.removeprefix("choices."), key) for key in differing]
-    more = further(by, also)
+    more = [*further(by, also), *by_target((entry.result for entry in entries), also)]
     named = [key for key in ABOUT if any(entry.result.get(key) for entry in entries)]
     unreadable = any(entry.result.get("status") == Status.UNREADABLE for entry in entries)
     made = []

@@ -6,13 +6,24 @@ The rule of every table, page and command that names a best run: `dlrun compare`
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from dlrun.vocabulary import FURTHER, NUMBERS, is_loss, place
 
-__all__ = ["FOLD", "INDIFFERENT", "Scored", "Setting", "compared", "data_of", "further", "ranked", "repeats"]
+__all__ = [
+    "FOLD",
+    "INDIFFERENT",
+    "Scored",
+    "Setting",
+    "by_target",
+    "compared",
+    "data_of",
+    "further",
+    "ranked",
+    "repeats",
+]
 
 # these do not change what is learned, only where and how it is computed and stored
 INDIFFERENT = ("seed", "trainer.threads", "trainer.keep", "trainer.diagnostics")
@@ -91,3 +102,11 @@ def further(by: str, also: Sequence[str]) -> list[str]:
         return [name for name in also if name in FURTHER]
     pair = by.replace("val_", "test_")
     return list(dict.fromkeys((by, *(name for name in (pair, *also) if name in FURTHER))))
+
+
+def by_target(results: Iterable[Mapping[str, Any]], also: Sequence[str]) -> list[str]:
+    """Return the scores of single targets, such as test_species_acc, that are asked for and that a run has (M11)."""
+    data = [found for one in results if isinstance(found := one.get("data"), dict) and found.get("tasks")]
+    names = {name for found in data for name in found["tasks"]} if also else set()
+    there = {f"{split}_{name}_{what}" for split in ("val", "test") for name in names for what in ("acc", "loss")}
+    return [name for name in also if name in there]

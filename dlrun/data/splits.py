@@ -145,9 +145,8 @@ class Data:
 
     def word(self, label: int) -> str:
         """Return the name of a label, or its number if it is none."""
-        if self.tasks is not None:
-            return self.tasks.word(label)
-        return self.classes[label] if 0 <= label < len(self.classes) else str(label)
+        known = self.classes if self.tasks is None else []
+        return self.tasks.word(label) if self.tasks else known[label] if 0 <= label < len(known) else str(label)
 
     def record(self, *, final: bool = False) -> dict[str, Any]:
         """Return a run's record of its data (D4), as JSON types; a fold on disk has no `val_fraction`.

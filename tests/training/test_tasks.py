@@ -60,6 +60,10 @@ def result(run: Path) -> dict[str, Any]:
     return found
 
 
+def table(file: Path) -> list[dict[str, str]]:
+    return [*csv.DictReader(file.read_text().splitlines())]
+
+
 def test_codes_stand_for_the_classes_of_every_task_and_for_no_logit() -> None:
     columns = np.array([[s, a] for s in range(3) for a in range(2)])
     codes = TWO.codes(columns)
@@ -88,11 +92,11 @@ def test_every_class_of_every_task_is_in_train_and_val_and_other_images_move_non
         exp = build(composed(*WORDS))
         return exp, set(exp.data.val.ids)
 
-    (exp, before), table = divided(), animals / "t.csv"
+    (exp, before), file = divided(), animals / "t.csv"
     for split in (exp.data.train, exp.data.val):
         assert all(min(counts) > 0 for counts in TWO.counts(split.labels))
-    lines = table.read_text().splitlines()
-    table.write_text("\n".join(lines[:-9]))
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:-9]))
     left = {Path(line.split(",")[0]).stem for line in lines[-9:]}
     assert {one for one in before if Path(one).stem not in left} == divided()[1]
 
@@ -102,13 +106,12 @@ def test_scores_per_task_and_their_mean_in_metrics_result_and_compare(
 ) -> None:
     done = dlrun("train", *WORDS, "check=none", "trainer.epochs=2", "loss.weights=[1,0.5]", "run.dir=r")
     assert done.code == 0, done.err
-    rows = list(csv.DictReader((animals / "r/metrics.csv").open()))
+    rows = table(animals / "r/metrics.csv")
     for row in rows:
         values = {name: float(value or "nan") for name, value in row.items()}
         assert values["val_acc"] == pytest.approx((values["val_species_acc"] + values["val_age_group_acc"]) / 2)
-        assert values["val_loss"] == pytest.approx(
-            values["val_species_loss"] + values["val_age_group_loss"] / 2, abs=1e-5
-        )
+        summed = values["val_species_loss"] + values["val_age_group_loss"] / 2
+        assert values["val_loss"] == pytest.approx(summed, abs=1e-5)
     found = result(animals / "r")
     with np.load(animals / "r/predictions.npz") as arrays:
         assert "test_labels" not in arrays
@@ -120,7 +123,7 @@ def test_scores_per_task_and_their_mean_in_metrics_result_and_compare(
     for name in ("macro_f1", "auc", "ece"):
         each = [one[f"test_{name}"] for one in found["tasks"].values()]
         assert found[f"test_{name}"] == pytest.approx(sum(each) / 2)
-    assert [row["class"] for row in csv.DictReader((animals / "r/per_class.csv").open())] == TWO.outputs
+    assert [row["class"] for row in table(animals / "r/per_class.csv")] == TWO.outputs
     shown = dlrun("compare", "r", "--columns", "val_acc,test_age_group_acc")
     assert "test_age_group_acc" in shown.out
     assert dlrun("report", "r").code == 0
@@ -132,7 +135,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(animals: Path, dlrun: Callable[..
     words = ("train", *WORDS, "check=none", "trainer.epochs=4", "trainer.ema=0.9", "loss.weights=[1,2]")
     assert dlrun(*words, "run.dir=whole").code == 0
     assert dlrun(*words, "run.dir=parts", "trainer.stop_after=2").code == 0
-    assert dlrun("resume", "parts", "trainer.stop_after=0").code == 0
+    assert dlrun("resume", "parts").code == 0
     with np.load("whole/predictions.npz") as one, np.load("parts/predictions.npz") as other:
         for name in one.files:
             assert np.array_equal(one[name], other[name]), name
@@ -144,11 +147,11 @@ def test_a_resumed_run_is_the_same_bit_for_bit(animals: Path, dlrun: Callable[..
 def test_a_step_counts_the_share_of_tasks_that_are_right(animals: Path, accumulate: int) -> None:
     exp = build(composed(*WORDS, f"trainer.accumulate={accumulate}", "optimizer.lr=1e-9", "model.norm=none"))
     x, y, index = next(exp.train.epoch(1))
-    logits = exp.model.train()(x)
+    logits = exp.model.train()(x).detach()
     parts = zip(TWO.split(logits), TWO.columns(y).unbind(1), strict=True)
-    hits = sum((part.argmax(1) == label).float() for part, label in parts) / 2
+    hits = torch.stack([part.argmax(1) == label for part, label in parts]).double().mean(0)
     done = loop.step(exp, loop.Batch(x, y, index))
-    assert float(done.correct) == pytest.approx(float(hits.sum()))  # type: ignore[union-attr]
+    assert float(done.correct) == pytest.approx(float(hits.sum()))
     assert float(done.loss) / len(y) == pytest.approx(float(exp.loss(logits, y)), abs=1e-5)
 
 
@@ -189,7 +192,7 @@ def test_the_checks_know_every_head(animals: Path, dlrun: Callable[..., Outcome]
 def test_predict_and_evaluate_answer_for_every_task(animals: Path, dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("train", *WORDS, "check=none", "trainer.epochs=3", "run.dir=r").code == 0
     assert dlrun("predict", "r", "images", "--out", "p.csv").code == 0
-    rows = list(csv.DictReader((animals / "p.csv").open()))
+    rows = table(animals / "p.csv")
     assert len(rows) == 120
     for row in rows[:20]:
         for name, classes in TWO.record().items():
@@ -210,7 +213,8 @@ def test_predict_and_evaluate_answer_for_every_task(animals: Path, dlrun: Callab
     (animals / "u.csv").write_text(text)
     done = dlrun("evaluate", "r", "u.csv", "--images", "images", "--out", "other")
     assert done.code == 0, done.err
-    assert np.load(animals / "other/predictions.npz")["test_targets"].tolist() == [[0, 0], [0, 1], [2, 0]]
+    with np.load(animals / "other/predictions.npz") as arrays:
+        assert arrays["test_targets"].tolist() == [[0, 0], [0, 1], [2, 0]]
     (animals / "u.csv").write_text(text.replace("owl", "owls"))
     done = dlrun("evaluate", "r", "u.csv", "--images", "images")
     assert (done.code, done.err.count("\n")) == (2, 1)
@@ -227,7 +231,7 @@ WRONG = {  # what is typed, a change of the table, and what the message names
     "weight of 0": ("loss.weights=[1,0]", "", "loss.weights"),
     "weight below 0": ("loss.weights=[1,-1]", "", "loss.weights"),
     "weights without targets": (
-        "dataset.targets=[] dataset.label_column=species loss.weights=[1,1]",
+        "dataset.label_column=species loss.weights=[1,1]",
         "",
         "loss.weights",
     ),
@@ -246,23 +250,24 @@ WRONG = {  # what is typed, a change of the table, and what the message names
 def test_wrong_input_is_one_line(case: str, animals: Path, dlrun: Callable[..., Outcome]) -> None:
     typed, change, named = WRONG[case]
     if change:
-        table = animals / "t.csv"
-        table.write_text(table.read_text().replace(*change.split(":")))
-    done = dlrun("train", *WORDS, "check=none", "run.dir=r", *typed.split())
+        file = animals / "t.csv"
+        file.write_text(file.read_text().replace(*change.split(":")))
+    targets = () if "targets" in typed or case == "weights without targets" else WORDS[len(DATA) : len(DATA) + 1]
+    done = dlrun("train", *DATA, *targets, *QUIET, "check=none", "run.dir=r", *typed.split())
     assert done.code == 2
     assert named in done.err
     assert done.err.count("\n") == 1
 
 
 def test_rows_without_a_label_are_omitted_if_asked(animals: Path) -> None:
-    table = animals / "t.csv"
-    table.write_text(table.read_text().replace("005,owl,young", "005,owl,NaN"))
+    file = animals / "t.csv"
+    file.write_text(file.read_text().replace("005,owl,young", "005,owl,NaN"))
     exp = build(composed(*WORDS, "dataset.on_bad=drop"))
     assert [(Path(one.id).stem, "age_group" in one.reason) for one in exp.data.dropped] == [("005", True)]
 
 
 def test_what_knows_one_label_per_image_refuses_the_run(animals: Path, dlrun: Callable[..., Outcome]) -> None:
-    assert dlrun("train", *WORDS, "check=none", "trainer.epochs=1", "trainer.keep=all", "run.dir=r").code == 0
+    assert dlrun("train", *WORDS, "check=none", "trainer.epochs=2", "trainer.keep=all", "run.dir=r").code == 0
     commands = (
         *("ensemble r r", "ensemble r --members checkpoints", "export r --to torch_export"),
         *("suspects r", "embed r images", "predict r images --like t.csv", "evaluate r --adversarial 2"),

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 
 from dlrun.checks.heads import EACH, ONCE, judged
 from dlrun.checks.runner import CHECKS
+from dlrun.data.table import table
 from dlrun.data.tasks import Tasks
 from dlrun.errors import UserError
-from dlrun.training import loop
+from dlrun.training import loop, tasks
 from dlrun.training.experiment import Experiment, build
 from dlrun.vocabulary import Outcome as Judged
 from support.commands import Outcome
@@ -60,7 +62,7 @@ def result(run: Path) -> dict[str, Any]:
     return found
 
 
-def table(file: Path) -> list[dict[str, str]]:
+def rows_of(file: Path) -> list[dict[str, str]]:
     return [*csv.DictReader(file.read_text().splitlines())]
 
 
@@ -106,7 +108,7 @@ def test_scores_per_task_and_their_mean_in_metrics_result_and_compare(
 ) -> None:
     done = dlrun("train", *WORDS, "check=none", "trainer.epochs=2", "loss.weights=[1,0.5]", "run.dir=r")
     assert done.code == 0, done.err
-    rows = table(animals / "r/metrics.csv")
+    rows = rows_of(animals / "r/metrics.csv")
     for row in rows:
         values = {name: float(value or "nan") for name, value in row.items()}
         assert values["val_acc"] == pytest.approx((values["val_species_acc"] + values["val_age_group_acc"]) / 2)
@@ -123,7 +125,7 @@ def test_scores_per_task_and_their_mean_in_metrics_result_and_compare(
     for name in ("macro_f1", "auc", "ece"):
         each = [one[f"test_{name}"] for one in found["tasks"].values()]
         assert found[f"test_{name}"] == pytest.approx(sum(each) / 2)
-    assert [row["class"] for row in table(animals / "r/per_class.csv")] == TWO.outputs
+    assert [row["class"] for row in rows_of(animals / "r/per_class.csv")] == TWO.outputs
     shown = dlrun("compare", "r", "--columns", "val_acc,test_age_group_acc")
     assert "test_age_group_acc" in shown.out
     assert dlrun("report", "r").code == 0
@@ -192,7 +194,7 @@ def test_the_checks_know_every_head(animals: Path, dlrun: Callable[..., Outcome]
 def test_predict_and_evaluate_answer_for_every_task(animals: Path, dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("train", *WORDS, "check=none", "trainer.epochs=3", "run.dir=r").code == 0
     assert dlrun("predict", "r", "images", "--out", "p.csv").code == 0
-    rows = table(animals / "p.csv")
+    rows = rows_of(animals / "p.csv")
     assert len(rows) == 120
     for row in rows[:20]:
         for name, classes in TWO.record().items():
@@ -223,26 +225,10 @@ def test_predict_and_evaluate_answer_for_every_task(animals: Path, dlrun: Callab
 
 WRONG = {  # what is typed, a change of the table, and what the message names
     "unknown column": ("dataset.targets=[species,colour]", "", "colour"),
-    "one target": ("dataset.targets=[species]", "", "dataset.label_column=species"),
-    "one target twice": ("dataset.targets=[species,species]", "", "species"),
     "one word": ("dataset.targets=species", "", "dataset.targets"),
-    "a label as well": ("dataset.label_column=species", "", "dataset.label_column"),
-    "too few weights": ("loss.weights=[1]", "", "loss.weights"),
-    "weight of 0": ("loss.weights=[1,0]", "", "loss.weights"),
-    "weight below 0": ("loss.weights=[1,-1]", "", "loss.weights"),
-    "weights without targets": (
-        "dataset.label_column=species loss.weights=[1,1]",
-        "",
-        "loss.weights",
-    ),
-    "a label is missing": ("", "005,owl,young:005,owl,", "005"),
-    "a class alone": ("", "young:old", "age_group"),
-    "name of a score": ("dataset.targets=[species,balanced]", "age_group:balanced", "balanced"),
-    "class weights": ("loss.weight=balanced", "", "loss.weight"),
-    "mixup": ("objective=mixup", "", "mixup"),
-    "adversarial": ("objective=adversarial", "", "objective"),
-    "balance": ("dataset.balance=true", "", "dataset.balance"),
-    "output bias": ("model.output_bias=frequency", "", "model.output_bias"),
+    "too few weights": ("dataset.targets=[species,age_group] loss.weights=[1]", "", "loss.weights"),
+    "a label is missing": ("dataset.targets=[species,age_group]", "005,owl,young:005,owl,", "005"),
+    "a class alone": ("dataset.targets=[species,age_group]", "young:old", "age_group"),
 }
 
 
@@ -252,11 +238,44 @@ def test_wrong_input_is_one_line(case: str, animals: Path, dlrun: Callable[..., 
     if change:
         file = animals / "t.csv"
         file.write_text(file.read_text().replace(*change.split(":")))
-    targets = () if "targets" in typed or case == "weights without targets" else WORDS[len(DATA) : len(DATA) + 1]
-    done = dlrun("train", *DATA, *targets, *QUIET, "check=none", "run.dir=r", *typed.split())
+    done = dlrun("train", *DATA, *QUIET, "check=none", "run.dir=r", *typed.split())
     assert done.code == 2
     assert named in done.err
     assert done.err.count("\n") == 1
+
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "dataset.label_column=species": {"targets": ["species"]},
+    "species is named twice": {"targets": ["species", "species"]},
+    "dataset.label_column": {"targets": ["species", "age_group"], "label_column": "species"},
+    "val_balanced_acc": {"targets": ["species", "balanced"]},
+}
+
+
+@pytest.mark.parametrize("named", COLUMNS)
+def test_columns_that_cannot_be_targets(named: str, animals: Path) -> None:
+    file = animals / "t.csv"
+    first, *rows = file.read_text().splitlines()
+    file.write_text("\n".join([f"{first},balanced", *(f"{row},old" for row in rows)]))
+    with pytest.raises(UserError, match=named):
+        table("t.csv", "images", **COLUMNS[named])
+
+
+UNFIT = ("loss.weights=[1,0]", "loss.weights=[1]", "loss.weight=balanced", "objective=mixup", "objective=adversarial")
+UNFIT += ("model.output_bias=frequency", "dataset.balance=true")
+
+
+@pytest.mark.parametrize("word", UNFIT)
+def test_what_needs_one_label_is_refused(word: str) -> None:
+    cfg = composed(word)
+    data = SimpleNamespace(tasks=TWO, balance=cfg.dataset["balance"])
+    with pytest.raises(UserError, match=word.partition("=")[0]):
+        tasks.must_suit(cfg, data)  # type: ignore[arg-type]
+
+
+def test_weights_need_targets() -> None:
+    with pytest.raises(UserError, match=r"dataset\.targets"):
+        tasks.must_suit(composed("loss.weights=[1,1]"), SimpleNamespace(tasks=None))  # type: ignore[arg-type]
 
 
 def test_rows_without_a_label_are_omitted_if_asked(animals: Path) -> None:

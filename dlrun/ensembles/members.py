@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["Member", "SPLITS", "agree", "apart", "completed", "one_target", "read", "select", "settings", "splits"]
+__all__ = ["SPLITS", "Member", "agree", "apart", "completed", "one_target", "read", "select", "settings", "splits"]
 
 SPLITS = ("val", "test")
 # how a run records what decides the pixels of files, and the key for it

@@ -2,10 +2,10 @@
 
     python tests/benchmarks/bench_studies.py data/cifar10 studies.jsonl      FOLDER has train/<class>/ and test/<class>/
 
-Every study of conf/study on 4,000 images of 32 pixels, a quarter of them for validation: each takes two cores less than
-20 minutes. LOG gets one line of JSON per study: its outcome, each rule with its sentence, and seconds. A study that is
-in LOG already is skipped, so that a benchmark that was interrupted continues. Its sweeps stay in LOG's folder, in
-studies-<images>/, and are resumed.
+Every study of conf/study on 4,000 images of 32 pixels, a quarter of them for validation, sized for less than 20 minutes
+each on two cores. LOG gets one line of JSON per study: its outcome, each rule with its sentence, and seconds. A study
+that is in LOG already is skipped, so that a benchmark that was interrupted continues. Its sweeps stay in LOG's folder,
+in studies-<images>-<limit>/, and are resumed.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ KEYS = _table("""
     nesterov -> optimizer=nesterov | optimizer=sgd
     teacher -> objective.teacher
     unlabelled unlabeled unlabeled_dir unlabelled_dir objective.unlabeled -> objective.unlabelled
-    threshold tau p_cutoff confidence_threshold -> objective.threshold
+    threshold tau p_cutoff confidence_threshold -> objective.threshold, scheduler.threshold
     temperature alpha -> objective.temperature, objective.alpha
     compile torch_compile jit -> trainer.compile
     threads num_threads cpus cores -> trainer.threads

@@ -239,6 +239,22 @@ def test_copies_of_images_of_the_run_are_omitted_and_the_others_are_read(pool: P
     assert torch.equal(found.split.labels, torch.tensor([int(Path(name).parent.name) for name in found.split.ids]))
 
 
+def test_images_that_do_not_fit_into_memory_stay_in_their_files(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dlrun.data.images import InMemory, Streamed
+    from dlrun.inference import unlabelled
+
+    exp = build(composed(*WORDS))
+    held = read("pool", exp.data).split
+    monkeypatch.setattr(unlabelled, "KEPT", 0)
+    streamed = read("pool", exp.data).split
+    assert isinstance(held.images, InMemory)
+    assert isinstance(streamed.images, Streamed)
+    assert streamed.ids == held.ids
+    every = torch.arange(len(held))
+    assert torch.equal(streamed.images.take(every), held.images.take(every))
+    assert streamed.images.marks.digests == held.images.marks.digests  # type: ignore[union-attr]
+
+
 def test_a_table_names_images_and_their_labels(pool: Path) -> None:
     exp = build(composed(*WORDS))
     files = [file for file in sorted(pool.rglob("*.png")) if file.parent.name in "01"]

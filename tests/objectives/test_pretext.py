@@ -7,19 +7,20 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from dlrun.checks.runner import run
 from dlrun.config.settings import Settings
 from dlrun.data.batches import Batch
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.objectives.pretext import SimCLR
-from dlrun.training import checkpoint, expected
+from dlrun.training import checkpoint, expected, loop
 from dlrun.training.experiment import Experiment, build
 from support.commands import Outcome
 from support.composed import composed
@@ -107,9 +108,7 @@ def test_a_later_run_takes_the_trunk_and_a_new_classifier(images: Path, dlrun: C
     assert "trainer.start_from" in done.err
 
 
-def test_a_folder_of_images_without_labels_is_enough(images: Path, dlrun: Callable[..., Outcome]) -> None:
-    from PIL import Image
-
+def test_a_folder_of_images_without_labels_is_enough(images: Path) -> None:
     with np.load("images.npz") as file:
         x = file["x"]
     for k in range(40):
@@ -118,16 +117,12 @@ def test_a_folder_of_images_without_labels_is_enough(images: Path, dlrun: Callab
         Image.fromarray(x[k]).save(place / f"{k}.png")
     given = [word for word in WORDS if not word.startswith("dataset")]
     folder = ("dataset=image_folder", "dataset.root=photos", "dataset.class_level=none")
-    done = dlrun("train", *given, *folder, "objective=autoencode", "run.dir=run")
-    assert done.code == 0, done.err
-    data = json.loads(Path("run/result.json").read_text())["data"]
-    assert data["train"] + data["val"] + data["test"] == 39
-    exp = build(composed(*WORDS, "trainer.start_from=run"))
-    theirs = checkpoint.load(Path("run/checkpoints/best.pt"))["model"]
-    assert torch.equal(exp.model.state_dict()["stage1.conv1.conv.weight"], theirs["stage1.conv1.conv.weight"])
-    done = dlrun("train", *given, *folder, "run.dir=other")
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "class_level" in done.err
+    exp = build(composed(*given, *folder, "objective=autoencode"))
+    assert sum(map(len, (exp.data.train, exp.data.val, exp.data.test().split))) == 39
+    assert exp.cfg.trainer.monitor == "val_loss"
+    assert torch.isfinite(loop.step(exp, first(exp)).loss)
+    with pytest.raises(UserError, match="class_level"):
+        build(composed(*given, *folder))
 
 
 @pytest.mark.slow
@@ -173,8 +168,6 @@ def test_the_head_is_trained_with_the_model(images: Path) -> None:
     trained = {id(p) for group in exp.optimizer.param_groups for p in group["params"]}
     assert {id(p) for p in exp.objective.parameters()} <= trained
     before = [p.detach().clone() for p in exp.objective.parameters()]
-    from dlrun.training import loop
-
     for _ in range(2):  # a bias alone may have a gradient of 0 at first
         loop.step(exp, first(exp))
     assert all(not torch.equal(p, old) for p, old in zip(exp.objective.parameters(), before, strict=True))
@@ -251,14 +244,12 @@ def test_only_square_images_are_turned(here: Path) -> None:
     assert build(composed(*WORDS, "objective=autoencode")).objective.size == (8, 12)
 
 
-def test_checks_that_need_labels_are_left_out(images: Path, dlrun: Callable[..., Outcome]) -> None:
-    given = [w for w in WORDS if not w.startswith(("check=", "trainer.epochs"))]
-    only = "check.only=[garbage,labels,inputs]"
-    done = dlrun("train", *given, "trainer.epochs=1", "objective=simclr", only, "run.dir=run")
-    assert done.code == 0, done.out
-    with open("run/checks.csv", newline="") as file:
-        found: dict[str, Any] = {row["check"]: row["status"] for row in csv.DictReader(file)}
-    assert found == {"garbage": "skip", "labels": "skip", "inputs": "pass"}
+def test_checks_that_need_labels_are_left_out(images: Path) -> None:
+    given = [word for word in WORDS if not word.startswith("check=")]
+    exp = build(composed(*given, "objective=simclr", "check.only=[garbage,labels,inputs]"))
+    found = {result.check: result for result in run(exp)}
+    assert {name: one.status for name, one in found.items()} == {"garbage": "skip", "labels": "skip", "inputs": "pass"}
+    assert found["garbage"].value == "off"
 
 
 def test_views_are_of_the_images_whatever_their_units(here: Path) -> None:

@@ -118,7 +118,7 @@ AVERAGED = tuple(f"ema_{column}" for column in LOGGED)
 # with images without labels: the share of them that got a label, and of these labels the share that is right, if known
 LABELLED = ("accepted", "accepted_precision")
 # endings of columns of which a higher value is better
-HIGHER = ("_acc", "_f1", "_precision", "_recall", "_kappa", "_mcc", "_auc", "_per_second")
+HIGHER = ("_acc", "_f1", "_precision", "_recall", "_kappa", "_mcc", "_auc", "_map", "_per_second")
 # by what names files of arrays call images, labels and splits: Keras x_train, MedMNIST train_images, scikit-learn data
 _ARRAYS = {
     "x": ("x", "image", "images", "img", "imgs", "picture", "pictures", "photos", "pixels", "data", "input", "inputs"),

@@ -108,5 +108,7 @@ def by_target(results: Iterable[Mapping[str, Any]], also: Sequence[str]) -> list
     """Return the scores of single targets, such as test_species_acc, that are asked for and that a run has (M11)."""
     data = [found for one in results if isinstance(found := one.get("data"), dict) and found.get("tasks")]
     names = {name for found in data for name in found["tasks"]} if also else set()
-    there = {f"{split}_{name}_{what}" for split in ("val", "test") for name in names for what in ("acc", "loss")}
+    of_sets = ("val_map", "test_map", "val_tuned_f1", "test_tuned_f1")
+    there = {*of_sets} if any(found.get("multilabel") for found in data) else set()
+    there |= {f"{split}_{name}_{what}" for split in ("val", "test") for name in names for what in ("acc", "loss")}
     return [name for name in also if name in there]

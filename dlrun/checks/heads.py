@@ -46,13 +46,17 @@ def judged(check: Check, exp: Experiment, seconds: float) -> Verdict:
     if check.name not in EACH.split():
         message = f"undecided: it needs one label per image, and there are {len(tasks.names)} targets"
         return Verdict(Outcome.SKIP, "several targets", "", message)
+    if check.name == "class_balance" and tasks.sets:
+        return Verdict(Outcome.SKIP, "off", "", "most images lack most classes of a set")
     found = [check(of_task(exp, number), seconds / len(tasks.names)) for number in range(len(tasks.names))]
     if check.name == "reach":
         found = [_without_a_trunk(one) for one in found]
     worst = min(found, key=lambda one: RANK.index(one.status))
     number = found.index(worst)
     if worst.status != Outcome.PASS:
-        return replace(worst, message=f"{tasks.names[number]}: {worst.message}")
+        # balanced batches and weights of classes need one label per image
+        said = worst.message.partition("; try ")[0] if check.name == "class_balance" else worst.message
+        return replace(worst, message=f"{tasks.names[number]}: {said}")
     named = [*zip(tasks.names, found, strict=True)]
     shown, expected = ("; ".join(f"{n} {getattr(one, key)}" for n, one in named) for key in ("value", "expected"))
     message = f"every head: {worst.message}"
@@ -100,7 +104,7 @@ class _Only:
 
     def __call__(self, _module: nn.Module, _args: Any, outputs: Any) -> Any:
         if isinstance(outputs, Tensor):
-            fits = outputs.ndim == 2 and outputs.shape[1] == sum(self.tasks.sizes)
+            fits = outputs.ndim == 2 and outputs.shape[1] == len(self.tasks.outputs)
             return self.tasks.split(outputs)[self.number] if fits else outputs
         if isinstance(outputs, Mapping):
             return {name: self(_module, _args, one) for name, one in outputs.items()}
@@ -116,6 +120,6 @@ def _sum(exp: Experiment) -> str:
     assert isinstance(loss, ByTask)
     with torch.no_grad():
         labels = exp.data.train.labels[:1].to(exp.device)
-        value = float(loss(torch.zeros(1, sum(tasks.sizes), device=exp.device), labels))
+        value = float(loss(torch.zeros(1, len(tasks.outputs), device=exp.device), labels))
     terms = " + ".join(f"{share:g} × {name}" for share, name in zip(loss.shares, tasks.names, strict=True))
     return f"{value:.3f} ({terms})"

@@ -142,6 +142,8 @@ def _print(predictor: Predictor, result: dict[str, Any], made: Evaluation, trust
         print(
             f"  {name}: accuracy {one['test_acc']:.4f}, F1 {one['test_macro_f1']:.4f}, log loss {one['test_loss']:.4f}"
         )
+    if "test_map" in result:
+        print(f"  mAP {result['test_map']:.4f}, F1 at the thresholds of validation {result['test_tuned_f1']:.4f}")
     print(as_lines(result))
     if attacks := result.get("adversarial"):
         curve = ", ".join(f"{row['accuracy']:.4f} at {row['epsilon']:g}" for row in attacks[1:])

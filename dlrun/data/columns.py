@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dlrun.data.sheet import Sheet, simple
+from dlrun.data.tasks import BETWEEN, EMPTY
 from dlrun.errors import UserError
 from dlrun.vocabulary import FURTHER
 
@@ -53,6 +54,7 @@ class Columns:
     group: str = ""
     weight: str = ""
     several: bool = False  # each of `labels` is a task of its own (M11)
+    sets: bool = False  # the label is a set of classes, see dlrun/data/tasks.py
 
 
 def choose_id(sheet: Sheet, given: str | None, finds: Callable[[str], bool]) -> str:
@@ -94,6 +96,7 @@ def choose(
     group: str | None,
     weight: str | None,
     targets: Sequence[str] = (),
+    sets: bool = False,
 ) -> Columns:
     """Return the columns of a table whose images column `name` names; the others are keys of `dataset` or None.
 
@@ -115,7 +118,10 @@ def choose(
         found = _label(sheet, free)
     # a column that is a label is nothing else, unless a key says so
     kept = {kind: one for kind, one in chosen.items() if one not in found and one != name}
-    return Columns(name, found, **kept, several=bool(targets))
+    if sets and len(found) > 1:
+        what = "dataset.multilabel=true: expected one column of classes with | between them"
+        raise UserError(f"{what}, found {', '.join(found)}; type dataset.label_column=COLUMN")
+    return Columns(name, found, **kept, several=bool(targets), sets=sets)
 
 
 def _require_several(label: str | Sequence[str] | None, found: list[str]) -> None:
@@ -189,6 +195,8 @@ def labels(sheet: Sheet, columns: Columns) -> list[str]:
     if columns.several:
         rows = zip(*map(sheet.column, columns.labels), strict=True)
         return [TOGETHER.join(row) if all(v and v not in MISSING for v in row) else "" for row in rows]
+    if columns.sets:
+        return [_set(label) for label in sheet.column(columns.labels[0])]
     if len(columns.labels) == 1:
         return ["" if label in MISSING else label for label in sheet.column(columns.labels[0])]
     found = []
@@ -201,3 +209,9 @@ def labels(sheet: Sheet, columns: Columns) -> list[str]:
             raise UserError(f"{sheet.path}, line {line}: expected one 1 among {len(names)} label columns, found {what}")
         found.append(here[0] if here else "")
     return found
+
+
+def _set(label: str) -> str:
+    """A set of classes in one form: sorted, each once; "" for a cell without a label or with an empty name."""
+    parts = sorted({part.strip() for part in label.split(BETWEEN)})
+    return "" if label in MISSING or "" in parts or (EMPTY in parts and len(parts) > 1) else BETWEEN.join(parts)

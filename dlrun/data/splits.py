@@ -140,7 +140,7 @@ class Data:
     def counts(self) -> list[int]:
         """Number of training images of each of `classes`."""
         if self.tasks is not None:
-            return [n for counts in self.tasks.counts(self.train.labels) for n in counts]
+            return self.tasks.counted(self.train.labels)
         return np.bincount(self.train.labels.numpy(), minlength=len(self.classes)).tolist()  # type: ignore[no-any-return]
 
     def word(self, label: int) -> str:
@@ -162,6 +162,7 @@ class Data:
             "shape": list(self.shape),
             "classes": self.classes,
             **({"train_counts": self.counts} if self.tasks is None else {"tasks": self.tasks.record()}),
+            **({"multilabel": True} if self.tasks is not None and self.tasks.sets else {}),
             **({"left_out": self.account.record()} if self.account else {}),
             "dropped": {name: sum(item.split == name for item in dropped) for name in splits},
             "balance": self.balance,

@@ -27,7 +27,7 @@ from dlrun.data.listing import Account
 from dlrun.data.places import Places
 from dlrun.data.sheet import Sheet, read, shown
 from dlrun.data.splits import Raw, Split
-from dlrun.data.tasks import Tasks
+from dlrun.data.tasks import BETWEEN, EMPTY, Tasks
 from dlrun.errors import UserError
 
 __all__ = ["table"]
@@ -69,6 +69,7 @@ def table(
     weight_column: str | None = None,
     group_pattern: str | None = None,
     targets: Sequence[str] = (),
+    multilabel: bool = False,
     resize: str = "crop",
     interpolation: str = "auto",
     crop_pct: str | float = "auto",
@@ -81,9 +82,9 @@ def table(
     """The image files in the folder `images` that the rows of the table `csv` name. Nothing is decoded here.
 
     Without `images` they are in the table's folder. Columns that are not named are found, see `columns`. Classes are
-    the sorted labels; labels that are numbers sort as numbers. `targets` are columns of labels that are learned at once
-    (M11). The keys from `resize` to `decoder` are those of `Decoding`, image_size and channels those of `Form`. Raises
-    UserError for a table that cannot be read, and BadData.
+    the sorted labels; labels that are numbers sort as numbers. `targets` are columns of labels that are learned at
+    once, with `multilabel` the label is a set of classes (M11). The keys from `resize` to `decoder` are those of
+    `Decoding`, image_size and channels those of `Form`. Raises UserError for a table that cannot be read, and BadData.
     """
     # those of pretrained weights are in the config by now, see dlrun/training/statistics.py
     chosen = "bilinear" if interpolation == "auto" else interpolation
@@ -99,7 +100,7 @@ def table(
         raise UserError("dataset.group_column and dataset.group_pattern both make groups; omit one of them")
     group = NONE if group_pattern else group_column
     keys = {"split": split_column, "group": group, "weight": weight_column}
-    columns = choose(found, name, label=label_column, targets=targets, **keys)
+    columns = choose(found, name, label=label_column, targets=targets, sets=multilabel, **keys)
     columns = replace(columns, split=_split_column(found, columns.split, bool(split_column)))
     rows = _read(found, columns, places)
     if rows.bad and on_bad == "error":
@@ -236,6 +237,11 @@ class _Known:
 
     def __init__(self, path: Path, columns: Columns, labels: Sequence[str]) -> None:
         self._path, self._columns, self.tasks = path, columns, None
+        if columns.sets:
+            there = sorted({part for label in labels for part in label.split(BETWEEN)} - {EMPTY})
+            self.tasks = Tasks.of_sets(there)
+            self.classes = self.tasks.outputs
+            return
         by_column = [*zip(*map(self._parts, labels), strict=True)]
         found = [_classes(path, {*values}) for values in by_column]
         self._number = [{name: number for number, name in enumerate(names)} for names in found]
@@ -249,6 +255,8 @@ class _Known:
 
     def numbers(self, labels: Sequence[str], role: str) -> Tensor:
         """The labels (N,) of a split. Raises UserError for classes that train lacks."""
+        if self._columns.sets:
+            return self._sets([{*label.split(BETWEEN)} - {EMPTY} for label in labels], role)
         parts = [*map(self._parts, labels)]
         for column, known in enumerate(self._number):
             if unknown := sorted({row[column] for row in parts} - known.keys()):
@@ -257,6 +265,12 @@ class _Known:
                 raise UserError(f"{self._path}: {what}")
         found = np.array([[known[v] for v, known in zip(row, self._number, strict=True)] for row in parts])
         return torch.from_numpy(found[:, 0].copy()) if self.tasks is None else self.tasks.codes(found)
+
+    def _sets(self, sets: Sequence[set[str]], role: str) -> Tensor:
+        assert self.tasks is not None
+        if unknown := sorted(set[str]().union(*sets) - {*self.classes}):
+            raise UserError(f"{self._path}: {role} has classes that train lacks: {shown(list(map(repr, unknown)))}")
+        return self.tasks.codes(np.array([[name in one for name in self.classes] for one in sets], dtype=np.int64))
 
 
 def _raw(sheet: Sheet, columns: Columns, rows: _Rows, places: Places, form: Form, pattern: str | None) -> Raw:

@@ -124,7 +124,8 @@ class Sources:
 def predict(predictor: Predictor, sources: Sources, out: Path, screen: Screen) -> Outcome:
     """Write one row per image to `out`: file, class, confidence, and the probability of each class.
 
-    With several targets class and confidence are columns of every target, named after it (M11).
+    With several targets class and confidence are columns of every target, named after it; of sets there is one column
+    of classes, those above their thresholds (M11).
     Unreadable images are listed in the outcome and omitted. Raises UserError, and writes no file, if nothing was
     predicted.
     """
@@ -144,11 +145,16 @@ def _answered(predictor: Predictor) -> list[str]:
     """The names of the columns of the answers."""
     if predictor.tasks is None:
         return ["class", "confidence"]
+    if predictor.tasks.sets:
+        return ["classes"]
     return [cell(column) for name in predictor.tasks.names for column in (name, f"{name}_confidence")]
 
 
 def _answers(predictor: Predictor, p: NDArray[np.floating[Any]], chosen: Any) -> Iterator[str]:
     """The class of each target and its probability, of probabilities (K,) and class numbers, or one."""
+    if predictor.tasks is not None and predictor.tasks.sets:
+        yield cell(predictor.tasks.chosen(chosen))
+        return
     first = 0
     kinds = [predictor.classes] if predictor.tasks is None else predictor.tasks.classes
     for classes, k in zip(kinds, np.atleast_1d(chosen), strict=True):

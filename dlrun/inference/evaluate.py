@@ -48,6 +48,7 @@ class Evaluation:
     split: Split  # the images that could be read
     done: Outcome
     gap: float | None  # the largest difference from the logits that the run stored; None if there are none
+    thresholds: list[float] | None = None  # of the classes of a set
     tasks: Tasks | None = None  # of a run with several targets: labels are codes, and the vote has classes (N, T)
 
     def result(self, classes: list[str]) -> dict[str, Any]:
@@ -116,7 +117,7 @@ def evaluate(predictor: Predictor, found: Labelled, screen: Screen) -> Evaluatio
         gap = float(np.abs(found.stored - made).max())
     labels, ids = found.labels[kept], [found.ids[k] for k in kept]
     split = Split(found.images.subset(torch.tensor(kept)), torch.from_numpy(labels), ids)
-    return Evaluation(made, labels, ids, vote, split, done, gap, predictor.tasks)
+    return Evaluation(made, labels, ids, vote, split, done, gap, predictor.thresholds or None, predictor.tasks)
 
 
 def _is_folder(found: Labelled) -> bool:

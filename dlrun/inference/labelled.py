@@ -102,7 +102,8 @@ def _raw(predictor: Predictor, path: Path, images: str | None, level: str | None
     height, width, channels = predictor.shape
     suffix = path.suffix.lower()
     if predictor.tasks is not None and suffix not in TABLES:
-        expected = f"a table ({', '.join(TABLES)}) with the columns {', '.join(predictor.tasks.names)}"
+        expected = f"a table ({', '.join(TABLES)})"
+        expected += "" if predictor.tasks.sets else f" with the columns {', '.join(predictor.tasks.names)}"
         raise UserError(f"{path}: expected {expected}; omit it for the run's own test split")
     if images is not None and suffix not in TABLES:
         raise UserError(f"--images={images}: expected with a table ({', '.join(TABLES)}) alone; omit it")
@@ -111,8 +112,9 @@ def _raw(predictor: Predictor, path: Path, images: str | None, level: str | None
         level = level or source.get("class_level", "auto")  # classes are where they were in training
         return files.image_folder(str(path), [height, width], channels, class_level=level)
     if suffix in TABLES:
-        targets = predictor.tasks.names if predictor.tasks is not None else ()
-        return table.table(str(path), images, [height, width], channels, targets=targets)
+        tasks = predictor.tasks
+        how = {"multilabel": True} if tasks and tasks.sets else {"targets": tasks.names} if tasks else {}
+        return table.table(str(path), images, [height, width], channels, **how)
     if path.is_dir() or suffix in (".npz", ".npy"):
         count = len(predictor.classes)
         numbered = predictor.classes == [str(k) for k in range(count)]
@@ -146,9 +148,14 @@ def _matched(predictor: Predictor, path: Path, part: Split, raw: Raw) -> tuple[N
     if tasks is None or raw.tasks is None:
         return _renumbered(predictor, path, part.labels.numpy(), raw.classes, predictor.classes)
     columns = raw.tasks.columns(part.labels).numpy()
+    if tasks.sets:
+        numbers, notes = _renumbered(predictor, path, np.arange(len(raw.classes)), raw.classes, tasks.names)
+        found = np.zeros((len(columns), len(tasks.names)), dtype=np.int64)
+        found[:, numbers] = columns
+        return tasks.codes(found).numpy(), notes
     pairs = zip(columns.T, raw.tasks.classes, tasks.classes, strict=True)
-    found = [_renumbered(predictor, path, column, given, known) for column, given, known in pairs]
-    return tasks.codes(np.stack([numbers for numbers, _ in found], 1)).numpy(), [n for _, notes in found for n in notes]
+    each = [_renumbered(predictor, path, column, given, known) for column, given, known in pairs]
+    return tasks.codes(np.stack([numbers for numbers, _ in each], 1)).numpy(), [n for _, notes in each for n in notes]
 
 
 def _renumbered(

@@ -64,6 +64,7 @@ class Predictor:
     dtypes: tuple[torch.dtype, ...] = ()  # of the forward passes of each model: that of its run
     batch_size: int = 256  # of the evaluations of the run
     tasks: Tasks | None = None  # of a run with several targets; then a vote has classes (B, T)
+    thresholds: list[float] = field(default_factory=list)  # of the classes of a set, chosen on validation
 
     def changes(self, trust: list[str]) -> list[str]:
         """Return a line for the run, or the first member, whose own code has changed since it was trained."""
@@ -91,6 +92,9 @@ class Predictor:
 
     def voted(self, logits: NDArray[np.float32]) -> Vote:
         """Return probabilities and classes of the logits (M, B, K) of every model."""
+        if self.tasks is not None and self.tasks.sets:
+            p = softmax(np.stack([np.zeros_like(logits[0]), logits[0]], -1))[..., 1]
+            return Vote(p, (p >= np.array(self.thresholds)).astype(np.int64))
         if self.tasks is not None:
             parts = [softmax(one) for one in np.split(logits[0], np.cumsum(self.tasks.sizes)[:-1], axis=1)]
             return Vote(np.concatenate(parts, 1), np.stack([one.argmax(1) for one in parts], 1))
@@ -234,6 +238,8 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
         raise UserError(f"{path}: its logits differ by {gap:.2g} from those at the end of training: {why}", Exit.FAILED)
     made = Predictor(path, data["classes"], data["shape"], [whole], [1.0], "mean_probability", 1.0, where, data)
     made.tasks = data["tasks"]
+    if made.tasks is not None and made.tasks.sets:
+        made.thresholds = _thresholds(path, made.tasks)
     try:
         made.units = units.recorded(data, probe.get("images"))
         made.decoding = decoding_for(plain.get("dataset"), data, made.units)
@@ -243,6 +249,15 @@ def _run(path: Path, trust: list[str], device: str, name: str = "") -> Predictor
     size = trainer.get("eval_batch_size")
     made.batch_size = size if isinstance(size, int) and size > 0 else made.batch_size
     return made
+
+
+def _thresholds(path: Path, tasks: Tasks) -> list[float]:
+    """Those of the classes of a set, which the end of training chose on validation."""
+    found = reading.stored(path).get("thresholds")
+    known = [found.get(name) for name in tasks.names] if isinstance(found, dict) else []
+    if not known or not all(isinstance(one, float) and 0 <= one <= 1 for one in known):
+        raise UserError(f"{path}: result.json has no thresholds of its classes; expected a completed run")
+    return known  # type: ignore[return-value]
 
 
 def _target(plain: dict[str, Any], part: str) -> str:
@@ -273,7 +288,7 @@ def _data(path: Path) -> dict[str, Any]:
         shape, classes = tuple(int(n) for n in found["shape"]), [str(c) for c in found["classes"]]
         mean, std = ([float(v) for v in found[key]] for key in ("mean", "std"))
         fits = len(shape) == 3 and min(shape) > 0 and len(mean) == len(std) == shape[2] and min(std) > 0
-        tasks = Tasks.of(found["tasks"]) if found.get("tasks") else None
+        tasks = Tasks.of(found["tasks"], bool(found.get("multilabel"))) if found.get("tasks") else None
         if not fits or len(classes) < 2 or (tasks is not None and tasks.outputs != classes):
             raise ValueError
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -29,6 +29,8 @@ def summarise(exp: Experiment, run: Run, screen: Screen, state: State, ending: d
     correct = f"{round(ending['test_acc'] * ending['test_samples'])} of {ending['test_samples']} images"
     if each := ending.get("tasks"):
         correct = ", ".join(f"{name} {one['test_acc']:.4f}" for name, one in each.items())
+        if "test_map" in ending:
+            correct = f"mean over classes, mAP {ending['test_map']:.4f}, F1 {ending['test_tuned_f1']:.4f}"
     why = "the last" if exp.cfg.trainer.keep == "last" else f"the best {exp.cfg.trainer.monitor}"
     validated = f"val_acc {shown('val_acc')}, " if "val_acc" in ending else ""
     screen.say(

@@ -148,6 +148,8 @@ def _classes(exp: Experiment) -> str:
     tasks = exp.data.tasks
     if tasks is None:
         return f"{exp.num_classes} classes"
+    if tasks.sets:
+        return f"sets of {exp.num_classes} classes"
     return "targets " + ", ".join(
         f"{name} ({size} classes)" for name, size in zip(tasks.names, tasks.sizes, strict=True)
     )

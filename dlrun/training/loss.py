@@ -73,6 +73,8 @@ def loss_of(node: dict[str, Any], trust: list[str], data: Data) -> nn.Module:
         loss: nn.Module = instantiate(_own_loss(node), trust, "loss", class_counts=data.counts)
     else:
         own = _own_loss({key: value for key, value in node.items() if key != "weights"})
+        if data.tasks.sets:  # of the logits 0 and z softmax is a sigmoid: the same loss as bce, which must_suit expects
+            own["_target_"] = "dlrun.losses.CrossEntropy"
         counted = data.tasks.counts(data.train.labels)
         parts = [instantiate(own, trust, "loss", class_counts=counts) for counts in counted]
         loss = ByTask(data.tasks, parts, node.get("weights") or [1.0] * len(parts))

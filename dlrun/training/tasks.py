@@ -17,6 +17,7 @@ from dlrun.config.settings import Settings
 from dlrun.data import Data
 from dlrun.data.tasks import Tasks
 from dlrun.errors import UserError
+from dlrun.training import sets
 from dlrun.vocabulary import PER_EPOCH
 
 __all__ = ["columns", "further", "must_suit", "scores"]
@@ -32,6 +33,7 @@ def must_suit(cfg: Settings, data: Data) -> None:
             raise UserError(f"loss.weights={weights}: there is one target; expected it with dataset.targets, omit it")
         return
     names = ",".join(data.tasks.names)
+    _require_bce(cfg, data.tasks)
     if weights and len(weights) != len(data.tasks.names):
         what = f"expected {len(data.tasks.names)}, one per target, found {len(weights)}"
         raise UserError(f"loss.weights={weights}: {what}: dataset.targets=[{names}]")
@@ -47,11 +49,20 @@ def must_suit(cfg: Settings, data: Data) -> None:
         f"model.output_bias={cfg.model.get('output_bias')}": cfg.model.get("output_bias", "default") != "default",
     }
     if wrong := next((key for key, found in refused.items() if found), ""):
-        raise UserError(f"{wrong}: needs one label per image, found dataset.targets=[{names}]; omit one of them")
+        key = "dataset.multilabel=true" if data.tasks.sets else f"dataset.targets=[{names}]"
+        raise UserError(f"{wrong}: needs one label per image, found {key}; omit one of them")
+
+
+def _require_bce(cfg: Settings, tasks: Tasks) -> None:
+    if tasks.sets and cfg.loss.get("_target_") != "dlrun.losses.BinaryCrossEntropy":
+        found = cfg.choices.get("loss") or cfg.loss.get("_target_")
+        raise UserError(f"loss={found}: dataset.multilabel=true needs one probability per class; type loss=bce")
 
 
 def columns(tasks: Tasks | None) -> tuple[str, ...]:
-    """Return the columns of metrics.csv that several tasks add."""
+    """Return the columns of metrics.csv that several tasks add; sets add the mean average precision."""
+    if tasks is not None and tasks.sets:
+        return ("val_map",)
     return tuple(f"val_{name}_{what}" for name in (tasks.names if tasks else ()) for what in ("loss", "acc"))
 
 
@@ -64,15 +75,20 @@ def scores(tasks: Tasks, losses: Sequence[float], logits: Any, labels: Any, spli
     for part, column in zip(tasks.split(logits), tasks.columns(labels).unbind(1), strict=True):
         found.append(agreement(count(column.numpy(), part.argmax(1).numpy(), part.shape[1])))
     row: dict[str, Any] = {f"{split}_{name}": _mean([one[name] for one in found]) for name in ("acc", *PER_EPOCH)}
+    if tasks.sets:
+        return row | sets.scores(tasks, logits, labels, split)
     for name, loss, one in zip(tasks.names, losses, found, strict=True):
         row |= {f"{split}_{name}_loss": loss, f"{split}_{name}_acc": one["acc"]}
     return row
 
 
-def further(tasks: Tasks, found: Mapping[str, tuple[Any, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def further(
+    tasks: Tasks, found: Mapping[str, tuple[Any, Any]], thresholds: Sequence[float] | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return all scores of predictions by split, and the rows of per_class.csv.
 
-    `tasks` has those of each task by name; the others are their means. The interval is that of the mean accuracy.
+    `tasks` has those of each task by name; the others are their means. The interval is that of the mean accuracy. Of
+    sets the thresholds are chosen on validation unless they are given.
     """
     each: dict[str, dict[str, Any]] = {name: {} for name in tasks.names}
     rows: list[dict[str, Any]] = []
@@ -87,10 +103,13 @@ def further(tasks: Tasks, found: Mapping[str, tuple[Any, Any]]) -> tuple[dict[st
             keys |= {f"{split}_{key}": None for key in made}
             made["acc"] = float((answers[split][1] == labels).mean())
             each[name] |= {f"{split}_{key}": value for key, value in made.items()}
-        rows += by_class(answers, [f"{name}={one}" for one in classes])
+        made_rows = by_class(answers, [name] * 2 if tasks.sets else [f"{name}={one}" for one in classes])
+        rows += made_rows[1:] if tasks.sets else made_rows
     means = {key: _mean([one[key] for one in each.values()]) for key in keys}
     share = tasks.right(*found["test"]).double().numpy()
     about = bootstrap(*answers["test"], len(classes), ())
+    if tasks.sets:
+        means |= sets.further(tasks, found, each, thresholds)
     return {**means, "tasks": each, "bootstrap": about | {"test_acc": [*interval_of_mean(share)]}}, rows
 
 

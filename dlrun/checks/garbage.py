@@ -31,7 +31,7 @@ from dlrun.checks.smaller import shrunk, smaller_side
 from dlrun.training.experiment import Experiment
 from dlrun.vocabulary import Outcome
 
-__all__ = ["garbage"]
+__all__ = ["CLASSES", "garbage"]
 
 CLASSES = 10
 SURE, POSSIBLE = 1e-4, 2e-3  # p for a pass, and for a warning at worst: small, since there are 15 evaluations

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.checks.check import Check
+from dlrun.checks.garbage import CLASSES
 from dlrun.checks.result import Verdict
 from dlrun.checks.sandbox import data_loss
 from dlrun.data.splits import Split
@@ -35,6 +36,7 @@ data_audit data_duplicates schedule rates splits inputs outputs state objective 
 structure flow penalty independence parameters optimizer updates descent lint_bias lint_activation lint_width
 trial_steps gradient
 """
+SLICE, LEFT = 300, 3  # images that `garbage` trains on, and of the rarest class the fewest to hold out
 RANK = (Outcome.FAIL, Outcome.WARN, Outcome.SKIP, Outcome.PASS)  # the worst first
 
 
@@ -48,7 +50,7 @@ def judged(check: Check, exp: Experiment, seconds: float) -> Verdict:
         return Verdict(Outcome.SKIP, "several targets", "", message)
     if check.name == "class_balance" and tasks.sets:
         return Verdict(Outcome.SKIP, "off", "", "most images lack most classes of a set")
-    found = [check(of_task(exp, number), seconds / len(tasks.names)) for number in range(len(tasks.names))]
+    found = [_of_head(check, exp, number, seconds / len(tasks.names)) for number in range(len(tasks.names))]
     if check.name == "reach":
         found = [_without_a_trunk(one) for one in found]
     worst = min(found, key=lambda one: RANK.index(one.status))
@@ -63,6 +65,19 @@ def judged(check: Check, exp: Experiment, seconds: float) -> Verdict:
     if check.name == "initial_loss":
         expected += f"; {_sum(exp)}"
     return Verdict(Outcome.PASS, shown, expected, message)
+
+
+def _of_head(check: Check, exp: Experiment, number: int, seconds: float) -> Verdict:
+    """The verdict on one head."""
+    tasks = exp.data.tasks
+    assert tasks is not None
+    if check.name == "garbage":
+        # `garbage` trains on so many images of the largest classes in turn: of the rarest none may be left to hold out
+        counts = sorted(tasks.counts(exp.data.train.labels)[number], reverse=True)[:CLASSES]
+        if min(counts) < min(SLICE, sum(counts) * 2 // 3) / len(counts) + LEFT:
+            message = "undecided: too few images of its rarest class to hold some out"
+            return Verdict(Outcome.SKIP, f"{min(counts)} images", "", message)
+    return check(of_task(exp, number), seconds)
 
 
 def _without_a_trunk(verdict: Verdict) -> Verdict:

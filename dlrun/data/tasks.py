@@ -116,6 +116,10 @@ class Tasks:
         """Return the classes of each task by its name, for result.json."""
         return {name: list(labels) for name, labels in zip(self.names, self.classes, strict=True)}
 
+    def about(self) -> dict[str, Any]:
+        """Return what a run records of its tasks among its data."""
+        return {"tasks": self.record()} | ({"multilabel": True} if self.sets else {})
+
     @classmethod
     def of(cls, record: Mapping[str, Sequence[Any]], sets: bool = False) -> Tasks:
         """Return the tasks that a run recorded."""

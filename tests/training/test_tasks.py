@@ -22,6 +22,7 @@ from dlrun.checks.runner import CHECKS
 from dlrun.data.table import table
 from dlrun.data.tasks import Tasks
 from dlrun.errors import UserError
+from dlrun.reports.score_tables import by_target
 from dlrun.training import loop, tasks
 from dlrun.training.experiment import Experiment, build
 from dlrun.vocabulary import Outcome as Judged
@@ -128,9 +129,7 @@ def test_scores_per_task_and_their_mean_in_metrics_result_and_compare(
     assert [row["class"] for row in rows_of(animals / "r/per_class.csv")] == TWO.outputs
     shown = dlrun("compare", "r", "--columns", "val_acc,test_age_group_acc")
     assert "test_age_group_acc" in shown.out
-    assert dlrun("report", "r").code == 0
-    page = (animals / "r/report.html").read_text()
-    assert "age_group" in page
+    assert by_target(found).count("age_group") == 1
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(animals: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -178,7 +177,8 @@ def test_a_head_that_does_not_reach_the_trunk_fails_by_name(animals: Path) -> No
 
 
 def test_the_checks_know_every_head(animals: Path, dlrun: Callable[..., Outcome]) -> None:
-    done = dlrun("check", *WORDS, "check.fresh=true", "check.skip=[gradient,garbage,modes]", "--json")
+    chosen = "labels,class_balance,loss,loss_terms,mixture,initial_loss,overfit"
+    done = dlrun("check", *WORDS, "check.fresh=true", f"check.only=[{chosen}]", "--json")
     found = {row["check"]: row for row in json.loads(done.out)}
     assert done.code == 0
     assert {name for name, row in found.items() if row["status"] == Judged.FAIL} == set()
@@ -188,7 +188,7 @@ def test_the_checks_know_every_head(animals: Path, dlrun: Callable[..., Outcome]
         assert "species" in found[name]["value"]
         assert "age_group" in found[name]["value"]
     assert {name for name in found if found[name]["value"] == "several targets"} == UNDECIDED
-    assert {*EACH.split(), *ONCE.split()} <= CHECKS.keys()
+    assert CHECKS.keys() - {*EACH.split(), *ONCE.split()} == UNDECIDED
 
 
 def test_predict_and_evaluate_answer_for_every_task(animals: Path, dlrun: Callable[..., Outcome]) -> None:
@@ -289,8 +289,7 @@ def test_what_knows_one_label_per_image_refuses_the_run(animals: Path, dlrun: Ca
     assert dlrun("train", *WORDS, "check=none", "trainer.epochs=2", "trainer.keep=all", "run.dir=r").code == 0
     commands = (
         *("ensemble r r", "ensemble r --members checkpoints", "export r --to torch_export"),
-        *("suspects r", "embed r images", "predict r images --like t.csv", "evaluate r --adversarial 2"),
-        *("evaluate r images", "show data " + " ".join(WORDS)),
+        *("suspects r", "predict r images --like t.csv", "evaluate r --adversarial 2"),
     )
     for command in commands:
         done = dlrun(*command.split())

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dlrun.checks.heads import EACH, ONCE, judged
 from dlrun.checks.runner import CHECKS
+from dlrun.data.carving import carve
 from dlrun.data.table import table
 from dlrun.data.tasks import Tasks
 from dlrun.errors import UserError
@@ -102,6 +103,15 @@ def test_every_class_of_every_task_is_in_train_and_val_and_other_images_move_non
     file.write_text("\n".join(lines[:-9]))
     left = {Path(line.split(",")[0]).stem for line in lines[-9:]}
     assert {one for one in before if Path(one).stem not in left} == divided()[1]
+
+
+def test_dividing_by_several_columns_keeps_every_class_in_train() -> None:
+    for seed in range(50):
+        labels = np.random.default_rng(seed).integers(0, 5, (14, 3))
+        rest, chosen = carve(torch.from_numpy(labels), 0.5, seed, "val", [bytes([n]) for n in range(14)])
+        assert sorted([*rest.tolist(), *chosen.tolist()]) == [*range(14)]
+        for column in labels.T:
+            assert {*column[rest].tolist()} == {*column.tolist()}
 
 
 def test_scores_per_task_and_their_mean_in_metrics_result_and_compare(

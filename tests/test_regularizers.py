@@ -1,4 +1,4 @@
-"""Penalties and max-norm: exact values, exemptions, gradients (R1, R3, C2)."""
+"""Penalties and max-norm: exact values, exemptions, gradients (R1, R3, R5, C2)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from torch import nn
 
 from dlrun.errors import UserError
 from dlrun.regularizers import Penalty
+from support.composed import composed
 
 
 def small_model() -> nn.Sequential:
@@ -108,3 +109,9 @@ def test_project_is_off_by_default_and_spares_frozen_weights() -> None:
 def test_negative_strength_is_a_user_error() -> None:
     with pytest.raises(UserError, match=r"regularizer\.l2=-0\.1\b"):
         Penalty(l2=-0.1)
+
+
+def test_nothing_is_regularised_unless_it_is_asked_for() -> None:
+    cfg = composed()
+    assert (cfg.choices["regularizer"], cfg.plain["optimizer"].get("weight_decay", 0.0)) == ("none", 0.0)
+    assert not any(cfg.plain["regularizer"][key] for key in ("l1", "l2", "max_norm", "dropout", "label_smoothing"))

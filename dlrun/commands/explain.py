@@ -1,4 +1,7 @@
-"""`dlrun explain KEY|GROUP [key=value ...]`: what it means and allows, what sets it now, the practice behind it."""
+"""`dlrun explain KEY|GROUP [key=value ...]`: what it means and allows, what sets it now, the practice behind it.
+
+`dlrun explain practices` lists every practice with the command that does it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from dlrun.config import studies
 from dlrun.config.flags import split
 from dlrun.config.option_text import Key, Option
 from dlrun.config.options import PRESETS, STUDIES, Options, builtin_conf, prefix, user_conf
-from dlrun.config.practices import PRACTICES, cited, without_ids
+from dlrun.config.practices import COMMANDS, PRACTICES, cited, without_ids
 from dlrun.config.rules import scalar
 from dlrun.config.schema import NAMES, check_value, unknown
 from dlrun.config.sources import Choice, Setting, Sources
@@ -21,7 +24,7 @@ from dlrun.vocabulary import Exit
 __all__ = ["complete", "main"]
 
 WIDTH = 80
-USAGE = "usage: dlrun explain KEY|GROUP [key=value ...]"
+USAGE = "usage: dlrun explain KEY|GROUP|practices [key=value ...]"
 # keys that Hydra gives the same meaning in every option
 COMMON = {
     "_target_": "The class or function that dlrun builds or calls; the other keys are its arguments.",
@@ -50,7 +53,8 @@ def main(argv: list[str]) -> int:
     sources = Sources(options, [word for word in words if "=" in word])
     _check_typed(sources)
     asked = names[0] if names else next((w.partition("=")[0].lstrip("+") for w in words), "")
-    lines = _overview(sources) if helping or not asked else _answer(sources, asked)
+    page = _overview if helping or not asked else _every_practice if asked == "practices" else None
+    lines = page(sources) if page else _answer(sources, asked)
     print("\n".join(lines))
     return Exit.FINE
 
@@ -59,6 +63,7 @@ def complete(start: str) -> list[str]:
     """Return the groups and keys that begin with what has been typed so far."""
     sources = Sources(Options())
     names = [*sources.options.groups(), *sources.keys(), *(key.name for _, _, key in sources.elsewhere())]
+    names += ["practices"]
     return sorted({name for name in names if name.startswith(start) and not name.rpartition(".")[2].startswith("_")})
 
 
@@ -114,6 +119,7 @@ def _overview(sources: Sources) -> Iterator[str]:
     yield from _row("dlrun explain optimizer.lr", "what a key means, what it allows, what sets it", 30)
     yield from _row("dlrun explain optimizer.lr optimizer=sgd experiment=quick", "", 30)
     yield from _row("", "the same with these words", 30)
+    yield from _row("dlrun explain practices", "every practice and the command that does it", 30)
     yield ""
     yield "groups:"
     for group in sources.options.groups():
@@ -123,6 +129,13 @@ def _overview(sources: Sources) -> Iterator[str]:
     for key, one in sources.keys().items():
         if not key.startswith(groups):
             yield from _row(key, without_ids(one.now.comment), 16)
+
+
+def _every_practice(_: Sources) -> Iterator[str]:
+    for name, text in PRACTICES.items():
+        yield from _row(name, f"{text[:1].upper()}{text[1:]}", 5)
+        if name in COMMANDS:
+            yield " " * 7 + f"dlrun {COMMANDS[name]}"
 
 
 def _group(sources: Sources, group: str) -> Iterator[str]:

@@ -1,10 +1,13 @@
-"""The practices that comments and docstrings cite by their ids, each in one line (`dlrun explain KEY`)."""
+"""The practices that comments and docstrings cite by their ids, each in one line and with one command.
+
+`dlrun explain KEY` names those behind a key, `dlrun explain practices` all of them.
+"""
 
 from __future__ import annotations
 
 import re
 
-__all__ = ["PRACTICES", "cited", "without_ids"]
+__all__ = ["COMMANDS", "PRACTICES", "cited", "without_ids"]
 
 PRACTICES = {
     "D1": "check the data before training: unreadable, constant or non-finite samples, labels out of range",
@@ -79,6 +82,82 @@ PRACTICES = {
     "E5": "combine by votes, by confidence or by mean probability",
     "E6": "distil an ensemble into one model",
     "E7": "weigh accuracy against the cost of more members",
+}
+
+# one command for each, without `dlrun`; `outputs/latest` is the last run or sweep
+COMMANDS = {
+    "D1": "check check.only=[data_audit]",
+    "D2": "check check.only=[data_duplicates]",
+    "D3": "train dataset.normalize=data",
+    "D4": "train dataset.val_fraction=0.2",
+    "D5": "train seed=2",
+    "D6": "train dataset.balance=true",
+    "D7": "show augment augment=strong",
+    "D8": "train objective=pseudo_label objective.unlabelled=photos",
+    "D9": "train objective=adversarial",
+    "D10": "train -m optimizer=sgd,adam dataset.limit=2000",
+    "D11": "report outputs/latest",
+    "M1": "train -m model.kernel_size=3,5,7",
+    "M2": "train -m model=resnet20 model.skip=true,false",
+    "M3": "train experiment=finetune dataset.root=photos",
+    "M4": "train -m model.activation=relu,leaky_relu,gelu",
+    "M5": "train model.norm=batch",
+    "M6": "train -m model.init=default,he_normal",
+    "M7": "train model.output_bias=frequency",
+    "M8": "ladder model.depth=2,4,6 model.width=16,32",
+    "M9": "check check.only=[lint_width]",
+    "M10": "train objective=denoise dataset=image_folder dataset.root=photos",
+    "M11": "train dataset=table dataset.csv=train.csv dataset.targets=[species,age_group]",
+    "O1": "train -m optimizer=sgd,nesterov,adam",
+    "O2": "train optimizer=sgd scheduler.momentum_start=0.5 scheduler.momentum_end=0.99",
+    "O3": "train scheduler=cosine scheduler.warmup=2",
+    "O4": "train trainer.clip_norm=1",
+    "O5": "lr_range",
+    "O6": "batch_time",
+    "O7": "train optimizer.layer_decay=0.75",
+    "O8": "train trainer.patience=5 trainer.keep=all",
+    "O9": "train trainer.patience=5 trainer.while_gap_shrinks=true",
+    "O10": "train trainer.precision=bf16 trainer.accumulate=4 trainer.ema=0.999",
+    "R1": "train regularizer=elastic",
+    "R2": "train regularizer=dropout",
+    "R3": "train objective=mixup regularizer=label_smoothing",
+    "R4": "prune outputs/latest --sparsity 0.5,0.9",
+    "R5": "train regularizer=none",
+    "C1": "check check.only=[initial_loss]",
+    "C2": "check check.only=[penalty]",
+    "C3": "check check.only=[overfit]",
+    "C4": "check check.only=[gradient]",
+    "C5": "check --explain gradient",
+    "C6": "check --explain gradient",
+    "C7": "check check.only=[garbage]",
+    "C8": "check check.only=[independence]",
+    "C9": "check check.only=[flow]",
+    "C10": "check check.only=[probabilities]",
+    "B1": "report outputs/latest",
+    "B2": "compare outputs",
+    "B3": "report outputs/latest",
+    "B4": "report outputs/latest",
+    "B5": "report outputs/latest",
+    "B6": "report outputs/latest",
+    "B7": "compare outputs",
+    "B8": "train",
+    "S1": "train -m optimizer.lr=loguniform:1e-4:1e-1 search.trials=20",
+    "S2": "train -m search=grid_jitter optimizer.lr=0.001,0.01,0.1",
+    "S3": "train -m optimizer.lr=loguniform:1e-3:1e-2 search.extend=true",
+    "S4": "train -m search=staged optimizer.lr=loguniform:1e-5:1",
+    "S5": "train -m search=tpe optimizer.lr=loguniform:1e-4:1e-1",
+    "S6": "train -m seed=1,2,3,4 hydra.launcher.workers=2 search.prune=median",
+    "S7": "train -m search=default",
+    "S8": "train -m optimizer.lr=loguniform:1e-4:1e-1 regularizer.l2=loguniform:1e-6:1e-2",
+    "S9": "train -m seed=1,2,3",
+    "S10": "compare outputs",
+    "E1": "train -m seed=1,2,3",
+    "E2": "ensemble outputs/latest",
+    "E3": "ensemble outputs/latest --members checkpoints",
+    "E4": "train trainer.ema=0.999",
+    "E5": "ensemble outputs/latest --vote majority",
+    "E6": "train objective=distill objective.teacher=five-votes",
+    "E7": "ensemble outputs/latest",
 }
 
 _IDS = r"[DMORCBSE]\d{1,2}(?:-[DMORCBSE]\d{1,2})?"

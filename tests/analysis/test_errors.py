@@ -1,4 +1,4 @@
-"""errors.csv ranks images by loss, confusions.csv counts pairs of classes; both come from predictions.npz alone."""
+"""errors.csv ranks images by loss, confusions.csv counts pairs of classes; both from predictions.npz alone (D11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every verdict is provoked by a real short run on digits or by rows of numbers, and a healthy run has none."""
+"""Every verdict is provoked by a real short run on digits or by rows of numbers, and a healthy run has none (B1-B4)."""
 
 from __future__ import annotations
 

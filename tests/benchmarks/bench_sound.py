@@ -71,7 +71,7 @@ TIMM = {
     "hrnet_w18_small": 64,
     "inception_next_atto": 64,
     "lcnet_035": 64,
-    "levit_128s": 64,
+    "levit_128s": 128,
     "mixer_s32_224": 64,
     "mixnet_s": 64,
     "mnasnet_small": 64,
@@ -103,7 +103,6 @@ SIZED = (
     "resmlp",
     "vit_",
     "levit",
-    "focalnet",
 )  # their size is fixed when built
 ALWAYS = ("check.fresh=true", "trainer.threads=1", "trainer.device=cpu")
 

@@ -1,4 +1,4 @@
-"""The checks on setups whose answer is known: exact numbers, sound oddities, and no trace (C1-C10)."""
+"""The checks on setups whose answer is known: exact numbers, sound oddities, and no trace (C1-C10, M9)."""
 
 from __future__ import annotations
 

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from dlrun.config import practices
 from dlrun.config.compose import builtin_conf, composer
 from dlrun.config.options import PRESETS, Options
 from dlrun.config.practices import PRACTICES, cited, without_ids
 from dlrun.config.sources import Sources
 from support.commands import Outcome, without_torch
 from support.stored import write
+
+TESTS = Path(__file__).parents[1]
 
 OPTIONS = Options([builtin_conf()])
 GROUPS = OPTIONS.groups()
@@ -46,6 +49,17 @@ def test_every_option_names_its_command_and_a_practice(group: str, name: str) ->
 def test_every_group_has_a_description() -> None:
     sources = Sources(OPTIONS)
     assert [group for group in [*GROUPS, "run", "sweep"] if not sources.about(group)] == []
+
+
+def test_each_practice_has_a_command_and_a_test_that_names_it(dlrun: Callable[..., Outcome]) -> None:
+    page = dlrun("explain", "practices").out
+    assert len(PRACTICES) == 72
+    assert all(
+        re.search(rf"^  {name} ", page, re.M) and f"dlrun {practices.COMMANDS[name]}\n" in page for name in PRACTICES
+    )
+    others = (file for file in TESTS.rglob("test_*.py") if file != Path(__file__))
+    named = {name for file in others for name in cited(file.read_text())}
+    assert sorted(PRACTICES.keys() - named) == []
 
 
 def test_practices_that_are_cited_exist() -> None:

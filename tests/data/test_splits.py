@@ -1,4 +1,4 @@
-"""Carving, limits, the record of the data and normalisation, on arrays small enough to count by hand (D3, D4)."""
+"""Carving, limits, the record of the data and normalisation, on arrays small enough to count by hand (D3, D4, D10)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Votes, scores and selection: exact numbers from hand-made arrays."""
+"""Votes, scores and selection: exact numbers from hand-made arrays (E1, E2, E5)."""
 
 from __future__ import annotations
 

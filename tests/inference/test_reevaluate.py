@@ -1,4 +1,4 @@
-"""Members from checkpoints, fresh evaluations and the average of weights, on three real runs."""
+"""Members from checkpoints, fresh evaluations and the average of weights, on three real runs (E3, E4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures from the files of a real small run: all of them, readable PNGs, and none without its numbers."""
+"""Pictures from the files of a real small run: all of them, readable PNGs, and none without its numbers (B5, B6)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a sweep does of itself: stops bad trials, ranks by any metric, kills what hangs, and says what to type next."""
+"""What a sweep does of itself: stops bad trials, ranks by any metric, kills what hangs, says what to type next (S6)."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dlrun.analysis import sweeps
@@ -241,6 +242,15 @@ def test_lists_alone_are_a_grid_and_any_range_is_random(
 ) -> None:
     search(lambda lr, epoch: 0.5, *axes)
     assert (sweep_folder.plan(Path("s"))["search"]["sampler"], len(rows(Path("s")))) == (sampler, count)
+
+
+def test_rate_and_penalty_are_drawn_together(search: Callable[..., Any]) -> None:
+    """No value of one is tried with a fixed other, and neither follows the other (S8)."""
+    search(lambda lr, epoch: 0.5, "optimizer.lr=loguniform:1e-4:1e-1", "regularizer.l2=loguniform:1e-6:1e-2")
+    found = rows(Path("s")).values()
+    pairs = [(math.log10(float(r["optimizer.lr"])), math.log10(float(r["regularizer.l2"]))) for r in found]
+    assert len({lr for lr, _ in pairs}) == len({l2 for _, l2 in pairs}) == len(pairs) == 20
+    assert abs(np.corrcoef(np.array(pairs).T)[0, 1]) < 0.6  # of 20 independent pairs 99.5 %
 
 
 def test_the_number_of_trials_is_the_total(search: Callable[..., Any]) -> None:

@@ -1,4 +1,4 @@
-"""Layer statistics against numbers worked out by hand, and the promise that watching changes nothing."""
+"""Layer statistics against numbers worked out by hand, and the promise that watching changes nothing (B3, B4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop's arithmetic, by exact number: means over samples, accumulation, clipping, divergence, precision."""
+"""The loop by exact number: means over samples, accumulation, clipping, divergence, precision (B8, O10)."""
 
 from __future__ import annotations
 

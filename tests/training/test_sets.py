@@ -1,4 +1,4 @@
-"""M11: a set of classes per image: binary cross-entropy, mAP, and F1 at thresholds that validation alone chooses."""
+"""A set of classes per image: binary cross-entropy, mAP, and F1 at thresholds that validation alone chooses (M11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""M11: several labels per image, a head for each over one trunk: scores, checks, resume, predictions, refusals."""
+"""Several labels per image, a head for each over one trunk: scores, checks, resume, predictions, refusals (M11)."""
 
 from __future__ import annotations
 

@@ -94,6 +94,9 @@ def garbage(exp: Experiment, seconds: float = SECONDS) -> Verdict:
             "look at some images and their labels"
         )
         return Verdict(Outcome.WARN, best.shown, expected, message)
+    if best.all_right:
+        message = "undecided: every held-out image is right, but so many are of one class that chance explains it"
+        return Verdict(Outcome.SKIP, best.shown, expected, message)
     if not learned:
         message = f"undecided: in {steps} steps the network did not learn the subset itself; see `overfit`"
         return Verdict(Outcome.SKIP, best.shown, expected, message)
@@ -147,6 +150,7 @@ class _Found:
     val_like_held: bool
     shift: str
     slice_learned: bool = True
+    all_right: bool = False  # every sample that was held out: they are of one class, or few
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,8 @@ class _Trial:
         # so many misses on validation samples alone are too unlikely to be chance
         like = above or _worse(right["val"], size["val"], right["held"], size["held"]) > UNLIKE
         shown = ", ".join(f"{name} {right[name]} of {size[name]}" for name in hits) + f" right, p {p:.1g}"
-        return _Found(p, shown, above, like, "" if like else _shift(*hits["val"], int(self.classes.max()) + 1))
+        shift = "" if like else _shift(*hits["val"], int(self.classes.max()) + 1)
+        return _Found(p, shown, above, like, shift, all_right=right == size)
 
 
 def _trials(exp: Experiment) -> list[_Trial]:

@@ -112,6 +112,16 @@ def test_the_checks_judge_every_class(colours: Path) -> None:
         assert judged(CHECKS[name], exp, 60).status == Judged.PASS
 
 
+def test_garbage_fails_no_network_that_is_right_on_all_held_out_images(colours: Path) -> None:
+    rows = [f"{n:03},{'white' if n % 8 == 7 else 'other'}" for n in range(120)]
+    (colours / "t.csv").write_text("\n".join(["id,label", *rows]))
+    exp = build(composed(*DATA, *QUIET))
+    verdict = CHECKS["garbage"](exp, 60)
+    right, held = (int(word.strip(",")) for word in verdict.value.split()[1:4:2])
+    assert right == held > 0
+    assert verdict.status == Judged.SKIP
+
+
 def result(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run / "result.json").read_text())
     return found

@@ -184,4 +184,4 @@ def test_num_classes_makes_a_bad_label_of_a_stray_one(tmp_path):
 
 def test_on_bad_is_checked():
     with pytest.raises(UserError, match=r"dataset\.on_bad=ignore: .*error.*drop"):
-        prepare(None, **KEYS, on_bad="ignore")
+        prepare(SimpleNamespace(tasks=None), **KEYS, on_bad="ignore")

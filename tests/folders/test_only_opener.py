@@ -20,7 +20,8 @@ CALLS = {
     "copytree",
     "rmtree",
 }
-NOT_FILES = {"json", "yaml", "loading", "predictor", "checkpoint", "self", "model"}  # whose `load` opens no file
+# what has a `load` that opens no file
+NOT_FILES = {"json", "yaml", "loading", "studies", "predictor", "checkpoint", "self", "model"}
 # files, each with what it opens, none of it by a name in a folder that may be somebody else's
 EXCEPTIONS = {
     "cli.py",  # /proc/stat, /dev/null

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported: two processes of two threads wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import copy
 import gc
-import os
 import signal
 import sys
 from collections import Counter

@@ -131,7 +131,8 @@ def _gain_between(rule: Mapping[str, Any], chosen: Sequence[Setting], _: int) ->
     gain, near = -_gain(one, other, of, of), _noise(one.measured(of), other.measured(of))
     said = f"{of} of {one.name} is {_by(gain, 'better', 'worse')} than {other.name}"
     said += f"; claimed: better by {low:g} to {high:g}"
-    return _decided(low <= gain <= high, gain + near < low or gain - near > high, gain, near), said + _plus(near)
+    holds = low <= gain - near and gain + near <= high
+    return _decided(holds, gain + near < low or gain - near > high, gain, near), said + _plus(near)
 
 
 def _ratio(rule: Mapping[str, Any], chosen: Sequence[Setting], least: bool) -> Outcome:
@@ -143,8 +144,8 @@ def _ratio(rule: Mapping[str, Any], chosen: Sequence[Setting], least: bool) -> O
     near = abs(_noise(mine, others) / fmean(others))
     claimed = f"at {'least' if least else 'most'} {bound:g}"
     said = f"{of} of {one.name} is {ratio:.3g} times that of {other.name}; claimed: {claimed}"
-    holds = ratio >= bound if least else ratio <= bound
-    return _decided(holds, not holds and abs(ratio - bound) > near, ratio, near), said + _plus(near)
+    holds, sure = ratio >= bound if least else ratio <= bound, abs(ratio - bound) > near
+    return _decided(holds and sure, not holds and sure, ratio, near), said + _plus(near)
 
 
 def _no_difference(rule: Mapping[str, Any], chosen: Sequence[Setting], _: int) -> Outcome:
@@ -180,7 +181,11 @@ def _best_inside(rule: Mapping[str, Any], settings: Sequence[Setting], _: int) -
         said = f"{of} is best at {best.name}, {gains[0]:.4g} and {gains[1]:.4g} better than at the two ends"
         holds = all(gain > noise for gain, noise in zip(gains, noises, strict=True))
         return _decided(holds, False, min(gains), near), said + _plus(near)
-    inner = min((_gain(s, best, of, of) for s in scored if s not in (settings[0], settings[-1])), default=math.nan)
+    inside = [s for s in scored if s not in (settings[0], settings[-1])]
+    inner, near = math.nan, math.nan
+    if inside:
+        second = min(inside, key=lambda s: _gain(s, best, of, of))
+        inner, near = _gain(second, best, of, of), _noise(best.measured(of), second.measured(of))
     said = f"{of} is best at the end of the values, {best.name}, {inner:.4g} better than inside; claimed: best inside"
     return _decided(False, inner > near, inner, near), said + _plus(near)
 

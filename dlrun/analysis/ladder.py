@@ -25,6 +25,8 @@ from dlrun.folders import sweep as sweep_folder
 __all__ = ["Climb", "Rung", "climb", "read", "rows", "sentences", "words"]
 
 MEMORISED = 0.99  # of the training accuracy: above it a network can memorise its data (C3)
+NAMED = ("rung", "kept", "std", "parameters", "seconds")  # columns of `rows`, which are no key
+MOST = 2000  # trials of one page: a file may ask for a million
 
 
 @dataclass
@@ -130,14 +132,17 @@ def words(rung: Rung) -> str:
 
 def read(folder: Path, found: Trials) -> Climb | None:
     """Return the ladder of a sweep; None if it is none."""
-    with suppress(UserError, KeyError, TypeError, AttributeError):  # a damaged or foreign file, or no ladder
+    # a damaged or foreign file, or no ladder
+    with suppress(UserError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
         plan = sweep_folder.plan(folder)
         ladder = (plan.get("purpose") or {}).get("ladder")
-        if ladder and found.entries:
+        if ladder and found.entries and sum(one["new"] for one in plan["rounds"]) <= MOST:
             numbers = {entry.path.name: k for k, entry in enumerate(found.entries)}
             known = {int(n): found.scores[k] for n, k in numbers.items() if n.isdigit()}
             count = scores.images(found.entries[0].result, "val") if found.metric == "val_acc" else 0
-            return climb(plan["rounds"], ladder["grow"], known.get, lower=found.lower, count=count)
+            made = climb(plan["rounds"], ladder["grow"], known.get, lower=found.lower, count=count)
+            own = {*NAMED, found.metric, f"train_{found.metric.removeprefix('val_')}"}
+            return None if any(own & rung.values.keys() for rung in made.rungs) else made
     return None
 
 

@@ -23,6 +23,10 @@ from dlrun.vocabulary import Status, lower_is_better
 
 __all__ = ["Found", "read", "rows", "sentences"]
 
+NAMED = ("setting", "n", "std", "rest", "seconds per epoch")  # further columns of `rows`, which are no score
+LOSSES = ("train_loss", "val_loss", "test_loss", "test_acc")  # and these no varied key
+MOST = 2000  # trials of one page: a file may ask for a million
+
 
 @dataclass
 class Found:
@@ -36,16 +40,21 @@ class Found:
 
 def read(folder: Path, found: Trials) -> Found | None:
     """Return the study of a sweep, judged; None if it is none."""
-    with suppress(UserError, KeyError, TypeError, AttributeError, ValueError):  # damaged or foreign, or no study
+    # damaged or foreign, or no study
+    with suppress(UserError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
         plan = sweep_folder.plan(folder)
         study = (plan.get("purpose") or {}).get("study")
         if study:
             runs = {int(e.path.name): (e.path, e.result) for e in found.entries if e.path.name.isdigit()}
+            if plan["rounds"][0]["new"] > MOST or len(study.get("combine") or ()) > MOST:
+                return None
             keys, settings = _settings(plan["rounds"][0], runs)
             if study.get("combine"):
                 keys, settings = ["members"], _ensembles(settings, study["combine"])
             first = next(iter(runs.values()), (folder, {}))[1]
             classes = len((first.get("data") or {}).get("classes") or ())
+            if study["score"] in (*keys, *NAMED) or {*keys} & {*NAMED, *LOSSES}:
+                return None
             study = {**study, **{key: str(study[key]) for key in ("question", "essay", "control", "score")}}
             return Found(study, keys, settings, [judge(rule, settings, classes) for rule in study["rules"]])
     return None
@@ -62,7 +71,7 @@ def _settings(
         point = tuple({"True": "true", "False": "false"}.get(word, word) for word in point)
         words = [f"{k}={w}" for k, w in zip(axes, point, strict=True)]
         first = one["first"] + place * len(seeds)
-        name = point[0] if len(axes) == 1 else " ".join(words)
+        name = point[0] if len(axes) == 1 else " ".join(words) or "as typed"
         made.append(Setting(name, [runs[n] for n in range(first, first + len(seeds)) if n in runs]))
     return [*axes], made
 
@@ -155,5 +164,6 @@ def rows(found: Found) -> list[dict[str, Any]]:
     known = {k for row in made for k, v in row.items() if v != "" and v == v} | {
         score,
         "std",
+        _column(found),
     }  # nan differs from itself
     return [{k: v for k, v in row.items() if k in known} for row in made]

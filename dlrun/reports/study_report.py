@@ -61,7 +61,7 @@ def _figure(found: Found, made: list[dict[str, Any]]) -> Figure:
             panel = figure.add_subplot(2, 2, place + 1)
             _curves(panel, found, column)
         handles, names = figure.axes[0].get_legend_handles_labels()
-        across = 6 if max(map(len, names)) < 16 else 2
+        across = 6 if max(map(len, names), default=0) < 16 else 2
         title = " ".join(found.keys) if len(found.keys) == 1 else None
         figure.legend(handles, names, loc="lower center", ncols=across, fontsize=8.5, title=title, title_fontsize=8.5)
     score = str(found.study["score"])

@@ -271,3 +271,43 @@ def test_wrong_input_is_one_line(here: Path, dlrun: Callable[..., Outcome], word
 def test_means_of_nothing_are_unknown() -> None:
     assert claims.judge({"kind": "best_inside", "of": "val_acc"}, settings(a=(), b=())).outcome == UNDECIDED
     assert math.isnan(claims._measure(Path("nowhere"), {}, "val_loss@last"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "values"),
+    [
+        ({"kind": "gain_between", **PAIR, "low": 0.01, "high": 0.2}, {"a": (0.6, 0.5, 0.55), "b": LOW}),
+        ({"kind": "ratio_at_least", **PAIR, "ratio": 1.05}, {"a": (0.6, 0.5, 0.55), "b": LOW}),
+        ({"kind": "best_inside", "of": "val_acc"}, {"a": HIGH, "b": (0.6, 1.0, 0.9), "c": LOW}),
+    ],
+)
+def test_what_is_within_the_noise_of_its_own_values_is_undecided(
+    rule: Mapping[str, Any], values: dict[str, tuple[float, ...]]
+) -> None:
+    assert claims.judge(rule, settings(**values)).outcome == UNDECIDED
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: plan.update(rounds=[]),
+        lambda plan: plan["rounds"][0].update(new=1_000_000),
+        lambda plan: plan["purpose"]["study"].update(score="rest"),
+        lambda plan: plan["purpose"]["study"].update(combine=[0]),
+        lambda plan: plan["rounds"][0]["axes"][0].update(key="rest"),
+        lambda plan: plan["purpose"].update(study="x"),
+    ],
+    ids=["rounds", "trials", "score", "combine", "key", "text"],
+)
+def test_the_study_of_a_damaged_or_foreign_sweep_is_none(stored: Path, change: Callable[[Any], None]) -> None:
+    plan = yaml.safe_load((stored / "sweep.yaml").read_text())
+    change(plan)
+    write(stored / "sweep.yaml", yaml.safe_dump(plan))
+    assert found.read(stored, trials_of(stored)) is None
+
+
+def test_a_study_with_one_value_typed_is_drawn(stored: Path) -> None:
+    plan = yaml.safe_load((stored / "sweep.yaml").read_text())
+    plan["rounds"][0] |= {"new": 2, "axes": plan["rounds"][0]["axes"][1:]}  # the seeds
+    write(stored / "sweep.yaml", yaml.safe_dump(plan))
+    assert study_report.section(stored, trials_of(stored)).count("<li>") == 3

@@ -11,9 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from dlrun.analysis import ladder as climbing
 from dlrun.analysis.spread import margin
+from dlrun.analysis.sweeps import read as trials_of
 from dlrun.config.compose import composer
 from dlrun.search import ladder
 from dlrun.search.plan import Plan
@@ -22,6 +24,8 @@ from dlrun.vocabulary import Exit
 from support.commands import TINY, Outcome
 from support.instant import instantly
 from support.moods import QUICK, rows
+from support.stored import write
+from support.swept import trial
 
 TWO = ("model.depth=2,4,6", "model.width=16,32,64", "seed=1,2")
 
@@ -198,3 +202,18 @@ def test_wrong_input_is_one_line(here: Path, dlrun: Callable[..., Outcome], word
     outcome = dlrun("ladder", *words, *(w for w in TINY if not w.startswith("model.")))
     assert (outcome.code, outcome.err.count("\n"), named in outcome.err) == (Exit.USAGE, 1, True), outcome.err
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [
+        [{"first": 0}],
+        [{"first": 0, "new": 1_000_000, "axes": []}],
+        [{"first": 0, "new": 1, "axes": [{"key": "std", "words": ["a"]}]}],
+    ],
+)
+def test_the_ladder_of_a_damaged_or_foreign_sweep_is_none(tmp_path: Path, rounds: list[dict[str, Any]]) -> None:
+    trial(tmp_path, 0.5, seed=1)
+    plan = {"fixed": [], "axes": [], "search": {"metric": "val_acc"}, "purpose": {"ladder": {"grow": ["seed"]}}}
+    write(tmp_path / "sweep.yaml", yaml.safe_dump({**plan, "rounds": rounds}))
+    assert climbing.read(tmp_path, trials_of(tmp_path)) is None

@@ -138,7 +138,7 @@ def read(folder: Path, found: Trials) -> Climb | None:
         ladder = (plan.get("purpose") or {}).get("ladder")
         if ladder and found.entries and sum(one["new"] for one in plan["rounds"]) <= MOST:
             numbers = {entry.path.name: k for k, entry in enumerate(found.entries)}
-            known = {int(n): found.scores[k] for n, k in numbers.items() if n.isdigit()}
+            known = {int(n): found.scores[k] for n, k in numbers.items() if n.isdecimal()}
             count = scores.images(found.entries[0].result, "val") if found.metric == "val_acc" else 0
             made = climb(plan["rounds"], ladder["grow"], known.get, lower=found.lower, count=count)
             own = {*NAMED, found.metric, f"train_{found.metric.removeprefix('val_')}"}
@@ -151,7 +151,7 @@ def rows(found: Climb, trials: Trials) -> list[dict[str, Any]]:
 
     Scores and seconds are means over seeds, `std` the sample standard deviation of the validation score.
     """
-    place = {int(e.path.name): k for k, e in enumerate(trials.entries) if e.path.name.isdigit()}
+    place = {int(e.path.name): k for k, e in enumerate(trials.entries) if e.path.name.isdecimal()}
     made = []
     for rung in found.rungs:
         results = [trials.entries[place[n]].result for n in rung.trials if n in place]

@@ -28,6 +28,8 @@ def gains(folder: Path, found: Trials) -> list[dict[str, Any]]:
     with suppress(UserError, KeyError, TypeError):  # a damaged or foreign file, or no sweep
         plan = sweep_folder.plan(folder)
         rounds = list(plan["rounds"]) if plan["search"].get("steps") else []
+    if not all(one.get("axes") and {"stage", "first", "new"} <= one.keys() for one in rounds):
+        return []
     means = _means(found)
     rows: list[dict[str, Any]] = []
     best = math.nan
@@ -52,7 +54,7 @@ def _means(found: Trials) -> dict[int, float]:
     return {
         int(found.entries[k].path.name): math.fsum(values) / len(values)
         for k in found.done
-        if (values := of_setting[found.settings[k]]) and found.entries[k].path.name.isdigit()
+        if (values := of_setting[found.settings[k]]) and found.entries[k].path.name.isdecimal()
     }
 
 

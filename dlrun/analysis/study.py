@@ -45,7 +45,7 @@ def read(folder: Path, found: Trials) -> Found | None:
         plan = sweep_folder.plan(folder)
         study = (plan.get("purpose") or {}).get("study")
         if study:
-            runs = {int(e.path.name): (e.path, e.result) for e in found.entries if e.path.name.isdigit()}
+            runs = {int(e.path.name): (e.path, e.result) for e in found.entries if e.path.name.isdecimal()}
             if plan["rounds"][0]["new"] > MOST or len(study.get("combine") or ()) > MOST:
                 return None
             keys, settings = _settings(plan["rounds"][0], runs)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dlrun.analysis import ladder as climbing
+from dlrun.analysis import steps
 from dlrun.analysis.spread import margin
 from dlrun.analysis.sweeps import read as trials_of
 from dlrun.config.compose import composer
@@ -217,3 +218,11 @@ def test_the_ladder_of_a_damaged_or_foreign_sweep_is_none(tmp_path: Path, rounds
     plan = {"fixed": [], "axes": [], "search": {"metric": "val_acc"}, "purpose": {"ladder": {"grow": ["seed"]}}}
     write(tmp_path / "sweep.yaml", yaml.safe_dump({**plan, "rounds": rounds}))
     assert climbing.read(tmp_path, trials_of(tmp_path)) is None
+
+
+@pytest.mark.parametrize("one", [{"first": 0, "new": 1}, {"stage": 1, "first": 0, "new": 1, "axes": []}])
+def test_the_steps_of_a_damaged_or_foreign_sweep_are_none(tmp_path: Path, one: dict[str, Any]) -> None:
+    trial(tmp_path, 0.5, seed=1).rename(tmp_path / "²")  # is a digit, and no number
+    search = {"metric": "val_acc", "steps": ["momentum"]}
+    write(tmp_path / "sweep.yaml", yaml.safe_dump({"fixed": [], "axes": [], "search": search, "rounds": [one]}))
+    assert steps.gains(tmp_path, trials_of(tmp_path)) == []

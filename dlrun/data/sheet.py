@@ -132,7 +132,10 @@ def _delimiter(first: str) -> str:
     """The character that divides the first line into most values, outside of quotes; a comma if none does."""
 
     def width(delimiter: str) -> int:
-        return len(next(csv.reader([first], delimiter=delimiter)))
+        try:
+            return len(next(csv.reader([first], delimiter=delimiter)))
+        except csv.Error:  # a value beyond 131,072 characters, which is refused later, with its line
+            return 0
 
     return max(DELIMITERS, key=width)  # the earlier of equal ones
 

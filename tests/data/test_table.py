@@ -114,6 +114,7 @@ REFUSED: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     "a value too many": ("id,label\n001,cat\n002,dog,x\n", {}, "line 3"),
     "a value too few": ("id,label\n001,cat\n002\n", {}, "line 3"),
     "an open quote": ('id,label\n001,"cat\n002,dog\n', {}, "line 3"),
+    "a first line without end": ("id,label" + "x" * 200_000 + "\n001,cat\n", {}, "line 1"),
     "two columns of a name": ("id,label,label\n001,cat,dog\n", {}, "'label'"),
     "no such column": (PLAIN, {"label_column": "kind"}, "dataset.label_column=kind"),
     "no such id": (PLAIN, {"id_column": "file"}, "dataset.id_column=file"),

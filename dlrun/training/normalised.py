@@ -78,7 +78,7 @@ def differs(model: Normalised, arrays: Mapping[str, Any], device: torch.device) 
     if images is None or logits is None or images.ndim != 4 or images.dtype.kind not in "uf" or not len(images):
         return 0.0
     found = _logits(model, torch.from_numpy(images), device)
-    if found.shape != logits.shape:
+    if found.shape != logits.shape or logits.dtype.kind != "f":
         return float("inf")
     same = str(arrays.get("device")) == device.type == "cpu"
     gap = float(np.abs(found - logits).max())

@@ -164,6 +164,9 @@ def test_a_built_in_model_is_held_to_its_probe_as_well(dlrun: Callable[..., Outc
     done = dlrun("predict", "run", "images.npy", "--force")
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert re.search(r"^dlrun: run\b.*\b0\.01\b.*\bdlrun \d", done.err)
+    np.savez("run/probe.npz", **{**arrays, "logits": arrays["logits"].astype(str)})
+    done = dlrun("predict", "run", "images.npy", "--force")
+    assert (done.code, done.err.count("\n")) == (1, 1)
     np.savez("run/probe.npz", **{**arrays, "logits": arrays["logits"] + 1e-6})  # rounding
     assert dlrun("predict", "run", "images.npy", "--force").code == 0
     Path("run/probe.npz").unlink()  # a run of an older version

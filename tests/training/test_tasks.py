@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -299,7 +300,8 @@ def test_what_knows_one_label_per_image_refuses_the_run(animals: Path, dlrun: Ca
     assert dlrun("train", *WORDS, "check=none", "trainer.epochs=2", "trainer.keep=all", "run.dir=r").code == 0
     commands = (
         *("ensemble r r", "ensemble r --members checkpoints", "export r --to torch_export"),
-        *("suspects r", "predict r images --like t.csv", "evaluate r --adversarial 2"),
+        *("predict r images --like t.csv", "evaluate r --adversarial 2"),
+        *(("suspects r",) if find_spec("cleanlab") else ()),  # an extra
     )
     for command in commands:
         done = dlrun(*command.split())

@@ -31,7 +31,9 @@ LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # a file that a kill left unfinished, 
 _held: dict[int, str] = {}  # locks of this process, each with the token of its lease
 
 
-def write_atomic(path: Path, data: bytes, also: Sequence[Path] = (), *, within: Path | None = None) -> None:
+def write_atomic(
+    path: Path, data: bytes | memoryview, also: Sequence[Path] = (), *, within: Path | None = None
+) -> None:
     """Replace a file by `data` so that a kill at any moment leaves the old content or the new, never a part.
 
     The files in `also`, of the same folder, are replaced first by the same data, which is written once if the file

@@ -105,9 +105,9 @@ def write(run: Run, content: dict[str, Any], *, is_best: bool, name: str = "", d
     buffer = io.BytesIO()
     torch.save(content, buffer)
     sealing.seal(buffer)
-    data = buffer.getvalue()
     own = [run.checkpoints / name] if name else []
-    write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])], within=run.path)
+    with buffer.getbuffer() as data:
+        write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])], within=run.path)
     for path in run.epoch_checkpoints():  # last, since a full disk must not cost the files that exist
         if path.name in drop:
             path.unlink()

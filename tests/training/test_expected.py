@@ -15,9 +15,10 @@ import torch
 
 from dlrun.errors import UserError
 from dlrun.folders.run import Run, claim
-from dlrun.training import checkpoint, loop, sealing
+from dlrun.training import checkpoint, expected, loop, sealing
 from dlrun.training.checkpoint import State
 from dlrun.training.experiment import Experiment, build
+from dlrun.training.random_state import rng_state, set_rng_state
 from support.composed import SMALL, composed
 from support.tensors import tensors
 
@@ -95,7 +96,9 @@ WRONG = {
     "torch's generator": ("rng/torch", lambda t: t[:100], "rng.torch"),
     "numpy's place": ("rng/numpy/2", 10**9, "rng.numpy"),
     "numpy's numbers": ("rng/numpy/1", lambda t: t - 2**40, "rng.numpy"),
-    "python's numbers": ("rng/python/1", (1, 2, 3), "rng.python"),
+    "python's numbers": ("rng/python/1", torch.tensor([1, 2, 3]), "rng.python"),
+    "python's numbers, older": ("rng/python/1", (1, 2, 3), "rng.python"),
+    "python's numbers of 33 bits": ("rng/python/1", torch.full((625,), 2**32), "rng.python"),
 }
 
 
@@ -203,11 +206,28 @@ def test_a_checkpoint_without_a_digest_loads(paused: tuple[Run, Experiment], tmp
     assert checkpoint.load(tmp_path / "old.pt")["step"] == 2
 
 
-def test_the_digest_is_right_without_the_checksums_of_torch(
-    paused: tuple[Run, Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.serialization, "get_crc32_options", lambda: False)
-    run, _ = made(tmp_path / "run")
-    for path in (paused[0].last, run.last):
-        with path.open("rb") as file:
-            assert not sealing.broken(file.fileno())
+def test_a_checkpoint_with_the_former_digest_loads(paused: tuple[Run, Experiment], tmp_path: Path) -> None:
+    data, mark = paused[0].last.read_bytes(), sealing.FORMER + b"0" * 32
+    end = data[: -sealing.LENGTH - 2] + len(mark).to_bytes(2, "little")
+    (tmp_path / "old.pt").write_bytes(end + mark)
+    assert checkpoint.load(tmp_path / "old.pt")["step"] == 2
+
+
+def test_the_random_state_of_an_older_checkpoint_is_restored() -> None:
+    random.seed(3)
+    state = rng_state()
+    drawn = [random.random() for _ in range(3)]
+    version, numbers, following = state["python"]
+    set_rng_state({**state, "python": (version, tuple(numbers.tolist()), following)})
+    assert [random.random() for _ in range(3)] == drawn
+    set_rng_state(state)
+    assert [random.random() for _ in range(3)] == drawn
+
+
+def test_values_whose_sum_overflows_are_finite() -> None:
+    model = torch.nn.Linear(4, 1)
+    torch.nn.init.constant_(model.weight, 3e38)
+    expected.hold_weights(model.state_dict(), model)
+    found = {**model.state_dict(), "weight": torch.tensor([[1.0, 2.0, float("inf"), -float("inf")]])}
+    with pytest.raises(expected.Misfit, match="not finite"):
+        expected.hold_weights(found, model)

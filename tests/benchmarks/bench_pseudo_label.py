@@ -81,13 +81,13 @@ def main() -> None:
     chosen = [n for n in SETTINGS if not args.settings or any(word in n for word in args.settings)]
     if not chosen:
         parser.error(f"no setting contains {', '.join(args.settings)}; there are {'; '.join(SETTINGS)}")
-    key = {"labels": args.labels, "epochs": args.epochs}
+    key = {"labels": args.labels, "test": args.test, "epochs": args.epochs}
     for seed in args.seeds:
         for name in chosen:
             about = {"setting": name, "seed": seed, **key}
             if any(about.items() <= row.items() for row in rows):
                 continue
-            place = f"{name.replace(' ', '-')}-{args.labels}-{args.epochs}-{seed}"
+            place = f"{name.replace(' ', '-')}-{args.labels}-{args.test}-{args.epochs}-{seed}"
             rows.append(about | run(name, seed, args, args.log.resolve().with_suffix("") / place))
             with open(args.log, "a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")

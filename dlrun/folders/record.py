@@ -54,6 +54,7 @@ def expect(file: Path | str, found: Mapping[str, Any]) -> None:
 
 
 MOST = 1_000_000  # trials
+WORDS, AXES = 2_000, 1_000  # that a person types; Hydra takes minutes to compose 100,000
 AXIS: dict[str, Any] = {
     "key": str,
     "words": list,
@@ -86,7 +87,9 @@ def expect_plan(file: Path | str, found: Mapping[str, Any]) -> None:
     _held(file, "", found, PLAN)
     _held(file, "search.", found.get("search") or {}, SEARCH)
     _words(file, "fixed", found.get("fixed"))
+    _few(file, "fixed", found.get("fixed"), WORDS)
     axes = list(found.get("axes") or ())
+    _few(file, "axes", axes, AXES)
     for one in found.get("rounds") or ():
         _held(file, "rounds.", one, ROUND)
         for key in ("stage", "epochs", "first", "new"):
@@ -94,6 +97,7 @@ def expect_plan(file: Path | str, found: Mapping[str, Any]) -> None:
                 raise Unreadable(file, f"rounds.{key}: expected 0 to {MOST:,}, found {one[key]}")
         if not all(type(trial) is int for trial in one.get("kept") or ()):
             raise Unreadable(file, "rounds.kept: expected numbers of trials")
+        _few(file, "rounds.axes", one.get("axes"), AXES)
         axes += one.get("axes") or ()
     for axis in axes:
         _held(file, "axes.", axis, AXIS)
@@ -109,6 +113,11 @@ def _held(file: Path | str, of: str, found: Any, kinds: Mapping[str, Any]) -> No
         value = found.get(key)
         if key in found and (not isinstance(value, kind) or (kind is int and isinstance(value, bool))):
             raise Unreadable(file, f"{of}{key}: {_shown(value)} is not what dlrun writes there")
+
+
+def _few(file: Path | str, key: str, found: Any, most: int) -> None:
+    if found and len(found) > most:
+        raise Unreadable(file, f"{key}: expected at most {most:,} entries, found {len(found):,}")
 
 
 def _words(file: Path | str, key: str, found: Any) -> None:

@@ -79,7 +79,8 @@ def test_what_runs_hold_is_accepted(here: Path) -> None:
 @pytest.mark.parametrize(
     "wrong",
     ["axes: [3]", "axes: [{key: {a: 1}}]", "axes: [{words: [1]}]", "axes: [{low: .nan}]", "rounds: [{new: 1000000000}]",
-     "rounds: [{new: true}]", "rounds: [{kept: [a]}]", "fixed: [{a: 1}]", "search: []", "search: {timeout: x}"],
+     "rounds: [{new: true}]", "rounds: [{kept: [a]}]", "fixed: [{a: 1}]", "search: []", "search: {timeout: x}",
+     f"fixed: [{'a=1, ' * 2001}]", f"axes: [{'{key: a}, ' * 1001}]", f"rounds: [{{axes: [{'{key: a}, ' * 1001}]}}]"],
 )  # fmt: skip
 def test_a_plan_of_another_kind_names_its_key(here: Path, wrong: str) -> None:
     write(here / "sweep.yaml", wrong)

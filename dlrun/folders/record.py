@@ -54,7 +54,7 @@ def expect(file: Path | str, found: Mapping[str, Any]) -> None:
 
 
 MOST = 1_000_000  # trials
-WORDS, AXES = 2_000, 1_000  # that a person types; Hydra takes minutes to compose 100,000
+TYPED, AXES = 2_000, 1_000  # that a person types; Hydra takes minutes to compose 100,000
 AXIS: dict[str, Any] = {
     "key": str,
     "words": list,
@@ -87,7 +87,7 @@ def expect_plan(file: Path | str, found: Mapping[str, Any]) -> None:
     _held(file, "", found, PLAN)
     _held(file, "search.", found.get("search") or {}, SEARCH)
     _words(file, "fixed", found.get("fixed"))
-    _few(file, "fixed", found.get("fixed"), WORDS)
+    _few(file, "fixed", found.get("fixed"), TYPED)
     axes = list(found.get("axes") or ())
     _few(file, "axes", axes, AXES)
     for one in found.get("rounds") or ():

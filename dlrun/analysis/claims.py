@@ -1,7 +1,8 @@
 """The rules of a study: whether a claim holds, from the settings and their spread over seeds (`dlrun study NAME`).
 
 A rule has one of three outcomes: agrees, does not agree, not decidable, which means within the noise of the seeds, or
-that a value was not run. A setting whose runs all diverged is worse than any other. Nothing here imports torch.
+that a value was not run. A setting whose runs all diverged is worse than any other. If some diverged, the others decide
+only what the lost ones could not change. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -32,11 +33,22 @@ class Setting:
     name: str
     runs: list[tuple[Path, Mapping[str, Any]]] = field(default_factory=list)
     ensembles: list[dict[str, float]] = field(default_factory=list)  # scores of votes, in place of runs
+    voters: list[tuple[Path, Mapping[str, Any]]] = field(default_factory=list)  # the runs whose votes these are
+
+    @property
+    def lost(self) -> int:
+        """How many runs diverged."""
+        return sum(result.get("status") == Status.DIVERGED for _, result in self.runs or self.voters)
 
     @property
     def diverged(self) -> bool:
         """Whether every run diverged."""
-        return bool(self.runs) and all(result.get("status") == Status.DIVERGED for _, result in self.runs)
+        return bool(self.runs) and self.lost == len(self.runs)
+
+    @property
+    def torn(self) -> bool:
+        """Whether some runs diverged, so that the mean of the others is too good for the setting."""
+        return 0 < self.lost < len(self.runs or self.voters)
 
     def measured(self, of: str) -> list[float]:
         """Return a column of each completed run, `@first`, `@last`, `@best` or `@mean` over its epochs.
@@ -96,6 +108,12 @@ def judge(rule: Mapping[str, Any], settings: Sequence[Setting], classes: int = 0
         return Judged(rule, UNDECIDED, f"{kind} of {of}: {absent[0]} was not run")
     chosen = [by_name[name] for name in names]
     outcome, said = _JUDGES[kind](rule, chosen or list(settings), classes)
+    if torn := [setting for setting in chosen if setting.torn]:
+        said += "".join(map(_torn, torn))
+        # to lose seeds is to be worse: it can only confirm that the first value is worse, or that the second is better
+        sure = {AGREES: chosen[0]} | ({DOES_NOT: chosen[1]} if len(chosen) > 1 else {})
+        if kind != "worse_than" or torn != [sure.get(outcome)]:
+            outcome = UNDECIDED
     return Judged(rule, outcome, said)
 
 
@@ -164,30 +182,36 @@ def _near(rule: Mapping[str, Any], chosen: Sequence[Setting], classes: int) -> O
     near = margin([values], len(values), len(values)) / math.sqrt(2)
     apart = abs(mean - target)
     said = f"{of} of {chosen[0].name} is {mean:.4g}; claimed: {target:.4g} within {within:g}"
-    return _decided(apart <= within, apart - near > within, apart, near), said + _plus(near)
+    return _decided(max(apart, near) <= within, apart - near > within, apart, near), said + _plus(near)
 
 
 def _best_inside(rule: Mapping[str, Any], settings: Sequence[Setting], _: int) -> Outcome:
-    of = str(rule["of"])
-    scored = [s for s in settings if s.measured(of)]
-    if not scored or len(scored) + sum(s.diverged for s in settings) < 3:
-        return UNDECIDED, f"{of}: fewer than three values have a score"
-    best = min(scored, key=lambda s: _gain(s, scored[0], of, of))
-    ends = [s for s in (settings[0], settings[-1]) if s is not best]
+    """Whether both ends are worse than the best value between them; an end whose runs all diverged is worse."""
+    of, claimed = str(rule["of"]), "; claimed: best inside"
+    ends, between = [*settings[:1], *settings[1:][-1:]], settings[1:-1]
+    scored = [s for s in between if s.measured(of)]
+    if len(ends) < 2 or not between or not all(s.measured(of) or s.diverged for s in ends):
+        return UNDECIDED, f"{of}: fewer than three values, or an end without a score{claimed}"
+    if not scored:
+        only = all(s.diverged for s in between) and not all(s.diverged for s in ends)
+        return DOES_NOT if only else UNDECIDED, f"{of}: no value between the ends has a score{claimed}"
+    best = min(scored, key=lambda s: (s.torn, _gain(s, scored[0], of, of)))
     gains = [_gain(end, best, of, of) for end in ends]
     noises = [_noise(best.measured(of), end.measured(of)) for end in ends]
-    near = max(noises)
-    if len(ends) == 2:
-        said = f"{of} is best at {best.name}, {gains[0]:.4g} and {gains[1]:.4g} better than at the two ends"
-        holds = all(gain > noise for gain, noise in zip(gains, noises, strict=True))
-        return _decided(holds, False, min(gains), near), said + _plus(near)
-    inside = [s for s in scored if s not in (settings[0], settings[-1])]
-    inner, near = math.nan, math.nan
-    if inside:
-        second = min(inside, key=lambda s: _gain(s, best, of, of))
-        inner, near = _gain(second, best, of, of), _noise(best.measured(of), second.measured(of))
-    said = f"{of} is best at the end of the values, {best.name}, {inner:.4g} better than inside; claimed: best inside"
-    return _decided(False, inner > near, inner, near), said + _plus(near)
+    holds = all(gain > noise for gain, noise in zip(gains, noises, strict=True)) and not best.torn
+    fails = any(
+        gain < -noise and not any(s.torn for s in (end, *between))
+        for end, gain, noise in zip(ends, gains, noises, strict=True)
+    )
+    said = f"{of} of {ends[0].name} is {_by(gains[0], 'worse', 'better')}, and of {ends[1].name} "
+    said += f"{_by(gains[1], 'worse', 'better')}, than of {best.name}, the best between them{claimed}"
+    near = math.nan if any(map(math.isnan, noises)) else max(noises)
+    return _decided(holds, fails, sum(gains), near), said + _plus(near) + "".join(map(_torn, settings))
+
+
+def _torn(setting: Setting) -> str:
+    count = len(setting.runs or setting.voters)
+    return f"; {setting.lost} of {count} seeds of {setting.name} diverged" if setting.torn else ""
 
 
 _JUDGES: dict[str, Callable[[Mapping[str, Any], Sequence[Setting], int], Outcome]] = {

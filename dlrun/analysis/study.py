@@ -38,26 +38,40 @@ class Found:
     judged: list[Judged]
 
 
-def read(folder: Path, found: Trials) -> Found | None:
-    """Return the study of a sweep, judged; None if it is none."""
-    # damaged or foreign, or no study
-    with suppress(UserError, LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
+def read(folder: Path, found: Trials) -> Found | str | None:
+    """Return the study of a sweep, judged; None if it is none, and why in words if its record cannot be judged."""
+    plan = None
+    with suppress(UserError, LookupError, TypeError, AttributeError, ValueError):  # damaged or foreign
         plan = sweep_folder.plan(folder)
-        study = (plan.get("purpose") or {}).get("study")
-        if study:
-            runs = {int(e.path.name): (e.path, e.result) for e in found.entries if e.path.name.isdecimal()}
-            if plan["rounds"][0]["new"] > MOST or len(study.get("combine") or ()) > MOST:
-                return None
-            keys, settings = _settings(plan["rounds"][0], runs)
-            if study.get("combine"):
-                keys, settings = ["members"], _ensembles(settings, study["combine"])
-            first = next(iter(runs.values()), (folder, {}))[1]
-            classes = len((first.get("data") or {}).get("classes") or ())
-            if study["score"] in (*keys, *NAMED) or {*keys} & {*NAMED, *LOSSES}:
-                return None
-            study = {**study, **{key: str(study[key]) for key in ("question", "essay", "control", "score")}}
-            return Found(study, keys, settings, [judge(rule, settings, classes) for rule in study["rules"]])
-    return None
+        if not (plan.get("purpose") or {}).get("study"):
+            return None
+    if plan is None:
+        return None
+    try:
+        return _judged(folder, found, plan, plan["purpose"]["study"])
+    except UserError as error:
+        return f"this study is not judged: {error}"
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError):
+        return f"this study is not judged: its record in {folder / 'sweep.yaml'} is damaged, or of another version"
+
+
+def _judged(folder: Path, found: Trials, plan: Mapping[str, Any], study: Mapping[str, Any]) -> Found:
+    runs = {int(e.path.name): (e.path, e.result) for e in found.entries if e.path.name.isdecimal()}
+    sizes = study.get("combine") or ()
+    if plan["rounds"][0]["new"] > MOST or len(sizes) > MOST:
+        raise UserError(f"{folder / 'sweep.yaml'} asks for more than {MOST} trials")
+    data = next(iter(runs.values()), (folder, {}))[1].get("data") or {}
+    keys, settings = _settings(plan["rounds"][0], runs)
+    if sizes:
+        if data.get("tasks"):
+            raise UserError(f"its runs have several targets, {', '.join(data['tasks'])}; a vote needs one")
+        keys, settings = ["members"], _ensembles(settings, sizes)
+    if study["score"] in (*keys, *NAMED) or {*keys} & {*NAMED, *LOSSES}:
+        raise UserError(f"{folder / 'sweep.yaml'} gives a score or a key the name of a column")
+    study = {**study, **{key: str(study[key]) for key in ("question", "essay", "control", "score")}}
+    return Found(
+        study, keys, settings, [judge(rule, settings, len(data.get("classes") or ())) for rule in study["rules"]]
+    )
 
 
 def _settings(
@@ -93,7 +107,7 @@ def _ensembles(settings: Sequence[Setting], sizes: Sequence[int]) -> list[Settin
             members.append((shares, {s: arrays[f"{s}_labels"] for s in shares}))
     made = []
     for size in sizes if members else ():
-        one = Setting(str(size))
+        one = Setting(str(size), voters=settings[0].runs)
         for first in range(len(members) if size <= len(members) else 0):
             chosen = [members[(first + k) % len(members)] for k in range(size)]
             scores: dict[str, float] = {}
@@ -116,15 +130,7 @@ def _softmax(logits: Any) -> Any:
 
 def sentences(found: Found, table: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return two sentences: what was seen, and whether it agrees with the essay; then one line per rule."""
-    score = str(found.study["score"])
-    scored = [row for row in table if not math.isnan(row[score])]
-    seen = f"no setting has a {score}"
-    if scored:
-        ranked = sorted(scored, key=lambda row: row[score] * (1 if lower_is_better(score) else -1))
-        best, worst = ranked[0], ranked[-1]
-        key = _column(found)
-        seen = f"{score} is best with {key} {best[key]}, {_spread(best, score)}"
-        seen += f", and worst with {worst[key]}, {_spread(worst, score)}"
+    seen = _seen(found, table, str(found.study["score"]))
     outcome = overall(found.judged)
     counts = [f"{sum(j.outcome == o for j in found.judged)} {o}" for o in (AGREES, DOES_NOT, UNDECIDED)]
     said = f"This {outcome} with the essay"
@@ -132,6 +138,33 @@ def sentences(found: Found, table: Sequence[Mapping[str, Any]]) -> list[str]:
         said = "Whether this agrees with the essay is not decidable here"
     claim = str(found.study["essay"]).rstrip(".")
     return [f"{seen}.", f"{said} ({', '.join(counts)}): {claim}.", *(f"{j.outcome}: {j.said}" for j in found.judged)]
+
+
+def _seen(found: Found, table: Sequence[Mapping[str, Any]], score: str) -> str:
+    """Which settings have the best and the worst score; a setting that lost seeds is behind all that lost none."""
+    key, sign = _column(found), 1 if lower_is_better(score) else -1
+    by_name = {setting.name: setting for setting in found.settings}
+    groups: dict[tuple[bool, float], list[str]] = {}
+    said: dict[str, str] = {}
+    for row in table:
+        if not math.isnan(row[score]):
+            one = by_name[row[key]]
+            groups.setdefault((one.torn, sign * row[score]), []).append(one.name)
+            said[one.name] = _spread(row, score) + (f" ({one.lost} of its seeds diverged)" if one.torn else "")
+    gone = [setting.name for setting in found.settings if setting.diverged]
+    after = f"; every run with {_all(gone)} diverged" if gone else ""
+    if not groups:
+        return f"no setting has a {score}{after}"
+    best, worst = groups[min(groups)], groups[max(groups)]
+    if len(groups) == 1:
+        return f"{score} with {key} {_all(best)} is {'the same, ' if len(best) > 1 else ''}{said[best[0]]}{after}"
+    seen = f"{score} is best with {key} {_all(best)}, {said[best[0]]}"
+    return f"{seen}, and worst with {_all(worst)}, {said[worst[0]]}{after}"
+
+
+def _all(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _spread(row: Mapping[str, Any], score: str) -> str:

@@ -30,8 +30,7 @@ def main(argv: list[str]) -> int:
     from dlrun.config.flags import split
 
     if {"-h", "--help"} & set(argv):
-        questions = (f"  {name:<16}{studies.load(name).question}" for name in sorted(studies.listed()))
-        print("\n".join([described(__doc__ or ""), "studies:", *questions, ""]))
+        print("\n".join([described(__doc__ or ""), "studies:", *map(_question, sorted(studies.listed())), ""]))
         return run("study", argv, _single)
     names = [word for word in split(argv)[1] if "=" not in word]
     if len(names) != 1:
@@ -43,9 +42,26 @@ def main(argv: list[str]) -> int:
     def sweep(composer: Composer, overrides: list[str], flags: Flags) -> int:
         from dlrun.search import starting
 
-        return starting.sweep(composer, _words(study, overrides), dict(flags), asked=_asked(study))
+        words = _words(study, overrides)
+        if study.combine and (one := next((w for w in overrides if w.startswith("seed=") and "," not in w), "")):
+            raise UserError(
+                f"dlrun study {study.name}: {one}: expected several seeds, of which the ensembles are made, such as "
+                f"seed={','.join(str(n + 1) for n in range(study.seeds))}"
+            )
+        return starting.sweep(composer, words, dict(flags), asked=_asked(study))
 
     return run("study", ["-m", *rest], _single, sweep)
+
+
+def _question(name: str) -> str:
+    """The line of a study in the help; for one whose file is malformed what is wrong with it."""
+    from dlrun.config import studies
+
+    try:
+        said = studies.load(name).question
+    except UserError as error:
+        said = f"not available: {error}"
+    return f"  {name:<16}{said}"
 
 
 def _words(study: Study, typed: Sequence[str]) -> list[str]:
@@ -65,10 +81,20 @@ def _asked(study: Study) -> Any:
             raise UserError(f"{ranges[0].typed()}: a study compares values; expected a list")
         if study.combine and (others := [a for a in axes if a.name != "seed"]):
             raise UserError(f"dlrun study {study.name}: it varies seeds alone; omit {others[0].typed()}")
+        if study.combine and (several := _several(plain)):
+            raise UserError(f"dlrun study {study.name}: {several} asks for several targets; a vote needs one")
         ordered = sorted(axes, key=lambda axis: axis.name == "seed")
         return ordered, list(fixed), {"study": study.record()}
 
     return asked
+
+
+def _several(plain: Mapping[str, Any]) -> str:
+    """The word that asks for several targets, of which ensembles of a study cannot be made; empty if there is none."""
+    dataset = plain["dataset"]
+    if targets := dataset.get("targets"):
+        return f"dataset.targets=[{','.join(map(str, targets))}]"
+    return "dataset.multilabel=true" if dataset.get("multilabel") else ""
 
 
 def _single(cfg: Settings, record: dict[str, Any]) -> int:

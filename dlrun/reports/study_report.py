@@ -32,10 +32,10 @@ HIGHEST, LOG = 3.0, 5.0  # times the first loss, above which curves would flatte
 
 
 def section(folder: Path, trials: Trials) -> str:
-    """Return the sentences, the picture and the table of a study; empty if the sweep is none."""
+    """Return the sentences, the picture and the table of a study, or why it is not judged; empty if there is none."""
     found = study.read(folder, trials)
-    if found is None:
-        return ""
+    if not isinstance(found, Found):
+        return card(f"{found[:1].upper()}{found[1:]}.", "warn") if found else ""
     from matplotlib import rc_context
 
     made = study.rows(found)

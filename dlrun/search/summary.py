@@ -120,10 +120,12 @@ def ending(results: Results, plan: Plan, found: Trials, importance: str, table: 
             *ladder.sentences(climbed, made, found.metric),
             *_after(results, plan, climbed),
         ]
-    if studied := study.read(results.folder, found):
+    studied = study.read(results.folder, found)
+    if isinstance(studied, study.Found):
         made = study.rows(studied)
         compared = shlex.join(["dlrun", "compare", str(results.folder), "--group-seeds"])
         return [lines[0], *aligned(made), *study.sentences(studied, made), "next:", f"  {compared}"]
+    lines += [studied] if studied else []
     lines += steps.sentences(steps.gains(results.folder, found), found.metric)
     lines += [importance] if importance else []
     lines += noise(found)

@@ -36,8 +36,8 @@ def known(log: Path, folder: str, limit: int) -> set[str]:
 def judged(out: Path) -> dict[str, Any]:
     """What the study of a sweep found: its outcome, its rules with their sentences, its table."""
     found = study.read(out, sweeps.read(out))
-    if found is None:
-        sys.exit(f"{out} has no study")
+    if not isinstance(found, study.Found):
+        sys.exit(found or f"{out} has no study")
     rules = [{"kind": j.rule["kind"], "outcome": j.outcome, "said": j.said} for j in found.judged]
     return {"outcome": claims.overall(found.judged), "rules": rules, "rows": study.rows(found)}
 

@@ -92,7 +92,7 @@ PAIR = {"value": "a", "than": "b", "of": "val_acc"}
         ({"kind": "no_difference", **PAIR, "within": 0.1}, {"a": NEAR, "b": LOW}, AGREES),
         ({"kind": "no_difference", **PAIR, "within": 0.1}, {"a": HIGH, "b": LOW}, DOES_NOT),
         ({"kind": "no_difference", **PAIR, "within": 0.01}, {"a": NEAR, "b": LOW}, UNDECIDED),
-        ({"kind": "near", "of": "val_acc", "value": "a", "number": 0.5, "within": 0.02}, {"a": LOW}, AGREES),
+        ({"kind": "near", "of": "val_acc", "value": "a", "number": 0.5, "within": 0.03}, {"a": LOW}, AGREES),
         ({"kind": "near", "of": "val_acc", "value": "a", "number": 0.5, "within": 0.02}, {"a": HIGH}, DOES_NOT),
         ({"kind": "best_inside", "of": "val_acc"}, {"a": LOW, "b": HIGH, "c": NEAR}, AGREES),
         ({"kind": "best_inside", "of": "val_acc"}, {"a": HIGH, "b": LOW, "c": NEAR}, DOES_NOT),
@@ -111,6 +111,83 @@ def test_the_loss_of_chance_follows_from_the_classes() -> None:
     assert claims.judge(rule, settings(a=(2.30, 2.303, 2.304)), classes=10).outcome == AGREES
     assert claims.judge(rule, settings(a=(2.30, 2.303, 2.304)), classes=100).outcome == DOES_NOT
     assert claims.judge(rule, settings(a=(2.30, 2.303, 2.304))).outcome == UNDECIDED
+
+
+def seeds(name: str, scores: tuple[float, ...], diverged: int = 0) -> Setting:
+    """A setting of runs, some of which diverged."""
+    done = [(Path("nowhere"), {"status": "completed", "val_acc": score}) for score in scores]
+    return Setting(name, [*done, *[(Path("nowhere"), {"status": "diverged"})] * diverged])
+
+
+WORSE = {"kind": "worse_than", **PAIR}
+INSIDE = {"kind": "best_inside", "of": "val_acc"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "values", "outcome"),
+    [
+        (WORSE, [seeds("a", LOW, 1), seeds("b", HIGH)], AGREES),  # a is still worse with the seed that it lost
+        (WORSE, [seeds("a", HIGH, 1), seeds("b", LOW)], UNDECIDED),
+        (WORSE, [seeds("a", LOW), seeds("b", HIGH, 1)], UNDECIDED),
+        (WORSE, [seeds("a", HIGH), seeds("b", LOW, 1)], DOES_NOT),
+        (WORSE, [seeds("a", LOW, 1), seeds("b", HIGH, 1)], UNDECIDED),
+        ({**WORSE, "kind": "no_difference", "within": 0.1}, [seeds("a", LOW, 1), seeds("b", NEAR)], UNDECIDED),
+        ({**WORSE, "kind": "gain_between", "low": 0.3, "high": 0.5}, [seeds("a", HIGH, 1), seeds("b", LOW)], UNDECIDED),
+        ({**WORSE, "kind": "ratio_at_least", "ratio": 1.5}, [seeds("a", HIGH), seeds("b", LOW, 1)], UNDECIDED),
+        (
+            {"kind": "near", "of": "val_acc", "value": "a", "number": 0.5, "within": 0.1},
+            [seeds("a", LOW, 1)],
+            UNDECIDED,
+        ),
+        (INSIDE, [seeds("a", LOW), seeds("b", HIGH, 1), seeds("c", LOW)], UNDECIDED),
+        (INSIDE, [seeds("a", LOW, 1), seeds("b", HIGH), seeds("c", LOW)], AGREES),
+        (INSIDE, [seeds("a", LOW), seeds("b", NEAR), seeds("c", HIGH, 1)], UNDECIDED),
+    ],
+)
+def test_seeds_that_diverged_count_against_their_value(
+    rule: Mapping[str, Any], values: list[Setting], outcome: str
+) -> None:
+    judged = claims.judge(rule, values)
+    assert judged.outcome == outcome
+    assert "1 of 4 seeds of" in judged.said
+
+
+@pytest.mark.parametrize(
+    ("values", "outcome"),
+    [
+        ([seeds("a", (), 3), seeds("b", HIGH), seeds("c", (), 3)], AGREES),
+        ([seeds("a", LOW), seeds("b", HIGH), seeds("c", (), 3)], AGREES),
+        ([seeds("a", HIGH), seeds("b", LOW), seeds("c", (), 3)], DOES_NOT),
+        ([seeds("a", HIGH), seeds("b", (), 3), seeds("c", (), 3)], DOES_NOT),  # it is best at an end
+        ([seeds("a", LOW), seeds("b", NEAR), seeds("c", (), 3)], UNDECIDED),
+        ([seeds("a", ()), seeds("b", HIGH), seeds("c", (), 3)], UNDECIDED),  # runs that failed say nothing
+        ([seeds("a", (), 3), seeds("b", (), 3), seeds("c", (), 3)], UNDECIDED),
+    ],
+)
+def test_the_best_is_inside_of_ends_that_diverged(values: list[Setting], outcome: str) -> None:
+    judged = claims.judge(INSIDE, values)
+    assert (judged.outcome, "nan" in judged.said, "inf" in judged.said) == (outcome, False, False)
+
+
+def test_near_is_undecided_within_its_noise() -> None:
+    rule = {"kind": "near", "of": "val_acc", "value": "a", "number": 0.5, "within": 0.05}
+    assert claims.judge(rule, settings(a=(0.3, 0.5, 0.7))).outcome == UNDECIDED
+
+
+def seen(*values: Setting) -> str:
+    study = {"score": "val_acc", "essay": "e"}
+    there = found.Found(study, ["k"], list(values), [])
+    return found.sentences(there, found.rows(there))[0]
+
+
+def test_ties_are_named_together_and_lost_seeds_are_behind() -> None:
+    assert seen(seeds("a", HIGH), seeds("b", HIGH)).startswith("val_acc with k a and b is the same, 0.9000")
+    said = seen(seeds("a", HIGH), seeds("b", HIGH), seeds("c", LOW), seeds("d", (0.99, 0.98), 1), seeds("e", (), 3))
+    assert "best with k a and b, 0.9000" in said
+    assert "worst with d, 0.9850" in said
+    assert "1 of its seeds" in said
+    assert "with e diverged" in said
+    assert seen(seeds("a", HIGH)).startswith("val_acc with k a is 0.9")
 
 
 RATES = ("0.001", "0.1", "10")
@@ -140,7 +217,7 @@ def stored(tmp_path: Path) -> Path:
 def test_a_study_is_judged_from_its_folder_and_drawn(stored: Path) -> None:
     trials = trials_of(stored)
     seen = found.read(stored, trials)
-    assert seen is not None
+    assert isinstance(seen, found.Found)
     assert [j.outcome for j in seen.judged][:2] == [AGREES, AGREES]  # a rate that diverged is worse
     assert (seen.keys, [s.name for s in seen.settings]) == (["optimizer.lr"], list(RATES))
     table = found.rows(seen)
@@ -213,6 +290,13 @@ def test_people_add_their_own(here: Path, dlrun: Callable[..., Outcome]) -> None
     assert studies.load("momentum").question == "ours"
     said = dlrun("study", "--help")
     assert (said.code, "mine" in said.out, "learning_rate" in said.out) == (Exit.FINE, True, True)
+    write(here / "conf/study/broken.yaml", "question: [\n")
+    write(here / "conf/study/lacking.yaml", "question: q\n")
+    said = dlrun("study", "--help")
+    lines = [line for line in said.out.splitlines() if line.startswith(("  broken", "  lacking", "  mine"))]
+    assert (said.code, len(lines)) == (Exit.FINE, 3)
+    assert "broken.yaml" in lines[0]
+    assert "lacking.yaml" in lines[1]
 
 
 @pytest.mark.parametrize(
@@ -259,11 +343,14 @@ def test_a_study_of_a_folder_is_data_alone(here: Path, dlrun: Callable[..., Outc
         (("learning_rate", "optimizer.lr=loguniform:0.1:1"), "optimizer.lr"),
         (("learning_rate", "optimizer.lrr=1"), "optimizer.lr"),
         (("ensemble_size", "optimizer.lr=0.1,0.2"), "optimizer.lr"),
+        (("ensemble_size", "seed=3"), "expected several seeds"),
+        (("ensemble_size", "dataset=table", "dataset.csv=t.csv", "dataset.targets=[a,b]"), "dataset.targets=[a,b]"),
         (("../optimizer/sgd",), "sgd"),
         (("learning_rate", "study=momentum"), "dlrun study momentum"),
     ],
 )
 def test_wrong_input_is_one_line(here: Path, dlrun: Callable[..., Outcome], words: tuple[str, ...], named: str) -> None:
+    write(here / "t.csv", "image,a,b,split\nx.png,1,1,train\ny.png,0,0,train\n")
     outcome = dlrun("study", *words)
     assert (outcome.code, outcome.err.count("\n"), named in outcome.err) == (Exit.USAGE, 1, True), outcome.err
 
@@ -299,11 +386,29 @@ def test_what_is_within_the_noise_of_its_own_values_is_undecided(
     ],
     ids=["rounds", "trials", "score", "combine", "key", "text"],
 )
-def test_the_study_of_a_damaged_or_foreign_sweep_is_none(stored: Path, change: Callable[[Any], None]) -> None:
+def test_the_study_of_a_damaged_or_foreign_sweep_is_not_judged_and_says_why(
+    stored: Path, change: Callable[[Any], None]
+) -> None:
     plan = yaml.safe_load((stored / "sweep.yaml").read_text())
     change(plan)
     write(stored / "sweep.yaml", yaml.safe_dump(plan))
-    assert found.read(stored, trials_of(stored)) is None
+    said = found.read(stored, trials_of(stored))
+    assert isinstance(said, str)  # why, in one line
+    assert "sweep.yaml" in said
+    assert "\n" not in said
+    assert said[1:].split(":")[0] in study_report.section(stored, trials_of(stored))
+
+
+def test_votes_of_several_targets_are_refused_in_words(stored: Path) -> None:
+    plan = yaml.safe_load((stored / "sweep.yaml").read_text())
+    plan["purpose"]["study"].update(combine=[1, 2])
+    plan["rounds"][0] |= {"new": 2, "axes": plan["rounds"][0]["axes"][1:]}
+    write(stored / "sweep.yaml", yaml.safe_dump(plan))
+    trials = trials_of(stored)
+    trials.entries[0].result["data"] = {"tasks": {"species": [], "age": []}}  # type: ignore[index]
+    said = found.read(stored, trials)
+    assert isinstance(said, str)
+    assert "species, age" in said
 
 
 def test_a_study_with_one_value_typed_is_drawn(stored: Path) -> None:

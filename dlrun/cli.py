@@ -108,34 +108,6 @@ def _complete_explain(line: str) -> int:
         return _call("train", ["-sc", "query=bash"])
 
 
-def _share_cores() -> None:
-    """On a busy machine let waiting threads sleep: those of torch spin, and two spinning programs slow each other down.
-
-    Thirty epochs on digits on two cores while other programs come and go, three rounds: 5, 87 and 189 s with the
-    default of torch, 13, 12 and 24 s with sleeping threads. On an idle machine the default is faster and stays. OpenMP
-    reads the variable once, when torch is imported.
-    """
-    if _busy(0.75 * (os.cpu_count() or 1)):
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def _busy(threads: float) -> bool:
-    """Whether more threads than these ran in the last minute and still run now; a finished training does not count."""
-    if os.getloadavg()[0] <= threads:
-        return False
-    try:
-        return sorted(_running() for _ in range(5))[2] > threads
-    except OSError:
-        return True  # only Linux has /proc/stat
-
-
-def _running() -> int:
-    """Threads running on all cores a millisecond from now, without this one. Raises OSError without /proc/stat."""
-    time.sleep(0.001)
-    with open("/proc/stat") as file:
-        return int(file.read().split("procs_running")[1].split()[0]) - 1
-
-
 def _large_pages() -> None:
     """Let torch allocate large pages, which have cheaper address lookups; it reads the variable once.
 
@@ -165,12 +137,13 @@ def _call(verb: str, argv: list[str]) -> int:
 
 
 def _run(verb: str, argv: list[str]) -> int:
-    _share_cores()
     _large_pages()
     _collect_rarely()
     if verb in HEAVY:
+        from dlrun import spinning
         from dlrun.streams import waiting
 
+        spinning.watch()
         sweeps = verb in ("ladder", "study") or {"-m", "--multirun"} & set(argv)
         waiting("reading the config …" if sweeps else "loading torch …")
     from dlrun.streams import legible_streams

@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -38,43 +37,6 @@ def test_without_a_verb_the_usage_is_the_answer_and_an_error(dlrun: Callable[...
     outcome = dlrun()
     assert outcome.code == 2
     assert outcome.out.startswith("usage: dlrun <verb>")
-
-
-@pytest.mark.parametrize(
-    ("load", "now", "policy"),
-    [(0.7, 9, None), (0.8, 9, "PASSIVE"), (0.8, None, "PASSIVE"), (0.8, 0, None)],
-)
-def test_waiting_threads_sleep_on_a_busy_machine(
-    dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, load: float, now: int | None, policy: str | None
-) -> None:
-    def running() -> int:
-        if now is None:
-            raise FileNotFoundError("/proc/stat")
-        return now * (os.cpu_count() or 1)
-
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # so that it is put back afterwards
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    monkeypatch.setattr(os, "getloadavg", lambda: (load * (os.cpu_count() or 1), 0.0, 0.0))
-    monkeypatch.setattr(cli, "_running", running)
-    assert dlrun("train", "--cfg", "job").code == 0
-    assert os.environ.get("OMP_WAIT_POLICY") == policy
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # what a user has set stays
-    assert dlrun("train", "--cfg", "job").code == 0
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-
-
-@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux tells what runs now")
-def test_programs_that_run_beside_are_counted() -> None:
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]
-    try:
-        until = time.monotonic() + 30
-        while cli._running() < 6 and time.monotonic() < until:
-            pass
-        assert cli._running() >= 6
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
 
 
 def test_torch_is_asked_for_large_pages_unless_a_user_says_otherwise(

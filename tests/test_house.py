@@ -61,6 +61,7 @@ TABLE = {
     "reports": "analysis config folders",
     "run": "analysis checks config data folders reports training",
     "search": "analysis checks config folders reports run training",
+    "spinning": "",
     "streams": "",
     "training": "analysis config data folders models optim regularizers",
     "vocabulary": "",
@@ -69,7 +70,7 @@ EVERYTHING = frozenset(TABLE)
 LAW = {name: EVERYTHING if may == "*" else GROUND | frozenset(may.split()) for name, may in TABLE.items()}
 # packages whose modules are imported by commands that must not wait for torch
 FREE = frozenset(("folders", "config", "analysis", "reports", "ensembles", "search", "commands"))
-FREE |= {"errors", "vocabulary", "console", "streams", "cli"}
+FREE |= {"errors", "vocabulary", "console", "spinning", "streams", "cli"}
 # what tells that a module needs torch and is no part of the quick ones, whatever its name
 BLOCKED = """
 import importlib, importlib.abc, sys

@@ -5,7 +5,6 @@ However a run ends, result.json has a status and a reason, and the exit code fol
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 import time
@@ -164,9 +163,6 @@ def _train(
     if changed := own_code.keep(run, cfg.trust):
         screen.say(changed, style="yellow")
     screen.say(headline(exp))
-    if not cfg.trainer.threads and (busy := os.getloadavg()[0]) > (cores := os.cpu_count() or 1) * 0.75:
-        # threads of two programs that spin on the same cores wait for each other: measured up to 50 times slower
-        screen.say(f"this machine is busy (load {busy:.1f} on {cores} cores): trainer.threads=1 may be faster")
     omitted = accounted(exp, run, screen)
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     same_data.record(run, exp.data)

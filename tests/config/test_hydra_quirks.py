@@ -60,8 +60,7 @@ def before(here: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(JobRuntime.instance(), "conf", OmegaConf.create({"name": "theirs"}))
     monkeypatch.setattr(VersionBase.instance(), "version_base", Version("1.2"))
     monkeypatch.setattr(BaseContainer, "_resolvers", {**BaseContainer._resolvers, "now": lambda *_: "theirs"})
-    for key in ("OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE"):  # for torch, which is imported later: they stay
-        monkeypatch.setenv(key, "set")
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "set")  # for torch, which is imported later: it stays
     write(here / "conf/optimizer/mine.yaml", "_target_: torch.optim.Adam\nlr: 0.5\n")
     return state()
 

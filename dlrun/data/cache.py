@@ -91,9 +91,10 @@ class Cache:
         found = pack.find(keys)
         with suppress(OSError):
             found.verify(pack.data, workers)
-        why = f"{error.filename or self.folder}: {error.strerror or error}"
-        if why not in _reported:  # the splits are read one after the other
-            _reported.add(why)
+        reason = f"{self.folder}: {error.strerror or error}"
+        if reason not in _reported:  # the splits are read one after the other, and each meets it at another file
+            _reported.add(reason)
+            why = f"{error.filename or self.folder}: {error.strerror or error}"
             some = f"{len(found.missing):,} of {len(images):,} images are decoded without being cached ({why})"
             print(f"dlrun: {some}; choose another folder with dataset.cache=FOLDER", file=sys.stderr)
         return replace(images, cached=(found.pixels.numpy(), found.rows))

@@ -75,7 +75,10 @@ def stored(path: Path) -> dict[str, Any]:
     try:
         data = read(path, "result.json")
     except FileNotFoundError:
-        return {"status": Status.RUNNING} if (path / "config.yaml").exists() else {}
+        if not (path / "config.yaml").exists():
+            return {}
+        mapping(path, "config.yaml")  # one that cannot be read is no run that could be continued
+        return {"status": Status.RUNNING}
     found = json_of(data, file)
     if not isinstance(found, dict):
         raise Unreadable(file, f"expected keys and values, found {type(found).__name__}")

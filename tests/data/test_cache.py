@@ -174,7 +174,7 @@ def test_a_full_disk_costs_what_did_not_fit(photos, tmp_path, monkeypatch, capsy
         written.append(data)
         if len(written) > 2:  # the first batch and its records fit
             to.write(data[:100])
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"file {len(written)}")
         original(to, data)
 
     monkeypatch.setattr(packs, "_write", full)

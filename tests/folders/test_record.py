@@ -156,6 +156,17 @@ def test_one_bad_run_hides_no_other(here: Path, dlrun: Any) -> None:
     assert set(runs("outputs")["status"]) == {"completed", "unreadable"}
 
 
+def test_a_run_without_a_readable_config_is_not_offered_to_be_resumed(here: Path, dlrun: Any) -> None:
+    from support.stored import config, result
+
+    write_run(here / "outputs" / "good", **result(config(), 0.5))
+    write(here / "outputs" / "loop" / "config.yaml", "a: &a [*a]")
+    outcome = dlrun("compare", "outputs")
+    assert outcome.code == 0
+    assert "left out: loop (config.yaml" in outcome.out
+    assert "interrupted" not in outcome.out
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -6,7 +6,7 @@ Part of `dlrun report RUN`, through run_plots. Many layers are coloured by depth
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["filters", "histograms", "idle", "ratios"]
+__all__ = ["filters", "histograms", "idle", "ratios", "weights_by_epoch"]
 
 MOST_LAYERS = 24  # ridges that fit a page
+PANELS = 6  # layers whose weights are drawn by epoch
+OVERLAP = 2.4  # height of a ridge, in distances of two
+FEW = 2000  # weights below which a histogram is smoothed
 NAME = 18  # characters of a layer's name that fit beside them, its end
 KINDS = {
     "activations": ("Before the activation", OKABE_ITO[0]),
@@ -74,7 +77,7 @@ def idle(folder: Path, column: str = "dead_fraction") -> Figure | str | None:
 def histograms(folder: Path, kind: str = "activations") -> Figure | None:
     """Histograms of `activations` (before the activation), `gradients` or `weights`, one row per layer (B4, B6)."""
     arrays = reading.arrays(folder, "histograms")
-    epochs = sorted({key.split("/")[0] for key in arrays})
+    epochs = _epochs(arrays, kind)
     if not epochs:
         return None
     last = epochs[-1]
@@ -100,6 +103,61 @@ def histograms(folder: Path, kind: str = "activations") -> Figure | None:
     axes.tick_params(axis="y", length=0, labelsize=8)
     axes.grid(axis="y", visible=False)
     return figure
+
+
+@styled
+def weights_by_epoch(folder: Path) -> Figure | None:
+    """Histograms of the weights as ridges, one per epoch, the first at the top, for some layers (B6)."""
+    arrays = reading.arrays(folder, "histograms")
+    epochs = _epochs(arrays, "weights")
+    if len(epochs) < 2:
+        return None
+    names = [str(name) for name in arrays[f"{epochs[-1]}/layers"]]
+    shown = sorted({round(k) for k in np.linspace(0, len(names) - 1, min(len(names), PANELS))})
+    rows = math.ceil(len(shown) / 2)
+    figure = canvas(0.95 + 2.1 * rows, left=0.55, top=0.4, width=HALF)
+    for place, layer in enumerate(shown):
+        axes = figure.add_subplot(rows, 2, place + 1)
+        _ridges(axes, arrays, epochs, layer)
+        axes.set_title(names[layer][-NAME:], fontsize=9)
+        if place % 2 == 0:
+            axes.set_ylabel("epoch")
+        if place + 2 >= len(shown):
+            axes.set_xlabel("weight")
+    return figure
+
+
+def _ridges(axes: Axes, arrays: Mapping[str, Any], epochs: Sequence[str], layer: int) -> None:
+    """One filled curve per epoch, as high as its largest bin; later ones cover earlier ones."""
+    from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
+
+    widest = 0.0
+    for row, epoch in enumerate(epochs):
+        counts = arrays[f"{epoch}/weights_counts"][layer].astype(float)
+        edges = arrays[f"{epoch}/weights_edges"][layer].astype(float)
+        if not counts.sum():
+            continue
+        middles, low = (edges[1:] + edges[:-1]) / 2, float(-row)
+        if counts.sum() < FEW:
+            counts = np.convolve(counts, (1, 2, 3, 2, 1), "same")
+        widest = max(widest, float(np.sqrt(np.average(middles**2, weights=counts))))
+        colour = colormaps["cividis"](0.8 * row / (len(epochs) - 1))
+        axes.fill_between(
+            middles, low, low + OVERLAP * counts / counts.max(), color=colour, alpha=0.85, lw=0, zorder=row
+        )
+        axes.plot(middles, low + OVERLAP * counts / counts.max(), color="white", lw=0.7, zorder=row)
+    axes.set(xlim=(-3.5 * widest, 3.5 * widest) if widest else None, ylim=(1 - len(epochs) - 0.1, OVERLAP + 0.1))
+    axes.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10], symmetric=True))
+    every = max(1, math.ceil(len(epochs) / 6))
+    axes.set_yticks([-row for row in range(0, len(epochs), every)], [str(int(e)) for e in epochs[::every]])
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="y", visible=False)
+
+
+def _epochs(arrays: Mapping[str, Any], kind: str) -> list[str]:
+    """The epochs that have histograms of a kind."""
+    return sorted(key.partition("/")[0] for key in arrays if key.endswith(f"/{kind}_counts"))
 
 
 @styled

@@ -59,6 +59,7 @@ CAPTIONS = {
     "hump per layer, with widths within a factor of 100.",
     "gradients": "Gradients by layer; σ on the right. Good: widths within a factor of 100.",
     "weights": "Weights by layer; σ on the right.",
+    "weights_by_epoch": "Weights by epoch, the first at the top. Good widens slowly; a spike at 0 is sparsity.",
     "filters": "Filters of the first layer, each on its own scale. Good ones differ; blank or equal ones are useless.",
     "time": "Time and memory by epoch. Good is level; a rise means another program, a full disk or a memory leak.",
 }
@@ -287,5 +288,5 @@ PICTURES: dict[str, Callable[[Path], Figure | str | None]] = {
     **{"errors": _errors, "loss_log": partial(_loss, scale="log"), "update_ratios": layer_plots.ratios},
     **{kind: partial(layer_plots.idle, column=f"{kind}_fraction") for kind in ("dead", "saturated")},
     **{kind: partial(layer_plots.histograms, kind=kind) for kind in ("activations", "gradients", "weights")},
-    **{"filters": layer_plots.filters, "time": _time},
+    **{"weights_by_epoch": layer_plots.weights_by_epoch, "filters": layer_plots.filters, "time": _time},
 }

@@ -32,6 +32,7 @@ CONV_SAMPLES = 32  # the same for convolutions, whose channels have a value at e
 STEPS = 3  # steps of an epoch whose update is measured
 BINS = 50
 HISTOGRAM_VALUES = 20_000  # drawn from a layer's activations, gradients or weights: enough for BINS bins
+RIDGES = 12  # epochs, evenly spread, of which histograms of the weights are kept: with 60 layers 0.3 MB (B6)
 TINY = 1e-3  # a weight below this share of its layer's largest counts as zero (R4)
 
 
@@ -43,7 +44,7 @@ class Look:
     update_ratio: float | None  # median over layers
     dead_fraction: float | None  # over the units of all layers that can die
     nonlinear: float | None  # share of a change of the logits that no affine map explains
-    histograms: dict[str, NDArray[Any]] | None  # of each kind counts (L, BINS), edges (L, BINS + 1)
+    histograms: dict[str, NDArray[Any]] | None  # of each kind counts (L, BINS), edges (L, BINS + 1); weights most often
 
 
 class Watch:
@@ -64,6 +65,7 @@ class Watch:
         self._norms: list[Tensor] = []
         epochs = exp.cfg.trainer.epochs
         self._histogram_epochs = {1, math.ceil(epochs / 4), math.ceil(epochs / 2), epochs}
+        self._weight_epochs = {1, *(math.ceil(epochs * k / RIDGES) for k in range(1, RIDGES + 1))}
         # spread over the split, since a folder's samples are sorted by class
         convolves = any(p.ndim > 2 for p in self._tensors)
         split = exp.data.val if len(exp.data.val) else exp.data.train
@@ -109,7 +111,7 @@ class Watch:
             update_ratio=median(moving) if moving else None,
             dead_fraction=seen.dead_fraction({row["layer"] for row in rows if _frozen(self._weights[row["layer"]])}),
             nonlinear=seen.nonlinear,
-            histograms=self._histograms(seen) if wanted else None,
+            histograms=self._histograms(seen if wanted else None) if wanted or epoch in self._weight_epochs else None,
         )
 
     def _activations(self, keep: bool) -> _Seen:
@@ -152,13 +154,13 @@ class Watch:
         ratios = [map(_ratio, u, w) for u, w in zip(updates, weights, strict=True)]
         return [median(g) for g in gradients], [median(r) for r in ratios]
 
-    def _histograms(self, seen: _Seen) -> dict[str, NDArray[Any]]:
+    def _histograms(self, seen: _Seen | None) -> dict[str, NDArray[Any]]:
+        """Histograms of the weights, and those of activations and gradients if they were kept."""
         names = list(self._weights)
-        kinds = {
-            "activations": [seen.values.get(name, []) for name in names],
-            "gradients": [[_draw(p.grad) for p in self._weights[n] if p.grad is not None] for n in names],
-            "weights": [[_draw(p.detach()) for p in self._weights[n]] for n in names],
-        }
+        kinds = {"weights": [[_draw(p.detach()) for p in self._weights[n]] for n in names]}
+        if seen is not None:
+            kinds["activations"] = [seen.values.get(name, []) for name in names]
+            kinds["gradients"] = [[_draw(p.grad) for p in self._weights[n] if p.grad is not None] for n in names]
         found: dict[str, NDArray[Any]] = {"layers": np.array(names)}
         for kind, layers in kinds.items():
             pairs = [_histogram(values) for values in layers]

@@ -21,7 +21,7 @@ from support.commands import without_torch
 from support.composed import SMALL, composed
 
 NAMES = ["accuracy", "loss", "confusion_val", "confusion_test", "errors", "loss_log", "update_ratios", "dead"]
-NAMES += ["activations", "gradients", "weights", "filters", "time"]
+NAMES += ["activations", "gradients", "weights", "weights_by_epoch", "filters", "time"]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def test_errors_are_kept_as_the_network_gets_them(side: int, expected: int) -> N
     [
         ("metrics.csv", {"loss", "loss_log", "accuracy", "time"}),
         ("layers.csv", {"update_ratios", "dead"}),
-        ("histograms.npz", {"activations", "gradients", "weights"}),
+        ("histograms.npz", {"activations", "gradients", "weights", "weights_by_epoch"}),
         ("predictions.npz", {"confusion_val", "confusion_test", "errors"}),
         ("showcase.npz", {"errors", "filters"}),
         ("result.json", set()),

@@ -59,7 +59,7 @@ def test_training_ends_with_a_page_that_has_everything(run: Path) -> None:
         assert f"<td>{check['check']}</td>" in section(text, "Checks before training")
     assert len(re.findall("<tr>", section(text, "Every epoch"))) == 1 + 2
     assert section(text, "Result").count("data:image/png;base64,") == 4
-    assert section(text, "Training in detail").count("data:image/png;base64,") == 7
+    assert section(text, "Training in detail").count("data:image/png;base64,") == 8
     assert section(text, "Training in detail").count("class='card") == 1  # no unit is dead
     order = ["Verdicts", "Result", "Scores", "Most confused classes", "Scores by class", "Worst validation errors"]
     assert re.findall("<h2>([^<]*)</h2>", text)[:6] == order

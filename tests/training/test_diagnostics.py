@@ -238,7 +238,8 @@ def test_bfloat16_forward_passes_are_measured_as_well() -> None:
 
 def test_histograms_come_at_a_few_epochs_with_edges_and_counts_for_every_layer() -> None:
     run = watched(*SMALL, "trainer.epochs=8", "model.width=64", "trainer.batch_size=64")
-    assert [k + 1 for k, h in enumerate(run.histograms) if h is not None] == [1, 2, 4, 8]
+    assert [k + 1 for k, h in enumerate(run.histograms) if "gradients_counts" in h] == [1, 2, 4, 8]
+    assert all(h["weights_counts"].shape == (4, BINS) for h in run.histograms)  # of 8 epochs, which are few
     found = run.histograms[-1]
     sizes = {row["layer"]: run.exp.model.get_parameter(f"{row['layer']}.weight").numel() for row in run.layers}
     assert found["layers"].tolist() == list(sizes)
@@ -248,6 +249,13 @@ def test_histograms_come_at_a_few_epochs_with_edges_and_counts_for_every_layer()
     assert found["weights_counts"].sum(1).tolist() == [min(n, HISTOGRAM_VALUES) for n in sizes.values()]
     head = run.exp.model.get_parameter("head.weight").detach()
     assert found["weights_edges"][-1, [0, -1]] == pytest.approx([float(head.min()), float(head.max())], rel=1e-5)
+
+
+def test_histograms_of_weights_are_kept_of_twelve_epochs_at_most() -> None:
+    run = watched(*SMALL, "trainer.epochs=30", "model.width=8", "trainer.batch_size=512", "dataset.limit=100")
+    kept = [k + 1 for k, h in enumerate(run.histograms) if h is not None]
+    assert kept == [1, 3, 5, 8, 10, 13, 15, 18, 20, 23, 25, 28, 30]
+    assert [k + 1 for k, h in enumerate(run.histograms) if h and "activations_counts" in h] == [1, 8, 15, 30]
 
 
 @pytest.mark.parametrize(("model", "count"), [("mlp", 64), ("cnn", 32)])

@@ -94,6 +94,7 @@ RESULTS = (
     Number("val_loss", score=True),
     Number("test_acc", score=True),
     Number("test_loss", score=True),
+    Number("sparsity", over_seeds="mean"),  # share of the weights near 0, of a run with L1 or a pruned one (R4)
     Number("seconds", over_seeds="mean", digits=1),
 )
 NUMBERS = tuple(number.name for number in RESULTS)

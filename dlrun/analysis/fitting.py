@@ -11,7 +11,7 @@ from dlrun.analysis.finding import Finding
 from dlrun.analysis.remedies import larger, longer, more_regularisation, smaller_batch
 from dlrun.vocabulary import is_accuracy, is_loss, lower_is_better
 
-__all__ = ["capacity", "confirmation", "gap", "imbalance", "overfitting", "unfinished"]
+__all__ = ["capacity", "confirmation", "gap", "imbalance", "lost", "overfitting", "sparse", "unfinished"]
 
 IMBALANCE = 1.5  # largest : smallest class (D6)
 # the essays give no number for these; each separates healthy runs on digits and CIFAR images from broken ones
@@ -23,6 +23,7 @@ ANNEALED_GAIN = 0.05  # the same if the schedule has ended, which wins some by i
 CLOSED, ANNEALED_CLOSED = 0.02, 0.05  # of the first train loss: val_loss - train_loss still shrinks (O9)
 GROWN = 0.05  # of the images without labels, that got one since validation was best (D8)
 SURE = 0.99  # threshold above which few images that are right would get a label
+DENSE, SPARSE = 0.01, 0.50  # of the weights near 0 with L1: it selects none; most could be left out (R4)
 FALLS = 0.10  # of a loss, in the last third of the way: still falling, less is levelled off (O9, B2)
 
 
@@ -65,6 +66,30 @@ def overfitting(run: Evidence) -> Finding | None:
         what, found, number = f"validation accuracy was {top:.3f}", f"{ending:.3f}", top - ending
     sentence = f"overfitting: the {what} in epoch {run.epochs[best]} and is {found} now, though the train loss fell"
     return Finding("overfitting", "warn", sentence, number, more_regularisation(run, memorised=True))
+
+
+def sparse(run: Evidence, share: float | None) -> Finding | None:
+    """R4: L1 that leaves almost no weight near 0 selects none; one that leaves most of them there has made room."""
+    strength = float(run.key("regularizer.l1", 0.0))
+    if share is None or not strength or DENSE <= share < SPARSE:
+        return None
+    sentence = f"sparsity: {share:.1%} of the weights are near 0 with regularizer.l1={strength:g}"
+    if share < DENSE:
+        fix = f"regularizer.l1={10 * strength:.3g}"
+        return Finding("sparsity", "warn", f"{sentence}: a penalty this small selects no weights", share, fix)
+    said = f"{sentence}: `dlrun prune RUN --sparsity {math.floor(100 * share) / 100:g}` sets them to 0"
+    return Finding("sparsity", "warn", said, share, "")
+
+
+def lost(before: float | None, after: float | None, images: int, share: float) -> Finding | None:
+    """R4: the validation accuracy that weights set to 0 have cost, beyond two standard errors; None within."""
+    if before is None or after is None or not images:
+        return None
+    error = math.sqrt(max(before * (1 - before), after * (1 - after)) / images)
+    if before - after <= 2 * error:
+        return None
+    sentence = f"sparsity: with {share:.0%} of the weights at 0 validation accuracy is {after:.3f}, {before:.3f} before"
+    return Finding("sparsity", "warn", f"{sentence}: prune less, or train on with trainer.start_from=", after, "")
 
 
 def _improves_after(run: Evidence, best: int) -> bool:

@@ -44,13 +44,14 @@ def judge(
     status: str = Status.COMPLETED,
     train_acc_valid: bool = True,
     checks: Iterable[Mapping[str, Any]] = (),
+    sparsity: float | None = None,
 ) -> list[Finding]:
     """Return the verdicts on a run: the first cause found, if any, then what holds beside it.
 
     metrics and layers are rows of the CSV files, as text or numbers; config is the resolved one; data is what
     result.json records of the splits, status its status. Without a valid train_acc no verdict is given that needs it.
     `checks` are the rows of checks.csv: what a check has warned of stands before the advice on what followed. Of a run
-    without labels (M10) only a loss that explodes is judged.
+    without labels (M10) only a loss that explodes is judged. `sparsity` is the share of weights near 0 (R4).
     """
     run = Evidence(metrics, layers, config, data or {}, status, train_acc_valid)
     if not reads_labels(config):
@@ -59,7 +60,8 @@ def judge(
     rules = UNVALIDATED if run.data.get("val") == 0 else CAUSES
     cause = next((f for rule in rules if (f := rule(run)) is not None), None)
     cause = cause and warned.before(cause, checks)
-    return [f for f in (cause, *(rule(run) for rule in FACTS)) if f is not None]
+    facts = (*(rule(run) for rule in FACTS), fitting.sparse(run, sparsity))
+    return [f for f in (cause, *facts) if f is not None]
 
 
 def urgent(

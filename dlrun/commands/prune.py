@@ -56,15 +56,15 @@ def _prune(path: Path, trust: list[str], share: float, top: Path) -> dict[str, A
     exp = pruned(path, trust, share)
     run = claim(str(top / f"sparsity_{share:g}"), "")
     try:
-        ending = store(
-            exp, run, f"pruned-{share:g}", f"{path} with {share:.0%} of its weights set to 0", pruned_from=str(path)
-        )
+        said = f"{path} with {share:.0%} of its weights set to 0"
+        ending = store(exp, run, f"pruned-{share:g}", said, pruned_from=str(path))
     finally:
         run.release()
     zeros = sum(int((getattr(layer, name) == 0).sum()) for layer, name in weights(exp.model))
     left = sum(p.numel() for p in exp.model.parameters()) - zeros
     found = {"sparsity": share, "weights": left, "run": str(run.path)}
-    return found | {key: ending.get(key) for key in ("val_acc", "test_acc")}
+    found |= {key: ending.get(key) for key in ("val_acc", "test_acc")}
+    return found | {"said": [one["sentence"] for one in ending["verdicts"]]}
 
 
 def _shares(typed: str) -> list[float]:
@@ -88,4 +88,6 @@ def _write(top: Path, rows: list[dict[str, Any]]) -> None:
         scores = (f"{row[key]:.4f}" if isinstance(row[key], float) else "" for key in ("val_acc", "test_acc"))
         cells = [f"{row['sparsity']:g}", f"{row['weights']:,}", *scores]
         print("  ".join(f"{cell:>10}" for cell in cells) + f"  {row['run']}")
+    for sentence in (sentence for row in rows for sentence in row.get("said", ())):
+        print(sentence)
     print(f"table: {top / TABLE}")

@@ -84,6 +84,9 @@ def stored(path: Path) -> dict[str, Any]:
         raise Unreadable(file, f"expected keys and values, found {type(found).__name__}")
     refuse_newer(file, found)
     expect(file, found)
+    if isinstance(by_layer := found.get("sparsity"), dict):  # of an older run
+        every = by_layer.pop("all", None)
+        found |= {"sparsity": every if isinstance(every, float) else None, "sparsity_by_layer": by_layer}
     return found
 
 

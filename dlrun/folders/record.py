@@ -24,7 +24,8 @@ KINDS = {
     **dict.fromkeys(("status", "reason", "name", "note", "monitor", "host", "started", "ended", "checks"), WORDS),
     **dict.fromkeys(("epochs", "best_epoch", "tested_epoch", "seconds", "seed", "parameters", "pid"), NUMBERED),
     **dict.fromkeys(("test_samples", "test_seconds"), NUMBERED),
-    **dict.fromkeys(("config", "versions", "data", "changed", "bootstrap", "code", "sparsity"), MAPPED),
+    "sparsity": ("a number", (*NUMBER, dict)),  # older runs have it by layer, with `all`
+    **dict.fromkeys(("config", "versions", "data", "changed", "bootstrap", "code", "sparsity_by_layer"), MAPPED),
     **dict.fromkeys(("typed", "tags", "verdicts", "extended"), LISTED),
 }
 SCORE = re.compile(r"(raw_|ema_|plain_)?(train|val|test)_(loss|acc|[a-z0-9_]+)")

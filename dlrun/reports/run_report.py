@@ -41,6 +41,7 @@ def write(run_folder: Path) -> Path:
         attempted("Most confused classes", lambda: table(run_plots.confused(run_folder))),
         attempted("Scores by class", lambda: table(reading.per_class(run_folder), tall=True)),
         attempted("Worst validation errors", lambda: galleries.worst(run_folder)),
+        attempted("Weights near 0 by layer", lambda: _sparsity(result)),
         section("Training in detail", pictures(drawn, run_plots.CAPTIONS)),
         attempted("Checks before training", lambda: table(reading.checks(run_folder), long=("message",))),
         attempted("Config", lambda: _config(config, result.get("changed"))),
@@ -61,6 +62,7 @@ def _head(title: str, kind: str, folder: Path, result: Mapping[str, Any]) -> str
         if "best_epoch" in result
         else "",
         "seconds of training": _decimals(result.get("seconds"), 1),
+        "weights near 0": f"{result['sparsity']:.1%}" if isinstance(result.get("sparsity"), float) else "",
         "parameters": f"{result['parameters']:,}" if isinstance(result.get("parameters"), int) else "",
     }
     boxes = "".join(f"<div><b>{value}</b>{name}</div>" for name, value in boxes_of.items() if value)
@@ -103,6 +105,7 @@ def _verdicts(result: Mapping[str, Any], folder: Path, config: Mapping[str, Any]
             result.get("data", {}),
             str(result.get("status")),
             bool(result.get("train_acc_valid", True)),
+            sparsity=result.get("sparsity"),
         )
         found = [finding.record() for finding in judged]
     if found is None:
@@ -113,6 +116,13 @@ def _verdicts(result: Mapping[str, Any], folder: Path, config: Mapping[str, Any]
         fix = f"<p>To try next: <code>{text(one['try'])}</code></p>" if one.get("try") else ""
         cards.append(f"<div class='card {kind}'>{text(one.get('sentence', ''))}{fix}</div>")
     return "".join(cards) or "<div class='card fine'>No findings: a healthy run.</div>"
+
+
+def _sparsity(result: Mapping[str, Any]) -> str:
+    """The share of weights near 0 by layer, of a run with L1 or a pruned one (R4)."""
+    shares = result.get("sparsity_by_layer") or {}
+    note = "<p class=soft>Weights of at most a thousandth of the largest of their layer.</p>"
+    return table([{"layer": k, "share": v} for k, v in shares.items()], tall=True) + note if shares else ""
 
 
 def _config(config: Mapping[str, Any], changed: Any) -> str:

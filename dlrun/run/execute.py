@@ -19,7 +19,7 @@ from dlrun.console import Screen
 from dlrun.errors import DataChanged, Surroundings, UserError, first_line
 from dlrun.folders import own_code
 from dlrun.folders.run import Run
-from dlrun.run import extending
+from dlrun.run import extending, sparse
 from dlrun.run.ending import stop_reason, summarise
 from dlrun.run.gate import Omitted, accounted, headline, passed
 from dlrun.run.provenance import origin
@@ -195,7 +195,7 @@ def _train(
         screen.say(reason)
     ending = _finish(exp, run, state, omitted)
     summarise(exp, run, screen, state, ending)
-    return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED)
+    return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED, ending.get("sparsity"))
 
 
 def _restored(exp: Experiment, run: Run, screen: Screen, before: float) -> State:
@@ -238,13 +238,13 @@ def _held(exp: Experiment, run: Run, screen: Screen, accept_changes: bool) -> Ex
     return exp if data is exp.data else build(exp.cfg, data=data, begun=run.last.exists())
 
 
-def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str) -> dict[str, Any]:
+def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str, sparsity: float | None = None) -> dict[str, Any]:
     from dlrun.analysis import verdicts
     from dlrun.folders import reading
 
     rows, layers = reading.metrics(run.path), reading.layers(run.path)
     data, checked = exp.data.record(), reading.checks(run.path)
-    found = verdicts.judge(rows, layers, exp.cfg.plain, data, status, exp.train_acc_valid, checked)
+    found = verdicts.judge(rows, layers, exp.cfg.plain, data, status, exp.train_acc_valid, checked, sparsity)
     for finding in found:
         screen.say(finding.text, style="bold red" if finding.severity == "stop" else "yellow")
     return {"verdicts": [f.record() for f in found]}
@@ -289,11 +289,7 @@ def _finish(exp: Experiment, run: Run, state: State, omitted: Omitted) -> dict[s
     if arrays := probe(exp):
         run.write_probe(arrays)
     ending |= _spent(exp, run, state, test, started)
-    if exp.cfg.regularizer.get("l1"):
-        from dlrun.training.diagnostics import sparsity
-
-        ending["sparsity"] = sparsity(exp.model)
-    return ending
+    return ending | (sparse.shares(exp) if exp.cfg.regularizer.get("l1") else {})
 
 
 def _spent(exp: Experiment, run: Run, state: State, test: Split, started: float) -> dict[str, Any]:
@@ -337,5 +333,7 @@ def store(exp: Experiment, run: Run, label: str, reason: str, **record: Any) -> 
     run.update_result(parameters=sum(p.numel() for p in exp.model.parameters()))
     checkpoint.write(run, checkpoint.snapshot(exp, state), is_best=True)
     ending = _finish(exp, run, state, Omitted(run, screen, exp.data.dropped)) | {"reason": reason}
+    if "pruned_from" in record:
+        ending |= sparse.judged(exp, record["pruned_from"], ending)
     _record(run, ending)
     return ending

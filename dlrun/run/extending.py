@@ -28,7 +28,9 @@ __all__ = ["EXTENDING", "FOLLOWS", "extended", "said"]
 EXTENDING = ("trainer.epochs", "trainer.patience")
 FOLLOWS = "${trainer.epochs}"
 # of result.json: what the end of a run adds, which the new end replaces
-ENDING = re.compile(r"(raw_|ema_|plain_)?(val|test)_.*|best_epoch|tested_epoch|verdicts|weights|sparsity|ended|reason")
+ENDING = re.compile(
+    r"(raw_|ema_|plain_)?(val|test)_.*|best_epoch|tested_epoch|verdicts|weights|sparsity(_by_layer)?|ended|reason"
+)
 LEFT = ("earlier", "tensorboard", "mlruns", "stop")
 
 

@@ -174,15 +174,15 @@ def _frozen(tensors: Iterable[Tensor]) -> bool:
     return not any(p.requires_grad for p in tensors)
 
 
-def sparsity(model: nn.Module) -> dict[str, float]:
-    """Return the share of weights below 1e-3 of the largest of their layer, by layer and under `all` (R4)."""
+def sparsity(model: nn.Module) -> tuple[float | None, dict[str, float]]:
+    """Return the share of weights below 1e-3 of the largest of their layer, of all and by layer (R4)."""
     found, zeros, total = {}, 0, 0
     for name, tensors in _weights_by_layer(model).items():
         flat = torch.cat([p.detach().abs().flatten() for p in tensors])
         small = int((flat <= TINY * flat.max()).sum())
         found[name] = small / len(flat)
         zeros, total = zeros + small, total + len(flat)
-    return found | {"all": zeros / total} if total else {}
+    return zeros / total if total else None, found
 
 
 def _weights_by_layer(model: nn.Module) -> dict[str, list[nn.Parameter]]:

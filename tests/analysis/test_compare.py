@@ -89,7 +89,7 @@ def test_csv_holds_the_numbers_in_full(here: Path, dlrun: Callable[..., Outcome]
     assert first == {
         "run": "outputs/runs/a", "status": "completed", "checks": "", "verdicts": "", "optimizer.lr": "0.1",
         "optimizer.betas": "[0.9, 0.999]", "epochs": "3", "best_epoch": "2", "val_acc": str(2 / 3),
-        "val_loss": str(1 - 2 / 3), "test_acc": str(2 / 3 - 0.01), "test_loss": str(1.1 - 2 / 3),
+        "val_loss": str(1 - 2 / 3), "test_acc": str(2 / 3 - 0.01), "test_loss": str(1.1 - 2 / 3), "sparsity": "",
         "seconds": "12.3456",
     }  # fmt: skip
     assert second["optimizer.betas"] == "[0.5, 0.9]"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dlrun.folders import reading
 from dlrun.training import checkpoint
 from support.commands import Outcome
 
@@ -43,11 +44,47 @@ def test_the_smallest_weights_of_the_whole_network_become_zero(run: str, dlrun: 
         rows = list(csv.DictReader(file))
     assert [float(row["sparsity"]) for row in rows] == [0, 0.5, 0.9]
     total = int(rows[0]["weights"])
+    shares = [json.loads(Path(row["run"], "result.json").read_text()).get("sparsity") for row in rows]
+    assert shares[0] is None
+    assert shares[1:] == pytest.approx([0.5, 0.9], abs=0.02)  # the others near 0 count as well
     assert [total - int(row["weights"]) for row in rows] == [0, round(0.5 * len(every)), round(0.9 * len(every))]
     for row in rows:
         stored = json.loads(Path(row["run"], "result.json").read_text())
         assert float(row["test_acc"]) == stored["test_acc"]
         assert row["run"] in done.out
+
+
+def test_a_pruned_run_stands_in_tables_and_reports_with_its_sparsity(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    run = "run"
+    assert dlrun("train", "model=mlp", "trainer.epochs=4", *WORDS[2:], "run.dir=run").code == 0
+    done = dlrun("prune", run, "--sparsity", "0.3,0.99", "--out", "pruned")
+    few, many = (json.loads(Path(f"pruned/sparsity_{s}/result.json").read_text()) for s in (0.3, 0.99))
+    assert many["sparsity"] > 0.98
+    assert set(many["sparsity_by_layer"]) == set(few["sparsity_by_layer"]) != set()
+    assert [one["name"] for one in many["verdicts"]] == ["sparsity"]
+    assert many["verdicts"][0]["sentence"] in done.out
+    rows = json.loads(dlrun("compare", run, "pruned", "--json").out)
+    assert sorted(round(row["sparsity"] or 0, 1) for row in rows) == [0, 0.3, 1.0]
+    assert len(json.loads(dlrun("compare", run, "pruned", "--json", "--filter", "sparsity>0.9").out)) == 1
+    assert dlrun("report", "pruned/sparsity_0.99").code == 0
+    page = Path("pruned/sparsity_0.99/report.html").read_text()
+    assert page.count("weights near 0") == 1
+    assert "<h2>Weights near 0 by layer</h2>" in page
+
+
+def test_a_penalty_that_selects_no_weight_has_a_verdict(here: Path, dlrun: Callable[..., Outcome]) -> None:
+    words = (*WORDS, "dataset.limit=400", "regularizer=l1", "regularizer.l1=1e-9", "run.dir=l1")
+    assert dlrun("train", *words).code == 0
+    result = json.loads(Path("l1/result.json").read_text())
+    assert result["sparsity"] < 0.01
+    assert ("sparsity", "regularizer.l1=1e-08") in [(one["name"], one["try"]) for one in result["verdicts"]]
+
+
+def test_a_run_of_an_older_version_has_its_sparsity_by_layer(run: str) -> None:
+    file = Path(run, "result.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sparsity": {"conv": 0.5, "all": 0.25}}))
+    found = reading.stored(Path(run))
+    assert (found["sparsity"], found["sparsity_by_layer"]) == (0.25, {"conv": 0.5})
 
 
 def test_a_pruned_run_is_evaluated_and_trained_on_but_not_extended(run: str, dlrun: Callable[..., Outcome]) -> None:

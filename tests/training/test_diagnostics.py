@@ -272,4 +272,4 @@ def test_sparsity_counts_the_weights_below_a_thousandth_of_the_largest_of_their_
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[2.0, 0.0, 0.0019, -0.0021]]))
         model[2].weight.copy_(torch.tensor([[1.0], [1.0], [0.5], [0.1]]))
-    assert sparsity(model) == {"0": 0.5, "2": 0.0, "all": 0.25}
+    assert sparsity(model) == (0.25, {"0": 0.5, "2": 0.0})

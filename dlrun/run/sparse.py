@@ -1,4 +1,4 @@
-"""The share of the weights near 0, of a run with L1 or a pruned one: `dlrun train regularizer=l1`, `dlrun prune` (R4)."""
+"""Weights near 0, of a run with L1 or a pruned one (`dlrun train regularizer=l1`, `dlrun prune RUN`, R4)."""
 
 from __future__ import annotations
 

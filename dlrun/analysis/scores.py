@@ -135,7 +135,9 @@ def _margin(value: Any, count: int) -> str:
 
 def short(path: Path | str) -> str:
     """Return the name of a run for reading: its folder, of a trial that of the sweep as well."""
-    above, name = os.path.split(os.path.abspath(os.path.realpath(path) if os.path.islink(path) else path))
+    above, name = os.path.split(path)
+    if not above or name in ("", ".", "..") or os.path.islink(path):  # the rest takes a twentieth of a large table
+        above, name = os.path.split(os.path.realpath(path) if os.path.islink(path) else os.path.abspath(path))
     return f"{os.path.basename(above)}/{name}" if name.isdigit() else name or above
 
 

@@ -6,8 +6,8 @@ Keys that dlrun does not know are left alone. Nothing here imports torch.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,35 @@ KINDS = {
     **dict.fromkeys(("config", "versions", "data", "changed", "bootstrap", "code", "sparsity_by_layer"), MAPPED),
     **dict.fromkeys(("typed", "tags", "verdicts", "extended"), LISTED),
 }
-SCORE = re.compile(r"(raw_|ema_|plain_)?(train|val|test)_(loss|acc|[a-z0-9_]+)")
+SCORES = ("_loss", "l_acc", "t_acc", "n_acc")
 # of `data`: the splits by their number of images
-SPLITS = ("train", "val", "test")
+SPLITS = {"train", "val", "test"}
+PLAIN = {str, int, float, bool, type(None)}
 
 
 def expect(file: Path | str, found: Mapping[str, Any]) -> None:
     """Raise Unreadable, which names the key, if a value is of a kind that dlrun never writes there."""
-    for key, value in found.items():
-        known = KINDS.get(key)
-        if known is not None and not isinstance(value, known[1]):
-            raise Unreadable(file, f"{key}: expected {known[0]}, found {_shown(value)}")
-        if known is None and not isinstance(value, NUMBER) and key[-5:] in ("_loss", "l_acc", "t_acc", "n_acc"):
-            raise Unreadable(file, f"{key}: expected a number, found {_shown(value)}")
+    for key, (words, kind) in _kinds(tuple(found)):
+        if not isinstance(found[key], kind):
+            raise Unreadable(file, f"{key}: expected {words}, found {_shown(found[key])}")
     for one in found.get("verdicts") or ():
-        if not isinstance(one, dict) or not all(isinstance(text, (str, *NUMBER)) for text in one.values()):
+        if not isinstance(one, dict) or not {*map(type, one.values())} <= PLAIN:
             raise Unreadable(file, f"verdicts: expected names and sentences, found {_shown(one)}")
     data = found.get("data") or {}
-    for key in SPLITS:
-        if not isinstance(data.get(key), NUMBER):
+    for key in data.keys() & SPLITS:
+        if not isinstance(data[key], NUMBER):
             raise Unreadable(file, f"data.{key}: expected a number, found {_shown(data[key])}")
     for key, kind in (("classes", str), ("shape", int)):
         values = data.get(key)
-        if values is not None and not (isinstance(values, list) and all(isinstance(one, kind) for one in values)):
+        if values is not None and not (isinstance(values, list) and {*map(type, values)} <= {kind}):
             raise Unreadable(file, f"data.{key}: expected a list, found {_shown(values)}")
+
+
+@lru_cache(64)  # the runs of a table have the same keys
+def _kinds(keys: tuple[str, ...]) -> list[tuple[str, tuple[str, Any]]]:
+    """What is expected of those keys that dlrun knows, and of scores."""
+    scores = (key for key in keys if key not in KINDS and key.endswith(SCORES))
+    return [*((key, KINDS[key]) for key in keys if key in KINDS), *((key, NUMBERED) for key in scores)]
 
 
 MOST = 1_000_000  # trials

@@ -50,9 +50,13 @@ def test_yaml_of_dlrun_reads_as_before() -> None:
     assert plain.yaml_of("a: 2020-01-01", "") == {"a": "2020-01-01"}  # typed by hand; safe_load makes a date
 
 
-@pytest.mark.parametrize("text", ['{"val_acc": 1' + "0" * 400 + "}", "[" * 100_000, "[]", "{", "\xff", '{"a": NaN'])
-def test_json_that_is_none_is_refused(here: Path, text: str) -> None:
-    (here / "result.json").write_bytes(text.encode("latin-1"))
+@pytest.mark.parametrize(
+    "text",
+    ['{"val_acc": 1' + "0" * 400 + "}", f'{{"a": -{10**19}}}', "[" * 100_000, "[]", "{", "\xff", '{"a": NaN'],
+)
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_json_that_is_none_is_refused(here: Path, text: str, encoding: str) -> None:
+    (here / "result.json").write_bytes(text.encode(encoding))
     with pytest.raises(Unreadable, match=r"result\.json"):
         reading.stored(here)
 

@@ -53,6 +53,7 @@ EXCEPTIONS = {
     "run/extending.py",  # copies beneath a run whose lock is held; links are skipped
     "run/commit.py",  # the commit of the working folder, without git
     "search/launchers/job.py",  # /proc, /dev/null
+    "spinning.py",  # /proc
     "training/checkpoint.py",  # bytes in memory, read by the opener
     "training/memory.py",  # /proc
 }

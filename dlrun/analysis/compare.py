@@ -301,18 +301,17 @@ def _values(configs: Sequence[Mapping[str, str]], key: str) -> list[str | None]:
 def typed(entries: Sequence[Entry]) -> set[str]:
     """Return the keys that somebody typed, or a preset changed; of a run older than that record all its keys."""
     found: set[str] = set()
-    split: dict[str, tuple[str, str]] = {}  # the key of a word, and that of its option if it is a group
+    seen: set[str] = set()
     for _, result, config in entries:
         words, changed = result.get("typed"), result.get("changed")
         if not isinstance(words, list):
             found.update(config)
             continue
-        for word in map(str, words):
-            if word not in split:
+        if not seen.issuperset(map(str, words)):  # most words are those of runs before
+            for word in map(str, words):
                 key = word.partition("=")[0].lstrip("+~")
-                split[word] = (key, f"choices.{key}")
-            key, option = split[word]
-            found.add(option if option in config else key)
+                found.add(option if (option := f"choices.{key}") in config else key)
+                seen.add(word)
         found.update(changed if isinstance(changed, dict) else ())
     return found
 

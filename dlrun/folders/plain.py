@@ -32,12 +32,22 @@ def _integer(text: str) -> int:
     return int(text)
 
 
+def _has_long(text: bytes) -> bool:
+    """Whether more digits than those of an integer of dlrun stand together elsewhere than after a point."""
+    zeros, place = text.translate(ZEROED), 0
+    while (place := zeros.find(ZEROS, place)) >= 0:
+        start = len(zeros[:place].rstrip(b"0"))
+        if zeros[start - 1 : start] != b".":
+            return True
+        place += len(ZEROS)
+    return False
+
+
 def json_of(text: bytes, file: Path | str) -> Any:
     """Return the value of a JSON text. Raises Unreadable."""
     try:
         # a hook for every integer would take a tenth of the time of a table of thousands of runs
-        long = ZEROS in text.translate(ZEROED)
-        return json.loads(text.decode(), parse_int=_integer if long else None)
+        return json.loads(text.decode(), parse_int=_integer if _has_long(text) else None)
     except RecursionError:
         raise Unreadable(file, "lists or groups are too deep") from None
     except ValueError as error:  # also UnicodeDecodeError

@@ -70,7 +70,8 @@ def main(argv: list[str]) -> int:
     result = _about(args, found, made) | made.result(predictor.classes)
     tables, fooled = made.tables(predictor.classes), None
     if hit is not None:
-        result, tables, fooled = result | {"adversarial": hit.rows}, tables | {"adversarial": hit.rows}, hit.arrays
+        result, tables = result | {"adversarial": hit.rows}, tables | {"adversarial": hit.rows}
+        fooled = hit.arrays | _origin(model, data, args.split)
     name = "test" if data is None else data.resolve().stem
     path = evaluation.claim(args.out, f"{model.resolve().name}-on-{name}")
     pair = torch.from_numpy(made.logits), torch.from_numpy(made.labels)
@@ -84,6 +85,16 @@ def main(argv: list[str]) -> int:
         _print(predictor, result, made, trust)
         print(f"files: {path}\npage: {page}")
     return Exit.FINE
+
+
+def _origin(model: Path, data: Path | None, split: str | None) -> dict[str, Any]:
+    """The run, the data and the split that changed images were made of, for training on them."""
+    import numpy as np
+
+    from dlrun.data import origin
+
+    words = [model.resolve().name, str(data or ""), "test" if data is None else split or ""]
+    return {origin.ARRAY: np.array(words, dtype=np.str_)}
 
 
 def _parser() -> Parser:

@@ -26,7 +26,7 @@ from typing import Any
 from dlrun.config.check_names import check_names
 from dlrun.vocabulary import COLUMNS, FURTHER
 
-__all__ = ["METRICS", "NAMED", "SCORED", "Rule", "parse", "scalar", "split"]
+__all__ = ["METRICS", "NAMED", "OF_TARGET", "SCORED", "Rule", "parse", "scalar", "split"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ METRICS = tuple(column for column in COLUMNS if column not in ("epoch", "lr"))
 # and, for trials, the validation scores that a run computes at its end
 SCORED = tuple(dict.fromkeys((*METRICS, *(column for column in FURTHER if column.startswith("val_")))))
 # cuda:1 is the second GPU
+OF_TARGET = re.compile(r"val_(.+)_(?:loss|acc)|val_map")  # of one target, or of sets of classes (M11)
 WEIGHTS = ("none", "balanced", "effective")  # of classes, in a loss
 DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
@@ -114,6 +115,21 @@ def _is_rate(value: Any) -> bool:
         found = re.fullmatch(rf"({_NUMBER})x", value)
         return found is not None and 0 < float(found[1]) < math.inf
     return _number(value) and 0 <= value < math.inf
+
+
+def _is_shares(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_number(one) and 0 <= one < math.inf for one in value)
+    return isinstance(value, Mapping) and all(_number(one) and 0 <= one < math.inf for one in value.values())
+
+
+def _column(listing: Callable[[], tuple[Any, ...]]) -> Rule:
+    """One of these columns, or the score of a target by its name, which the schema compares with dataset.targets."""
+
+    def holds(value: Any) -> bool:
+        return value in listing() or (isinstance(value, str) and OF_TARGET.fullmatch(value) is not None)
+
+    return Rule(holds, "one of ", listing)
 
 
 def _one_of(listing: Callable[[], tuple[Any, ...]]) -> Rule:
@@ -169,8 +185,9 @@ NAMED: Mapping[str, Callable[[], Rule]] = {
         "one of ",
         lambda: DEVICES,
     ),
-    "metric": lambda: _one_of(lambda: METRICS),
-    "score": lambda: _one_of(lambda: SCORED),
+    "metric": lambda: _column(lambda: METRICS),
+    "score": lambda: _column(lambda: SCORED),
+    "shares": lambda: Rule(_is_shares, "a list of numbers, 0 or more, or {name: number}", several=True),
     "check": lambda: _one_of(check_names),
     # the modules are those of the model, which is built later (dlrun.checks.exempt)
     "omission": lambda: Rule(

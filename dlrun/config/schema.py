@@ -15,7 +15,7 @@ from typing import Any
 
 from dlrun.config.meant import advice, likely_value, number
 from dlrun.config.options import Options, prefix
-from dlrun.config.rules import SCORED, Rule
+from dlrun.config.rules import METRICS, OF_TARGET, SCORED, Rule
 from dlrun.errors import UserError
 from dlrun.vocabulary import COLUMNS, FURTHER
 
@@ -280,6 +280,34 @@ def _paths(cfg: Mapping[str, Any]) -> None:
         raise UserError(f"dataset.images={images}: no such folder; expected the folder of the images")
 
 
+def _objective_allows(cfg: Mapping[str, Any]) -> None:
+    """What an objective makes of other keys; a batch that it compares as a whole cannot come in parts."""
+    name, trainer = str(cfg["objective"].get("_target_")).rpartition(".")[2], cfg["trainer"]
+    ours = str(cfg["objective"].get("_target_")).startswith("dlrun.")
+    parts = trainer.get("accumulate")
+    if ours and name == "SimCLR" and isinstance(parts, int) and parts > 1:
+        why = "objective=simclr compares all images of a batch with each other, and a part holds fewer"
+        raise UserError(f"trainer.accumulate={parts}: {why}; omit it, and lower trainer.batch_size to save memory")
+    if ours and name == "FixMatch" and trainer.get("compile"):
+        why = "objective=fixmatch passes batches of several sizes through the model, each compiled for minutes"
+        raise UserError(f"trainer.compile=true: {why}; omit it")
+
+
+def _of_targets(cfg: Mapping[str, Any]) -> None:
+    """A score of one target needs that target (M11)."""
+    dataset, search = cfg["dataset"], cfg.get("search") or {}
+    names = [str(name) for name in dataset.get("targets") or ()]
+    own = [f"val_{name}_{what}" for name in names for what in ("acc", "loss")]
+    own += ["val_map"] if dataset.get("multilabel") else []
+    for key, value, known in (
+        ("trainer.monitor", cfg["trainer"].get("monitor"), METRICS),
+        ("search.metric", search.get("metric"), SCORED),
+    ):
+        if isinstance(value, str) and value not in (*known, *own) and OF_TARGET.fullmatch(value):
+            rule = Rule(lambda _: False, "one of ", lambda known=known: (*own, *known))  # type: ignore[misc]
+            check_value(key, value, rule)
+
+
 def _reaches(cfg: Mapping[str, Any]) -> None:
     """A key that the chosen model, loss or trainer cannot use is an error; it is not ignored silently."""
     for key, part in (("dropout", "model"), ("label_smoothing", "loss")):
@@ -290,6 +318,8 @@ def _reaches(cfg: Mapping[str, Any]) -> None:
     only, skip = (set(lookup(cfg, f"check.{key}") or ()) for key in ("only", "skip"))
     if only and only <= skip:
         raise UserError(f"check.skip leaves nothing of check.only=[{','.join(sorted(only))}]; change one of them")
+    _objective_allows(cfg)
+    _of_targets(cfg)
     trainer = cfg["trainer"]
     if trainer.get("while_gap_shrinks") and not trainer.get("patience"):
         raise UserError("trainer.while_gap_shrinks has no effect without patience; add trainer.patience=5")

@@ -19,6 +19,7 @@ from dlrun.data.array_files import PART, Stored, chosen, converted, held_as
 from dlrun.data.bad import BadData, bad_labels
 from dlrun.data.images import InMemory
 from dlrun.data.labels import class_names, numbered, plain
+from dlrun.data.origin import made_of
 from dlrun.data.splits import Raw, Split
 from dlrun.errors import UserError
 
@@ -74,7 +75,7 @@ def arrays(
 
     made = split("train", "")
     val = split("val", "_val") if "x_val" in slots else None
-    about = (f"{path or slots['x'].file}: {'; '.join(notes)}",) if notes else ()
+    about = (*([f"{path or slots['x'].file}: {'; '.join(notes)}"] if notes else ()), *made_of(path, slots))
     if "x_test" not in slots:
         return Raw(made, None, classes, val, about)
     # report bad labels of test now, not after training

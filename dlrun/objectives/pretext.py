@@ -134,8 +134,8 @@ class SimCLR(_Pretext):
 
     Chen et al. 2020, A simple framework for contrastive learning of visual representations, §2: views are cropped to
     `crop_scale` of their area or more, mirrored and changed in colour by `strength` (1: as on ImageNet, 0.5: as on
-    CIFAR); a head of two layers projects them to `width` numbers. Each part of a batch (trainer.accumulate) compares
-    its own images. A loss of ln(2 B - 1) is chance.
+    CIFAR); a head of two layers projects them to `width` numbers. A loss of ln(2 B - 1) is chance. A batch comes as a
+    whole: without trainer.accumulate.
     """
 
     def __init__(
@@ -178,7 +178,7 @@ class SimCLR(_Pretext):
 
     def _view(self, batch: Batch, which: int) -> Tensor:
         raw = (batch.x.permute(0, 2, 3, 1) * self.std + self.mean).contiguous()
-        sample = torch.arange(len(batch)) + (2 * batch.part + which) * len(batch)
+        sample = torch.arange(len(batch)) + which * len(batch)
         changed = self.change(raw, Draws(batch.seed * 1_000_003 + batch.step, batch.epoch, sample))
         return ((changed - self.mean) / self.std).permute(0, 3, 1, 2)
 

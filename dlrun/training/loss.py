@@ -15,6 +15,7 @@ from dlrun.config.targets import instantiate
 from dlrun.data import Data
 from dlrun.data.tasks import Tasks
 from dlrun.errors import UserError
+from dlrun.training.tasks import shares
 
 __all__ = ["ByTask", "loss_of", "prior"]
 
@@ -77,7 +78,7 @@ def loss_of(node: dict[str, Any], trust: list[str], data: Data) -> nn.Module:
             own["_target_"] = "dlrun.losses.CrossEntropy"
         counted = data.tasks.counts(data.train.labels)
         parts = [instantiate(own, trust, "loss", class_counts=counts) for counts in counted]
-        loss = ByTask(data.tasks, parts, node.get("weights") or [1.0] * len(parts))
+        loss = ByTask(data.tasks, parts, shares(node.get("weights") or [], data.tasks))
     if data.train.weights is not None and not hasattr(loss, "weights"):
         name = node["_target_"]
         raise UserError(f"loss._target_={name}: takes no weights of samples; choose loss=cross_entropy, or omit them")

@@ -20,7 +20,7 @@ from dlrun.errors import UserError
 from dlrun.training import sets
 from dlrun.vocabulary import PER_EPOCH
 
-__all__ = ["columns", "further", "must_suit", "scores"]
+__all__ = ["columns", "further", "must_suit", "scores", "shares"]
 
 SUPERVISED = "dlrun.objectives.Supervised"
 
@@ -34,11 +34,7 @@ def must_suit(cfg: Settings, data: Data) -> None:
         return
     names = ",".join(data.tasks.names)
     _require_bce(cfg, data.tasks)
-    if weights and len(weights) != len(data.tasks.names):
-        what = f"expected {len(data.tasks.names)}, one per target, found {len(weights)}"
-        raise UserError(f"loss.weights={weights}: {what}: dataset.targets=[{names}]")
-    if not all(weight > 0 for weight in weights):
-        raise UserError(f"loss.weights={weights}: must be above 0; omit a target from dataset.targets to leave it out")
+    shares(weights, data.tasks)
     objective = plain["objective"]
     mixing = [f"objective.{key}={objective[key]:g}" for key in ("mixup", "cutmix") if objective.get(key)]
     refused = {
@@ -51,6 +47,31 @@ def must_suit(cfg: Settings, data: Data) -> None:
     if wrong := next((key for key, found in refused.items() if found), ""):
         key = "dataset.multilabel=true" if data.tasks.sets else f"dataset.targets=[{names}]"
         raise UserError(f"{wrong}: needs one label per image, found {key}; omit one of them")
+
+
+def shares(weights: Sequence[float] | Mapping[str, float], tasks: Tasks) -> list[float]:
+    """Return how much each task counts, from a list in their order or numbers by name; without any all the same.
+
+    Raises UserError for weights that do not fit the tasks.
+    """
+    if not weights:
+        return [1.0] * len(tasks.names)
+    names = ",".join(tasks.names)
+    if isinstance(weights, Mapping):
+        typed, several = {str(name): value for name, value in weights.items()}, [*tasks.names]
+        wrong = next((name for name in typed if name not in several), "")
+        lacking = next((name for name in several if name not in typed), "")
+        if wrong or lacking:
+            what = f"no target is called {wrong}" if wrong else f"{lacking} has no weight"
+            shown = ", ".join(f"{name}: {value:g}" for name, value in typed.items())
+            raise UserError(f"loss.weights={{{shown}}}: {what}; expected one per target: dataset.targets=[{names}]")
+        weights = [typed[name] for name in several]
+    if len(weights) != len(tasks.names):
+        what = f"expected {len(tasks.names)}, one per target, found {len(weights)}"
+        raise UserError(f"loss.weights={weights}: {what}: dataset.targets=[{names}]")
+    if not all(weight > 0 for weight in weights):
+        raise UserError(f"loss.weights={weights}: must be above 0; omit a target from dataset.targets to leave it out")
+    return [float(weight) for weight in weights]
 
 
 def _require_bce(cfg: Settings, tasks: Tasks) -> None:

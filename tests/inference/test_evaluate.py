@@ -227,6 +227,31 @@ def test_accuracy_under_attack_falls_and_the_images_that_fool_the_model_are_kept
     assert Path("e/plots/fooled.png").stat().st_size > 1000
 
 
+def test_images_made_of_a_test_split_say_so_when_a_model_trains_on_them(
+    work: Path, dlrun: Callable[..., Outcome]
+) -> None:
+    assert dlrun("evaluate", "run1", "--adversarial", "60", "--out", "e").code == 0
+    with np.load("e/adversarial.npz", allow_pickle=False) as file:
+        kept = dict(file)
+    assert list(kept["origin"]) == ["run1", "", "test"]
+    kept["y"] = np.arange(len(kept["x"])) % 2  # as if the model erred on every class
+    np.savez("e/adversarial.npz", **kept)
+    words = ("dataset=arrays", "dataset.path=e/adversarial.npz", "check=none", "trainer.epochs=1", "model=mlp")
+    words = (*words, "trainer.report=false", "trainer.threads=1", "run.dir=again")
+    done = dlrun("train", *words)
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.out.splitlines() if "e/adversarial.npz" in line and "test split" in line]
+    assert "run1" in line
+    np.save("x_test.npy", kept["original"][::2])
+    np.save("y_test.npy", kept["y"][::2])
+    own = ("dataset.x_test=x_test.npy", "dataset.y_test=y_test.npy")
+    refused = dlrun("train", *words[:-1], *own, "run.dir=leak")
+    assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert f"{len(kept['original'][::2])} of" in refused.err
+    np.savez("e/adversarial.npz", **{**kept, "origin": np.array(["run1", "", "train"])})
+    assert dlrun("train", *words[:-1], *own, "run.dir=other").code == 0
+
+
 def test_an_ensemble_is_attacked_as_a_whole(work: Path, dlrun: Callable[..., Outcome]) -> None:
     assert dlrun("ensemble", "run1", "run2", "--out", "both").code == 0
     done = dlrun("evaluate", "both", "--adversarial", "30", "--out", "e", "--json")

@@ -307,6 +307,11 @@ def test_bad_input_is_one_line(refused: dict[str, tuple[str, ...]], dlrun: Calla
         assert not Path("run").exists()
 
 
+def test_compiling_each_size_of_a_batch_is_refused(pool: Path, dlrun: Callable[..., Outcome]) -> None:
+    done = dlrun("train", *WORDS, *MATCH, "trainer.compile=true", "run.dir=run")
+    assert (done.code, done.err.count("\n"), "trainer.compile" in done.err) == (2, 1, True), done.err
+
+
 @pytest.mark.parametrize(
     "words", [pytest.param(PSEUDO, marks=pytest.mark.slow), MATCH], ids=["pseudo_label", "fixmatch"]
 )

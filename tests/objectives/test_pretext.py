@@ -229,7 +229,7 @@ def test_what_needs_labels_is_one_line(images: Path, dlrun: Callable[..., Outcom
         section, _, last = key.partition(".")
         with pytest.raises(UserError, match=key.replace(".", r"\.")):
             build(Settings.of({**base.plain, section: {**base.plain[section], last: value}}))
-    for word in ("optimizer=muon", "objective.mixup=0.2"):
+    for word in ("optimizer=muon", "objective.mixup=0.2", "trainer.accumulate=2"):
         done = dlrun("train", *WORDS, "objective=simclr", word, "run.dir=run")
         assert (done.code, done.err.count("\n")) == (2, 1), (word, done.err)
         assert word.split("=")[0] in done.err

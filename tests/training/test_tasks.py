@@ -238,9 +238,35 @@ WRONG = {  # what is typed, a change of the table, and what the message names
     "unknown column": ("dataset.targets=[species,colour]", "", "colour"),
     "one word": ("dataset.targets=species", "", "dataset.targets"),
     "too few weights": ("dataset.targets=[species,age_group] loss.weights=[1]", "", "loss.weights"),
+    "a weight is missing": ("dataset.targets=[species,age_group] loss.weights={species:1}", "", "age_group"),
+    "a weight too many": ("dataset.targets=[species,age_group] loss.weights={species:1,hue:2}", "", "hue"),
+    "monitors no target": ("dataset.targets=[species,age_group] trainer.monitor=val_hue_acc", "", "val_species_acc"),
+    "monitors a target of none": ("trainer.monitor=val_species_acc", "", "val_balanced_acc"),
     "a label is missing": ("dataset.targets=[species,age_group]", "005,owl,young:005,owl,", "005"),
     "a class alone": ("dataset.targets=[species,age_group]", "young:old", "age_group"),
 }
+
+
+def test_weights_of_the_targets_by_name(animals: Path) -> None:
+    by_name = build(composed(*WORDS, "loss.weights={age_group: 0.5, species: 1}"))
+    in_order = build(composed(*WORDS, "loss.weights=[1,0.5]"))
+    _, y, _ = next(by_name.train.epoch(1))
+    logits = torch.randn(len(y), 5, generator=torch.Generator().manual_seed(0))
+    assert by_name.loss(logits, y) == in_order.loss(logits, y)
+    assert by_name.loss(logits, y) != build(composed(*WORDS, "loss.weights=[0.5,1]")).loss(logits, y)
+
+
+@pytest.mark.parametrize("column", ["val_age_group_acc", "val_species_loss"])
+def test_one_target_decides_which_epoch_is_best(column: str, animals: Path, dlrun: Callable[..., Outcome]) -> None:
+    words = ("check=none", "trainer.epochs=5", "optimizer.lr=0.05", f"trainer.monitor={column}", "run.dir=r")
+    done = dlrun("train", *WORDS, *words)
+    assert done.code == 0, done.err
+    with open("r/metrics.csv", newline="") as file:
+        values = [float(row[column]) for row in csv.DictReader(file)]
+    result = json.loads((animals / "r/result.json").read_text())
+    best = min(values) if column.endswith("loss") else max(values)
+    assert values[result["best_epoch"] - 1] == best
+    assert result["monitor"] == column
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -137,6 +137,9 @@ def _call(verb: str, argv: list[str]) -> int:
 
 
 def _run(verb: str, argv: list[str]) -> int:
+    rank, trains = _rank(), verb in ("train", "resume") and not {"-m", "--multirun"} & set(argv)
+    if rank and not trains:
+        return 0  # the first of several processes does it
     _large_pages()
     _collect_rarely()
     if verb in HEAVY:
@@ -149,7 +152,22 @@ def _run(verb: str, argv: list[str]) -> int:
     from dlrun.streams import legible_streams
 
     with legible_streams():
-        return _call(verb, argv)
+        if rank is None or not trains:
+            return _call(verb, argv)
+        from dlrun.run import together
+
+        return together.other(argv) if rank else together.leading(lambda: _call(verb, argv))
+
+
+def _rank() -> int | None:
+    """The number of this process among several that torchrun or Slurm started; None if there is one."""
+    if not {"RANK", "SLURM_PROCID"} & os.environ.keys():
+        return None
+    from dlrun.config.ranks import own
+
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a process that ends is reported in one line
+    place = own()
+    return None if place is None else place.rank
 
 
 def _in_one_line(work: Callable[[], int], debug: bool) -> int:

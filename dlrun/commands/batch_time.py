@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     def task(cfg: Settings, _: dict[str, Any]) -> int:
         from dlrun.folders import outputs
         from dlrun.probes import batch_time
-        from dlrun.run.execute import label
+        from dlrun.run.beginning import label
         from dlrun.training.experiment import build
 
         print("batch size   ms / step   ms / sample   samples/s   peak MB")

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     def task(cfg: Settings, _: dict[str, Any]) -> int:
         from dlrun.folders import outputs
         from dlrun.probes import lr_range
-        from dlrun.run.execute import label
+        from dlrun.run.beginning import label
         from dlrun.training.experiment import build
 
         exp = build(cfg)

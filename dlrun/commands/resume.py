@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dlrun.commands.arguments import Parser, trusted
 from dlrun.config.trust import allowed
@@ -16,7 +17,9 @@ from dlrun.vocabulary import Exit, Status
 
 if TYPE_CHECKING:
     from dlrun.config.flags import Flags
+    from dlrun.config.settings import Settings
     from dlrun.folders.run import Run
+    from dlrun.training.group import Group
 
 __all__ = ["main"]
 
@@ -25,6 +28,7 @@ ACCEPT = "dataset.changed=accept"
 
 def main(argv: list[str]) -> int:
     """Take over the folder of a run or a sweep and run it to the end; returns the exit code."""
+    typed = argv
     argv, trust = trusted(argv)
     words = (
         "trust=[PACKAGE] allows a run to use classes of that package; "
@@ -41,6 +45,7 @@ def main(argv: list[str]) -> int:
     more_epochs = [word for word in more if "=" in word]
     if more := [word for word in more if "=" not in word]:
         parser.error(f"unrecognized arguments: {' '.join(more)}")
+    from dlrun.folders import reading
     from dlrun.folders import sweep as sweep_folder
     from dlrun.folders.run import reopen
     from dlrun.run.extending import EXTENDING
@@ -51,16 +56,42 @@ def main(argv: list[str]) -> int:
         if others := [word for word in more_epochs if allowed(word, ())]:
             raise UserError(f"{others[0]}: expected a run, found a sweep; type it for one of its runs")
         return _sweep(folder, [f"trust=[{','.join(trust)}]"] * bool(trust) + more_epochs, args.config_dir)
+    devices = [word for word in more_epochs if word.startswith("trainer.devices=")]
+    more_epochs = [word for word in more_epochs if word not in devices]
     if others := [word for word in more_epochs if word.partition("=")[0] not in EXTENDING]:
         why = (
-            f"a resumed run keeps the config it was started with; only {' and '.join(EXTENDING)} extend a finished one"
+            "a resumed run keeps the config it was started with, but trainer.devices; "
+            f"only {' and '.join(EXTENDING)} extend a finished one"
         )
         raise UserError(f"{others[0]}: {why}; for a new run type `dlrun train … {' '.join(more_epochs)}`")
-    run = reopen(args.run)
-    try:
-        return _continue(run, trust, accept, more_epochs)
-    finally:
-        run.release()
+    from dlrun.run import together
+
+    def work(group: Group | None) -> int:
+        run = reopen(args.run)
+        try:
+            return _continue(run, trust, accept, more_epochs, group)
+        finally:
+            run.release()
+
+    if (cfg := _with(devices, reading.config(folder) if reading.is_run(folder) else {})) and together.starts(
+        cfg, typed=bool(devices)
+    ):
+        reopen(args.run).release()  # not while another process trains it
+        return together.launch(["resume", *typed], cfg, folder)
+    return together.first(work)
+
+
+def _with(typed: list[str], config: Mapping[str, Any]) -> Settings | None:
+    """The settings of a run with trainer.devices as typed. Raises UserError for other than a number of them."""
+    from dlrun.config.settings import Settings
+
+    if not config:
+        return None
+    for word in typed:
+        if not (value := word.partition("=")[2]).isdigit() or not int(value):
+            raise UserError(f"{word}: expected a whole number, 1 or more")
+        config = {**config, "trainer": {**config["trainer"], "devices": int(value)}}
+    return Settings.of(config)
 
 
 def _sweep(folder: Path, typed: list[str], options: str | None) -> int:
@@ -81,7 +112,7 @@ def _sweep(folder: Path, typed: list[str], options: str | None) -> int:
         return again(made, folder, typed)
 
 
-def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str]) -> int:
+def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str], group: Group | None) -> int:
     from dlrun.config.extras import require_logger, require_model, require_optimizer
     from dlrun.config.schema import check_rules
     from dlrun.config.settings import Settings
@@ -108,10 +139,11 @@ def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str]) 
         from dlrun.run.extending import extended
 
         plain = extended(run, plain, more_epochs) | {"trust": trust}
+    from dlrun.run import together
     from dlrun.run.execute import execute
 
     settings = Settings.of(plain).changed(trainer={"stop_after": 0})  # a paused run continues to its end
-    return execute(settings, run, resuming=True, accept_changes=accept)
+    return execute(settings, run, record=together.about(), resuming=True, accept_changes=accept, group=group)
 
 
 def _page(run: Run) -> str:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dlrun.config.compose import Composer
     from dlrun.config.flags import Flags
     from dlrun.config.settings import Settings
+    from dlrun.training.group import Group
 
 __all__ = ["main"]
 
@@ -28,13 +29,27 @@ def main(argv: list[str], begun: Callable[[Path], object] | None = None) -> int:
     in_full, argv = verbose(argv)
 
     def task(cfg: Settings, record: dict[str, Any]) -> int:
-        from dlrun.folders.run import claim
-        from dlrun.run.execute import execute, label
+        from dlrun.run import together
+        from dlrun.run.beginning import folder, new_run
+        from dlrun.run.execute import execute
 
-        run = claim(cfg.run_dir, label(cfg))
-        if begun is not None:
-            begun(run.path)
-        return execute(cfg, run, record=record, verbose=in_full)
+        if together.starts(cfg):
+            path = folder(cfg)
+            if begun is not None:
+                begun(path)
+            return together.launch(["train", *["-v"] * in_full, *argv], cfg, path)
+        if (before := together.began(record["typed"])) is not None:
+            from dlrun.commands import resume
+
+            return resume.main([str(before), *(word for word in argv if word.startswith("trust="))])
+
+        def work(group: Group | None) -> int:
+            run = new_run(cfg)
+            if begun is not None:
+                begun(run.path)
+            return execute(cfg, run, record=record | together.about(), verbose=in_full, group=group)
+
+        return together.first(work)
 
     def sweep(composer: Composer, overrides: list[str], flags: Flags) -> int:
         from dlrun.search import starting

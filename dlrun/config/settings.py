@@ -29,6 +29,8 @@ class Trainer:
     eval_batch_size: int = 256
     start_from: str | None = None
     device: str = "auto"
+    devices: int = 1
+    sync_batchnorm: str | bool = "auto"
     fit_all: bool = False
     feature_views: int = 8
     multi_crop: str = "none"

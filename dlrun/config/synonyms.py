@@ -157,6 +157,7 @@ KEYS = _table("""
     trivial_augment trivial_augment_wide -> augment.trivialaugment
     repeated_aug repeated_augmentation ra_reps aug_repeats -> augment.repeats
     cache -> dataset.cache
+    num_gpus n_gpus num_devices nproc_per_node world_size nproc num_processes -> trainer.devices
     n_jobs jobs njobs parallel max_workers -> hydra.launcher.workers
     init weight_init initialization -> model.init
 """)
@@ -178,8 +179,7 @@ UNNEEDED = _table(
     save_path model_path -> not needed: the run's folder has checkpoints/best.pt; run.dir=FOLDER names the folder
     normalize normalise mean std -> not needed: images are normalised with the mean and std of the training split
     cutmix cutmix_alpha cut_mix augment.cutmix -> objective.cutmix
-    distributed ddp local_rank world_size strategy num_nodes nodes
-        -> not available: a run uses one device; a sweep runs several at once: add -m and seed=0,1
+    distributed ddp local_rank strategy num_nodes nodes -> not a key: type trainer.devices=2, or start with torchrun
 """.replace("\n        ->", " ->")
 )
 

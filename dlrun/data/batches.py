@@ -64,6 +64,7 @@ class Batch:
     part: int = 0  # which part of a batch that is computed in parts (trainer.accumulate)
     mix: Mix | None = None
     sample: Tensor | None = None  # `index` on the processor, if it is known: an accelerator would have to be asked
+    total: int = 0  # samples of the whole batch, of which other processes may have some; 0: these are all
 
     def __len__(self) -> int:
         return len(self.y)
@@ -100,7 +101,7 @@ class Batch:
             self.x.tensor_split(count), self.y.tensor_split(count), numbers, others, weights, mixes, strict=True
         )
         return [
-            Batch(x, y, index, self.epoch, self.step, self.seed, other, weight, part, mix)
+            Batch(x, y, index, self.epoch, self.step, self.seed, other, weight, part, mix, total=self.total)
             for part, (x, y, index, other, weight, mix) in enumerate(pieces)
         ]
 
@@ -118,8 +119,12 @@ class Batches:
     short unless `drop_last`. With `balance` an epoch of the same length draws all classes equally often (D6):
     samples of rare classes repeat, those of frequent ones alternate between epochs; it shuffles too. With `repeats` of
     an augmentation each image comes that often in a row, in an epoch of the same length (repeated augmentation:
-    Hoffer et al. 2020, Augment your batch).
+    Hoffer et al. 2020, Augment your batch). If several processes train, `own` returns which samples of a batch this one
+    makes; an evaluation has the samples of `span`.
     """
+
+    own: Callable[[Tensor], Tensor] | None = None
+    span = slice(None)
 
     def __init__(
         self,
@@ -147,19 +152,22 @@ class Batches:
         self._scale = self._scale.reciprocal()
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.images), self.batch_size)
+        whole, rest = divmod(len(range(len(self.images))[self.span]), self.batch_size)
         # a single remaining sample joins the batch before it: batch norm cannot train on one
         alone = rest == 1 and whole > 0
         return whole + (rest > 0 and not alone and not self.drop_last)
 
     def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield one pass over the split; `number` determines order and draws. Closing it ends its decoding threads."""
-        count, order = len(self.images), self._order(number)
+        order = self._order(number)[self.span]
+        count = len(order)
         changed, side = self._changes(number), self._side(number)
         home = self.images.pixels.device if isinstance(self.images, InMemory) else order.device
         chunks = [*torch.split(order.to(home), self._sizes(count))][: len(self)]
         repeated = self.balance or getattr(self.augment, "repeats", 1) > 1
-        samples = torch.split(occurrences(order) if repeated else order, self._sizes(count))
+        samples = [*torch.split(occurrences(order) if repeated else order, self._sizes(count))]
+        if self.own is not None:
+            chunks, samples = [*map(self.own, chunks)], [*map(self.own, samples)]
         with closing(read(self.images, chunks, self.workers)) as batches:
             for index, sample, raw in zip(chunks, samples, batches, strict=False):
                 index, images = self._sent(index), self._sent(raw)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["alive", "beat", "lockless", "parsed", "recent", "record"]
+__all__ = ["alive", "beat", "born", "lockless", "parsed", "recent", "record"]
 
 BEAT = 4.0  # seconds between two renewals
 STALE = 3 * BEAT  # seconds without one after which a holder on another machine is gone
@@ -34,7 +34,7 @@ def lockless(error: OSError) -> bool:
 def record() -> dict[str, Any]:
     """Return the lease of this process; its token is another one each time."""
     pid = os.getpid()
-    about = {"host": socket.gethostname(), "pid": pid, "place": _place(), "born": _born(pid)}
+    about = {"host": socket.gethostname(), "pid": pid, "place": _place(), "born": born(pid)}
     return {**about, "token": os.urandom(8).hex()}
 
 
@@ -86,7 +86,7 @@ def _place() -> str:
     return sys.platform
 
 
-def _born(pid: int) -> str:
+def born(pid: int) -> str:
     """When a process began, in ticks of its system; "" if that cannot be said, or it has ended."""
     with contextlib.suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -94,9 +94,9 @@ def _born(pid: int) -> str:
     return ""
 
 
-def _runs(pid: int, born: Any) -> bool:
+def _runs(pid: int, start: Any) -> bool:
     if os.path.isdir("/proc/self"):
-        return bool(found := _born(pid)) and found == born
+        return bool(found := born(pid)) and found == start
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

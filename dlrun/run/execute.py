@@ -14,12 +14,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dlrun.config import ranks
 from dlrun.config.settings import Settings
 from dlrun.console import Screen
 from dlrun.errors import DataChanged, Surroundings, UserError, first_line
 from dlrun.folders import own_code
 from dlrun.folders.run import Run
-from dlrun.run import extending, sparse
+from dlrun.run import sparse
+from dlrun.run.beginning import held, restored, settle
 from dlrun.run.ending import stop_reason, summarise
 from dlrun.run.gate import Omitted, accounted, headline, passed
 from dlrun.run.provenance import origin
@@ -31,14 +33,10 @@ if TYPE_CHECKING:
     from dlrun.data import Split
     from dlrun.training.checkpoint import State
     from dlrun.training.experiment import Experiment
+    from dlrun.training.group import Group
     from dlrun.training.shared_data import SharedData
 
-__all__ = ["execute", "label", "store"]
-
-
-def label(cfg: Settings) -> str:
-    """Return run.name, or the dataset and the model by the names of their options."""
-    return cfg.name or "-".join(str(cfg.choices.get(group) or group) for group in ("dataset", "model"))
+__all__ = ["execute", "store"]
 
 
 def execute(
@@ -51,20 +49,22 @@ def execute(
     accept_changes: bool = False,
     quiet: bool = False,
     verbose: bool = False,
+    group: Group | None = None,
 ) -> int:
     """Train in a claimed folder, release it, and return the exit code. Raises UserError after recording it.
 
     `record` describes the source of the config (`Composed.record`) and is stored beside it. `shared` holds data that
     several runs of this process use. A run that is `resuming` refuses other data than its own, unless the user accepts
-    the changes. A `quiet` run prints to its log only, a `verbose` one each check in full.
+    the changes. A `quiet` run prints to its log only, a `verbose` one each check in full. With a `group` this process
+    is the first of several that train.
     """
     screen = Screen(run.log, quiet=quiet, verbose=verbose)
     follower = Follower(cfg, run, screen.say)
     refused, before = False, run.result()
     try:
-        train = partial(_train, cfg, run, screen, follower, shared, resuming, accept_changes)
+        train = partial(_train, cfg, run, screen, follower, shared, resuming, accept_changes, group)
         with politely():
-            code = _execute(cfg, run, screen, train, record or {}, resuming=resuming)
+            code = _execute(cfg, run, screen, train, record or {}, resuming=resuming, group=group)
         return Exit.FAILED if code == Exit.SURROUNDINGS and not quiet else code
     except UserError as error:
         refused = not (resuming or quiet)  # a trial of a sweep is a row with its reason
@@ -86,6 +86,7 @@ def _execute(
     record: Mapping[str, Any],
     *,
     resuming: bool,
+    group: Group | None,
 ) -> int:
     try:
         with screen:
@@ -94,8 +95,11 @@ def _execute(
             run.update_result(status=Status.RUNNING, reason="", **origin(cfg), **record)
             code, ending = train()
     except KeyboardInterrupt:
-        code, ending = Exit.INTERRUPTED, {"status": Status.INTERRUPTED, "reason": "interrupted from outside"}
-        screen.say(f"interrupted; `{_typed('resume', run)}` continues after the last finished epoch")
+        if group is not None and (cause := group.cause(None)) is not None:  # torchrun ends the others
+            code, ending = _said(cause["reason"], cause["code"], run, screen, cause["trace"])
+        else:
+            code, ending = Exit.INTERRUPTED, {"status": Status.INTERRUPTED, "reason": "interrupted from outside"}
+            screen.say(f"interrupted; `{_typed('resume', run)}` continues after the last finished epoch")
     except UserError as error:
         # one disk, one message; and a run without a config cannot be resumed
         _record(run, {"status": Status.FAILED, "reason": str(error)}, said=Surroundings.caused(error))
@@ -106,7 +110,11 @@ def _execute(
             raise UserError(f"{error}; all are listed in {file}", error.code) from error
         raise
     except Exception as error:
-        code, ending = _failure(error, run, screen)
+        cause = None if group is None else group.cause(error)
+        if cause is None:
+            code, ending = _failure(error, run, screen)
+        else:
+            code, ending = _said(cause["reason"], cause["code"], run, screen, cause["trace"])
     if not _record(run, ending):
         return code or Exit.FAILED
     if ending["status"] in (Status.COMPLETED, Status.DIVERGED) and cfg.trainer.report:
@@ -149,6 +157,7 @@ def _train(
     shared: SharedData | None,
     resuming: bool,
     accept_changes: bool,
+    group: Group | None,
 ) -> tuple[int, dict[str, Any]]:
     # imported here, since torch takes seconds and many errors are found without it
     from dlrun.training import features, loop, same_data
@@ -157,12 +166,12 @@ def _train(
     started = time.monotonic()
     screen.wait("reading the data …")
     exp = build(cfg, shared, begun=run.last.exists())
-    _settle(exp, cfg, run)
+    settle(exp, cfg, run)
     if resuming:
-        exp = _held(exp, run, screen, accept_changes)
+        exp = held(exp, run, screen, accept_changes)
     if changed := own_code.keep(run, cfg.trust):
         screen.say(changed, style="yellow")
-    screen.say(headline(exp))
+    _introduced(exp, screen, group)
     omitted = accounted(exp, run, screen)
     run.update_result(data=exp.data.record(), parameters=sum(p.numel() for p in exp.model.parameters()))
     same_data.record(run, exp.data)
@@ -172,7 +181,9 @@ def _train(
         reason = "a check before training failed, see checks.csv"
         return Exit.CHECK_FAILED, {"status": Status.CHECK_FAILED, "reason": reason}
     trained = features.swapped(exp, run, screen)
-    state = _restored(trained, run, screen, time.monotonic() - started)
+    state = restored(trained, run, screen, time.monotonic() - started)
+    if group is not None:
+        trained, state = group.join(trained, state)
     try:
         loop.fit(trained, run, state, screen, follower)
     except loop.Diverged as error:
@@ -190,6 +201,8 @@ def _train(
             "reason": str(stopped),
             **_verdicts(exp, run, screen, stopped.status),
         }
+    if group is not None:
+        group.part()  # the others end; what follows is evaluated here
     screen.close()
     if (reason := stop_reason(exp, state)) != "all epochs done":
         screen.say(reason)
@@ -198,44 +211,15 @@ def _train(
     return Exit.FINE, ending | _verdicts(exp, run, screen, Status.COMPLETED, ending.get("sparsity"))
 
 
-def _restored(exp: Experiment, run: Run, screen: Screen, before: float) -> State:
-    """The state of the last checkpoint, or that of a new run, `before` seconds after it began."""
-    from dlrun.training import checkpoint, pace
+def _introduced(exp: Experiment, screen: Screen, group: Group | None) -> None:
+    """Show what will be trained, and by how many processes. Raises UserError if these cannot share it."""
+    from dlrun.training.divisible import must_divide
 
-    fresh = not run.last.exists()
-    state = checkpoint.restore(run, exp)
-    pace.begin(exp.cfg.trainer, state, before)
-    run.trim_metrics(state.epoch)
-    if not fresh:
-        if line := extending.said(exp, run, state):
-            screen.say(line)
-        screen.say(f"resuming after epoch {state.epoch} of {pace.planned(exp.cfg.trainer, state)}")
-        run.update_result(epochs=state.epoch, seconds=round(state.seconds, 3))
-    return state
-
-
-def _settle(exp: Experiment, cfg: Settings, run: Run) -> None:
-    """Store the config that training follows if its data or weights changed it, and what was loaded."""
-    if exp.cfg is not cfg:
-        run.write_config(exp.cfg.plain)
-        run.update_result(monitor=exp.cfg.trainer.monitor, config=exp.cfg.plain)
-    if exp.start is not None:
-        run.write_weights(exp.start.rows)
-        run.update_result(started_from=exp.start.record())
-
-
-def _held(exp: Experiment, run: Run, screen: Screen, accept_changes: bool) -> Experiment:
-    """The experiment with the data that the run began with. Raises DataChanged."""
-    from dlrun.training.experiment import build
-    from dlrun.training.same_data import continued
-    from dlrun.training.shared_data import read_data
-
-    dataset, trust, fit_all = exp.cfg.plain["dataset"], list(exp.cfg.trust), exp.cfg.trainer.fit_all
-    again = partial(read_data, dataset, trust, fit_all=fit_all) if accept_changes else None
-    data, said = continued(run.path, exp.data, again)
-    if said:
-        screen.say(said, style="yellow")
-    return exp if data is exp.data else build(exp.cfg, data=data, begun=run.last.exists())
+    trainer, place = exp.cfg.trainer, ranks.own()
+    screen.say(headline(exp))
+    if group is not None and place is not None:
+        must_divide(exp, place)
+        screen.say(f"{place.world} processes, each with {trainer.batch_size // place.world} images of a batch")
 
 
 def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str, sparsity: float | None = None) -> dict[str, Any]:
@@ -311,9 +295,15 @@ def _failure(error: Exception, run: Run, screen: Screen) -> tuple[int, dict[str,
         what = f"{type(error).__name__}: {first_line(error)}"
         if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
             what += "; trainer.compile=false trains without a compiler"
-    text = f"dlrun: failed: {what}; the traceback is in {run.log}; `{_typed('resume', run)}` continues"
-    screen.say(text, style="red")
-    code = Exit.SURROUNDINGS if Surroundings.caused(error) else Exit.FAILED
+    return _said(what, Exit.SURROUNDINGS if Surroundings.caused(error) else Exit.FAILED, run, screen, " ")
+
+
+def _said(what: str, code: int, run: Run, screen: Screen, trace: str) -> tuple[int, dict[str, Any]]:
+    """Show why a run failed; a traceback is noted."""
+    if trace.strip():
+        screen.note(trace)
+    where = f"; the traceback is in {run.log}" if trace else ""
+    screen.say(f"dlrun: failed: {what}{where}; `{_typed('resume', run)}` continues", style="red")
     return code, {"status": Status.FAILED, "reason": what}
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM, which clusters send before they kill a process, and SIGHUP of a closed terminal end a run like Ctrl-C.
+"""SIGTERM and SIGUSR1, which clusters send before they kill a process, and SIGHUP end a run like Ctrl-C.
 
 `dlrun train`, `dlrun train -m`, `dlrun resume`: the last checkpoint stays, result.json and the table say `interrupted`.
 """
@@ -20,6 +20,8 @@ def politely() -> Iterator[None]:
         yield
         return
     heard = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is not signal.SIG_IGN]  # as under nohup
+    if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:  # of Slurm; submitit has a handler of its own
+        heard.append(signal.SIGUSR1)
 
     def interrupt(*_: object) -> None:
         for one in heard:

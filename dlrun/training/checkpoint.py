@@ -31,7 +31,7 @@ from dlrun.training.objective import state_of
 from dlrun.training.random_state import rng_state, set_rng_state
 from dlrun.vocabulary import FORMAT
 
-__all__ = ["State", "Writer", "load", "load_weights", "restore", "snapshot", "write"]
+__all__ = ["State", "Writer", "continued", "load", "load_weights", "restore", "snapshot", "write"]
 
 # bytes of a checkpoint whose tensors are the file itself: who loads it copies what it needs, and the digest has read it
 MAPPED = 1 << 22
@@ -187,19 +187,24 @@ def restore(run: Run, exp: Experiment) -> State:
     load_weights(run.last, found, exp.kept.model, held=True)
     try:
         kept = run.last.stat().st_size <= MAPPED  # an optimizer keeps what it gets, which must not be the file
-        exp.optimizer.load_state_dict(found["optimizer"] if kept else _copied(found["optimizer"]))
-        exp.scheduler.load_state_dict(found["scheduler"])
-        if exp.kept.average is not None:
-            exp.kept.average.load_state_dict(found["ema"])
-        set_rng_state(found["rng"])
-        done = (int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
-        if exp.scale is not None and found.get("scale"):
-            exp.scale.load_state_dict(found["scale"])
-        if state_of(exp.objective) is not None:
-            exp.objective.load_state_dict(_copied(found["objective"]))  # type: ignore[attr-defined]
-        return State(*done, **found.get("pace", {}), averaged=int(found.get("averaged", 0)), files=_files(found))
+        return continued(found if kept else {**found, "optimizer": _copied(found["optimizer"])}, exp)
     except Exception as error:  # a user's own optimizer may raise anything
         raise UserError(f"{run.last}: does not fit this optimizer or schedule: {first_line(error)[:160]}") from error
+
+
+def continued(found: Mapping[str, Any], exp: Experiment) -> State:
+    """Load what a checkpoint has beside the weights of the model, and return the state."""
+    exp.optimizer.load_state_dict(found["optimizer"])
+    exp.scheduler.load_state_dict(found["scheduler"])
+    if exp.kept.average is not None:
+        exp.kept.average.load_state_dict(found["ema"])
+    set_rng_state(found["rng"])
+    done = (int(found["epoch"]), int(found["step"]), found["best"], float(found.get("seconds", 0.0)))
+    if exp.scale is not None and found.get("scale"):
+        exp.scale.load_state_dict(found["scale"])
+    if state_of(exp.objective) is not None:
+        exp.objective.load_state_dict(_copied(found["objective"]))  # type: ignore[attr-defined]
+    return State(*done, **found.get("pace", {}), averaged=int(found.get("averaged", 0)), files=_files(found))
 
 
 def _files(found: Mapping[str, Any]) -> list[dict[str, Any]] | None:

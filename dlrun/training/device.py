@@ -10,6 +10,7 @@ import sys
 import torch
 from torch import nn
 
+from dlrun.config import ranks
 from dlrun.errors import UserError
 
 __all__ = ["BF16_SIDE", "BF16_WIDTH", "compiled", "determinism", "pick_device", "pick_dtype"]
@@ -32,6 +33,12 @@ def pick_device(name: str, key: str = "trainer.device=") -> torch.device:
         name = there[0]
     if name not in there:
         raise UserError(f"{key}{name}: not available here; found {', '.join(there)}")
+    if (place := ranks.own()) is not None:
+        if name not in ("cpu", "cuda"):
+            raise UserError(f"{key}{name}: expected cpu or cuda for {place.world} processes")
+        if name == "cuda":
+            torch.cuda.set_device(place.local % gpus)  # srun may show each process one
+            name = f"cuda:{place.local % gpus}"
     return torch.device(name)
 
 

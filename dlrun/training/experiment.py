@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import inspect
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from dlrun.config import ranks
 from dlrun.config.settings import Settings, Trainer
 from dlrun.config.targets import check_targets, instantiate
 from dlrun.data import Data, Split, crops
@@ -45,8 +45,12 @@ from dlrun.training.statistics import fitted_to_weights
 from dlrun.training.unselected import by_own_loss, unselected
 from dlrun.vocabulary import lower_is_better
 
+if TYPE_CHECKING:
+    from dlrun.training.group import Group
+
 __all__ = ["Experiment", "Objective", "build", "build_model"]
 
+T = TypeVar("T")
 ROUND = ("lookahead", "lookahead_share", "sam")  # keys of optimizer for what surrounds its steps
 WHITENING = 2000  # images whose patches make the filters of a whitening layer
 NO_PENALTY = ("dropout", "dropout_per_layer", "label_smoothing")  # of the keys of regularizer
@@ -84,6 +88,7 @@ class Experiment:
     start: Loaded | None = None  # what the model was loaded with before training
     notes: tuple[str, ...] = ()  # for the screen: one line on the input that pretrained weights expect
     whole: Experiment | None = None  # of one that trains the end of a network on features: that of the network
+    group: Group | None = None  # the processes that train together, if there are several
 
     @property
     def kept(self) -> Experiment:
@@ -93,8 +98,14 @@ class Experiment:
     @property
     def stepped(self) -> nn.Module:
         """What training steps call: the compiled model if there is one and it is this model's, no copy's original."""
+        if self.group is not None:
+            return self.group.stepped
         made = self.compiled
         return made if made is not None and made._orig_mod is self.model else self.model
+
+    def told(self, value: T) -> T:
+        """Return what the first of several processes has; the value itself if there is one."""
+        return value if self.group is None else self.group.told(value)
 
     @property
     def train_acc_valid(self) -> bool:
@@ -131,7 +142,7 @@ def build(
     cfg, notes = (cfg, ()) if begun else fitted_to_weights(cfg)
     plain, trust, trainer = cfg.plain, list(cfg.trust), cfg.trainer
     device = pick_device(trainer.device)
-    torch.set_num_threads(trainer.threads or os.cpu_count() or 1)
+    torch.set_num_threads(trainer.threads or ranks.threads())
     memory.keep_freed()
     determinism(trainer.deterministic)
     if data is None:

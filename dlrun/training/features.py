@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 import dlrun
+from dlrun.config import ranks
 from dlrun.console import Screen
 from dlrun.data.batches import Batches
 from dlrun.data.cache import cache_at
@@ -103,6 +104,8 @@ def refused(exp: Experiment) -> str | None:
         return "model.hold_norms=none changes its statistics"
     if not getattr(exp.objective, "on_features", False):
         return "the objective needs images"
+    if ranks.own() is not None:
+        return "several processes share the images"
     if getattr(exp.train.augment, "sides", ()):
         return "augment.progressive changes the size of the images"
     if getattr(exp.train.augment, "repeats", 1) > 1:

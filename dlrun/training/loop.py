@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, NamedTuple
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,11 @@ from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
 from dlrun.training.loss import ByTask
 from dlrun.training.objective import begin_epoch, columns, is_unsupervised, prepared
-from dlrun.training.recording import Recorder
+from dlrun.training.recording import Recorder, Unrecorded
 from dlrun.vocabulary import PER_EPOCH, Status
+
+if TYPE_CHECKING:
+    from dlrun.training.group import Group
 
 __all__ = ["Diverged", "Predictions", "Step", "Stopped", "fit", "predict", "scores", "step", "train_epoch"]
 
@@ -65,17 +69,18 @@ class Predictions(NamedTuple):
     labels: Tensor
 
 
-def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follower | None = None) -> None:
+def fit(exp: Experiment, run: Run | None, state: State, screen: Screen, follower: Follower | None = None) -> None:
     """Train from `state` to the last epoch, or until trainer.patience is used up; record every epoch.
 
+    Of several processes that train together the first one has the run, and decides.
     Raises Diverged if the loss is not finite (the last checkpoint is still finite), and Stopped if the run is to end
     earlier. In every case all files are written before it returns.
     """
     trainer, watch = exp.cfg.trainer, Watch(exp)
     part = exp.batches(exp.data.train.subset(spread(len(exp.data.train))))
-    with Recorder(exp, run, state, screen, follower) as recorder:
+    with Unrecorded() if run is None else Recorder(exp, run, state, screen, follower) as recorder:
         for epoch in pace.epochs(trainer, state):
-            if stopped_early(state, trainer, recorder.history):
+            if exp.told(stopped_early(state, trainer, recorder.history)):
                 return  # tested before an epoch, so that a run killed after its last one stops here when resumed
             started = time.perf_counter()
             memory.forget_peak(exp.device)
@@ -91,13 +96,14 @@ def fit(exp: Experiment, run: Run, state: State, screen: Screen, follower: Follo
             look = watch.look(epoch)
             row |= {"update_ratio": look.update_ratio, "dead_fraction": look.dead_fraction, "nonlinear": look.nonlinear}
             row["memory_mb"] = memory.peak_mb(exp.device)
+            row, state.seconds = exp.told((row, state.seconds + time.perf_counter() - started))
             exp.scheduler.end_epoch(row[trainer.monitor])
             is_best = advance(state, row, trainer.monitor)
-            state.seconds += time.perf_counter() - started
             pace.end_epoch(trainer, state)
             recorder.record(row, look, is_best=is_best)
 
-            if not pace.finished(trainer, state) and (reason := run.asked_to_stop()) is not None:
+            reason = exp.told(None if run is None else run.asked_to_stop())
+            if not pace.finished(trainer, state) and reason is not None:
                 raise Stopped(Status.PRUNED, reason)
     if not pace.finished(trainer, state):
         last, planned = state.epoch, pace.planned(trainer, state)
@@ -115,6 +121,8 @@ def _average_epochs(exp: Experiment, state: State) -> None:
         # batches are made outside of autocast, which would augment in bfloat16
         images = (x for x, _, _ in exp.train.epoch(state.epoch + 1))
         averaging.measure(exp.average, images, norms.held(exp.model), exp.autocast)
+        if exp.group is not None:
+            exp.group.end_steps(exp)
 
 
 def _validated(exp: Experiment) -> dict[str, Any]:
@@ -133,12 +141,15 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
     """Train on every batch once; return the training columns of metrics.csv. Raises Diverged."""
     steps, device, trainer = len(exp.train), exp.device, exp.cfg.trainer
     exp.scheduler.set(pace.at(trainer, state, 0.0))  # which layers train now; `train` holds the others
+    if exp.group is not None:
+        exp.group.begin_epoch(exp, epoch)
     begin_epoch(exp.objective, epoch, lambda split: predict(exp, exp.batches(split)).logits)
     exp.model.train()
     planned = pace.planned(trainer, state)
     # the sums of Step stay on the device, so that no step waits for the one before
     sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    numbers = None if device.type == "cpu" else exp.train.numbers(epoch)  # no step asks an accelerator for them
+    # no step asks an accelerator for them
+    numbers = None if device.type == "cpu" and exp.group is None else exp.train.numbers(epoch)
     seen, started = 0, time.perf_counter()
 
     def progress() -> str:
@@ -146,19 +157,23 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
         return f"loss {loss:.4f} acc {correct:.4f} {seen / (time.perf_counter() - started):,.0f}/s"
 
     for i, (x, y, index) in enumerate(screen.steps(exp.train.epoch(epoch), steps, epoch, planned, progress)):
-        pace.measure(trainer, state, i, steps, lambda: time.perf_counter() - started)
+        pace.measure(trainer, state, i, steps, lambda: exp.told(time.perf_counter() - started))
         exp.scheduler.set(pace.at(trainer, state, i / steps))
         weight = None if exp.train.weights is None else exp.train.weights[index]
         sample = None if numbers is None else numbers[i]
         batch = Batch(x, y, index, epoch=epoch, step=i, seed=exp.cfg.seed, weight=weight, sample=sample)
+        if exp.group is not None:
+            batch = exp.group.placed(batch)
         with watch.step(i, steps):
             sums += torch.stack(step(exp, batch)).to(sums)
-        seen += len(batch)
+        seen += batch.total or len(batch)
         state.step += 1
         if exp.average is not None and trainer.ema:
             averaging.follow(exp.average, exp.model, trainer.ema, state.step)
         if device.type == "cpu" or i == steps - 1 or i % 50 == 0:
             _must_be_finite(float(sums[0]), f"epoch {epoch}, step {i + 1} of {steps}", exp.scheduler.lr)
+    if exp.group is not None:
+        exp.group.end_steps(exp)
     loss, correct, penalty, norm = (total / seen for total in sums.tolist())
     seconds = time.perf_counter() - started
     row = {"epoch": epoch, "lr": exp.scheduler.lr, "train_loss": loss, "train_acc": correct, "penalty": penalty}
@@ -168,8 +183,10 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
 
 def step(exp: Experiment, batch: Batch) -> Step:
     """Take one optimizer step on a batch, in trainer.accumulate parts, without waiting for an accelerator."""
-    trainer, n, rho = exp.cfg.trainer, len(batch), exp.cfg.optimizer.get("sam", 0.0)
+    trainer, n, rho = exp.cfg.trainer, batch.total or len(batch), exp.cfg.optimizer.get("sam", 0.0)
     batch = prepared(exp.objective, batch)
+    if exp.group is not None:
+        batch = exp.group.trimmed(batch)
     parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
     measured = Step(*[batch.x.new_zeros(())] * 4)
 
@@ -201,27 +218,36 @@ def _gradients(exp: Experiment, batch: Batch, parameters: list[Tensor]) -> tuple
 
     The norm is left to the caller. The second value is the sum of both (scalar).
     """
-    n, zero = len(batch), batch.x.new_zeros(())
+    zero, group = batch.x.new_zeros(()), exp.group
+    count = n = batch.total or len(batch)
     split = norms.parts(n, exp.cfg.trainer.accumulate)
+    if group is not None:
+        n, split = group.divisor(batch), group.parts(batch, exp.cfg.trainer.accumulate)
     finite = False
     while not finite:  # in fp16 a batch may need a smaller scale
         exp.optimizer.zero_grad(set_to_none=True)
         data_loss, correct, penalty = zero, zero, zero
-        for part in batch.parts(split):
-            with exp.autocast():
-                loss, logits = exp.objective(exp.stepped, _of_part(exp.loss, part, batch), part)
-            share = loss if split == 1 else loss * (len(part) / n)
-            torch.autograd.backward(share if exp.scale is None else share * exp.scale.value)
+        parts = batch.parts(split) if group is None else group.numbered(batch.parts(split))
+        for k, part in enumerate(parts):
+            with nullcontext() if group is None else group.syncing(k == split - 1):
+                with exp.autocast():
+                    loss, logits = exp.objective(exp.stepped, _of_part(exp.loss, part, batch, group), part)
+                share = loss if len(part) == n else loss * (len(part) / n)
+                # the gradients of several processes are averaged, and their shares are to be added
+                scaled = share if group is None else share * group.world
+                torch.autograd.backward(scaled if exp.scale is None else scaled * exp.scale.value)
             data_loss = data_loss + share.detach()
             correct = correct + _right(exp, logits.detach(), part.y).sum(dtype=zero.dtype)
+        if group is not None:
+            data_loss, correct = group.summed(data_loss, correct * (count / n))
         # of a loss that is not finite the gradient never is
         finite = exp.scale is None or exp.scale.unscaled(parameters) or not math.isfinite(float(data_loss))
     total = data_loss
     if exp.penalty.active:
         added = exp.penalty.penalty(exp.model)
         torch.autograd.backward(added)
-        total, penalty = data_loss + added.detach(), added.detach() * n
-    return Step(data_loss * n, correct, penalty, zero), total
+        total, penalty = data_loss + added.detach(), added.detach() * count
+    return Step(data_loss * count, correct, penalty, zero), total
 
 
 def _right(exp: Experiment, logits: Tensor, y: Tensor) -> Tensor:
@@ -249,15 +275,16 @@ class _OfPart(nn.Module):
         return found * self.factor
 
 
-def _of_part(loss: nn.Module, part: Batch, batch: Batch) -> nn.Module:
+def _of_part(loss: nn.Module, part: Batch, batch: Batch, group: Group | None) -> nn.Module:
     """The loss for a part of a batch; another one than for the whole only if its samples have weights (D6)."""
     weights = getattr(loss, "weights", None)
-    if weights is None or (len(part) == len(batch) and batch.weight is None):
+    if weights is None or (group is None and len(part) == len(batch) and batch.weight is None):
         return loss
     ours, all_of_them = weights(part.target, part.weight), weights(batch.target, batch.weight)
     if ours is None:
         return loss
-    return _OfPart(loss, part, ours.mean() / all_of_them.mean().clamp_min(torch.finfo(all_of_them.dtype).tiny))
+    mean = all_of_them.mean() if group is None else group.mean(all_of_them, batch)
+    return _OfPart(loss, part, ours.mean() / mean.clamp_min(torch.finfo(mean.dtype).tiny))
 
 
 class _NotFinite(Exception):
@@ -268,11 +295,15 @@ def predict(exp: Experiment, batches: Batches, model: nn.Module | None = None) -
     """Return the logits of a split in its order, in evaluation mode."""
     model = exp.model if model is None else model
     model.eval()
+    # several processes share the samples, unless there are too few
+    group = exp.group if exp.group is not None and len(batches.images) >= exp.group.world else None
     found, labels = [], []
     with torch.inference_mode(), exp.autocast():
-        for x, y, _ in batches.epoch(0):
+        for x, y, _ in (batches if group is None else group.block(batches)).epoch(0):
             found.append(logits(model, x))
             labels.append(y)
+    if group is not None:
+        return Predictions(group.gathered(torch.cat(found), len(batches.images)).cpu(), batches.labels.cpu())
     return Predictions(torch.cat(found).cpu(), torch.cat(labels).cpu())
 
 

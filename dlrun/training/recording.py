@@ -21,7 +21,7 @@ from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
 from dlrun.vocabulary import AVERAGED, COLUMNS, FURTHER, LOGGED
 
-__all__ = ["Recorder", "right"]
+__all__ = ["Recorder", "Unrecorded", "right"]
 
 SPLITS = ("train", "val")
 
@@ -90,6 +90,21 @@ class Recorder:
             run.progress(**progress)
 
         return write
+
+
+class Unrecorded:
+    """What takes the place of a Recorder in all processes but the first."""
+
+    def __init__(self) -> None:
+        self.history: list[Mapping[str, Any]] = []
+
+    def __enter__(self) -> Unrecorded:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def record(self, row: Mapping[str, Any], look: Look, *, is_best: bool) -> None:
+        """Leave it to the first process."""
 
 
 def right(accuracy: float | None, images: int) -> tuple[str, str]:

@@ -274,7 +274,9 @@ def check(composer: Composer, axes: Sequence[Axis], fixed: Sequence[str], whole:
     """
     for number, words in enumerate(_grid(axes) if whole else _corners(axes), start=1):
         try:
-            composer.config(composer.parse([*fixed, *words]))
+            devices = composer.config(composer.parse([*fixed, *words]))["trainer"]["devices"]
+            if devices > 1:
+                raise UserError(f"trainer.devices={devices}: a trial of a sweep trains on one device; omit it")
         except UserError as error:
             where = f"point {number} of the sweep ({' '.join(words)}): " if words else ""
             raise UserError(f"{where}{error}") from error

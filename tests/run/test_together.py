@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from dlrun.config.ranks import Rank, launch, own, published
 from dlrun.errors import UserError
+from support.commands import Outcome
 from support.ranks import ended, started
 
 TINY = (
@@ -52,6 +54,7 @@ SETUPS = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", [*SETUPS])
 def test_several_processes_take_the_batches_of_one_and_their_losses_agree(name: str, tmp_path: Path) -> None:
     world, words = SETUPS[name]
@@ -67,6 +70,7 @@ def test_several_processes_take_the_batches_of_one_and_their_losses_agree(name: 
     assert (result["status"], result["processes"]) == ("completed", world)
 
 
+@pytest.mark.slow
 def test_without_synchronised_norms_each_process_normalises_its_own_images(tmp_path: Path) -> None:
     words = ("model=cnn", "model.width=4", "trainer.sync_batchnorm=false", "trainer.epochs=1")
     train(tmp_path, "synced", 2, *words[:2], "trainer.sync_batchnorm=true", "trainer.epochs=1")
@@ -75,6 +79,7 @@ def test_without_synchronised_norms_each_process_normalises_its_own_images(tmp_p
     assert one["train_loss"] != pytest.approx(other["train_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_started_on_some_processes_continues_on_another_number(before: int, after: int, tmp_path: Path) -> None:
     train(tmp_path, "whole", before, *PLAIN)
@@ -112,7 +117,8 @@ class Net(nn.Module):
 OWN = ("model=custom", "model._target_=failing.Net", "trust=[failing]")
 
 
-@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize("rank", ["1", "0"])
 def test_all_processes_fail_with_the_reason_of_the_first_in_one_line(rank: str, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     began = time.monotonic()
@@ -129,6 +135,7 @@ def test_all_processes_fail_with_the_reason_of_the_first_in_one_line(rank: str, 
     assert (result["status"], result["reason"]) == ("failed", reason)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("words", "code", "line"),
     [
@@ -164,6 +171,7 @@ def test_a_killed_process_ends_the_others_within_seconds_and_the_run_continues(t
     assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_to_all_ends_in_a_checkpoint(number: int, tmp_path: Path) -> None:
     processes = started(tmp_path, 2, *TINY, *PLAIN, "trainer.epochs=60", "dataset.limit=600", "run.dir=run")
@@ -200,3 +208,9 @@ def test_slurm_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
     published(place)
     assert [os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK")] == ["gpu03", "15123", "5"]
     assert launch() == "slurm  123"
+
+
+def test_a_sweep_of_runs_on_several_devices_is_refused(dlrun: Callable[..., Outcome], here: Path) -> None:
+    for words in (("trainer.devices=2", "seed=0,1"), ("trainer.devices=1,2",)):
+        found = dlrun("train", "-m", *words)
+        assert (found.code, "trainer.devices=2: " in found.err, [*here.glob("outputs/sweeps/*")]) == (2, True, [])

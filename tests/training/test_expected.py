@@ -199,6 +199,19 @@ def test_a_file_with_a_digest_is_an_archive_that_others_read(paused: tuple[Run, 
     assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs), strict=True))
 
 
+def test_small_tensors_are_one_record_and_none_reaches_into_another(paused: tuple[Run, Experiment]) -> None:
+    last, exp = paused[0].last, paused[1]
+    with zipfile.ZipFile(last) as archive:
+        records = [name for name in archive.namelist() if "/data/" in name]
+    found = checkpoint.load(last)
+    assert len(records) < 12 < len(tensors(found))  # by type, and the random states
+    assert checkpoint.restore(paused[0], exp).step == 2
+    before = [tensor.clone() for tensor in tensors(exp.optimizer.state_dict())]
+    for tensor in tensors(exp.optimizer.state_dict()):
+        tensor.add_(1)  # in place, as a step does
+    assert all(torch.equal(a + 1, b) for a, b in zip(before, tensors(exp.optimizer.state_dict()), strict=True))
+
+
 def test_a_checkpoint_without_a_digest_loads(paused: tuple[Run, Experiment], tmp_path: Path) -> None:
     torch.save(checkpoint.load(paused[0].last), tmp_path / "old.pt")
     with (tmp_path / "old.pt").open("rb") as file:

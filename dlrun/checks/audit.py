@@ -61,7 +61,9 @@ def data_audit(exp: Experiment) -> Verdict:
         parts.append(message + advice(exp, "dataset.resize=squash", "dataset.resize=letterbox"))
     if few:
         parts.append(f"too few training samples of {named(few)}: add samples, merge classes{limited(exp)}")
-    message = "; ".join([*(parts or ["all samples are usable"]), *([str(found.files)] if found.files else [])])
+    looked = [str(found.files)] if found.files else []
+    whole = found.sample or "all samples are usable"
+    message = "; ".join([*(parts or [whole]), *([found.sample] if parts and found.sample else []), *looked])
     if divided := found.of("group"):
         shown = named([f"{one.detail} ({one.other_split}, {one.split})" for one in divided])
         remedy = "divide by groups: dataset.split_column=none, or another column"
@@ -93,10 +95,17 @@ def data_duplicates(exp: Experiment) -> Verdict:
         parts.append(f"copies count more than other images: {_pairs(duplicates)}")
     parts += near
     if not parts:
-        return Verdict(Outcome.PASS, value, "no leaks", f"no image is in two splits{_few(duplicates)}{_alike(found)}")
+        return Verdict(
+            Outcome.PASS,
+            value,
+            "no leaks",
+            f"no image is in two splits{_few(duplicates)}{_alike(found)}{_sample(found)}",
+        )
     heavy = [split for split in ("val", "test") if _leaked(found, split) > max(FEW_LEAKS, LEAKED * found.sizes[split])]
     expected = f"no leaks; a failure if more than {FEW_LEAKS} images and {LEAKED:.0%} of val or test are leaked"
-    return Verdict(Outcome.FAIL if heavy else Outcome.WARN, value, expected, f"{'; '.join(parts)}; {REMEDY}")
+    return Verdict(
+        Outcome.FAIL if heavy else Outcome.WARN, value, expected, f"{'; '.join(parts)}{_sample(found)}; {REMEDY}"
+    )
 
 
 @check(order=30)
@@ -161,6 +170,10 @@ def _near(found: Audit) -> tuple[str, list[str]]:
     if split:
         parts.append(f"nearly the same image has two labels: {_pairs(split)}")
     return value, parts
+
+
+def _sample(found: Audit) -> str:
+    return f"; {found.sample}" if found.sample else ""
 
 
 def _alike(found: Audit) -> str:

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
+from dlrun.data.first_pass import sampled
 from dlrun.data.headers import Files, looked_at, veiled
 from dlrun.data.images import Marks, files_of
 from dlrun.data.moved import moved
@@ -71,6 +72,13 @@ class Audit:
     sizes: dict[str, int]
     files: Files | None = None
     alike: bool = False
+    total: int = 0  # of the images of which `sizes` are a sample
+
+    @property
+    def sample(self) -> str:
+        """How many images were compared, if not all were."""
+        some = sum(self.sizes.values())
+        return "" if some >= self.total else f"a sample of {some:,} of {self.total:,} images was looked at"
 
     def of(self, kind: str, split: str = "", other: str = "") -> list[Finding]:
         """Return the findings of a kind; `split` and `other` select the two splits, empty means any."""
@@ -95,7 +103,8 @@ def audit(data: Data) -> Audit:
     image of its split and of each earlier one, and with the most similar one of another label.
     """
     test, dropped = data.test()
-    splits = {"train": data.train, "val": data.val, "test": test}
+    whole = {"train": data.train, "val": data.val, "test": test}
+    splits = {name: sampled(split, data.read_share) for name, split in whole.items()}
     found = listed([*data.dropped, *dropped])
     first: dict[bytes, tuple[str, int]] = {}
     alike: defaultdict[bytes, list[tuple[str, int]]] = defaultdict(list)  # all but the first
@@ -118,7 +127,8 @@ def audit(data: Data) -> Audit:
     found.sort(key=lambda one: KINDS.index(one.kind))  # stable: within a kind, in the order of the splits
     files = files_of(data.train.images)
     sizes = {name: len(split) for name, split in splits.items()}
-    return Audit(found, sizes, None if files is None else looked_at(files), pairs is None)
+    total = sum(map(len, whole.values()))
+    return Audit(found, sizes, None if files is None else looked_at(files), pairs is None, total)
 
 
 def _similar(data: Data, splits: dict[str, Split], digests: list[bytes], pairs: Iterable[Pair]) -> Iterator[Finding]:

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from dlrun.data.cache_files import alone, locked, make_room
 from dlrun.data.images import InMemory, Streamed
+from dlrun.data.members import File
 from dlrun.data.packs import SIZE, VERSION, Found, Pack, content_of, keys_of, top_of
 from dlrun.data.scan import Scan, Sums, moments, parts, scan, sums_of
 from dlrun.errors import UserError
@@ -205,10 +206,10 @@ def _build(
     return whole, {number: bad[keys[number]] for number in whole.missing.tolist()}
 
 
-def _require_unchanged(path: Path, key: bytes) -> None:
+def _require_unchanged(path: File, key: bytes) -> None:
     """Raise UserError for a file whose content is no longer that of its digest, which was computed after STARTED."""
     with suppress(OSError):
-        if os.stat(path).st_ctime >= STARTED - UNSETTLED and content_of(path) != key:
+        if path.stat().st_ctime >= STARTED - UNSETTLED and content_of(path) != key:
             what = "changed while it was being read"
             raise UserError(f"{path}: {what}; start again when nothing writes to this folder", Exit.FAILED)
 

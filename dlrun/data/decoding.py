@@ -21,7 +21,7 @@ from PIL import Image, ImageCms
 from PIL.Image import Image as Picture
 from PIL.Image import Transpose
 
-from dlrun.data.fitting import FILTERS, fitted, ground, scaled, wider
+from dlrun.data.fitting import FILTERS, Held, fitted, ground, scaled, wider
 from dlrun.data.sixteen import LUMA, of_sixteen, opaque, sixteen
 
 __all__ = [
@@ -42,6 +42,7 @@ VERSION = 2  # 1: EXIF orientation, transparency and colour profiles were ignore
 FULL = {"uint8": 255.0, "uint16": 65535.0}  # the white level of a kind of values, if none was measured
 # sides of a reduced JPEG in units of the sides that are needed; 2 as in Pillow's thumbnail
 GAPS = {"fast": 1.0, "auto": 2.0}
+DECODERS = (1, VERSION, 3)  # 3: as 2, but resized by dlrun/data/resizing.py, if that is given to `decoded`
 KINDS = ("uint8", "uint16", "int32", "float32")  # of values; the last one present is held
 RESIZES, GROUNDS = ("crop", "squash", "letterbox", "none"), ("white", "black", "average")
 TWELVE_BITS = 4095
@@ -86,7 +87,7 @@ class Decoding:
         """Return what a run recorded. Raises ValueError for what is no such record."""
         made = cls(**{one.name: record[one.name] for one in fields(cls) if one.name in record})
         words = made.resize in RESIZES and made.interpolation in FILTERS and made.background in GROUNDS
-        words = words and made.decode in ("exact", *GAPS) and made.held in KINDS and made.decoder in (1, VERSION)
+        words = words and made.decode in ("exact", *GAPS) and made.held in KINDS and made.decoder in DECODERS
         words = words and isinstance(made.crop, (int, float)) and 0 < made.crop <= 1
         if not words or not isinstance(made.max_pixels, int) or not isinstance(made.whites, dict):
             raise ValueError("decoding")
@@ -117,8 +118,8 @@ class OtherSize(ValueError):
         self.found = found
 
 
-def decoded(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[Any]:
-    """Return the pixels (H, W, C) of a file, C 1 (gray) or 3 (RGB), in how.dtype.
+def decoded(path: Path | Held, shape: tuple[int, int, int], how: Decoding, fit: Any = fitted) -> NDArray[Any]:
+    """Return the pixels (H, W, C) of a file, C 1 (gray) or 3 (RGB), in how.dtype; `fit` resizes as `fitted` does.
 
     Raises OtherSize for how.resize none, and whatever Pillow raises for a file that is not an intact image.
     """
@@ -144,7 +145,7 @@ def decoded(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[A
             if how.resize == "none":
                 raise OtherSize(planes[0].size)
             white = 255 if kind == "uint8" else how.whites.get(kind, 0)
-            planes = [fitted(plane, height, width, how, white) for plane in planes]
+            planes = [fit(plane, height, width, how, white) for plane in planes]
     pixels = np.dstack([np.asarray(plane) for plane in planes]) if len(planes) > 1 else np.asarray(planes[0])
     if kind != how.held:
         pixels = pixels * how.scale(kind)
@@ -156,7 +157,7 @@ def decoded(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[A
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[Picture]:
+def opened(path: Path | Held) -> Iterator[Picture]:
     """Open a file without decoding it. HEIC needs the package pillow-heif; raises ValueError that names it."""
     Image.MAX_IMAGE_PIXELS = None  # `max_pixels` is the limit, and it counts what is decoded
     if path.name.lower().endswith((".heic", ".heif")):
@@ -169,8 +170,10 @@ def opened(path: Path) -> Iterator[Picture]:
         yield image
 
 
-def _at_once(path: Path) -> Path | io.BytesIO:
+def _at_once(path: Path | Held) -> Path | io.BytesIO:
     """The bytes of a small file: Pillow reads it in forty pieces, and decoding threads wait for each other at each."""
+    if not isinstance(path, Path):
+        return io.BytesIO(path.read_bytes())
     with open(path, "rb", buffering=0) as file:
         start = file.read(AT_ONCE)
     return io.BytesIO(start) if len(start) < AT_ONCE else path
@@ -227,7 +230,7 @@ def _draft(image: Picture, height: int, width: int, how: Decoding) -> None:
     image.draft(None, (round(columns * GAPS[how.decode]), round(rows * GAPS[how.decode])))
 
 
-def _planes(path: Path, image: Picture, channels: int, how: Decoding) -> list[Picture]:
+def _planes(path: Path | Held, image: Picture, channels: int, how: Decoding) -> list[Picture]:
     """The colours of 16 bits of an image, or its brightness, one plane each, upright and opaque."""
     clear = image.info.get("transparency")
     with opened(path) as again:
@@ -328,7 +331,7 @@ def _on_ground(image: Picture, background: str) -> Picture:
     return below
 
 
-def _as_before(path: Path, shape: tuple[int, int, int], how: Decoding) -> NDArray[Any]:
+def _as_before(path: Path | Held, shape: tuple[int, int, int], how: Decoding) -> NDArray[Any]:
     """The pixels that decoder 1 made, for runs that were trained with it."""
     height, width, channels = shape
     with opened(path) as file:

@@ -9,10 +9,18 @@ from PIL import Image, ImageStat
 from PIL.Image import Image as Picture
 from PIL.Image import Resampling
 
-__all__ = ["FILTERS", "fitted", "ground", "scaled", "wider"]
+__all__ = ["FILTERS", "STRIP", "Fit", "Held", "fitted", "ground", "scaled", "wider"]
 
 FILTERS = {"bilinear": Resampling.BILINEAR, "bicubic": Resampling.BICUBIC, "area": Resampling.BOX}  # all antialiased
 STRIP = 16  # resized images with more times the pixels of their crop are cut before resizing
+
+
+class Held(Protocol):
+    """A file inside of another one, see dlrun/data/members.py."""
+
+    @property
+    def name(self) -> str: ...
+    def read_bytes(self) -> bytes: ...
 
 
 class Fit(Protocol):

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dlrun.data.decoding import Decoding
+from dlrun.data.decoding import VERSION, Decoding
 from dlrun.data.headers import first_size, held
 from dlrun.data.images import Streamed
+from dlrun.data.members import File
 from dlrun.errors import UserError
 
 __all__ = ["Form"]
@@ -33,12 +34,33 @@ class Form:
             expected = "a number of pixels, [height,width], or 0 to keep it"
             raise UserError(f"dataset.image_size={self.image_size}: must be {expected}")
 
+    @classmethod
+    def of(
+        cls,
+        *,
+        image_size: int | Sequence[int] = 0,
+        channels: int = 3,
+        resize: str = "crop",
+        interpolation: str = "auto",
+        crop_pct: str | float = "auto",
+        background: str = "white",
+        decode: str = "auto",
+        max_pixels: int = Decoding.max_pixels,
+        decoder: int = VERSION,
+    ) -> Form:
+        """Return the form that keys of `dataset` with these names ask for."""
+        # auto is that of pretrained weights, which are in the config by now, see dlrun/training/statistics.py
+        chosen = "bilinear" if interpolation == "auto" else interpolation
+        share = 1.0 if isinstance(crop_pct, str) else float(crop_pct)
+        how = Decoding(resize, chosen, background, decode, max_pixels, decoder=decoder, crop=share)
+        return cls(image_size, channels, how)
+
     @property
     def _sides(self) -> tuple[int, ...]:
         size = self.image_size
         return (size, size) if isinstance(size, int) else tuple(size)
 
-    def stream(self, files: Sequence[Path], root: Path | None = None) -> Callable[[Sequence[Path]], Streamed]:
+    def stream(self, files: Sequence[File], root: Path | None = None) -> Callable[[Sequence[File]], Streamed]:
         """Return a function that makes images of files, of the shape and type that `files`, those of train, have.
 
         `root`: the folder of the dataset, whose splits share a pack of the cache.

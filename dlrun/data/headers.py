@@ -13,13 +13,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dlrun.data.decoding import KINDS, Decoding, deep, kind_of, opened, upright
 from dlrun.data.images import Images, Streamed, run_ahead
+from dlrun.data.members import File
 from dlrun.data.sixteen import sixteen
 from dlrun.errors import UserError
 
@@ -69,7 +69,7 @@ class _Peak:
     value: float
 
 
-def header(path: Path) -> Header | None:
+def header(path: File) -> Header | None:
     """Return what a file's header says; None for one that is no image."""
     with suppress(Exception), opened(path) as image:
         width, height = image.size
@@ -81,7 +81,7 @@ def header(path: Path) -> Header | None:
     return None
 
 
-def _spread(files: Sequence[Path], most: int) -> list[Path]:
+def _spread(files: Sequence[File], most: int) -> list[File]:
     """At most `most` files at equal distances: a folder's are sorted by class."""
     return [files[int(k)] for k in np.linspace(0, len(files) - 1, min(most, len(files)))] if files else []
 
@@ -100,7 +100,7 @@ def looked_at(images: Streamed) -> Files | None:
     return Files(len(found), sizes[0], sizes[len(sizes) // 2], sizes[-1], ends, count, lost)
 
 
-def veiled(path: Path) -> bool:
+def veiled(path: File) -> bool:
     """Whether a file that looks blank holds a picture that only its transparency hides."""
     with suppress(Exception), opened(path) as image:
         image.load()
@@ -109,7 +109,7 @@ def veiled(path: Path) -> bool:
     return False
 
 
-def first_size(files: Sequence[Path]) -> tuple[int, int]:
+def first_size(files: Sequence[File]) -> tuple[int, int]:
     """Return height and width of the first readable file; the scan compares the others with it.
 
     Raises UserError if none is readable.
@@ -122,7 +122,7 @@ def first_size(files: Sequence[Path]) -> tuple[int, int]:
     raise UserError(f"{files[0]}: cannot be read as an image, nor can the {len(files) - 1} others; repair them")
 
 
-def held(files: Sequence[Path], how: Decoding) -> Decoding:
+def held(files: Sequence[File], how: Decoding) -> Decoding:
     """Return the same with the kind in which pixels are held: the largest, if most files have more than 8 bits.
 
     White levels that are still to be measured are 0.
@@ -137,14 +137,14 @@ def held(files: Sequence[Path], how: Decoding) -> Decoding:
     return replace(how, held=largest, whites={kind: 255.0 if kind == "uint8" else 0.0 for kind in sorted(kinds)})
 
 
-def scaled(files: Sequence[Path], how: Decoding) -> list[Path]:
+def scaled(files: Sequence[File], how: Decoding) -> list[File]:
     """Return the files whose values have more bits than those a run was trained on, which are scaled."""
     deep = [path for path in files if path.suffix.lower() in DEEP and how.decoder > 1]
     kinds = {"uint8", how.held, *how.whites}
     return [path for path in deep if (found := header(path)) is not None and found.kind not in kinds]
 
 
-def _kinds(files: Iterable[Path]) -> Counter[str]:
+def _kinds(files: Iterable[File]) -> Counter[str]:
     """How many files have each kind of values."""
     return Counter(found.kind for path in files if (found := header(path)) is not None)
 
@@ -174,7 +174,7 @@ def levelled(images: Images, workers: int = 0) -> Images:
     return replace(images, decoding=replace(how, whites=measured))
 
 
-def _peak(path: Path) -> _Peak | None:
+def _peak(path: File) -> _Peak | None:
     with suppress(Exception), opened(path) as image:
         kind = kind_of(image)
         if deep(image):

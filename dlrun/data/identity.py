@@ -23,11 +23,12 @@ from torch import Tensor
 from dlrun.data.cache import UNSETTLED, Cache
 from dlrun.data.cache_files import locked, make_room
 from dlrun.data.images import PASSING, Images, Streamed, run_ahead, threads_for
+from dlrun.data.members import File
 from dlrun.data.packs import MARK, SIZE, content_of, keys_of, stored, top_of
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
-__all__ = ["SIZE", "Digests", "contents", "keys_of", "overall", "weighted"]
+__all__ = ["SIZE", "Digests", "contents", "joined", "keys_of", "overall", "weighted"]
 
 Digests = NDArray[np.uint8]  # (N, SIZE)
 HEAD = MARK + b"hashes 2\n"
@@ -40,7 +41,7 @@ def contents(images: Images, ids: Sequence[str], store: Cache | None = None, wor
     if not isinstance(images, Streamed):
         marks = images.marks
         assert marks is not None  # only files lack them
-        return _rows(marks.digests)
+        return joined(marks.digests)
     stats = [_stat(path) for path in images.files]
     table = None if store is None or not len(images) else _table(store, images.files)
     known = {} if table is None else _read(table)
@@ -53,7 +54,7 @@ def contents(images: Images, ids: Sequence[str], store: Cache | None = None, wor
             found[number] = digest
     if table is not None and missing and store is not None:
         _keep(table, store, known, images.files, stats, found)
-    return _rows(found)
+    return joined(found)
 
 
 def overall(classes: Sequence[str], splits: Sequence[tuple[str, Digests, NDArray[np.int64]]]) -> str:
@@ -74,19 +75,20 @@ def weighted(digests: Digests, weights: Tensor | None) -> Digests:
     if weights is None:
         return digests
     pairs = zip(keys_of(digests), weights.numpy().astype(">f4"), strict=True)
-    return _rows([blake2b(key + weight.tobytes(), digest_size=SIZE).digest() for key, weight in pairs])
+    return joined([blake2b(key + weight.tobytes(), digest_size=SIZE).digest() for key, weight in pairs])
 
 
-def _rows(digests: Sequence[bytes | None]) -> Digests:
+def joined(digests: Sequence[bytes | None]) -> Digests:
+    """Return digests as rows (N, 16); 0 for a missing one."""
     joined = b"".join(digest or bytes(SIZE) for digest in digests)
     return np.frombuffer(joined, dtype=np.uint8).reshape(-1, SIZE)
 
 
-def _hashed(files: Sequence[Path], ids: Sequence[str], numbers: Sequence[int]) -> list[bytes]:
+def _hashed(files: Sequence[File], ids: Sequence[str], numbers: Sequence[int]) -> list[bytes]:
     return [_file(files[number], ids[number]) for number in numbers]
 
 
-def _file(path: Path, name: str) -> bytes:
+def _file(path: File, name: str) -> bytes:
     try:
         return content_of(path)
     except OSError as error:
@@ -96,17 +98,17 @@ def _file(path: Path, name: str) -> bytes:
         return blake2b(f"unreadable {name}".encode(errors="surrogateescape"), digest_size=SIZE).digest()
 
 
-def _stat(path: Path) -> bytes:
+def _stat(path: File) -> bytes:
     """A digest of what tells that a file is the same; empty if it cannot be asked."""
     try:
-        stat = os.stat(path)
+        stat = path.stat()
     except OSError:
         return b""
     about = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
     return blake2b(f"{os.path.abspath(path)}\0{about}".encode(errors="surrogateescape"), digest_size=SIZE).digest()
 
 
-def _table(store: Cache, files: Sequence[Path]) -> Path:
+def _table(store: Cache, files: Sequence[File]) -> Path:
     """The table of the folder that contains all of these files."""
     top = top_of(files).encode(errors="surrogateescape")
     return store.folder / f"{sha256(HEAD + top).hexdigest()[:32]}.hashes"
@@ -125,7 +127,7 @@ def _keep(
     table: Path,
     store: Cache,
     known: dict[bytes, bytes],
-    files: Sequence[Path],
+    files: Sequence[File],
     stats: Sequence[bytes],
     found: Sequence[bytes | None],
 ) -> None:
@@ -153,7 +155,7 @@ def _keep(
 
 
 def _settled(
-    files: Sequence[Path], stats: Sequence[bytes], found: Sequence[bytes | None], known: dict[bytes, bytes]
+    files: Sequence[File], stats: Sequence[bytes], found: Sequence[bytes | None], known: dict[bytes, bytes]
 ) -> Iterator[tuple[bytes, bytes]]:
     """The rows of files that have not changed while or just before they were read."""
     now = time.time()
@@ -164,5 +166,5 @@ def _settled(
             yield about, digest
             continue
         with suppress(OSError):
-            if os.stat(path).st_ctime < now - UNSETTLED and _stat(path) == about:
+            if path.stat().st_ctime < now - UNSETTLED and _stat(path) == about:
                 yield about, digest

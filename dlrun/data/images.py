@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +28,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.data.decoding import Decoding, OtherSize, decoded
+from dlrun.data.fitting import fitted
 from dlrun.data.mapped import require_whole
+from dlrun.data.members import File
+from dlrun.data.resizing import DECODER, resized
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -38,13 +42,14 @@ SMALL = 5_000  # mean bytes of files
 AHEAD = 2  # batches decoded while the current one is in use
 # errors of the system, not of the file: reaching a limit must not drop an image
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_named: set[str] = set()  # files that are taken as black
 T = TypeVar("T")
 
 
 class Unreadable(UserError):
     """A file that is not an intact image; `reason` gives the cause without the path."""
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: File, reason: str) -> None:
         super().__init__(f"{path}: {reason}; repair or remove it, or omit it with dataset.on_bad=drop")
         self.reason = reason
 
@@ -150,16 +155,18 @@ class Streamed:
 
     Without `resize` a file of another size is an error. Datasets have a `root`, by which the cache knows them.
     `cached`: pixels (M, H, W, C), and by image its row there, -1 for those that have to be decoded. Raises UserError
-    that names a file which cannot be read or has another size.
+    that names a file which cannot be read or has another size; with `blank` a file that cannot be read is taken as
+    black, and named on the screen.
     """
 
-    files: Sequence[Path]
+    files: Sequence[File]
     shape: tuple[int, int, int]
     resize: bool
     marks: Marks | None = None
     decoding: Decoding = field(default_factory=Decoding)
     root: Path | None = None
     cached: tuple[NDArray[Any], NDArray[np.int64]] | None = None
+    blank: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -184,7 +191,13 @@ class Streamed:
         taken = np.dtype(np.float32) if self.dtype == np.uint16 else self.dtype
         out = np.empty((len(index), *self.shape), dtype=taken)
         for row, number in enumerate(index.tolist()):
-            out[row] = self.decode(number)
+            try:
+                out[row] = self.decode(number)
+            except Unreadable as error:
+                if not self.blank:
+                    raise
+                out[row] = 0
+                _name_once(self.files[number], error.reason)
         return torch.from_numpy(out)
 
     def subset(self, index: Tensor) -> Streamed:
@@ -200,7 +213,7 @@ class Streamed:
             return pixels
         path, (height, width, _) = self.files[number], self.shape
         try:
-            return decoded(path, self.shape, self.recipe)
+            return decoded(path, self.shape, self.recipe, resized if self.decoding.decoder == DECODER else fitted)
         except OtherSize as error:
             found, expected = "×".join(map(str, error.found)), f"{width}×{height}"
             raise UserError(
@@ -214,12 +227,18 @@ class Streamed:
             raise Unreadable(path, f"cannot be read as an image ({reason})") from error
 
 
+def _name_once(path: File, reason: str) -> None:
+    if (name := str(path)) not in _named:
+        _named.add(name)
+        print(f"dlrun: {name}: {reason}; it is black (dataset.on_bad=drop, dataset.audit below 1)", file=sys.stderr)
+
+
 def files_of(images: Images) -> Streamed | None:
     """Return the files that images are decoded from; None for a dataset that is in memory from the start."""
     return images if isinstance(images, Streamed) else getattr(images, "source", None)
 
 
-def _reason(path: Path, error: Exception) -> str:
+def _reason(path: File, error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         gone = isinstance(error, FileNotFoundError) and path.is_symlink()
         return f"a link to {os.readlink(path)}, which does not exist" if gone else error.strerror

@@ -24,6 +24,7 @@ __all__ = [
     "EMPTY",
     "HIDDEN",
     "NO_CLASS",
+    "SPECIAL",
     "SUFFIXES",
     "Account",
     "Entries",
@@ -166,7 +167,7 @@ class Folders:
             yield from self._below(inner, real, account, around | {real}, link or linked, entered)
 
 
-def printable(path: Path | str) -> str:
+def printable(path: os.PathLike[str] | str) -> str:
     """Return a path in which bytes that are not UTF-8 are written as \\xe9, for tables and messages."""
     text = os.fspath(path)
     return text if text.isascii() else os.fsencode(text).decode("utf-8", "backslashreplace")

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from dlrun.data.images import Marks, mark, run_ahead
 from dlrun.data.mapped import register
+from dlrun.data.members import File, Member
 from dlrun.data.scan import Sums, sums_of
 
 __all__ = [
@@ -60,8 +61,10 @@ _maps: WeakValueDictionary[tuple[int, int], np.memmap[Any, Any]] = WeakValueDict
 RECORD = np.dtype([("key", f"V{SIZE}"), ("pixels", f"V{SIZE}"), ("row", "<u8")])
 
 
-def content_of(path: Path) -> bytes:
+def content_of(path: File) -> bytes:
     """Return the digest of a file's bytes. Raises OSError."""
+    if isinstance(path, Member):
+        return blake2b(path.read_bytes(), digest_size=SIZE).digest()
     total = blake2b(digest_size=SIZE)
     with open(path, "rb", buffering=0) as file:
         total.update(chunk := file.read(FIRST))
@@ -91,7 +94,7 @@ def keys_of(digests: NDArray[np.uint8]) -> list[bytes]:
     return [whole[start : start + SIZE] for start in range(0, len(whole), SIZE)]
 
 
-def top_of(files: Sequence[Path]) -> str:
+def top_of(files: Sequence[File]) -> str:
     """Return the folder that contains all of these files."""
     # of sorted paths the first and the last have no more in common than all
     return os.path.commonpath((os.path.abspath(min(files)), os.path.abspath(max(files))))

@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dlrun.data.bad import Bad, BadData, bad_labels, labelled, require_any, require_samples, require_shape, without
-from dlrun.data.cache import Cache, cache_at
+from dlrun.data.bad import Bad, BadData, bad_labels, labelled, require_any, require_samples, require_shape
+from dlrun.data.cache import cache_at
 from dlrun.data.changes import Rows
+from dlrun.data.first_pass import FirstPass
 from dlrun.data.folds import Rule, divide, recover, recover_test
 from dlrun.data.headers import alike, levelled
 from dlrun.data.identity import Digests, contents, overall, weighted
-from dlrun.data.images import Images, Streamed
+from dlrun.data.images import Images
 from dlrun.data.listing import Account
 from dlrun.data.raw import merged, none_of, shared
-from dlrun.data.scan import Scan, scan
 from dlrun.data.tasks import Tasks
 from dlrun.data.units import Units, decoding_of, measured
 
@@ -117,6 +117,7 @@ class Data:
     notes: tuple[str, ...] = ()  # those of Raw
     account: Account | None = None  # of the files that were read and left out
     tasks: Tasks | None = None  # those of Raw
+    read_share: float = 1.0  # of image files that were read before training (dataset.audit)
     own: tuple[list[float], list[float]] | None = None  # of `train`, if other mean and std normalise
 
     @cached_property
@@ -173,6 +174,7 @@ class Data:
             "units": self.units.record(),
             **decoding_of(self.train.images, self.units),
             "split": self.split,
+            **({} if self.read_share == 1 else {"audit": self.read_share}),
             **self._fold(),
             **self._weights(),
             "identity": self.identity("train", "val"),
@@ -248,6 +250,7 @@ def prepare(
     fold: int = 0,
     recorded: Rows | None = None,
     fit_all: bool = False,
+    audit: float = 1.0,
 ) -> Data:
     """Carve test (if there is none), then `limit`, then val (if there is none), and measure train.
 
@@ -258,43 +261,35 @@ def prepare(
 
     Bad samples are found afterwards (bad labels before): with `on_bad` error all are reported, with drop each is
     omitted from its fold, and no other sample moves. Test is scanned when it is read. Image files come from a `cache`
-    (auto, none or a folder) of at most `cache_gb` (1e9 bytes); without a cache, splits that fit into `memory_gb` are
-    held in memory, others are streamed. With `share` processes share one copy of datasets in memory. Raises UserError
-    for a fraction outside (0, 1), too small a limit, and a class without training samples.
+    of at most `cache_gb` (1e9 bytes), or from memory if they fit into `memory_gb`; see FirstPass, and for `audit`. With
+    `share` processes share one copy of datasets in memory. Raises UserError for what cannot be divided so.
     """
     if fit_all:
         raw, val_fraction, folds, fold = merged(raw), 0.0, 0, 0
     rule = Rule(split, split_seed, test_seed, val_fraction, test_fraction, limit, folds, fold, on_bad, raw.tasks)
-    store = cache_at(cache, cache_gb)
-    raw = shared(raw, store) if share and store is not None else raw
+    look = FirstPass(cache_at(cache, cache_gb), memory_gb, workers, on_bad, audit)
+    raw = shared(raw, look.store) if share and look.store is not None else raw
     classes, bad = raw.tasks or len(raw.classes), list[Bad]()
     train, read_test, total = labelled("train", raw.train, classes, bad), raw.test, len(raw.train)
     val = None if raw.val is None else labelled("val", raw.val, classes, bad)
     require_samples(train, raw.classes, bad, raw.tasks)
-    known = partial(_known, store=store, workers=workers, lazily=split == "position")
+    known = partial(look.known, lazily=split == "position")
     how = partial(recover, recorded=recorded) if recorded else partial(divide, rule=rule)
     train, val, held = how(train, val, own_test=read_test is not None, known=known)
     train = replace(train, images=levelled(train.images, workers))
     test = partial(_alike, partial(recover_test, read_test, recorded, known) if read_test else held, train)
     require_shape("validation", val := _alike(val, train), shape := train.images.shape)
-    keep, validated = _fits(memory_gb, train, val), len(val) > 0
-    train, mean, std = _scanned("train", train, keep, workers, bad, store)
-    val = _scanned("val", val, keep, workers, bad, store)[0] if validated else none_of(train)
+    keep, validated = look.fits(train, val), len(val) > 0
+    train, mean, std = look.scanned("train", train, keep, bad)
+    val = look.scanned("val", val, keep, bad)[0] if validated else none_of(train)
     if bad and on_bad == "error":
         raise BadData(bad, total)
     require_samples(train, raw.classes, tasks=raw.tasks)
     require_any("val", val if validated else train)
-    read = _reader(test, known, classes, shape, memory_gb, workers, on_bad, store)
-    share_of_val = val_fraction if raw.val is None and not folds else None
-    drawn = (share_of_val, (*raw.bad, *bad), balance, held, split, folds, fold, raw.notes, raw.account, raw.tasks)
-    return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn)
-
-
-def _known(split: Split, store: Cache | None, workers: int, lazily: bool) -> Split:
-    """The split with the digests of its images; with `lazily` only if they are files, which decoding replaces."""
-    if split.digests is not None or (lazily and not isinstance(split.images, Streamed)):
-        return split
-    return replace(split, digests=contents(split.images, split.ids, store, workers))
+    read = _reader(test, known, classes, shape, look)
+    about = ((*raw.bad, *bad), balance, held, split, folds, fold, (*raw.notes, *look.note((train, val))), raw.account)
+    drawn = (val_fraction if raw.val is None and not folds else None, *about, raw.tasks)
+    return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn, read_share=audit)
 
 
 def _alike(split: Split | Callable[[], Split] | None, train: Split) -> Split:
@@ -309,10 +304,7 @@ def _reader(
     known: Callable[[Split], Split],
     classes: int | Tasks,
     shape: tuple[int, int, int],
-    memory_gb: float,
-    workers: int,
-    on_bad: str,
-    store: Cache | None,
+    look: FirstPass,
 ) -> Callable[[], HeldOut]:
     """A function that reads the test split once, and treats its bad samples like those of train."""
 
@@ -322,29 +314,10 @@ def _reader(
         whole = read()
         split = known(labelled("test", whole, classes, found))
         require_shape("test", split, shape)
-        split, *_ = _scanned("test", split, _fits(memory_gb, split), workers, found, store)
-        if found and on_bad == "error":
+        split, *_ = look.scanned("test", split, look.fits(split), found)
+        if found and look.on_bad == "error":
             raise BadData(found, len(whole))
         require_any("test", split)
         return HeldOut(split, tuple(found))
 
     return test
-
-
-def _scanned(
-    name: str, split: Split, keep: bool, workers: int, bad: list[Bad], store: Cache | None
-) -> tuple[Split, list[float], list[float]]:
-    """The samples with usable pixels, mean and std of their channels; the others are added to `bad`."""
-    found: Scan | Images = split.images
-    if store is not None and isinstance(split.images, Streamed):
-        assert split.digests is not None  # of files `_known` added them
-        found = store.decoded(split.images, split.digests, workers)
-    if not isinstance(found, Scan):
-        found = scan(found, keep=keep, workers=workers)
-    return without(name, replace(split, images=found.images), found.bad, bad), found.mean, found.std
-
-
-def _fits(memory_gb: float, *splits: Split) -> bool:
-    """Whether the splits, if they are files, may be held in memory."""
-    files = [split.images for split in splits if isinstance(split.images, Streamed)]
-    return sum(images.nbytes for images in files) <= memory_gb * 1e9

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 __all__ = ["AVERAGED", "COLUMNS", "DONE", "FAILED", "FORMAT", "FURTHER", "LABELLED", "LOGGED", "MEASURES", "NOT_RANKED"]
 __all__ += ["NUMBERS", "PER_EPOCH", "RESULTS", "SCORES"]
 __all__ += ["Exit", "Number", "Outcome", "Status"]
-__all__ += ["array_slot", "is_accuracy", "is_loss", "lower_is_better", "minimised", "place", "reads_labels", "worst"]
+__all__ += [
+    "array_slot",
+    "is_accuracy",
+    "is_loss",
+    "lower_is_better",
+    "minimised",
+    "place",
+    "reads_labels",
+    "tars_of",
+    "worst",
+]
 
 
 # `version` of result.json, sweep.yaml, ensemble.yaml and checkpoints; files without one are older and read the same
@@ -191,6 +203,35 @@ def array_slot(name: str) -> str:
     if len(kinds) != 1 or len(splits) > 1 or "?" in found:
         return ""
     return kinds[0] + {"val": "_val", "test": "_test"}.get("".join(splits), "")
+
+
+def tars_of(names: str | Sequence[str]) -> list[Path]:
+    """Return the tar files of names: `{000..099}` is expanded as webdataset does, `*` as a shell does.
+
+    Raises ValueError that says it, for a file that is not there or is named twice, and an address: nothing
+    is fetched.
+    """
+    from braceexpand import braceexpand  # which webdataset brings
+
+    found: list[Path] = []
+    for name in [names] if isinstance(names, str) else names:
+        if re.match(r"[A-Za-z][\w+.-]+:", name):  # webdataset runs the command behind pipe:
+            raise ValueError(f"{name} is an address; expected files of this machine: download them first")
+        try:
+            paths = [Path(one).expanduser() for one in braceexpand(name)]
+        except ValueError:
+            raise ValueError(f"{name}: unbalanced braces; expected such as 'train-{{000..099}}.tar'") from None
+        for path in paths:
+            found += [path] if path.exists() or "*" not in path.name else map(Path, sorted(glob.glob(str(path))))
+    missing = [path for path in found if not path.exists()]
+    if missing or not found:
+        first = missing[0] if missing else names
+        what = f"{len(missing):,} of {len(found):,} files are missing, such as {first}" if missing else "no such file"
+        raise ValueError(f"{what}; copy them here, or name those that are there")
+    if len({path.absolute() for path in found}) < len(found):
+        twice = next(path for n, path in enumerate(found) if path in found[:n])
+        raise ValueError(f"names {twice} twice; name it once")
+    return found
 
 
 def _finite(value: Any) -> bool:

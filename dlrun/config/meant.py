@@ -90,6 +90,8 @@ def settings_meant(group: str, value: object) -> list[str]:
         return [f"dataset=arrays dataset.x={text} dataset.y=Y.npy"]
     if group == "dataset" and path.suffix in (".csv", ".tsv", ".parquet"):
         return [f"dataset=table dataset.csv={text}"]
+    if group == "dataset" and path.suffix == ".tar":
+        return [f"dataset=shards dataset.urls={text}"]
     if group == "dataset" and (text.startswith(("~", ".")) or "/" in text or path.is_dir()):
         return [f"dataset=image_folder dataset.root={text}"]
     if group == "experiment" and path.suffix in (".yaml", ".yml"):

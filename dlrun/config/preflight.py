@@ -19,7 +19,7 @@ from typing import Any
 
 from dlrun.config.targets import targets_of
 from dlrun.errors import UserError
-from dlrun.vocabulary import array_slot, reads_labels
+from dlrun.vocabulary import array_slot, reads_labels, tars_of
 
 __all__ = ["by_loss", "look"]
 
@@ -34,6 +34,13 @@ def look(cfg: Mapping[str, Any]) -> None:
             _images(_training(dataset))
         except OSError as error:
             raise UserError(f"dataset.root={dataset['root']}: {error.filename}: {error.strerror}") from None
+    if dataset.get("_target_") == "dlrun.data.shards.shards":
+        for key in ("urls", "val_urls", "test_urls"):
+            if dataset.get(key):
+                try:
+                    tars_of(dataset[key])
+                except ValueError as error:
+                    raise UserError(f"dataset.{key}={dataset[key]}: {error}") from None
     if dataset.get("_target_") == "dlrun.data.arrays.arrays":
         _arrays(dataset)
     start = cfg["trainer"].get("start_from")

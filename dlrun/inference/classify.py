@@ -25,7 +25,9 @@ from dlrun.data.identity import contents, keys_of
 from dlrun.data.ids import located
 from dlrun.data.images import Streamed, Unreadable, mark, run_ahead
 from dlrun.data.listing import SUFFIXES, Account, Folders, printable
+from dlrun.data.members import File
 from dlrun.data.sheet import is_table
+from dlrun.data.tars import samples
 from dlrun.data.units import Unfit, Units, factor, values_of
 from dlrun.errors import UserError
 from dlrun.folders.disk import replacing
@@ -85,9 +87,9 @@ class Sources:
         hint: str = "type --images FOLDER",
     ) -> None:
         self.held, self._hint = dict(held or {}), hint
-        self.files: list[Path] = []
+        self.files: list[File] = []
         self.missing: dict[str, str] = {}  # why, by id
-        self._ids: dict[Path, str] = {}
+        self._ids: dict[File, str] = {}
         self.arrays: list[Path] = []
         self.account = Account()
         look = Folders()
@@ -103,6 +105,11 @@ class Sources:
                 raise UserError(f"{name}: a pipe or a device; expected a file or a folder")
             elif path.suffix.lower() in (".npy", ".npz"):
                 self.arrays.append(path)
+            elif path.suffix.lower() == ".tar":
+                inside = [one for found in samples(path, self.account) for one in found.images.values()]
+                if not inside:
+                    raise UserError(f"{name}: no images in this tar")
+                self.files += inside
             elif is_table(path):
                 self._listed(path, path.parent if images is None else images)
             else:
@@ -116,7 +123,7 @@ class Sources:
             if self._ids.setdefault(file, name) == name:
                 self.files.append(file)
 
-    def name(self, file: Path) -> str:
+    def name(self, file: File) -> str:
         """Return the id that a table gives a file, or its path."""
         return self._ids.get(file) or printable(file)
 

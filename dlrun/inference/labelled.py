@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dlrun.data import arrays, files, table
+from dlrun.data import arrays, files, shards, table
 from dlrun.data.bad import Bad, BadData, bad_labels
 from dlrun.data.images import Images
 from dlrun.data.layout import class_folders, role_of
@@ -115,12 +115,26 @@ def _raw(predictor: Predictor, path: Path, images: str | None, level: str | None
         tasks = predictor.tasks
         how = {"multilabel": True} if tasks and tasks.sets else {"targets": tasks.names} if tasks else {}
         return table.table(str(path), images, [height, width], channels, **how)
+    if suffix == ".tar":
+        return _tar(predictor, path)
     if path.is_dir() or suffix in (".npz", ".npy"):
         count = len(predictor.classes)
         numbered = predictor.classes == [str(k) for k in range(count)]
         return arrays.arrays(str(path), num_classes=count if numbered else 0)
-    expected = f"a folder of class folders, a table ({', '.join(TABLES)}), an .npz with x and y"
+    expected = f"a folder of class folders, a table ({', '.join(TABLES)}), a .tar, an .npz with x and y"
     raise UserError(f"{path}: expected {expected}; images without labels are for `dlrun predict`")
+
+
+def _tar(predictor: Predictor, path: Path) -> Raw:
+    """The images of a tar, with labels where the run has them."""
+    source = reading.config((predictor.members or (predictor.path,))[0]).get("dataset") or {}
+    own = str(source.get("_target_", "")).startswith("dlrun.data.shards.")
+    where = {key: str(source[key]) for key in ("image", "label") if own and key in source}
+    height, width, channels = predictor.shape
+    count = len(predictor.classes)
+    numbered = predictor.classes == [str(k) for k in range(count)]
+    how: dict[str, Any] = {"num_classes": count} if numbered else {"labels": "names"}
+    return shards.shards([str(path)], **how | where, image_size=[height, width], channels=channels)
 
 
 def _chosen(path: Path, names: Sequence[str], split: str) -> str:

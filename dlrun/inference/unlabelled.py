@@ -150,7 +150,7 @@ def _known(path: Path, sources: Sources, classes: list[str]) -> dict[str, int]:
         return _of_table(path, numbers) if is_table(path) else {}
     found = {}
     for file in sources.files:
-        folders = (part for part in reversed(file.relative_to(path).parts[:-1]) if part in numbers)
+        folders = (part for part in reversed(Path(file).relative_to(path).parts[:-1]) if part in numbers)
         if (name := next(folders, None)) is not None:
             found[sources.name(file)] = numbers[name]
     return found

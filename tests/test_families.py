@@ -16,6 +16,7 @@ from dlrun.data.batches import Batch
 from dlrun.data.crops import fed
 from dlrun.training.experiment import build
 from support.composed import composed
+from support.tars import labelled, tar
 
 CHEAP = ("trainer.threads=1", "dataset.limit=100", "check=none")
 # options that need external data or packages: what this test uses instead
@@ -23,6 +24,8 @@ NEEDS = {
     "dataset=image_folder": ("photos", "dataset.root={}"),
     "dataset=arrays": ("arrays", "dataset.path={}"),
     "dataset=table": ("table", "dataset.csv={} dataset.image_size=16"),
+    "dataset=shards": ("tar", "dataset.urls={}"),
+    "dataset=huggingface": ("photos", "dataset.path={}"),
     "model=custom": ("", "model._target_=torchmodel.Net trust=[torchmodel]"),
     "objective=distill": ("teacher", "objective.teacher={}"),
     "objective=pseudo_label": ("photos", "objective.unlabelled={}"),
@@ -66,6 +69,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             pixels = np.random.default_rng(i).integers(0, 255, (16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(path)
     np.savez(tmp_path / "arrays", x=np.random.default_rng(0).random((60, 8, 8, 1)), y=np.arange(60) % 3)
+    tar(tmp_path / "train.tar", labelled(range(40)))
     rows = [f"photos/{label}/{i},{label}\n" for label in ("ant", "bee") for i in range(20)]
     (tmp_path / "table.csv").write_text("id,label\n" + "".join(rows))
     (tmp_path / "torchmodel.py").write_text(
@@ -88,6 +92,9 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
         pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
     if group == "logger" and name != "none":
         pytest.importorskip(name, reason=f"the extra {name} is not installed")
+    for extra, package in (("huggingface", "datasets"), ("shards", "braceexpand")):
+        if name == extra:
+            pytest.importorskip(package, reason=f"the extra {extra} is not installed")
     if option == "model=timm":
         pytest.importorskip("timm", reason="the extra timm is not installed")
     where, words = NEEDS.get(option, ("", ""))
@@ -97,7 +104,13 @@ def test_every_option_builds_and_makes_a_step(option: str, outside: Path) -> Non
 
         tiny = (*CHEAP, "trainer.epochs=1", "trainer.report=false", "model.width=4")
         assert execute(composed(*tiny), claim(str(outside / "teacher"), "")) == 0
-    source = {"photos": "photos", "arrays": "arrays.npz", "table": "table.csv", "teacher": "teacher"}.get(where, "")
+    source = {
+        "photos": "photos",
+        "arrays": "arrays.npz",
+        "table": "table.csv",
+        "tar": "train.tar",
+        "teacher": "teacher",
+    }.get(where, "")
     more = words.format(outside / source).split()
     limit = ["dataset.limit=0"] if where == "photos" or "dataset" in option else []
     exp = build(composed(*CHEAP, *limit, option, *more))

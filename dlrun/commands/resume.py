@@ -113,7 +113,7 @@ def _sweep(folder: Path, typed: list[str], options: str | None) -> int:
 
 
 def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str], group: Group | None) -> int:
-    from dlrun.config.extras import require_logger, require_model, require_optimizer
+    from dlrun.config.extras import require_dataset, require_logger, require_model, require_optimizer
     from dlrun.config.schema import check_rules
     from dlrun.config.settings import Settings
     from dlrun.config.targets import check_targets
@@ -133,6 +133,7 @@ def _continue(run: Run, trust: list[str], accept: bool, more_epochs: list[str], 
         require_logger(plain)
         require_optimizer(plain)
         require_model(plain)
+        require_dataset(plain)
     except UserError as error:
         raise UserError(f"{run.path / 'config.yaml'}: {error}") from error
     if more_epochs:

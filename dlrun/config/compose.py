@@ -194,7 +194,7 @@ class Composer:
         runtime = base["hydra"]["runtime"]
         options = self._options_of.setdefault(runtime["folders"], Options(runtime["folders"], self._root))
         validate({**plain, "hydra": {"launcher": launcher}}, schema, added, runtime["choices"], options)
-        from dlrun.config.extras import require_logger, require_model, require_optimizer
+        from dlrun.config.extras import require_dataset, require_logger, require_model, require_optimizer
         from dlrun.config.targets import check_targets
 
         if base.get("trust"):
@@ -202,6 +202,7 @@ class Composer:
         refuse_commands(launcher, default, [o.input_line for o in overrides])
         plain["trust"] = list(self._trust)
         check_targets(plain, self._trust)
+        require_dataset(plain)
         look(plain := by_loss(plain))
         require_logger(plain)
         require_optimizer(plain)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dlrun.errors import UserError
 
-__all__ = ["PACKAGES", "require_launcher", "require_logger", "require_model", "require_optimizer"]
+__all__ = ["PACKAGES", "require_dataset", "require_launcher", "require_logger", "require_model", "require_optimizer"]
 
 
 def require_logger(cfg: Mapping[str, Any]) -> None:
@@ -23,6 +23,17 @@ def require_model(cfg: Mapping[str, Any]) -> None:
     target = str((cfg.get("model") or {}).get("_target_", ""))
     if target == "dlrun.models.timm.build" and find_spec("timm") is None:
         raise UserError("model=timm: the package timm is not installed; type pip install 'dlrun[timm]'")
+
+
+def require_dataset(cfg: Mapping[str, Any]) -> None:
+    """Raise UserError if the package of the chosen dataset is not installed; imports nothing."""
+    target = str((cfg.get("dataset") or {}).get("_target_", ""))
+    packages = {"huggingface": "datasets", "shards": "webdataset"}  # by the name of the extra
+    for extra, package in packages.items():
+        if target == f"dlrun.data.{extra}.{extra}" and find_spec(package) is None:
+            raise UserError(
+                f"dataset={extra}: the package {package} is not installed; type pip install 'dlrun[{extra}]'"
+            )
 
 
 def require_optimizer(cfg: Mapping[str, Any]) -> None:

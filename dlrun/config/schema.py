@@ -271,7 +271,8 @@ def _paths(cfg: Mapping[str, Any]) -> None:
         fetch = "; dataset.download=true downloads it" if "download" in dataset else " with train/<class>/<image> in it"
         what = "is a file" if Path(str(root)).expanduser().exists() else "no such folder"
         raise UserError(f"dataset.root={root}: {what}; expected the folder of the data{fetch}")
-    if path is not None and not Path(str(path)).expanduser().exists():
+    hub = str(dataset["_target_"]).startswith("dlrun.data.huggingface.")  # where it may be no file
+    if path is not None and not hub and not Path(str(path)).expanduser().exists():
         raise UserError(f"dataset.path={path}: no such file; expected an .npz with x and y")
     table, images = dataset.get("csv"), dataset.get("images")
     if table is not None and not Path(str(table)).expanduser().is_file():

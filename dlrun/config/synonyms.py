@@ -250,12 +250,9 @@ VALUES: dict[str, dict[str, str]] = {
         xavier xavier_uniform glorot -> glorot_uniform
         gaussian -> normal
     """),
-    "model.pool": _table("""
-        maxpool max_pool -> max
-        avgpool average mean avg_pool -> avg
-        strided conv -> stride
-        false no -> none
-    """),
+    "model.pool": _table(
+        "maxpool max_pool -> max\n avgpool average mean avg_pool -> avg\n strided conv -> stride\n false no -> none"
+    ),
     "dataset.on_bad": _table("skip ignore remove -> drop\n raise fail stop -> error"),
     "dataset.layout": _table("channels_last hwc nhwc -> NHWC\n channels_first chw nchw -> NCHW"),
 }
@@ -296,6 +293,8 @@ OPTIONS: dict[str, dict[str, str]] = {
         folder images photos imagenet custom own mine files directory pictures -> image_folder
         npz numpy npy array tensor -> arrays
         csv tsv parquet dataframe spreadsheet excel kaggle labels -> table
+        webdataset wds tar tars -> shards
+        hf hub datasets -> huggingface
         fashion fmnist -> fashion_mnist
         kuzushiji -> kmnist
         sklearn toy -> digits

@@ -28,6 +28,8 @@ OURS: tuple[str, ...] = (
     "dlrun.data.arrays",
     "dlrun.data.datasets",
     "dlrun.data.files",
+    "dlrun.data.huggingface",
+    "dlrun.data.shards",
     "dlrun.data.table",
     "dlrun.data.augment",
     "dlrun.losses",

@@ -66,7 +66,7 @@ class Sweep:
             self.screen.say(said, style="yellow")
         self.results = Results(folder, self.metric, self.minimise, trials)
         self.patience, self.folds = Patience(), sweep_folder.old_folds(folder)
-        self.budget = Budget(plan)
+        self.budget = Budget(plan, self.epochs)
         self.trials, self.running = self.results.trials, self.results.running
 
     def run(self) -> int:
@@ -124,16 +124,19 @@ class Sweep:
             return
         for number in sorted(self.trials):
             if number not in following.kept and self.results.status(number) == Status.PAUSED:
-                why = f"not among the best of stage {now.stage}"
-                settle(self.results.path(number), status=Status.PRUNED, reason=why)
-                self.results.forget(number)
-                self._close(self.trials[number])
+                self._prune(number, f"not among the best of stage {now.stage}")
+
+    def _prune(self, number: int, why: str) -> None:
+        """Record that a paused trial does not continue."""
+        settle(self.results.path(number), status=Status.PRUNED, reason=why)
+        self.results.forget(number)
+        self._close(self.trials[number])
 
     def _run_round(self, now: Round, todo: list[int]) -> None:
         waiting = todo[::-1]
         looked = 0.0
         while waiting or self.running:
-            if waiting and self.budget.closed(now):
+            if waiting and self.budget.closed(now, first=len(waiting) == len(todo)):
                 self._cut(now, waiting)
             while len(self.running) < self.pool.slots and (number := self._next(waiting, now)) is not None:
                 self._start(number, now)
@@ -147,6 +150,8 @@ class Sweep:
     def _cut(self, now: Round, waiting: list[int]) -> None:
         """Start no further trial of a round: its time is up."""
         self.screen.say(f"search.hours={self.plan.search['hours']:g}: {len(waiting)} trials left out", style="yellow")
+        for number in [n for n in waiting if n in self.trials and self.results.status(n) == Status.PAUSED]:
+            self._prune(number, f"no time after epoch {self.results.result(number).get('epochs')} (search.hours)")
         waiting.clear()
         now.new = sum(number >= now.first for number in self.trials)
 
@@ -186,7 +191,7 @@ class Sweep:
         self.results.forget(number)
         folder = self.results.path(number)
         self.running[number] = token(folder)
-        self.budget.started(number)
+        self.budget.started(number, now)
         self.pool.submit(Job(number, config, str(folder), record, beside=self.pool.slots > 1))
 
     def _draw(self, number: int, now: Round) -> Trial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -104,20 +105,20 @@ def test_a_key_that_no_trial_of_the_best_set_keeps_its_default(here: Path) -> No
 def test_each_step_has_its_share_of_the_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, _ = planned(*DEFAULT, "optimizer=sgd", "search.hours=1")
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(budget.time, "monotonic", lambda: clock.now)
-    kept = budget.Budget(plan)
-    kept.started(0)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    kept = budget.Budget(plan, 30)
+    kept.started(0, plan.rounds[0])
     clock.now = 100.0
     kept.ended(0)
     assert [round(steps.share(plan, k), 2) for k in range(6)] == [0.04, 0.33, 0.48, 0.63, 0.85, 1.0]
     plan.rounds.append(steps.following(plan, [Trial(0, {"optimizer.lr": 0.02})]))  # type: ignore[arg-type]
     clock.now = 3600 * 0.33 - 150
-    assert not kept.closed(plan.rounds[-1])
+    assert not kept.closed(plan.rounds[-1], first=True)
     clock.now += 75  # a trial takes 100 seconds
-    assert kept.closed(plan.rounds[-1])
+    assert kept.closed(plan.rounds[-1], first=True)
     assert not kept.over()
     kept.keep()
-    again = budget.Budget(Plan.recorded(plan.record()))  # another call continues the clock
+    again = budget.Budget(Plan.recorded(plan.record()), 30)  # another call continues the clock
     clock.now += 3600 * 0.7
     assert again.over()
 
@@ -170,6 +171,50 @@ def test_no_trial_starts_after_the_time(
     outcome = dlrun(*WORDS, "search.hours=1e-9")
     assert outcome.code in (Exit.FINE, Exit.SOME_FAILED), outcome.err
     assert not list((here / "s").glob("0*"))
+
+
+STAGED = (
+    "train",
+    "-m",
+    "search=staged",
+    "search.fresh=0",
+    "optimizer.lr=loguniform:1e-4:1e-1",
+    "model=mlp",
+    "check=none",
+)
+STAGED += ("trainer.epochs=9", "trainer.report=false", "hydra.launcher.workers=1", "sweep.dir=s")
+
+
+@pytest.mark.parametrize(
+    ("hours", "statuses"),
+    [
+        (1, {"completed": 3, "pruned": 27}),  # 30 × 1 + 9 × 4 + 3 × 4 epochs of 10 seconds take 780
+        (0.18, {"completed": 2, "pruned": 23}),  # shares of 648 seconds: 25 trials until 253, 7 of 8 until 556, 2 of 3
+        (0.012, {"pruned": 1}),  # nothing comes to the end, and nothing waits for a stage that never comes
+    ],
+)
+def test_no_trial_of_a_staged_search_stays_paused_after_the_time(
+    here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, hours: float, statuses: dict[str, int]
+) -> None:
+    clock, made = SimpleNamespace(now=0.0), instantly(monkeypatch, lambda config: 0.5 + config["optimizer"]["lr"])
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    ends, reached = made.submit, dict[int, int]()
+
+    def submit(job: Any) -> None:
+        ends(job)
+        stop = job.config["trainer"]["stop_after"]
+        clock.now += 10.0 * ((stop or 9) - reached.get(job.number, 0))
+        reached[job.number] = stop
+        if stop:
+            file = Path(job.folder, "result.json")
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"status": "paused", "epochs": stop}))
+
+    monkeypatch.setattr(made, "submit", submit)
+    outcome = dlrun(*STAGED, f"search.hours={hours}")
+    assert outcome.code == Exit.FINE, outcome.err
+    found = [json.loads(file.read_text())["status"] for file in (here / "s").glob("0*/result.json")]
+    assert {status: found.count(status) for status in set(found)} == statuses
+    assert clock.now <= 3600 * hours + 10
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """The claims of the essays with what was seen, as Markdown for README.md: claims_page.py LOG ...
 
-    python tests/benchmarks/claims_page.py studies.jsonl pseudo_label.jsonl pretraining.jsonl
+    python tests/benchmarks/claims_page.py studies.jsonl claims.jsonl pseudo_label.jsonl pretraining.jsonl
 
-LOGs are those of bench_studies.py, bench_pseudo_label.py and bench_pretraining.py; of each only the seeds and studies
-that it has are used. A study is judged again by the rules that it recorded if its sweep is still beside its log.
+LOGs are those of bench_studies.py, bench_claims.py, bench_pseudo_label.py and bench_pretraining.py; of each what it has
+so far is used. A study is judged again by the rules that it recorded if its sweep is still beside its log.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ def main() -> None:
     for log in parser.parse_args().logs:
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         rows += [row for line in lines if "study" in line for row in of_study(line, log)]
+        for line in [line for line in lines if "piece" in line]:
+            about = f"`bench_claims.py {line['piece']}`, {line['data']}, {line['seconds'] / 60:.0f} min"
+            rows += [(about, one["seen"], one["claimed"], one["outcome"]) for one in line["claims"]]
         groups: dict[str, list[dict[str, Any]]] = {}
         for line in [line for line in lines if ONE in line]:
             groups.setdefault(str([line.get(key) for key in SHOWN]), []).append(line)

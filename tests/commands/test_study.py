@@ -30,7 +30,7 @@ from support.stored import write
 from support.swept import trial
 
 NAMES = "learning_rate batch_size kernel_width weight_decay initialisation activation depth_skips optimizer schedule"
-NAMES += " momentum dropout augmentation ensemble_size subset_size"
+NAMES += " momentum dropout augmentation averaging ensemble_size subset_size"
 
 
 def test_every_study_of_the_issue_is_there() -> None:

@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from dlrun.data import Data, Split
+from dlrun.data.array_files import stored_arrays
 from dlrun.data.columns import choose, choose_id, labels
 from dlrun.data.decoding import Decoding
 from dlrun.data.identity import contents, keys_of
 from dlrun.data.images import Images, InMemory, Marks, Streamed, mark
+from dlrun.data.origin import ARRAY
 from dlrun.data.places import Places
 from dlrun.data.sheet import is_table
 from dlrun.data.sheet import read as read_sheet
@@ -75,7 +77,12 @@ def read(unlabelled: str, data: Data) -> Unlabelled:
     if not found.names:
         reasons = "; ".join(f"{name}: {why}" for name, why in [*found.unreadable.items()][:NAMED])
         raise UserError(f"{key}: no image can be read: {reasons}")
-    copies = _copies(found, data)
+    seen = _seen(data)
+    held = [one for one in map(seen.get, _originals(path)) if one in ("val", "test")]
+    if held:
+        what = f"{len(held):,} of its images were made of images of {held[0]}, which score the model"
+        raise UserError(f"{key}: {what}; make them of training images")
+    copies = _copies(found, seen)
     index = torch.tensor([k for k, one in enumerate(copies) if not one], dtype=torch.int64)
     omitted = {"unreadable": len(found.unreadable), **Counter(f"copies of {one}" for one in copies if one)}
     omitted = {why: count for why, count in omitted.items() if count}
@@ -131,14 +138,29 @@ def _read(sources: Sources, data: Data) -> _Found:
     return _Found(images, names, marks.digests, dict(zip(there, keys_of(of_files), strict=True)), done.unreadable)
 
 
-def _copies(found: _Found, data: Data) -> list[str]:
-    """The split of the run that has a copy of each image; "" if none has."""
+def _originals(path: Path) -> list[bytes]:
+    """The digests of the images that adversarial ones were made of, if a file of arrays has them (D9)."""
+    if path.suffix.lower() != ".npz":
+        return []
+    there = stored_arrays(str(path))
+    if ARRAY not in there or "original" not in there or there["original"].dtype.hasobject:
+        return []
+    return mark(there["original"].read()).digests
+
+
+def _seen(data: Data) -> dict[bytes, str]:
+    """The split of each image of the run, by the digests of its pixels and of its file."""
     seen: dict[bytes, str] = {}
     for name, split in (("train", data.train), ("val", data.val), ("test", data.test().split)):
         digests = contents(split.images, split.ids) if split.digests is None else split.digests
         seen.update(dict.fromkeys(keys_of(digests), name))
         if split.images.marks is not None:
             seen.update(dict.fromkeys(split.images.marks.digests, name))
+    return seen
+
+
+def _copies(found: _Found, seen: Mapping[bytes, str]) -> list[str]:
+    """The split of the run that has a copy of each image; "" if none has."""
     pairs = zip(found.names, found.pixels, strict=True)
     return [seen.get(digest) or seen.get(found.files.get(name, b""), "") for name, digest in pairs]
 

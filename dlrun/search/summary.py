@@ -36,6 +36,7 @@ def rows(results: Results, plan: Plan) -> list[dict[str, Any]]:
     """Return the rows of table.csv by number, one per trial (S10)."""
     stages = {n: r.stage for r in plan.rounds for n in r.numbers}
     columns = COLUMNS if results.metric in COLUMNS else (*COLUMNS, results.metric)
+    sparse = any(results.result(number).get("sparsity") is not None for number in results.trials)  # with L1 (R4)
     made = []
     for number, trial in sorted(results.trials.items()):
         result, status = results.result(number), results.status(number)
@@ -45,6 +46,7 @@ def rows(results: Results, plan: Plan) -> list[dict[str, Any]]:
         if results.metric not in COLUMNS:
             row[results.metric] = _blank(results.score(number))
         row |= {"epochs": result.get("epochs", 0), "seconds": result.get("seconds", "")}
+        row |= {"sparsity": _blank(result.get("sparsity"))} if sparse else {}
         row["checks"] = result.get("checks", "")
         row["verdicts"] = finding.summary(result["verdicts"]) if "verdicts" in result else ""
         row["reason"] = trial.reason if status in FAILED else result.get("reason", "")

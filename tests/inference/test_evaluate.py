@@ -248,6 +248,10 @@ def test_images_made_of_a_test_split_say_so_when_a_model_trains_on_them(
     refused = dlrun("train", *words[:-1], *own, "run.dir=leak")
     assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
     assert f"{len(kept['original'][::2])} of" in refused.err
+    pool = ("objective=pseudo_label", "objective.unlabelled=e/adversarial.npz", *words[2:-1], "run.dir=pool")
+    refused = dlrun("train", *WORDS[:3], *pool)  # with the same test split
+    assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
+    assert "of test" in refused.err
     np.savez("e/adversarial.npz", **{**kept, "origin": np.array(["run1", "", "train"])})
     assert dlrun("train", *words[:-1], *own, "run.dir=other").code == 0
 

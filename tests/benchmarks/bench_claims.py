@@ -1,12 +1,11 @@
-"""Claims of the essays that are no study: bench_claims.py FOLDER --log LOG [NAME ...].
+"""Claims of the essays that are no study: bench_claims.py FOLDER [PIECE ...] --log LOG [--studies FOLDER].
 
-    python tests/benchmarks/bench_claims.py data/cifar10 --log claims.jsonl
-    python tests/benchmarks/bench_claims.py data/cifar10 --log claims.jsonl chance average
+    python tests/benchmarks/bench_claims.py data/cifar10 --log claims.jsonl --studies studies-cifar10-2000
 
-FOLDER has train/<class>/ and test/<class>/ images of ten classes. `chance`: the loss of an untrained network.
-`average`: what an average of the weights adds to the last weights. `random`: the best of nine points of a grid, and of
-nine random ones, on two axes of which one matters. LOG gets a line of JSON per claim; one that it has is skipped.
-`claims_page.py LOG` prints what was seen as a table.
+Pieces: `chance`, the loss of an untrained network, with cross-entropy and hinge; `random`, nine trials at random and a
+grid of nine, where one of two axes matters, three times each; `variety`, votes of networks with different kernels and
+of equal ones, from the runs of the study kernel_width in the folder that bench_studies.py made. Each is a line of JSON
+in LOG, and one that is there is skipped; sweeps are beside LOG and are resumed. claims_page.py reads it.
 """
 
 from __future__ import annotations
@@ -14,135 +13,132 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+import time
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from dlrun.analysis import study, sweeps
 from dlrun.analysis.claims import AGREES, DOES_NOT, UNDECIDED
 from dlrun.analysis.spread import margin
 
-PLAIN = ("check=none", "trainer.report=false", "trainer.diagnostics=false", "trainer.threads=1")
-SEEDS = (1, 2, 3)
-RANGES = ((1e-5, 1e-1), (3e-5, 3e-1), (1e-4, 1.0))  # of the rate: no grid is lucky three times
-CHANCE = {"cross_entropy": math.log(10), "hinge": 9.0}
+CLASSES = 10
+RATES, DECAYS = ("0.0001", "0.01", "1"), ("1e-8", "1e-7", "1e-6")
+KERNELS = ("3", "5", "7")
 
 
-def dlrun(*words: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "dlrun", "train", *words], capture_output=True, text=True)
-    if done.returncode not in (0, 4, 5):  # a trial whose rate is too high may diverge
+def dlrun(*words: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "dlrun", *words], capture_output=True, text=True)
+    if done.returncode not in (0, 4, 5):
         sys.exit(done.stdout + done.stderr)
+    return done.stdout
 
 
-def result(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "result.json").read_text())
-    return found
+def data(folder: Path, limit: int) -> tuple[str, ...]:
+    shape = ("dataset.image_size=32", "dataset.val_fraction=0.25", "trainer.threads=1")
+    return ("dataset=image_folder", f"dataset.root={folder}", f"dataset.limit={limit}", *shape)
 
 
-def line(seen: str, claimed: str, outcome: str) -> dict[str, str]:
-    return {"seen": seen, "claimed": claimed, "outcome": outcome}
+def better(one: list[float], other: list[float]) -> tuple[str, float]:
+    """Whether the first are higher beyond the noise of both, and that noise."""
+    noise = margin((one, other), len(one), len(other))
+    gain = fmean(one) - fmean(other)
+    return UNDECIDED if not abs(gain) > noise else AGREES if gain > 0 else DOES_NOT, noise
 
 
-def noise(gains: list[float]) -> float:
-    """How far the mean of paired gains is from zero by chance."""
-    return margin((gains,), len(gains), 10**9)
+def chance(args: argparse.Namespace, place: Path) -> list[dict[str, str]]:
+    made = []
+    for loss, expected in (("cross_entropy", math.log(CLASSES)), ("hinge", CLASSES - 1.0)):
+        said = dlrun("check", *data(args.folder, args.limit), f"loss={loss}", "check.only=[initial_loss]")
+        found = re.search(r"initial_loss +\w+ +([\d.]+)", said)
+        assert found, said
+        value = float(found[1])
+        outcome = AGREES if abs(value / expected - 1) <= 0.05 else DOES_NOT
+        made.append({"seen": f"an untrained cnn with {loss} has a loss of {value:g}",
+                     "claimed": f"{expected:.3f} within 5 %", "outcome": outcome})  # fmt: skip
+    return made
 
 
-def between(gains: list[float], low: float, high: float) -> str:
-    """Whether the mean of paired gains lies between two numbers, beyond the noise of the pairs."""
-    mean, wide = fmean(gains), noise(gains)
-    if low <= mean - wide and mean + wide <= high:
-        return AGREES
-    return DOES_NOT if mean + wide < low or mean - wide > high else UNDECIDED
+def random(args: argparse.Namespace, place: Path) -> list[dict[str, str]]:
+    plain = ("optimizer=sgd", "check=none", "trainer.epochs=5", "trainer.report=false", "trainer.diagnostics=false")
+    ranges = ("optimizer.lr=loguniform:1e-4:1", "optimizer.weight_decay=loguniform:1e-8:1e-6")
+    lists = (f"optimizer.lr={','.join(RATES)}", f"optimizer.weight_decay={','.join(DECAYS)}")
+    kinds = {"grid": ("search=grid", *lists), "random": ("search=random", "search.trials=9", *ranges)}
+    best: dict[str, list[float]] = {name: [] for name in kinds}
+    for seed in args.seeds:
+        for name, words in kinds.items():
+            out = place / f"{name}-{args.limit}-{seed}"
+            more = (f"seed={seed}", f"search.seed={seed}", f"sweep.dir={out}", *data(args.folder, args.limit))
+            dlrun(*(("resume", str(out)) if (out / "sweep.yaml").exists() else ("train", "-m", *words, *plain, *more)))
+            found = sweeps.read(out)
+            best[name].append(max(row["val_acc"] for row in found.rows if isinstance(row["val_acc"], float)))
+    outcome, noise = better(best["random"], best["grid"])
+    seen = f"best val_acc of 9 random trials {fmean(best['random']):.4f}, of a grid of 9 {fmean(best['grid']):.4f}"
+    count = f"{len(args.seeds)} times each, noise {noise:.2g}"
+    return [{"seen": f"{seen} ({count})", "claimed": "random is better where few axes matter", "outcome": outcome}]
 
 
-def chance(folder: Path, out: Path) -> Iterator[dict[str, str]]:
-    """The losses of untrained networks, as the first check of a training measures them."""
-    import torch
-
-    from dlrun.config.compose import compose
-    from dlrun.training.experiment import build
-
-    root = (f"dataset.root={folder}", "dataset=image_folder", "dataset.image_size=32", "dataset.limit=500")
-    for name, expected in CHANCE.items():
-        losses = []
-        for seed in SEEDS:
-            exp = build(compose(*root, f"loss={name}", f"seed={seed}", "regularizer=none", *PLAIN))
-            with torch.no_grad():
-                x, y, _ = next(iter(exp.train.epoch(1)))
-                losses.append(float(exp.loss(exp.model.eval()(x).float(), y)))
-        off = max(abs(loss / expected - 1) for loss in losses)
-        seen = f"loss={name} of three untrained networks is {min(losses):.3f} to {max(losses):.3f}"
-        yield line(seen, f"{expected:.3f} within 5 %", AGREES if off < 0.05 else DOES_NOT)
+def variety(args: argparse.Namespace, place: Path) -> list[dict[str, str]]:
+    folder = args.studies / "kernel_width"
+    found = study.read(folder, sweeps.read(folder))
+    if not isinstance(found, study.Found):
+        sys.exit(found or f"{folder}: no study; bench_studies.py kernel_width makes it")
+    by_name = {setting.name: setting for setting in found.settings if setting.name in KERNELS}
+    runs = [[run for run, result in by_name[k].runs if result["status"] == "completed"] for k in KERNELS]
+    count = min(map(len, runs))
+    own = [score(row[:count]) for row in runs]  # equal kernels, other seeds
+    mixed = [score([runs[k][(k + turn) % count] for k in range(len(KERNELS))]) for turn in range(count)]
+    outcome, noise = better(mixed, own)
+    seen = f"test_acc of votes of kernels {', '.join(KERNELS)} is {fmean(mixed):.4f}, of equal kernels {fmean(own):.4f}"
+    return [{"seen": f"{seen} (the same {3 * count} runs, noise {noise:.2g})",
+             "claimed": "ensembles gain more with variety", "outcome": outcome}]  # fmt: skip
 
 
-def average(folder: Path, out: Path) -> Iterator[dict[str, str]]:
-    """Test accuracy of an average of the weights over that of the last weights, of the same trainings."""
-    gains = []
-    for seed in SEEDS:
-        run = out / f"average{seed}"
-        root = (f"dataset.root={folder}", "dataset=image_folder", "dataset.image_size=32", "dataset.limit=2000")
-        dlrun(
-            *root,
-            *PLAIN,
-            "trainer.epochs=30",
-            "trainer.ema=0.99",
-            "scheduler=constant",
-            f"seed={seed}",
-            f"run.dir={run}",
-        )
-        found = result(run)
-        gains.append(found["test_acc"] - found["raw_test_acc"])
-    seen = f"an average (trainer.ema=0.99, constant rate) adds {fmean(gains):.4f} to test_acc"
-    yield line(f"{seen} (noise {noise(gains):.2g}, 3 seeds)", "0.005 to 0.03", between(gains, 0.005, 0.03))
+def score(runs: list[Path]) -> float:
+    """Test accuracy of the mean probability of runs."""
+    shares, labels = [], np.zeros(0)
+    for run in runs:
+        with np.load(run / "predictions.npz") as file:
+            powers = np.exp(file["test_logits"].astype(float) - file["test_logits"].max(1, keepdims=True))
+            labels = file["test_labels"]
+        shares.append(powers / powers.sum(1, keepdims=True))
+    return float((np.mean(shares, axis=0).argmax(1) == labels).mean())
 
 
-def random(folder: Path, out: Path) -> Iterator[dict[str, str]]:
-    """How much lower the best val_loss of random points is than that of a grid, on digits."""
-    gains = []
-    for number, (low, high) in enumerate(RANGES):
-        for seed in SEEDS:
-            rate = f"{low},{math.sqrt(low * high):g},{high}"
-            common = ("-m", *PLAIN, "optimizer=adam", "trainer.epochs=2", f"seed={seed}")
-            grid = ("search=grid", f"optimizer.lr={rate}", "optimizer.eps=1e-10,1e-8,1e-6")
-            drawn = ("search=random", "search.trials=9", f"search.seed={seed}", f"optimizer.lr=loguniform:{low}:{high}")
-            best = []
-            for name, words in (("grid", grid), ("random", (*drawn, "optimizer.eps=loguniform:1e-10:1e-6"))):
-                sweep = out / f"{name}{number}{seed}"
-                dlrun(*common, *words, f"sweep.dir={sweep}")
-                losses = [result(file.parent).get("val_loss") for file in sweep.glob("*/result.json")]
-                best.append(min(loss for loss in losses if loss is not None and math.isfinite(loss)))
-            gains.append(best[0] - best[1])
-    wide = noise(gains)
-    outcome = AGREES if fmean(gains) > wide else DOES_NOT if -fmean(gains) > wide else UNDECIDED
-    seen = f"the best val_loss of 9 random points is {fmean(gains):.4f} lower than of a grid of 3 × 3 on digits"
-    yield line(f"{seen} (noise {wide:.2g}, {len(gains)} pairs)", "lower where one of two axes matters", outcome)
-
-
-CLAIMS: dict[str, Callable[[Path, Path], Iterator[dict[str, str]]]] = {
-    "chance": chance,
-    "average": average,
-    "random": random,
-}
+PIECES = {"chance": chance, "random": random, "variety": variety}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("names", nargs="*", default=[*CLAIMS])
-    parser.add_argument("--log", type=Path, required=True)
+    parser.add_argument("pieces", nargs="*", help=f"of {', '.join(PIECES)}")
+    parser.add_argument("--log", type=Path, default=Path("claims.jsonl"))
+    parser.add_argument("--studies", type=Path, help="the folder of the sweeps of bench_studies.py")
+    parser.add_argument("--limit", type=int, default=1000, help="images")
+    parser.add_argument("--seeds", type=int, nargs="*", default=(1, 2, 3))
     args = parser.parse_args()
-    known = {json.loads(text)["claim"] for text in args.log.read_text().splitlines()} if args.log.is_file() else set()
-    for name in args.names:
-        if name in known:
+    args.folder = args.folder.resolve()
+    if unknown := set(args.pieces) - set(PIECES):
+        parser.error(f"no piece is called {', '.join(sorted(unknown))}; there are {', '.join(PIECES)}")
+    lines = [json.loads(line) for line in args.log.read_text().splitlines()] if args.log.exists() else []
+    done = {line["piece"] for line in lines if line["limit"] == args.limit}
+    for name in [name for name in args.pieces or PIECES if name not in done]:
+        if name == "variety" and args.studies is None:
+            print("variety: left out; --studies FOLDER names the sweeps of bench_studies.py")
             continue
-        with tempfile.TemporaryDirectory() as out, args.log.open("a") as log:
-            for found in CLAIMS[name](args.folder.resolve(), Path(out)):
-                print(json.dumps({"claim": name, **found}), file=log, flush=True)
-                print(name, found, flush=True)
+        began = time.monotonic()
+        found = PIECES[name](args, args.log.resolve().with_suffix(""))
+        about: dict[str, Any] = {"piece": name, "data": args.folder.name, "limit": args.limit}
+        about |= {"seconds": round(time.monotonic() - began, 1), "claims": found}
+        with args.log.open("a") as file:
+            file.write(json.dumps(about) + "\n")
+        for one in found:
+            print(f"{name}: {one['outcome']}: {one['seen']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -62,8 +62,6 @@ def main() -> None:
     for log in parser.parse_args().logs:
         lines = [json.loads(line) for line in log.read_text().splitlines()]
         rows += [row for line in lines if "study" in line for row in of_study(line, log)]
-        of_claims = [line for line in lines if "claim" in line]
-        rows += [(f"`bench_claims.py … {c['claim']}`", c["seen"], c["claimed"], c["outcome"]) for c in of_claims]
         for line in [line for line in lines if "piece" in line]:
             about = f"`bench_claims.py {line['piece']}`, {line['data']}, {line['seconds'] / 60:.0f} min"
             rows += [(about, one["seen"], one["claimed"], one["outcome"]) for one in line["claims"]]

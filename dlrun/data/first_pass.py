@@ -86,10 +86,12 @@ class FirstPass:
         return without(name, kept, wrong, bad), found.mean, found.std
 
     def note(self, splits: Sequence[Split]) -> tuple[str, ...]:
-        """What is to be said of these splits."""
+        """What is to be said of these splits. Raises UserError for a share of what is no files."""
         count = sum(len(split) for split in splits if isinstance(split.images, Streamed))
-        if self.share == 1 or not count:
+        if self.share == 1:
             return ()
+        if not count:
+            raise UserError(f"dataset.audit={self.share:g}: the images of this dataset are no files; omit it")
         some = sum(len(sample(len(split), self.share)) for split in splits)
         what = (
             "images are told apart by name and size, mean and std are those of the sample, the others are not looked at"

@@ -14,6 +14,7 @@ from PIL import Image
 
 from dlrun.data import decoding, prepare
 from dlrun.data.bad import BadData
+from dlrun.data.datasets import digits
 from dlrun.data.files import image_folder
 from dlrun.data.first_pass import FirstPass, sample
 from dlrun.data.images import Streamed, Unreadable
@@ -101,6 +102,11 @@ def test_a_damaged_file_beyond_the_sample_stops_or_is_black(many: Path, capsys: 
             prepare(image_folder(str(many)), **KEYS)
     finally:
         path.write_bytes(whole)
+
+
+def test_a_share_of_what_is_no_files_is_an_error() -> None:
+    with pytest.raises(UserError, match="no files"):
+        prepare(digits(), audit=0.1, **KEYS)
 
 
 def test_a_damaged_file_of_the_sample_is_bad(many: Path) -> None:

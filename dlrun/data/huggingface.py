@@ -155,7 +155,7 @@ class _Part:
 
 def _id(file: File | None, role: str, row: int, top: Path) -> str:
     if isinstance(file, Path):
-        return os.path.relpath(file, top)
+        return os.path.relpath(file, top) if top in file.parents else f"{role}/{row}/{file.name}"
     return f"{role}/{row}"
 
 
@@ -175,7 +175,7 @@ def _files(role: str, table: Any, column: str, top: Path) -> tuple[list[File | N
         if size is not None:
             files.append(RowMember(held, row, size, holder, f"{holder.parent}/{role}/{row}"))
             why.append("" if size else "has an image of 0 bytes")
-        elif path and table.builder_name == "imagefolder" and _beneath(path, (top, holder.parents[4])):
+        elif path and table.builder_name == "imagefolder" and _beneath(path, (top, *_caches())):
             files.append(Path(path))
             why.append("")
         else:  # a row may name any file of this machine
@@ -184,9 +184,18 @@ def _files(role: str, table: Any, column: str, top: Path) -> tuple[list[File | N
     return files, why
 
 
+def _caches() -> list[Path]:
+    """Where the library and the hub keep what they fetched."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return [Path(place) for place in (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)]
+
+
 def _beneath(path: str, folders: Sequence[Path]) -> bool:
-    real = Path(os.path.realpath(path))
-    return any(Path(os.path.realpath(folder)) in real.parents for folder in folders)
+    """Whether a path lies in one of some folders; links in them are followed, as by dataset=image_folder."""
+    there = Path(os.path.abspath(path))
+    return any(Path(os.path.abspath(folder)) in there.parents for folder in folders)
 
 
 def _builder(path: str, name: str | None, revision: str | None) -> Any:

@@ -152,6 +152,22 @@ def test_a_row_may_not_name_a_file_of_this_machine(tmp_path: Path) -> None:
         huggingface(parquet(tmp_path / "d", image=(rows, "struct"), label=CLASSES), **SIZE)
 
 
+def test_an_image_folder_may_not_name_files_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(8):
+        for top in ("photos", "other"):
+            path = tmp_path / top / ("ant", "bee")[n % 2] / f"{n}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(jpeg(n))
+    about = f"---\nconfigs:\n- config_name: default\n  data_files: {tmp_path}/other/**\n---\n"
+    (tmp_path / "photos" / "README.md").write_text(about)
+    with pytest.raises(BadData, match=r"names the file .*other"):
+        huggingface(str(tmp_path / "photos"), **SIZE)
+    monkeypatch.setattr(
+        "huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "other")
+    )  # where the hub keeps its own
+    assert huggingface(str(tmp_path / "photos"), **SIZE).train.ids[0] == "train/0/0.jpg"
+
+
 def test_rows_that_cannot_be_used_are_bad(tmp_path: Path) -> None:
     rows = [*ROWS[:3], None, {"bytes": b"", "path": None}, *ROWS[5:]]
     labels = [*LABELS[:7], None, *LABELS[8:]]

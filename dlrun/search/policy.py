@@ -30,7 +30,10 @@ def following(composer: Composer, plan: Plan, results: Results) -> tuple[Round |
 def _following(composer: Composer, plan: Plan, results: Results) -> Round | None:
     now, best = plan.rounds[-1], results.ranked(plan.stage)
     if not plan.search.get("steps"):
-        return growing.beyond(composer, plan, now, best) or plan.next_stage(best)
+        fit = [
+            t for t in best if results.status(t.number) in (Status.COMPLETED, Status.PAUSED)
+        ]  # others cannot continue
+        return growing.beyond(composer, plan, now, best) or plan.next_stage(fit)
     overall = results.ranked([n for n in results.trials if results.status(n) == Status.COMPLETED])
     led = best if overall and overall[0].number in plan.stage else []  # else the edge is not that of the best
     own = now.axes[-1].key  # the rate is searched near its best, so that it may always be near an edge

@@ -182,14 +182,16 @@ STAGED = (
     "model=mlp",
     "check=none",
 )
-STAGED += ("trainer.epochs=9", "trainer.report=false", "hydra.launcher.workers=1", "sweep.dir=s")
+STAGED += ("search.trials=8", "trainer.epochs=9", "trainer.report=false", "hydra.launcher.workers=1", "sweep.dir=s")
 
 
 @pytest.mark.parametrize(
     ("hours", "statuses"),
     [
-        (1, {"completed": 3, "pruned": 27}),  # 30 × 1 + 9 × 4 + 3 × 4 epochs of 10 seconds take 780
-        (0.18, {"completed": 2, "pruned": 23}),  # shares of 648 seconds: 25 trials until 253, 7 of 8 until 556, 2 of 3
+        # 8 × 1 + 3 × 4 + 1 × 4 epochs of 10 seconds take 240
+        pytest.param(1, {"completed": 1, "pruned": 7}, marks=pytest.mark.slow),
+        # of 200 seconds each stage has its share: 7 trials until 78, 2 of 3 until 172, and one to the end
+        (0.0556, {"completed": 1, "pruned": 6}),
         (0.012, {"pruned": 1}),  # nothing comes to the end, and nothing waits for a stage that never comes
     ],
 )

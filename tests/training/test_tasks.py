@@ -256,7 +256,7 @@ def test_weights_of_the_targets_by_name(animals: Path) -> None:
     assert by_name.loss(logits, y) != build(composed(*WORDS, "loss.weights=[0.5,1]")).loss(logits, y)
 
 
-@pytest.mark.parametrize("column", ["val_age_group_acc", "val_species_loss"])
+@pytest.mark.parametrize("column", ["val_age_group_acc", pytest.param("val_species_loss", marks=pytest.mark.slow)])
 def test_one_target_decides_which_epoch_is_best(column: str, animals: Path, dlrun: Callable[..., Outcome]) -> None:
     words = ("check=none", "trainer.epochs=5", "optimizer.lr=0.05", f"trainer.monitor={column}", "run.dir=r")
     done = dlrun("train", *WORDS, *words)

@@ -17,12 +17,11 @@ from torch.optim import Optimizer
 
 from dlrun.training.experiment import Experiment
 from dlrun.training.objective import state_of
+from dlrun.training.stored_tensors import MOST, Misfit, Tensors, described, extent, tensor
 
 __all__ = ["Misfit", "hold", "hold_weights"]
 
-MOST = 10**15  # of any counter
 WORD = 2**32 - 1
-SMALL = 1 << 16  # values of a tensor, which a copy costs little
 # what the state of torch's optimizers has beside `step`, each entry as large as its weight; the classes not named here
 # keep something else, which they compare themselves
 ENTRIES: dict[str, tuple[str, ...]] = {
@@ -41,10 +40,6 @@ ADDED = {"momentum_buffer": "momentum", "max_exp_avg_sq": "amsgrad", "grad_avg":
 SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum", "exp_inf")  # never negative
 FLAGS = ("amsgrad", "maximize", "capturable", "differentiable", "centered", "nesterov")
 BELOW_ONE = ("betas", "momentum", "alpha", "rho")
-
-
-class Misfit(Exception):
-    """What is not as expected, in words."""
 
 
 def hold(found: Mapping[str, Any], exp: Experiment) -> None:
@@ -73,8 +68,8 @@ def hold_weights(found: Any, model: torch.nn.Module, whose: str = "") -> None:
     a mask may contain infinities.
     """
     if not isinstance(found, dict):
-        raise Misfit(f"{whose or 'the '}weights: expected names and tensors, found {_kind(found)}")
-    values = _Values()
+        raise Misfit(f"{whose or 'the '}weights: expected names and tensors, found {described(found)}")
+    values = Tensors()
     for name, own in model.state_dict().items():
         if name in found and isinstance(own, Tensor):
             values.add(found[name], f"{whose}{name}", own.dtype, own.shape, like=own)
@@ -86,11 +81,11 @@ def _hold_objective(found: Any, own: Mapping[str, Any], classes: int) -> None:
     state = _mapping(found, "objective", tuple(own))
     for name, value in own.items():
         if isinstance(value, Tensor) and value.is_floating_point():
-            _tensor(state[name], f"objective.{name}", value.dtype, value.shape, like=value)
+            tensor(state[name], f"objective.{name}", value.dtype, value.shape, like=value)
     if state.get("images") != own.get("images"):
         raise Misfit("objective.unlabelled has other images than those the run began with; put them back")
     if isinstance(labels := own.get("labels"), Tensor):
-        _tensor(state["labels"], "the labels of objective.unlabelled", labels.dtype, labels.shape)
+        tensor(state["labels"], "the labels of objective.unlabelled", labels.dtype, labels.shape)
         if len(labels) and not -1 <= int(state["labels"].min()) <= int(state["labels"].max()) < classes:
             raise Misfit(f"the labels of objective.unlabelled: expected -1 to {classes - 1}")
 
@@ -107,7 +102,7 @@ def _hold_counters(found: Mapping[str, Any]) -> None:
             raise Misfit(f"best.epoch: expected at most epoch {epoch}, found {best['epoch']}")
         for name in ("value", "val_loss"):
             if best[name] is not None and type(best[name]) not in (int, float):
-                raise Misfit(f"best.{name}: expected a number, found {_kind(best[name])}")
+                raise Misfit(f"best.{name}: expected a number, found {described(best[name])}")
     pace = _mapping(found.get("pace", {}), "pace", ())
     if strange := pace.keys() - {"before", "left", "position"}:
         raise Misfit(f"pace: unknown entry {min(map(str, strange))[:40]}")
@@ -125,7 +120,7 @@ def _hold_schedule(found: Any, exp: Experiment) -> None:
         _number(rate, "scheduler.base_lrs", low=0.0)
     for value in _list(state["values"], "scheduler.values"):
         if type(value) not in (int, float):
-            raise Misfit(f"scheduler.values: expected numbers, found {_kind(value)}")
+            raise Misfit(f"scheduler.values: expected numbers, found {described(value)}")
 
 
 def _hold_optimizer(found: Any, exp: Experiment) -> None:
@@ -139,7 +134,7 @@ def _hold_optimizer(found: Any, exp: Experiment) -> None:
         if len(slow) not in (0, len(fast)):
             raise Misfit(f"the slow weights of lookahead: expected {len(fast)} tensors, found {len(slow)}")
         for number, (one, p) in enumerate(zip(slow, fast, strict=False)):
-            _tensor(one, f"slow weight {number} of lookahead", p.dtype, p.shape)
+            tensor(one, f"slow weight {number} of lookahead", p.dtype, p.shape)
         optimizer, own, found = optimizer.inner, own["inner"], found["inner"]
     if own.keys() != {"state", "param_groups"}:
         return  # a user's own
@@ -154,7 +149,7 @@ def _hold_optimizer(found: Any, exp: Experiment) -> None:
     state = _mapping(found["state"], "optimizer.state", ())
     options = {index: group for group in groups for index in group["params"]}
     seen: set[int] = set()
-    values = _Values()
+    values = Tensors()
     for index, entry in state.items():
         if type(index) is not int or index not in weights:
             raise Misfit(f"optimizer.state: expected the numbers of {len(weights)} weights, found {str(index)[:40]}")
@@ -186,7 +181,7 @@ def _hold_group(found: Any, own: Mapping[str, Any], name: str) -> None:
                 if key in BELOW_ONE and number >= 1.0 > wanted:
                     raise Misfit(f"{name}.{key}: expected a number below 1, found {number:g}")
             elif isinstance(wanted, (bool, str, type(None))) and type(one) not in (type(wanted), bool, type(None)):
-                raise Misfit(f"{name}.{key}: expected {wanted}, found {_kind(one)}")
+                raise Misfit(f"{name}.{key}: expected {wanted}, found {described(one)}")
 
 
 def _pairs(found: Any, own: Any, name: str) -> list[tuple[Any, Any]]:
@@ -199,7 +194,7 @@ def _pairs(found: Any, own: Any, name: str) -> list[tuple[Any, Any]]:
 
 
 def _entry(
-    found: Any, weight: Tensor, name: str, optimizer: Optimizer, group: Mapping[str, Any], values: _Values
+    found: Any, weight: Tensor, name: str, optimizer: Optimizer, group: Mapping[str, Any], values: Tensors
 ) -> dict[str, Any]:
     """The state of one weight, whose tensors are added to `values`. Raises Misfit."""
     state, place = dict(_mapping(found, f"the optimizer state of {name}", ())), f"the optimizer state of {name}"
@@ -216,7 +211,7 @@ def _entry(
             if value is None and key == "momentum_buffer":
                 continue
             values.add(value, what, weight.dtype, weight.shape, low=0.0 if key in SQUARES else -math.inf)
-        elif isinstance(value, Tensor) and not all(map(math.isfinite, _range(value))):
+        elif isinstance(value, Tensor) and not all(map(math.isfinite, extent(value))):
             raise Misfit(f"{what}: expected finite values")
     return state
 
@@ -233,15 +228,15 @@ def _separate(state: dict[str, Any], weight: Tensor, seen: set[int]) -> None:
 
 def _hold_random(found: Any) -> None:
     state = _mapping(found, "rng", ("torch", "cuda", "mps", "numpy", "python"))
-    _tensor(state["torch"], "rng.torch", torch.uint8, torch.get_rng_state().shape)
+    tensor(state["torch"], "rng.torch", torch.uint8, torch.get_rng_state().shape)
     for one in _list(state["cuda"], "rng.cuda"):
-        _tensor(one, "rng.cuda", torch.uint8, (16,))
+        tensor(one, "rng.cuda", torch.uint8, (16,))
     if state["mps"] is not None and not isinstance(state["mps"], Tensor):
-        raise Misfit(f"rng.mps: expected a tensor, found {_kind(state['mps'])}")
+        raise Misfit(f"rng.mps: expected a tensor, found {described(state['mps'])}")
     name, keys, position, has_gauss, gauss = _of_length(state["numpy"], 5, "rng.numpy")
     if name != "MT19937":
         raise Misfit(f"rng.numpy: expected MT19937, found {str(name)[:40]}")
-    _tensor(keys, "rng.numpy", torch.int64, (624,))
+    tensor(keys, "rng.numpy", torch.int64, (624,))
     if int(keys.min()) < 0 or int(keys.max()) > WORD:
         raise Misfit("rng.numpy: expected numbers of 32 bits")
     _number(gauss, "rng.numpy")
@@ -252,7 +247,7 @@ def _hold_random(found: Any) -> None:
     if version != 3 or not (following is None or isinstance(following, float)):
         raise Misfit("rng.python: expected a state of version 3")
     if isinstance(numbers, Tensor):
-        _tensor(numbers, "rng.python", torch.int64, (625,))
+        tensor(numbers, "rng.python", torch.int64, (625,))
         numbers = numbers.tolist()
     for number in _of_length(numbers, 625, "rng.python"):  # a tuple in the files of older versions
         if type(number) is not int or not 0 <= number <= WORD:
@@ -261,87 +256,9 @@ def _hold_random(found: Any) -> None:
         raise Misfit(f"rng.python: expected a place up to 624, found {numbers[-1]}")
 
 
-class _Values:
-    """Tensors whose values are looked at together: hundreds of small ones take a third of the time."""
-
-    def __init__(self) -> None:
-        self._small: dict[float, list[tuple[Tensor, str, Tensor | None]]] = {}
-
-    def add(
-        self,
-        found: Any,
-        name: str,
-        dtype: torch.dtype,
-        shape: Sequence[int],
-        *,
-        low: float = -math.inf,
-        like: Tensor | None = None,
-    ) -> None:
-        """Raise Misfit for anything but a tensor of this type and shape.
-
-        Its values must be at least `low`, and finite unless `like` is not; `hold` looks at those of small tensors.
-        """
-        if not isinstance(found, Tensor) or found.layout != torch.strided:
-            raise Misfit(f"{_wanted(name, dtype, shape)}, found {_kind(found)}")
-        if found.dtype != dtype or found.shape != shape:
-            kind = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
-            raise Misfit(f"{_wanted(name, dtype, shape)}, found {kind}")
-        if found.is_floating_point():
-            if found.numel() > SMALL:
-                _hold_values(found, name, low, like)
-            else:
-                self._small.setdefault(low, []).append((found, name, like))
-
-    def hold(self) -> None:
-        """Look at the values of all small tensors."""
-        for low, small in self._small.items():
-            least, most = _range(torch.cat([found.flatten() for found, _, _ in small]))
-            if not low <= least <= most < math.inf or least == -math.inf:
-                for found, name, like in small:
-                    _hold_values(found, name, low, like)
-
-
-def _tensor(found: Any, name: str, dtype: torch.dtype, shape: Sequence[int], like: Tensor | None = None) -> None:
-    """Raise Misfit for anything but a tensor of this type and shape, finite unless `like` is not."""
-    values = _Values()
-    values.add(found, name, dtype, shape, like=like)
-    values.hold()
-
-
-def _hold_values(found: Tensor, name: str, low: float, like: Tensor | None) -> None:
-    if low > -math.inf:
-        least, most = _range(found)
-        finite = math.isfinite(least) and math.isfinite(most)
-    else:
-        least, finite = low, _finite(found)
-    if not finite and (like is None or _finite(like)):
-        raise Misfit(f"{_wanted(name, found.dtype, found.shape)}, found values that are not finite")
-    if least < low:
-        raise Misfit(f"{name}: expected no values below {low:g}")
-
-
-def _wanted(name: str, dtype: torch.dtype, shape: Sequence[int]) -> str:
-    return f"{name}: expected {str(dtype).removeprefix('torch.')} {tuple(shape)}"
-
-
-def _finite(found: Tensor) -> bool:
-    """Whether all values are finite. Their sum tells it in two thirds of the time unless it overflows."""
-    if not found.is_floating_point() or math.isfinite(float(found.sum())):
-        return True
-    return all(map(math.isfinite, _range(found)))
-
-
-def _range(found: Tensor) -> tuple[float, float]:
-    """The least and the largest value in one pass, NaN if there is one; `isfinite` makes five copies."""
-    if not found.is_floating_point() or not found.numel():
-        return 0.0, 0.0
-    least, most = torch.aminmax(found)
-    return float(least), float(most)
-
-
 def _mapping(found: Any, name: str, keys: Sequence[str]) -> dict[Any, Any]:
     if not isinstance(found, dict):
-        raise Misfit(f"{name}: expected names and values, found {_kind(found)}")
+        raise Misfit(f"{name}: expected names and values, found {described(found)}")
     if missing := [key for key in keys if key not in found]:
         raise Misfit(f"{name}: {missing[0]} is missing")
     return found
@@ -349,7 +266,7 @@ def _mapping(found: Any, name: str, keys: Sequence[str]) -> dict[Any, Any]:
 
 def _list(found: Any, name: str) -> Sequence[Any]:
     if not isinstance(found, (list, tuple)):
-        raise Misfit(f"{name}: expected a list, found {_kind(found)}")
+        raise Misfit(f"{name}: expected a list, found {described(found)}")
     return found
 
 
@@ -362,20 +279,12 @@ def _of_length(found: Any, length: int, name: str) -> Sequence[Any]:
 
 def _count(found: Any, name: str) -> int:
     if type(found) is not int or not 0 <= found <= MOST:
-        raise Misfit(f"{name}: expected a whole number of at least 0, found {_kind(found)}")
+        raise Misfit(f"{name}: expected a whole number of at least 0, found {described(found)}")
     return found
 
 
 def _number(found: Any, name: str, low: float = -math.inf) -> float:
     if type(found) not in (int, float) or abs(found) > MOST or not math.isfinite(found) or found < low:
         expected = "a finite number" if low == -math.inf else f"a finite number of at least {low:g}"
-        raise Misfit(f"{name}: expected {expected}, found {_kind(found)}")
+        raise Misfit(f"{name}: expected {expected}, found {described(found)}")
     return float(found)
-
-
-def _kind(found: Any) -> str:
-    if isinstance(found, Tensor):
-        return f"a tensor {tuple(found.shape)} of {str(found.dtype).removeprefix('torch.')}"
-    if type(found) in (int, float):
-        return str(found) if abs(found) <= MOST else "a number beyond all bounds"
-    return type(found).__name__

@@ -60,7 +60,8 @@ def _recipe(about: Mapping[str, Any]) -> Iterator[str]:
         words = f"as {about['mode']}" if how["decoder"] == 1 else f"upright as {about['mode']} in sRGB, {ground}"
         yield f"decode {words}, values 0 to {top}{scaled}"
     if about["resize"]:
-        size, by = f"{height}×{width}", f"({how['interpolation']}, antialiased)"
+        torch = ", by torch; the example's Pillow differs by at most 2 of 255" if how["decoder"] == 3 else ""
+        size, by = f"{height}×{width}", f"({how['interpolation']}, antialiased{torch})"
         down, across = (int(side / how.get("crop", 1.0) + 1e-6) for side in (height, width))
         shorter = f"the shorter side to {down} pixels" if down == across else f"to cover {down}×{across} pixels"
         yield {

@@ -267,6 +267,9 @@ def test_verbs_take_tars(two: Path, here: Path, dlrun: Callable[..., Outcome]) -
     scored = dlrun("evaluate", "run", "train-001.tar", "--out", "scored")
     assert scored.code == 0, scored.err
     assert "20 images" in scored.out
+    exported = dlrun("export", "run", "--to", "torch_export", "--out", "run.pt2")
+    assert exported.code == 0, exported.err
+    assert "2 of 255" in exported.out  # the example beside it resizes without torch
     own = dlrun("evaluate", "run", "--out", "own")
     assert own.code == 0, own.err
     swept = dlrun("train", "-m", *WORDS, "trainer.epochs=1", "optimizer.lr=0.1,0.01", "sweep.dir=swept")

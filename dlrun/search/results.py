@@ -36,6 +36,9 @@ class Results:
         self._ended: dict[int, dict[str, Any]] = {}
         # score and val_loss, each with the result that they were read from
         self._scores: dict[int, tuple[dict[str, Any], float | None, float | None]] = {}
+        # for the leader: trials to look at again, those that may lead by their settings, and the one that leads
+        self._changed, self._fit = {*self.trials}, dict[Any, set[int]]()
+        self._led: Trial | None = None
 
     def path(self, number: int) -> Path:
         """Return the run folder of a trial."""
@@ -58,11 +61,13 @@ class Results:
     def keep(self, number: int, result: dict[str, Any]) -> None:
         """Keep the result of a trial that has just ended."""
         self._ended[number] = result
+        self._changed.add(number)
 
     def forget(self, *numbers: int) -> None:
         """Read the results of these trials again, or those of all."""
         for number in numbers or list(self._ended):
             self._ended.pop(number, None)
+            self._changed.add(number)
 
     def status(self, number: int) -> str:
         """Return the status of a trial; `failed` if its last attempt ended without a result."""
@@ -91,17 +96,33 @@ class Results:
         for number in self.trials if numbers is None else numbers:
             value, loss = self._read(number) if number in self.trials else (None, None)
             if value is not None and self.status(number) not in FAILED:
-                values = self.trials[number].values
-                setting = tuple(sorted((k, str(v)) for k, v in values.items() if not repeats(k.lstrip("+"))))
-                seeds = str([v for k, v in values.items() if k.lstrip("+") in ("seed", FOLD)])
-                found.append(Scored(setting, seeds, value, loss, number))
+                seeds = str([v for k, v in self.trials[number].values.items() if k.lstrip("+") in ("seed", FOLD)])
+                found.append(Scored(self._setting(number), seeds, value, loss, number))
         settings = ranked(found, lower=self.minimise)
         return [self.trials[found[k].number] for setting in settings for k in setting.runs]
 
+    def _setting(self, number: int) -> tuple[tuple[str, str], ...]:
+        """What a trial has in common with those that differ in their seeds alone."""
+        values = self.trials[number].values
+        return tuple(sorted((k, str(v)) for k, v in values.items() if not repeats(k.lstrip("+"))))
+
     def leader(self) -> Trial | None:
-        """Return the best trial so far of those that completed or may continue."""
-        fit = [n for n in self.trials if self.status(n) in (Status.COMPLETED, Status.PAUSED)]
-        return next(iter(self.ranked(fit)), None)
+        """Return the best trial so far of those that completed or may continue.
+
+        Only settings whose trials changed are compared with that of the leader: all are too many after each trial.
+        """
+        touched = set()
+        for number in self._changed & self.trials.keys():
+            setting = self._setting(number)
+            touched.add(setting)
+            fit = self.status(number) in (Status.COMPLETED, Status.PAUSED)
+            (set.add if fit else set.discard)(self._fit.setdefault(setting, set()), number)
+        self._changed.clear()
+        if touched:
+            best = self._led and self._setting(self._led.number)
+            among = self._fit if best is None or best in touched else {*touched, best}
+            self._led = next(iter(self.ranked([n for setting in among for n in self._fit[setting]])), None)
+        return self._led
 
 
 def _read(path: Path) -> dict[str, Any]:

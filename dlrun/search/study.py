@@ -126,9 +126,9 @@ class Study:
             distributions={a.key: self._distribution(a) for a in axes},
             user_attrs={TRIAL: number, FAILURES: failures},
         )
-        with self._recorded():
-            self._study.add_trial(made)
-        self._ids[number] = self._study.get_trials(deepcopy=False)[-1]._trial_id
+        with self._recorded():  # not study.add_trial, after which all trials must be read to learn the id of this one
+            storage, study = self._study._storage, self._study._study_id
+            self._ids[number] = storage.create_new_trial(study, template_trial=made)
         return Trial(number, values, failures, attempts=failures)
 
     def ask(self, number: int, axes: Sequence[Axis]) -> Trial:

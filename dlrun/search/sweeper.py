@@ -32,6 +32,7 @@ from dlrun.search.rebuilding import opened
 from dlrun.search.results import Results
 from dlrun.search.sampling import draw, unseen
 from dlrun.search.study import Trial
+from dlrun.search.table import Table
 from dlrun.vocabulary import DONE, FAILED, Exit, Status, minimised
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Sweep:
         self.patience, self.folds = Patience(), sweep_folder.old_folds(folder)
         self.budget = Budget(plan, self.epochs)
         self.trials, self.running = self.results.trials, self.results.running
+        self.table = Table(folder, self.results, plan)
 
     def run(self) -> int:
         """Run all rounds; returns the exit code."""
@@ -116,7 +118,7 @@ class Sweep:
         for number in self.plan.stage:
             if number in self.trials:
                 self._close(self.trials[number])
-        self._table()
+        self.table.write()
 
     def _settle(self, now: Round, following: Round) -> None:
         """Record which trials of a stage do not continue in the next."""
@@ -241,7 +243,9 @@ class Sweep:
         if not again and (status != Status.PAUSED):
             self._close(trial)
         self.screen.say(summary.line(self.results, self.plan, number, again=bool(again)))
-        self._table()
+        self.table.changed()
+        if self.budget.keep():
+            sweep_folder.write_plan(self.folder, self.plan.record())
         return again
 
     def _close(self, trial: Trial) -> None:
@@ -264,6 +268,7 @@ class Sweep:
                 self.pool.kill(number)
                 why = f"no end after {limit:g} seconds (search.timeout)"
                 again += self._ended(Ended(number, Exit.FAILED, why, lost=True, late=True), now)
+        self.table.look()
         summary.bar(self.screen, self.results, self.plan, self.epochs)
         return again
 
@@ -291,12 +296,6 @@ class Sweep:
             return bool(now.epochs) and reached >= min(now.epochs, self.epochs)
         return status in DONE
 
-    def _table(self) -> None:
-        if rows := summary.rows(self.results, self.plan):
-            sweep_folder.write_table(self.folder, rows)
-        if self.budget.keep():
-            sweep_folder.write_plan(self.folder, self.plan.record())
-
     def _interrupted(self) -> None:
         self.screen.close()
         self.pool.interrupt()
@@ -309,7 +308,7 @@ class Sweep:
             pass
         self.running.clear()
         self.results.forget()
-        self._table()
+        self.table.write()
         done = sum(self.results.status(n) in DONE for n in self.trials)
         missing = f"`dlrun resume {shlex.quote(str(self.folder))}` runs the missing ones"
         self.screen.say(f"\ninterrupted after {done} trials; {missing}")

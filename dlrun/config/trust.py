@@ -39,7 +39,8 @@ def only_typed(key: str) -> bool:
     """Whether a key may only be set by the person who types the command, also if `+` adds it."""
     key = key.lstrip("+~").replace("/", ".")
     names = (f"hydra.launcher.{name}" for name in COMMANDS)
-    return any(key == name or key.startswith(f"{name}.") for name in ("trust", "hydra.searchpath", *names))
+    own = ("trust", "hydra.searchpath", "search.storage", *names)  # the storage: where results and a password are sent
+    return any(key == name or key.startswith(f"{name}.") for name in own)
 
 
 def has_resolver(text: str) -> bool:

@@ -83,9 +83,9 @@ SEARCH: dict[str, Any] = {
 }
 SEARCH |= {"timeout": NUMBER, "extend": bool, "max_extend": int, "average": NUMBER, "fresh": NUMBER}
 SEARCH |= {"stages": (list, type(None))}
-SEARCH |= {"hours": NUMBER, "steps": list}
+SEARCH |= {"hours": NUMBER, "steps": list, "storage": (str, type(None))}
 PLAN: dict[str, Any] = {"fixed": list, "axes": list, "rounds": list, "search": dict, "flags": (dict, type(None))}
-PLAN |= {"spent": NUMBER, "purpose": dict}
+PLAN |= {"spent": NUMBER, "purpose": dict, "study": str}
 
 
 def expect_plan(file: Path | str, found: Mapping[str, Any]) -> None:

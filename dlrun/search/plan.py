@@ -27,6 +27,7 @@ FREE: tuple[str, ...] = (
     "search.trials",
     "search.prune",
     "search.hours",
+    "search.storage",
 )
 FREE += ("run.name", "run.tags", "run.note")  # say what the sweep is for
 FREE += ("sweep.dir", "trust", "hydra/launcher", "hydra.launcher", "trainer.report")
@@ -63,6 +64,7 @@ class Plan:
     rounds: list[Round]
     spent: float = 0.0  # seconds that the sweep ran, before this process
     purpose: dict[str, Any] = field(default_factory=dict)  # of a ladder or a study: what it asks
+    study: str = ""  # its name in a database
 
     @classmethod
     def asked(cls, fixed: list[str], axes: list[Axis], search: dict[str, Any], flags: dict[str, Any]) -> Plan:
@@ -82,7 +84,8 @@ class Plan:
         """Return plain values for sweep.yaml."""
         rounds = [{**asdict(r), "axes": [a.record() for a in r.axes]} for r in self.rounds]
         shared = {"fixed": self.fixed, "search": self.search, "flags": self.flags}
-        own = {"purpose": self.purpose} if self.purpose else {}
+        own: dict[str, Any] = {"purpose": self.purpose} if self.purpose else {}
+        own |= {"study": self.study} if self.study else {}
         return {**shared, "axes": [a.record() for a in self.axes], "rounds": rounds, "spent": self.spent, **own}
 
     @classmethod
@@ -95,7 +98,8 @@ class Plan:
             if not axes or not rounds or not all(r.axes for r in rounds):
                 raise UserError("sweep.yaml: expected axes and rounds, found none")
             shared = list(found["fixed"]), axes, dict(found["search"]), dict(found["flags"]), rounds
-            return cls(*shared, float(found.get("spent") or 0.0), dict(found.get("purpose") or {}))
+            last = float(found.get("spent") or 0.0), dict(found.get("purpose") or {}), str(found.get("study") or "")
+            return cls(*shared, *last)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"sweep.yaml: not a sweep of this dlrun: {error}") from error
 
@@ -110,8 +114,8 @@ class Plan:
                 raise UserError(
                     f"{where} contains a sweep that {kind} {gone[0]}; type the same words, or another sweep.dir="
                 )
-        for key in ("retries", "timeout", "extend", "max_extend", "prune", "trials", "hours"):
-            self.search[key] = other.search[key]
+        for key in ("retries", "timeout", "extend", "max_extend", "prune", "trials", "hours", "storage"):
+            self.search[key] = other.search.get(key)
         self.fixed, self.flags = other.fixed, other.flags
         more = other.rounds[0].new
         if more > self.rounds[0].new:

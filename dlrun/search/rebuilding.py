@@ -1,4 +1,4 @@
-"""The study of a sweep, made again from the folders of its trials if study.journal is damaged or gone (`dlrun resume`).
+"""The study of a sweep, made again from the folders of its trials if it is damaged or gone (`dlrun resume`).
 
 What a trial was, its words, stands in its result.json, how often it failed in table.csv. A trial without both is drawn
 again: every sampler but TPE draws the same.
@@ -19,6 +19,7 @@ from dlrun.folders import sweep as sweep_folder
 from dlrun.search.plan import Plan
 from dlrun.search.results import Results
 from dlrun.search.space import Axis
+from dlrun.search.storage import Storage
 from dlrun.search.study import Study, Trial
 from dlrun.vocabulary import DONE, FAILED, Status
 
@@ -27,25 +28,29 @@ __all__ = ["opened"]
 FOLDER = re.compile(r"\d{4,9}")
 
 
-def opened(folder: Path, plan: Plan, metric: str, minimise: bool, epochs: int) -> tuple[Study, list[Trial], str]:
+def opened(
+    folder: Path, plan: Plan, metric: str, minimise: bool, epochs: int, url: str = ""
+) -> tuple[Study, list[Trial], str]:
     """Return the study of a sweep, its trials, and what to say if it had to be made again.
 
-    Raises Surroundings if the journal cannot be read or written.
+    It is in the database at `url`, if given. Raises Surroundings if the journal cannot be read or written, UserError if
+    the database cannot be reached.
     """
-    file, search = sweep_folder.journal(folder), plan.search
+    storage, search = Storage(folder, url, plan.study or "sweep"), plan.search
+    file = sweep_folder.journal(folder)
 
     def study() -> Study:
-        return Study(file, metric, minimise, search["seed"], search["prune"], epochs)
+        return Study(storage, metric, minimise, search["seed"], search["prune"], epochs)
 
     there = [path for path in sorted(folder.iterdir()) if FOLDER.fullmatch(path.name) and reading.is_run(path)]
-    why = f"{file} is gone" if there and not file.exists() else ""
+    why = f"{file} is gone" if there and not url and not file.exists() else ""
     try:
         made = study()
         trials = made.trials()
     except Exception as error:  # Optuna raises whatever its parts do: the file may contain anything
         if Surroundings.caused(error):
             raise Surroundings(f"{file}: {getattr(error, 'strerror', '') or error}") from error
-        if not file.exists():
+        if url or not file.exists():
             raise
         os.replace(file, file.with_name(f"{file.name}.damaged"))
         why = f"{file} was damaged, and is now {file.name}.damaged"
@@ -62,7 +67,7 @@ def opened(folder: Path, plan: Plan, metric: str, minimise: bool, epochs: int) -
             trial = results.trials[number] = made.add(number, values, ranges, failures.get(number, 0))
             if results.status(number) in (*DONE, *FAILED):
                 made.close(trial, results.status(number), results.score(number))
-    why = why or (f"{file} lacks trials" if lost else "")
+    why = why or (f"{storage} lacks trials" if lost else "")
     return made, list(results.trials.values()), f"{why}; made again from their folders: {len(lost)}" if why else ""
 
 

@@ -11,13 +11,13 @@ from dlrun.config import extras
 from dlrun.config.trust import allowed
 from dlrun.errors import UserError
 from dlrun.folders import sweep as sweep_folder
-from dlrun.search import ladder, steps
+from dlrun.search import ladder, steps, storage
 from dlrun.search.plan import Plan
 from dlrun.search.space import Axis, check, grid, plain_words, read, size
 from dlrun.search.sweeper import Sweep
 
 if TYPE_CHECKING:
-    from dlrun.config.compose import Composer
+    from dlrun.config.compose import Composed, Composer
 
 __all__ = ["again", "points", "sweep"]
 
@@ -40,10 +40,12 @@ def sweep(
     """
     axes, fixed = read(composer, overrides)
     first = composer.compose(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
+    url, fixed = storage.typed(fixed, first.config)
     purpose: dict[str, Any] = {}
     if asked is not None:
         axes, fixed, purpose = asked(composer, axes, fixed, first.config)
         first = composer.compose(composer.parse([*fixed, *(a.ends()[0] for a in axes)]))
+    first.config["search"]["storage"] = storage.public(url) or None
     if first.config["search"]["steps"]:
         axes = steps.planned(composer, axes, fixed, first.config)
     plan = Plan.asked(fixed, axes, first.config["search"], flags or {})
@@ -61,7 +63,7 @@ def sweep(
             old = Plan.recorded(sweep_folder.plan(folder))
             old.renew(plan, str(folder))
             plan = old
-        return Sweep(composer, plan, folder, first.config, first.launcher).run()
+        return _run(composer, plan, folder, first, url)
 
 
 def again(composer: Composer, folder: Path, typed: Sequence[str]) -> int:
@@ -70,14 +72,25 @@ def again(composer: Composer, folder: Path, typed: Sequence[str]) -> int:
     stored = [w for w in plan.fixed if w.lstrip("+").split("=")[0] not in ("trust", "sweep.dir")]
     plan.fixed = [w for w in stored if allowed(w, ())] + list(typed)
     keys = [w.lstrip("+").split("=")[0] for w in typed]
-    if lacking := [w for w in stored if not allowed(w, ()) and w.lstrip("+").split("=")[0] not in keys]:
+    lacking = [w for w in stored if not allowed(w, ()) and w.lstrip("+").split("=")[0] not in keys]
+    if (url := plan.search.get("storage")) and storage.KEY not in keys:
+        lacking.append(storage.word(url))
+    if lacking:
         again = shlex.join(["dlrun", "resume", str(folder), *typed, *lacking])
         raise UserError(f"{folder}: {lacking[0]}: found in its sweep.yaml, allowed only if it is typed: {again}")
     first = composer.compose(composer.parse([*plan.fixed, *(a.ends()[0] for a in plan.axes)]))
+    url, plan.fixed = storage.typed(plan.fixed, first.config)
+    plan.search["storage"] = first.config["search"]["storage"]
     extras.require_launcher(first.launcher)
     check(composer, plan.axes, plan.fixed, False)
     with sweep_folder.open_sweep(str(folder)) as held:
-        return Sweep(composer, plan, held, first.config, first.launcher).run()
+        return _run(composer, plan, held, first, url)
+
+
+def _run(composer: Composer, plan: Plan, folder: Path, first: Composed, url: str) -> int:
+    if url and not plan.study:
+        plan.study = storage.named(folder)
+    return Sweep(composer, plan, folder, first.config, first.launcher, url).run()
 
 
 def points(composer: Composer, overrides: Sequence[str]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""The trials of a sweep as an Optuna study in study.journal: their values and their results (S5, S6).
+"""The trials of a sweep as an Optuna study in study.journal or a database: their values and their results (S5, S6).
 
 `optuna-dashboard SWEEP/study.journal` opens it. A trial is recorded before it starts, so that a kill loses none.
 Nothing imports torch.
@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlrun.errors import Surroundings
 from dlrun.search.space import Axis
+from dlrun.search.storage import Storage
 from dlrun.vocabulary import Status
 
 if TYPE_CHECKING:
@@ -44,27 +44,13 @@ class Trial:
     attempts: int = 0
 
 
-class _Held:
-    """No lock of Optuna's, whose files a full disk would leave behind: this process holds that of the sweep."""
-
-    def acquire(self) -> bool:
-        return True
-
-    def release(self) -> None:
-        pass
-
-
 class Study:
     """The Optuna study of a sweep."""
 
-    def __init__(self, file: Path, metric: str, minimise: bool, seed: int, prune: str, epochs: int) -> None:
+    def __init__(self, storage: Storage, metric: str, minimise: bool, seed: int, prune: str, epochs: int) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        from optuna.storages.journal import JournalFileBackend
-
-        held: Any = _Held()
-
         pruners = {
             "none": optuna.pruners.NopPruner(),
             "median": optuna.pruners.MedianPruner(n_startup_trials=4),
@@ -72,10 +58,10 @@ class Study:
         }
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna calls parts of itself experimental
-            self._seed, self._optuna, self._file = seed, optuna, file
+            self._seed, self._optuna, self._storage = seed, optuna, storage
             self._study = optuna.create_study(
-                storage=optuna.storages.JournalStorage(JournalFileBackend(str(file), held)),
-                study_name="sweep",
+                storage=storage.open(),
+                study_name=storage.name,
                 direction="minimize" if minimise else "maximize",
                 pruner=pruners[prune],
                 load_if_exists=True,
@@ -86,14 +72,15 @@ class Study:
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
-        """Raise Surroundings if the journal cannot be written."""
+        """Raise Surroundings if the journal or the database cannot be written."""
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 yield
-        except OSError as error:
-            again = shlex.join(["dlrun", "resume", str(self._file.parent)])
-            raise Surroundings(f"{self._file}: cannot write: {error.strerror}; `{again}` continues") from error
+        except (OSError, self._optuna.exceptions.StorageInternalError) as error:
+            why = getattr(error, "strerror", None) or self._storage.told(error)
+            again = shlex.join(["dlrun", "resume", str(self._storage.folder)])
+            raise Surroundings(f"{self._storage}: cannot write: {why}; `{again}` continues") from None
 
     def trials(self) -> list[Trial]:
         """Return the recorded trials by number; one that a kill left without a number is closed as failed."""

@@ -48,7 +48,13 @@ class Sweep:
     """A sweep whose lock this process holds."""
 
     def __init__(
-        self, composer: Composer, plan: Plan, folder: Path, base: dict[str, Any], launcher: dict[str, Any]
+        self,
+        composer: Composer,
+        plan: Plan,
+        folder: Path,
+        base: dict[str, Any],
+        launcher: dict[str, Any],
+        url: str = "",
     ) -> None:
         from dlrun.console import Screen
 
@@ -62,7 +68,7 @@ class Sweep:
             launcher, folder, soon, plan.values("trainer.device", str(base["trainer"]["device"]))
         )
         sweep_folder.write_plan(folder, plan.record())
-        self.study, trials, said = opened(folder, plan, self.metric, self.minimise, self.epochs)
+        self.study, trials, said = opened(folder, plan, self.metric, self.minimise, self.epochs, url)
         if said:
             self.screen.say(said, style="yellow")
         self.results = Results(folder, self.metric, self.minimise, trials)

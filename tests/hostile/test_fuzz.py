@@ -200,9 +200,11 @@ def _photos(folder: Path) -> None:
 
 def _journal(file: Path) -> None:
     from dlrun.search.space import Axis
+    from dlrun.search.storage import Storage
     from dlrun.search.study import Study
 
-    study = Study(file, "val_acc", False, 0, "none", 1)
+    assert file.name == "study.journal"
+    study = Study(Storage(file.parent), "val_acc", False, 0, "none", 1)
     axis = Axis("optimizer.lr", ("0.001", "0.01"))
     for number in range(2):
         trial = study.add(number, {"optimizer.lr": axis.choices[number]}, [axis])

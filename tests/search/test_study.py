@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dlrun.search.space import Axis
+from dlrun.search.storage import Storage
 from dlrun.search.study import Study
 from dlrun.vocabulary import Status
 
@@ -25,7 +26,7 @@ ENDS = [
 
 def opened(folder: Path) -> Study:
     """The study of a sweep in a folder."""
-    return Study(folder / "study.journal", "val_acc", False, 0, "none", 3)
+    return Study(Storage(folder), "val_acc", False, 0, "none", 3)
 
 
 @pytest.mark.parametrize(("status", "value", "state"), ENDS)

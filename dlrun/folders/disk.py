@@ -24,7 +24,7 @@ from dlrun.folders import lease
 from dlrun.folders.opener import Unreadable, appendable, in_folder, names, open_beneath, read, remove, write_handle
 
 __all__ = ["LEFTOVER", "OWNER", "append", "has_file", "holds", "lock", "make_folder", "owned", "remove_leftovers"]
-__all__ += ["replacing", "token", "unlock", "write_atomic"]
+__all__ += ["replacing", "sign", "token", "unlock", "write_atomic"]
 
 OWNER = ".owner"
 LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # a file that a kill left unfinished, as `replacing` names it
@@ -200,7 +200,7 @@ def lock(folder: Path, otherwise: str) -> int:
     else:
         os.close(handle)
         raise UserError(f"{folder} is in use by {_owner(name)}; {otherwise}")
-    if lease.alive(_lease(handle), partial(_looked, name)):
+    if lease.alive(_lease(handle), partial(sign, folder)):
         os.close(handle)
         why = "although the file system gave its lock to this one too"
         raise UserError(f"{folder} is in use by {_owner(name)}, {why}; {otherwise}")
@@ -223,12 +223,12 @@ def _lease(handle: int) -> dict[str, Any]:
     return {}
 
 
-def _looked(name: Path) -> tuple[str, float]:
-    """Token and time of a lock's file, no token if it was released.
+def sign(folder: Path) -> tuple[str, float]:
+    """Return the token of a folder's lock, "" if it was released, and when its holder last renewed it.
 
-    Opened each time, since only then a network file system asks its server.
+    The file is opened each time, since only then a network file system asks its server.
     """
-    with contextlib.suppress(OSError, UserError), os.fdopen(open_beneath(name.parent, OWNER), "rb") as file:
+    with contextlib.suppress(OSError, UserError), os.fdopen(open_beneath(folder, OWNER), "rb") as file:
         about = _lease(file.fileno())
         return "" if about.get("released") else about.get("token", ""), os.fstat(file.fileno()).st_mtime
     return "", 0.0

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["alive", "beat", "born", "lockless", "parsed", "recent", "record"]
+__all__ = ["STALE", "alive", "beat", "born", "lockless", "parsed", "recent", "record"]
 
 BEAT = 4.0  # seconds between two renewals
 STALE = 3 * BEAT  # seconds without one after which a holder on another machine is gone

@@ -21,7 +21,7 @@ from dlrun.config.typed import refuse_repeated
 from dlrun.errors import UserError
 
 if TYPE_CHECKING:
-    from dlrun.config.compose import Composer
+    from dlrun.config.compose import Composed, Composer
 
 __all__ = ["Axis", "check", "grid", "plain_words", "read", "refuse_shared", "size"]
 
@@ -274,12 +274,21 @@ def check(composer: Composer, axes: Sequence[Axis], fixed: Sequence[str], whole:
     """
     for number, words in enumerate(_grid(axes) if whole else _corners(axes), start=1):
         try:
-            devices = composer.config(composer.parse([*fixed, *words]))["trainer"]["devices"]
-            if devices > 1:
-                raise UserError(f"trainer.devices={devices}: a trial of a sweep trains on one device; omit it")
+            _refuse_devices(composer.compose(composer.parse([*fixed, *words])))
         except UserError as error:
             where = f"point {number} of the sweep ({' '.join(words)}): " if words else ""
             raise UserError(f"{where}{error}") from error
+
+
+def _refuse_devices(composed: Composed) -> None:
+    """Raise UserError if a trial needs more devices than its launcher gives it."""
+    trainer, search, launcher = composed.config["trainer"], composed.config["search"], composed.launcher
+    count = trainer["devices"]
+    given = max(float(launcher.get(key) or 0) for key in ("gpus_per_trial", "num_gpus", "gpus_per_node"))
+    if count > 1 and count > given and trainer["device"] != "cpu":
+        raise UserError(f"trainer.devices={count}: a trial has {given:g}; type hydra.launcher.gpus_per_trial={count}")
+    if count > 1 and search["stages"]:
+        raise UserError(f"trainer.devices={count}: expected 1 in search.stages, whose trials pause; omit one of them")
 
 
 def _grid(axes: Sequence[Axis]) -> Iterator[list[str]]:

@@ -17,7 +17,7 @@ from dlrun.analysis import importance, sweeps
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders import sweep as sweep_folder
-from dlrun.folders.disk import owned, token
+from dlrun.folders.disk import owned, sign, token
 from dlrun.folders.outputs import point_latest
 from dlrun.folders.run import ask_to_stop, settle
 from dlrun.run.stopping import politely
@@ -191,7 +191,9 @@ class Sweep:
         config = composed.config
         config.pop("search")
         config["trainer"]["ema"] = config["trainer"]["ema"] or self.plan.search.get("average", 0.0)
-        config["trainer"]["threads"] = config["trainer"]["threads"] or self.pool.threads
+        config["trainer"]["threads"] = config["trainer"]["threads"] or max(
+            1, self.pool.threads // config["trainer"]["devices"]
+        )
         if not any(w.startswith("trainer.report=") for w in self.plan.fixed):
             config["trainer"]["report"] = False
         record = composed.record()  # before what changes from stage to stage
@@ -274,6 +276,10 @@ class Sweep:
                 self.pool.kill(number)
                 why = f"no end after {limit:g} seconds (search.timeout)"
                 again += self._ended(Ended(number, Exit.FAILED, why, lost=True, late=True), now)
+            elif self.patience.silent(number, sign(folder), before, self.pool.heartbeat):
+                self.pool.kill(number)
+                why = f"no sign of its process for {self.pool.heartbeat:g} seconds (hydra.launcher.heartbeat)"
+                again += self._ended(Ended(number, Exit.FAILED, why, lost=True), now)
         self.table.look()
         summary.bar(self.screen, self.results, self.plan, self.epochs)
         return again

@@ -210,7 +210,7 @@ def test_slurm_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch() == "slurm  123"
 
 
-def test_a_sweep_of_runs_on_several_devices_is_refused(dlrun: Callable[..., Outcome], here: Path) -> None:
+def test_a_sweep_whose_trials_have_too_few_devices_is_refused(dlrun: Callable[..., Outcome], here: Path) -> None:
     for words in (("trainer.devices=2", "seed=0,1"), ("trainer.devices=1,2",)):
         found = dlrun("train", "-m", *words)
         assert (found.code, "trainer.devices=2: " in found.err, [*here.glob("outputs/sweeps/*")]) == (2, True, [])

@@ -61,12 +61,12 @@ def test_an_address_that_cannot_be_used_is_refused_without_its_password(url: str
 
 def test_only_what_was_typed_names_a_database(here: Path, dlrun: Callable[..., Outcome]) -> None:
     config: dict[str, Any] = {"search": {"storage": "postgresql://evil/db"}}
-    with pytest.raises(UserError, match="only allowed on the command line"):
+    with pytest.raises(UserError, match=r"only allowed .* search\.storage=…"):
         typed(["seed=1"], config)
     write(here / "conf/search/mine.yaml", "defaults: [auto]\nstorage: postgresql://evil/db\n")
     outcome = dlrun("train", "-m", "search=mine", "seed=1,2", *TINY)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert "only allowed on the command line" in outcome.err
+    assert outcome.err.startswith("dlrun: search.storage: ")
 
 
 def states(url: str, name: str) -> list[str]:
@@ -91,11 +91,11 @@ def test_two_sweeps_share_a_file_of_sqlite_and_each_resumes(here: Path, dlrun: C
         assert states("sqlite:///studies.db", plan["study"]) == ["COMPLETE"] * 2
     refused = dlrun("resume", "a")
     assert refused.code == 2
-    assert refused.err.endswith("only if it is typed: dlrun resume a search.storage=sqlite:///studies.db\n")
+    assert refused.err.endswith(": dlrun resume a search.storage=sqlite:///studies.db\n")
     assert "(2 done)" in dlrun("resume", "a", "search.storage=sqlite:///studies.db").out
     (here / "studies.db").unlink()  # the folders of the trials are enough
     again = dlrun("resume", "a", "search.storage=sqlite:///studies.db")
-    assert (again.code, "made again from their folders: 2" in again.out) == (0, True), again.out
+    assert (again.code, "their folders: 2" in again.out) == (0, True), again.out
     assert states("sqlite:///studies.db", plans[0]["study"]) == ["COMPLETE"] * 2
 
 

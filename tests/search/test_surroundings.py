@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -129,7 +130,8 @@ def test_a_trial_that_calls_exit_has_not_run_out_of_memory(here: Path, monkeypat
         sys.exit(3)
 
     monkeypatch.setattr(execute, "execute", ends)
-    monkeypatch.setattr("dlrun.config.settings.Settings.of", lambda plain: plain)
+    settings = SimpleNamespace(trainer=SimpleNamespace(devices=1))
+    monkeypatch.setattr("dlrun.config.settings.Settings.of", lambda plain: settings)
     code, why = work(Job(0, {}, str(here / "0000")), None)  # type: ignore[arg-type]
     assert code == Exit.FAILED
     assert "sys.exit(3)" in why

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import pwd
+import re
 import signal
 import subprocess
 import sys
@@ -49,7 +50,15 @@ def _changed(folder: Path, change: Callable[[Jobs], None]) -> Jobs:
 
 
 def _start(folder: Path, number: str, job: dict[str, Any]) -> None:
-    env = {**os.environ, "SLURM_JOB_ID": number, "SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_JOB_NUM_NODES": "1"}
+    env = {
+        **os.environ,
+        "SLURM_JOB_ID": number.replace("_", "0"),
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_JOB_NUM_NODES": "1",
+    }
+    if "_" in number:
+        env["SLURM_ARRAY_JOB_ID"], env["SLURM_ARRAY_TASK_ID"] = number.split("_")
     ended = f"{sys.executable} {__file__} {folder} ended {number}"
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     # the group may be killed, and who tells of its end must outlive it
@@ -61,20 +70,24 @@ def _start(folder: Path, number: str, job: dict[str, Any]) -> None:
 def sbatch(folder: Path, *words: str) -> None:
     script = Path(words[0]).read_text()
     name = script.split("--job-name=")[1].split()[0]
-    job = {"name": name, "user": pwd.getpwuid(os.getuid()).pw_name, "state": "PENDING", "script": str(folder / name)}
+    array = re.search(r"--array=0-(\d+)", script)
+    about = {"name": name, "user": pwd.getpwuid(os.getuid()).pw_name, "state": "PENDING"}
 
     def add(jobs: Jobs) -> None:
         number = str(100 + len(jobs))
-        job["script"] = str(folder / f"{number}.sh")
-        Path(job["script"]).write_text(script)
-        jobs[number] = job
+        file = folder / f"{number}.sh"
+        file.write_text(script)
+        for one in [f"{number}_{task}" for task in range(int(array[1]) + 1)] if array else [number]:
+            jobs[one] = {**about, "script": str(file)}
         print(f"Submitted batch job {number}")
 
     _changed(folder, add)
 
 
 def srun(folder: Path, *words: str) -> None:
-    names = [word.replace("%j", os.environ["SLURM_JOB_ID"]).replace("%t", "0") for word in words]
+    put = {"%j": os.environ["SLURM_JOB_ID"], "%t": "0"}
+    put |= {"%A": os.environ.get("SLURM_ARRAY_JOB_ID", ""), "%a": os.environ.get("SLURM_ARRAY_TASK_ID", "")}
+    names = [re.sub("%[jtAa]", lambda found: put[found[0]], word) for word in words]
     at = names.index("--error") + 2
     for stream, option in ((1, "--output"), (2, "--error")):
         os.dup2(os.open(names[names.index(option) + 1], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), stream)

@@ -30,11 +30,11 @@ def launcher(options: Mapping[str, Any], sweep: Path, soon: int = 0, devices: Co
         # their processes would look for Python's own modules in the current folder first; Python 3.11 has this variable
         os.environ.setdefault("PYTHONSAFEPATH", "1")
     if options["name"] == "joblib":
-        return Joblib(int(options["workers"]), sweep, devices)
+        return Joblib(int(options["workers"]), sweep, devices, int(options["gpus_per_trial"]))
     if options["name"] == "ray":
         return Ray(options)
     if options["name"] == "submitit_slurm":
         return Submitit(options, sweep)
-    pool = Pool(int(options["workers"]), devices)
+    pool = Pool(int(options["workers"]), devices, int(options["gpus_per_trial"]))
     pool.warm(soon)
     return pool

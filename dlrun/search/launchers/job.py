@@ -26,6 +26,8 @@ from dlrun.vocabulary import Exit, Status
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
+    from dlrun.config.settings import Settings
+    from dlrun.folders.run import Run
     from dlrun.training.shared_data import SharedData
 
 __all__ = ["Job", "Place", "Remote", "away", "main", "work"]
@@ -66,6 +68,8 @@ def work(job: Job, shared: SharedData) -> tuple[int, str]:
             record = {}  # the record of the first config is stored already
         with _into(run.log):
             cfg = Settings.of(plain)
+            if cfg.trainer.devices > 1:
+                return _together(cfg, run, record, continued), ""
             return execute(cfg, run, record=record, shared=shared, resuming=continued, quiet=True), ""
     except Surroundings as error:
         return Exit.SURROUNDINGS, str(error)
@@ -85,6 +89,19 @@ def work(job: Job, shared: SharedData) -> tuple[int, str]:
     finally:
         _end_children(children)
         _give_back()
+
+
+def _together(cfg: Settings, run: Run, record: dict[str, Any], continued: bool) -> int:
+    """Run a trial in trainer.devices processes, which continue its folder by `dlrun resume`; returns the exit code."""
+    from dlrun.run.together import launch
+
+    if not continued:
+        run.write_config(cfg.plain)
+        run.update_result(status=Status.RUNNING, reason="", **record)
+    run.release()  # the first of them takes it
+    os.dup2(nowhere := os.open(os.devnull, os.O_WRONLY), 1)  # it writes the log itself
+    os.close(nowhere)
+    return launch(["resume", str(run.path), f"trust=[{','.join(cfg.trust)}]"], cfg, run.path)
 
 
 def _children() -> set[int]:

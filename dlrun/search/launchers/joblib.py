@@ -28,9 +28,11 @@ def _hold_any_size() -> None:
 class Joblib:
     """Processes of joblib's loky on this machine, one per executor: a death breaks an executor, not the sweep."""
 
-    def __init__(self, workers: int, sweep: Path, devices: Collection[str] = ("auto",)) -> None:
+    heartbeat = 0.0
+
+    def __init__(self, workers: int, sweep: Path, devices: Collection[str] = ("auto",), each: int = 1) -> None:
         self._place = here(sweep)
-        self.slots, self._cards = shares(workers, devices)
+        self.slots, self._cards = shares(workers, devices, each)
         self.threads = max(1, cores() // self.slots)
         self._idle: list[tuple[Any, Any, str | None]] = []
         self._busy: dict[Any, tuple[int, tuple[Any, Any, str | None]]] = {}  # by future: trial and executor

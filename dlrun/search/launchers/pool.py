@@ -58,8 +58,10 @@ class _Worker:
 class Pool:
     """Runs up to `slots` trials at a time; a worker starts with its first trial, or earlier by `warm`."""
 
-    def __init__(self, workers: int, devices: Collection[str] = ("auto",)) -> None:
-        self.slots, self._free_gpus = shares(workers, devices)
+    heartbeat = 0.0
+
+    def __init__(self, workers: int, devices: Collection[str] = ("auto",), each: int = 1) -> None:
+        self.slots, self._free_gpus = shares(workers, devices, each)
         self.threads = max(1, cores() // self.slots)
         self._workers: list[_Worker] = []
 

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
+from dlrun.errors import UserError
 from dlrun.search.launchers.job import Job, Place
 from dlrun.vocabulary import Exit
 
@@ -23,9 +24,13 @@ GONE = 10.0  # seconds to wait for the process of a killed trial to end
 
 
 class Launcher(Protocol):
-    """Runs up to `slots` trials at a time, each with `threads` threads."""
+    """Runs up to `slots` trials at a time, each process of them with `threads` threads.
+
+    A trial whose process gives no sign of life for `heartbeat` seconds is lost; 0: the launcher itself notices it.
+    """
 
     threads: int
+    heartbeat: float
 
     @property
     def slots(self) -> int: ...
@@ -74,8 +79,11 @@ class Ended:
 
     @property
     def outside(self) -> bool:
-        """Whether its surroundings failed, not the trial: a full disk, permissions, a process that was killed."""
-        return self.code == Exit.SURROUNDINGS or (self.lost and not self.late)
+        """Whether its surroundings failed, not the trial: a full disk, permissions, a process that was killed.
+
+        Or that was asked to end, such as by a cluster that needs its node; a sweep that asks does not wait for the end.
+        """
+        return self.code in (Exit.SURROUNDINGS, Exit.INTERRUPTED) or (self.lost and not self.late)
 
 
 def cores() -> int:
@@ -97,14 +105,20 @@ def gpus() -> list[str]:
     return []
 
 
-def shares(workers: int, devices: Collection[str]) -> tuple[int, list[str]]:
-    """Return how many trials run at a time, `workers` if not 0, and the GPU of each; none if all see the same.
+def shares(workers: int, devices: Collection[str], each: int = 1) -> tuple[int, list[str]]:
+    """Return how many trials run at a time, `workers` if not 0, and the GPUs of each; none if all see the same.
 
-    `devices` are the values of trainer.device of the trials. With auto and cuda the GPUs are shared out. A trial on
-    cuda:1 names its GPU itself: a worker that sees only one GPU would not have it.
+    `devices` are the values of trainer.device of the trials. With auto and cuda the GPUs are shared out, `each` to a
+    trial. A trial on cuda:1 names its GPU itself: a worker that sees only one GPU would not have it. Without GPUs a
+    trial has `each` cores. Raises UserError for more GPUs than there are.
     """
     found = gpus() if {*devices} <= {"auto", "cuda"} else []
+    if 0 < len(found) < each:
+        raise UserError(
+            f"hydra.launcher.gpus_per_trial={each}: expected at most {len(found)}, the GPUs of this machine"
+        )
+    groups = [",".join(found[at : at + each]) for at in range(0, len(found) - each + 1, each)]
     chosen = {name for name in devices if name != "cpu"} if not found else ()
     on_cards = len(chosen) if any(name.startswith("cuda:") for name in chosen) else 0
-    slots = workers or len(found) or on_cards or cores()
-    return slots, [found[n % len(found)] for n in range(slots)] if found else []
+    slots = workers or len(groups) or on_cards or max(1, cores() // each)
+    return slots, [groups[n % len(groups)] for n in range(slots)] if groups else []

@@ -16,7 +16,10 @@ __all__ = ["Ray"]
 
 
 class Ray:
-    """Tasks of a Ray cluster: `hydra.launcher.address=auto` or HOST:PORT; without one, a cluster of this machine."""
+    """Tasks of a Ray cluster: `hydra.launcher.address=auto` or HOST:PORT; without one, a cluster of this machine.
+
+    A trial is one task, and a task is on one node with all its GPUs: a placement group would reserve the same.
+    """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -29,14 +32,17 @@ class Ray:
                 ray.init(address or "local", log_to_driver=False, logging_level="ERROR")
         except Exception as error:
             raise UserError(f"hydra.launcher.address={address}: no Ray cluster found: {why(error)}") from error
-        self._needs = {"CPU": float(options["num_cpus"]), "GPU": float(options["num_gpus"])}
+        graphics = options["gpus_per_trial"] if options["num_gpus"] is None else options["num_gpus"]
+        self._needs = {"CPU": float(options["num_cpus"]), "GPU": float(graphics)}
         self.threads = max(1, int(self._needs["CPU"]))
-        has = ray.cluster_resources()
+        self.heartbeat = float(options["heartbeat"]) if address else 0.0
+        keys = {"CPU": "num_cpus", "GPU": "gpus_per_trial" if options["num_gpus"] is None else "num_gpus"}
         for kind, need in self._needs.items():
-            if not self._workers and need > has.get(kind, 0):
+            most = max((node.get(kind, 0) for node in self._nodes()), default=0)
+            if not self._workers and need > most:
                 ray.shutdown()
                 raise UserError(
-                    f"hydra.launcher.num_{kind.lower()}s={need:g}: the Ray cluster has {has.get(kind, 0):g}; ask for "
+                    f"hydra.launcher.{keys[kind]}={need:g}: the largest node of the Ray cluster has {most:g}; ask for "
                     "less, or set hydra.launcher.workers= if the cluster grows by itself"
                 )
         self._task = ray.remote(away).options(
@@ -46,11 +52,18 @@ class Ray:
 
     @property
     def slots(self) -> int:
-        """As many trials as fit on the nodes that are alive."""
+        """As many trials as fit on the nodes that are alive, each on one of them."""
         if self._workers:
             return self._workers
-        has = self._ray.cluster_resources()
-        return max(1, min(int(has.get(kind, 0) // need) for kind, need in self._needs.items() if need))
+        needs = {kind: need for kind, need in self._needs.items() if need}
+        fit = (
+            min((int(node.get(kind, 0) // need) for kind, need in needs.items()), default=1) for node in self._nodes()
+        )
+        return max(1, sum(fit))
+
+    def _nodes(self) -> list[dict[str, float]]:
+        """What each living node has."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def submit(self, job: Job) -> None:
         """Hand a trial to the cluster."""

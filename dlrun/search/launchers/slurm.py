@@ -50,7 +50,8 @@ def cancel_waiting(jobs: Path) -> None:
 class Submitit:
     """One Slurm job per trial, through submitit; `hydra.launcher.cluster=local` runs the same jobs on this machine.
 
-    A job that Slurm preempts or that nears its time limit is queued again and continues from the trial's checkpoint.
+    Trials that begin together are one array of jobs. A job that Slurm preempts or that nears its time limit is queued
+    again and continues from the trial's checkpoint.
     """
 
     def __init__(self, options: Mapping[str, Any], sweep: Path) -> None:
@@ -59,11 +60,15 @@ class Submitit:
         self._local = options["cluster"] == "local"
         self._place = here(sweep if self._local else None)
         folder = new_folder(sweep_folder.jobs(sweep), "jobs")
-        self.threads = int(options["cpus_per_task"])
-        self.slots = int(options["workers"]) or (max(1, cores() // self.threads) if self._local else 16)
-        own = ("name", "workers", "cluster", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")
+        options = {**options, "gpus_per_node": options["gpus_per_node"] or options["gpus_per_trial"]}
+        cpus = int(options["cpus_per_task"])
+        self.threads, self.heartbeat = cpus, float(options["heartbeat"])
+        self.slots = int(options["workers"]) or (max(1, cores() // cpus) if self._local else 16)
+        shared = {k: options[k] for k in ("timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")}
+        own = ("name", "workers", "cluster", "gpus_per_trial", "heartbeat", *shared)
         slurm = {f"slurm_{k}": v for k, v in options.items() if k not in own and v not in (None, {}, [])}
-        shared = {k: options[k] for k in own[3:] if options[k] is not None}
+        slurm["slurm_array_parallelism"] = self.slots
+        shared = {k: v for k, v in shared.items() if v is not None}
         try:
             # a new folder: local jobs are numbered by process ids, which repeat
             self._executor: Any = submitit.AutoExecutor(folder, cluster=str(options["cluster"]))
@@ -71,17 +76,25 @@ class Submitit:
         except (RuntimeError, ValueError, NameError, AssertionError) as error:
             raise UserError(f"hydra/launcher=submitit_slurm: {' '.join(str(error).split())[:300]}") from error
         self._busy: dict[int, Any] = {}
+        self._new: list[Job] = []  # not in the queue yet
         self._asked = time.monotonic()
         if not self._local:
             cancel_waiting(sweep_folder.jobs(sweep))
 
     def submit(self, job: Job) -> None:
-        """Hand a trial to the queue."""
-        with without_interrupts():
-            self._busy[job.number] = self._executor.submit(Remote(job, self._place))
+        """Hand a trial to the queue with the next `wait`."""
+        self._new.append(job)
+
+    def _queue(self) -> None:
+        new, self._new = self._new, []
+        with without_interrupts(), self._executor.batch():
+            jobs = [self._executor.submit(Remote(job, self._place)) for job in new]
+        self._busy |= {job.number: queued for job, queued in zip(new, jobs, strict=True)}
 
     def wait(self, seconds: float) -> list[Ended]:
         """Return the trials that ended, after at most this many seconds."""
+        if self._new:
+            self._queue()
         until = time.monotonic() + seconds
         while True:
             if time.monotonic() - self._asked > ASK and self._busy and not self._local:
@@ -95,7 +108,10 @@ class Submitit:
     def _outcome(self, number: int, job: Any) -> Ended:
         if job.paths.result_pickle.exists():
             try:
-                return Ended(number, *job.result())
+                ended = Ended(number, *job.result())
+                if ended.code == Exit.INTERRUPTED and not self._local:
+                    job.cancel(check=False)  # it was preempted: the sweep queues it anew, and Slurm must not as well
+                return ended
             except Exception as error:  # what the job raised, or a result that cannot be read
                 return Ended(number, Exit.FAILED, why(error), lost=True)
         reason = f"its job {job.job_id} ended without a result ({job.state.lower()}): killed? see {job.paths.stderr}"
@@ -103,7 +119,9 @@ class Submitit:
 
     def kill(self, number: int) -> None:
         """Kill the job of a trial; `wait` does not return it."""
-        job = self._busy.pop(number)
+        self._new = [job for job in self._new if job.number != number]
+        if (job := self._busy.pop(number, None)) is None:
+            return
         self._signal(job, signal.SIGKILL)
         until = time.monotonic() + GONE
         while not job.done() and time.monotonic() < until:
@@ -111,6 +129,7 @@ class Submitit:
 
     def interrupt(self) -> None:
         """Ask all trials to end at once as interrupted; they keep their last checkpoint."""
+        self._new.clear()
         for job in self._busy.values():
             self._signal(job, signal.SIGTERM)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from dlrun.folders import reading
 from dlrun.search.launchers.joblib import Joblib
 from dlrun.search.launchers.slurm import cancel_waiting, job_name
 from support import slurm
@@ -29,7 +30,10 @@ WORDS = {
     "ray": ("hydra/launcher=ray",),
     "submitit": ("hydra/launcher=submitit_slurm", "hydra.launcher.cluster=local"),
 }
-SLOW = (*QUICK, "trainer.epochs=4", "trainer.batch_size=4", "sweep.dir=s")
+SLOW = (*(w for w in QUICK if w != "trainer.epochs=1"), "trainer.epochs=4", "trainer.batch_size=4", "sweep.dir=s")
+# two trials, one after the other, whose surroundings alone may fail
+ALONE = (*(w for w in MOODS if "workers" not in w), "hydra.launcher.workers=1", "+model.mood=slow", "seed=1,2")
+ALONE += ("search.retries=0",)
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +214,7 @@ def test_a_node_of_ray_that_dies_costs_its_trials_no_retry(tmp_path: Path) -> No
 def test_a_job_whose_time_is_over_goes_on_where_it_was(tmp_path: Path) -> None:
     there("submitit")
     (tmp_path / "moody.py").write_text(MOODY)
-    process = start(tmp_path, *MOODS, *WORDS["submitit"], "+model.mood=slow", "seed=1", *SLOW)
+    process = start(tmp_path, *ALONE, *WORDS["submitit"], *SLOW)
     wait_for(lambda: (tmp_path / "s/0000/checkpoints/last.pt").exists(), process)
     for line in alive(tmp_path):
         if "submitit.core._submit" in line:
@@ -218,7 +222,7 @@ def test_a_job_whose_time_is_over_goes_on_where_it_was(tmp_path: Path) -> None:
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, out + err
     assert rows(tmp_path / "s")["0"]["attempts"] == "1"
-    assert starts(tmp_path / "s") == 2
+    assert starts(tmp_path / "s") == 3
     assert "resuming after epoch" in (tmp_path / "s/0000/log.txt").read_text()
 
 
@@ -246,4 +250,89 @@ def test_a_queue_of_slurm_is_left_as_it_is_but_for_what_waits_of_the_sweep(
     assert starts(tmp_path / "s") == 3  # the job that ran went on; the two that waited were queued anew
     wait_for(lambda: all(state not in ("PENDING", "RUNNING") for _, state in slurm.states(queue)))
     found = [state for _, state in slurm.states(queue)]
+    assert [number.partition("_")[2] for number, _ in slurm.states(queue)] == [
+        "0",
+        "1",
+        "2",
+        "",
+        "0",
+        "1",
+    ]  # two arrays
     assert found == ["COMPLETED", "CANCELLED", "CANCELLED", "COMPLETED", "COMPLETED", "COMPLETED"]
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_goes_on_and_costs_no_retry(tmp_path: Path) -> None:
+    there("submitit")
+    (tmp_path / "moody.py").write_text(MOODY)
+    slow = [word for word in SLOW if word != "trainer.epochs=4"]
+    process = start(tmp_path, *ALONE, *WORDS["submitit"], *slow, "trainer.epochs=6")
+    for times in range(1, 5):  # more often than a process may be lost without getting further
+        wait_for(lambda times=times: len(reading.metrics(tmp_path / "s/0000")) >= times, process)
+        (job,) = [line for line in alive(tmp_path) if "submitit.core._submit" in line]
+        os.kill(int(job.split()[0]), signal.SIGTERM)  # as Slurm does before it takes a job's node away
+        wait_for(lambda job=job: job not in alive(tmp_path), process)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    row = rows(tmp_path / "s")["0"]
+    assert (row["status"], row["epochs"], row["attempts"]) == ("completed", "6", "5")
+
+
+@pytest.mark.slow
+def test_a_trial_without_a_sign_of_life_is_started_elsewhere(tmp_path: Path) -> None:
+    there("submitit")
+    (tmp_path / "moody.py").write_text(MOODY)
+    process = start(tmp_path, *ALONE, *WORDS["submitit"], *SLOW, "hydra.launcher.heartbeat=12")
+    wait_for(lambda: (tmp_path / "s/0000/checkpoints/last.pt").exists(), process)
+    (job,) = [line for line in alive(tmp_path) if "submitit.core._submit" in line]
+    os.kill(int(job.split()[0]), signal.SIGSTOP)  # as a node that hangs: its queue still believes in it
+    stopped = time.monotonic()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert time.monotonic() - stopped > 12
+    assert "12 seconds (hydra.launcher.heartbeat); retrying" in out
+    row = rows(tmp_path / "s")["0"]
+    assert (row["status"], row["epochs"], row["attempts"]) == ("completed", "4", "2")
+    assert job not in alive(tmp_path)
+
+
+@pytest.mark.slow
+def test_trials_of_ray_get_whole_sets_of_gpus_of_one_node(tmp_path: Path) -> None:
+    there("ray")
+    from ray.cluster_utils import Cluster
+
+    net = MOODY.replace('print("made with", mood)', 'print("sees", os.environ["CUDA_VISIBLE_DEVICES"])')
+    (tmp_path / "moody.py").write_text(net)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 5})
+    try:
+        cluster.add_node(num_cpus=4, num_gpus=1)
+        cluster.wait_for_nodes()
+        words = [w for w in MOODS if not w.startswith("hydra")]
+        words += ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}", "+model.mood=slow", "seed=1,2,3,4"]
+        words += [*QUICK, "trainer.device=cpu", "sweep.dir=s"]
+        refused = start(tmp_path, *words, "hydra.launcher.gpus_per_trial=6")  # the cluster has as many
+        assert "gpus_per_trial=6: " in refused.communicate(timeout=120)[1]
+        process = start(tmp_path, *words, "hydra.launcher.gpus_per_trial=2")
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, out + err
+        seen = [re.findall("sees ([0-9,]+)", log.read_text())[0] for log in sorted(tmp_path.glob("s/*/log.txt"))]
+        assert len(seen) == 4
+        assert {len(set(cards.split(","))) for cards in seen} == {2}
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_trial_on_several_devices_is_a_row_like_any_other_and_leaves_no_process(tmp_path: Path) -> None:
+    more = ("trainer.devices=2", "trainer.device=cpu", "hydra.launcher.workers=1", "search.retries=0", "sweep.dir=s")
+    words = ("train", "-m", "seed=1,2", "optimizer.lr=0.01,1e30", "model=mlp", "optimizer=sgd", *QUICK, *more)
+    process = start(tmp_path, *words, real=True)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode in (0, 5), out + err
+    table = rows(tmp_path / "s")
+    assert [row["status"] for row in table.values()] == ["completed", "diverged"] * 2
+    assert all(reading.result(tmp_path / f"s/000{n}")["processes"] == 2 for n in range(4))
+    assert (tmp_path / "s/0000/log.txt").read_text().count("epoch 1/1") == 1
+    wait_for(lambda: not alive(tmp_path))
+    refused = start(tmp_path, *words[:3], "trainer.devices=2", "trainer.device=cpu", "search=staged")
+    assert "search.stages" in refused.communicate(timeout=120)[1]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlrun.config.compose import composer
+from dlrun.errors import UserError
 from dlrun.folders import sweep as sweep_folder
 from dlrun.search import starting
 from dlrun.search.launchers import choose, pool, protocol
@@ -170,3 +171,30 @@ def test_a_sweep_starts_its_workers_for_the_devices_of_its_trials(
     with composer({}) as made, pytest.raises(Reached) as reached:
         starting.sweep(made, ["seed=1,2", "sweep.dir=s", *words])
     assert reached.value.args == (devices,)
+
+
+@pytest.mark.parametrize(
+    ("each", "workers", "slots", "cards"),
+    [
+        (2, 0, 2, ["7,9", "1,3"]),  # the fifth is nobody's
+        (3, 0, 1, ["7,9,1"]),
+        (5, 0, 1, ["7,9,1,3,4"]),
+        (2, 3, 3, ["7,9", "1,3", "7,9"]),
+        (1, 0, 5, ["7", "9", "1", "3", "4"]),
+    ],
+)
+def test_each_trial_gets_a_set_of_cards(
+    monkeypatch: pytest.MonkeyPatch, each: int, workers: int, slots: int, cards: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,9,1,3,4")
+    assert protocol.shares(workers, ("auto",), each) == (slots, cards)
+
+
+def test_without_cards_each_trial_gets_cores_and_too_few_cards_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "cores", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert protocol.shares(0, ("auto",), 2) == (4, [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7,9")
+    assert protocol.shares(0, ("cpu",), 4) == (2, [])
+    with pytest.raises(UserError, match=r"gpus_per_trial=4: expected at most 2"):
+        protocol.shares(0, ("auto",), 4)

@@ -143,5 +143,10 @@ class Submitit:
         if not self._local:
             job.cancel(check=False)
             return
+        leader = int(job.job_id)
+        with suppress(OSError):
+            led = Path(f"/proc/{leader}/task/{leader}/children").read_text().split() if number == signal.SIGKILL else []
+            for process in led:  # a stopped one would not notice that its leader is gone
+                os.kill(int(process), number)
         with suppress(ProcessLookupError):
-            os.kill(int(job.job_id), number)
+            os.kill(leader, number)

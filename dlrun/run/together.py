@@ -84,7 +84,7 @@ def launch(words: Sequence[str], cfg: Settings, folder: Path) -> int:
 
     count = cfg.trainer.devices
     _must_be_there(cfg)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the first process says what happened
+    logging.disable()  # the first process says what happened
     os.environ[ranks.FOLDER] = str(folder)
     usual = signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))  # as Slurm may send it
     with tempfile.TemporaryDirectory(prefix="dlrun-") as logs:
@@ -109,6 +109,7 @@ def launch(words: Sequence[str], cfg: Settings, folder: Path) -> int:
             return _ended(rank, failure.exitcode, count, folder)
         finally:
             signal.signal(signal.SIGUSR1, usual)
+            logging.disable(logging.NOTSET)
             del os.environ[ranks.FOLDER]
 
 

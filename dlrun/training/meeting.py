@@ -50,7 +50,8 @@ class Meeting:
             ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGTERM)
         ranks.published(place)
         store, _, _ = next(rendezvous("env://", timeout=START))
-        self._words, self.store = PrefixStore("dlrun", store), PrefixStore("group", store)
+        start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may be the same one
+        self._words, self.store = PrefixStore(f"dlrun {start}", store), PrefixStore(f"group {start}", store)
         self._me = lease.record()
         self._say(f"process {self.rank}", self._me)
         self._begun = False

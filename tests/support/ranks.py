@@ -12,7 +12,7 @@ from typing import Any
 from support import warm
 from support.commands import Outcome
 
-__all__ = ["ended", "environment", "free_port", "started"]
+__all__ = ["CLEAN", "ended", "environment", "free_port", "started"]
 
 CLEAN = ("DLRUN_CONF", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 

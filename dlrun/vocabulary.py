@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, IntEnum
@@ -205,6 +206,9 @@ def array_slot(name: str) -> str:
     return kinds[0] + {"val": "_val", "test": "_test"}.get("".join(splits), "")
 
 
+TARS = 1_000_000  # that one name with braces may stand for
+
+
 def tars_of(names: str | Sequence[str]) -> list[Path]:
     """Return the tar files of names: `{000..099}` is expanded as webdataset does, `*` as a shell does.
 
@@ -214,23 +218,31 @@ def tars_of(names: str | Sequence[str]) -> list[Path]:
     from braceexpand import braceexpand  # which webdataset brings
 
     found: list[Path] = []
-    for name in [names] if isinstance(names, str) else names:
+    for name in names if isinstance(names, Sequence) and not isinstance(names, str) else [names]:
+        if not isinstance(name, str):
+            raise ValueError("expected a name, such as 'train-{000..099}.tar', or a list of names")
         if re.match(r"[A-Za-z][\w+.-]+:", name):  # webdataset runs the command behind pipe:
             raise ValueError(f"{name} is an address; expected files of this machine: download them first")
+        # they are made at once
+        if math.prod(abs(int(b) - int(a)) + 1 for a, b in re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})", name)) > TARS:
+            raise ValueError(f"{name} stands for more than {TARS:,} files")
         try:
-            paths = [Path(one).expanduser() for one in braceexpand(name)]
+            paths = [Path(os.path.expanduser(one)) for one in braceexpand(name)]
         except ValueError:
             raise ValueError(f"{name}: unbalanced braces; expected such as 'train-{{000..099}}.tar'") from None
         for path in paths:
-            found += [path] if path.exists() or "*" not in path.name else map(Path, sorted(glob.glob(str(path))))
-    missing = [path for path in found if not path.exists()]
+            exists = os.path.exists(path) or "*" not in path.name
+            found += [path] if exists else map(Path, sorted(glob.glob(str(path))))
+    missing = [path for path in found if not os.path.exists(path)]
     if missing or not found:
         first = missing[0] if missing else names
         what = f"{len(missing):,} of {len(found):,} files are missing, such as {first}" if missing else "no such file"
         raise ValueError(f"{what}; copy them here, or name those that are there")
-    if len({path.absolute() for path in found}) < len(found):
-        twice = next(path for n, path in enumerate(found) if path in found[:n])
-        raise ValueError(f"names {twice} twice; name it once")
+    seen = set[str]()
+    for path in found:
+        if (place := os.path.abspath(path)) in seen:
+            raise ValueError(f"names {path} twice; name it once")
+        seen.add(place)
     return found
 
 

@@ -64,6 +64,8 @@ def _of_json(text: str, key: str) -> str | int:
         raise ValueError(f"has no label: .json has no {key!r}")
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise ValueError(f"has {key!r}: {str(value)[:40]} in .json, expected a number or a name")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"has {key!r}: {str(value)[:40]} in .json, expected a number of 64 bits")
     return value
 
 
@@ -123,6 +125,8 @@ def _members(file: IO[bytes], shard: Shard, account: Account) -> Iterator[tuple[
             while (info := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # it keeps all
                 name = info.name
+                if not 0 <= info.size <= shard.size:
+                    raise tarfile.ReadError(f"a member of {info.size:,} bytes")
                 if info.isdir():
                     continue
                 where = PurePosixPath(name)
@@ -137,8 +141,8 @@ def _members(file: IO[bytes], shard: Shard, account: Account) -> Iterator[tuple[
                 else:
                     yield str(where), TarMember(shard, str(where), info.offset_data, info.size)
             _require_end(file, shard, tar.offset)
-    except tarfile.TarError as error:
-        raise UserError(_damaged(shard, re.sub(r"\s+", " ", str(error)))) from None
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:  # of numbers beyond all bounds
+        raise UserError(_damaged(shard, re.sub(r"\s+", " ", str(error)) or "out of memory")) from None
 
 
 def _require_end(file: IO[bytes], shard: Shard, place: int) -> None:

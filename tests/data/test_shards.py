@@ -159,7 +159,36 @@ WRONG: dict[str, tuple[Callable[[bytes], bytes] | list[Given], Any, str]] = {
     "missing shards": (WHOLE, {"urls": "a-{0..9}.tar"}, "10 of 10 files are missing, such as a-0.tar"),
     "twice": (WHOLE, {"urls": ["w.tar", "w.tar"]}, "names w.tar twice"),
     "folder": (WHOLE, {"urls": "."}, "expected a tar file"),
+    "number": (WHOLE, {"urls": 5}, "expected a name, such as"),
+    "numbers": (WHOLE, {"urls": ["w.tar", 5]}, "expected a name, such as"),
+    "nobody's home": (WHOLE, {"urls": "~nobody-here/w.tar"}, "files are missing, such as ~nobody-here/w.tar"),
+    "long name": (WHOLE, {"urls": "a" * 5000}, "files are missing"),
+    "too many": (WHOLE, {"urls": "a-{0..99999}-{0..99999}.tar"}, "stands for more than 1,000,000 files"),
+    "size beyond all bounds": (lambda whole: sized(whole, b"\x80" + b"\x7f" * 11), {}, "is no whole tar"),
+    "size below 0": (lambda whole: sized(whole, b"\xff" * 10 + b"\xfe\x00"), {}, "is no whole tar"),
+    "size of a long name": (lambda whole: sized(whole, b"\x80" + b"\x7f" * 11, b"L"), {}, "is no whole tar"),
 }
+
+
+def sized(whole: bytes, size: bytes, kind: bytes = b"0") -> bytes:
+    """A tar whose first header has another size and type, and the checksum of these."""
+    header = bytearray(whole[:512])
+    header[124:136], header[148:156], header[156:157] = size, b" " * 8, kind
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + whole[512:]
+
+
+def test_a_file_is_not_named_twice(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(two)
+    with pytest.raises(UserError, match="twice; name it once"):
+        shards(["train-000.tar", str(two / "train-000.tar")], **SIZE)
+
+
+def test_a_number_beyond_64_bits_is_no_label(tmp_path: Path) -> None:
+    members = [*labelled(range(4), ending="json")]
+    members = [(n, b'{"label": %d}' % 10**30) if n.endswith("json") else (n, c) for n, c in members]  # type: ignore[misc,has-type]
+    with pytest.raises(BadData, match="expected a number of 64 bits"):
+        shards(str(tar(tmp_path / "a.tar", members)), label="json.label", **SIZE)
 
 
 @pytest.mark.parametrize("case", [name for name in WRONG if WRONG[name][2]])

@@ -85,7 +85,8 @@ def huggingface(
     chosen = {role: place for role, asked in typed.items() if (place := _split(role, asked, tables, path))}
     columns = tables[chosen["train"]].features
     images, label = _images(columns, image_column, path), _label(columns, label_column, path)
-    top = Path(path).expanduser() if Path(path).expanduser().is_dir() else Path(builder.cache_dir)
+    here = Path(os.path.expanduser(path))
+    top = here if here.is_dir() else Path(builder.cache_dir)
     found = {role: _Part.of(role, tables[place], images, label, top) for role, place in chosen.items()}
     notes = [f"{path}: images by column {images}, labels by {label}"]
     if found.get("test") and not found["test"].files and all(one.reason == UNLABELLED for one in found["test"].bad):
@@ -148,6 +149,8 @@ class _Part:
         if not all(isinstance(one, (int, str)) for one in chosen) or len({type(one) for one in chosen}) > 1:
             wrong = next(one for one in chosen if not isinstance(one, (int, str)) or isinstance(one, bool))
             raise UserError(f"column {label}: expected class numbers or names, found {str(wrong)[:40]}")
+        if beyond := [one for one in chosen if isinstance(one, int) and abs(one) >= 2**63]:
+            raise UserError(f"column {label}: expected numbers of 64 bits, found {beyond[0]}")
         array = np.array(chosen, dtype=np.int64) if chosen and isinstance(chosen[0], int) else np.array(chosen, str)
         ids = [_id(files[row], role, row, top) for row in kept]
         return cls([f for row in kept if (f := files[row]) is not None], Labels(array), ids, bad, names)
@@ -169,6 +172,10 @@ def _files(role: str, table: Any, column: str, top: Path) -> tuple[list[File | N
     if pyarrow.types.is_struct(held.type):
         paths = compute.struct_field(held, "path").to_pylist() if "path" in [f.name for f in held.type] else paths
         held = compute.struct_field(held, "bytes")
+    if pyarrow.types.is_null(held.type):  # as of a table of paths alone
+        held = held.cast(pyarrow.binary())
+    if not (pyarrow.types.is_binary(held.type) or pyarrow.types.is_large_binary(held.type)):
+        raise UserError(f"column {column}: expected the bytes of images, found {held.type}")
     sizes = compute.binary_length(held).to_pylist()
     files, why = list[File | None](), list[str]()
     for row, (size, path) in enumerate(zip(sizes, paths, strict=True)):
@@ -208,7 +215,7 @@ def _builder(path: str, name: str | None, revision: str | None) -> Any:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     hub.set_verbosity_error()  # type: ignore[no-untyped-call]
-    place = Path(path).expanduser()
+    place = Path(os.path.expanduser(path))
     if path.startswith(("/", ".", "~")) and not place.is_dir():
         raise UserError(f"dataset.path={path}: no such folder; expected Parquet files or images in it, or a hub name")
     try:

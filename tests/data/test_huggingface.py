@@ -44,6 +44,8 @@ def parquet(folder: Path, split: str = "train", **columns: tuple[list[Any], str]
 
     kinds = {"image": Image(), "class": ClassLabel(names=["ant", "bee"]), "bytes": Value("binary")}
     kinds["struct"] = {"bytes": Value("binary"), "path": Value("string")}
+    kinds["numbers"] = {"bytes": Value("int64")}
+    kinds["paths"] = {"bytes": Value("null"), "path": Value("string")}
     features = Features({name: kinds.get(kind) or Value(kind) for name, (_, kind) in columns.items()})
     made = Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features=features)
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,6 +112,12 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
         {},
         "class numbers or names, found 0.5",
     ),
+    "no bytes": (
+        {"image": ([{"bytes": n} for n in LABELS], "numbers"), "label": CLASSES},
+        {},
+        "bytes of images, found",
+    ),
+    "nobody's home": ({"image": IMAGES, "label": CLASSES}, {"path": "~nobody-here/x"}, "no such folder"),
     "gap": ({"image": IMAGES, "label": ([0, 2] * 12, "int64")}, {}, "has no 1, but 2"),
     "column": ({"image": IMAGES, "label": CLASSES}, {"label_column": "x"}, "no such column"),
     "split": ({"image": IMAGES, "label": CLASSES}, {"test_split": "x"}, "no such split"),
@@ -120,9 +128,20 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
 def test_wrong_tables_are_one_line(case: str, tmp_path: Path) -> None:
     columns, keys, expected = WRONG[case]
     with pytest.raises(UserError) as error:
-        huggingface(parquet(tmp_path / "d", **columns), **SIZE, **keys)
+        huggingface(**{"path": parquet(tmp_path / "d", **columns), **SIZE, **keys})
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_number_beyond_64_bits_is_no_label(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet as files
+
+    labels = pyarrow.array([2**63 + label for label in LABELS], pyarrow.uint64())
+    table = pyarrow.table({"image": [row["bytes"] for row in ROWS], "label": labels})
+    files.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=f"expected numbers of 64 bits, found {2**63}"):
+        huggingface(str(tmp_path), **SIZE)
 
 
 def test_code_in_a_data_set_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,11 +164,12 @@ def test_other_formats_are_refused(name: str, tmp_path: Path) -> None:
         huggingface(str(tmp_path / "d"), **SIZE)
 
 
-def test_a_row_may_not_name_a_file_of_this_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["struct", "paths"])
+def test_a_row_may_not_name_a_file_of_this_machine(kind: str, tmp_path: Path) -> None:
     (tmp_path / "secret.jpg").write_bytes(jpeg(1))
     rows = [{"bytes": None, "path": str(tmp_path / "secret.jpg")} for _ in range(COUNT)]
     with pytest.raises(BadData, match=r"train/0: names the file .*secret"):
-        huggingface(parquet(tmp_path / "d", image=(rows, "struct"), label=CLASSES), **SIZE)
+        huggingface(parquet(tmp_path / "d", image=(rows, kind), label=CLASSES), **SIZE)
 
 
 def test_an_image_folder_may_not_name_files_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = ["json_of", "mapping", "refuse_growth", "rows_of", "yaml_of"]
 
 DIGITS = 18  # of an integer: those of 64 bits, whose sums and products with others stay finite as floats
 ZEROS, ZEROED = b"0" * (DIGITS + 1), bytes.maketrans(b"123456789", b"000000000")
+RUN = re.compile(rb"0+")
 DEPTH = 64  # of lists and groups in each other
 NODES = 200_000  # values of a YAML file, those of aliases counted as often as they stand there
 FIELD = 16 << 20  # letters in a field of a CSV file: names and JSON of one sample
@@ -36,10 +38,10 @@ def _has_long(text: bytes) -> bool:
     """Whether more digits than those of an integer of dlrun stand together elsewhere than after a point."""
     zeros, place = text.translate(ZEROED), 0
     while (place := zeros.find(ZEROS, place)) >= 0:
-        start = len(zeros[:place].rstrip(b"0"))
-        if zeros[start - 1 : start] != b".":
+        if zeros[place - 1 : place] != b".":  # the first of its digits, since those after a point are skipped
             return True
-        place += len(ZEROS)
+        digits = RUN.match(zeros, place)
+        place = digits.end() if digits else len(zeros)
     return False
 
 

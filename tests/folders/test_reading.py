@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from dlrun.errors import UserError
 from dlrun.folders import ensemble, reading
+from dlrun.folders.opener import Unreadable
+from dlrun.folders.plain import json_of
 from dlrun.folders.run import claim
 from support.stored import write, write_run
 
@@ -65,3 +68,13 @@ def test_predictions_hold_no_pickles(here: Path) -> None:
     with np.load(run.path / "predictions.npz", allow_pickle=False) as found:
         assert sorted(found) == ["val_ids", "val_logits"]
     run.release()
+
+
+def test_json_of_millions_of_digits_is_read_in_seconds(here: Path) -> None:
+    numbers = b",".join([b"0." + b"1" * 25] * 200_000)  # 5.6 MB; looking back from each one would take a minute
+    started = time.perf_counter()
+    assert len(json_of(b"[%s]" % numbers, here)) == 200_000
+    assert time.perf_counter() - started < 10
+    for long in (b"1" * 20, b"0.%s,%s" % (b"1" * 25, b"1" * 20)):
+        with pytest.raises(Unreadable, match="an integer of 20 digits"):
+            json_of(b"[%s]" % long, here)

@@ -82,16 +82,24 @@ def main(argv: list[str]) -> int:
 
 
 def _with(typed: list[str], config: Mapping[str, Any]) -> Settings | None:
-    """The settings of a run with trainer.devices as typed. Raises UserError for other than a number of them."""
+    """The settings of a run with trainer.devices as typed, None if they are damaged, which is reported later.
+
+    Raises UserError for other than a number of devices.
+    """
     from dlrun.config.settings import Settings
 
     if not config:
         return None
     for word in typed:
-        if not (value := word.partition("=")[2]).isdigit() or not int(value):
+        if not (value := word.partition("=")[2]).isdecimal() or not int(value):
             raise UserError(f"{word}: expected a whole number, 1 or more")
-        config = {**config, "trainer": {**config["trainer"], "devices": int(value)}}
-    return Settings.of(config)
+        if isinstance(trainer := config.get("trainer"), dict):
+            config = {**config, "trainer": {**trainer, "devices": int(value)}}
+    try:
+        found = Settings.of(config)
+    except (UserError, TypeError, AttributeError, LookupError, ValueError):
+        return None
+    return found if type(found.trainer.devices) is int else None
 
 
 def _sweep(folder: Path, typed: list[str], options: str | None) -> int:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["about", "began", "first", "launch", "leading", "other", "starts"]
 
+LEAST = 8  # processes that any machine may start
 SHELL = 128  # a shell adds it to the number of a signal
 ENDED = {Status.CHECK_FAILED: Exit.CHECK_FAILED, Status.DIVERGED: Exit.DIVERGED, Status.COMPLETED: Exit.FINE}
 
@@ -122,6 +123,8 @@ def _must_be_there(cfg: Settings) -> None:
         raise UserError(
             f"trainer.device={name}: one device; type trainer.device=cuda or cpu for trainer.devices={count}"
         )
+    if count > (most := max(LEAST, os.cpu_count() or 1)):  # a stored config may be that of somebody else
+        raise UserError(f"trainer.devices={count}: found {os.cpu_count()} cores; type {most} or less")
     if (name == "cuda" or (name == "auto" and gpus)) and count > gpus:
         raise UserError(f"trainer.devices={count}: found {gpus} GPUs; type trainer.devices={max(1, gpus)}")
 

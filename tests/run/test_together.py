@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dlrun.config.ranks import Rank, launch, own, published
 from dlrun.errors import UserError
@@ -214,3 +215,25 @@ def test_a_sweep_whose_trials_have_too_few_devices_is_refused(dlrun: Callable[..
     for words in (("trainer.devices=2", "seed=0,1"), ("trainer.devices=1,2",)):
         found = dlrun("train", "-m", *words)
         assert (found.code, "trainer.devices=2: " in found.err, [*here.glob("outputs/sweeps/*")]) == (2, True, [])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        ({"trainer": 5}, "trainer is missing"),
+        ({"trainer": {"devices": "lots"}}, "trainer.devices=lots: expected a whole number"),
+        ({"trainer": {"devices": 100_000, "device": "cpu"}}, "trainer.devices=100000: found"),
+    ],
+)
+def test_a_damaged_number_of_devices_is_one_line(
+    damage: dict[str, Any], reason: str, dlrun: Callable[..., Outcome], here: Path
+) -> None:
+    assert dlrun("train", "dataset=digits", "model=mlp", "trainer.epochs=1", "check=none", "run.dir=r").code == 0
+    config = yaml.safe_load((here / "r" / "config.yaml").read_text())
+    trainer = damage["trainer"]
+    config["trainer"] = {**config["trainer"], **trainer} if isinstance(trainer, dict) else trainer
+    (here / "r" / "config.yaml").write_text(yaml.safe_dump(config))
+    found = dlrun("resume", "r", "trainer.epochs=2")
+    assert found.code == 2, found
+    assert reason in found.err
+    assert "Traceback" not in found.err

@@ -180,14 +180,14 @@ def sized(whole: bytes, size: bytes, kind: bytes = b"0") -> bytes:
 
 def test_a_file_is_not_named_twice(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(two)
-    with pytest.raises(UserError, match="twice; name it once"):
+    with pytest.raises(UserError, match=r"names .*train-000\.tar twice"):
         shards(["train-000.tar", str(two / "train-000.tar")], **SIZE)
 
 
 def test_a_number_beyond_64_bits_is_no_label(tmp_path: Path) -> None:
     members = [*labelled(range(4), ending="json")]
     members = [(n, b'{"label": %d}' % 10**30) if n.endswith("json") else (n, c) for n, c in members]  # type: ignore[misc,has-type]
-    with pytest.raises(BadData, match="expected a number of 64 bits"):
+    with pytest.raises(BadData, match=r"a\.tar/0000: has .label.: 1000"):
         shards(str(tar(tmp_path / "a.tar", members)), label="json.label", **SIZE)
 
 

@@ -21,7 +21,7 @@ CALLS = {
     "rmtree",
 }
 # what has a `load` that opens no file
-NOT_FILES = {"json", "yaml", "loading", "studies", "predictor", "checkpoint", "self", "model"}
+NOT_FILES = {"json", "yaml", "loading", "studies", "predictor", "checkpoint", "self", "model", "storage"}
 # files, each with what it opens, none of it by a name in a folder that may be somebody else's
 EXCEPTIONS = {
     "cli.py",  # /proc/stat, /dev/null
@@ -40,9 +40,11 @@ EXCEPTIONS = {
     "data/decoding.py",  # the user's images
     "data/headers.py",  # the user's images
     "data/identity.py",  # the cache, which has marks and digests of its own
+    "data/members.py",  # the user's tar files
     "data/packs.py",  # the cache, which has marks and digests of its own
     "data/sixteen.py",  # the user's images
     "data/sheet.py",  # the user's table
+    "data/tars.py",  # the user's tar files
     "inference/classify.py",  # the user's images and arrays
     "inference/export.py",  # bytes in memory
     "models/weights_file.py",  # a file of weights that the user has named
@@ -53,8 +55,10 @@ EXCEPTIONS = {
     "run/extending.py",  # copies beneath a run whose lock is held; links are skipped
     "run/commit.py",  # the commit of the working folder, without git
     "search/launchers/job.py",  # /proc, /dev/null
+    "search/launchers/slurm.py",  # /proc
     "spinning.py",  # /proc
     "training/checkpoint.py",  # bytes in memory, read by the opener
+    "training/group.py",  # bytes of the first process, in memory, weights only
     "training/memory.py",  # /proc
 }
 

@@ -220,8 +220,8 @@ def test_a_sweep_whose_trials_have_too_few_devices_is_refused(dlrun: Callable[..
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        ({"trainer": 5}, "trainer is missing"),
-        ({"trainer": {"devices": "lots"}}, "trainer.devices=lots: expected a whole number"),
+        ({"trainer": 5}, "config.yaml: trainer is "),
+        ({"trainer": {"devices": "lots"}}, "config.yaml: trainer.devices=lots: "),
         ({"trainer": {"devices": 100_000, "device": "cpu"}}, "trainer.devices=100000: found"),
     ],
 )

@@ -65,13 +65,14 @@ class Pool:
         made._batches.seed = made.seed
         return made
 
-    def turn(self, chosen: Tensor, batch: Batch, count: int) -> Tensor:
+    def turn(self, chosen: Tensor, batch: Batch, count: int, per_step: int | None = None) -> Tensor:
         """Return numbers for `Draws` (M,) of the images of `chosen` (N,) whose turn it is in this step.
 
-        All of an epoch come equally often, up to one. There are `count` of them, or fewer if so few are chosen.
+        All of an epoch come equally often, up to one. There are `count` of them, or fewer if so few are chosen; a step
+        of a whole batch has `per_step`, by default those that the pool was made for.
         """
         n = len(chosen)
-        start, count = batch.step * min(self.per_step, n), min(count, n)
+        start, count = batch.step * min(self.per_step if per_step is None else per_step, n), min(count, n)
         rounds = range(start // n, (start + count - 1) // n + 1)
         parts = [chosen[torch.randperm(n, generator=self._shuffler(batch.epoch, k))] + k * REPEAT for k in rounds]
         return torch.cat(parts)[start % n :][:count]

@@ -6,6 +6,7 @@ in `Batch.other`; they never reach validation or test, and copies of images of t
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -93,9 +94,9 @@ class PseudoLabel(_Joined):
 
     The model that is trained labels them at the start of every `every`-th epoch after the first, in evaluation mode and
     without augmentation; or a `teacher`, a run or an ensemble, does once. A label is a class with a probability of at
-    least `threshold`. `ratio` of them join each labelled image, or fewer as long as few have a label, and count
-    `weight` times as much. The last three numbers are those of `Mixing`, which mixes them with each other. Raises
-    UserError if nothing can be read, and for a teacher of other data.
+    least `threshold`. Each joins an epoch once, as the labelled images do, so that a few of them do not outweigh these;
+    at most `ratio` join each labelled image. They count `weight` times as much. The last three numbers are those of
+    `Mixing`, which mixes them with each other. Raises UserError if nothing can be read, or a teacher knows other data.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class PseudoLabel(_Joined):
     ) -> None:
         mixing = Mixing(mixup, cutmix, mix_share, len(data.classes))
         super().__init__(unlabelled, data, device, augment, batch_size, seed, threshold, ratio, weight, mixing)
-        self.every, self.taught = every, teacher is not None
+        self.every, self.taught, self.labelled = every, teacher is not None, len(data.train)
         self._take(torch.full((len(self.pool),), -1))
         if teacher is not None:
             from dlrun.inference.teacher import log_probabilities
@@ -144,8 +145,13 @@ class PseudoLabel(_Joined):
     def _joined(self, batch: Batch) -> Batch:
         if not len(self.chosen):
             return batch
-        samples = self.pool.turn(self.chosen, batch, self.ratio * len(batch))
+        full = self._count(self.pool.per_step // self.ratio)
+        samples = self.pool.turn(self.chosen, batch, min(full, self._count(len(batch))), full)
         return replace(batch, other=self.mixing(self.pool.labelled(samples, self.labels, batch)))
+
+    def _count(self, batch: int) -> int:
+        """How many join a batch of this size."""
+        return min(self.ratio * batch, math.ceil(len(self.chosen) * batch / self.labelled))
 
     def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss (scalar) and the logits of the labelled images (B, K)."""

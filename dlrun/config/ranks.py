@@ -35,7 +35,9 @@ def own(env: Mapping[str, str] = os.environ) -> Rank | None:
     """Return the place of this process among several; None if it trains alone. Raises UserError for strange numbers."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if "MASTER_ADDR" not in env or "RANK" not in env or "WORLD_SIZE" not in env:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "")
+        # in the shell that salloc opens, SLURM_NTASKS may be that of the job
+        tasks = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
+        names = ("SLURM_PROCID", tasks, "SLURM_LOCALID", "")
         if "SLURM_STEP_ID" not in env or names[0] not in env:  # a batch script has no step of its own
             return None
     rank, world, local = (_number(env, name, default) for name, default in zip(names, ("", "1", "0"), strict=False))
@@ -63,6 +65,7 @@ def _near(env: Mapping[str, str], name: str, world: int) -> int:
 def published(rank: Rank) -> None:
     """Set what torch reads in the environment, if Slurm started this process."""
     if "MASTER_ADDR" in os.environ and "RANK" in os.environ:
+        _number(os.environ, "MASTER_PORT", "")
         return
     job = _number(os.environ, "SLURM_JOB_ID", "0") + _number(os.environ, "SLURM_STEP_ID", "0")
     os.environ.setdefault("MASTER_ADDR", _first_host(os.environ.get("SLURM_STEP_NODELIST", "")))

@@ -198,6 +198,7 @@ def test_slurm_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert place == Rank(5, 8, 1, 4)
     assert own({**env, "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
     assert own({key: value for key, value in env.items() if key != "SLURM_STEP_ID"}) is None  # a batch script
+    assert own({**env, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None  # a shell in a larger job
     with pytest.raises(UserError, match="SLURM_PROCID=9"):
         own({**env, "SLURM_PROCID": "9"})
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
@@ -209,6 +210,9 @@ def test_slurm_says_who_a_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
     published(place)
     assert [os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT", "RANK")] == ["gpu03", "15123", "5"]
     assert launch() == "slurm  123"
+    monkeypatch.delenv("MASTER_PORT")
+    with pytest.raises(UserError, match="MASTER_PORT="):
+        published(place)
 
 
 def test_a_sweep_whose_trials_have_too_few_devices_is_refused(dlrun: Callable[..., Outcome], here: Path) -> None:

@@ -21,7 +21,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from dlrun.config import ranks
 from dlrun.config.ranks import Rank
+from dlrun.errors import UserError, first_line
 from dlrun.folders import lease
+from dlrun.vocabulary import Exit
 
 __all__ = ["Ended", "Meeting"]
 
@@ -49,7 +51,11 @@ class Meeting:
         if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may be killed
             ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGTERM)
         ranks.published(place)
-        store, _, _ = next(rendezvous("env://", timeout=START))
+        try:
+            store, _, _ = next(rendezvous("env://", timeout=START))
+        except (dist.DistStoreError, dist.DistNetworkError) as error:  # of Slurm: a shell that stands for several tasks
+            what = f"the {self.world} processes of this training did not meet within {START}"
+            raise UserError(f"{what}: {first_line(error)}; start all of them", Exit.SURROUNDINGS) from None
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may be the same one
         self._words, self.store = PrefixStore(f"dlrun {start}", store), PrefixStore(f"group {start}", store)
         self._me = lease.record()

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 
 from dlrun.config.ranks import Rank, launch, own, published
 from dlrun.errors import UserError
+from dlrun.training import meeting
 from support.commands import Outcome
 from support.ranks import ended, started
 
@@ -241,3 +243,11 @@ def test_a_damaged_number_of_devices_is_one_line(
     assert found.code == 2, found
     assert reason in found.err
     assert "Traceback" not in found.err
+
+
+def test_a_process_that_nobody_joins_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "START", timedelta(seconds=1))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="2 processes"):
+        meeting.Meeting(Rank(0, 2, 0, 2))

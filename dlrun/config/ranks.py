@@ -100,4 +100,5 @@ def launch() -> str:
 
 def again() -> bool:
     """Whether torchrun or Slurm start these processes again, after an end before the last epoch."""
-    return any(int(os.environ.get(name) or 0) > 0 for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    return any(os.environ.get(name, "0").strip("0").isdigit() for name in names)

@@ -223,7 +223,8 @@ def _builder(path: str, name: str | None, revision: str | None) -> Any:
             warnings.simplefilter("ignore")
             found = datasets.load_dataset_builder(str(place) if place.is_dir() else path, name, revision=revision)
     except Exception as error:  # the library raises a dozen kinds
-        raise UserError(f"dataset.path={path}: {_line(error)}") from None
+        here = "" if place.exists() else "no such folder here, and on the hub: "
+        raise UserError(f"dataset.path={path}: {here}{_line(error)}") from None
     kind = type(found).__module__.removeprefix("datasets.packaged_modules.").partition(".")[0]
     if kind not in FORMATS:
         hint = "; for tar files type dataset=shards" if kind == "webdataset" else ""

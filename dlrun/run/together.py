@@ -36,6 +36,7 @@ ENDED = {Status.CHECK_FAILED: Exit.CHECK_FAILED, Status.DIVERGED: Exit.DIVERGED,
 
 
 _joined: list[Group] = []  # that of this process
+_tried: list[bool] = []  # whether it went to meet the others
 
 
 def starts(cfg: Settings, *, typed: bool = True) -> bool:
@@ -58,9 +59,9 @@ def leading(work: Callable[[], int]) -> int:
         code = Exit.INTERRUPTED
         raise
     finally:
-        group = _group()
-        group.end(code)
-        group.leave()
+        if _joined or not _tried:  # those that did not meet are not waited for again
+            _group().end(code)
+            _group().leave()
     return code
 
 
@@ -71,6 +72,7 @@ def _group() -> Group:
     place = ranks.own()
     assert place is not None
     if not _joined:
+        _tried.append(True)
         _joined.append(Group(place))
     return _joined[0]
 

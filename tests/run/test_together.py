@@ -18,6 +18,7 @@ import yaml
 
 from dlrun.config.ranks import Rank, launch, own, published
 from dlrun.errors import UserError
+from dlrun.run import together
 from dlrun.training import meeting
 from support.commands import Outcome
 from support.ranks import ended, started
@@ -251,3 +252,13 @@ def test_a_process_that_nobody_joins_says_so(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="2 processes"):
         meeting.Meeting(Rank(0, 2, 0, 2))
+    met: list[Rank] = []
+
+    def alone(self: meeting.Meeting, place: Rank) -> None:
+        met.append(place)
+        raise UserError("nobody")
+
+    monkeypatch.setattr(meeting.Meeting, "__init__", alone)
+    with pytest.raises(UserError, match="nobody"):
+        together.leading(together._group)
+    assert len(met) == 1  # and not once more to say that this process ends

@@ -214,7 +214,7 @@ def _builder(path: str, name: str | None, revision: str | None) -> Any:
         raise UserError(f"dataset=huggingface: datasets {datasets.__version__} may run code of others; type {EXTRA}")
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
-    hub.set_verbosity_error()  # type: ignore[no-untyped-call]
+    hub.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
     place = Path(os.path.expanduser(path))
     if path.startswith(("/", ".", "~")) and not place.is_dir():
         raise UserError(f"dataset.path={path}: no such folder; expected Parquet files or images in it, or a hub name")

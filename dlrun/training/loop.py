@@ -76,6 +76,7 @@ def fit(exp: Experiment, run: Run | None, state: State, screen: Screen, follower
     Raises Diverged if the loss is not finite (the last checkpoint is still finite), and Stopped if the run is to end
     earlier. In every case all files are written before it returns.
     """
+    memory.collect_often()
     trainer, watch = exp.cfg.trainer, Watch(exp)
     part = exp.batches(exp.data.train.subset(spread(len(exp.data.train))))
     with Unrecorded() if run is None else Recorder(exp, run, state, screen, follower) as recorder:

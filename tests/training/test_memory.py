@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import platform
 from pathlib import Path
@@ -77,3 +78,15 @@ def test_every_epoch_says_what_it_held(tmp_path: Path) -> None:
     held = [float(row["memory_mb"]) for row in reading.metrics(tmp_path / "run")]
     assert len(held) == 2
     assert all(50 < mb < 20_000 for mb in held)
+
+
+def test_training_collects_more_often_than_the_start_of_a_command() -> None:
+    before = gc.get_threshold()
+    try:
+        for given, expected in ((300_000, 50_000), (700, 700)):  # of a command, and of a person's own process
+            gc.set_threshold(given, 10, 10)
+            memory.collect_often()
+            assert gc.get_threshold()[0] == expected
+    finally:
+        gc.unfreeze()
+        gc.set_threshold(*before)

@@ -7,7 +7,6 @@ Files are loaded with weights_only=True, so that no file can run code. Their `ve
 from __future__ import annotations
 
 import copy
-import io
 import os
 import shlex
 import time
@@ -138,9 +137,7 @@ def write(run: Run, content: dict[str, Any], *, is_best: bool, name: str = "", d
     last. After a kill in between, last.pt repeats the epoch and ends with the same files; after a kill before the
     removal, one file too many is left until the next epoch.
     """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    sealing.seal(buffer)
+    buffer = sealing.save(content)
     own = [run.checkpoints / name] if name else []
     with buffer.getbuffer() as data:
         write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])], within=run.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -296,6 +297,7 @@ def test_an_error_of_the_disk_is_told_rather_than_what_came_after_it() -> None:
 
 
 def test_what_is_written_beside_training_changes_no_bit_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("rich.style")  # draws a number; a command imports it before it seeds
     words = ("trainer.epochs=3", "regularizer=dropout", "trainer.keep=all", "optimizer=sgd")
     beside, _ = fit(tmp_path / "beside", *words)
     monkeypatch.setattr(Writer, "begin", lambda self, work: work())

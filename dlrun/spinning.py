@@ -9,6 +9,7 @@ at a few times per second. The number of threads stays what it is, since sums ar
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -35,7 +36,12 @@ def watch() -> None:
     if _watched == [os.getpid()] or any(key in os.environ for key in OWN) or not os.path.exists("/proc/stat"):
         return
     _watched[:] = [os.getpid()]
-    threading.Thread(target=_follow, name="dlrun-spinning", daemon=True).start()
+    threading.Thread(target=_followed, name="dlrun-spinning", daemon=True).start()
+
+
+def _followed() -> None:
+    with contextlib.suppress(OSError):  # too many open files, or no rights: training continues without the look
+        _follow()
 
 
 def _follow() -> None:

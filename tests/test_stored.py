@@ -40,11 +40,11 @@ def scores(folder: Path) -> tuple[float, ...]:
     return tuple(result[column] for column in ("val_acc", "test_acc", "val_loss", "test_loss"))
 
 
-def assert_same(found: tuple[float, ...], expected: tuple[float, ...]) -> None:
-    """Another processor rounds differently: losses to 0.1 %, and two of the 359 test images (none of 30) may change."""
-    assert found[0] == pytest.approx(expected[0], abs=0.01)
-    assert found[1] == pytest.approx(expected[1], abs=2.1 / 359)
-    assert found[2:] == pytest.approx(expected[2:], rel=1e-3)
+def assert_same(found: tuple[float, ...], expected: tuple[float, ...], rel: float) -> None:
+    """Another processor rounds differently: one of the 359 test images may change, none of the 30 of validation."""
+    assert found[0] == pytest.approx(expected[0])
+    assert found[1] == pytest.approx(expected[1], abs=1.01 / 359)
+    assert found[2:] == pytest.approx(expected[2:], rel=rel)
 
 
 def rows(file: Path) -> list[dict[str, str]]:
@@ -55,7 +55,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 def test_a_paused_run_resumes_to_what_it_would_have_come_to(stored: Path, dlrun: Callable[..., Outcome]) -> None:
     done = dlrun("resume", "run")
     assert done.code == 0, done.err
-    assert_same(scores(stored / "run"), RESUMED["run"])
+    assert_same(scores(stored / "run"), RESUMED["run"], 1e-4)
     assert [row["epoch"] for row in rows(stored / "run/metrics.csv")] == list("123456")
 
 
@@ -64,7 +64,7 @@ def test_a_killed_sweep_runs_what_is_missing(stored: Path, dlrun: Callable[..., 
     done = dlrun("resume", "killed")
     assert done.code == 0, done.err
     for name in ("killed/0000", "killed/0001", "killed/0002"):
-        assert_same(scores(stored / name), RESUMED[name])
+        assert_same(scores(stored / name), RESUMED[name], 1e-3)
     assert [row["status"] for row in rows(stored / "killed/table.csv")] == ["completed"] * 3
 
 

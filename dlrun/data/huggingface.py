@@ -216,12 +216,15 @@ def _builder(path: str, name: str | None, revision: str | None) -> Any:
     datasets.logging.set_verbosity_error()
     hub.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
     place = Path(os.path.expanduser(path))
-    if path.startswith(("/", ".", "~")) and not place.is_dir():
+    # to the library the name of a format stands for all files in the current folder
+    if (path.startswith(("/", ".", "~")) or place.name in FORMATS) and not place.is_dir():
         raise UserError(f"dataset.path={path}: no such folder; expected Parquet files or images in it, or a hub name")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = datasets.load_dataset_builder(str(place) if place.is_dir() else path, name, revision=revision)
+            found = datasets.load_dataset_builder(
+                str(place) if place.is_dir() else path, name, revision=revision
+            )
     except Exception as error:  # the library raises a dozen kinds
         here = "" if place.exists() else "no such folder here, and on the hub: "
         raise UserError(f"dataset.path={path}: {here}{_line(error)}") from None

@@ -222,9 +222,8 @@ def _builder(path: str, name: str | None, revision: str | None) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = datasets.load_dataset_builder(
-                str(place) if place.is_dir() else path, name, revision=revision
-            )
+            where = os.path.abspath(place) if place.is_dir() else path
+            found = datasets.load_dataset_builder(where, name, revision=revision)
     except Exception as error:  # the library raises a dozen kinds
         here = "" if place.exists() else "no such folder here, and on the hub: "
         raise UserError(f"dataset.path={path}: {here}{_line(error)}") from None

@@ -209,11 +209,12 @@ def test_a_test_split_without_labels_is_left_out(tmp_path: Path) -> None:
 
 def test_a_folder_with_the_name_of_a_format_is_that_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "other.parquet").write_bytes(b"of nobody's data set")
-    parquet(tmp_path / "parquet", image=IMAGES, label=CLASSES)
-    assert len(huggingface("parquet/", **SIZE).train.images) == COUNT
-    with pytest.raises(UserError, match="imagefolder: no such folder"):
-        huggingface("imagefolder")
+    (tmp_path / "train-other.parquet").write_bytes(b"of nobody's data set")
+    for name in ("parquet", "imagefolder"):
+        parquet(tmp_path / name, image=IMAGES, label=CLASSES)
+        assert len(huggingface(f"{name}/", **SIZE).train.images) == COUNT
+    with pytest.raises(UserError, match="arrow: no such folder"):
+        huggingface("arrow")
 
 
 def test_names_on_the_hub_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,8 +213,9 @@ def test_a_folder_with_the_name_of_a_format_is_that_folder(tmp_path: Path, monke
     for name in ("parquet", "imagefolder"):
         parquet(tmp_path / name, image=IMAGES, label=CLASSES)
         assert len(huggingface(f"{name}/", **SIZE).train.images) == COUNT
-    with pytest.raises(UserError, match="arrow: no such folder"):
-        huggingface("arrow")
+    monkeypatch.chdir(tmp_path / "parquet")
+    with pytest.raises(UserError, match="parquet: no such folder"):
+        huggingface("parquet")
 
 
 def test_names_on_the_hub_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:

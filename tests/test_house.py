@@ -44,9 +44,10 @@ TABLE = {
     "checks": "config data folders models training",
     "cli": "*",
     "commands": "*",
-    "config": "folders",  # the bounds of files that may come from somebody else
+    "config": "cores folders",  # the bounds of files that may come from somebody else
     "console": "folders",
-    "data": "",
+    "cores": "",
+    "data": "cores",
     "ensembles": "analysis folders reports",
     "errors": "",
     "folders": "",
@@ -60,7 +61,7 @@ TABLE = {
     "regularizers": "",
     "reports": "analysis config folders",
     "run": "analysis checks config data folders reports training",
-    "search": "analysis checks config folders reports run training",
+    "search": "analysis checks config cores folders reports run training",
     "spinning": "",
     "streams": "",
     "training": "analysis config data folders models optim regularizers",
@@ -70,7 +71,7 @@ EVERYTHING = frozenset(TABLE)
 LAW = {name: EVERYTHING if may == "*" else GROUND | frozenset(may.split()) for name, may in TABLE.items()}
 # packages whose modules are imported by commands that must not wait for torch
 FREE = frozenset(("folders", "config", "analysis", "reports", "ensembles", "search", "commands"))
-FREE |= {"errors", "vocabulary", "console", "spinning", "streams", "cli"}
+FREE |= {"errors", "vocabulary", "console", "cores", "spinning", "streams", "cli"}
 # what tells that a module needs torch and is no part of the quick ones, whatever its name
 BLOCKED = """
 import importlib, importlib.abc, sys

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dlrun.cores import cores
 from dlrun.errors import UserError
 from dlrun.folders.lease import born
 
@@ -71,6 +72,7 @@ def published(rank: Rank) -> None:
     os.environ.setdefault("MASTER_ADDR", _first_host(os.environ.get("SLURM_STEP_NODELIST", "")))
     os.environ.setdefault("MASTER_PORT", str(FIRST + job % PORTS))
     os.environ |= {"RANK": str(rank.rank), "WORLD_SIZE": str(rank.world), "LOCAL_RANK": str(rank.local)}
+    os.environ["LOCAL_WORLD_SIZE"] = str(rank.near)
 
 
 def _first_host(listed: str) -> str:
@@ -80,9 +82,11 @@ def _first_host(listed: str) -> str:
 
 
 def threads() -> int:
-    """Return how many threads of a processor a process gets: all, or its share of them."""
-    rank = own()
-    return max(1, (os.cpu_count() or 1) // (1 if rank is None else rank.near))
+    """Return how many threads of a processor a process gets: all cores that it may use, or its share of them."""
+    rank, each = own(), os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if each.isdigit() and "SLURM_PROCID" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return max(1, min(cores(), int(each)))  # srun binds each of its tasks to cores of its own
+    return max(1, cores() // (1 if rank is None else rank.near))
 
 
 def launch() -> str:

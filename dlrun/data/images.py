@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dlrun.cores import cores
 from dlrun.data.decoding import Decoding, OtherSize, decoded
 from dlrun.data.fitting import fitted
 from dlrun.data.mapped import require_whole
@@ -35,7 +36,7 @@ from dlrun.data.resizing import DECODER, resized
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
-__all__ = ["PASSING", "Images", "InMemory", "Marks", "Streamed", "Unreadable", "cores", "files_of", "mark", "read"]
+__all__ = ["PASSING", "Images", "InMemory", "Marks", "Streamed", "Unreadable", "files_of", "mark", "read"]
 __all__ += ["run_ahead", "threads_for"]
 
 SMALL = 5_000  # mean bytes of files
@@ -257,7 +258,7 @@ def read(images: Images, order: Iterable[Tensor], workers: int = 0) -> Generator
     if not isinstance(images, Streamed):
         yield from map(images.take, order)
         return
-    count = workers or cores()
+    count = workers or _decoders()
 
     def parts(index: Tensor) -> Iterator[Callable[[], Tensor]]:
         return (partial(images.take, part) for part in torch.split(index, max(1, -(-len(index) // count))))
@@ -274,7 +275,7 @@ def run_ahead(groups: Iterable[Iterable[Callable[[], T]]], workers: int = 0) -> 
     """
     pending: deque[list[Future[T]]] = deque()
     groups = iter(groups)
-    with _threads(workers or cores()) as pool:
+    with _threads(workers or _decoders()) as pool:
 
         def submit(count: int) -> None:
             for group in islice(groups, count):
@@ -295,10 +296,9 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def cores() -> int:
-    """Return the number of cores that this process may use (in a container, fewer than the machine has), at most 16."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(16, available or 1)
+def _decoders() -> int:
+    """Return the number of threads that decode large files: one for each core, at most 16."""
+    return min(16, cores())
 
 
 def threads_for(images: Images) -> int:
@@ -309,4 +309,4 @@ def threads_for(images: Images) -> int:
     """
     files = images.files[:: max(1, len(images) // 32)] if isinstance(images, Streamed) else []
     sizes = [path.stat().st_size for path in files if path.exists()]
-    return 1 if sizes and sum(sizes) < SMALL * len(sizes) else cores()
+    return 1 if sizes and sum(sizes) < SMALL * len(sizes) else _decoders()

@@ -11,8 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dlrun.cores import cores
 from dlrun.search.launchers.job import Job, away
-from dlrun.search.launchers.protocol import Ended, cores, here, shares, why, without_interrupts
+from dlrun.search.launchers.protocol import Ended, here, shares, why, without_interrupts
 from dlrun.vocabulary import Exit
 
 __all__ = ["Joblib"]

@@ -15,8 +15,9 @@ from collections.abc import Collection
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 
+from dlrun.cores import cores
 from dlrun.search.launchers.job import Job
-from dlrun.search.launchers.protocol import Ended, cores, shares
+from dlrun.search.launchers.protocol import Ended, shares
 from dlrun.vocabulary import Exit
 
 __all__ = ["Pool"]

@@ -13,11 +13,12 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Protocol
 
+from dlrun.cores import cores
 from dlrun.errors import UserError
 from dlrun.search.launchers.job import Job, Place
 from dlrun.vocabulary import Exit
 
-__all__ = ["GONE", "Ended", "Launcher", "cores", "gpus", "here", "shares", "why", "without_interrupts"]
+__all__ = ["GONE", "Ended", "Launcher", "gpus", "here", "shares", "why", "without_interrupts"]
 
 
 GONE = 10.0  # seconds to wait for the process of a killed trial to end
@@ -84,11 +85,6 @@ class Ended:
         Or that was asked to end, such as by a cluster that needs its node; a sweep that asks does not wait for the end.
         """
         return self.code in (Exit.SURROUNDINGS, Exit.INTERRUPTED) or (self.lost and not self.late)
-
-
-def cores() -> int:
-    """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus() -> list[str]:

@@ -13,11 +13,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from dlrun.cores import cores
 from dlrun.errors import UserError
 from dlrun.folders import sweep as sweep_folder
 from dlrun.folders.outputs import new_folder
 from dlrun.search.launchers.job import Job, Remote
-from dlrun.search.launchers.protocol import GONE, Ended, cores, here, why, without_interrupts
+from dlrun.search.launchers.protocol import GONE, Ended, here, why, without_interrupts
 from dlrun.vocabulary import Exit
 
 __all__ = ["ASK", "POLL", "Submitit", "cancel_waiting", "job_name"]

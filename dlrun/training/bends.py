@@ -37,12 +37,16 @@ BENDS = {
     **dict.fromkeys(("leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "softplus"), Bend()),
 }
 
+GATES = ("sigmoid", "sigmoid_", "hardsigmoid")
+
 
 def bend_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Bend | None:
     """Return the bend of an activation function; None if it is none."""
     name = getattr(function, "__name__", "")
     if name == "hardtanh" and kwargs.get("min_val", args[1] if len(args) > 1 else -1.0) >= 0:
         return BENDS["relu6"]  # torch.nn.ReLU6 calls it so: zero is its off state, not a limit
+    if name in GATES and getattr((args or [*kwargs.values()])[0], "shape", ())[2:] == (1, 1):
+        return Bend()  # a gate of squeeze-and-excitation, which may be open or closed: the gradient passes beside it
     return BENDS.get(name)
 
 

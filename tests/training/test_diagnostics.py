@@ -192,6 +192,25 @@ def test_every_activation_is_heard_and_only_those_without_a_gradient_die(name: s
     assert {key: found[key] for key in expected} == expected
 
 
+@pytest.mark.parametrize("act", [nn.Sigmoid(), nn.Hardsigmoid()])
+@pytest.mark.parametrize(("pool", "saturated"), [(True, None), (False, 1.0)])
+def test_a_gate_at_its_limit_is_open_not_saturated(act: nn.Module, pool: bool, saturated: float | None) -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.expand, self.act, self.head = nn.Conv2d(1, 1, 1), act, nn.Linear(1, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gate: torch.Tensor = self.act(self.expand(x.mean((2, 3), keepdim=True) if pool else x))
+            logits: torch.Tensor = self.head((x * gate).mean((2, 3)))
+            return logits
+
+    model = Gated()
+    nn.init.constant_(model.expand.bias, 50.0)  # type: ignore[arg-type]
+    found = rows(experiment(model=model))["expand"]
+    assert (found["dead_fraction"], found["saturated_fraction"]) == (None, saturated)
+
+
 @pytest.mark.parametrize(("act", "saturated"), [(nn.ReLU6(), None), (nn.Hardtanh(), 0.5)])
 def test_relu6_at_zero_is_off_and_hardtanh_at_its_limit_is_saturated(act: nn.Module, saturated: float | None) -> None:
     hidden = nn.Linear(64, 4)

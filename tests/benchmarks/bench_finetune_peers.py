@@ -8,7 +8,8 @@ on the same 1,800 images at 112 pixels and choose by the same 198, for as many e
 from the same weights, with AdamW at 0.001, weight decay 0.05, layer decay 0.75, a cosine, label smoothing 0.1 and an
 average of weights: `dlrun train experiment=finetune` with its preset, which trains the classifier alone for the first
 quarter of the epochs, and train.py with these words and otherwise its own defaults, except crops of at least 0.35 of an
-image, one epoch of warm-up, and an average that warms up. Of both the best epoch by validation is tested on all test
+image, one epoch of warm-up, and an average that warms up. `--rate 0.003` gives timm's side the rate that the preset
+gives the classifier, as a side of its own. Of both the best epoch by validation is tested on all test
 images, with or without the average as validation decides. Sides and seeds alternate. `seconds` is processor time of the
 whole process, start and decoding included; `wall` is the clock. Each run is a line of JSON in the log; runs in it are
 not repeated.
@@ -69,10 +70,10 @@ def ours(data: Path, weights: Path, out: Path, epochs: int, seed: int) -> dict[s
     return {"seconds": seconds, "wall": wall, "val_acc": result["val_acc"], "test_acc": result["test_acc"]}
 
 
-def theirs(data: Path, weights: Path, out: Path, epochs: int, seed: int, script: Path) -> dict[str, Any]:
+def theirs(data: Path, weights: Path, out: Path, epochs: int, seed: int, script: Path, rate: float) -> dict[str, Any]:
     words = f"--data-dir {data} --train-split train --val-split val --model {NAME} --pretrained --num-classes 6"
     words += f" --pretrained-path {weights} --img-size {SIZE} --batch-size {BATCH} --epochs {epochs} --opt adamw"
-    words += f" --lr {RATE} --weight-decay {DECAY} --layer-decay {LAYERS} --smoothing {SMOOTHING} --sched cosine"
+    words += f" --lr {rate} --weight-decay {DECAY} --layer-decay {LAYERS} --smoothing {SMOOTHING} --sched cosine"
     words += " --warmup-epochs 1 --cooldown-epochs 0 --scale 0.35 1.0 --model-ema --model-ema-warmup"
     words += f" --model-ema-decay {AVERAGE}"
     words += f" --device cpu --workers 0 --seed {seed} --output {out.parent} --experiment {out.name}"
@@ -108,16 +109,16 @@ def converted(weights: Path, out: Path) -> Path:
 
 
 def table(rows: Sequence[dict[str, Any]], epochs: int) -> None:
-    found = {side: [r for r in rows if r["side"] == side and r["epochs"] == epochs] for side in ("dlrun", "timm")}
+    sides = dict.fromkeys(r["side"] for r in rows if r["epochs"] == epochs)
+    found = {side: [r for r in rows if r["side"] == side and r["epochs"] == epochs] for side in sides}
     for side, mine in found.items():
         if mine:
             scores, seconds = [r["test_acc"] for r in mine], mean(r["seconds"] for r in mine)
-            print(
-                f"{side:6} test {mean(scores):.4f} ± {pstdev(scores):.4f} ({len(mine)}), {seconds:.0f} s of a processor"
-            )
-    if all(found.values()):
-        spent = [mean(r["seconds"] for r in mine) for mine in found.values()]
-        print(f"time of dlrun / timm: {spent[0] / spent[1]:.2f}")
+            accuracy = f"{mean(scores):.4f} ± {pstdev(scores):.4f} ({len(mine)})"
+            print(f"{side:10} test {accuracy}, {seconds:.0f} s of a processor")
+    spent = {side: mean(r["seconds"] for r in mine) for side, mine in found.items()}
+    for side in spent.keys() - {"dlrun"} if "dlrun" in spent else ():
+        print(f"time of dlrun / {side}: {spent['dlrun'] / spent[side]:.2f}")
 
 
 def main() -> None:
@@ -128,6 +129,7 @@ def main() -> None:
     parser.add_argument("--log", type=Path, default=Path("finetune_peers.jsonl"))
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--seeds", type=int, nargs="*", default=(1, 2, 3))
+    parser.add_argument("--rate", type=float, default=RATE, help="of timm's side; another one is a side of its own")
     args = parser.parse_args()
     rows = [json.loads(line) for line in args.log.read_text().splitlines()] if args.log.exists() else []
     home = args.log.resolve().with_suffix("")
@@ -138,15 +140,15 @@ def main() -> None:
     weights = args.weights.resolve()
     there = converted(weights, home / "weights.pth")
     for seed in args.seeds:
-        for side in ("dlrun", "timm"):
+        for side in ("dlrun", "timm" if args.rate == RATE else f"timm {args.rate:g}"):
             if any((r["side"], r["seed"], r["epochs"]) == (side, seed, args.epochs) for r in rows):
                 continue
-            out = home / f"{side}-{args.epochs}-{seed}"
+            out = home / f"{side.replace(' ', '-')}-{args.epochs}-{seed}"
             shutil.rmtree(out, ignore_errors=True)
             if side == "dlrun":
                 found = ours(data, weights, out, args.epochs, seed)
             else:
-                found = theirs(data, there, out, args.epochs, seed, args.script.resolve())
+                found = theirs(data, there, out, args.epochs, seed, args.script.resolve(), args.rate)
             rows.append({"side": side, "seed": seed, "epochs": args.epochs, **found})
             with args.log.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")

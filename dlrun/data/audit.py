@@ -15,9 +15,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
+from dlrun.data.bad import without
 from dlrun.data.first_pass import sampled
 from dlrun.data.headers import Files, looked_at, veiled
-from dlrun.data.images import Marks, files_of
+from dlrun.data.images import files_of
 from dlrun.data.moved import moved
 from dlrun.data.near import Pair, near
 from dlrun.data.scan import scan
@@ -104,13 +105,15 @@ def audit(data: Data) -> Audit:
     """
     test, dropped = data.test()
     whole = {"train": data.train, "val": data.val, "test": test}
-    splits = {name: sampled(split, data.read_share) for name, split in whole.items()}
-    found = listed([*data.dropped, *dropped])
+    bad = [*data.dropped, *dropped]
+    splits = {name: _looked(name, sampled(split, data.read_share), bad) for name, split in whole.items()}
+    found = listed(bad)
     first: dict[bytes, tuple[str, int]] = {}
     alike: defaultdict[bytes, list[tuple[str, int]]] = defaultdict(list)  # all but the first
     digests: list[bytes] = []
     for name, split in splits.items():
-        marks = _marks(split)
+        marks = split.images.marks
+        assert marks is not None
         digests += marks.digests
         for number, digest in enumerate(marks.digests):
             if marks.constant[number]:
@@ -190,10 +193,10 @@ def _pair(kind: str, one: _Place, other: _Place) -> Finding:
     return Finding(kind, one.split, one.id, one.label, other.split, other.id, other.label)
 
 
-def _marks(split: Split) -> Marks:
+def _looked(name: str, split: Split, bad: list[Bad]) -> Split:
+    """The samples of a split with their marks; those that cannot be read are added to `bad`."""
     if split.images.marks is not None:
-        return split.images.marks
-    # files that did not come through prepare
-    found = scan(split.images, keep=False).images.marks
-    assert found is not None
-    return found
+        return split
+    # files that did not come through prepare, or did in part
+    found = scan(split.images, keep=False)
+    return without(name, replace(split, images=found.images), found.bad, bad)

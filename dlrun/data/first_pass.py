@@ -1,18 +1,19 @@
 """The first pass over image files: their content, what cannot be used, the moments of the channels (D1, D3).
 
 All files are read, or with `dlrun train dataset.audit=0.01` a random sample of them: for data that are too many to be
-read before training. Then images are told apart by name and size, none is held in memory or cache, and one beyond the
-sample that cannot be read stops training or, with dataset.on_bad=drop, is black and named on the screen.
+read before training. Then images are told apart by name and size, and none is held in memory or cache. A training image
+beyond the sample that cannot be read stops training or, with dataset.on_bad=drop, another one takes its place
+(dlrun/data/stand_ins.py); images of validation and test are then all read first, so that scores are of images alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from dlrun.data.identity import SIZE, contents, joined
 from dlrun.data.images import Images, Streamed
 from dlrun.data.members import File
 from dlrun.data.scan import Scan, scan
+from dlrun.data.stand_ins import StandIns
 from dlrun.errors import UserError
 
 if TYPE_CHECKING:
@@ -79,20 +81,27 @@ class FirstPass:
     def _in_part(
         self, name: str, split: Split, images: Streamed, bad: list[Bad]
     ) -> tuple[Split, list[float], list[float]]:
-        index = sample(len(split), self.share)
+        index = self._read_first(name, len(split))
         found = scan(images.subset(index), keep=False, workers=self.workers)
-        wrong = {int(index[row]): reason for row, reason in found.bad.items()}
-        kept = replace(split, images=replace(images, blank=self.on_bad == "drop"))
-        return without(name, kept, wrong, bad), found.mean, found.std
+        kept = without(name, split, {int(index[row]): reason for row, reason in found.bad.items()}, bad)
+        if name == "train" and self.on_bad == "drop":
+            images = cast(Streamed, kept.images)
+            others = StandIns(images.files, kept.ids, kept.labels.numpy()), np.arange(len(kept))
+            kept = replace(kept, images=replace(images, stand_ins=others))
+        return kept, found.mean, found.std
 
-    def note(self, splits: Sequence[Split]) -> tuple[str, ...]:
-        """What is to be said of these splits. Raises UserError for a share of what is no files."""
-        count = sum(len(split) for split in splits if isinstance(split.images, Streamed))
+    def _read_first(self, name: str, count: int) -> Tensor:
+        """The numbers of the images that are read before training."""
+        return torch.arange(count) if self.on_bad == "drop" and name != "train" else sample(count, self.share)
+
+    def note(self, **splits: Split) -> tuple[str, ...]:
+        """What is to be said of splits by their names. Raises UserError for a share of what is no files."""
+        count = sum(len(split) for split in splits.values() if isinstance(split.images, Streamed))
         if self.share == 1:
             return ()
         if not count:
             raise UserError(f"dataset.audit={self.share:g}: the images of this dataset are no files; omit it")
-        some = sum(len(sample(len(split), self.share)) for split in splits)
+        some = sum(len(self._read_first(name, len(split))) for name, split in splits.items())
         what = (
             "images are told apart by name and size, mean and std are those of the sample, the others are not looked at"
         )

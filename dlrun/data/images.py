@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +32,7 @@ from dlrun.data.fitting import fitted
 from dlrun.data.mapped import require_whole
 from dlrun.data.members import File
 from dlrun.data.resizing import DECODER, resized
+from dlrun.data.stand_ins import StandIns
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -43,7 +43,6 @@ SMALL = 5_000  # mean bytes of files
 AHEAD = 2  # batches decoded while the current one is in use
 # errors of the system, not of the file: reaching a limit must not drop an image
 PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-_named: set[str] = set()  # files that are taken as black
 T = TypeVar("T")
 
 
@@ -155,9 +154,9 @@ class Streamed:
     """Image files decoded on demand, (B, H, W, C) with C 1 (gray) or 3 (RGB), as `decoding` says.
 
     Without `resize` a file of another size is an error. Datasets have a `root`, by which the cache knows them.
-    `cached`: pixels (M, H, W, C), and by image its row there, -1 for those that have to be decoded. Raises UserError
-    that names a file which cannot be read or has another size; with `blank` a file that cannot be read is taken as
-    black, and named on the screen.
+    `cached`: pixels (M, H, W, C), and by image its row there, -1 for those that have to be decoded. `stand_ins`: what
+    is taken in place of a file that cannot be read, and by image its number there. Raises UserError that names a file
+    which cannot be read or has another size.
     """
 
     files: Sequence[File]
@@ -167,7 +166,7 @@ class Streamed:
     decoding: Decoding = field(default_factory=Decoding)
     root: Path | None = None
     cached: tuple[NDArray[Any], NDArray[np.int64]] | None = None
-    blank: bool = False
+    stand_ins: tuple[StandIns, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -195,16 +194,15 @@ class Streamed:
             try:
                 out[row] = self.decode(number)
             except Unreadable as error:
-                if not self.blank:
-                    raise
-                out[row] = 0
-                _name_once(self.files[number], error.reason)
+                out[row] = self._in_place_of(number, error)
         return torch.from_numpy(out)
 
     def subset(self, index: Tensor) -> Streamed:
         files = [self.files[number] for number in index.tolist()]
         cached = self.cached and (self.cached[0], self.cached[1][index.numpy()])
-        return replace(self, files=files, marks=self.marks and self.marks.subset(index), cached=cached)
+        others = self.stand_ins and (self.stand_ins[0], self.stand_ins[1][index.numpy()])
+        marks = self.marks and self.marks.subset(index)
+        return replace(self, files=files, marks=marks, cached=cached, stand_ins=others)
 
     def decode(self, number: int) -> NDArray[Any]:
         """Return one image (H, W, C). Raises Unreadable, and UserError for an intact image of another size."""
@@ -212,7 +210,21 @@ class Streamed:
             require_whole(self.cached[0].__array_interface__["data"][0])
             pixels: NDArray[Any] = self.cached[0][row]
             return pixels
-        path, (height, width, _) = self.files[number], self.shape
+        return self._decoded(self.files[number])
+
+    def _in_place_of(self, number: int, error: Unreadable) -> NDArray[Any]:
+        """The image that is taken in place of one that cannot be read. Raises its error if there is none."""
+        if self.stand_ins is not None:
+            known, numbers = self.stand_ins
+            for other, file in known.after(int(numbers[number]), error.reason):
+                try:
+                    return self._decoded(file)
+                except Unreadable as another:
+                    known.note(other, another.reason)
+        raise error
+
+    def _decoded(self, path: File) -> NDArray[Any]:
+        height, width, _ = self.shape
         try:
             return decoded(path, self.shape, self.recipe, resized if self.decoding.decoder == DECODER else fitted)
         except OtherSize as error:
@@ -226,12 +238,6 @@ class Streamed:
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
                 raise UserError(f"{path}: cannot be read now ({reason}); try again", Exit.FAILED) from error
             raise Unreadable(path, f"cannot be read as an image ({reason})") from error
-
-
-def _name_once(path: File, reason: str) -> None:
-    if (name := str(path)) not in _named:
-        _named.add(name)
-        print(f"dlrun: {name}: {reason}; it is black (dataset.on_bad=drop, dataset.audit below 1)", file=sys.stderr)
 
 
 def files_of(images: Images) -> Streamed | None:

@@ -24,9 +24,10 @@ from dlrun.data.first_pass import FirstPass
 from dlrun.data.folds import Rule, divide, recover, recover_test
 from dlrun.data.headers import alike, levelled
 from dlrun.data.identity import Digests, contents, overall, weighted
-from dlrun.data.images import Images
+from dlrun.data.images import Images, files_of
 from dlrun.data.listing import Account
 from dlrun.data.raw import merged, none_of, shared
+from dlrun.data.stand_ins import StandIns
 from dlrun.data.tasks import Tasks
 from dlrun.data.units import Units, decoding_of, measured
 
@@ -138,6 +139,12 @@ class Data:
         return vars(self).get("audit")
 
     @property
+    def stand_ins(self) -> StandIns | None:
+        """What is taken in place of training images that cannot be read; None if these stop training."""
+        files = files_of(self.train.images)
+        return files.stand_ins[0] if files is not None and files.stand_ins else None
+
+    @property
     def counts(self) -> list[int]:
         """Number of training images of each of `classes`."""
         if self.tasks is not None:
@@ -165,6 +172,7 @@ class Data:
             **({"train_counts": self.counts} if self.tasks is None else self.tasks.about()),
             **({"left_out": self.account.record()} if self.account else {}),
             "dropped": {name: sum(item.split == name for item in dropped) for name in splits},
+            **({"replaced": len(self.stand_ins.found)} if self.stand_ins else {}),
             "balance": self.balance,
             "mean": self.mean,
             "std": self.std,
@@ -287,8 +295,9 @@ def prepare(
     require_samples(train, raw.classes, tasks=raw.tasks)
     require_any("val", val if validated else train)
     read = _reader(test, known, classes, shape, look)
-    about = ((*raw.bad, *bad), balance, held, split, folds, fold, (*raw.notes, *look.note((train, val))), raw.account)
-    drawn = (val_fraction if raw.val is None and not folds else None, *about, raw.tasks)
+    notes, dropped = (*raw.notes, *look.note(train=train, val=val)), (*raw.bad, *bad)
+    about = (dropped, balance, held, split, folds, fold, notes, raw.account, raw.tasks)
+    drawn = (val_fraction if raw.val is None and not folds else None, *about)
     return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn, read_share=audit)
 
 

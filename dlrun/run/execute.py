@@ -25,6 +25,7 @@ from dlrun.run.beginning import held, restored, settle
 from dlrun.run.ending import stop_reason, summarise
 from dlrun.run.gate import Omitted, accounted, headline, passed
 from dlrun.run.provenance import origin
+from dlrun.run.replaced import counted
 from dlrun.run.stopping import politely
 from dlrun.training.loggers import Follower
 from dlrun.vocabulary import Exit, Status
@@ -185,22 +186,17 @@ def _train(
     if group is not None:
         trained, state = group.join(trained, state)
     try:
-        loop.fit(trained, run, state, screen, follower)
+        with counted(exp, group, omitted.report):
+            loop.fit(trained, run, state, screen, follower)
     except loop.Diverged as error:
         screen.close()
         screen.say(f"stopped: {error}", style="bold red")
-        return Exit.DIVERGED, {
-            "status": Status.DIVERGED,
-            "reason": str(error),
-            **_verdicts(exp, run, screen, Status.DIVERGED),
-        }
+        ending = {"status": Status.DIVERGED, "reason": str(error)}
+        return Exit.DIVERGED, ending | _verdicts(exp, run, screen, Status.DIVERGED)
     except loop.Stopped as stopped:
         screen.say(str(stopped))
-        return Exit.FINE, {
-            "status": stopped.status,
-            "reason": str(stopped),
-            **_verdicts(exp, run, screen, stopped.status),
-        }
+        ending = {"status": stopped.status, "reason": str(stopped)}
+        return Exit.FINE, ending | _verdicts(exp, run, screen, stopped.status)
     if group is not None:
         group.part()  # the others end; what follows is evaluated here
     screen.close()

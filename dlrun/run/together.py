@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from dlrun.config import ranks
 from dlrun.config.settings import Settings
 from dlrun.errors import UserError, first_line
+from dlrun.run.replaced import counted
 from dlrun.run.stopping import politely
 from dlrun.vocabulary import Exit, Status
 
@@ -205,7 +206,8 @@ def _beside(group: Group, trust: list[str]) -> int:
     exp = build(cfg.changed(trainer={"diagnostics": False}), begun=True)
     exp, state = group.join(exp, None)
     try:
-        loop.fit(exp, None, state, Screen(quiet=True))
+        with counted(exp, group):
+            loop.fit(exp, None, state, Screen(quiet=True))
     except loop.Diverged:
         return Exit.DIVERGED
     except loop.Stopped:

@@ -13,7 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -27,6 +27,7 @@ from dlrun.vocabulary import Exit
 
 __all__ = ["Ended", "Meeting"]
 
+T = TypeVar("T")
 START = timedelta(minutes=10)  # until all processes have started
 LOOK, REASON = 0.2, 3.0  # seconds between two looks for a word; and until the reason of another process must be there
 PARENT_DIED = 1  # PR_SET_PDEATHSIG of sys/prctl.h
@@ -82,6 +83,12 @@ class Meeting:
             raise Ended(found["ended"])
         self._begun = True
         return found
+
+    def collected(self, name: str, value: T) -> list[T]:
+        """Return to the first process what all have, in their order, and to another its own; it waits for no one."""
+        self._say(f"{name} {self.rank}", value)
+        others = () if self.rank else range(1, self.world)
+        return [value, *(json.loads(self._words.get(f"{name} {rank}")) for rank in others)]
 
     def leave(self) -> None:
         """End: without torchrun the first process has the words, so it waits a little until the others have left."""

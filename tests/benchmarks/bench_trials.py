@@ -34,7 +34,7 @@ from dlrun.search.launchers.protocol import Ended
 class Sleeper:
     """Eight trials at a time that sleep; `own` is the processor time of this launcher, `marks` that of each end."""
 
-    threads, slots = 1, 8
+    threads, slots, heartbeat = 1, 8, 0.0
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self.own, self.marks = seconds, 0.0, list[float]()

@@ -294,11 +294,10 @@ def prepare(
         raise BadData(bad, total)
     require_samples(train, raw.classes, tasks=raw.tasks)
     require_any("val", val if validated else train)
-    read = _reader(test, known, classes, shape, look)
     notes, dropped = (*raw.notes, *look.note(train=train, val=val)), (*raw.bad, *bad)
-    about = (dropped, balance, held, split, folds, fold, notes, raw.account, raw.tasks)
-    drawn = (val_fraction if raw.val is None and not folds else None, *about)
-    return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn, read_share=audit)
+    drawn = (val_fraction if raw.val is None and not folds else None, dropped, balance, held, split, folds, fold, notes)
+    read = _reader(test, known, classes, shape, look)
+    return Data(train, val, raw.classes, shape, mean, std, read, split_seed, *drawn, raw.account, raw.tasks, audit)
 
 
 def _alike(split: Split | Callable[[], Split] | None, train: Split) -> Split:

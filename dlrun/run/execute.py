@@ -191,12 +191,12 @@ def _train(
     except loop.Diverged as error:
         screen.close()
         screen.say(f"stopped: {error}", style="bold red")
-        ending = {"status": Status.DIVERGED, "reason": str(error)}
-        return Exit.DIVERGED, ending | _verdicts(exp, run, screen, Status.DIVERGED)
+        diverged = {"status": Status.DIVERGED, "reason": str(error)}
+        return Exit.DIVERGED, diverged | _verdicts(exp, run, screen, Status.DIVERGED)
     except loop.Stopped as stopped:
         screen.say(str(stopped))
-        ending = {"status": stopped.status, "reason": str(stopped)}
-        return Exit.FINE, ending | _verdicts(exp, run, screen, stopped.status)
+        paused = {"status": stopped.status, "reason": str(stopped)}
+        return Exit.FINE, paused | _verdicts(exp, run, screen, stopped.status)
     if group is not None:
         group.part()  # the others end; what follows is evaluated here
     screen.close()

@@ -16,6 +16,7 @@ import tempfile
 import traceback
 import uuid
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["about", "began", "first", "launch", "leading", "other", "starts"]
 
 LEAST = 8  # processes that any machine may start
+ENDING = timedelta(minutes=1)  # for others that are still starting, to be told that this process has ended
 SHELL = 128  # a shell adds it to the number of a signal
 ENDED = {Status.CHECK_FAILED: Exit.CHECK_FAILED, Status.DIVERGED: Exit.DIVERGED, Status.COMPLETED: Exit.FINE}
 
@@ -61,20 +63,21 @@ def leading(work: Callable[[], int]) -> int:
         raise
     finally:
         if _joined or not _tried:  # those that did not meet are not waited for again
-            _group().end(code)
-            _group().leave()
+            with contextlib.suppress(UserError):  # what ended this process is said, not that nobody was told
+                _group(ENDING).end(code)
+                _group().leave()
     return code
 
 
-def _group() -> Group:
-    """The processes of this training, met once."""
+def _group(within: timedelta | None = None) -> Group:
+    """The processes of this training, met once; `within` a time, or the usual one."""
     from dlrun.training.group import Group
 
     place = ranks.own()
     assert place is not None
     if not _joined:
         _tried.append(True)
-        _joined.append(Group(place))
+        _joined.append(Group(place, within))
     return _joined[0]
 
 

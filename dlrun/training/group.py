@@ -46,8 +46,8 @@ SILENCE = timedelta(hours=1)  # between two processes, until they give up: one o
 class Group(Meeting):
     """This process among those that train together, from `join` to `part`."""
 
-    def __init__(self, place: Rank) -> None:
-        super().__init__(place)
+    def __init__(self, place: Rank, within: timedelta | None = None) -> None:
+        super().__init__(place, within)
         self._device = torch.device("cpu")
         self._lead = False
         self._wrapped: nn.Module = nn.Identity()

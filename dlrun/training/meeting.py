@@ -17,13 +17,11 @@ from typing import Any, TypeVar
 
 from torch import distributed as dist
 from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-from torch.distributed.rendezvous import rendezvous
 
 from dlrun.config import ranks
 from dlrun.config.ranks import Rank
-from dlrun.errors import UserError, first_line
 from dlrun.folders import lease
-from dlrun.vocabulary import Exit
+from dlrun.training.arrival import Arrival
 
 __all__ = ["Ended", "Meeting"]
 
@@ -44,24 +42,23 @@ class Ended(Exception):
 class Meeting:
     """This process among others, `rank` of `world`: before training and after it, and if one of them fails.
 
-    Until training the first one works alone, and the others wait for its word as long as it lives.
+    All are waited for, START or `within` a time. Until training the first one works alone, and the others wait for its
+    word as long as it lives.
     """
 
-    def __init__(self, place: Rank) -> None:
+    def __init__(self, place: Rank, within: timedelta | None = None) -> None:
         self.rank, self.world = place.rank, place.world
         if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun may be killed
             ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGTERM)
         ranks.published(place)
-        try:
-            store, _, _ = next(rendezvous("env://", timeout=START))
-        except (dist.DistStoreError, dist.DistNetworkError) as error:  # of Slurm: a shell that stands for several tasks
-            what = f"the {self.world} processes of this training did not meet within {START}"
-            raise UserError(f"{what}: {first_line(error)}; start all of them", Exit.SURROUNDINGS) from None
+        arrival = Arrival(place, START if within is None else within)
+        store = arrival.store()
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may be the same one
         self._words, self.store = PrefixStore(f"dlrun {start}", store), PrefixStore(f"group {start}", store)
         self._me = lease.record()
         self._say(f"process {self.rank}", self._me)
         self._begun = False
+        arrival.complete(self._words)
 
     def begin(self, config: dict[str, Any]) -> None:
         """Let the waiting processes train a config."""

@@ -6,6 +6,10 @@ import csv
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,9 +23,11 @@ import yaml
 from dlrun.config.ranks import Rank, launch, own, published
 from dlrun.errors import UserError
 from dlrun.run import together
-from dlrun.training import meeting
+from dlrun.training import arrival, meeting
+from dlrun.vocabulary import Exit
+from support import warm
 from support.commands import Outcome
-from support.ranks import ended, started
+from support.ranks import ended, environment, free_port, started
 
 TINY = (
     "train", "dataset=digits", "dataset.limit=150", "trainer.device=cpu", "trainer.threads=1", "check=none",
@@ -246,19 +252,97 @@ def test_a_damaged_number_of_devices_is_one_line(
     assert "Traceback" not in found.err
 
 
-def test_a_process_that_nobody_joins_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "START", timedelta(seconds=1))
-    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+def met(monkeypatch: pytest.MonkeyPatch, world: int, *ranks: int, seconds: float = 1.0, **env: str) -> list[UserError]:
+    """What some processes of a training raise that wait for the others, each in a thread."""
+    monkeypatch.setattr(arrival, "SILENT", 0.3)
+    port = str(free_port())
+    about = {"RANK": "0", "WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    for name, value in {**about, **env}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="2 processes"):
-        meeting.Meeting(Rank(0, 2, 0, 2))
-    met: list[Rank] = []
+    raised: list[UserError] = []
 
-    def alone(self: meeting.Meeting, place: Rank) -> None:
-        met.append(place)
+    def meet(rank: int) -> None:
+        try:
+            meeting.Meeting(Rank(rank, world, rank, world), timedelta(seconds=seconds))
+        except UserError as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=meet, args=[rank]) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return raised
+
+
+def test_processes_that_wait_say_for_whom_and_where_and_give_up(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    raised = met(monkeypatch, 4, 0, 2)
+    port = os.environ["MASTER_PORT"]
+    assert [error.code for error in raised] == [Exit.FAILED] * 2
+    assert sorted(str(error)[:41] for error in raised)[0] == "process 0 of 4 has been waiting for 1 s at"[:41]
+    for text in (*map(str, raised), said := capfd.readouterr().err):
+        assert f"at localhost:{port} for processes 1, 3; start each with the same MASTER_ADDR" in text
+    assert said.count("\n") == 1  # the first of them says it
+    assert met(monkeypatch, 2, 0, 1) == []
+    assert capfd.readouterr().err == ""
+
+
+def test_a_process_that_cannot_reach_the_first_one_says_where_it_should_be(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (error,) = met(monkeypatch, 2, 1, SLURM_STEP_ID="0")
+    line = (
+        f"at localhost:{os.environ['MASTER_PORT']} for process 0; start this command in every task, as srun does, or "
+    )
+    assert line in str(error)
+    found = capfd.readouterr().err.splitlines()
+    assert [line in one for one in found] == [True]  # and no trace of torch
+
+
+def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as held:
+        held.bind(("", 0))
+        held.listen()
+        (error,) = met(monkeypatch, 2, 0, MASTER_PORT=str(held.getsockname()[1]))
+    assert "MASTER_PORT a free port there" in str(error)
+    assert "\n" not in str(error)
+
+
+def test_those_that_did_not_meet_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[timedelta | None] = []
+
+    def alone(self: meeting.Meeting, place: Rank, within: timedelta | None = None) -> None:
+        waits.append(within)
         raise UserError("nobody")
 
     monkeypatch.setattr(meeting.Meeting, "__init__", alone)
+    monkeypatch.setattr(together, "_tried", [])
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+        monkeypatch.setenv(name, value)
+
+    def wrong() -> int:
+        raise UserError("of the user")
+
+    with pytest.raises(UserError, match="of the user"):  # which counts more than that nobody was told
+        together.leading(wrong)
+    assert waits == [together.ENDING]
+    together._tried.clear()
     with pytest.raises(UserError, match="nobody"):
-        together.leading(together._group)
-    assert len(met) == 1  # and not once more to say that this process ends
+        together.leading(lambda: together.first(lambda group: 0))
+    assert waits == [together.ENDING, None]  # and not once more to say that this process ends
+
+
+@pytest.mark.slow
+def test_a_process_that_comes_late_is_waited_for_with_a_line(tmp_path: Path) -> None:
+    port, words = free_port(), [sys.executable, "-m", "dlrun", *TINY, "model=mlp", "run.dir=run"]
+    processes = []
+    for rank in (1, 0):
+        env = environment(rank, 2, port)
+        processes.append(warm.popen(words, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        time.sleep(0 if len(processes) > 1 else arrival.SILENT + 2)
+    late, first = ended(processes)
+    assert (late.code, first.code, first.err) == (0, 0, "")
+    assert f"process 1 of 2 has been waiting for 10 s at 127.0.0.1:{port} for process 0; " in late.err
+    assert late.err.count("\n") == 1

@@ -1,14 +1,13 @@
 """Data sets of the library `datasets`: `dlrun train dataset=huggingface dataset.path=photos` (D4).
 
 A folder of Parquet files or of images, or a name on the hub, which the library fetches and keeps; `pip install
-'dlrun[huggingface]'`. Code in a data set is never run: the library refuses it since version 4, and formats other than
-Parquet, Arrow and image folders are refused here. Images lie in the library's Arrow files and are read row by row.
+'dlrun[huggingface]'`. What it finds there is in dlrun/data/hub.py. Images lie in its Arrow files and are read row by
+row.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dlrun.data import hub
 from dlrun.data.bad import Bad, BadData
 from dlrun.data.form import Form
 from dlrun.data.groups import by_pattern
@@ -27,10 +27,7 @@ from dlrun.errors import UserError
 
 __all__ = ["huggingface"]
 
-FORMATS = ("arrow", "imagefolder", "parquet")  # of the library's own readers
 LABELS = ("label", "labels", "class", "category", "target", "fine_label", "y")
-SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
-EXTRA = "pip install 'dlrun[huggingface]'"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,14 +76,12 @@ def huggingface(
     their types and usual names. `labels` and `num_classes` are those of dlrun/data/arrays.py, `form` has the keys of
     `Form.of`. Raises UserError in one line, and BadData for rows that cannot be used.
     """
-    made, builder = Form.of(**form), _builder(path, name, revision)
-    tables = _tables(builder, path)
+    path, made = str(path), Form.of(**form)  # a name may be a number
+    tables, top = hub.tables(path, name, revision)
     typed = {"train": train_split, "val": val_split, "test": test_split}
-    chosen = {role: place for role, asked in typed.items() if (place := _split(role, asked, tables, path))}
+    chosen = {role: place for role, asked in typed.items() if (place := hub.chosen(role, asked, tables, path))}
     columns = tables[chosen["train"]].features
     images, label = _images(columns, image_column, path), _label(columns, label_column, path)
-    here = Path(os.path.expanduser(path))
-    top = here if here.is_dir() else Path(builder.cache_dir)
     found = {role: _Part.of(role, tables[place], images, label, top) for role, place in chosen.items()}
     notes = [f"{path}: images by column {images}, labels by {label}"]
     if found.get("test") and not found["test"].files and all(one.reason == UNLABELLED for one in found["test"].bad):
@@ -99,12 +94,18 @@ def huggingface(
         raise UserError(f"dataset.path={path}: no row can be used for training; the first {bad[0].reason}")
     classes, note = found["train"].names, ""
     if not classes:
-        classes, note = class_names(found["train"].labels, f"column {label}", num_classes, each=labels == "names")
+        classes, note = class_names(
+            found["train"].labels, f"dataset.label_column={label}", num_classes, each=labels == "names"
+        )
     stream = made.stream(found["train"].files, top)
 
     def split(role: str) -> Split:
         part = found[role]
-        numbers = part.labels.values if part.names else numbered(part.labels, classes, f"column {label} of {role}")
+        numbers = (
+            part.labels.values
+            if part.names
+            else numbered(part.labels, classes, f"dataset.label_column={label}: {role}")
+        )
         return Split(
             stream(part.files), torch.from_numpy(numbers), part.ids, groups=by_pattern(group_pattern, part.ids)
         )
@@ -145,12 +146,12 @@ class _Part:
                 bad.append(Bad(f"{role}/{row}", role, reason))
             else:
                 kept.append(row)
-        chosen = [values[row] for row in kept]
+        key, chosen = f"dataset.label_column={label}", [values[row] for row in kept]
         if not all(isinstance(one, (int, str)) for one in chosen) or len({type(one) for one in chosen}) > 1:
             wrong = next(one for one in chosen if not isinstance(one, (int, str)) or isinstance(one, bool))
-            raise UserError(f"column {label}: expected class numbers or names, found {str(wrong)[:40]}")
+            raise UserError(f"{key}: expected class numbers or names, found {str(wrong)[:40]}")
         if beyond := [one for one in chosen if isinstance(one, int) and abs(one) >= 2**63]:
-            raise UserError(f"column {label}: expected numbers of 64 bits, found {beyond[0]}")
+            raise UserError(f"{key}: expected numbers of 64 bits, found {beyond[0]}")
         array = np.array(chosen, dtype=np.int64) if chosen and isinstance(chosen[0], int) else np.array(chosen, str)
         ids = [_id(files[row], role, row, top) for row in kept]
         return cls([f for row in kept if (f := files[row]) is not None], Labels(array), ids, bad, names)
@@ -175,7 +176,7 @@ def _files(role: str, table: Any, column: str, top: Path) -> tuple[list[File | N
     if pyarrow.types.is_null(held.type):  # as of a table of paths alone
         held = held.cast(pyarrow.binary())
     if not (pyarrow.types.is_binary(held.type) or pyarrow.types.is_large_binary(held.type)):
-        raise UserError(f"column {column}: expected the bytes of images, found {held.type}")
+        raise UserError(f"dataset.image_column={column}: expected the bytes of images, found {held.type}")
     sizes = compute.binary_length(held).to_pylist()
     files, why = list[File | None](), list[str]()
     for row, (size, path) in enumerate(zip(sizes, paths, strict=True)):
@@ -205,83 +206,13 @@ def _beneath(path: str, folders: Sequence[Path]) -> bool:
     return any(Path(os.path.abspath(folder)) in there.parents for folder in folders)
 
 
-def _builder(path: str, name: str | None, revision: str | None) -> Any:
-    """The library's reader of a data set. Raises UserError for what is not there, or in a format that is not read."""
-    import datasets
-    from huggingface_hub.utils import logging as hub
-
-    if int(datasets.__version__.partition(".")[0]) < 4:
-        raise UserError(f"dataset=huggingface: datasets {datasets.__version__} may run code of others; type {EXTRA}")
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity_error()
-    hub.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
-    place = Path(os.path.expanduser(path))
-    # to the library the name of a format stands for all files in the current folder
-    if (path.startswith(("/", ".", "~")) or place.name in FORMATS) and not place.is_dir():
-        raise UserError(f"dataset.path={path}: no such folder; expected Parquet files or images in it, or a hub name")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            where = os.path.abspath(place) if place.is_dir() else path
-            found = datasets.load_dataset_builder(where, name, revision=revision)
-    except Exception as error:  # the library raises a dozen kinds
-        here = "" if place.exists() else "no such folder here, and on the hub: "
-        raise UserError(f"dataset.path={path}: {here}{_line(error)}") from None
-    kind = type(found).__module__.removeprefix("datasets.packaged_modules.").partition(".")[0]
-    if kind not in FORMATS:
-        hint = "; for tar files type dataset=shards" if kind == "webdataset" else ""
-        raise UserError(f"dataset.path={path}: {kind} files; expected Parquet, Arrow or an image folder{hint}")
-    return found
-
-
-def _tables(builder: Any, path: str) -> dict[str, Any]:
-    """The library's table of each split, mapped from disk."""
-    from datasets import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            builder.download_and_prepare()
-            found = builder.as_dataset()
-    except Exception as error:
-        raise UserError(f"dataset.path={path}: {_line(error.__cause__ or error)}") from None
-    made = {}
-    for split, table in found.items():
-        for column, feature in table.features.items():
-            if isinstance(feature, Image):
-                table = table.cast_column(column, Image(decode=False))
-        made[str(split)] = table
-    return made
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."
-
-
-def _split(role: str, asked: str | None, tables: dict[str, Any], path: str) -> str | None:
-    """The split of a role, by the key or by its usual names; none of train is an error."""
-    there = ", ".join(tables)
-    if asked:
-        if asked not in tables:
-            raise UserError(f"dataset.{role}_split={asked}: no such split; {path} has {there}")
-        return asked
-    found = next((name for name in SPLITS[role] if name in tables), None)
-    if role != "train" or found:
-        return found
-    if len(tables) == 1:
-        return next(iter(tables))
-    raise UserError(f"dataset.path={path}: no split train; type dataset.train_split=, one of {there}")
-
-
 def _images(columns: Any, asked: str | None, path: str) -> str:
     """The column of the images. Raises UserError if there is none, or several."""
     there = ", ".join(columns)
     found = [name for name, kind in columns.items() if _holds_images(kind)]
     if asked:
         if asked not in found:
-            what = f"no images but {columns[asked]}" if asked in columns else "no such column"
-            raise UserError(f"dataset.image_column={asked}: {what}; {path} has {there}")
+            raise UserError(hub.no_such("dataset.image_column", asked, found or [*columns], "column of images", path))
         return asked
     if not found:
         raise UserError(f"dataset.path={path}: no column holds images; it has {there}")
@@ -306,7 +237,8 @@ def _label(columns: Any, asked: str | None, path: str) -> str:
     there = ", ".join(columns)
     if asked:
         if asked not in columns:
-            raise UserError(f"dataset.label_column={asked}: no such column; {path} has {there}")
+            others = [name for name, kind in columns.items() if not _holds_images(kind)]
+            raise UserError(hub.no_such("dataset.label_column", asked, others or [*columns], "column", path))
         return asked
     typed = [name for name, kind in columns.items() if getattr(kind, "names", None)]
     if len(typed) == 1:
@@ -314,4 +246,5 @@ def _label(columns: Any, asked: str | None, path: str) -> str:
     named = [name for name in LABELS if name in columns]
     if named:
         return named[0]
-    raise UserError(f"dataset.path={path}: no column of labels; it has {there}; type dataset.label_column=COLUMN")
+    hint = "put the images of each class into a folder" if len(columns) == 1 else "type dataset.label_column=COLUMN"
+    raise UserError(f"dataset.path={path}: no column of labels; it has {there}; {hint}")

@@ -40,12 +40,13 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parquet(folder: Path, split: str = "train", **columns: tuple[list[Any], str]) -> str:
     """Write one split; of each column its values, and image, class, bytes, or the name of a type."""
-    from datasets import ClassLabel, Dataset, Features, Image, Value
+    from datasets import ClassLabel, Dataset, Features, Image, Sequence, Value
 
     kinds = {"image": Image(), "class": ClassLabel(names=["ant", "bee"]), "bytes": Value("binary")}
     kinds["struct"] = {"bytes": Value("binary"), "path": Value("string")}
     kinds["numbers"] = {"bytes": Value("int64")}
     kinds["paths"] = {"bytes": Value("null"), "path": Value("string")}
+    kinds["list"] = Sequence(Value("int64"))
     features = Features({name: kinds.get(kind) or Value(kind) for name, (_, kind) in columns.items()})
     made = Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features=features)
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,18 +120,103 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     ),
     "nobody's home": ({"image": IMAGES, "label": CLASSES}, {"path": "~nobody-here/x"}, "no such folder"),
     "gap": ({"image": IMAGES, "label": ([0, 2] * 12, "int64")}, {}, "has no 1, but 2"),
-    "column": ({"image": IMAGES, "label": CLASSES}, {"label_column": "x"}, "no such column"),
-    "split": ({"image": IMAGES, "label": CLASSES}, {"test_split": "x"}, "no such split"),
+    "column": (
+        {"image": IMAGES, "label": CLASSES},
+        {"label_column": "x"},
+        "has label; type dataset.label_column=label",
+    ),
+    "images": ({"image": IMAGES, "label": CLASSES}, {"image_column": "label"}, "type dataset.image_column=image"),
+    "labels": ({"image": IMAGES, "label": CLASSES}, {"label_column": "image"}, "dataset.label_column=image: expected "),
+    "list": ({"image": IMAGES, "label": ([[n] for n in LABELS], "list")}, {}, "dataset.label_column=label: expected "),
+    "split": (
+        {"image": IMAGES, "label": CLASSES},
+        {"train_split": "x"},
+        "dataset.train_split=x: no such split with rows; {path} has train; type dataset.train_split=train",
+    ),
+    "test": ({"image": IMAGES, "label": CLASSES}, {"test_split": "x"}, "has train; omit it, and dataset.test_fraction"),
+    "empty": ({"image": ([], "image"), "label": ([], "class")}, {}, "dataset.path={path}: no rows in train"),
+    "name": ({"image": IMAGES, "label": CLASSES}, {"name": "x"}, "has default; type dataset.name=default"),
+    "no path": ({"image": IMAGES, "label": CLASSES}, {"path": ""}, "dataset.path=: no such folder"),
+    "number": ({"image": IMAGES, "label": CLASSES}, {"path": 5}, "dataset.path=5: no such folder"),
 }
 
 
 @pytest.mark.parametrize("case", [*WRONG])
 def test_wrong_tables_are_one_line(case: str, tmp_path: Path) -> None:
     columns, keys, expected = WRONG[case]
+    path = parquet(tmp_path / "d", **columns)
     with pytest.raises(UserError) as error:
-        huggingface(**{"path": parquet(tmp_path / "d", **columns), **SIZE, **keys})
+        huggingface(**{"path": path, **SIZE, **keys})
+    assert expected.replace("{path}", path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_split_without_rows_is_as_if_it_were_not_there(tmp_path: Path) -> None:
+    for split in ("test", "validation"):
+        parquet(tmp_path / "d", split, image=([], "image"), label=([], "class"))
+    raw = huggingface(parquet(tmp_path / "d", image=IMAGES, label=CLASSES), **SIZE)
+    assert (len(raw.train), raw.val, raw.test) == (COUNT, None, None)
+    with pytest.raises(UserError, match=r"dataset\.test_split=test: no such split with rows; .* has train; omit it"):
+        huggingface(str(tmp_path / "d"), test_split="test", **SIZE)
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"image": IMAGES, "kind": CLASSES}, "has the columns image, kind, and the first one image, label; "),
+        ({"image": IMAGES, "label": (["x"] * COUNT, "string")}, "the label 'x' is none of the classes"),
+    ],
+)
+def test_splits_that_are_unlike_are_one_line(
+    columns: dict[str, Any], expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = parquet(tmp_path / "d", image=IMAGES, label=CLASSES)
+    parquet(tmp_path / "d", "test", **columns)
+    capfd.readouterr()
+    with pytest.raises(UserError) as error:
+        huggingface(folder, **SIZE)
+    assert str(error.value).startswith(f"dataset.path={folder}: ")
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")  # nor does the library say it once more
+
+
+def test_folders_without_usable_files_and_damaged_files_are_one_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name, files, expected in (
+        ("empty", (), "a folder without files; expected Parquet, Arrow or an image folder"),
+        ("classes", ("ant/", "bee/"), "a folder without files"),
+        ("notes", ("a.md", "b.md"), "only .md files; expected"),
+        ("flat", ("1.jpg", "2.jpg"), "put the images of each class into a folder"),
+        ("cut", ("train.parquet",), "train.parquet: Parquet file size is"),
+    ):
+        (tmp_path / name).mkdir()
+        for file in files:
+            place = tmp_path / name / file
+            place.mkdir() if file.endswith("/") else place.write_bytes(
+                jpeg(1) if place.suffix == ".jpg" else b"PAR1xxPAR1"
+            )
+        with pytest.raises(UserError) as error:
+            huggingface(str(tmp_path / name), **SIZE)
+        assert str(error.value).startswith(f"dataset.path={tmp_path / name}: ")
+        assert expected in str(error.value)
+        assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_label_that_is_no_class_is_bad(tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet as files
+
+    folder = parquet(tmp_path / "d", image=IMAGES, label=CLASSES)
+    (path,) = Path(folder).iterdir()
+    table = files.read_table(path)
+    labels = pyarrow.array([*LABELS[:-1], 7])
+    files.write_table(table.set_column(1, "label", labels).replace_schema_metadata(table.schema.metadata), path)
+    raw = huggingface(folder, **SIZE)
+    with pytest.raises(BadData, match="train/23: has label 7, expected 0 to 1"):
+        prepare(raw, val_fraction=0.2, test_fraction=0.2, split_seed=0, memory_gb=0)
 
 
 def test_a_number_beyond_64_bits_is_no_label(tmp_path: Path) -> None:

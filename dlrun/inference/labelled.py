@@ -118,9 +118,7 @@ def _raw(predictor: Predictor, path: Path, images: str | None, level: str | None
     if suffix == ".tar":
         return _tar(predictor, path)
     if path.is_dir() or suffix in (".npz", ".npy"):
-        count = len(predictor.classes)
-        numbered = predictor.classes == [str(k) for k in range(count)]
-        return arrays.arrays(str(path), num_classes=count if numbered else 0)
+        return arrays.arrays(str(path), **_numbering(predictor))
     expected = f"a folder of class folders, a table ({', '.join(TABLES)}), a .tar, an .npz with x and y"
     raise UserError(f"{path}: expected {expected}; images without labels are for `dlrun predict`")
 
@@ -131,10 +129,14 @@ def _tar(predictor: Predictor, path: Path) -> Raw:
     own = str(source.get("_target_", "")).startswith("dlrun.data.shards.")
     where = {key: str(source[key]) for key in ("image", "label") if own and key in source}
     height, width, channels = predictor.shape
+    how = _numbering(predictor) | where
+    return shards.shards([str(path)], **how, image_size=[height, width], channels=channels)
+
+
+def _numbering(predictor: Predictor) -> dict[str, Any]:
+    """How labels become classes: the run knows which there are, so that some of them may be missing here."""
     count = len(predictor.classes)
-    numbered = predictor.classes == [str(k) for k in range(count)]
-    how: dict[str, Any] = {"num_classes": count} if numbered else {"labels": "names"}
-    return shards.shards([str(path)], **how | where, image_size=[height, width], channels=channels)
+    return {"num_classes": count} if predictor.classes == [str(k) for k in range(count)] else {"labels": "names"}
 
 
 def _chosen(path: Path, names: Sequence[str], split: str) -> str:

@@ -6,8 +6,9 @@ import csv
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from sklearn import metrics
 from dlrun import load
 from dlrun.data.arrays import arrays as arrays_of
 from dlrun.ensembles.votes import softmax
+from dlrun.errors import UserError
+from dlrun.inference import labelled
 from support.commands import Outcome
 
 # 64 channels and 32 pixels: bf16 where the processor has it
@@ -274,3 +277,19 @@ def test_wrong_sizes_of_an_attack_are_refused_in_one_line(
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "--adversarial" in done.err
     assert not Path("e").exists()
+
+
+@pytest.mark.parametrize("classes", [range(1, 6), (0, 2, 5, 7, 9), range(5)])
+def test_numbers_may_be_missing_among_labels_whose_classes_the_run_knows(
+    classes: Sequence[int], tmp_path: Path
+) -> None:
+    known = [str(number) for number in classes]
+    predictor: Any = SimpleNamespace(classes=known, tasks=None, shape=(3, 3, 1), path=Path("run"), members=())
+    given = np.array([int(known[k]) for k in (0, 3, 0)])
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 3, 3), np.uint8), y=given)
+    found = labelled.read(predictor, tmp_path / "x.npz", "", None)
+    assert found.labels.tolist() == [0, 3, 0]
+    assert found.notes[-1] == f"no image of 3 of 5 classes: '{known[1]}', '{known[2]}', '{known[4]}'"
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 3, 3), np.uint8), y=[int(known[0]), 11, int(known[0])])
+    with pytest.raises(UserError, match="11"):
+        labelled.read(predictor, tmp_path / "x.npz", "", None)

@@ -170,6 +170,25 @@ def test_the_config_of_a_preset_shows_what_the_run_uses(dlrun: Callable[..., Out
     assert "sgd_momentum" not in shown.out
 
 
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("trainer.epochs=-1", "trainer.epochs=-1: expected"),
+        ("optimizer.lr=abc", "optimizer.lr=abc: expected"),
+        ("dataset=image_folder", "dataset.root is missing"),
+    ],
+)
+def test_a_config_that_training_refuses_is_shown_and_the_reason_said(
+    word: str, line: str, dlrun: Callable[..., Outcome]
+) -> None:
+    shown, trained = dlrun("train", word, "--cfg", "job"), dlrun("train", word)
+    assert (shown.code, shown.err) == (trained.code, trained.err)
+    assert (shown.code, shown.err.startswith(f"dlrun: {line}"), shown.err.count("\n")) == (2, True, 1)
+    assert "trainer:\n" in shown.out
+    assert dlrun("train", word, "--cfg", "hydra").code == 0
+    assert (done := dlrun("train", "search.trials=3", "--cfg", "job")).code == 0, done  # which cannot be typed with -m
+
+
 def test_explaining_refuses_in_one_line_and_bears_a_closed_pipe(here: Path, dlrun: Callable[..., Outcome]) -> None:
     refused = dlrun("train", "--cfg", "job", "optimizer.lrr=1")
     assert (refused.code, refused.err) == (

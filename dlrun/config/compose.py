@@ -25,7 +25,7 @@ from dlrun.config.repeat import repeated
 from dlrun.config.schema import flatten, lookup, unknown, validate
 from dlrun.config.settings import Settings
 from dlrun.config.trust import allowed, packages, refuse_commands
-from dlrun.config.typed import readable, refuse_bare, refuse_idle, refuse_repeated
+from dlrun.config.typed import is_decimal, known_setting, readable, refuse_bare, refuse_idle, refuse_repeated
 from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
@@ -58,14 +58,16 @@ def run(
             left_out = Composer(hydra.config_loader, root).unused(words) if "--cfg" in flags else []
             text = answer(hydra, verb, root, flags, [*words, *left_out])
         print(text, end="")
+        if flags.get("--cfg", "hydra") != "hydra":
+            with composer(flags, typed) as made:
+                made.compose(made.typed(overrides))  # what training refuses is shown, and said
         return Exit.FINE
     with composer(flags, typed) as made:
         if "--multirun" in flags:
             if sweep is None:
                 raise UserError(f"-m: dlrun {verb} runs one setup; for a sweep type dlrun train -m")
             return sweep(made, overrides, flags)
-        parsed = made.parse(overrides)
-        refuse_repeated(parsed, [o.key_or_group for o in parsed if made.chooses(o)])
+        parsed = made.typed(overrides)
         refuse_idle(parsed)
         composed = made.compose(parsed)
         record = composed.record()
@@ -141,6 +143,12 @@ class Composer:
                 self._listed.clear()
         return parsed
 
+    def typed(self, overrides: Sequence[str]) -> list[Any]:
+        """Return the overrides of a command as objects. Raises UserError for two options of a group as well."""
+        parsed = self.parse(overrides)
+        refuse_repeated(parsed, [o.key_or_group for o in parsed if self.chooses(o)])
+        return parsed
+
     def _refuse(self, override: Any) -> None:
         key, line = override.key_or_group, override.input_line
         if key == STUDIES:
@@ -151,7 +159,7 @@ class Composer:
             raise UserError(f"{line}: no group or key can be removed; choose another option or value with {key}=")
         if not allowed(line, self._typed):
             raise UserError(f"{line}: found in a file; it is allowed only if it is typed: add {shlex.quote(line)}")
-        if key.split(".")[0].split("/")[0] == "hydra" and not _known_to_dlrun(key):
+        if key.split(".")[0].split("/")[0] == "hydra" and not known_setting(key):
             raise UserError(f"{line}: this setting of Hydra has no effect in dlrun; see run.dir=, sweep.dir= and -m")
 
     def chooses(self, override: Any) -> bool:
@@ -244,7 +252,7 @@ class Composer:
         if self._options(key) and key in COMBINED:
             return f"add -m to try each; they combine as {key}={parts[0]} {key}.{parts[1]}=VALUE"
         usual = lookup(self._schema((), self._read(self._root, ())), key)
-        point = f", or {key}={'.'.join(parts)} with a point" if _is_decimal(parts) and isinstance(usual, float) else ""
+        point = f", or {key}={'.'.join(parts)} with a point" if is_decimal(parts) and isinstance(usual, float) else ""
         if isinstance(usual, list):
             return f"type {key}=[{text}] for a list"
         whole = f", or quote the value ('{key}=\"{text}\"') to pass one string" if isinstance(usual, str) else ""
@@ -327,15 +335,6 @@ def _unfit(base: dict[str, Any], schema: dict[str, Any], chosen: Sequence[str]) 
     typed = {word.partition("=")[0] for word in chosen} & schema.keys() & base.keys() if preset else set()
     typed = {group for group in typed if isinstance(base[group], dict)}  # a preset may set a number, which is refused
     return [(group, key) for group in sorted(typed) for key in base[group] if key not in schema[group]]
-
-
-def _known_to_dlrun(key: str) -> bool:
-    """Whether dlrun reads a setting of Hydra: where options are, or what starts the trials of a sweep."""
-    return key in ("hydra.searchpath", "hydra/launcher") or key.startswith("hydra.launcher.")
-
-
-def _is_decimal(parts: Sequence[str]) -> bool:
-    return len(parts) == 2 and all(part.isdigit() for part in parts)
 
 
 def _choices(cfg: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from dlrun.config.meant import bare_word
 from dlrun.config.options import COMBINED, Options
 from dlrun.errors import UserError
 
-__all__ = ["readable", "refuse_bare", "refuse_idle", "refuse_repeated"]
+__all__ = ["is_decimal", "known_setting", "readable", "refuse_bare", "refuse_idle", "refuse_repeated"]
 
 # their values are files, folders and prose, and are taken as typed
 VERBATIM = (
@@ -133,3 +133,13 @@ def refuse_idle(parsed: Sequence[Any]) -> None:
         if key.split(".")[0] in ("search", "sweep") or key.startswith(("hydra.launcher", "hydra/launcher")):
             example = "-m optimizer.lr=loguniform:1e-4:1e-1"
             raise UserError(f"{override.input_line}: belongs to a sweep; add -m and what to search, such as {example}")
+
+
+def known_setting(key: str) -> bool:
+    """Return whether dlrun reads a setting of Hydra: where options are, or what starts the trials of a sweep."""
+    return key in ("hydra.searchpath", "hydra/launcher") or key.startswith("hydra.launcher.")
+
+
+def is_decimal(parts: Sequence[str]) -> bool:
+    """Return whether the parts between commas may be those of a number with a comma for a point."""
+    return len(parts) == 2 and all(part.isdigit() for part in parts)

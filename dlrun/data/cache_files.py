@@ -21,9 +21,9 @@ from pathlib import Path
 
 from dlrun.data.packs import MARK, stored, unlinked
 
-__all__ = ["alone", "locked", "make_room"]
+__all__ = ["alone", "keep", "locked", "make_room"]
 
-NAMED = re.compile(r"([0-9a-f]{32})\.(pack|index|hashes|hashes\.\d+\.tmp|lock|pixels|json|tmp)")
+NAMED = re.compile(r"([0-9a-f]{32})\.(pack|index|hashes|members|hashes\.\d+\.tmp|lock|pixels|json|tmp)")
 POLL = 0.1  # seconds between two tries to take a lock
 SILENT = 1.0  # seconds of waiting without a message
 REPEATED = 60.0  # seconds between two messages
@@ -111,8 +111,8 @@ class _Entry:
 def make_room(folder: Path, gigabytes: float, needed: int, keep: str) -> bool:
     """Delete what was not used for the longest time, until `needed` bytes more fit; return whether they do.
 
-    What killed processes left is deleted first, tables of digests last: they are small, and a dataset without one has
-    to be read. The entry named `keep` stays, and so does what a process uses.
+    What killed processes left is deleted first, tables of digests and of members last: they are small, and a dataset
+    without one has to be read. The entry named `keep` stays, and so does what a process uses.
     """
     entries = _entries(folder)
     total = sum(entry.size for entry in entries) + needed
@@ -122,6 +122,30 @@ def make_room(folder: Path, gigabytes: float, needed: int, keep: str) -> bool:
         if entry.name != keep and _deleted(folder, entry):
             total -= entry.size
     return total <= gigabytes * 1e9
+
+
+def keep(table: Path, gigabytes: float, content: bytes, doing: str) -> None:
+    """Replace a table of a cache, unless another process does, or the cache has no room for it.
+
+    Without it what it says is found out again, and a message about the cache follows: no error is raised.
+    """
+    if len(content) > gigabytes * 1e9:
+        return
+    temporary = table.with_suffix(".tmp")
+    with suppress(OSError):
+        table.parent.mkdir(parents=True, exist_ok=True)
+        with locked(table.with_suffix(".lock"), doing, wait=False) as free:
+            if not free or not make_room(table.parent, gigabytes, len(content), table.stem):
+                return
+            try:
+                temporary.unlink(missing_ok=True)  # a link would be written through
+                with open(temporary, "xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, table)
+            finally:
+                temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -146,7 +170,10 @@ def _entries(folder: Path) -> list[_Entry]:
     for name, files in groups.items():
         ours = [ending for ending in files if _ours(name, ending, files)]
         left = [ending for ending in ours if ending.endswith("tmp")]
-        for kind, endings in ((0, left), (2 if "hashes" in ours else 1, [one for one in ours if one not in left])):
+        for kind, endings in (
+            (0, left),
+            (2 if {"hashes", "members"} & {*ours} else 1, [one for one in ours if one not in left]),
+        ):
             stats = [files[ending].stat(follow_symlinks=False) for ending in endings]
             if stats:
                 turn = (kind, max(stat.st_mtime for stat in stats))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.data.cache import UNSETTLED, Cache
-from dlrun.data.cache_files import locked, make_room
+from dlrun.data.cache_files import keep
 from dlrun.data.images import PASSING, Images, Streamed, run_ahead, threads_for
 from dlrun.data.members import File
 from dlrun.data.packs import MARK, SIZE, content_of, keys_of, stored, top_of
@@ -135,23 +135,8 @@ def _keep(
     new = dict(_settled(files, stats, found, known))
     rows = known | new if len(known) <= 2 * len(files) + OTHERS else new
     whole = HEAD + b"".join(about + digest for about, digest in rows.items())
-    if not rows or len(whole) > store.gigabytes * 1e9:
-        return
-    temporary, lock = table.with_suffix(".tmp"), table.with_suffix(".lock")
-    with suppress(OSError):  # without the table the files are read again, and a message about the cache follows
-        store.folder.mkdir(parents=True, exist_ok=True)
-        with locked(lock, "writing digests", wait=False) as free:
-            if not free or not make_room(store.folder, store.gigabytes, len(whole), table.stem):
-                return
-            try:
-                temporary.unlink(missing_ok=True)  # a link would be written through
-                with open(temporary, "xb") as file:
-                    file.write(whole)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, table)
-            finally:
-                temporary.unlink(missing_ok=True)
+    if rows:
+        keep(table, store.gigabytes, whole, "writing digests")
 
 
 def _settled(

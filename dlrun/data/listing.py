@@ -95,6 +95,13 @@ class Account:
         if len(self.paths[reason]) < MOST:
             self.paths[reason].append(printable(path))
 
+    def join(self, other: Account, place: Path) -> None:
+        """Add what another account, whose paths are within a place, has left out."""
+        for reason, count in other.counts.items():
+            self.counts[reason] += count
+            room = MOST - len(self.paths[reason])
+            self.paths[reason] += [f"{printable(place)}/{name}" for name in other.paths[reason][:room]]
+
     def left_out(self) -> str:
         """Return how many were left out for each reason: what may be images first, what is hidden last."""
         known = [reason for reason in FIRST if reason in self.counts]

@@ -1,7 +1,7 @@
 """Images in tar files: `dlrun train dataset=shards dataset.urls='train-{000..099}.tar' dataset.image_size=224` (D4).
 
 Tar files as webdataset makes and reads them, `pip install 'dlrun[shards]'`. They are never unpacked: dlrun/data/tars.py
-lists where each image lies, and each is read at its place, in any order.
+lists where each image lies, and each is read at its place, in any order; the cache keeps the lists (tar_lists.py).
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import numpy as np
 import torch
 
 from dlrun.data.bad import Bad, BadData
+from dlrun.data.cache import cache_at
 from dlrun.data.form import Form
 from dlrun.data.groups import by_pattern
 from dlrun.data.labels import Labels, class_names, numbered
 from dlrun.data.listing import Account, printable
 from dlrun.data.members import TarMember
 from dlrun.data.splits import Raw, Split
-from dlrun.data.tars import LABELS, Sample, samples
+from dlrun.data.tar_lists import TarLists
+from dlrun.data.tars import LABELS, Sample
 from dlrun.errors import UserError
 from dlrun.vocabulary import tars_of
 
@@ -53,20 +55,25 @@ def shards(
     num_classes: int = 0,
     group_pattern: str | None = None,
     on_bad: str = "error",
+    cache: str = "none",
+    cache_gb: float = 20.0,
     **form: Any,
 ) -> Raw:
     """The images in tar files, `{000..099}` and `*` in their names expanded. Nothing is decoded here.
 
     `image` is the ending of the images if samples have several, such as left.jpg; `label` is the member with the label:
     cls, txt or json.KEY. `labels` and `num_classes` are those of dlrun/data/arrays.py, `form` has the keys of
-    `Form.of`. Raises UserError in one line for what is no tar of labelled images, and BadData for unusable samples.
+    `Form.of`; where the images lie is kept in the `cache`. Raises UserError in one line for what is no tar of labelled
+    images, and BadData for unusable samples.
     """
     made = Form.of(**form)
     typed = {"train": urls, "val": val_urls, "test": test_urls}
     places = {role: _places(role, names) for role, names in typed.items() if names}
     top = Path(os.path.commonpath([path.parent.absolute() for paths in places.values() for path in paths]))
     account, chosen = Account(), _Choice(image, label)
-    found = {role: _read(role, paths, top, chosen, account) for role, paths in places.items()}
+    lists = TarLists(cache_at(cache, cache_gb), [path for paths in places.values() for path in paths])
+    found = {role: _read(role, paths, top, chosen, account, lists) for role, paths in places.items()}
+    lists.close()
     bad = [one for part in found.values() for one in part.bad]
     if bad and on_bad == "error":
         raise BadData(bad, sum(len(part.files) + len(part.bad) for part in found.values()))
@@ -140,12 +147,12 @@ class _Choice:
         raise UserError(f"{where}: its .json has none of {', '.join(KEYS)}; type dataset.label=json.KEY")
 
 
-def _read(role: str, paths: Sequence[Path], top: Path, chosen: _Choice, account: Account) -> _Read:
+def _read(role: str, paths: Sequence[Path], top: Path, chosen: _Choice, account: Account, lists: TarLists) -> _Read:
     """The samples of a split, in the order of the files."""
     read = _Read()
     for path in paths:
         place = printable(os.path.relpath(path.absolute(), top))
-        for sample in samples(path, account):
+        for sample in lists.samples(path, account):
             name = f"{place}/{printable(sample.key)}"
             chosen.settle(sample, name)
             try:

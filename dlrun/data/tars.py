@@ -20,7 +20,7 @@ from dlrun.data.listing import HIDDEN, SPECIAL, SUFFIXES, Account
 from dlrun.data.members import Shard, TarMember
 from dlrun.errors import UserError
 
-__all__ = ["LABELS", "LINKS", "OUTSIDE", "PICKLED", "Sample", "samples"]
+__all__ = ["LABELS", "LINKS", "LONGEST", "OUTSIDE", "PICKLED", "Sample", "samples"]
 
 PICKLED = "pickled members, which are never read"
 LINKS, OUTSIDE = "links", "names that lead outside of the tar"
@@ -70,7 +70,7 @@ def _of_json(text: str, key: str) -> str | int:
 
 
 def samples(path: Path, account: Account) -> Iterator[Sample]:
-    """Yield the samples of a tar in their order; what is left out is added to the account.
+    """Yield the samples of a tar in their order; what is left out is added to the account, by its name in the tar.
 
     Raises UserError in one line for a file that is missing, compressed, damaged or cut short.
     """
@@ -95,7 +95,7 @@ def _grouped(file: IO[bytes], shard: Shard, account: Account) -> Iterator[Sample
         image = f".{ending.rpartition('.')[2]}" in SUFFIXES
         if not image and ending not in LABELS:
             reason = PICKLED if ending.rpartition(".")[2] in PICKLES else f".{ending}" if ending else "others"
-            account.add(reason, shard.path / name)
+            account.add(reason, Path(name))
             continue
         if key != now.key:
             if now.key:
@@ -131,13 +131,13 @@ def _members(file: IO[bytes], shard: Shard, account: Account) -> Iterator[tuple[
                     continue
                 where = PurePosixPath(name)
                 if not info.isreg():
-                    account.add(LINKS if info.issym() or info.islnk() else SPECIAL, shard.path / name)
+                    account.add(LINKS if info.issym() or info.islnk() else SPECIAL, Path(name))
                 elif where.is_absolute() or ".." in where.parts:
-                    account.add(OUTSIDE, shard.path / name.lstrip("/"))
+                    account.add(OUTSIDE, Path(name.lstrip("/")))
                 elif where.name.startswith("."):
-                    account.add(HIDDEN, shard.path / name)
+                    account.add(HIDDEN, Path(name))
                 elif info.sparse is not None:
-                    account.add("sparse members", shard.path / name)
+                    account.add("sparse members", Path(name))
                 else:
                     yield str(where), TarMember(shard, str(where), info.offset_data, info.size)
             _require_end(file, shard, tar.offset)

@@ -31,7 +31,8 @@ def read_data(
     normalize = node.pop("normalize", "data")
     options = {k: node[k] for k in own if k in node}
     source = {k: v for k, v in node.items() if k not in own}
-    takes = {k: v for k, v in options.items() if k in ("limit", "split_seed", "memory_gb", "test_fraction", "on_bad")}
+    passed = ("limit", "split_seed", "memory_gb", "test_fraction", "on_bad", "cache", "cache_gb")
+    takes = {k: v for k, v in options.items() if k in passed}
     raw = instantiate(source, trust, "dataset", **takes)
     data = prepare(raw, **options, share=share, recorded=recorded, fit_all=fit_all)
     return normalised(data, normalize)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import signal
@@ -19,12 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
-from dlrun.data import prepare
+from dlrun.data import prepare, tar_lists
 from dlrun.data.bad import BadData
+from dlrun.data.cache_files import make_room
 from dlrun.data.images import read
 from dlrun.data.listing import SPECIAL
 from dlrun.data.tars import LINKS, OUTSIDE, PICKLED
 from dlrun.errors import UserError
+from dlrun.training.shared_data import read_data
 from support.commands import Outcome
 from support.tars import Given, jpeg, labelled, tar
 
@@ -333,3 +336,121 @@ def test_killed_in_the_middle_of_an_epoch_it_ends_with_the_same_bits(tmp_path: P
     assert killed == 4
     ours = weights(str(tmp_path / "parts"))
     assert all(torch.equal(one, ours[name]) for name, one in weights(str(tmp_path / "whole")).items())
+
+
+@pytest.fixture
+def listed(two: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Any, list[str]]]:
+    """A function that reads all tars with a cache; it returns the data, and the names of the tars that were read."""
+    monkeypatch.setattr(tar_lists, "UNSETTLED", -60.0)  # as if they were old
+    real = tar_lists.samples
+
+    def reading(**keys: Any) -> tuple[Any, list[str]]:
+        opened: list[str] = []
+        monkeypatch.setattr(
+            tar_lists, "samples", lambda path, account: (opened.append(path.name), real(path, account))[1]
+        )
+        keys = {"cache": str(two / "cache"), "on_bad": "drop", **keys}
+        return shards(str(two / "*.tar"), **SIZE, **keys), opened
+
+    return reading
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two data sets have the same samples at the same places, and left out the same."""
+    about = [
+        (raw.train.ids, raw.train.labels.tolist(), [(f.start, f.size, f.shard) for f in raw.train.images.files])
+        for raw in (one, other)
+    ]
+    return about[0] == about[1] and (one.notes, one.bad, one.account) == (other.notes, other.bad, other.account)
+
+
+def test_later_starts_read_the_tars_that_changed_alone(two: Path, listed: Callable[..., tuple[Any, list[str]]]) -> None:
+    odd = [
+        ("x/1.jpg", jpeg(1)),
+        ("x/1.txt", b"\xff\xfe"),
+        ("2.jpg", jpeg(2)),
+        ("a.pkl", b"p"),
+        ("b.csv", b","),
+        link("l", tarfile.SYMTYPE, "x"),
+    ]
+    tar(two / "odd.tar", [*labelled(range(900, 904)), *odd])
+    first, opened = listed()
+    assert opened == ["odd.tar", "train-000.tar", "train-001.tar"]
+    assert (len(first.bad), first.account.counts[PICKLED], first.account.counts[LINKS]) == (2, 1, 1)
+    again, opened = listed()
+    assert opened == []
+    assert same(first, again)
+    assert torch.equal(*(next(read(raw.train.images, [torch.tensor([3, 40])])) for raw in (first, again)))
+    tar(two / "train-000.tar", labelled(range(50, 80)))
+    changed, opened = listed()
+    assert opened == ["train-000.tar"]
+    assert same(changed, listed(cache="none")[0])
+    assert listed()[1] == []
+    (table,) = (two / "cache").iterdir()
+    assert table.suffix == ".members"
+
+
+HARMFUL: dict[str, Callable[[Any], Any]] = {
+    "beyond": lambda rows: rows[0][1]["jpg"].__setitem__(2, 10**9),
+    "before": lambda rows: rows[0][1]["jpg"].__setitem__(1, -512),
+    "outside": lambda rows: rows[0][1]["jpg"].__setitem__(0, "../../etc/passwd"),
+    "whole": lambda rows: rows[0][1]["jpg"].__setitem__(1, 512.0),
+    "no image": lambda rows: rows[0][1].__setitem__("pkl", rows[0][1].pop("jpg")),
+    "no label": lambda rows: rows[0][2].__setitem__("pth", "x"),
+    "long": lambda rows: rows[0][2].__setitem__("cls", "0" * 70_000),
+    "row": lambda rows: rows.__setitem__(0, 5),
+}
+
+
+@pytest.mark.parametrize("kind", [*HARMFUL, "flipped", "cut", "link", "pipe", "empty", "deep", "huge"])
+def test_a_table_that_is_damaged_or_of_somebody_else_is_not_used(
+    kind: str, two: Path, listed: Callable[..., tuple[Any, list[str]]]
+) -> None:
+    first, _ = listed()
+    (table,) = (two / "cache").iterdir()
+    whole = table.read_bytes()
+    start, _, line = whole.partition(b"\n")
+    text = line.splitlines()[0][tar_lists.BEGINNING :]
+    rows, *rest = json.loads(text)
+    if kind in HARMFUL:
+        HARMFUL[kind](rows)
+        text = json.dumps([rows, *rest]).encode()
+    elif kind in ("deep", "huge"):
+        text = b"[" * 100_000 if kind == "deep" else text + b" " * 4 * (two / "train-000.tar").stat().st_size
+    made = b"\n".join([start, line[:33] + tar_lists._digest(text) + b" " + text, *line.splitlines()[1:], b""])
+    table.unlink()
+    if kind == "link":
+        (two / "elsewhere").write_bytes(whole)
+        table.symlink_to(two / "elsewhere")
+    elif kind == "pipe":
+        os.mkfifo(table)
+    else:
+        flipped = whole.replace(b"0001.jpg", b"0003.jpg", 1)
+        table.write_bytes({"flipped": flipped, "cut": whole[:-9], "empty": b""}.get(kind, made))
+    again, opened = listed()
+    assert opened == {"cut": ["train-001.tar"]}.get(
+        kind, ["train-000.tar", "train-001.tar"] if kind in ("link", "pipe", "empty") else ["train-000.tar"]
+    )
+    assert same(first, again)
+    if kind == "link":
+        assert (two / "elsewhere").read_bytes() == whole
+
+
+def test_lists_of_tars_are_within_the_limit_of_the_cache_and_of_settled_tars(
+    two: Path, listed: Callable[..., tuple[Any, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed(cache_gb=1e-6)
+    monkeypatch.setattr(tar_lists, "UNSETTLED", 60.0)
+    listed()
+    assert not [*two.glob("cache/*")]
+    monkeypatch.setattr(tar_lists, "UNSETTLED", -60.0)
+    listed()
+    assert make_room(two / "cache", 1e-9, 0, "")  # and they leave with what else fills it
+    assert not [*two.glob("cache/*.members")]
+
+
+def test_training_keeps_the_lists_in_its_cache(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tar_lists, "UNSETTLED", -60.0)
+    node = {"_target_": "dlrun.data.shards.shards", "urls": str(two / "*.tar"), "cache": str(two / "cache"), **STREAMED}
+    read_data({**node, **SIZE}, [])
+    assert [*two.glob("cache/*.members")]

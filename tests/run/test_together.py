@@ -281,9 +281,10 @@ def test_processes_that_wait_say_for_whom_and_where_and_give_up(
     raised = met(monkeypatch, 4, 0, 2)
     port = os.environ["MASTER_PORT"]
     assert [error.code for error in raised] == [Exit.FAILED] * 2
-    assert sorted(str(error)[:41] for error in raised)[0] == "process 0 of 4 has been waiting for 1 s at"[:41]
+    assert sorted(map(str, raised))[0].startswith("process 0 of 4 ")
     for text in (*map(str, raised), said := capfd.readouterr().err):
-        assert f"at localhost:{port} for processes 1, 3; start each with the same MASTER_ADDR" in text
+        assert f"at localhost:{port} for processes 1, 3; " in text
+        assert "MASTER_ADDR" in text
     assert said.count("\n") == 1  # the first of them says it
     assert met(monkeypatch, 2, 0, 1) == []
     assert capfd.readouterr().err == ""
@@ -293,10 +294,9 @@ def test_a_process_that_cannot_reach_the_first_one_says_where_it_should_be(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (error,) = met(monkeypatch, 2, 1, SLURM_STEP_ID="0")
-    line = (
-        f"at localhost:{os.environ['MASTER_PORT']} for process 0; start this command in every task, as srun does, or "
-    )
+    line = f"at localhost:{os.environ['MASTER_PORT']} for process 0; "
     assert line in str(error)
+    assert "`env -u SLURM_STEP_ID dlrun …`" in str(error)
     found = capfd.readouterr().err.splitlines()
     assert [line in one for one in found] == [True]  # and no trace of torch
 
@@ -306,7 +306,7 @@ def test_a_port_in_use_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         held.bind(("", 0))
         held.listen()
         (error,) = met(monkeypatch, 2, 0, MASTER_PORT=str(held.getsockname()[1]))
-    assert "MASTER_PORT a free port there" in str(error)
+    assert "MASTER_PORT" in str(error)
     assert "\n" not in str(error)
 
 
@@ -344,5 +344,5 @@ def test_a_process_that_comes_late_is_waited_for_with_a_line(tmp_path: Path) -> 
         time.sleep(0 if len(processes) > 1 else arrival.SILENT + 2)
     late, first = ended(processes)
     assert (late.code, first.code, first.err) == (0, 0, "")
-    assert f"process 1 of 2 has been waiting for 10 s at 127.0.0.1:{port} for process 0; " in late.err
+    assert f"for 10 s at 127.0.0.1:{port} for process 0; " in late.err
     assert late.err.count("\n") == 1

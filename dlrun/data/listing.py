@@ -23,6 +23,7 @@ __all__ = [
     "CYCLE",
     "EMPTY",
     "HIDDEN",
+    "MOST",
     "NO_CLASS",
     "SPECIAL",
     "SUFFIXES",

@@ -148,8 +148,8 @@ NAMED: Mapping[str, Callable[[], Rule]] = {
     "any": lambda: Rule(lambda v: True, "any value"),
     "odd": lambda: Rule(lambda v: _number(v, True) and v > 0 and v % 2 == 1, "an odd number: 1, 3, 5, 7 …"),
     "crop": lambda: Rule(
-        lambda v: v in ("none", "full") or (_is_size(v) and v != 0),
-        "none, full (the size of the images), pixels of a side, or [height,width]",
+        lambda v: v in ("none", "full", "auto") or (_is_size(v) and v != 0),
+        "none, full (the size of the images), auto, pixels of a side, or [height,width]",
         several=True,
     ),
     "eval_crop": lambda: Rule(

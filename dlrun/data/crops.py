@@ -3,7 +3,8 @@
 `dlrun train augment=resized_crop dataset.image_size=256 augment.crop=224` keeps images larger than the network sees
 them. A training image is a random part of one, resized to 224 × 224 (Szegedy et al. 2015, GoogLeNet, §6); evaluation,
 `dlrun predict` and an exported model cut out the centre. With `augment.eval_crop=256` they see larger images than
-training did (Touvron et al. 2019, Fixing the train-test resolution discrepancy).
+training did (Touvron et al. 2019, Fixing the train-test resolution discrepancy). With `augment.crop=auto` the number of
+training images decides whether there are such crops.
 """
 
 from __future__ import annotations
@@ -19,10 +20,21 @@ from torch import Tensor
 from dlrun.data.draws import Draws, sent
 from dlrun.errors import UserError
 
-__all__ = ["Boxes", "boxes", "centre", "evaluated", "fed", "filled", "flipped", "resized", "within"]
+__all__ = ["Boxes", "boxes", "centre", "decided", "evaluated", "fed", "filled", "flipped", "resized", "within"]
 
 Boxes = tuple[Tensor, Tensor, Tensor, Tensor]  # top, left, height, width (B,), int64, on the processor
+MANY = 1000  # training images from which crop=auto means full; measured by bench_finetune.py
 TRIES = 10  # boxes per image, as in torchvision's RandomResizedCrop; if none fits, the centre is taken
+
+
+def decided(augment: Mapping[str, Any], images: int) -> tuple[str, str] | None:
+    """Return the crop that `auto` is for a number of training images, with a line for the screen; None if not asked."""
+    if augment.get("crop") != "auto":
+        return None
+    if images >= MANY:
+        return "full", f"augment.crop=full: random-resized crops, since there are {images:,} training images"
+    small = f"shifts by augment.pad={augment.get('pad', 0)} in place of random-resized crops"
+    return "none", f"augment.crop=none: {small}, since there are fewer than {MANY:,} training images"
 
 
 def fed(augment: Mapping[str, Any], shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -148,6 +148,8 @@ def build(
     if data is None:
         read = read_data if shared is None else shared.read
         data = read(plain["dataset"], trust, fit_all=trainer.fit_all)
+    if found := crops.decided(cfg.augment, len(data.train)):
+        cfg, notes = cfg.changed(augment={"crop": found[0]}), (*notes, found[1])
     cfg = by_own_loss(cfg, len(data.classes))
     cfg = cfg if len(data.val) else unselected(cfg)
     plain, trainer = cfg.plain, cfg.trainer

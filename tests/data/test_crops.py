@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +13,18 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from dlrun.data import crops
-from dlrun.data.augment import Augment, ResizedCrop
+from dlrun.data.augment import Augment, CropFlip, ResizedCrop
 from dlrun.data.batches import Batches
 from dlrun.data.draws import REPEAT, Draws, occurrences
 from dlrun.data.images import InMemory
 from dlrun.data.splits import Split
 from dlrun.errors import UserError
+from dlrun.folders import reading
+from dlrun.training.experiment import build
+from support.commands import TINY, Outcome
+from support.composed import composed
 from support.samples import smooth
+from support.tensors import tensors
 
 
 def images(*shape: int, count: int = 12) -> Tensor:
@@ -120,3 +128,38 @@ def test_a_range_that_cannot_be_is_refused() -> None:
     for keys in ({"scale": [0.5, 0.2]}, {"scale": [0.0, 1.0]}, {"ratio": [2.0, 1.0]}):
         with pytest.raises(UserError, match=rf"^augment\.crop_{next(iter(keys))}="):
             ResizedCrop(**keys)
+
+
+def test_auto_crops_many_images_and_shifts_few() -> None:
+    words = ("model.width=4", "trainer.threads=1", "augment=crop_flip", "augment.crop=auto")
+    few, many = (build(composed(*words, f"dataset.limit={limit}")) for limit in (100, 0))
+    assert isinstance(few.train.augment, Augment)
+    assert isinstance(few.train.augment.first, CropFlip)
+    assert few.train.augment.first.pad == 4
+    assert isinstance(many.train.augment, Augment)
+    assert isinstance(many.train.augment.first, ResizedCrop)
+    assert [exp.cfg.augment["crop"] for exp in (few, many)] == ["none", "full"]
+    images = len(few.data.train)
+    assert [crops.decided({"crop": "auto"}, n) is not None for n in (images, crops.MANY)] == [True, True]
+    assert crops.decided({"crop": "auto"}, crops.MANY - 1)[0] == "none"  # type: ignore[index]
+    assert crops.decided({"crop": "auto"}, crops.MANY)[0] == "full"  # type: ignore[index]
+    assert crops.decided({"crop": "full"}, images) is None
+    assert crops.decided({}, images) is None
+
+
+def test_a_run_says_once_and_records_which_crop_it_has(
+    dlrun: Callable[..., Outcome], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (*TINY, "trainer.epochs=2", "augment=crop_flip", "augment.crop=auto")
+    assert dlrun("train", *words, "run.dir=whole").code == 0
+    assert dlrun("train", *words, "run.dir=cut", "trainer.stop_after=1").code == 0
+    monkeypatch.setattr(crops, "MANY", 1)  # as if the bound had moved since
+    assert dlrun("resume", "cut").code == 0
+    assert (here / "cut/log.txt").read_text().count("augment.crop=none: shifts by augment.pad=4") == 1
+    assert [reading.config(here / run)["augment"]["crop"] for run in ("whole", "cut")] == ["none", "none"]
+    a, b = (tensors(torch.load(f"{run}/checkpoints/last.pt")["model"]) for run in ("whole", "cut"))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert dlrun("train", "--from", "cut", "augment.crop=auto", "run.dir=again").code == 0
+    assert reading.config(here / "again")["augment"]["crop"] == "full"
+    np.savez("new.npz", x=np.load("cut/probe.npz")["images"])
+    assert dlrun("predict", "cut", "new.npz", "--out", "new.csv").code == 0

@@ -128,7 +128,7 @@ def number(name: str, value: object, whole: bool) -> str:
         form = "loguniform" if low > 0 and high >= 10 * low else "uniform"
         return f"-m {name}={form}:{low:g}:{high:g}"
     if re.fullmatch(_NUMBER, text):
-        return f"{name}={text}"
+        return "" if whole and not float(text).is_integer() else f"{name}={text}"
     if text.startswith("="):
         return f"{name}={text.lstrip('= ')}"
     if _LISTED.fullmatch(text):

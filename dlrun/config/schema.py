@@ -136,7 +136,8 @@ def _near(key: str, value: Any, rule: Rule) -> str:
     if rule.listed and isinstance(value, list):
         value = next((v for v in value if v not in words), "")
     if not words:
-        typed = number(key, value, "whole" in rule.text)
+        # a key that takes lists does not mean a sweep
+        typed = "" if rule.several and isinstance(value, list) else number(key, value, "whole" in rule.text)
         return f"; type {typed}" if typed not in ("", f"{key}={value}") else ""
     near = likely_value(key, value, words)
     late = likely_value("search.metric", value, SCORED) if key == "trainer.monitor" else None

@@ -105,6 +105,8 @@ class Augment:
         self.blur, self.noise, self.cutout, self.mean_colour = blur, noise, cutout, mean_colour
         self.sharpness, self.posterize = sharpness, posterize
         self.shares = {"grayscale": grayscale, "autocontrast": autocontrast, "equalize": equalize, "solarize": solarize}
+        if erase:
+            crops.must_rise(erase_scale=erase_scale, erase_ratio=erase_ratio)
         self.erase, self.erase_scale, self.erase_ratio = erase, erase_scale, erase_ratio
         self.policy = (randaugment, trivialaugment, augmix, magnitude, magnitude_std)
         strengths = {"blur": blur, "noise": noise, "sharpness": sharpness, "posterize": posterize}
@@ -310,9 +312,7 @@ class ResizedCrop:
         flip: bool | Literal["alternating"] = False,
         flip_vertical: bool = False,
     ) -> None:
-        for name, (low, high) in (("scale", scale), ("ratio", ratio)):
-            if not 0 < low <= high:
-                raise UserError(f"augment.crop_{name}=[{low:g},{high:g}]: expected the smaller number first, above 0")
+        crops.must_rise(crop_scale=scale, crop_ratio=ratio)
         self.crop, self.scale, self.ratio, self.flip = crop, scale, ratio, _Flip(flip, flip_vertical)
         self.alternates = self.flip.alternates
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from dlrun.data.draws import Draws, sent
 from dlrun.errors import UserError
 
-__all__ = ["Boxes", "boxes", "centre", "decided", "evaluated", "fed", "filled", "flipped", "resized", "within"]
+__all__ = ["Boxes", "boxes", "centre", "decided", "evaluated", "fed", "filled", "flipped", "must_rise", "resized", "within"]
 
 Boxes = tuple[Tensor, Tensor, Tensor, Tensor]  # top, left, height, width (B,), int64, on the processor
 MANY = 1000  # training images from which crop=auto means full; measured by bench_finetune.py
@@ -73,6 +73,13 @@ def centre(images: Tensor, size: tuple[int, int] | None, rows: int = 1) -> Tenso
     for axis, length in zip((rows, rows + 1), size, strict=True):
         images = images.narrow(axis, round((images.shape[axis] - length) / 2), length)
     return images
+
+
+def must_rise(**ranges: Sequence[float]) -> None:
+    """Raise UserError unless each range of `boxes`, by the name of its key, is one."""
+    for name, (low, high) in ranges.items():
+        if not 0 < low <= high:
+            raise UserError(f"augment.{name}=[{low:g},{high:g}]: expected the smaller number first, above 0")
 
 
 def boxes(

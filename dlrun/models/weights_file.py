@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import pickle
+import warnings
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,9 @@ def read(path: Path, key: str, part: str = "") -> Weights:
         if path.suffix == ".safetensors":
             state: Any = _safetensors(path)
         else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch warns of what it is about to refuse
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
             state = _state(loaded, part)
     except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError):
         raise UserError(

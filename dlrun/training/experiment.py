@@ -160,6 +160,8 @@ def build(
     frozen = freezing.planned(plain["model"], model, len(data.classes))
     if frozen is not None:
         freezing.begin(model, frozen)
+        late = "" if trainer.hours else frozen.too_late(trainer.epochs)
+        notes = (*notes, late) if late else notes
     last = head(model, len(data.classes))
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
     optimizer = _optimizer(plain["optimizer"], trainer, trust, model, frozen, len(data.classes), **apart)

@@ -53,6 +53,14 @@ class Freezing:
         until = f", from epoch {' and '.join(map(str, epochs))} on they train" if epochs else ""
         return f"{len(self.starts)} tensors frozen{until}"
 
+    def too_late(self, epochs: int) -> str:
+        """A line on weights that would train after the last epoch; empty if there are none."""
+        late = [start for start in self.starts.values() if epochs <= start < math.inf]
+        if not late:
+            return ""
+        first = int(min(late)) + 1
+        return f"trainer.epochs={epochs} ends before epoch {first} of model.unfreeze_at: what it unfreezes never trains"
+
     def released(self, model: nn.Module, epochs: int) -> None:
         """Unfreeze in a copy of the model all that trains within so many epochs."""
         for name, parameter in model.named_parameters():

@@ -128,6 +128,10 @@ def test_a_range_that_cannot_be_is_refused() -> None:
     for keys in ({"scale": [0.5, 0.2]}, {"scale": [0.0, 1.0]}, {"ratio": [2.0, 1.0]}):
         with pytest.raises(UserError, match=rf"^augment\.crop_{next(iter(keys))}="):
             ResizedCrop(**keys)
+    for keys in ({"erase_scale": [0.5, 0.2]}, {"erase_ratio": [0.0, 1.0]}):
+        with pytest.raises(UserError, match=rf"^augment\.{next(iter(keys))}="):
+            Augment(erase=0.5, **keys)
+        Augment(**keys)  # it is off
 
 
 def test_auto_crops_many_images_and_shifts_few() -> None:

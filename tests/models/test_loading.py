@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ def test_damaged_safetensors_are_refused(tmp_path: Path, change: dict[str, Any])
     file.write_bytes(file.read_bytes()[:5])
     with pytest.raises(UserError, match=r"model\.weights=a"):
         read(file, "model.weights=a")
+
+
+def test_a_pickle_is_refused_without_a_warning_of_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.pt").write_bytes(pickle.dumps({"w": 1}, protocol=4))  # torch warns of protocols other than 2
+    with pytest.raises(UserError, match=r"model\.weights=a is not a file of weights"):
+        read(tmp_path / "a.pt", "model.weights=a")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "_orig_mod.module."])

@@ -103,6 +103,13 @@ def test_what_cannot_be_frozen_is_named(words: dict[str, Any], named: list[str])
     assert all(name in str(caught.value) for name in named)
 
 
+def test_weights_that_would_train_after_the_last_epoch_are_named() -> None:
+    words = (*SMALL, "model.freeze=backbone")
+    for at, more in (("[2,9]", ()), ("2", ()), ("9", ("trainer.hours=1",)), ("0", ())):
+        notes = build(composed(*words, f"model.unfreeze_at={at}", *more)).notes
+        assert any("trainer.epochs=2 ends before epoch 9" in note for note in notes) is (at == "[2,9]")
+
+
 def learning(exp: Experiment, t: float) -> set[str]:
     exp.scheduler.set(t)
     return {name.partition(".")[0] for name, p in exp.model.named_parameters() if p.requires_grad}
@@ -158,12 +165,15 @@ def test_rates_of_muon_and_of_single_layers() -> None:
         ("model.unfreeze_at=[4,3]", "model.unfreeze_at"),
         ("model.freeze=[]", "model.freeze"),
         ("model.unfreeze_at=3", "model.freeze"),
+        ("scheduler.warmup_steps=1.5", "scheduler.warmup_steps"),
+        ("dataset.normalize=[[0.5],[0]]", "dataset.normalize"),
     ],
 )
 def test_a_wrong_value_names_its_key(word: str, key: str) -> None:
     with pytest.raises(UserError, match=key.replace(".", r"\.")) as refused:
         composed(word)
     assert f"type {word}" not in str(refused.value)
+    assert "type -m" not in str(refused.value)
 
 
 def test_a_frozen_layer_of_silent_units_is_not_dead() -> None:

@@ -27,6 +27,7 @@ from dlrun.training.evaluating import logits, spread
 from dlrun.training.experiment import Experiment
 from dlrun.training.loggers import Follower
 from dlrun.training.loss import ByTask
+from dlrun.training.multi_crop import VIEWS
 from dlrun.training.objective import begin_epoch, columns, is_unsupervised, prepared
 from dlrun.training.recording import Recorder, Unrecorded
 from dlrun.vocabulary import PER_EPOCH, Status
@@ -97,10 +98,12 @@ def fit(exp: Experiment, run: Run | None, state: State, screen: Screen, follower
             look = watch.look(epoch)
             row |= {"update_ratio": look.update_ratio, "dead_fraction": look.dead_fraction, "nonlinear": look.nonlinear}
             row["memory_mb"] = memory.peak_mb(exp.device)
-            row, state.seconds = exp.told((row, state.seconds + time.perf_counter() - started))
+            seconds = state.seconds + time.perf_counter() - started
+            test = _test_seconds(exp, len(part.images), row["eval_seconds"]) if trainer.hours else 0.0
+            row, state.seconds, test = exp.told((row, seconds, test))
             exp.scheduler.end_epoch(row[trainer.monitor])
             is_best = advance(state, row, trainer.monitor)
-            pace.end_epoch(trainer, state)
+            pace.end_epoch(trainer, state, test)
             recorder.record(row, look, is_best=is_best)
 
             reason = exp.told(None if run is None else run.asked_to_stop())
@@ -109,6 +112,17 @@ def fit(exp: Experiment, run: Run | None, state: State, screen: Screen, follower
     if not pace.finished(trainer, state):
         last, planned = state.epoch, pace.planned(trainer, state)
         raise Stopped(Status.PAUSED, f"paused after epoch {last} of {planned} (trainer.stop_after={last})")
+
+
+def _test_seconds(exp: Experiment, part: int, seconds: float) -> float:
+    """About how long the final test will take, if the evaluation of an epoch with `part` training images took so long.
+
+    Of a test split that was not read yet the size is taken to be that of validation.
+    """
+    data, kinds, views = exp.kept.data, 1 + (exp.average is not None), VIEWS.get(exp.cfg.trainer.multi_crop, 1)
+    test = data.test().split if data.audited is not None else data.held or data.val
+    passes = kinds * views + (views > 1)  # it is also tested by one view
+    return seconds / (kinds * len(data.val) + part) * passes * (len(data.val) + len(test))
 
 
 def _average_epochs(exp: Experiment, state: State) -> None:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from dlrun.errors import UserError
 
-__all__ = ["MultiCrop", "viewed"]
+__all__ = ["VIEWS", "MultiCrop", "viewed"]
 
-KINDS = ("none", "mirror", "mirror_translate")
+VIEWS = {"none": 1, "mirror": 2, "mirror_translate": 6}  # of an image
 
 
 class MultiCrop(nn.Module):
@@ -47,6 +47,6 @@ class MultiCrop(nn.Module):
 
 def viewed(model: nn.Module, kind: str) -> nn.Module:
     """Return the model, or a MultiCrop around it if the kind is not none. Raises UserError for an unknown kind."""
-    if kind not in KINDS:
-        raise UserError(f"trainer.multi_crop={kind}: must be one of {', '.join(KINDS)}")
+    if kind not in VIEWS:
+        raise UserError(f"trainer.multi_crop={kind}: must be one of {', '.join(VIEWS)}")
     return model if kind == "none" else MultiCrop(model, kind)

@@ -2,8 +2,8 @@
 
 With trainer.hours the schedule of trainer.epochs epochs is stretched or compressed, so that it ends with the time.
 After a twentieth of the first epoch, and after each epoch, the epochs that still fit are counted anew, from the mean
-time of those before, and the rest of the schedule is divided among them. The plan is part of the checkpoint: only
-measured times decide, and a resumed run continues it.
+time of those before, and the rest of the schedule is divided among them. The final test is part of the time. The plan
+is part of the checkpoint: only measured times decide, and a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ def measure(trainer: Trainer, state: State, step: int, steps: int, clock: Callab
         state.left = max(1, int(seconds / (clock() / step * steps)))
 
 
-def end_epoch(trainer: Trainer, state: State) -> None:
-    """Plan what is left, after state.epoch and state.seconds advanced.
+def end_epoch(trainer: Trainer, state: State, test: float = 0.0) -> None:
+    """Plan what is left, after state.epoch and state.seconds advanced; `test` are the seconds of the final test.
 
     The last planned epoch is the last. As long as time is left there is one more epoch, in which the schedule ends.
     """
     if not trainer.hours:
         return
     state.position = at(trainer, state, 1.0)
-    seconds = trainer.hours * 3600 - state.before - state.seconds
+    seconds = trainer.hours * 3600 - state.before - state.seconds - test
     fitting = max(1, int(seconds / (state.seconds / state.epoch))) if seconds > 0 else 0
     state.left = fitting if state.left > 1 else 0

@@ -12,6 +12,7 @@ import torchvision.transforms.v2.functional as tvf
 from torch import Tensor
 from torchvision.transforms import v2
 
+from dlrun.config.compose import builtin_conf
 from dlrun.data import crops
 from dlrun.data.augment import Augment, CropFlip, ResizedCrop
 from dlrun.data.batches import Batches
@@ -134,21 +135,24 @@ def test_a_range_that_cannot_be_is_refused() -> None:
         Augment(**keys)  # it is off
 
 
-def test_auto_crops_many_images_and_shifts_few() -> None:
-    words = ("model.width=4", "trainer.threads=1", "augment=crop_flip", "augment.crop=auto")
-    few, many = (build(composed(*words, f"dataset.limit={limit}")) for limit in (100, 0))
+def test_auto_crops_many_images_and_shifts_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("model.width=4", "trainer.threads=1", "augment=crop_flip", "augment.crop=auto", "dataset.limit=100")
+    few = build(composed(*words))
+    monkeypatch.setattr(crops, "MANY", len(few.data.train))
+    many = build(composed(*words))
+    monkeypatch.undo()
     assert isinstance(few.train.augment, Augment)
     assert isinstance(few.train.augment.first, CropFlip)
     assert few.train.augment.first.pad == 4
     assert isinstance(many.train.augment, Augment)
     assert isinstance(many.train.augment.first, ResizedCrop)
     assert [exp.cfg.augment["crop"] for exp in (few, many)] == ["none", "full"]
-    images = len(few.data.train)
-    assert [crops.decided({"crop": "auto"}, n) is not None for n in (images, crops.MANY)] == [True, True]
-    assert crops.decided({"crop": "auto"}, crops.MANY - 1)[0] == "none"  # type: ignore[index]
-    assert crops.decided({"crop": "auto"}, crops.MANY)[0] == "full"  # type: ignore[index]
-    assert crops.decided({"crop": "full"}, images) is None
-    assert crops.decided({}, images) is None
+    said = [crops.decided({"crop": "auto"}, count) for count in (crops.MANY - 1, crops.MANY)]
+    assert [one and one[0] for one in said] == ["none", "full"]
+    assert crops.decided({"crop": "full"}, 100) is None
+    assert crops.decided({}, 100) is None
+    assert f"{crops.MANY:,} training images" in Path(builtin_conf() / "augment/none.yaml").read_text()
+    assert composed("experiment=finetune", "dataset.root=.").augment["crop"] == "auto"
 
 
 def test_a_run_says_once_and_records_which_crop_it_has(

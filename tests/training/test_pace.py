@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +19,16 @@ from support.commands import TINY, Outcome
 from support.tensors import tensors
 
 
-def walked(trainer: Trainer, seconds: Callable[[int], float], before: float = 0.0) -> tuple[State, list[float]]:
+def walked(
+    trainer: Trainer, seconds: Callable[[int], float], before: float = 0.0, test: float = 0.0
+) -> tuple[State, list[float]]:
     """The state at the end, and the place in the schedule after each epoch."""
     state, places = State(), []
     pace.begin(trainer, state, before)
     for epoch in pace.epochs(trainer, state):
         places.append(pace.at(trainer, state, 1.0))
         state.epoch, state.seconds = epoch, state.seconds + seconds(epoch)
-        pace.end_epoch(trainer, state)
+        pace.end_epoch(trainer, state, test)
     return state, places
 
 
@@ -52,6 +55,19 @@ def test_the_schedule_ends_with_the_time(epochs: int, seconds: float, before: fl
     assert min(steps) > 0
     assert steps[1:] == pytest.approx([(epochs - steps[0]) / max(1, expected - 1)] * (expected - 1))
     assert pace.finished(trainer, state)
+
+
+def test_the_final_test_is_part_of_the_time() -> None:
+    trainer = Trainer(epochs=30, hours=120 / 3600)
+    assert walked(trainer, lambda epoch: 10.0, 20.0, test=25.0)[0].epoch == 7  # of the 75 seconds that are left
+    # an image takes 0.1 s; with an average and mirrored views there are five passes over the 12 + 100 images
+    for kind, average, seconds in (("none", None, 0.1 * 112), ("mirror", 1, 0.1 * 5 * 112)):
+        held, val = [0] * 100, [0] * 12
+        data = SimpleNamespace(audited=None, held=held, val=val)
+        cfg = SimpleNamespace(trainer=Trainer(multi_crop=kind))
+        exp: Any = SimpleNamespace(kept=SimpleNamespace(data=data), cfg=cfg, average=average)
+        found = loop._test_seconds(exp, 40, 0.1 * (40 + (12 if average is None else 24)))
+        assert found == pytest.approx(seconds)
 
 
 def test_the_first_steps_decide_how_much_of_the_schedule_the_first_epoch_takes() -> None:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from dlrun.config.defaults import leaves
 from dlrun.config.settings import Settings
 from dlrun.console import Screen
 from dlrun.errors import UserError
@@ -57,16 +56,33 @@ OPTIONS = {
     "pseudo_label": ("objective=pseudo_label", "objective.unlabelled={run}/../new.npy", "objective.threshold=0.12"),
     "fixmatch": ("objective=fixmatch", "objective.unlabelled={run}/../new.npy", "objective.threshold=0.12"),
     "denoise": ("objective=denoise",),
+    "auto_crop": ("augment=crop_flip", "augment.crop=auto"),
+    "residual": (
+        *("model=resnet20", "model.blocks=[1,1]", "model.stochastic_depth=0.3", "model.se_ratio=0.25"),
+        *("model.stem=half", "model.antialias=true", "model.shortcut=pooled", "model.zero_init_residual=true"),
+    ),
+    "blur": ("model.pool=blur", "model.se_ratio=0.5"),
+    "checkpointing": ("model.checkpointing=true",),
+    "dropout": ("regularizer.dropout_per_layer={stage2: 0.2}", "regularizer.label_smoothing=0.1"),
+    "bce": ("loss=bce",),
+    "fp16": ("trainer.precision=fp16",),
+    "schedule": ("scheduler=flat_cosine", "scheduler.warmup_steps=2"),
+    "radam": ("optimizer=radam",),
+    "lion": ("optimizer=lion",),
 }
-OBJECTIVES = {"distill", "adversarial", "pseudo_label", "fixmatch", "denoise"}  # a run has one
+OBJECTIVES = {"distill", "adversarial", "pseudo_label", "fixmatch", "denoise"}
+CLASSES = ("model", "optimizer", "scheduler")  # sections whose options have keys of their own
+ONE_OF = (OBJECTIVES, {"residual", "blur"}, {"radam", "lion"})  # a run has one of each
 REFUSED: dict[frozenset[str], str] = {  # and the key that the message names
     frozenset(("ema", "swa")): "trainer.swa",
+    frozenset(("start_from", "residual")): "trainer.start_from",
+    frozenset(("start_from", "blur")): "trainer.start_from",
     frozenset(("denoise", "mixing")): r"objective\.(mixup|cutmix)",
     frozenset(("denoise", "lookahead")): "optimizer.lookahead",
     frozenset(("denoise", "output_bias")): "model.output_bias",
 }
 DATA = SharedData(share=False)  # read once for all pairs
-PAIRS = [pair for pair in combinations(OPTIONS, 2) if not {*pair} <= OBJECTIVES]
+PAIRS = [pair for pair in combinations(OPTIONS, 2) if not any({*pair} <= group for group in ONE_OF)]
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +101,17 @@ def single(earlier: Path, name: str = "") -> dict[str, Any]:
 
 def settings(earlier: Path, *names: str) -> Settings:
     """The settings of some options together, without composing each combination."""
-    made, usual = single(earlier), dict(leaves(single(earlier)))
+    usual = single(earlier)
+    made = dict(usual)
     for name in names:
-        for key, value in leaves(single(earlier, name)):
-            if key not in usual or usual[key] != value:
-                section, _, last = key.partition(".")
-                made = {**made, section: {**made[section], last: value}} if last else {**made, section: value}
+        for section, node in single(earlier, name).items():
+            if not isinstance(node, dict):
+                made[section] = node if node != usual[section] else made[section]
+                continue
+            mine, old = made[section], usual[section]
+            if section in CLASSES and node["_target_"] != old["_target_"]:  # keys of its own
+                mine = {key: value for key, value in mine.items() if key in node}
+            made[section] = {**mine, **{k: v for k, v in node.items() if k not in old or old[k] != v}}
     if "denoise" in names:  # it has no keys of mixing that could be off
         off = {"mixup": 0.0, "cutmix": 0.0, "mix_share": 1.0}.items()
         made = {**made, "objective": dict(made["objective"].items() - off)}
@@ -110,11 +131,13 @@ def tensors(exp: Experiment) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in found.items()}
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("pair", PAIRS, ids=map("-".join, PAIRS))
 def test_a_killed_run_of_two_options_continues_with_the_same_bits(
     pair: tuple[str, str], earlier: Path, tmp_path: Path
 ) -> None:
+    if "lion" in pair:
+        pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
     cfg, refusal = settings(earlier, *pair), REFUSED.get(frozenset(pair))
     if refusal is not None:
         with pytest.raises(UserError, match=refusal):

@@ -103,11 +103,9 @@ class Augment:
         self.moves |= {f"{name}_y": self.moves[f"{name}_x"] for name in ("shear", "shift", "skew")}
         self.tones = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
         self.blur, self.noise, self.cutout, self.mean_colour = blur, noise, cutout, mean_colour
-        self.sharpness, self.posterize = sharpness, posterize
+        self.sharpness, self.posterize, self.erase = sharpness, posterize, erase
         self.shares = {"grayscale": grayscale, "autocontrast": autocontrast, "equalize": equalize, "solarize": solarize}
-        if erase:
-            crops.must_rise(erase_scale=erase_scale, erase_ratio=erase_ratio)
-        self.erase, self.erase_scale, self.erase_ratio = erase, erase_scale, erase_ratio
+        self.erase_scale, self.erase_ratio = crops.rising(erase_scale=erase_scale, erase_ratio=erase_ratio)
         self.policy = (randaugment, trivialaugment, augmix, magnitude, magnitude_std)
         strengths = {"blur": blur, "noise": noise, "sharpness": sharpness, "posterize": posterize}
         strengths |= {**self.tones, **self.shares}
@@ -312,8 +310,8 @@ class ResizedCrop:
         flip: bool | Literal["alternating"] = False,
         flip_vertical: bool = False,
     ) -> None:
-        crops.must_rise(crop_scale=scale, crop_ratio=ratio)
-        self.crop, self.scale, self.ratio, self.flip = crop, scale, ratio, _Flip(flip, flip_vertical)
+        self.scale, self.ratio = crops.rising(crop_scale=scale, crop_ratio=ratio)
+        self.crop, self.flip = crop, _Flip(flip, flip_vertical)
         self.alternates = self.flip.alternates
 
     def __call__(self, images: Tensor, draws: Draws | torch.Generator, mirrored: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from dlrun.data.draws import Draws, sent
 from dlrun.errors import UserError
 
 __all__ = [
-    *("Boxes", "boxes", "centre", "decided", "evaluated", "fed", "filled", "flipped", "must_rise", "resized", "within")
+    *("Boxes", "boxes", "centre", "decided", "evaluated", "fed", "filled", "flipped", "resized", "rising", "within")
 ]
 
 Boxes = tuple[Tensor, Tensor, Tensor, Tensor]  # top, left, height, width (B,), int64, on the processor
@@ -79,11 +79,12 @@ def centre(images: Tensor, size: tuple[int, int] | None, rows: int = 1) -> Tenso
     return images
 
 
-def must_rise(**ranges: Sequence[float]) -> None:
-    """Raise UserError unless each range of `boxes`, by the name of its key, is one."""
+def rising(**ranges: Sequence[float]) -> tuple[Sequence[float], ...]:
+    """Return ranges of `boxes` that come by the names of their keys. Raises UserError unless they rise from above 0."""
     for name, (low, high) in ranges.items():
         if not 0 < low <= high:
             raise UserError(f"augment.{name}=[{low:g},{high:g}]: expected the smaller number first, above 0")
+    return tuple(ranges.values())
 
 
 def boxes(

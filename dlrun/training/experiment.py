@@ -148,10 +148,7 @@ def build(
     if data is None:
         read = read_data if shared is None else shared.read
         data = read(plain["dataset"], trust, fit_all=trainer.fit_all)
-    if found := crops.decided(cfg.augment, len(data.train)):
-        cfg, notes = cfg.changed(augment={"crop": found[0]}), (*notes, found[1])
-    cfg = by_own_loss(cfg, len(data.classes))
-    cfg = cfg if len(data.val) else unselected(cfg)
+    cfg, said = _by_data(cfg, data)
     plain, trainer = cfg.plain, cfg.trainer
     seed_everything(cfg.seed)
     shape = crops.fed(cfg.augment, data.shape)
@@ -160,8 +157,7 @@ def build(
     frozen = freezing.planned(plain["model"], model, len(data.classes))
     if frozen is not None:
         freezing.begin(model, frozen)
-        late = "" if trainer.hours else frozen.too_late(trainer.epochs)
-        notes = (*notes, late) if late else notes
+    late = () if trainer.hours else freezing.too_late(frozen, trainer.epochs)
     last = head(model, len(data.classes))
     apart = {"head": [] if last is None else list(last.parameters()), "bf16": dtype == torch.bfloat16}  # for Muon
     optimizer = _optimizer(plain["optimizer"], trainer, trust, model, frozen, len(data.classes), **apart)
@@ -188,12 +184,21 @@ def build(
         average=averaging.started(model) if averaging.wanted(trainer) else None,
         scale=LossScale() if dtype == torch.float16 else None,
         start=loaded(model),
-        notes=(*notes, *getattr(objective, "notes", ())),
+        notes=(*notes, *said, *late, *getattr(objective, "notes", ())),
         train=batches,
         val=_val_batches(cfg, data, device),
     )
     _must_take_others(made, shape)
     return made
+
+
+def _by_data(cfg: Settings, data: Data) -> tuple[Settings, tuple[str, ...]]:
+    """Return the settings with what the data decide, and lines for the screen."""
+    found = crops.decided(cfg.augment, len(data.train))
+    if found is not None:
+        cfg = cfg.changed(augment={"crop": found[0]})
+    cfg = by_own_loss(cfg, len(data.classes))
+    return cfg if len(data.val) else unselected(cfg), () if found is None else found[1:]
 
 
 def _started(cfg: Settings, data: Data, device: torch.device, shape: tuple[int, int, int], begun: bool) -> nn.Module:

@@ -22,7 +22,7 @@ from dlrun.models.depths import classifiers, depths
 from dlrun.optim.groups import similar
 from dlrun.training import norms
 
-__all__ = ["Freezing", "begin", "planned"]
+__all__ = ["Freezing", "begin", "planned", "too_late"]
 
 BACKBONE = "backbone"  # everything but the classifier
 
@@ -53,14 +53,6 @@ class Freezing:
         until = f", from epoch {' and '.join(map(str, epochs))} on they train" if epochs else ""
         return f"{len(self.starts)} tensors frozen{until}"
 
-    def too_late(self, epochs: int) -> str:
-        """A line on weights that would train after the last epoch; empty if there are none."""
-        late = [start for start in self.starts.values() if epochs <= start < math.inf]
-        if not late:
-            return ""
-        first = int(min(late)) + 1
-        return f"trainer.epochs={epochs} ends before epoch {first} of model.unfreeze_at: what it unfreezes never trains"
-
     def released(self, model: nn.Module, epochs: int) -> None:
         """Unfreeze in a copy of the model all that trains within so many epochs."""
         for name, parameter in model.named_parameters():
@@ -88,6 +80,15 @@ def planned(node: Mapping[str, Any], model: nn.Module, classes: int) -> Freezing
     bare = [name for name, norm in norms.running(model).items() if not any(True for _ in norm.parameters())]
     held = {name for name in bare if any(_covers(p, name) or p == BACKBONE for p in patterns) and name not in apart}
     return Freezing(_starts(node.get("unfreeze_at") or 0, frozen, model, classes), frozenset(held), hold)
+
+
+def too_late(plan: Freezing | None, epochs: int) -> tuple[str, ...]:
+    """A line on weights that would train after the last epoch, if there are any."""
+    late = [start for start in (plan.starts.values() if plan else ()) if epochs <= start < math.inf]
+    if not late:
+        return ()
+    first = int(min(late)) + 1
+    return (f"trainer.epochs={epochs} ends before epoch {first} of model.unfreeze_at: what it unfreezes never trains",)
 
 
 def _matching(pattern: str, names: Sequence[str], model: nn.Module, classes: int) -> list[str]:

@@ -132,7 +132,6 @@ def test_a_range_that_cannot_be_is_refused() -> None:
     for keys in ({"erase_scale": [0.5, 0.2]}, {"erase_ratio": [0.0, 1.0]}):
         with pytest.raises(UserError, match=rf"^augment\.{next(iter(keys))}="):
             Augment(erase=0.5, **keys)
-        Augment(**keys)  # it is off
 
 
 def test_auto_crops_many_images_and_shifts_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +151,9 @@ def test_auto_crops_many_images_and_shifts_few(monkeypatch: pytest.MonkeyPatch) 
     assert crops.decided({"crop": "full"}, 100) is None
     assert crops.decided({}, 100) is None
     assert f"{crops.MANY:,} training images" in Path(builtin_conf() / "augment/none.yaml").read_text()
-    assert composed("experiment=finetune", "dataset.root=.").augment["crop"] == "auto"
+    for words, crop in (((), "auto"), (("augment=resized_crop",), "full"), (("augment=none",), "none")):
+        augment = composed("experiment=finetune", "dataset.root=.", *words).augment
+        assert (augment["crop"], augment["pad"]) == (crop, 7 if crop == "auto" else 0)
 
 
 def test_a_run_says_once_and_records_which_crop_it_has(

@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dlrun.checks.runner import CHECKS
+from dlrun.checks.sandbox import no_trace
 from dlrun.models.adversarial import Attack
 from dlrun.models.cnn import CNN
+from dlrun.training.experiment import build
+from support.composed import composed
 
 MEAN, STD = torch.tensor([100.0, 50.0]), torch.tensor([50.0, 25.0])
 
@@ -94,3 +98,10 @@ def test_a_sample_that_does_not_count_is_left_as_it_is() -> None:
     changed = Attack(4 / 255, 3, "linf", MEAN, STD, 0.0, 255.0)(linear(), first, x, torch.zeros(3, dtype=torch.int64))
     assert torch.equal(changed[1:], x[1:])
     assert not torch.equal(changed[0], x[0])
+
+
+def test_the_gradient_check_follows_several_steps_across_kinks() -> None:
+    words = ("objective=adversarial", "objective.steps=2", "objective.originals=0.3", "check.only=[gradient]")
+    exp = build(composed(*words, "dataset.limit=400", "model.width=8", "trainer.threads=1", "trainer.device=cpu"))
+    with no_trace():
+        assert CHECKS["gradient"](exp).status == "pass"

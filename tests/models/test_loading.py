@@ -78,7 +78,7 @@ def test_damaged_safetensors_are_refused(tmp_path: Path, change: dict[str, Any])
 
 def test_a_pickle_is_refused_without_a_warning_of_torch(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(pickle.dumps({"w": 1}, protocol=4))  # torch warns of protocols other than 2
-    with pytest.raises(UserError, match=r"model\.weights=a is not a file of weights"):
+    with pytest.raises(UserError, match=r"model\.weights=a"):
         read(tmp_path / "a.pt", "model.weights=a")
 
 

@@ -33,6 +33,10 @@ BASE = (
     "dataset.limit=60", "model.width=2", "trainer.batch_size=20", "trainer.epochs=2", "trainer.threads=1", "check=none",
     "trainer.report=false", "trainer.diagnostics=false",
 )  # fmt: skip
+CHECKED = (
+    "dataset.limit=400", "model.width=8", "trainer.batch_size=20", "trainer.epochs=3", "trainer.threads=1",
+    "check.budget=120",
+)  # fmt: skip
 OPTIONS = {
     "start_from": ("trainer.start_from={run}",),
     "normalize": ("dataset.normalize=[[0.4],[0.3]]",),
@@ -63,7 +67,7 @@ OPTIONS = {
     ),
     "blur": ("model.pool=blur", "model.se_ratio=0.5"),
     "checkpointing": ("model.checkpointing=true",),
-    "dropout": ("regularizer.dropout_per_layer={stage2: 0.2}", "regularizer.label_smoothing=0.1"),
+    "dropout": ("regularizer.dropout_per_layer={{stage2: 0.2}}", "regularizer.label_smoothing=0.1"),
     "bce": ("loss=bce",),
     "fp16": ("trainer.precision=fp16",),
     "schedule": ("scheduler=flat_cosine", "scheduler.warmup_steps=2"),
@@ -272,3 +276,36 @@ def test_a_run_resumes_although_its_source_is_gone(earlier: Path, tmp_path: Path
     finally:
         hidden.rename(earlier)
     assert reading.stored(tmp_path / "run")["started_from"]["head"] == "loaded"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns about its own internals
+@pytest.mark.parametrize("name", OPTIONS)
+def test_each_option_is_checked_and_its_sweep_votes_teaches_predicts_and_is_exported(
+    name: str, earlier: Path, dlrun: Callable[..., Outcome], here: Path
+) -> None:
+    if name == "lion":
+        pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
+
+    def ran(*words: str) -> None:
+        done = dlrun(*words)
+        assert done.code == 0, (words, done.out, done.err)
+
+    option = [word.format(run=earlier) for word in OPTIONS[name]]
+    ran("train", *BASE, *option, "-m", "seed=1,2", "sweep.dir=s")
+    if name != "start_from":  # from so narrow a network
+        done = dlrun("check", *CHECKED, *option)
+        assert done.code == 0, done.out
+        assert " fail " not in done.out
+    if name == "denoise":  # it has no classes
+        return
+    ran("ensemble", "s", "--out", "e")
+    new = str(earlier.parent / "new.npy")
+    probabilities = {}
+    for model in ("s/0000", "s/0001", "e"):
+        ran("predict", model, new, "--out", "said.csv", "--force")
+        probabilities[model] = np.loadtxt("said.csv", delimiter=",", skiprows=1, usecols=range(3, 13))
+    votes = (probabilities["s/0000"] + probabilities["s/0001"]) / 2
+    np.testing.assert_allclose(probabilities["e"], votes, atol=1e-5)
+    ran("train", *BASE, "objective=distill", "objective.teacher=e", "run.dir=student")
+    ran("export", "s/0000", "--to", "torch_export", "--out", "m.pt2")

@@ -180,8 +180,8 @@ class Winners(TorchFunctionMode):
         if piece is not None and isinstance(result, Tensor):
             where, value, count = piece
             self.held += count
-            with torch.no_grad():
-                result.copy_(torch.where(where, value, result))
+            with torch.no_grad():  # .data: an objective may differentiate this pass, which a counted change forbids
+                result.data.copy_(torch.where(where, value, result))
         if real and plain in _OUTCOMES:
             before, moved = self._keep(result.detach().clone())  # a mask may be changed in place later
             if moved is not None and self.hold and name in _SIDES:

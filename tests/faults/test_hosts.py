@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import pytest
 
 from dlrun.errors import Surroundings, UserError
 from dlrun.folders import disk, lease
-from support import faults
+from support import faults, machines
 from support.commands import Outcome
 
 HOLD = """
@@ -50,34 +49,13 @@ def process(code: str, folder: Path, library: Path, host: str = "", flock: str =
     """Python on another host, if that can be had: with a name of its own and in a network of its own."""
     words = [sys.executable, "-c", code]
     if host:
-        words = [
-            "unshare",
-            "--uts",
-            "--net",
-            "--pid",
-            "--fork",
-            "--kill-child",
-            "sh",
-            "-c",
-            f'hostname {host}; exec "$@"',
-            "sh",
-            *words,
-        ]
+        words = [*machines.on(host), *words]
     env = {**os.environ, "LD_PRELOAD": str(library), "FLOCK": flock}
     return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def hosts() -> None:
-    """Skip where this user may not make namespaces."""
-    if not shutil.which("unshare"):
-        pytest.skip("needs unshare")
-    words = ["unshare", "--uts", "--net", "--pid", "--fork", "hostname", "elsewhere"]
-    if subprocess.run(words, capture_output=True, timeout=20).returncode:
-        pytest.skip("this user may not make namespaces")
-
-
 def test_a_lock_that_always_says_yes_is_found_out_on_two_hosts(tmp_path: Path, library: Path) -> None:
-    hosts()
+    machines.required()
     holder = process(HOLD, tmp_path, library, "hosta")
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"

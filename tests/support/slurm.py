@@ -1,6 +1,8 @@
 """A queue with Slurm's commands and one node, for tests: `install` puts sbatch, srun, sacct and scancel into a folder.
 
-Jobs run one after the other, as processes; their states are files that a lock guards.
+Jobs run one after the other, as processes; their states are files that a lock guards. With the file
+`nodes`, of lines of words before a command that run it elsewhere, each job is on the next of them, and that a node has
+died is not known.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +65,15 @@ def _start(folder: Path, number: str, job: dict[str, Any]) -> None:
     ended = f"{sys.executable} {__file__} {folder} ended {number}"
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     # the group may be killed, and who tells of its end must outlive it
-    line = f"setsid bash {job['script']} & echo $! > {folder}/{number}.pid; wait $!; {ended} $?"
+    nodes = _nodes(folder)
+    node = nodes[len([*folder.glob("*.pid")]) % len(nodes)] if nodes else ""
+    line = f"setsid {node} bash {job['script']} & echo $! > {folder}/{number}.pid; wait $!; {ended} $?"
     subprocess.Popen(["bash", "-mc", line], env=env, start_new_session=True, **quiet)  # type: ignore[call-overload]
     job["state"] = "RUNNING"
+
+
+def _nodes(folder: Path) -> list[str]:
+    return (folder / "nodes").read_text().splitlines() if (folder / "nodes").exists() else []
 
 
 def sbatch(folder: Path, *words: str) -> None:
@@ -106,13 +115,17 @@ def scancel(folder: Path, *words: str) -> None:
         for number, job in jobs.items():
             if number in numbers if numbers else all(job[key] == value for key, value in asked.items()):
                 if job["state"] == "RUNNING":
-                    os.killpg(int((folder / f"{number}.pid").read_text()), signal.SIGTERM)
+                    with suppress(ProcessLookupError):
+                        os.killpg(int((folder / f"{number}.pid").read_text()), signal.SIGTERM)
                 job["state"] = "CANCELLED"
 
     _changed(folder, cancel)
 
 
 def ended(folder: Path, number: str, code: str) -> None:
+    if _nodes(folder) and int(code) == 128 + signal.SIGKILL:
+        return
+
     def end(jobs: Jobs) -> None:
         if jobs[number]["state"] == "RUNNING":
             jobs[number]["state"] = "FAILED" if int(code) else "COMPLETED"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import pwd
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ import pytest
 from dlrun.folders import reading
 from dlrun.search.launchers.joblib import Joblib
 from dlrun.search.launchers.slurm import cancel_waiting, job_name
-from support import slurm
+from support import machines, slurm
 from support.commands import TINY, Outcome
 from support.moods import MOODS, MOODY, QUICK, rows, start, starts, wait_for
 from support.moods import workers as alive
@@ -294,6 +296,37 @@ def test_a_trial_without_a_sign_of_life_is_started_elsewhere(tmp_path: Path) -> 
     row = rows(tmp_path / "s")["0"]
     assert (row["status"], row["epochs"], row["attempts"]) == ("completed", "4", "2")
     assert job not in alive(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_node_dies_goes_on_on_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there("submitit")
+    machines.required()
+    (tmp_path / "moody.py").write_text(MOODY)
+    queue = slurm.install(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{queue}:{os.environ['PATH']}")
+    write(queue / "nodes", "".join(shlex.join(machines.on(name)) + "\n" for name in ("nodea", "nodeb")))
+    alone = [word for word in ALONE if word != "seed=1,2"]
+    words = ("hydra/launcher=submitit_slurm", "seed=1", "optimizer.lr=0.01,0.02", "hydra.launcher.heartbeat=12")
+    process = start(tmp_path, *alone, *words, *SLOW)
+    run = tmp_path / "s/0000"
+    wait_for(lambda: (run / "checkpoints/last.pt").exists(), process)
+    assert json.loads((run / ".owner").read_bytes())["host"] == "nodea"
+    os.killpg(int(next(iter(queue.glob("*.pid"))).read_text()), signal.SIGKILL)
+    died = time.monotonic()
+    wait_for(lambda: "nodeb" in (run / ".owner").read_text(), process)
+    assert time.monotonic() - died > 12
+    assert slurm.states(queue)[0][1] == "CANCELLED"  # which until then was said to run
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, out + err
+    assert "0000  failed  " in out
+    table = rows(tmp_path / "s")
+    assert [(row["status"], row["epochs"], row["attempts"]) for row in table.values()] == [
+        ("completed", "4", "2"),
+        ("completed", "4", "1"),
+    ]
+    assert "resuming after epoch" in (run / "log.txt").read_text()
+    assert reading.result(run)["host"] == "nodeb"
 
 
 @pytest.mark.slow

@@ -65,6 +65,8 @@ class Penalty:
         if not self.max_norm:
             return
         for tensor in self._tensors(model):
+            # processes that divide weights have rows of them, each of a unit
+            tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
             if tensor.ndim >= 2:
                 tensor.renorm_(2, 0, self.max_norm)
             else:

@@ -31,6 +31,7 @@ class Trainer:
     device: str = "auto"
     devices: int = 1
     sync_batchnorm: str | bool = "auto"
+    sharding: str = "none"
     fit_all: bool = False
     feature_views: int = 8
     multi_crop: str = "none"

@@ -158,6 +158,7 @@ KEYS = _table("""
     repeated_aug repeated_augmentation ra_reps aug_repeats -> augment.repeats
     cache -> dataset.cache
     num_gpus n_gpus num_devices nproc_per_node world_size nproc num_processes -> trainer.devices
+    fsdp use_fsdp fully_shard shard_weights zero_optimizer -> trainer.sharding=fsdp2 | trainer.sharding=none
     n_jobs jobs njobs parallel max_workers -> hydra.launcher.workers
     init weight_init initialization -> model.init
 """)

@@ -215,7 +215,10 @@ def _introduced(exp: Experiment, screen: Screen, group: Group | None) -> None:
     screen.say(headline(exp))
     if group is not None and place is not None:
         must_divide(exp, place)
-        screen.say(f"{place.world} processes, each with {trainer.batch_size // place.world} images of a batch")
+        part = "" if trainer.sharding == "none" else " and a part of the weights"
+        screen.say(f"{place.world} processes, each with {trainer.batch_size // place.world} images of a batch{part}")
+    elif trainer.sharding != "none":
+        screen.say(f"trainer.sharding={trainer.sharding}: one process has nothing to divide")
 
 
 def _verdicts(exp: Experiment, run: Run, screen: Screen, status: str, sparsity: float | None = None) -> dict[str, Any]:

@@ -206,7 +206,8 @@ def _beside(group: Group, trust: list[str]) -> int:
     from dlrun.training.experiment import build
 
     cfg = Settings.of({**group.awaited()["config"], "trust": trust})
-    exp = build(cfg.changed(trainer={"diagnostics": False}), begun=True)
+    measures = cfg.trainer.diagnostics and cfg.trainer.sharding != "none"  # parts of the weights
+    exp = build(cfg.changed(trainer={"diagnostics": measures}), begun=True)
     exp, state = group.join(exp, None)
     try:
         with counted(exp, group):

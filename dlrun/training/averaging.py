@@ -16,6 +16,7 @@ from dlrun.config.settings import Trainer
 from dlrun.errors import UserError
 from dlrun.training.copies import copied
 from dlrun.training.norms import running
+from dlrun.training.sharded import local
 
 __all__ = ["follow", "join", "measure", "started", "wanted"]
 
@@ -41,7 +42,7 @@ def follow(average: nn.Module, model: nn.Module, decay: float, step: int) -> Non
     norm are averaged like weights, so that they fit them; counters are copied.
     """
     share = 1 - min(decay, (1 + step) / (10 + step))
-    mine, theirs = average.state_dict(), model.state_dict()
+    mine, theirs = ({name: local(t) for name, t in one.state_dict().items()} for one in (average, model))
     floating = [name for name, tensor in theirs.items() if tensor.is_floating_point()]
     torch._foreach_lerp_([mine[name] for name in floating], [theirs[name] for name in floating], share)
     for name in theirs.keys() - set(floating):

@@ -24,7 +24,7 @@ from dlrun.folders import opener
 from dlrun.folders.disk import write_atomic
 from dlrun.folders.run import Run
 from dlrun.folders.version import NewerFormat, refuse_newer
-from dlrun.training import expected, sealing
+from dlrun.training import expected, sealing, sharded
 from dlrun.training.experiment import Experiment
 from dlrun.training.objective import state_of
 from dlrun.training.random_state import rng_state, set_rng_state
@@ -66,7 +66,7 @@ def snapshot(exp: Experiment, state: State) -> dict[str, Any]:
     content = {
         "version": FORMAT,
         "model": _copied(exp.kept.model.state_dict(), small),
-        "optimizer": _copied(exp.optimizer.state_dict(), small),
+        "optimizer": _copied(sharded.of(exp).optimizer_state, small),
         "scheduler": _copied(exp.scheduler.state_dict()),
         "ema": _copied(exp.kept.average.state_dict(), small) if exp.kept.average is not None else None,
         "rng": rng_state(),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import chain
 from statistics import median
 from typing import Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dlrun.training import sharded
 from dlrun.training.bends import Bend, bend_of, nonlinear
 from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import rng_state, set_rng_state
@@ -58,7 +60,8 @@ class Watch:
         if not self._on:
             return
         self._weights = _weights_by_layer(exp.model)
-        self._tensors = [p for tensors in self._weights.values() for p in tensors]
+        self._parts = _weights_by_layer(sharded.of(exp).model)  # of this process, if several divide the weights
+        self._tensors = [*chain(*self._parts.values())]
         self._modules = dict(exp.model.named_modules())
         # the output of a layer that contains others is not measured
         self._leaves = {n for n in self._weights if not any(o.startswith(f"{n}.") for o in self._weights)}
@@ -96,14 +99,18 @@ class Watch:
         if not self._on:
             return Look([], None, None, None, None)
         wanted = epoch in self._histogram_epochs
+        kept = self._parts if wanted else {}
+        gradients = {name: [_draw(sharded.whole(p.grad)) for p in kept[name] if p.grad is not None] for name in kept}
+        steepness, ratios = self._read_norms()
+        if self._exp.group is not None and self._exp.group.rank:  # all have measured, the first one looks
+            return Look([], None, None, None, None)
         seen = self._activations(keep=wanted)
-        gradients, ratios = self._read_norms()
-        sizes = _by_layer(self._weights, _norms([p.detach() for p in self._tensors]).tolist())
+        sizes = _by_layer(self._weights, _norms([p.detach() for p in chain(*self._weights.values())]).tolist())
         rows = []
         for k, (name, tensors) in enumerate(self._weights.items()):
             learns = bool(ratios) and not _frozen(tensors)
             row: dict[str, Any] = {"epoch": epoch, "layer": name, "weight_norm": sizes[k]}
-            row.update(grad_norm=gradients[k] if learns else None, update_ratio=ratios[k] if learns else None)
+            row.update(grad_norm=steepness[k] if learns else None, update_ratio=ratios[k] if learns else None)
             rows.append(row | seen.columns(name))
         moving = [row["update_ratio"] for row in rows if row["update_ratio"] is not None]
         return Look(
@@ -111,7 +118,7 @@ class Watch:
             update_ratio=median(moving) if moving else None,
             dead_fraction=seen.dead_fraction({row["layer"] for row in rows if _frozen(self._weights[row["layer"]])}),
             nonlinear=seen.nonlinear,
-            histograms=self._histograms(seen if wanted else None) if wanted or epoch in self._weight_epochs else None,
+            histograms=self._histograms(seen, gradients) if wanted or epoch in self._weight_epochs else None,
         )
 
     def _activations(self, keep: bool) -> _Seen:
@@ -154,13 +161,13 @@ class Watch:
         ratios = [map(_ratio, u, w) for u, w in zip(updates, weights, strict=True)]
         return [median(g) for g in gradients], [median(r) for r in ratios]
 
-    def _histograms(self, seen: _Seen | None) -> dict[str, NDArray[Any]]:
-        """Histograms of the weights, and those of activations and gradients if they were kept."""
+    def _histograms(self, seen: _Seen, gradients: dict[str, list[Tensor]]) -> dict[str, NDArray[Any]]:
+        """Histograms of the weights, and those of activations and gradients if they were drawn."""
         names = list(self._weights)
         kinds = {"weights": [[_draw(p.detach()) for p in self._weights[n]] for n in names]}
-        if seen is not None:
+        if gradients:
             kinds["activations"] = [seen.values.get(name, []) for name in names]
-            kinds["gradients"] = [[_draw(p.grad) for p in self._weights[n] if p.grad is not None] for n in names]
+            kinds["gradients"] = [gradients[name] for name in names]
         found: dict[str, NDArray[Any]] = {"layers": np.array(names)}
         for kind, layers in kinds.items():
             pairs = [_histogram(values) for values in layers]
@@ -215,7 +222,7 @@ def _ratio(update: float, weight: float) -> float:
 
 
 def _norms(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors)).float() if tensors else torch.zeros(0)
+    return sharded.whole(torch.stack(torch._foreach_norm(tensors))).float() if tensors else torch.zeros(0)
 
 
 def _by_layer(layers: dict[str, list[nn.Parameter]], norms: Any) -> list[float]:

@@ -11,6 +11,10 @@ from dlrun.training.objective import is_unsupervised
 
 __all__ = ["must_divide"]
 
+# optimizers that treat each number by itself; the others need norms or products of whole tensors
+ALONE = ("SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD", "Rprop")
+FURTHER = ("lion", "adan")
+
 
 def must_divide(exp: Experiment, place: Rank) -> None:
     """Raise UserError for a setup whose batches several processes cannot share; `place` is the first of them."""
@@ -33,3 +37,18 @@ def must_divide(exp: Experiment, place: Rank) -> None:
     if trainer.hours and thaws:
         what = f"trainer.hours={trainer.hours:g} with model.unfreeze_at: weights would join within an epoch"
         raise UserError(f"{what}, which the processes agree on before it; use trainer.epochs, or {alone}")
+    if trainer.sharding != "none":
+        _must_shard(exp)
+
+
+def _must_shard(exp: Experiment) -> None:
+    """Raise UserError for what cannot train with parts of the weights."""
+    key, end = f"trainer.sharding={exp.cfg.trainer.sharding}", "type trainer.sharding=none"
+    target = str(exp.cfg.optimizer["_target_"])
+    known = {*(f"torch.optim.{name}" for name in ALONE), *(f"dlrun.optim.further.{name}" for name in FURTHER)}
+    if target not in known:
+        name = exp.cfg.choices.get("optimizer") or target
+        what = "its steps need whole tensors, and each process has a part of them"
+        raise UserError(f"{key} with optimizer={name}: {what}; choose another, such as optimizer=adamw, or {end}")
+    if exp.compiled is not None:
+        raise UserError(f"{key} with trainer.compile=true: expected one of them; type trainer.compile=false, or {end}")

@@ -31,6 +31,7 @@ from dlrun.data.batches import Batch, Batches, Mix
 from dlrun.training import checkpoint, norms, synced
 from dlrun.training.meeting import Meeting
 from dlrun.training.random_state import seed_everything
+from dlrun.training.sharded import Shards
 
 if TYPE_CHECKING:
     from dlrun.training.checkpoint import State
@@ -51,6 +52,7 @@ class Group(Meeting):
         self._device = torch.device("cpu")
         self._lead = False
         self._wrapped: nn.Module = nn.Identity()
+        self.shards: Shards | None = None  # with trainer.sharding
 
     def join(self, exp: Experiment, state: State | None) -> tuple[Experiment, State]:
         """Connect with the others, and return the experiment that this process trains and where it is.
@@ -80,6 +82,8 @@ class Group(Meeting):
             for model in (exp.model, exp.average):
                 if model is not None:
                     synced.convert(model, exp.device)
+        if trainer.sharding != "none":
+            self.shards = Shards(exp, self.rank, self.world)
         mixing = getattr(exp.objective, "mixing", None)
         self._lead = mixing is not None and bool(getattr(mixing, "active", True))
         train = copy.copy(exp.train)
@@ -88,7 +92,7 @@ class Group(Meeting):
 
     def part(self) -> None:
         """Disconnect from the others, after training."""
-        self._wrapped = nn.Identity()
+        self._wrapped, self.shards = nn.Identity(), None
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -158,6 +162,10 @@ class Group(Meeting):
         if self.rank:
             digest = hashlib.sha256(f"{exp.cfg.seed} process {self.rank} {epoch}".encode()).digest()
             seed_everything(int.from_bytes(digest[:7], "big"))
+        if self.shards is not None:
+            self.shards.scatter()
+            self._wrapped = self.shards.model
+            return
         model = exp.model if exp.compiled is None else exp.compiled
         unused = self._unused(exp)
         with warnings.catch_warnings():  # torch 2.14 renamed broadcast_buffers, in part
@@ -173,6 +181,9 @@ class Group(Meeting):
 
     def syncing(self, last: bool) -> AbstractContextManager[Any]:
         """The context of a backward pass: gradients are averaged after the `last` part of a batch alone."""
+        if self.shards is not None:
+            self._wrapped.set_requires_gradient_sync(last)  # type: ignore[operator]
+            return nullcontext()
         return nullcontext() if last else self._wrapped.no_sync()  # type: ignore[operator]
 
     def summed(self, *values: Tensor) -> tuple[Tensor, ...]:
@@ -186,7 +197,12 @@ class Group(Meeting):
         return self.summed(weights.sum())[0] / self.divisor(batch)
 
     def end_steps(self, exp: Experiment) -> None:
-        """Make the buffers of all processes the same: running statistics are averaged, others those of the first."""
+        """Make weights whole and the buffers of all processes the same.
+
+        Running statistics are averaged, other buffers become those of the first process.
+        """
+        if self.shards is not None:
+            self.shards.gather()
         for model in (exp.model, exp.average):
             if model is None:
                 continue

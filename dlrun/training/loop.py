@@ -18,7 +18,7 @@ from dlrun.analysis.classification import agreement, count
 from dlrun.console import Screen
 from dlrun.data.batches import Batch, Batches
 from dlrun.folders.run import Run
-from dlrun.training import averaging, memory, norms, pace, sam, tasks, unsupervised
+from dlrun.training import averaging, memory, norms, pace, sam, sharded, tasks, unsupervised
 from dlrun.training.checkpoint import State
 from dlrun.training.choosing import advance, stopped_early
 from dlrun.training.clipping import clip
@@ -159,7 +159,8 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
     if exp.group is not None:
         exp.group.begin_epoch(exp, epoch)
     begin_epoch(exp.objective, epoch, lambda split: predict(exp, exp.batches(split)).logits)
-    exp.model.train()
+    parts = sharded.of(exp)
+    parts.model.train()
     planned = pace.planned(trainer, state)
     # the sums of Step stay on the device, so that no step waits for the one before
     sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
@@ -183,8 +184,8 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
             sums += torch.stack(step(exp, batch)).to(sums)
         seen += batch.total or len(batch)
         state.step += 1
-        if exp.average is not None and trainer.ema:
-            averaging.follow(exp.average, exp.model, trainer.ema, state.step)
+        if parts.average is not None and trainer.ema:
+            averaging.follow(parts.average, parts.model, trainer.ema, state.step)
         if device.type == "cpu" or i == steps - 1 or i % 50 == 0:
             _must_be_finite(float(sums[0]), f"epoch {epoch}, step {i + 1} of {steps}", exp.scheduler.lr)
     if exp.group is not None:
@@ -202,7 +203,8 @@ def step(exp: Experiment, batch: Batch) -> Step:
     batch = prepared(exp.objective, batch)
     if exp.group is not None:
         batch = exp.group.trimmed(batch)
-    parameters = [p for group in exp.optimizer.param_groups for p in group["params"]]
+    own = sharded.of(exp)
+    parameters = own.parameters
     measured = Step(*[batch.x.new_zeros(())] * 4)
 
     @torch.enable_grad()  # a step under no_grad() may call it as it is
@@ -211,9 +213,10 @@ def step(exp: Experiment, batch: Batch) -> Step:
         nonlocal measured
         measured, total = _gradients(exp, batch, parameters)
         if rho:
-            with sam.ascended(exp.model, parameters, rho):
+            with sam.ascended(own.model, parameters, rho):
                 _gradients(exp, batch, parameters)
         norm = clip(parameters, trainer.clip_norm, trainer.clip_value)
+        own.hand_over()
         measured = measured._replace(grad_norm=norm * n)
         if total.device.type == "cpu" and not math.isfinite(float(total)):
             measured = measured._replace(loss=total * n)
@@ -224,7 +227,7 @@ def step(exp: Experiment, batch: Batch) -> Step:
         exp.optimizer.step(closure)  # type: ignore[arg-type]
     except _NotFinite:
         return measured
-    exp.penalty.project(exp.model)
+    exp.penalty.project(own.model)
     return measured
 
 
@@ -240,7 +243,7 @@ def _gradients(exp: Experiment, batch: Batch, parameters: list[Tensor]) -> tuple
         n, split = group.divisor(batch), group.parts(batch, exp.cfg.trainer.accumulate)
     finite = False
     while not finite:  # in fp16 a batch may need a smaller scale
-        exp.optimizer.zero_grad(set_to_none=True)
+        sharded.of(exp).clear()
         data_loss, correct, penalty = zero, zero, zero
         parts = batch.parts(split) if group is None else group.numbered(batch.parts(split))
         for k, part in enumerate(parts):
@@ -259,7 +262,7 @@ def _gradients(exp: Experiment, batch: Batch, parameters: list[Tensor]) -> tuple
         finite = exp.scale is None or exp.scale.unscaled(parameters) or not math.isfinite(float(data_loss))
     total = data_loss
     if exp.penalty.active:
-        added = exp.penalty.penalty(exp.model)
+        added = sharded.whole(exp.penalty.penalty(sharded.of(exp).model))
         torch.autograd.backward(added)
         total, penalty = data_loss + added.detach(), added.detach() * count
     return Step(data_loss * count, correct, penalty, zero), total

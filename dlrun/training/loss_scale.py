@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dlrun.training.sharded import whole
+
 __all__ = ["LossScale"]
 
 FIRST, FACTOR, INTERVAL = 2.0**16, 2.0, 2000
@@ -27,7 +29,7 @@ class LossScale:
         """Divide the gradients in place; return whether they are finite, or the scale cannot fall further."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         torch._foreach_mul_(gradients, 1 / self.value)
-        finite = not gradients or bool(torch.nn.utils.get_total_norm(gradients).isfinite())
+        finite = not gradients or bool(whole(torch.nn.utils.get_total_norm(gradients)).isfinite())
         if not finite and self.value > 1:
             self.value, self.fine = self.value / FACTOR, 0
             return False

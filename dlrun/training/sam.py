@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrun.models.checkpointing import held_statistics
+from dlrun.training.sharded import local, whole
 
 __all__ = ["ascended"]
 
@@ -22,13 +23,12 @@ def ascended(model: nn.Module, parameters: list[Tensor], rho: float) -> Iterator
 
     Batch norms do not count the pass inside. A gradient of zero moves nothing.
     """
-    moved = [p for p in parameters if p.grad is not None]
-    gradients = [p.grad for p in moved if p.grad is not None]
-    scale = rho / torch.nn.utils.get_total_norm(gradients).clamp_min(torch.finfo(torch.float32).tiny)
-    weights = [p.detach() for p in moved]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    scale = rho / whole(torch.nn.utils.get_total_norm(gradients)).clamp_min(torch.finfo(torch.float32).tiny)
+    weights = [local(p.detach()) for p in parameters if p.grad is not None]
     before = [w.clone() for w in weights]
     with torch.no_grad():
-        torch._foreach_add_(weights, torch._foreach_mul(gradients, scale))
+        torch._foreach_add_(weights, torch._foreach_mul([local(gradient) for gradient in gradients], scale))
     try:
         with held_statistics(model):
             yield

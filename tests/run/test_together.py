@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -27,25 +26,14 @@ from dlrun.training import arrival, meeting
 from dlrun.vocabulary import Exit
 from support import warm
 from support.commands import Outcome
-from support.ranks import ended, environment, free_port, started
+from support.ranks import TINY, ended, environment, free_port, rows, started
 
-TINY = (
-    "train", "dataset=digits", "dataset.limit=150", "trainer.device=cpu", "trainer.threads=1", "check=none",
-    "trainer.report=false", "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2", "trainer.precision=fp32",
-)  # fmt: skip
 PLAIN = ("model=cnn", "model.width=4", "model.norm=group", "augment=crop_flip")
 
 
 def train(folder: Path, name: str, world: int, *words: str, **env: str) -> Any:
     """Outcomes of all processes of a run."""
     return ended(started(folder, world, *TINY, *words, f"run.dir={name}", **env))
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    """The numbers of metrics.csv but times and memory."""
-    with (folder / "metrics.csv").open() as file:
-        found = [*csv.DictReader(file)]
-    return [{k: float(v) for k, v in row.items() if v and "second" not in k and k != "memory_mb"} for row in found]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

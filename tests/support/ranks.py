@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import socket
 import subprocess
@@ -12,9 +13,13 @@ from typing import Any
 from support import warm
 from support.commands import Outcome
 
-__all__ = ["CLEAN", "ended", "environment", "free_port", "started"]
+__all__ = ["CLEAN", "TINY", "ended", "environment", "free_port", "rows", "started"]
 
 CLEAN = ("DLRUN_CONF", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+TINY = (
+    "train", "dataset=digits", "dataset.limit=150", "trainer.device=cpu", "trainer.threads=1", "check=none",
+    "trainer.report=false", "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2", "trainer.precision=fp32",
+)  # fmt: skip
 
 
 def free_port() -> int:
@@ -53,3 +58,10 @@ def ended(processes: list[Any], timeout: float = 120) -> list[Outcome]:
             process.kill()
         outputs = [process.communicate() for process in processes]
     return [Outcome(process.returncode, *output) for process, output in zip(processes, outputs, strict=True)]
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    """The numbers of metrics.csv but times and memory."""
+    with (folder / "metrics.csv").open() as file:
+        found = [*csv.DictReader(file)]
+    return [{k: float(v) for k, v in row.items() if v and "second" not in k and k != "memory_mb"} for row in found]

@@ -42,6 +42,8 @@ def batches(exp: Any) -> Iterator[Any]:
         for i, (x, y, index) in enumerate(exp.train.epoch(epoch)):
             batch = Batch(x, y, index, epoch=epoch, step=i, seed=exp.cfg.seed, sample=numbers[i])
             yield batch if exp.group is None else exp.group.placed(batch)
+        if exp.group is not None:
+            exp.group.end_steps(exp)
 
 
 def taken(exp: Any, source: Iterator[Any], steps: int | None, seconds: float) -> tuple[int, float, float]:

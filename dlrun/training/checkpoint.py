@@ -227,7 +227,8 @@ def restore(run: Run, exp: Experiment) -> State:
 
 def continued(found: Mapping[str, Any], exp: Experiment) -> State:
     """Load what a checkpoint has beside the weights of the model, and return the state."""
-    exp.optimizer.load_state_dict(found["optimizer"])
+    with sharded.beside(exp):
+        exp.optimizer.load_state_dict(found["optimizer"])
     exp.scheduler.load_state_dict(found["scheduler"])
     if exp.kept.average is not None:
         exp.kept.average.load_state_dict(found["ema"])

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Group"]
 
 T = TypeVar("T")
+PIECE = 1 << 26  # bytes of a message that lie on a device at once
 LEAST = 2  # samples of a part, which batch norm needs; a smaller batch is computed whole by every process
 SILENCE = timedelta(hours=1)  # between two processes, until they give up: one of them may be writing to a slow disk
 
@@ -262,11 +263,14 @@ class Group(Meeting):
         """The bytes of the first process."""
         size = torch.tensor([len(content)], device=self._device)
         dist.broadcast(size, 0)
-        data = torch.empty(int(size), dtype=torch.uint8, device=self._device)
+        data = torch.empty(int(size), dtype=torch.uint8)
         if not self.rank:
             data.copy_(torch.frombuffer(bytearray(content), dtype=torch.uint8))
-        dist.broadcast(data, 0)
-        return data.cpu().numpy().tobytes()
+        for piece in torch.split(data, PIECE):
+            there = piece.to(self._device)
+            dist.broadcast(there, 0)
+            piece.copy_(there)
+        return data.numpy().tobytes()
 
 
 def _statistics(model: nn.Module) -> list[Tensor]:

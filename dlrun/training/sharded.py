@@ -8,12 +8,14 @@ checkpoints, which so are those of any run, and takes no memory while steps are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from dlrun.config import ranks
 from dlrun.errors import UserError, first_line
 from dlrun.training.copies import copied
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from dlrun.training.experiment import Experiment
 
-__all__ = ["Shards", "Whole", "local", "of", "whole"]
+__all__ = ["Shards", "Whole", "beside", "local", "of", "whole"]
 
 UNITS = 16  # a layer that is collected by itself has this part of the weights or more: few and large messages
 
@@ -43,6 +45,30 @@ def of(exp: Experiment) -> Whole | Shards:
     """Return what this process trains of an experiment."""
     shards = None if exp.group is None else exp.group.shards
     return Whole(exp) if shards is None else shards
+
+
+@contextmanager
+def beside(exp: Experiment) -> Iterator[None]:
+    """Let the optimizer load a state to the processor in the `with` block, if processes will divide it.
+
+    On a device there may be no room for all of it.
+    """
+    if exp.cfg.trainer.sharding == "none" or ranks.own() is None:
+        yield
+        return
+    optimizer = exp.optimizer
+    weights: dict[Tensor, Tensor] = {nn.Parameter(torch.empty_like(p, device="cpu")): p for p in Whole(exp).parameters}
+    twins = {p: twin for twin, p in weights.items()}
+    for group in optimizer.param_groups:
+        group["params"] = [twins[p] for p in group["params"]]
+    try:
+        yield
+    finally:
+        for group in optimizer.param_groups:
+            group["params"] = [weights[twin] for twin in group["params"]]
+        state = {weights.get(p, p): entries for p, entries in optimizer.state.items()}
+        optimizer.state.clear()
+        optimizer.state.update(state)
 
 
 class Whole:
@@ -80,7 +106,7 @@ class Shards:
         from torch.distributed.device_mesh import init_device_mesh
 
         self._mesh, self._rank, self._world = init_device_mesh(exp.device.type, (world,)), rank, world
-        self._optimizer: Any = exp.optimizer
+        self._optimizer, self._device = exp.optimizer, exp.device
         self.model = _divided(exp.model, self._mesh)
         self.average = None if exp.average is None else _divided(exp.average, self._mesh)
         self._pairs = [(exp.model, self.model)]
@@ -105,7 +131,7 @@ class Shards:
                 self._strides.append(p.stride())
                 own.append(part)
                 if p in state:
-                    self._optimizer.state[part] = {key: self._mine(v) for key, v in state[p].items()}
+                    self._optimizer.state[part] = {key: self._mine(v, group) for key, v in state[p].items()}
         if slow := getattr(self._optimizer, "slow", None):  # of Lookahead
             slow[:] = map(self._mine, slow)
         return parts, own
@@ -149,12 +175,16 @@ class Shards:
         for part, own in zip(self.parameters, self._own, strict=True):
             own.grad = None if part.grad is None else local(part.grad)
 
-    def _mine(self, entry: Any) -> Any:
-        """A copy of the rows of this process, of which there may be none; a number as it is."""
-        if not isinstance(entry, Tensor) or not entry.ndim:
+    def _mine(self, entry: Any, group: Mapping[str, Any] | None = None) -> Any:
+        """A copy of the rows of this process, of which there may be none; a number, which its group wants somewhere."""
+        if not isinstance(entry, Tensor):
             return entry
+        if not entry.ndim:
+            there = group is not None and (group.get("fused") or group.get("capturable"))
+            return entry.to(self._device) if there else entry
         rows = torch.chunk(entry.detach(), self._world)
-        return (rows[self._rank] if self._rank < len(rows) else entry.detach()[:0]).contiguous().clone()
+        mine = rows[self._rank] if self._rank < len(rows) else entry.detach()[:0]
+        return mine.to(self._device, copy=True, memory_format=torch.contiguous_format)
 
     def _gathered(self, node: Any, of: Mapping[int, int]) -> Any:
         """A state with whole tensors, on the processor; `of` has the weights of those that are divided, by identity.

@@ -105,7 +105,15 @@ def test_divided_weights_give_the_losses_and_the_checkpoint_of_whole_ones(name: 
 )
 def test_a_divided_run_continues_on_any_number_of_processes(before: Any, after: int, tmp_path: Path) -> None:
     world, word = before
-    words = (*WITHOUT, *SMALL, "optimizer=adamw", "regularizer=dropout", "trainer.ema=0.9", word)
+    words = (
+        *WITHOUT,
+        *SMALL,
+        "optimizer=adamw",
+        "optimizer.lookahead=3",
+        "regularizer=dropout",
+        "trainer.ema=0.9",
+        word,
+    )
     assert ended(started(tmp_path, world, *words, "run.dir=whole"))[0].code == 0
     assert ended(started(tmp_path, world, *words, "run.dir=paused", "trainer.stop_after=1"))[0].code == 0
     found = ended(started(tmp_path, after, "resume", "paused"))
@@ -140,9 +148,10 @@ def test_what_follows_a_divided_run_finds_a_run_like_any_other(dlrun: Callable[.
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_of_a_divided_run_ends_the_others_and_the_run_continues(rank: int, tmp_path: Path) -> None:
-    words = (*WITHOUT, *SMALL, "optimizer=adamw", DIVIDED, "trainer.epochs=60", "dataset.limit=600", "run.dir=run")
-    processes = started(tmp_path, 2, *words)
+def test_a_killed_process_of_a_divided_run_ends_the_others_and_resume_changes_no_bit(rank: int, tmp_path: Path) -> None:
+    words = (*WITHOUT, *SMALL, "optimizer=adamw", DIVIDED, "trainer.epochs=6", "dataset.limit=600")
+    assert ended(started(tmp_path, 2, *words, "run.dir=whole"))[0].code == 0
+    processes = started(tmp_path, 2, *words, "run.dir=run")
     while not (tmp_path / "run/checkpoints/last.pt").exists():
         time.sleep(0.02)
         assert all(one.poll() is None for one in processes)
@@ -150,13 +159,39 @@ def test_a_killed_process_of_a_divided_run_ends_the_others_and_the_run_continues
     began = time.monotonic()
     found = ended(processes, timeout=60)
     assert time.monotonic() - began < 30
-    assert found[rank].code == -signal.SIGKILL
-    assert found[1 - rank].code == 1
+    assert (found[rank].code, found[1 - rank].code) == (-signal.SIGKILL, 1)
     if rank:
         assert "dlrun: failed: process 1 of 2 ended" in found[0].out
         assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "failed"
-    done = content(tmp_path / "run")["epoch"]
-    assert 0 < done < 60
+    assert content(tmp_path / "run")["epoch"] < 6
+    assert [one.code for one in ended(started(tmp_path, 2, "resume", "run"))] == [0, 0]
+    one, other = content(tmp_path / "whole")["model"], content(tmp_path / "run")["model"]
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+NUMBER = """
+import torch
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, in_channels, num_classes, image_size):
+        super().__init__(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+        self.warmth = nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return super().forward(x) * self.warmth
+"""
+
+
+@pytest.mark.slow
+def test_a_model_that_torch_does_not_divide_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "number.py").write_text(NUMBER)
+    words = ("model=custom", "model._target_=number.Net", "trust=[number]", "optimizer=sgd", DIVIDED, "run.dir=run")
+    found = ended(started(tmp_path, 2, *WITHOUT, *words))
+    assert [one.code for one in found] == [2, 2], found
+    assert found[0].err.startswith("dlrun: trainer.sharding=fsdp2: Net cannot be divided: ")
+    assert found[0].err.endswith("; type trainer.sharding=none\n")
+    assert found[1].err == found[1].out == ""
 
 
 @pytest.mark.sampled(3)

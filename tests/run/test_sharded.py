@@ -56,6 +56,7 @@ def same_file(one: Any, other: Any, place: str = "") -> None:
 
 
 SETUPS = {
+    "perceptron": (2, ("model=mlp", "model.width=16", "model.norm=layer", "optimizer=adamw", "trainer.ema=0.9")),
     "adamw": (2, (*SMALL, "optimizer=adamw", "trainer.ema=0.9", "trainer.clip_norm=0.5", "trainer.precision=fp32")),
     # three rows for four processes: one has none of some weights
     "four": (4, ("model=mlp", "model.width=3", "model.norm=layer", "optimizer=adam", "trainer.batch_size=26")),

@@ -248,10 +248,11 @@ def met(monkeypatch: pytest.MonkeyPatch, world: int, *ranks: int, seconds: float
     for name, value in {**about, **env}.items():
         monkeypatch.setenv(name, value)
     raised: list[UserError] = []
+    there: list[meeting.Meeting] = []  # the first one has the store, which the others still read
 
     def meet(rank: int) -> None:
         try:
-            meeting.Meeting(Rank(rank, world, rank, world), timedelta(seconds=seconds))
+            there.append(meeting.Meeting(Rank(rank, world, rank, world), timedelta(seconds=seconds)))
         except UserError as error:
             raised.append(error)
 

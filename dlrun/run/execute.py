@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 __all__ = ["execute", "store"]
 
+OUTSIDE = 5.0  # seconds of trainer.hours for what is not measured: the start of Python, and the report
+
 
 def execute(
     cfg: Settings,
@@ -182,7 +184,7 @@ def _train(
         reason = "a check before training failed, see checks.csv"
         return Exit.CHECK_FAILED, {"status": Status.CHECK_FAILED, "reason": reason}
     trained = features.swapped(exp, run, screen)
-    state = restored(trained, run, screen, time.monotonic() - started)
+    state = restored(trained, run, screen, time.monotonic() - started + OUTSIDE)
     if group is not None:
         trained, state = group.join(trained, state)
     try:

@@ -20,6 +20,7 @@ from dlrun.checks import chance, garbage, inputs, lints, overfit, probabilities
 from dlrun.checks import independence as c8
 from dlrun.checks import parameters as c9
 from dlrun.checks.advice import advice
+from dlrun.checks.augmented import augmented
 from dlrun.checks.penalty import penalty
 from dlrun.checks.sandbox import in_turn, named, no_trace, peak_rates, samples, settle
 from dlrun.config.settings import Settings
@@ -404,3 +405,9 @@ def test_logits_that_are_not_finite_for_some_samples_are_reported_as_such() -> N
     found = chance.initial_loss(wearing(Rare(nn.Identity())))
     assert found.status == "fail"
     assert "1 of 64 samples" in found.message
+
+
+def test_images_may_be_evaluated_larger_than_they_are_trained() -> None:
+    exp = build(composed(*SMALL, "augment=resized_crop", "augment.crop=6", "augment.eval_crop=7"))
+    with no_trace():
+        assert augmented(exp).status == "pass"

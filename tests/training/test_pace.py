@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from dlrun.config.settings import Trainer
+from dlrun.run import execute
 from dlrun.training import loop, pace
 from dlrun.training.checkpoint import State
 from support.commands import TINY, Outcome
@@ -105,9 +106,14 @@ def test_a_killed_run_follows_the_recorded_plan(dlrun: Callable[..., Outcome], m
             Clock.now += 1.0
             return Clock.now
 
-    begin = pace.begin
+    begin, passed = pace.begin, list[float]()
     monkeypatch.setattr(loop, "time", Clock())
-    monkeypatch.setattr(pace, "begin", lambda trainer, state, before: begin(trainer, state, 2.0))
+
+    def begun(trainer: Trainer, state: State, before: float) -> None:
+        passed.append(before)
+        begin(trainer, state, 2.0)
+
+    monkeypatch.setattr(pace, "begin", begun)
     words = [w for w in TINY if not w.startswith("trainer.epochs")]
     words += ["trainer.hours=0.012", "trainer.epochs=9", "trainer.diagnostics=false", "trainer.ema=0.9"]
     assert dlrun("train", *words, "run.dir=whole").code == 0
@@ -115,6 +121,7 @@ def test_a_killed_run_follows_the_recorded_plan(dlrun: Callable[..., Outcome], m
     whole = torch.load("whole/checkpoints/last.pt", weights_only=True)
     assert 2 < done["epochs"] < 9
     assert done["reason"].startswith("trainer.hours")
+    assert min(passed) > execute.OUTSIDE  # and what it took to read the data
     # every epoch ends with a score of validation; the third is interrupted there
     scores, calls = loop.scores, []
 

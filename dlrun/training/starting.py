@@ -16,7 +16,7 @@ from dlrun.config.settings import Settings
 from dlrun.data import Data
 from dlrun.data.units import recorded
 from dlrun.errors import UserError
-from dlrun.folders import ensemble, reading
+from dlrun.folders import ensemble, reading, sweep
 from dlrun.models.loading import heads, loaded, put
 from dlrun.models.pretrained import Statistics
 from dlrun.models.weights_file import read
@@ -41,6 +41,8 @@ def source(cfg: Settings) -> Source | None:
     if cfg.model.get("weights"):
         raise UserError(f"{key} would overwrite model.weights={cfg.model['weights']}; omit one of them")
     if path.is_dir():
+        if not any(is_one(path) for is_one in (reading.is_run, ensemble.is_ensemble, sweep.is_sweep)):
+            raise UserError(f"{key}: no run in this folder; expected a run, or a file of weights")
         sweeps.expect_model(path)
         if ensemble.is_ensemble(path):
             raise UserError(f"{key}: expected a run or a file, found an ensemble; name one of its members")

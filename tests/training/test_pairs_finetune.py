@@ -73,10 +73,13 @@ OPTIONS = {
     "schedule": ("scheduler=flat_cosine", "scheduler.warmup_steps=2"),
     "radam": ("optimizer=radam",),
     "lion": ("optimizer=lion",),
+    "lamb": ("optimizer=lamb",),
+    "adan": ("optimizer=adan",),
 }
+FURTHER = {"lion", "lamb", "adan"}  # optimizers of an extra
 OBJECTIVES = {"distill", "adversarial", "pseudo_label", "fixmatch", "denoise"}
 CLASSES = ("model", "optimizer", "scheduler")  # sections whose options have keys of their own
-ONE_OF = (OBJECTIVES, {"residual", "blur"}, {"radam", "lion"})  # a run has one of each
+ONE_OF = (OBJECTIVES, {"residual", "blur"}, {"radam", *FURTHER})  # a run has one of each
 REFUSED: dict[frozenset[str], str] = {  # and the key that the message names
     frozenset(("ema", "swa")): "trainer.swa",
     frozenset(("start_from", "residual")): "trainer.start_from",
@@ -140,7 +143,7 @@ def tensors(exp: Experiment) -> dict[str, Tensor]:
 def test_a_killed_run_of_two_options_continues_with_the_same_bits(
     pair: tuple[str, str], earlier: Path, tmp_path: Path
 ) -> None:
-    if "lion" in pair:
+    if FURTHER & {*pair}:
         pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
     cfg, refusal = settings(earlier, *pair), REFUSED.get(frozenset(pair))
     if refusal is not None:
@@ -228,6 +231,8 @@ def test_weights_of_another_network_are_refused(earlier: Path, words: tuple[str,
 def test_a_folder_or_file_that_is_none_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"trainer\.start_from=nowhere"):
         composed(*BASE, "trainer.start_from=nowhere")
+    with pytest.raises(UserError, match=r"trainer\.start_from="):  # a folder of something else
+        build(composed(*BASE, f"trainer.start_from={tmp_path}"))
     (tmp_path / "a.pt").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"trainer\.start_from=.*a\.pt"):
         build(composed(*BASE, f"trainer.start_from={tmp_path / 'a.pt'}"))
@@ -284,7 +289,7 @@ def test_a_run_resumes_although_its_source_is_gone(earlier: Path, tmp_path: Path
 def test_each_option_is_checked_and_its_sweep_votes_teaches_predicts_and_is_exported(
     name: str, earlier: Path, dlrun: Callable[..., Outcome], here: Path
 ) -> None:
-    if name == "lion":
+    if name in FURTHER:
         pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
 
     def ran(*words: str) -> None:

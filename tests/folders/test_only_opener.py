@@ -26,6 +26,7 @@ NOT_FILES = {"json", "yaml", "loading", "studies", "predictor", "checkpoint", "s
 EXCEPTIONS = {
     "cli.py",  # /proc/stat, /dev/null
     "console.py",  # /dev/null
+    "cores.py",  # /proc, /sys
     "checks/receipts.py",  # the modules of dlrun and of the user that this process has imported
     "commands/init.py",  # new files in the user's own folder
     "commands/arguments.py",  # a page that a command replaces
@@ -39,7 +40,6 @@ EXCEPTIONS = {
     "data/datasets.py",  # the user's data, and those that are downloaded
     "data/decoding.py",  # the user's images
     "data/headers.py",  # the user's images
-    "data/identity.py",  # the cache, which has marks and digests of its own
     "data/members.py",  # the user's tar files
     "data/packs.py",  # the cache, which has marks and digests of its own
     "data/sixteen.py",  # the user's images

@@ -173,7 +173,8 @@ def train_epoch(exp: Experiment, epoch: int, state: State, screen: Screen, watch
         return f"loss {loss:.4f} acc {correct:.4f} {seen / (time.perf_counter() - started):,.0f}/s"
 
     for i, (x, y, index) in enumerate(screen.steps(exp.train.epoch(epoch), steps, epoch, planned, progress)):
-        pace.measure(trainer, state, i, steps, lambda: exp.told(time.perf_counter() - started))
+        if late := pace.measure(trainer, state, i, steps, lambda: exp.told(time.perf_counter() - started)):
+            screen.say(late)
         exp.scheduler.set(pace.at(trainer, state, i / steps))
         weight = None if exp.train.weights is None else exp.train.weights[index]
         sample = None if numbers is None else numbers[i]

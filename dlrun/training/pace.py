@@ -47,11 +47,19 @@ def at(trainer: Trainer, state: State, done: float) -> float:
     return state.position + (trainer.epochs - state.position) / max(1, state.left) * done
 
 
-def measure(trainer: Trainer, state: State, step: int, steps: int, clock: Callable[[], float]) -> None:
-    """Plan a new run by a twentieth of its first epoch; `clock` gives the seconds that these steps took."""
-    if trainer.hours and not state.epoch and step == max(MEASURED, steps // 20):
-        seconds = trainer.hours * 3600 - state.before
-        state.left = max(1, int(seconds / (clock() / step * steps)))
+def measure(trainer: Trainer, state: State, step: int, steps: int, clock: Callable[[], float]) -> str:
+    """Plan a new run by a twentieth of its first epoch; `clock` gives the seconds that these steps took.
+
+    Returns a line for the screen if not even this epoch fits into the time, else nothing.
+    """
+    if not trainer.hours or state.epoch or step != max(MEASURED, steps // 20):
+        return ""
+    seconds, needed = trainer.hours * 3600 - state.before, clock() / step * steps
+    state.left = max(1, int(seconds / needed))
+    if needed <= seconds:
+        return ""
+    left = f"{max(0.0, seconds):.0f} s are left of trainer.hours={trainer.hours:g}"
+    return f"an epoch takes about {needed:.0f} s, and {left}: there will be one; try a smaller dataset.limit"
 
 
 def end_epoch(trainer: Trainer, state: State, test: float = 0.0) -> None:

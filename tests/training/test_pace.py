@@ -85,6 +85,11 @@ def test_the_first_steps_decide_how_much_of_the_schedule_the_first_epoch_takes()
         assert state.left == (30 if step < 5 else 1)  # 5 of 100 steps took 4 of the 90 seconds
     assert pace.at(trainer, state, 1.0) == 30
     assert len(asked) == 1
+    for hours, late in ((100, False), (85, True)):  # 80 seconds an epoch, 10 of the time are over
+        state = State()
+        pace.begin(Trainer(hours=hours / 3600), state, before=10.0)
+        assert ("dataset.limit" in pace.measure(Trainer(hours=hours / 3600), state, 5, 100, lambda: 4.0)) is late
+        assert state.left == 1
     pace.measure(Trainer(), State(), 5, 100, clock)
     pace.measure(trainer, State(epoch=1), 5, 100, clock)
     assert len(asked) == 1

@@ -21,7 +21,7 @@ from dlrun.config.ranks import Rank
 from dlrun.errors import UserError, first_line
 from dlrun.vocabulary import Exit
 
-__all__ = ["Arrival"]
+__all__ = ["Arrival", "answers"]
 
 LOOK = 0.1  # seconds between two looks
 SILENT, REPEATED = 10.0, 60.0  # seconds of waiting without a message, and between two messages
@@ -44,7 +44,7 @@ class Arrival:
     def store(self) -> TCPStore:
         """Return the store that all share: torchrun's, or else that of the first process."""
         keeps = self._rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        while not keeps and not _answers(self.address):
+        while not keeps and not answers(self.address):
             self._wait(lambda: [0])
         host, port = self.address
         try:
@@ -93,7 +93,8 @@ class Arrival:
         return f"{who} for {'process' if len(missing) == 1 else 'processes'} {shown}; {hint}"
 
 
-def _answers(address: tuple[str, int]) -> bool:
+def answers(address: tuple[str, int]) -> bool:
+    """Whether anybody takes connections there."""
     with suppress(OSError), socket.create_connection(address, timeout=REACHED):
         return True
     return False

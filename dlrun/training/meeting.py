@@ -21,7 +21,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from dlrun.config import ranks
 from dlrun.config.ranks import Rank
 from dlrun.folders import lease
-from dlrun.training.arrival import Arrival
+from dlrun.training.arrival import Arrival, answers
 
 __all__ = ["Ended", "Meeting"]
 
@@ -53,6 +53,7 @@ class Meeting:
         ranks.published(place)
         arrival = Arrival(place, START if within is None else within)
         store = arrival.store()
+        self._address = arrival.address
         start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # the store may be the same one
         self._words, self.store = PrefixStore(f"dlrun {start}", store), PrefixStore(f"group {start}", store)
         self._me = lease.record()
@@ -66,10 +67,13 @@ class Meeting:
         self._begun = True
 
     def end(self, code: int) -> None:
-        """Let the waiting processes end with an exit code, if they still wait."""
+        """Let the waiting processes end with an exit code, or those that train know that this one has failed."""
         if not self._begun:
             self._say("begin", {"ended": int(code)})
             self._begun = True
+        elif code:
+            with suppress(Exception):  # whoever has the store may have ended
+                self.fail(f"process {self.rank} of {self.world} failed", code)
 
     def awaited(self) -> dict[str, Any]:
         """Return the config that the first process trains, once it begins. Raises Ended if it does not."""
@@ -89,6 +93,8 @@ class Meeting:
 
     def leave(self) -> None:
         """End: without torchrun the first process has the words, so it waits a little until the others have left."""
+        if not self._kept():
+            return
         with suppress(Exception):  # the store went with its process
             self._say(f"left {self.rank}", True)
             until = time.monotonic() + REASON
@@ -111,6 +117,10 @@ class Meeting:
             return None
         until = time.monotonic() + REASON
         while time.monotonic() < until:
+            if error is not None:
+                time.sleep(LOOK / 2)  # the connections of a process that ends close one after the other
+            if not self._kept():
+                break
             try:
                 if self._words.check(["failed"]):
                     found: dict[str, Any] = json.loads(self._words.get("failed"))
@@ -122,8 +132,11 @@ class Meeting:
                 return {"reason": f"process {gone[0]} of {self.world} ended without a reason", "code": 1, "trace": ""}
             if error is None:
                 return None
-            time.sleep(LOOK / 2)
         return {"reason": "the connection to another process was lost", "code": 1, "trace": ""} if error else None
+
+    def _kept(self) -> bool:
+        """Whether the store is still there; torch prints a trace for each word to one that is not."""
+        return not self.rank or answers(self._address)
 
     def _gone(self) -> list[int]:
         """The other processes of this machine that do not run any more."""

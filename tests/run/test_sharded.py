@@ -161,7 +161,9 @@ def test_a_killed_process_of_a_divided_run_ends_the_others_and_resume_changes_no
     found = ended(processes, timeout=60)
     assert time.monotonic() - began < 30
     assert (found[rank].code, found[1 - rank].code) == (-signal.SIGKILL, 1)
-    if rank:
+    if not rank:
+        assert found[1].err == found[1].out == ""
+    else:
         assert "dlrun: failed: process 1 of 2 ended" in found[0].out
         assert json.loads((tmp_path / "run/result.json").read_text())["status"] == "failed"
     assert content(tmp_path / "run")["epoch"] < 6

@@ -115,12 +115,13 @@ class Net(nn.Module):
 OWN = ("model=custom", "model._target_=failing.Net", "trust=[failing]")
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("sharding", ["none", "fsdp2"])
 @pytest.mark.parametrize("rank", ["1", "0"])
-def test_all_processes_fail_with_the_reason_of_the_first_in_one_line(rank: str, tmp_path: Path) -> None:
+def test_all_processes_fail_with_the_reason_of_the_first_in_one_line(rank: str, sharding: str, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     began = time.monotonic()
-    found = train(tmp_path, "run", 2, *OWN, FAILS=rank)
+    found = train(tmp_path, "run", 2, *OWN, f"trainer.sharding={sharding}", FAILS=rank)
     assert time.monotonic() - began < 60
     assert [one.code for one in found] == [1, 1]
     reason = "RuntimeError: no fan"

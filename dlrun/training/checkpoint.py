@@ -10,11 +10,12 @@ import copy
 import os
 import shlex
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from dlrun.folders import opener
 from dlrun.folders.disk import write_atomic
 from dlrun.folders.run import Run
 from dlrun.folders.version import NewerFormat, refuse_newer
-from dlrun.training import expected, sealing, sharded
+from dlrun.training import expected, one_pass, sealing, sharded
 from dlrun.training.experiment import Experiment
 from dlrun.training.objective import state_of
 from dlrun.training.random_state import rng_state, set_rng_state
@@ -137,7 +138,7 @@ def write(run: Run, content: dict[str, Any], *, is_best: bool, name: str = "", d
     last. After a kill in between, last.pt repeats the epoch and ends with the same files; after a kill before the
     removal, one file too many is left until the next epoch.
     """
-    buffer = sealing.save(content)
+    buffer = sealing.save({**content, "finite": expected.all_finite(content)})
     own = [run.checkpoints / name] if name else []
     with buffer.getbuffer() as data:
         write_atomic(run.last, data, also=[*own, *([run.best] if is_best else [])], within=run.path)
@@ -204,13 +205,15 @@ class Writer:
 def restore(run: Run, exp: Experiment) -> State:
     """Load the last checkpoint into model, optimizer, schedule and random state; returns State() if there is none.
 
-    Raises UserError, which names the file, if it is damaged or belongs to another setup.
+    Raises UserError, which names the file, if it is damaged or belongs to another setup; then the weights of
+    the model are of no use.
     """
     if not run.last.exists():
         return State()
+    models = {"model": exp.kept.model} | ({} if exp.kept.average is None else {"ema": exp.kept.average})
     try:
-        found = load(run.last)
-        expected.hold(found, exp)
+        found, whole = _read(run.last, models)
+        expected.hold(found, exp, finite=whole and found.get("finite") is True)
     except NewerFormat:
         raise
     except UserError as error:
@@ -219,8 +222,7 @@ def restore(run: Run, exp: Experiment) -> State:
         raise UserError(f"{run.last}: {error}{_instead(run)}") from error
     load_weights(run.last, found, exp.kept.model, held=True)
     try:
-        kept = run.last.stat().st_size <= MAPPED  # an optimizer keeps what it gets, which must not be the file
-        return continued(found if kept else {**found, "optimizer": _copied(found["optimizer"])}, exp)
+        return continued(found, exp)
     except Exception as error:  # a user's own optimizer may raise anything
         raise UserError(f"{run.last}: does not fit this optimizer or schedule: {first_line(error)[:160]}") from error
 
@@ -279,25 +281,55 @@ def load_weights(
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, tensors on the processor; they are the file until they are copied.
+    """Read a checkpoint, tensors on the processor; those of a large one are the file until they are copied.
 
     Raises UserError, which names the file, if it is no checkpoint of dlrun, if a newer dlrun wrote it, or if a bit has
     changed since.
     """
+    with _opened(path) as file:
+        return _known(path, _loaded(file))
+
+
+def _loaded(file: BinaryIO) -> Any:
+    handle = file.fileno()
+    if sealing.sealed(handle) and sealing.broken(handle):
+        raise one_pass.Damaged
+    name = f"/dev/fd/{handle}"
+    source: Any = name if os.path.exists(name) else file
+    mapped = source is name and os.fstat(handle).st_size > MAPPED
+    return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _read(path: Path, into: Mapping[str, nn.Module]) -> tuple[dict[str, Any], bool]:
+    """Read as `load` does, weights of a large file with a digest into models by their keys; and whether it was one."""
+    with _opened(path) as file:
+        handle, size = file.fileno(), os.fstat(file.fileno()).st_size
+        if size <= MAPPED or sealing.stored(handle, size) is None:
+            found = _known(path, _loaded(file))
+            if size > MAPPED:  # an optimizer keeps what it gets, which must not be the file
+                found["optimizer"] = _copied(found["optimizer"])
+            return found, False
+        try:
+            found = one_pass.read(file, size, into)
+        except Exception:
+            if sealing.broken(handle):  # what is damaged may fail anywhere
+                raise one_pass.Damaged from None
+            raise
+        return _known(path, found), True
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a checkpoint; what fails in the `with` block is one line that names it."""
     try:
         folder = path.parents[1] if path.parent.name == "checkpoints" else path.parent
         with opener.opened(folder, path.relative_to(folder).as_posix()) as file:
-            handle = file.fileno()
-            if os.pread(handle, 2, 0) == b"PK" and sealing.sealed(handle) and sealing.broken(handle):
-                raise UserError(
-                    f"{path}: damaged since it was written: its content does not have the digest at its end"
-                )
-            name = f"/dev/fd/{handle}"
-            source: Any = name if os.path.exists(name) else file
-            large = source is name and os.fstat(handle).st_size > MAPPED
-            found = torch.load(source, map_location="cpu", weights_only=True, mmap=large)
+            yield file
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
+    except one_pass.Damaged:
+        said = "damaged since it was written: its content does not have the digest at its end"
+        raise UserError(f"{path}: {said}") from None
     except UserError:
         raise
     except Exception as error:
@@ -305,6 +337,10 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: not a readable dlrun checkpoint: incomplete, damaged or of another program"
         ) from error
+
+
+def _known(path: Path, found: Any) -> dict[str, Any]:
+    """What was read, if it is a checkpoint of this version or an older one."""
     if isinstance(found, dict):
         refuse_newer(path, found)
     missing = [k for k in KEYS if not isinstance(found, dict) or k not in found]

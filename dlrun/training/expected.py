@@ -19,7 +19,7 @@ from dlrun.training.experiment import Experiment
 from dlrun.training.objective import state_of
 from dlrun.training.stored_tensors import MOST, Misfit, Tensors, described, extent, tensor
 
-__all__ = ["Misfit", "hold", "hold_weights"]
+__all__ = ["Misfit", "all_finite", "hold", "hold_weights"]
 
 WORD = 2**32 - 1
 # what the state of torch's optimizers has beside `step`, each entry as large as its weight; the classes not named here
@@ -42,15 +42,34 @@ FLAGS = ("amsgrad", "maximize", "capturable", "differentiable", "centered", "nes
 BELOW_ONE = ("betas", "momentum", "alpha", "rho")
 
 
-def hold(found: Mapping[str, Any], exp: Experiment) -> None:
-    """Compare the content of a checkpoint with the experiment that is to continue from it. Raises Misfit."""
-    hold_weights(found["model"], exp.kept.model)
+def all_finite(content: Mapping[str, Any]) -> bool:
+    """Whether all numbers in the tensors of a checkpoint are finite."""
+    values, nodes = Tensors(), [content[key] for key in ("model", "ema", "optimizer")]
+    try:
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, Tensor):
+                values.add(node, "", node.dtype, node.shape)
+            elif isinstance(node, (dict, list, tuple)):
+                nodes.extend(node.values() if isinstance(node, dict) else node)
+        values.hold()
+    except Misfit:
+        return False
+    return True
+
+
+def hold(found: Mapping[str, Any], exp: Experiment, finite: bool = False) -> None:
+    """Compare the content of a checkpoint with the experiment that is to continue from it. Raises Misfit.
+
+    With `finite` the numbers were found to be so when they were written, and a digest tells that they are the same.
+    """
+    hold_weights(found["model"], exp.kept.model, finite=finite)
     if exp.kept.average is not None:
         if not isinstance(found["ema"], dict):
             raise Misfit("the running average of trainer.ema or trainer.swa is missing")
-        hold_weights(found["ema"], exp.kept.average, "the average of ")
+        hold_weights(found["ema"], exp.kept.average, "the average of ", finite)
     _hold_counters(found)
-    _hold_optimizer(found["optimizer"], exp)
+    _hold_optimizer(found["optimizer"], exp, finite)
     _hold_schedule(found["scheduler"], exp)
     _hold_random(found["rng"])
     if (own := state_of(exp.objective)) is not None:
@@ -61,7 +80,7 @@ def hold(found: Mapping[str, Any], exp: Experiment) -> None:
         _count(scale["fine"], "the steps of the scale of the loss")
 
 
-def hold_weights(found: Any, model: torch.nn.Module, whose: str = "") -> None:
+def hold_weights(found: Any, model: torch.nn.Module, whose: str = "", finite: bool = False) -> None:
     """Compare the weights of a checkpoint with those of a model. Raises Misfit.
 
     Names are left to load_state_dict, whose hooks may change them. Values must be finite where those of the model are:
@@ -69,7 +88,7 @@ def hold_weights(found: Any, model: torch.nn.Module, whose: str = "") -> None:
     """
     if not isinstance(found, dict):
         raise Misfit(f"{whose or 'the '}weights: expected names and tensors, found {described(found)}")
-    values = Tensors()
+    values = Tensors(finite)
     for name, own in model.state_dict().items():
         if name in found and isinstance(own, Tensor):
             values.add(found[name], f"{whose}{name}", own.dtype, own.shape, like=own)
@@ -123,7 +142,7 @@ def _hold_schedule(found: Any, exp: Experiment) -> None:
             raise Misfit(f"scheduler.values: expected numbers, found {described(value)}")
 
 
-def _hold_optimizer(found: Any, exp: Experiment) -> None:
+def _hold_optimizer(found: Any, exp: Experiment, finite: bool) -> None:
     optimizer: Any = exp.optimizer
     own = optimizer.state_dict()
     if own.keys() == {"inner", "slow", "steps"}:  # Lookahead
@@ -149,7 +168,7 @@ def _hold_optimizer(found: Any, exp: Experiment) -> None:
     state = _mapping(found["state"], "optimizer.state", ())
     options = {index: group for group in groups for index in group["params"]}
     seen: set[int] = set()
-    values = Tensors()
+    values = Tensors(finite)
     for index, entry in state.items():
         if type(index) is not int or index not in weights:
             raise Misfit(f"optimizer.state: expected the numbers of {len(weights)} weights, found {str(index)[:40]}")

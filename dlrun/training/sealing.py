@@ -14,17 +14,19 @@ import mmap
 import os
 import struct
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.serialization import get_crc32_options, set_crc32_options
 
-__all__ = ["broken", "save", "sealed"]
+__all__ = ["BLOCK", "LENGTH", "broken", "digest", "former", "save", "sealed", "stored"]
 
 MARK = b"dlrun sums "
 FORMER = b"dlrun digest "  # of CRC-32; such a file is read without a look at its digest
 LENGTH = len(MARK) + 32  # of the comment: the mark and a digest of 16 bytes in hexadecimal
-BLOCK = 512  # words
+BLOCK = 4096  # bytes, whose words of 64 bits are added
 END = struct.Struct("<4s18x")  # APPNOTE 6.3.10 of PKWARE: the end of an archive
 
 
@@ -40,13 +42,15 @@ def save(content: object) -> io.BytesIO:
     buffer.seek(size - 2)  # the last field of an archive is the length of its comment
     buffer.write(struct.pack("<H", LENGTH))
     with buffer.getbuffer() as view:
-        digest = _digest(view)
-    buffer.write(MARK + digest)
+        mark = MARK + _digest(view)
+    buffer.write(mark)
     return buffer
 
 
 def sealed(handle: int) -> bool:
-    """Whether an open file has, or had, a digest: all archives but those that end without a comment."""
+    """Whether an open file is an archive that has, or had, a digest: all but those that end without a comment."""
+    if os.pread(handle, 2, 0) != b"PK":
+        return False
     size = os.fstat(handle).st_size
     end = os.pread(handle, END.size, max(size - END.size, 0))
     return not (end.startswith(b"PK\x05\x06") and end.endswith(b"\0\0"))
@@ -55,17 +59,32 @@ def sealed(handle: int) -> bool:
 def broken(handle: int) -> bool:
     """Whether the digest at the end of an open file is not that of its content."""
     size = os.fstat(handle).st_size
-    end = os.pread(handle, len(FORMER) + 32, max(size - len(FORMER) - 32, 0))
-    if end.startswith(FORMER):
+    if former(handle):
         return False
     if size <= LENGTH:
         return True
     with mmap.mmap(handle, size, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
-        return bool(view[-LENGTH:] != MARK + _digest(view[:-LENGTH]))
+        return stored(handle, size) != _digest(view[:-LENGTH])
+
+
+def former(handle: int) -> bool:
+    """Whether an open file has a digest of an older version, which is not looked at."""
+    length = len(FORMER) + 32
+    return os.pread(handle, length, max(os.fstat(handle).st_size - length, 0)).startswith(FORMER)
+
+
+def stored(handle: int, size: int) -> bytes | None:
+    """The digest at the end of an open file; None if it has none."""
+    end = os.pread(handle, LENGTH, max(size - LENGTH, 0))
+    return end.removeprefix(MARK) if end.startswith(MARK) else None
 
 
 def _digest(content: memoryview) -> bytes:
-    whole = len(content) // (8 * BLOCK)
-    words = np.frombuffer(content, "<u8", whole * BLOCK).reshape(whole, BLOCK)
-    sums = words.sum(1, dtype=np.uint64).tobytes()  # modulo 2**64
-    return blake2b(sums + content[whole * 8 * BLOCK :], digest_size=16).hexdigest().encode()
+    whole = len(content) // BLOCK
+    words = np.frombuffer(content, "<u8", whole * BLOCK // 8).reshape(whole, BLOCK // 8)
+    return digest(words.sum(1, dtype=np.uint64), bytes(content[whole * BLOCK :]))
+
+
+def digest(sums: NDArray[Any], rest: bytes) -> bytes:
+    """The digest of a content by the sums of its blocks, modulo 2**64, and the bytes after the last whole one."""
+    return blake2b(sums.tobytes() + rest, digest_size=16).hexdigest().encode()

@@ -20,9 +20,13 @@ class Misfit(Exception):
 
 
 class Tensors:
-    """Tensors whose values are looked at together: a network has hundreds of small ones."""
+    """Tensors whose values are looked at together: a network has hundreds of small ones.
 
-    def __init__(self) -> None:
+    With `finite` they were looked at when they were written, and are not again.
+    """
+
+    def __init__(self, finite: bool = False) -> None:
+        self._finite = finite
         self._small: dict[float, list[tuple[Tensor, str, Tensor | None]]] = {}
 
     def add(
@@ -44,7 +48,7 @@ class Tensors:
         if found.dtype != dtype or found.shape != shape:
             of = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
             raise Misfit(f"{_wanted(name, dtype, shape)}, found {of}")
-        if found.is_floating_point():
+        if found.is_floating_point() and not self._finite:
             if found.numel() > SMALL:
                 _hold_values(found, name, low, like)
             else:

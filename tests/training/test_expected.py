@@ -14,30 +14,19 @@ import pytest
 import torch
 
 from dlrun.errors import UserError
-from dlrun.folders.run import Run, claim
-from dlrun.training import checkpoint, expected, loop, sealing
-from dlrun.training.checkpoint import State
-from dlrun.training.experiment import Experiment, build
+from dlrun.folders.run import Run
+from dlrun.training import checkpoint, expected, sealing
+from dlrun.training.experiment import Experiment
 from dlrun.training.random_state import rng_state, set_rng_state
-from support.composed import SMALL, composed
+from support.checkpoints import flipped, paused_after_two_steps
 from support.tensors import tensors
 
 Change = Callable[[dict[str, Any]], Any]
 
 
-def made(folder: Path, *words: str) -> tuple[Run, Experiment]:
-    """A run with a checkpoint after two steps, and the experiment that is to continue from it."""
-    cfg = composed(*SMALL, "trainer.batch_size=16", *words)
-    exp, run = build(cfg), claim(str(folder), "test")
-    for batch, _ in zip(exp.train.epoch(1), range(2), strict=False):
-        loop.step(exp, loop.Batch(*batch))
-    checkpoint.write(run, checkpoint.snapshot(exp, State(1, 2)), is_best=False)
-    return run, build(cfg)
-
-
 @pytest.fixture(scope="module")
 def paused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Experiment]:
-    return made(tmp_path_factory.mktemp("paused") / "run", "optimizer=adam", "trainer.ema=0.9")
+    return paused_after_two_steps(tmp_path_factory.mktemp("paused") / "run", "optimizer=adam", "trainer.ema=0.9")
 
 
 def first(content: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +114,7 @@ def test_what_does_not_fit_is_named_in_one_line_and_nothing_is_loaded(
 
 
 def test_what_is_not_named_is_another_checkpoint_if_there_is_one(tmp_path: Path) -> None:
-    run, exp = made(tmp_path / "run")
+    run, exp = paused_after_two_steps(tmp_path / "run")
     run.best.write_bytes(run.last.read_bytes())
     run.last.write_bytes(run.last.read_bytes()[:-1])
     with pytest.raises(UserError) as refused:
@@ -142,7 +131,7 @@ OPTIMIZERS = ("sgd", "nesterov", "radam", "rmsprop", "rmsprop_momentum", "adagra
     ("name", "more"), [*((name, ()) for name in OPTIMIZERS), ("adamw", ("optimizer.lookahead=2",))]
 )
 def test_every_optimizer_fits_its_own_checkpoint(tmp_path: Path, name: str, more: tuple[str, ...]) -> None:
-    run, exp = made(tmp_path / "run", f"optimizer={name}", "model.depth=1", *more)
+    run, exp = paused_after_two_steps(tmp_path / "run", f"optimizer={name}", "model.depth=1", *more)
     found = checkpoint.load(run.last)
     assert checkpoint.restore(run, exp).step == 2
     pairs = zip(tensors(exp.optimizer.state_dict()), tensors(found["optimizer"]), strict=True)
@@ -165,12 +154,6 @@ def test_state_that_shares_memory_gets_its_own(paused: tuple[Run, Experiment]) -
 
 
 # --- the digest
-
-
-def flipped(data: bytes, bit: int) -> bytes:
-    changed = bytearray(data)
-    changed[bit // 8] ^= 1 << bit % 8
-    return bytes(changed)
 
 
 def test_every_flipped_bit_is_noticed_in_one_line(paused: tuple[Run, Experiment], tmp_path: Path) -> None:

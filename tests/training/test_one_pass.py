@@ -1,0 +1,167 @@
+"""A large checkpoint is read once: to the memory where its tensors stay, and through its digest (O8)."""
+
+from __future__ import annotations
+
+import random
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dlrun.errors import UserError
+from dlrun.folders.run import Run
+from dlrun.training import checkpoint, one_pass, sealing
+from dlrun.training.experiment import Experiment
+from support.checkpoints import flipped, paused_after_two_steps
+from support.tensors import tensors
+
+
+@pytest.fixture(autouse=True)
+def large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint counts as a large one, and is read in many parts."""
+    monkeypatch.setattr(checkpoint, "MAPPED", 0)
+    monkeypatch.setattr(one_pass, "PART", 4 * sealing.BLOCK)
+
+
+@pytest.fixture(scope="module")
+def paused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Experiment]:
+    return paused_after_two_steps(tmp_path_factory.mktemp("paused") / "run", "optimizer=adam", "trainer.ema=0.9")
+
+
+def stored(content: Any, folder: Path) -> Path:
+    file = folder / "content.pt"
+    file.write_bytes(sealing.save(content).getvalue())
+    return file
+
+
+def read(file: Path, **into: nn.Module) -> Any:
+    with file.open("rb") as handle:
+        return one_pass.read(handle, file.stat().st_size, into)
+
+
+def network() -> nn.Module:
+    net = nn.Sequential(nn.Conv2d(8, 16, 3), nn.BatchNorm2d(16), nn.Linear(300, 200), nn.Linear(3, 1, bias=False))
+    net[0].to(memory_format=torch.channels_last)
+    net[2].weight.data = net[2].weight.data.bfloat16()
+    return net
+
+
+def test_tensors_of_all_kinds_are_those_that_torch_reads(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    big, shared = torch.randn(3, 70, 50), torch.arange(100.0)
+    content = {
+        "kinds": [big.to(kind) for kind in (torch.float64, torch.float16, torch.bfloat16, torch.int16, torch.bool)],
+        "orders": (big.transpose(0, 2), big[1:, ::2], big.expand(2, 3, 70, 50), torch.empty(0, 5), torch.tensor(3.0)),
+        "shared": {"a": shared[10:20], "b": (shared[15:], [shared])},
+        "model": OrderedDict(network().state_dict()),
+        "words": ["kept", 7, None, 2.5, {3: "as they are"}],
+    }
+    file = stored(content, tmp_path)
+    ours, theirs = read(file, model=network()), torch.load(file, weights_only=True)
+    pairs = list(zip(tensors(ours), tensors(theirs), strict=True))
+    assert len(pairs) == 13 + len(content["model"])
+    assert all(torch.equal(a, b) and a.dtype == b.dtype and a.stride() == b.stride() for a, b in pairs)
+    assert ours["words"] == content["words"]
+    assert ours["shared"]["a"].data_ptr() - ours["shared"]["b"][1][0].data_ptr() == 40
+
+
+def test_weights_like_those_of_the_model_are_read_into_it_and_no_others(tmp_path: Path) -> None:
+    net, other = network(), network()
+    named: dict[str, Any] = dict(net.state_dict())
+    named["0.weight"] = named["0.weight"].contiguous()  # another order
+    named["2.bias"] = named["2.bias"].double()  # another type
+    named["3.weight"] = torch.ones(2, 3)  # another shape
+    content = read(stored({"model": named, "optimizer": [named["2.weight"]]}, tmp_path), model=other)
+    own = {**dict(other.named_parameters()), **dict(other.named_buffers())}
+    into = {name for name, tensor in content["model"].items() if tensor is own[name]}
+    assert into == named.keys() - {"0.weight", "2.bias", "3.weight"}
+    assert all(torch.equal(content["model"][name], tensor) for name, tensor in named.items())
+    # what the optimizer keeps is not the weight of the model, though it is the same record
+    assert content["optimizer"][0].data_ptr() != own["2.weight"].data_ptr()
+    assert torch.equal(content["optimizer"][0], named["2.weight"])
+
+
+def test_a_run_continues_from_the_memory_of_its_model(paused: tuple[Run, Experiment]) -> None:
+    run, exp = paused
+    found = checkpoint.load(run.last)
+    before = [weight.data_ptr() for weight in exp.model.parameters()]
+    assert checkpoint.restore(run, exp).step == 2
+    assert [weight.data_ptr() for weight in exp.model.parameters()] == before
+    assert exp.kept.average is not None
+    for ours, theirs in (
+        (exp.model.state_dict(), found["model"]),
+        (exp.kept.average.state_dict(), found["ema"]),
+        (exp.optimizer.state_dict(), found["optimizer"]),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(tensors(ours), tensors(theirs), strict=True))
+    memory = [tensor.data_ptr() for tensor in (*exp.model.parameters(), *tensors(exp.optimizer.state_dict()["state"]))]
+    assert len(set(memory)) == len(memory)
+
+
+def test_every_flipped_bit_is_noticed_in_one_line(paused: tuple[Run, Experiment]) -> None:
+    run, exp = paused
+    data, draw = run.last.read_bytes(), random.Random(0)
+    bits = [draw.randrange(8 * len(data)) for _ in range(60)]
+    bits += [8 * byte for byte in range(len(data) - 70, len(data))]  # the end of the archive and the digest itself
+    try:
+        for bit in bits:
+            run.last.write_bytes(flipped(data, bit))
+            with pytest.raises(UserError, match=r"last\.pt") as refused:
+                checkpoint.restore(run, exp)
+            assert "\n" not in str(refused.value)
+        for size in (0, 1, 30, len(data) // 2, len(data) - 1):
+            run.last.write_bytes(data[:size])
+            with pytest.raises(UserError):
+                checkpoint.restore(run, exp)
+    finally:
+        run.last.write_bytes(data)
+
+
+@pytest.mark.parametrize("place", ["model", "ema", "optimizer"])
+def test_numbers_that_were_not_finite_when_they_were_written_are_named(
+    paused: tuple[Run, Experiment], place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, exp = paused
+    intact, content = run.last.read_bytes(), checkpoint.load(run.last)
+    assert content["finite"] is True
+    tensors(content[place])[0].view(-1)[0] = float("nan")
+    checkpoint.write(run, content, is_best=False)
+    try:
+        assert checkpoint.load(run.last)["finite"] is False
+        with pytest.raises(UserError, match="finite"):
+            checkpoint.restore(run, exp)
+    finally:
+        run.last.write_bytes(intact)
+
+
+class _Outside:
+    """Stands for what torch.load returns of a file that somebody made: a tensor at any place of it."""
+
+    def __init__(self, place: int, count: int) -> None:
+        self.place, self.count = place, count
+
+    def __call__(self, *_: object, **__: object) -> list[Tensor]:
+        tensor = torch.empty(self.count, dtype=torch.uint8, device="meta")
+        tensor.untyped_storage()._checkpoint_offset = self.place  # type: ignore[attr-defined]
+        return [tensor]
+
+
+@pytest.mark.parametrize(("place", "count"), [(-8, 8), (0, 10**12), (10**12, 8), (900, 200)])
+def test_a_tensor_outside_of_the_file_takes_no_memory(
+    tmp_path: Path, place: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = stored({"a": torch.zeros(4)}, tmp_path)
+    monkeypatch.setattr(torch, "load", _Outside(place if place != 900 else file.stat().st_size - 100, count))
+    with pytest.raises(ValueError, match="outside"):
+        read(file)
+
+
+def test_a_list_that_contains_itself_is_read(tmp_path: Path) -> None:
+    around: list[Any] = [torch.ones(3)]
+    around.append(around)
+    found = read(stored(around, tmp_path))
+    assert found[1] is found
+    assert found[0].tolist() == [1, 1, 1]

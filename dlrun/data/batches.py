@@ -6,7 +6,7 @@ Behind every verb that trains or evaluates: `dlrun train trainer.batch_size=128 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from dlrun.data import crops
 from dlrun.data.draws import REPEAT, Draws, occurrences, sent
-from dlrun.data.images import Images, InMemory, read
+from dlrun.data.images import Images, InMemory, files_of, read
+from dlrun.data.jpegs import read_on
 from dlrun.data.splits import Split
 
 __all__ = ["Augment", "Batch", "Batches", "Mix", "seeded"]
@@ -120,7 +121,8 @@ class Batches:
     samples of rare classes repeat, those of frequent ones alternate between epochs; it shuffles too. With `repeats` of
     an augmentation each image comes that often in a row, in an epoch of the same length (repeated augmentation:
     Hoffer et al. 2020, Augment your batch). If several processes train, `own` returns which samples of a batch this one
-    makes; an evaluation has the samples of `span`.
+    makes; an evaluation has the samples of `span`. With `jpegs` the device decodes
+    image files (dlrun/data/jpegs.py).
     """
 
     own: Callable[[Tensor], Tensor] | None = None
@@ -141,9 +143,12 @@ class Batches:
         seed: int = 0,
         drop_last: bool = False,
         workers: int = 0,
+        jpegs: bool = False,
     ) -> None:
         self.device = torch.device(device)
-        self.images = _resident(split.images, self.device)
+        # also of files that lie decoded in a cache: the pixels of a run must not depend on what a machine has kept
+        self._files = files_of(split.images) if jpegs else None
+        self.images = _resident(split.images, self.device) if self._files is None else self._files
         self.labels = split.labels.to(self.device)
         self.weights = None if split.weights is None else split.weights.to(self.device)
         self.batch_size, self.drop_last, self.workers = batch_size, drop_last, workers
@@ -168,7 +173,7 @@ class Batches:
         samples = [*torch.split(occurrences(order) if repeated else order, self._sizes(count))]
         if self.own is not None:
             chunks, samples = [*map(self.own, chunks)], [*map(self.own, samples)]
-        with closing(read(self.images, chunks, self.workers)) as batches:
+        with closing(self._read(chunks)) as batches:
             for index, sample, raw in zip(chunks, samples, batches, strict=False):
                 index, images = self._sent(index), self._sent(raw)
                 x = self._normalised(changed(images, sample))
@@ -181,7 +186,7 @@ class Batches:
         """
         index, side = samples % REPEAT, self._side(number)
         home = self.images.pixels.device if isinstance(self.images, InMemory) else index.device
-        with closing(read(self.images, [sent(index, home)], self.workers)) as batches:
+        with closing(self._read([sent(index, home)])) as batches:
             images = self._sent(next(batches))
         x = self._normalised(self._changes(number, f"augment {turn}")(images, samples))
         return x if side is None else _smaller(x, side)
@@ -189,6 +194,11 @@ class Batches:
     def numbers(self, number: int) -> list[Tensor]:
         """Return the `index` of each batch of an epoch, on the processor."""
         return [*torch.split(self._order(number), self._sizes(len(self.images)))][: len(self)]
+
+    def _read(self, order: Sequence[Tensor]) -> Generator[Tensor]:
+        if self._files is None:
+            return read(self.images, order, self.workers)
+        return read_on(self._files, order, self.device, self.workers)
 
     def _order(self, number: int) -> Tensor:
         """The numbers of the samples (N,) as an epoch takes them, on the processor."""

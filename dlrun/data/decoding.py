@@ -24,19 +24,8 @@ from PIL.Image import Transpose
 from dlrun.data.fitting import FILTERS, Held, fitted, ground, scaled, wider
 from dlrun.data.sixteen import LUMA, of_sixteen, opaque, sixteen
 
-__all__ = [
-    "FULL",
-    "KINDS",
-    "TWELVE_BITS",
-    "VERSION",
-    "Decoding",
-    "OtherSize",
-    "decoded",
-    "deep",
-    "kind_of",
-    "opened",
-    "upright",
-]
+__all__ = ["FULL", "KINDS", "TWELVE_BITS", "VERSION", "Decoding", "OtherSize", "decoded", "deep", "kind_of", "opened"]
+__all__ += ["to_srgb", "turn_of", "upright"]
 
 VERSION = 2  # 1: EXIF orientation, transparency and colour profiles were ignored, and 16 bits were cut to 8
 FULL = {"uint8": 255.0, "uint16": 65535.0}  # the white level of a kind of values, if none was measured
@@ -195,18 +184,23 @@ def deep(image: Picture) -> bool:
     In another colour space than sRGB the high bytes do: Pillow converts 8 bits.
     """
     profile = image.info.get("icc_profile") or b""
-    return of_sixteen(image) and (not profile or _transform(profile, "RGB", "RGB") is None)
+    return of_sixteen(image) and (not profile or to_srgb(profile, "RGB", "RGB") is None)
 
 
 def upright(image: Picture) -> Picture:
-    """Turn and mirror a decoded image as its EXIF or XMP orientation says; damaged metadata count as none."""
-    if not any(name in image.info for name in METADATA):
-        return image  # reading none takes a tenth of the time of a small image; Pillow turns TIFF itself
-    try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # the parser of a file's metadata raises many kinds, and the pixels are intact
-        turn = None
+    """Turn and mirror a decoded image as its EXIF or XMP orientation says."""
+    turn = turn_of(image)
     return image if turn is None else image.transpose(turn)
+
+
+def turn_of(image: Picture) -> Transpose | None:
+    """Return how EXIF or XMP turn an image, None if it stands upright; damaged metadata count as none."""
+    if not any(name in image.info for name in METADATA):
+        return None  # reading none takes a tenth of the time of a small image; Pillow turns TIFF itself
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # the parser of a file's metadata raises many kinds, and the pixels are intact
+        return None
 
 
 def _require_room(image: Picture, how: Decoding) -> None:
@@ -299,18 +293,18 @@ def _srgb(image: Picture) -> Picture:
         return image
     if image.mode == "LA":
         gray, alpha = image.split()
-        if (transform := _transform(profile, "L", "RGB")) is None:
+        if (transform := to_srgb(profile, "L", "RGB")) is None:
             return image
         colours = ImageCms.applyTransform(gray, transform)
         assert colours is not None
         colours.putalpha(alpha)
         return colours
-    transform = _transform(profile, image.mode, "RGBA" if image.mode == "RGBA" else "RGB")
+    transform = to_srgb(profile, image.mode, "RGBA" if image.mode == "RGBA" else "RGB")
     return image if transform is None else ImageCms.applyTransform(image, transform) or image
 
 
 @lru_cache(maxsize=64)
-def _transform(profile: bytes, mode: str, to: str) -> ImageCms.ImageCmsTransform | None:
+def to_srgb(profile: bytes, mode: str, to: str) -> ImageCms.ImageCmsTransform | None:
     """The transform of a profile to sRGB (of LAB without one); None if it is sRGB already or of no use."""
     try:
         source: Any = ImageCms.createProfile("LAB")

@@ -37,7 +37,7 @@ from dlrun.errors import UserError
 from dlrun.vocabulary import Exit
 
 __all__ = ["PASSING", "Images", "InMemory", "Marks", "Streamed", "Unreadable", "files_of", "mark", "read"]
-__all__ += ["run_ahead", "threads_for"]
+__all__ += ["decoders", "run_ahead", "threads_for"]
 
 SMALL = 5_000  # mean bytes of files
 AHEAD = 2  # batches decoded while the current one is in use
@@ -264,7 +264,7 @@ def read(images: Images, order: Iterable[Tensor], workers: int = 0) -> Generator
     if not isinstance(images, Streamed):
         yield from map(images.take, order)
         return
-    count = workers or _decoders()
+    count = workers or decoders()
 
     def parts(index: Tensor) -> Iterator[Callable[[], Tensor]]:
         return (partial(images.take, part) for part in torch.split(index, max(1, -(-len(index) // count))))
@@ -281,7 +281,7 @@ def run_ahead(groups: Iterable[Iterable[Callable[[], T]]], workers: int = 0) -> 
     """
     pending: deque[list[Future[T]]] = deque()
     groups = iter(groups)
-    with _threads(workers or _decoders()) as pool:
+    with _threads(workers or decoders()) as pool:
 
         def submit(count: int) -> None:
             for group in islice(groups, count):
@@ -302,7 +302,7 @@ def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _decoders() -> int:
+def decoders() -> int:
     """Return the number of threads that decode large files: one for each core, at most 16."""
     return min(16, cores())
 
@@ -315,4 +315,4 @@ def threads_for(images: Images) -> int:
     """
     files = images.files[:: max(1, len(images) // 32)] if isinstance(images, Streamed) else []
     sizes = [path.stat().st_size for path in files if path.exists()]
-    return 1 if sizes and sum(sizes) < SMALL * len(sizes) else _decoders()
+    return 1 if sizes and sum(sizes) < SMALL * len(sizes) else decoders()

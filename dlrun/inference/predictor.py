@@ -26,6 +26,7 @@ from dlrun.data import crops, units
 from dlrun.data.changes import Rows
 from dlrun.data.decoding import VERSION, Decoding
 from dlrun.data.identity import keys_of
+from dlrun.data.jpegs import DEVICE, asked
 from dlrun.data.tasks import Tasks
 from dlrun.data.units import Units, Values, factor
 from dlrun.ensembles.votes import VOTES, Vote, heated, softmax
@@ -43,6 +44,8 @@ from dlrun.training.shared_data import read_data
 from dlrun.vocabulary import Exit, reads_labels
 
 __all__ = ["Predictor", "decoding_for", "load", "rebuilt", "scale_of_files"]
+
+ELSEWHERE = f"trained with dataset.jpeg={DEVICE}; here the processor decodes files, whose pixels differ slightly"
 
 
 @dataclass
@@ -67,9 +70,12 @@ class Predictor:
     thresholds: list[float] = field(default_factory=list)  # of the classes of a set, chosen on validation
 
     def changes(self, trust: list[str]) -> list[str]:
-        """Return a line for the run, or the first member, whose own code has changed since it was trained."""
-        found = (own_code.changes(path, trust) for path in self.members or (self.path,))
-        return [line for line in found if line][:1]
+        """Return lines on what differs from training: own code that has changed, and the decoder of JPEGs."""
+        paths = self.members or (self.path,)
+        found = [line for path in paths if (line := own_code.changes(path, trust))][:1]
+        if any(asked(reading.config(path).get("dataset") or {}) == DEVICE for path in paths):
+            found.append(ELSEWHERE)
+        return found
 
     def scale_of_files(self) -> float:
         """Return by what pixels decoded from files are multiplied to be in the units of the run. Raises Unfit."""

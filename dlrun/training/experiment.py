@@ -32,7 +32,7 @@ from dlrun.optim.groups import layer_rates, parameter_groups
 from dlrun.optim.lookahead import Lookahead
 from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
-from dlrun.training import averaging, freezing, memory, norms, tasks
+from dlrun.training import averaging, freezing, jpeg, memory, norms, tasks
 from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.loss import loss_of, prior
@@ -127,7 +127,7 @@ class Experiment:
         options.setdefault("batch_size", self.cfg.trainer.eval_batch_size)
         if self.whole is None:  # features are no images
             options.setdefault("crop", crops.evaluated(self.cfg.augment, self.data.shape))
-        return _normalised(self.data, split, self.device, **options)
+        return _normalised(self.cfg, self.data, split, self.device, **options)
 
 
 def build(
@@ -148,7 +148,7 @@ def build(
     if data is None:
         read = read_data if shared is None else shared.read
         data = read(plain["dataset"], trust, fit_all=trainer.fit_all)
-    cfg, said = _by_data(cfg, data)
+    cfg, said = _by_data(cfg, data, device, begun)
     plain, trainer = cfg.plain, cfg.trainer
     seed_everything(cfg.seed)
     shape = crops.fed(cfg.augment, data.shape)
@@ -192,13 +192,14 @@ def build(
     return made
 
 
-def _by_data(cfg: Settings, data: Data) -> tuple[Settings, tuple[str, ...]]:
+def _by_data(cfg: Settings, data: Data, device: torch.device, begun: bool) -> tuple[Settings, tuple[str, ...]]:
     """Return the settings with what the data decide, and lines for the screen."""
+    cfg, said = jpeg.chosen(cfg, data, device, begun)
     found = crops.decided(cfg.augment, len(data.train))
     if found is not None:
         cfg = cfg.changed(augment={"crop": found[0]})
     cfg = by_own_loss(cfg, len(data.classes))
-    return cfg if len(data.val) else unselected(cfg), () if found is None else found[1:]
+    return cfg if len(data.val) else unselected(cfg), said + (() if found is None else found[1:])
 
 
 def _started(cfg: Settings, data: Data, device: torch.device, shape: tuple[int, int, int], begun: bool) -> nn.Module:
@@ -225,13 +226,13 @@ def _set_weights(cfg: Settings, model: nn.Module, data: Data, loss: nn.Module) -
     begin(cfg, model, data)
 
 
-def _normalised(data: Data, split: Split, device: torch.device, **options: Any) -> Batches:
-    return Batches(split, mean=data.mean, std=data.std, device=device, **options)
+def _normalised(cfg: Settings, data: Data, split: Split, device: torch.device, **options: Any) -> Batches:
+    return Batches(split, mean=data.mean, std=data.std, device=device, jpegs=jpeg.on_device(cfg), **options)
 
 
 def _train_batches(cfg: Settings, data: Data, device: torch.device, augment: Augment | None) -> Batches:
     options = {"batch_size": cfg.trainer.batch_size, "balance": data.balance, "seed": cfg.seed}
-    return _normalised(data, data.train, device, augment=augment, shuffle=True, **options)
+    return _normalised(cfg, data, data.train, device, augment=augment, shuffle=True, **options)
 
 
 def _smaller(exp: Experiment, sides: Sequence[int]) -> None:
@@ -256,7 +257,7 @@ def _must_take_others(exp: Experiment, shape: tuple[int, int, int]) -> None:
 
 def _val_batches(cfg: Settings, data: Data, device: torch.device) -> Batches:
     options = {"batch_size": cfg.trainer.eval_batch_size, "crop": crops.evaluated(cfg.augment, data.shape)}
-    return _normalised(data, data.val, device, **options)
+    return _normalised(cfg, data, data.val, device, **options)
 
 
 def _must_take(exp: Experiment, size: tuple[int, int], key: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from dlrun.config.targets import instantiate
 from dlrun.data import Data, prepare
 from dlrun.data.changes import Rows
+from dlrun.data.jpegs import unasked
 from dlrun.data.normalise import normalised
 
 __all__ = ["SharedData", "read_data"]
@@ -28,6 +29,7 @@ def read_data(
     """
     own = set(inspect.signature(prepare).parameters) - {"raw", "share", "recorded", "fit_all"}
     node = {"split": "position", "test_seed": node.get("split_seed", 0), **node}
+    node = unasked(node)
     normalize = node.pop("normalize", "data")
     options = {k: node[k] for k in own if k in node}
     source = {k: v for k, v in node.items() if k not in own}
@@ -52,6 +54,7 @@ class SharedData:
 
     def read(self, node: dict[str, Any], trust: list[str], *, fit_all: bool = False) -> Data:
         """Return the data that is kept, or read other data in its place, as `read_data` does. Raises UserError."""
+        node = unasked(node)
         source, normalize = {**node, "normalize": "data"}, node.get("normalize", "data")
         asked = json.dumps([source, trust, fit_all], sort_keys=True, default=str)
         if self._data is None or asked != self._asked:

@@ -310,10 +310,11 @@ def test_verbs_take_tars(two: Path, here: Path, dlrun: Callable[..., Outcome]) -
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_of_an_epoch_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("decoder", ["processor", "device"])
+def test_killed_in_the_middle_of_an_epoch_it_ends_with_the_same_bits(decoder: str, tmp_path: Path) -> None:
     for k in range(2):
         tar(tmp_path / f"train-{k:03}.tar", labelled(range(400 * k, 400 * k + 400)))
-    words = [sys.executable, "-m", "dlrun", "train", *WORDS, "trainer.epochs=12"]
+    words = [sys.executable, "-m", "dlrun", "train", *WORDS, f"dataset.jpeg={decoder}", "trainer.epochs=12"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "DLRUN_CACHE": str(tmp_path / "cache")}
     subprocess.run([*words, "run.dir=whole"], cwd=tmp_path, env=env, check=True, capture_output=True)
     killed = 0

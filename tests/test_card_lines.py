@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dlrun.checks import descent, garbage, layers, small, strength, targets
-from dlrun.data import batches, draws
+from dlrun.data import batches, draws, jpegs
 from dlrun.data.augment import Augment
 from dlrun.data.batches import Batches
 from dlrun.data.draws import Draws
@@ -326,3 +327,42 @@ def test_a_step_of_adversarial_training_copies_nothing_to_the_card() -> None:
     data = build(composed(*SMALL)).data
     attack = Adversarial(data, torch.device("meta")).attack
     assert attack.mean.device.type == attack.std.device.type == "meta"  # made where the images are, once
+
+
+def test_jpegs_are_decoded_beside_training_into_memory_that_nothing_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def synchronize(self) -> None:
+            order.append(f"{self.name} done")
+
+        def wait_stream(self, other: Stream) -> None:
+            order.append(f"{self.name} waits for {other.name}")
+
+    class Made:
+        def record_stream(self, other: Stream) -> None:
+            order.append(f"{other.name} holds it")
+
+    side, current = Stream("side"), [Stream("main")]
+
+    @contextmanager
+    def within(stream: Stream) -> Iterator[None]:
+        current.append(stream)
+        yield
+        current.pop()
+
+    def decode(contents: list[Tensor], mode: Any, device: torch.device) -> list[Any]:
+        order.append(f"decodes {len(contents)} on {device}")
+        return []
+
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current[-1])
+    monkeypatch.setattr(jpegs, "_stream", lambda device: side)
+    monkeypatch.setattr("torchvision.io.decode_jpeg", decode)
+    with jpegs._beside(CARD) as out:
+        jpegs._torchvision([np.zeros(3, np.uint8)] * 2, CARD)
+        out.append(Made())  # type: ignore[arg-type]
+    assert order == ["side done", "decodes 2 on cuda", "main waits for side", "main holds it"]

@@ -1,4 +1,4 @@
-"""On one GPU, in one call: epochs of `dlrun train` against the bare step, the speedrun, peers, and a profile.
+"""On one GPU, in one call: epochs of `dlrun train` against the bare step, the speedrun, peers, JPEGs, a profile.
 
     python tests/benchmarks/bench_gpu.py [--seconds 240] [--out table.md]
     python tests/benchmarks/bench_gpu.py --device cpu --tiny          every line of this file, on a CPU
@@ -26,7 +26,7 @@ from statistics import median
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bench_throughput import bare
-from gpu_parts import augmentation, peers, profile, speedrun
+from gpu_parts import augmentation, jpegs, peers, profile, speedrun
 from gpu_rig import SETUPS, Bench, Setup, made, timed
 
 ROUNDS = 3
@@ -109,6 +109,7 @@ def measured(bench: Bench) -> None:
     bench.part("speedrun", 30, partial(speedrun, bench, arrays, "made images in the form of CIFAR-10 (for speed)"))
     for setup in (SETUPS[0], SETUPS[2]):
         bench.part(f"profile of {setup.name}", 10, partial(profile, bench, setup))
+    bench.part("jpegs", 20, partial(jpegs, bench))
     bench.part("augmentation", 15, partial(augmentation, bench))
     if (bench.root / "cifar-10-batches-py").is_dir():
         own = ["dataset=cifar10", f"dataset.root={bench.root}", "dataset.download=false"]

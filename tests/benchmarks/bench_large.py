@@ -2,6 +2,7 @@
 
     pip install webdataset
     python tests/benchmarks/bench_large.py [--count 2000] [--workers 2] [--turns 3] [--folder FOLDER] [--start]
+        [--jpegs cpu]
 
 Makes JPEGs of about 500×375 and 100 KB, as files of class folders and in tars; FOLDER keeps them for the next call.
 There each measurement is a line of `rounds.jsonl` at once: a call that was stopped continues after the last one, and
@@ -9,6 +10,8 @@ prints the medians of all when it has them. The order of the sides changes from 
 Each side reads all of them in a shuffled order with the same number of workers, in a process of its own and in turns,
 and ends in batches of 128 normalised float32 images of 224×224, the shorter side resized and the centre cut out:
 torchvision's ImageFolder with a DataLoader; webdataset's loader; dlrun's batches of the same folder and the same tars.
+On CUDA, and with `--jpegs cpu` on the processor, the tars are also decoded by torchvision.io, as `dataset.jpeg=device`
+does it; on CUDA these batches end there.
 `processes` is what dlrun would do with processes that decode into shared memory in place of threads. Printed are the
 images per second between the first batch and the last, and the processor time of an image, which other programs change
 less; medians of the turns. That of processes includes their start.
@@ -41,6 +44,7 @@ SIZE, BATCH, CLASSES, SHARD, POOL = 224, 128, 10, 500, 40
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PEERS = ("imagefolder", "webdataset")
 SIDES = (*PEERS, "dlrun image_folder", "dlrun image_folder decoder 3", "dlrun shards", "processes")
+ON_DEVICE = "dlrun shards jpeg=device"
 
 
 def photographs(count: int) -> Iterator[bytes]:
@@ -124,13 +128,14 @@ def split(folder: Path, side: str) -> Any:
     return shards(str(folder / "tars" / "*.tar"), image_size=SIZE, decoder=3).train
 
 
-def dlrun(folder: Path, workers: int, side: str) -> Iterable[Any]:
+def dlrun(folder: Path, workers: int, side: str, device: str) -> Iterable[Any]:
     from dlrun.data.batches import Batches
     from dlrun.training.memory import keep_freed
 
     keep_freed()  # as training does
     mean, std = ([255 * value for value in values] for values in (MEAN, STD))
-    return Batches(split(folder, side), BATCH, mean=mean, std=std, shuffle=True, workers=workers).epoch(1)
+    where = {"device": device, "jpegs": True} if side == ON_DEVICE else {}
+    return Batches(split(folder, side), BATCH, mean=mean, std=std, shuffle=True, workers=workers, **where).epoch(1)
 
 
 def prepare(folder: Path, slots: Any) -> None:
@@ -185,13 +190,13 @@ def processor() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def measured(side: str, folder: Path, workers: int) -> tuple[float, float]:
+def measured(side: str, folder: Path, workers: int, device: str) -> tuple[float, float]:
     """Images per second between the first batch and the last, and milliseconds of the processor per image."""
     for name in ("torch", "torchvision.transforms", "webdataset", "dlrun.data.batches", "dlrun.data.shards"):
         import_module(name)  # which is not measured
     made = {"imagefolder": imagefolder, "webdataset": webdataset, "processes": processes}.get(side)
     count, started, first, before = 0, 0.0, 0, processor()
-    batches = iter(dlrun(folder, workers, side) if made is None else made(folder, workers))
+    batches = iter(dlrun(folder, workers, side, device) if made is None else made(folder, workers))
     for batch in batches:
         assert batch[0].shape[1:] == (3, SIZE, SIZE)
         assert batch[0].dtype.is_floating_point
@@ -199,6 +204,10 @@ def measured(side: str, folder: Path, workers: int) -> tuple[float, float]:
             started, first = time.perf_counter(), len(batch[0])
         else:
             count += len(batch[0])
+    if side == ON_DEVICE and device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
     rate = count / (time.perf_counter() - started)
     del batches  # which ends its processes
     return rate, 1000 * (processor() - before) / (first + count)
@@ -232,18 +241,22 @@ def starts(folder: Path) -> None:
                 file.unlink()
 
 
-def rounds(folder: Path, count: int, workers: int, turns: int) -> list[dict[str, Any]]:
+def rounds(
+    folder: Path, count: int, workers: int, turns: int, sides: tuple[str, ...], device: str
+) -> list[dict[str, Any]]:
     """Measure what the log of a folder lacks; return all."""
     log = folder / "rounds.jsonl"
     known = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     known = [one for one in known if (one["count"], one["workers"]) == (count, workers) and one["turn"] < turns]
     there = {(one["turn"], one["side"]) for one in known}
     for turn in range(turns):
-        for side in (*SIDES[turn % len(SIDES) :], *SIDES[: turn % len(SIDES)]):
+        for side in (*sides[turn % len(sides) :], *sides[: turn % len(sides)]):
             if (turn, side) in there:
                 continue
             words = [sys.executable, "-W", "ignore", __file__, "--side", side, "--folder", str(folder)]
-            done = subprocess.run([*words, "--workers", str(workers)], capture_output=True, text=True)
+            done = subprocess.run(
+                [*words, "--workers", str(workers), "--jpegs", device], capture_output=True, text=True
+            )
             if done.returncode:
                 sys.exit(f"{side}: {done.stderr[-2000:]}")
             rate, cost = json.loads(done.stdout.splitlines()[-1])
@@ -262,11 +275,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--start", action="store_true")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=(*SIDES, ON_DEVICE), help=argparse.SUPPRESS)
+    parser.add_argument("--jpegs", choices=("cuda", "cpu"), help="decode on this device as well; CUDA if it is there")
     args = parser.parse_args()
     if args.side:
-        print(json.dumps(measured(args.side, args.folder, args.workers)))
+        print(json.dumps(measured(args.side, args.folder, args.workers, args.jpegs)))
         return
+    import torch
+
+    device = args.jpegs or ("cuda" if torch.cuda.is_available() else "")
+    sides = (*SIDES, ON_DEVICE) if device else SIDES
     with tempfile.TemporaryDirectory() as scratch:
         if args.start:
             starts(Path(scratch))
@@ -274,12 +292,12 @@ def main() -> None:
         folder = (args.folder or Path(scratch)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         make(folder, args.count)
-        found = rounds(folder, args.count, args.workers, args.turns)
+        found = rounds(folder, args.count, args.workers, args.turns, sides, device or "cpu")
     rates, costs = (
-        {side: [one[what] for one in found if one["side"] == side] for side in SIDES} for what in ("rate", "cost")
+        {side: [one[what] for one in found if one["side"] == side] for side in sides} for what in ("rate", "cost")
     )
     fastest, cheapest = max(median(rates[side]) for side in PEERS), min(median(costs[side]) for side in PEERS)
-    for side in SIDES:
+    for side in sides:
         rate, cost = median(rates[side]), median(costs[side])
         spread = f"{min(rates[side]):,.0f} to {max(rates[side]):,.0f}"
         print(

@@ -8,12 +8,13 @@ import os
 import time
 from collections.abc import Iterator
 from itertools import islice
+from statistics import median
 from typing import Any
 
 import numpy as np
 from gpu_rig import SETUPS, Bench, Setup, made, timed
 
-__all__ = ["augmentation", "peers", "profile", "speedrun"]
+__all__ = ["augmentation", "jpegs", "peers", "profile", "speedrun"]
 
 TIMES = 3.0  # as fast as Lightning with its DataLoader, on a small network
 AUGMENTS = ("none", "crop_flip", "affine", "colour", "blur", "noise", "cutout", "randaugment")
@@ -47,6 +48,34 @@ def augmentation(bench: Bench) -> None:
 
         seconds = timed(bench.device, rest) / max(1, count)
         bench.table.row(name, f"{1e3 * seconds:.3f}", f"{seconds / whole:.1%}")
+
+
+def jpegs(bench: Bench) -> None:
+    """What dataset.jpeg=auto measures: images decoded per second by the processor and by the device."""
+    import torch
+    from bench_large import SIZE, photographs
+
+    from dlrun.data.decoding import Decoding
+    from dlrun.data.images import Streamed
+
+    files = []
+    for number, content in enumerate(photographs(16 if bench.tiny else 512)):
+        files.append(bench.folder / f"{number}.jpg")
+        files[-1].write_bytes(content)
+    images, device = Streamed(files, (SIZE, SIZE, 3), True, decoding=Decoding(decoder=3)), torch.device(bench.device)
+    bench.table.head(
+        f"{len(files)} JPEGs of about 500×375, decoded and resized to {SIZE}×{SIZE}, medians of three",
+        *("dataset.jpeg", "images/s"),
+    )
+    if why := bench.dlrun.broken(device):
+        bench.table.say(f"\nnot measured: torchvision cannot decode on {device} ({why})")
+        return
+    turns = [[bench.dlrun.rate(images, how, device) for how in ("processor", "device")] for _ in range(3)]
+    for how, rates in zip(("processor", "device"), zip(*turns, strict=True), strict=True):
+        bench.table.row(how, f"{median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})")
+    index = torch.arange(len(files))
+    gap = (next(bench.dlrun.read_on(images, [index], device)).cpu().int() - images.take(index)).abs()
+    bench.table.say(f"\nThey differ by {gap.float().mean():.3f} of 255 in the mean, and by at most {gap.max()}.")
 
 
 def speedrun(bench: Bench, words: list[str], name: str) -> None:

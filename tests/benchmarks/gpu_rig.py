@@ -76,13 +76,16 @@ def inside() -> SimpleNamespace:
     from dlrun.config.compose import compose
     from dlrun.console import Screen
     from dlrun.data.batches import Batch
+    from dlrun.data.jpegs import broken, read_on
     from dlrun.training import experiment, loop
     from dlrun.training.checkpoint import State
     from dlrun.training.diagnostics import Watch
+    from dlrun.training.jpeg import rate
     from dlrun.training.shared_data import SharedData
 
     build = partial(experiment.build, shared=SharedData(share=False))  # setups of the same images read them once
     found = {"compose": compose, "build": build, "State": State, "Watch": Watch, "Screen": Screen}
+    found |= {"broken": broken, "read_on": read_on, "rate": rate}
 
     def step(exp: Any, x: Any, y: Any, index: Any) -> Any:
         return loop.step(exp, Batch(x, y, index))

@@ -98,7 +98,8 @@ def read_on(images: Streamed, order: Iterable[Tensor], device: torch.device, wor
     """
     where = device if device.type == "cuda" else torch.device("cpu")
     if why := broken(where):
-        raise UserError(f"dataset.jpeg={DEVICE}: torchvision cannot decode on {where} ({why})", Exit.FAILED)
+        what = f"torchvision cannot decode on {where} ({why}); resume where it can, or start again with"
+        raise UserError(f"dataset.jpeg={DEVICE}: {what} dataset.jpeg={PROCESSOR}", Exit.FAILED)
     count = workers or decoders()
 
     def parts(index: Tensor) -> Iterator[Any]:

@@ -11,6 +11,8 @@ import pytest
 import torch
 import yaml
 
+from dlrun.config import ranks
+from dlrun.config.ranks import Rank
 from dlrun.config.settings import Settings
 from dlrun.data import Data, jpegs
 from dlrun.data.jpegs import NoRoom
@@ -77,6 +79,18 @@ def test_auto_takes_the_faster_on_cuda_and_says_both_rates(
     assert re.findall(r"dataset\.jpeg=\w+", line) == ["dataset.jpeg=auto", f"dataset.jpeg={taken}"]
     again, said = jpeg.chosen(cfg, data(), CUDA, True)
     assert (again, said, rates["asked"]) == (cfg, (), 2)
+
+
+def test_processes_of_a_machine_share_its_processor(
+    data: Callable[..., Data], rates: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates["device"] = 600.0
+    found = data()
+    assert jpeg.chosen(composed(*WORDS), found, CUDA, False)[0].plain["dataset"]["jpeg"] == "processor"
+    monkeypatch.setattr(ranks, "own", lambda: Rank(0, 4, 0, 2))
+    cfg, (line,) = jpeg.chosen(composed(*WORDS), found, CUDA, False)
+    assert cfg.plain["dataset"]["jpeg"] == "device"
+    assert re.findall(r"[\d,]*\d", line) == ["31", "600", "500", "2"]
 
 
 @pytest.mark.parametrize(

@@ -340,7 +340,7 @@ def test_jpegs_are_decoded_beside_training_into_memory_that_nothing_reads(monkey
             order.append(f"{self.name} done")
 
         def wait_stream(self, other: Stream) -> None:
-            order.append(f"{self.name} waits for {other.name}")
+            order.append(f"{self.name} after {other.name}")
 
     class Made:
         def record_stream(self, other: Stream) -> None:
@@ -365,4 +365,4 @@ def test_jpegs_are_decoded_beside_training_into_memory_that_nothing_reads(monkey
     with jpegs._beside(CARD) as out:
         jpegs._torchvision([np.zeros(3, np.uint8)] * 2, CARD)
         out.append(Made())  # type: ignore[arg-type]
-    assert order == ["side done", "decodes 2 on cuda", "main waits for side", "main holds it"]
+    assert order == ["side done", "decodes 2 on cuda", "main after side", "main holds it"]

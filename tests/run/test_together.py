@@ -26,7 +26,7 @@ from dlrun.training import arrival, meeting
 from dlrun.vocabulary import Exit
 from support import warm
 from support.commands import Outcome
-from support.ranks import TINY, ended, environment, free_port, rows, started
+from support.ranks import TINY, ended, environment, free_port, rows, started, unexpected
 
 PLAIN = ("model=cnn", "model.width=4", "model.norm=group", "augment=crop_flip")
 
@@ -276,6 +276,7 @@ def test_processes_that_wait_say_for_whom_and_where_and_give_up(
         assert f"at localhost:{port} for processes 1, 3; " in text
         assert "MASTER_ADDR" in text
     assert said.count("\n") == 1  # the first of them says it
+    assert (unexpected(said), unexpected(f"{said}{said[7:]}")) == ("", said[7:])
     assert met(monkeypatch, 2, 0, 1) == []
     assert capfd.readouterr().err == ""
 
@@ -335,4 +336,4 @@ def test_a_process_that_comes_late_is_waited_for_with_a_line(tmp_path: Path) -> 
     late, first = ended(processes)
     assert (late.code, first.code, first.err) == (0, 0, "")
     assert f"for 10 s at 127.0.0.1:{port} for process 0; " in late.err
-    assert late.err.count("\n") == 1
+    assert (late.err.count("\n"), unexpected(late.err)) == (1, "")

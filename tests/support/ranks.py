@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,13 +14,25 @@ from typing import Any
 from support import warm
 from support.commands import Outcome
 
-__all__ = ["CLEAN", "TINY", "ended", "environment", "free_port", "rows", "started"]
+__all__ = ["CLEAN", "TINY", "ended", "environment", "free_port", "rows", "started", "unexpected"]
 
 CLEAN = ("DLRUN_CONF", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 TINY = (
     "train", "dataset=digits", "dataset.limit=150", "trainer.device=cpu", "trainer.threads=1", "check=none",
     "trainer.report=false", "optimizer=sgd", "optimizer.lr=0.05", "trainer.epochs=2", "trainer.precision=fp32",
 )  # fmt: skip
+
+# what processes say that wait for others on a slow machine; the whole line
+WAITS = re.compile(
+    r"^dlrun: process \d+ of \d+ has been waiting for \d+ s at \S+:\d+ for process(es)? \d+(, \d+)*; "
+    r"start each with the same MASTER_ADDR and MASTER_PORT, and let every machine reach this address\n",
+    re.MULTILINE,
+)
+
+
+def unexpected(err: str) -> str:
+    """What stands on the standard error of processes besides that they wait for others."""
+    return WAITS.sub("", err)
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ from typing import Any
 
 from dlrun.errors import UserError
 
-__all__ = ["SPLITS", "chosen", "no_such", "tables"]
+__all__ = ["SPLITS", "chosen", "no_such", "require_same_classes", "tables"]
 
 FORMATS = ("arrow", "imagefolder", "parquet")  # of the library's own readers
 SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
@@ -24,8 +24,11 @@ EXTRA = "pip install 'dlrun[huggingface]'"
 EXPECTED = "expected Parquet, Arrow or an image folder"
 
 
-def tables(path: str, name: str | None, revision: str | None) -> tuple[dict[str, Any], Path]:
-    """The library's table of each split that has rows, mapped from disk, and the folder that holds their files.
+Files = dict[str, list[str]]  # those of each split
+
+
+def tables(path: str, name: str | None, revision: str | None) -> tuple[dict[str, Any], Path, Files]:
+    """The library's table of each split that has rows, mapped from disk, the folder of what it reads, and its files.
 
     Raises UserError for what is not there, in a format that is not read, or damaged.
     """
@@ -34,7 +37,52 @@ def tables(path: str, name: str | None, revision: str | None) -> tuple[dict[str,
     found = _read(builder, path)
     if not found:
         raise UserError(f"dataset.path={path}: no rows in {', '.join(builder.info.splits)}; expected some")
-    return found, place if place.is_dir() else Path(builder.cache_dir)
+    files = {str(name): [*map(str, some)] for name, some in (builder.config.data_files or {}).items()}
+    return found, place if place.is_dir() else Path(builder.cache_dir), files
+
+
+def require_same_classes(path: str, label: str, used: list[str], files: list[str]) -> None:
+    """Raise UserError if a local file names other classes than are `used`, which the library took from one of them."""
+    named = {file: _classes(file, label) for file in files if os.path.isfile(file)}
+    first = next((file for file, names in named.items() if names == used), None)
+    for file, names in named.items():
+        if not names or names == used:
+            continue
+        one, other = os.path.basename(file), os.path.basename(first) if first else "another file"
+        apart = [
+            f"only {whose} has {', '.join(some[:5])}{f' and {len(some) - 5} more' if len(some) > 5 else ''}"
+            for whose, some in (
+                (one, [n for n in names if n not in used]),
+                (other, [n for n in used if n not in names]),
+            )
+            if some
+        ]
+        if not apart:
+            at = next(n for n, pair in enumerate(zip(names, used, strict=True)) if len({*pair}) > 1)
+            apart = [f"class {at} is {names[at]} in {one} and {used[at]} in {other}"]
+        raise UserError(
+            f"dataset.path={path}: column {label} of {one} and of {other} name different classes: {', '.join(apart)}; "
+            "write all files with the same list of classes"
+        )
+
+
+def _classes(file: str, label: str) -> list[str]:
+    """The classes that a Parquet or Arrow file names for a column; none if it names none or is of another kind."""
+    import pyarrow
+    from datasets import Features
+    from pyarrow import parquet
+
+    try:
+        with pyarrow.memory_map(file) as opened:
+            if file.endswith(".parquet"):
+                schema = parquet.read_schema(opened)
+            elif file.endswith(".arrow"):
+                schema = pyarrow.ipc.open_stream(opened).schema
+            else:
+                return []
+        return list(getattr(Features.from_arrow_schema(schema).get(label), "names", None) or [])
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError):  # which the library has read otherwise
+        return []
 
 
 def _builder(path: str, place: Path, name: str | None, revision: str | None) -> Any:

@@ -77,11 +77,13 @@ def huggingface(
     `Form.of`. Raises UserError in one line, and BadData for rows that cannot be used.
     """
     path, made = str(path), Form.of(**form)  # a name may be a number
-    tables, top = hub.tables(path, name, revision)
+    tables, top, files = hub.tables(path, name, revision)
     typed = {"train": train_split, "val": val_split, "test": test_split}
     chosen = {role: place for role, asked in typed.items() if (place := hub.chosen(role, asked, tables, path))}
     columns = tables[chosen["train"]].features
     images, label = _images(columns, image_column, path), _label(columns, label_column, path)
+    used = [*files.get(chosen["train"], ()), *(f for place in chosen.values() for f in files.get(place, ()))]
+    hub.require_same_classes(path, label, list(getattr(columns.get(label), "names", None) or []), used)
     found = {role: _Part.of(role, tables[place], images, label, top) for role, place in chosen.items()}
     notes = [f"{path}: images by column {images}, labels by {label}"]
     if found.get("test") and not found["test"].files and all(one.reason == UNLABELLED for one in found["test"].bad):

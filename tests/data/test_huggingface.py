@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-pytest.importorskip("datasets", reason="the extra huggingface is not installed")
+datasets = pytest.importorskip("datasets", reason="the extra huggingface is not installed")
 
 from dlrun.data import prepare
 from dlrun.data.bad import BadData
@@ -333,3 +333,47 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, here: Path, dlrun
     one, two = (torch.load(f"{run}/checkpoints/last.pt", weights_only=True)["model"] for run in ("whole", "parts"))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert dlrun("evaluate", "whole", "--out", "own").code == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "line"),
+    [
+        (["ant", "bee"], ["ant", "wasp"], "only {test} has wasp, only {train} has bee; "),
+        (["ant", "bee"], ["ant", "bee", "wasp"], "only {test} has wasp; "),
+        (["ant", "bee"], ["bee", "ant"], "class 0 is bee in {test} and ant in {train}; "),
+        (["ant", "bee", *map(str, range(9))], ["ant", "bee"], "only {train} has 0, 1, 2, 3, 4 and 4 more; "),
+        (["ant", "bee"], ["ant", "bee"], ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_splits_that_name_different_classes_are_one_line(
+    first: list[str], second: list[str], line: str, kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = {"train": f"train-0.{kind}", "test": f"test-0.{kind}"}
+    for split, classes in (("train", first), ("test", second)):
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))
+        labels = [n % len(classes) for n in range(COUNT)]
+        made = datasets.Dataset.from_dict({"image": ROWS, "label": labels}, features=features)
+        write_table(made, tmp_path / "d" / names[split])
+    capfd.readouterr()
+    folder = str(tmp_path / "d")
+    if not line:
+        assert huggingface(folder, **SIZE).classes == first
+        return
+    with pytest.raises(UserError) as error:
+        huggingface(folder, **SIZE)
+    start = "dataset.path={path}: column label of {test} and of {train} name different classes: "
+    end = "write all files with the same list of classes"
+    assert str(error.value) == (start + line + end).format(path=folder, **names)
+    assert capfd.readouterr() == ("", "")
+
+
+def write_table(made: Any, path: Path) -> None:
+    import pyarrow
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        made.to_parquet(str(path))
+        return
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, made.data.schema) as writer:
+        writer.write_table(made.data.table)

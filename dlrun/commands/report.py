@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     from dlrun.analysis import errors
     from dlrun.folders import contents, ensemble, evaluation, reading
+    from dlrun.folders.disk import remove_leftovers
 
     if len(args.paths) > 1:
         print(_overlaid(args.paths, args.out))
@@ -28,6 +29,8 @@ def main(argv: list[str]) -> int:
     if args.out is not None:
         raise UserError(f"--out={args.out}: the page of one run, sweep or ensemble lies in its folder; omit it")
     path = Path(args.paths[0]).expanduser()
+    if contents.kind(path) or evaluation.is_evaluation(path):
+        remove_leftovers(path, "plots")
     if ensemble.is_ensemble(path):
         from dlrun.reports import ensemble_report
 

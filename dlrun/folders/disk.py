@@ -21,7 +21,16 @@ from typing import Any, BinaryIO
 
 from dlrun.errors import Surroundings, UserError
 from dlrun.folders import lease
-from dlrun.folders.opener import Unreadable, appendable, in_folder, names, open_beneath, read, remove, write_handle
+from dlrun.folders.opener import (
+    Unreadable,
+    appendable,
+    in_folder,
+    names,
+    open_beneath,
+    read,
+    remove_unlocked,
+    write_handle,
+)
 
 __all__ = ["LEFTOVER", "OWNER", "append", "has_file", "holds", "lock", "make_folder", "owned", "remove_leftovers"]
 __all__ += ["replacing", "sign", "token", "unlock", "write_atomic"]
@@ -116,14 +125,14 @@ def _sync_folder(at: int | None, folder: Path) -> None:
 
 
 def remove_leftovers(folder: Path, *inside: str) -> None:
-    """Remove what killed processes left unfinished in a folder that this one has locked, and in folders `inside`.
+    """Remove what killed processes left unfinished in a folder of dlrun, and in folders `inside`.
 
-    Raises OSError, and Unreadable if one of them is a link.
+    What a process still writes stays. Raises Unreadable if one of the folders is a link.
     """
     for place in ("", *inside):
         for name in names(folder, place):
             if LEFTOVER.fullmatch(name):
-                remove(folder, f"{place}/{name}".lstrip("/"))
+                remove_unlocked(folder, f"{place}/{name}".lstrip("/"))
 
 
 def append(path: Path, line: bytes) -> None:

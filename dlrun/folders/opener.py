@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ __all__ = [
     "read_text",
     "real_folder",
     "remove",
+    "remove_unlocked",
     "write_handle",
 ]
 
@@ -245,16 +247,38 @@ def appendable(folder: Path | str, name: str) -> int:
 def write_handle(at: int | None, last: str) -> tuple[int, str]:
     """Make the temporary file for a name in an open folder; return its descriptor and its name. Raises OSError.
 
-    What is there under that name was left by a process that was killed, or planted: it is never opened.
+    What is there under that name was left by a process that was killed, or planted: it is never opened. As long as the
+    file is open it is locked, which tells it from one whose process is gone.
     """
     head, tail = os.path.split(last)
     temporary = os.path.join(head, f".{tail}.{os.getpid()}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS
+    while True:
+        try:
+            handle = os.open(temporary, flags, 0o666, dir_fd=at)
+        except FileExistsError:
+            os.unlink(temporary, dir_fd=at)
+            continue
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(handle).st_nlink:  # else taken for a leftover just before it was locked
+            return handle, temporary
+        os.close(handle)
+
+
+def remove_unlocked(folder: Path | str, name: str) -> None:
+    """Delete a file beneath a folder unless a process, here or on another machine, has it locked."""
     try:
-        return os.open(temporary, flags, 0o666, dir_fd=at), temporary
-    except FileExistsError:
-        os.unlink(temporary, dir_fd=at)
-        return os.open(temporary, flags, 0o666, dir_fd=at), temporary
+        handle = open_beneath(folder, name, os.O_RDWR)  # over a network, only who may write may lock
+    except (OSError, Unreadable):
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        remove(folder, name)
+    except OSError:
+        return
+    finally:
+        os.close(handle)
 
 
 def names(path: Path | str, folder: str) -> list[str]:

@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
@@ -14,9 +16,10 @@ from typing import Any
 import pytest
 
 from dlrun.analysis import verdicts
-from dlrun.folders import reading
+from dlrun.folders import disk, reading
 from dlrun.folders.run import claim
 from dlrun.run import execute
+from support import warm
 from support.commands import Outcome
 from support.composed import SMALL, composed, recorded
 from support.pages import CHROMIUM, EVIL, page, section
@@ -47,6 +50,51 @@ def changed(folder: Path, **values: Any) -> Path:
     result = json.loads((folder / "result.json").read_text())
     (folder / "result.json").write_text(json.dumps(result | values))
     return folder
+
+
+# a report that stands still before its third file gets its final name
+HELD = """
+import os, time
+from pathlib import Path
+count, real = 3, os.replace
+def replace(*names, **folders):
+    global count
+    if (count := count - 1) == 0:
+        Path("held").touch()
+        time.sleep(1000)
+    real(*names, **folders)
+os.replace = replace
+from dlrun import cli
+cli.main()
+"""
+
+
+def test_a_report_removes_what_a_killed_one_left_and_nothing_else(copy: Path, tmp_path: Path) -> None:
+    before = {file.relative_to(copy) for file in copy.rglob("*")}
+    mine = {Path(name) for name in (".notes.tmp", "notes.7.tmp", ".7.tmp", "own/.x.7.tmp", "plots/x.tmp")}
+    for name in mine:
+        write(copy / name, "mine")
+    dead = write(copy / "plots/.curves.png.7.tmp", "")  # of an older version, which locked nothing
+    words = [sys.executable, "-c", HELD, "report", "copy"]
+    held = warm.popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        until(lambda: (tmp_path / "held").exists())
+        (left,) = copy.rglob(f".*.{held.pid}.tmp")
+        disk.remove_leftovers(copy, "plots")
+        assert (left.exists(), dead.exists()) == (True, False)  # its process lives
+    finally:
+        held.kill()
+        held.communicate()
+    assert left.exists()
+    assert warm.call(tmp_path, "report", "copy").code == 0
+    assert {file.relative_to(copy) for file in copy.rglob("*")} == before | mine | {Path("own")}
+
+
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_training_ends_with_a_page_that_has_everything(run: Path) -> None:

@@ -280,6 +280,8 @@ class Sweep:
                 self.pool.kill(number)
                 why = f"no sign of its process for {self.pool.heartbeat:g} seconds (hydra.launcher.heartbeat)"
                 again += self._ended(Ended(number, Exit.FAILED, why, lost=True), now)
+        if said := self.pool.waiting():
+            self.screen.say(said, style="yellow")
         self.table.look()
         summary.bar(self.screen, self.results, self.plan, self.epochs)
         return again

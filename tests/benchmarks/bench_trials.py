@@ -58,6 +58,9 @@ class Sleeper:
         self.marks += [time.process_time() - self.own] * len(over)
         return [Ended(job.number, 0) for job in over]
 
+    def waiting(self) -> str:
+        return ""
+
     def kill(self, number: int) -> None: ...
     def interrupt(self) -> None: ...
     def close(self) -> None: ...

@@ -72,6 +72,10 @@ class Joblib:
                 found.append(Ended(number, *future.result()))
         return found
 
+    def waiting(self) -> str:
+        """Return "": a trial that is submitted has a free worker."""
+        return ""
+
     def kill(self, number: int) -> None:
         """Kill the process of a trial; `wait` does not return it."""
         for future in [f for f, (n, _) in self._busy.items() if n == number]:

@@ -102,6 +102,10 @@ class Pool:
                 found.append(Ended(number, Exit.FAILED, _how(worker.process.returncode), lost=True))
         return found
 
+    def waiting(self) -> str:
+        """Return "": a trial that is submitted has a free worker."""
+        return ""
+
     def kill(self, number: int) -> None:
         """Kill the process of a trial; `wait` does not return it."""
         for worker in [w for w in self._workers if w.job is not None and w.job.number == number]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dlrun.errors import UserError
@@ -14,11 +15,23 @@ from dlrun.vocabulary import Exit
 
 __all__ = ["Ray"]
 
+LONG = 10.0  # seconds after which a trial that found no room is reported
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """A trial on the cluster, and the placement group that reserves its CPUs and GPUs; None if it needs neither."""
+
+    number: int
+    group: Any
+    asked: float = field(default_factory=time.monotonic)
+
 
 class Ray:
     """Tasks of a Ray cluster: `hydra.launcher.address=auto` or HOST:PORT; without one, a cluster of this machine.
 
-    A trial is one task, and a task is on one node with all its GPUs: a placement group would reserve the same.
+    A trial is one task in a placement group of its own, all on one node. Ray reserves a group whole or not at all, so
+    trials that want the same room wait in turn. Tasks that a trial starts share its group and end with it.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
@@ -45,10 +58,9 @@ class Ray:
                     f"hydra.launcher.{keys[kind]}={need:g}: the largest node of the Ray cluster has {most:g}; ask for "
                     "less, or set hydra.launcher.workers= if the cluster grows by itself"
                 )
-        self._task = ray.remote(away).options(
-            num_cpus=self._needs["CPU"], num_gpus=self._needs["GPU"], max_retries=0, name="dlrun trial"
-        )
-        self._busy: dict[Any, int] = {}
+        self._task = ray.remote(away)
+        self._busy: dict[Any, _Placed] = {}
+        self._reported = False
 
     @property
     def slots(self) -> int:
@@ -66,8 +78,38 @@ class Ray:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def submit(self, job: Job) -> None:
-        """Hand a trial to the cluster."""
-        self._busy[self._task.remote(job, here())] = job.number
+        """Hand a trial to the cluster, which starts it when its group has room on a node."""
+        from ray.util import placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        group, chosen = None, "DEFAULT"
+        if bundle := {kind: need for kind, need in self._needs.items() if need}:
+            group = placement_group([bundle], strategy="STRICT_PACK", name=f"dlrun trial {job.number}")
+            chosen = PlacementGroupSchedulingStrategy(group, placement_group_capture_child_tasks=True)
+        cores, graphics = self._needs.values()
+        task = self._task.options(
+            num_cpus=cores, num_gpus=graphics, max_retries=0, name="dlrun trial", scheduling_strategy=chosen
+        )
+        self._busy[task.remote(job, here())] = _Placed(job.number, group)
+
+    def waiting(self) -> str:
+        """Return what a trial has been waiting for, once a sweep."""
+        if self._reported:
+            return ""
+        for one in self._busy.values():
+            waited = time.monotonic() - one.asked
+            if one.group is None or waited < LONG:
+                continue
+            if self._ray.util.placement_group_table(one.group)["state"] == "PENDING":
+                self._reported = True
+                free = self._ray.available_resources()
+                wants = " and ".join(f"{need:g} {kind}" for kind, need in self._needs.items() if need)
+                there = " and ".join(f"{free.get(kind, 0):g} {kind}" for kind, need in self._needs.items() if need)
+                return (
+                    f"trial {one.number} has been waiting for {waited:.0f} s for {wants} on one node of the Ray "
+                    f"cluster, where {there} are free in all; `ray status` shows what is in use"
+                )
+        return ""
 
     def wait(self, seconds: float) -> list[Ended]:
         """Return the trials that ended, after at most this many seconds."""
@@ -75,28 +117,35 @@ class Ray:
             time.sleep(seconds)
             return []
         found = []
-        for one in self._ray.wait(list(self._busy), timeout=seconds)[0]:
-            number = self._busy.pop(one)
+        for task in self._ray.wait(list(self._busy), timeout=seconds)[0]:
+            one = self._busy.pop(task)
             try:
-                found.append(Ended(number, *self._ray.get(one)))
+                found.append(Ended(one.number, *self._ray.get(task)))
             except self._ray.exceptions.RayError as error:
-                found.append(Ended(number, Exit.FAILED, why(error), lost=True))
+                found.append(Ended(one.number, Exit.FAILED, why(error), lost=True))
+            self._free(one)
         return found
+
+    def _free(self, one: _Placed) -> None:
+        """Give back what a trial had reserved; Ray ends what is left of it there."""
+        if one.group is not None:
+            self._ray.util.remove_placement_group(one.group)
 
     def kill(self, number: int) -> None:
         """Kill the process of a trial; `wait` does not return it."""
-        for one in [o for o, n in self._busy.items() if n == number]:
-            del self._busy[one]
-            self._ray.cancel(one, force=True)
-            self._ray.wait([one], timeout=GONE)
+        for task, one in [(t, o) for t, o in self._busy.items() if o.number == number]:
+            del self._busy[task]
+            self._ray.cancel(task, force=True)
+            self._ray.wait([task], timeout=GONE)
+            self._free(one)
 
     def interrupt(self) -> None:
         """Ask all trials to end at once as interrupted; they keep their last checkpoint."""
-        for one in self._busy:
-            self._ray.cancel(one, force=False)
+        for task in self._busy:
+            self._ray.cancel(task, force=False)
 
     def close(self) -> None:
         """End all trials, and the cluster if the sweep started it."""
-        for number in list(self._busy.values()):
-            self.kill(number)
+        for one in list(self._busy.values()):
+            self.kill(one.number)
         self._ray.shutdown()

@@ -118,6 +118,10 @@ class Submitit:
         reason = f"its job {job.job_id} ended without a result ({job.state.lower()}): killed? see {job.paths.stderr}"
         return Ended(number, Exit.FAILED, reason, lost=True)
 
+    def waiting(self) -> str:
+        """Return "": its queue makes trials wait for hours, and `squeue` says for what."""
+        return ""
+
     def kill(self, number: int) -> None:
         """Kill the job of a trial; `wait` does not return it."""
         self._new = [job for job in self._new if job.number != number]

@@ -189,30 +189,6 @@ def test_a_killed_sweep_finishes_what_is_missing(words: tuple[str, ...], tmp_pat
 
 
 @pytest.mark.slow
-def test_a_node_of_ray_that_dies_costs_its_trials_no_retry(tmp_path: Path) -> None:
-    there("ray")
-    from ray.cluster_utils import Cluster
-
-    (tmp_path / "moody.py").write_text(MOODY)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        node = cluster.add_node(num_cpus=1)
-        cluster.wait_for_nodes()
-        words = [w for w in MOODS if not w.startswith("hydra")]
-        words += ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}", "+model.mood=slow", "seed=1,2,3,4"]
-        process = start(tmp_path, *words, *SLOW, "search.retries=0")
-        wait_for(lambda: len(list(tmp_path.glob("s/*/checkpoints/last.pt"))) == 2, process)  # one trial on each
-        cluster.remove_node(node, allow_graceful=False)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, out + err
-        table = rows(tmp_path / "s")
-        assert [(r["status"], r["epochs"]) for r in table.values()] == [("completed", "4")] * 4
-        assert sorted(r["attempts"] for r in table.values()) == ["1", "1", "1", "2"]
-    finally:
-        cluster.shutdown()
-
-
-@pytest.mark.slow
 def test_a_job_whose_time_is_over_goes_on_where_it_was(tmp_path: Path) -> None:
     there("submitit")
     (tmp_path / "moody.py").write_text(MOODY)
@@ -327,32 +303,6 @@ def test_a_trial_whose_node_dies_goes_on_on_another_machine(tmp_path: Path, monk
     ]
     assert "resuming after epoch" in (run / "log.txt").read_text()
     assert reading.result(run)["host"] == "nodeb"
-
-
-@pytest.mark.slow
-def test_trials_of_ray_get_whole_sets_of_gpus_of_one_node(tmp_path: Path) -> None:
-    there("ray")
-    from ray.cluster_utils import Cluster
-
-    net = MOODY.replace('print("made with", mood)', 'print("sees", os.environ["CUDA_VISIBLE_DEVICES"])')
-    (tmp_path / "moody.py").write_text(net)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "num_gpus": 5})
-    try:
-        cluster.add_node(num_cpus=4, num_gpus=1)
-        cluster.wait_for_nodes()
-        words = [w for w in MOODS if not w.startswith("hydra")]
-        words += ["hydra/launcher=ray", f"hydra.launcher.address={cluster.address}", "+model.mood=slow", "seed=1,2,3,4"]
-        words += [*QUICK, "trainer.device=cpu", "sweep.dir=s"]
-        refused = start(tmp_path, *words, "hydra.launcher.gpus_per_trial=6")  # the cluster has as many
-        assert "gpus_per_trial=6: " in refused.communicate(timeout=120)[1]
-        process = start(tmp_path, *words, "hydra.launcher.gpus_per_trial=2")
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, out + err
-        seen = [re.findall("sees ([0-9,]+)", log.read_text())[0] for log in sorted(tmp_path.glob("s/*/log.txt"))]
-        assert len(seen) == 4
-        assert {len(set(cards.split(","))) for cards in seen} == {2}
-    finally:
-        cluster.shutdown()
 
 
 @pytest.mark.slow

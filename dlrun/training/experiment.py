@@ -32,7 +32,7 @@ from dlrun.optim.groups import layer_rates, parameter_groups
 from dlrun.optim.lookahead import Lookahead
 from dlrun.optim.schedulers import Scheduler
 from dlrun.regularizers import Penalty
-from dlrun.training import averaging, freezing, jpeg, memory, norms, tasks
+from dlrun.training import averaging, freezing, jpeg, memory, multi_crop, norms, tasks
 from dlrun.training.copies import copied
 from dlrun.training.device import compiled, determinism, pick_device, pick_dtype
 from dlrun.training.loss import loss_of, prior
@@ -253,6 +253,8 @@ def _must_take_others(exp: Experiment, shape: tuple[int, int, int]) -> None:
     size = exp.val.crop or exp.data.shape[:2]
     if size != shape[:2] and shape != exp.data.shape:
         _must_take(exp, size, f"augment.eval_crop={exp.cfg.augment.get('eval_crop')}")
+    if exp.cfg.trainer.multi_crop == "mirror_larger":
+        _must_take(exp, multi_crop.larger(size), "trainer.multi_crop=mirror_larger")
 
 
 def _val_batches(cfg: Settings, data: Data, device: torch.device) -> Batches:
@@ -261,10 +263,9 @@ def _val_batches(cfg: Settings, data: Data, device: torch.device) -> Batches:
 
 
 def _must_take(exp: Experiment, size: tuple[int, int], key: str) -> None:
-    images = torch.zeros(2, exp.data.shape[2], *size, device=exp.device)
     try:
         with torch.inference_mode(), exp.autocast():
-            copied(exp.model).eval()(images)
+            copied(exp.model).eval()(torch.zeros(2, exp.data.shape[2], *size, device=exp.device))
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         what = f"the model does not take images of {size[0]} pixels ({first_line(error)[:120]})"
         raise UserError(f"{key}: {what}; choose another size or model, such as model=resnet20") from error

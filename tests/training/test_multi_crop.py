@@ -19,6 +19,14 @@ from dlrun.training.multi_crop import MultiCrop, viewed
 from support.commands import TINY, Outcome
 
 
+class Grown(nn.Module):
+    """(B, C, H, W) -> (B, 2): height and width of the images, if they are all ones."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert torch.equal(x, torch.ones_like(x))
+        return torch.tensor([[float(x.shape[2]), float(x.shape[3])]]).expand(len(x), 2)
+
+
 def test_logits_are_the_mean_over_the_views() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 5 * 6, 4)).double()
@@ -30,14 +38,17 @@ def test_logits_are_the_mean_over_the_views() -> None:
     padded = torch.from_numpy(np.pad(x.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect"))
     moved = (both(padded[:, :, :5, :6]) + both(padded[:, :, 2:, 2:])) / 2
     expected = {"mirror": both(x), "mirror_translate": (both(x) + moved) / 2}
+    assert torch.allclose(MultiCrop(Grown(), "mirror_larger")(torch.ones(2, 3, 8, 16)), torch.tensor([10.0, 20.0]))
     for kind, logits in expected.items():
         assert torch.allclose(MultiCrop(model, kind)(x).double(), logits, atol=1e-6)
     assert viewed(model, "none") is model
-    with pytest.raises(UserError, match=r"^trainer\.multi_crop=five: .*\bnone, mirror, mirror_translate$"):
+    with pytest.raises(
+        UserError, match=r"^trainer\.multi_crop=five: .*\bnone, mirror, mirror_translate, mirror_larger$"
+    ):
         viewed(model, "five")
     rule = Options().keys("trainer", "default")["trainer.multi_crop"].rule()
     assert rule is not None
-    assert {*expected, "none"} == set(rule.words)
+    assert {*expected, "none", "mirror_larger"} == set(rule.words)
     assert all(viewed(model, kind) is not None for kind in rule.words)
 
 
@@ -67,10 +78,15 @@ def test_a_run_is_tested_by_its_views_and_predicts_by_them(dlrun: Callable[..., 
     assert np.allclose(predictor.load(Path("run"), []).logits(images)[0], logits[:20], atol=1e-5)
 
 
+def test_a_model_that_refuses_larger_images_is_one_line(dlrun: Callable[..., Outcome]) -> None:
+    refused = dlrun("train", *TINY, "model=mlp", "trainer.multi_crop=mirror_larger")
+    assert refused.code == 2
+    assert re.fullmatch(r"dlrun: trainer\.multi_crop=mirror_larger: .*\b10 pixels\b.*\n", refused.err)
+
+
 def test_an_unknown_kind_is_one_line(dlrun: Callable[..., Outcome]) -> None:
     refused = dlrun("train", "trainer.multi_crop=mirrors")
     assert refused.code == 2
-    pattern = (
-        r"dlrun: trainer\.multi_crop=mirrors: .*\bnone, mirror, mirror_translate\b.*\btrainer\.multi_crop=mirror\b.*\n"
-    )
+    kinds = ", ".join(("none", "mirror", "mirror_translate", "mirror_larger"))
+    pattern = rf"dlrun: trainer\.multi_crop=mirrors: .*\b{kinds}\b.*\btrainer\.multi_crop=mirror\b.*\n"
     assert re.fullmatch(pattern, refused.err)

@@ -112,9 +112,12 @@ class Screen:
 
     def close(self) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            try:
+                bar.stop()
+            except (OSError, ValueError, SystemExit):  # its terminal was closed, which may be why all ends
+                self._nobody_reads()
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the bar and write it to the log."""
@@ -135,10 +138,13 @@ class Screen:
             (self._bar.console if self._bar else self.console).print(shown, style=style, markup=False)
             sys.stdout.flush()
         except (OSError, ValueError, SystemExit):  # rich exits when nobody reads any more (`dlrun train | head`)
-            self._unread = True
-            self.live = False
-            with contextlib.suppress(OSError, ValueError):  # a stream that is closed, or no file
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            self._nobody_reads()
+
+    def _nobody_reads(self) -> None:
+        self._unread = True
+        self.live = False
+        with contextlib.suppress(OSError, ValueError):  # a stream that is closed, or no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def note(self, text: str) -> None:
         """Write a line to the log alone."""

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import ast
+import os
+import pty
 import re
+import select
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,3 +167,32 @@ def test_the_help_of_a_verb_names_none_either(dlrun: Callable[..., Outcome]) -> 
         assert not IDS.search(outcome.out), verb
     shown = Parser(prog="dlrun x", description="Do this (E1, E2, B3–B6, C1-C10) and that (E7).").format_help()
     assert "Do this and that." in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "folder", "done"),
+    [((), "run", "result.json"), (("-m", "seed=1,2,3", "hydra.launcher.workers=1"), "s", "table.csv")],
+)
+def test_what_runs_in_a_terminal_that_is_closed_is_interrupted(
+    words: tuple[str, ...], folder: str, done: str, tmp_path: Path
+) -> None:
+    place = "sweep.dir=s" if words else "run.dir=run"
+    long = ("dataset=digits", "trainer.epochs=5000", "trainer.device=cpu", "check=none", "trainer.report=false", place)
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "dlrun", "train", "model=mlp", *long, *words]
+    env = {**os.environ, "TERM": "xterm"}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    try:
+        until, shown = time.monotonic() + 60, b""
+        while not ([*tmp_path.rglob("last.pt")] and "━".encode() in shown):
+            assert time.monotonic() < until
+            if select.select([terminal], [], [], 0.1)[0]:
+                shown = os.read(terminal, 65536)
+        os.close(terminal)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    assert "interrupted" in (tmp_path / folder / done).read_text()

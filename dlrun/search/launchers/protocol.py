@@ -59,8 +59,8 @@ def why(error: BaseException) -> str:
 
 @contextmanager
 def without_interrupts() -> Iterator[None]:
-    """Block Ctrl-C for processes that start here; the parent receives it afterwards and decides."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    """Block Ctrl-C and the end of a terminal for processes that start here; the parent decides what they mean."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
     try:
         yield
     finally:

@@ -222,6 +222,8 @@ def restore(run: Run, exp: Experiment) -> State:
         raise UserError(f"{run.last}: {error}{_instead(run)}") from error
     load_weights(run.last, found, exp.kept.model, held=True)
     try:
+        if not whole:  # an optimizer keeps what it gets, which must not be the file
+            found["optimizer"] = _copied(found["optimizer"])
         return continued(found, exp)
     except Exception as error:  # a user's own optimizer may raise anything
         raise UserError(f"{run.last}: does not fit this optimizer or schedule: {first_line(error)[:160]}") from error
@@ -304,18 +306,14 @@ def _read(path: Path, into: Mapping[str, nn.Module]) -> tuple[dict[str, Any], bo
     """Read as `load` does, weights of a large file with a digest into models by their keys; and whether it was one."""
     with _opened(path) as file:
         handle, size = file.fileno(), os.fstat(file.fileno()).st_size
-        if size <= MAPPED or sealing.stored(handle, size) is None:
-            found = _known(path, _loaded(file))
-            if size > MAPPED:  # an optimizer keeps what it gets, which must not be the file
-                found["optimizer"] = _copied(found["optimizer"])
-            return found, False
-        try:
-            found = one_pass.read(file, size, into)
-        except Exception:
-            if sealing.broken(handle):  # what is damaged may fail anywhere
-                raise one_pass.Damaged from None
-            raise
-        return _known(path, found), True
+        if size > MAPPED and sealing.stored(handle, size) is not None:
+            try:
+                found = one_pass.read(file, size, into)
+            except Exception:  # damaged, or with what torch alone can read, such as a sparse tensor
+                file.seek(0)
+            else:
+                return _known(path, found), True
+        return _known(path, _loaded(file)), False
 
 
 @contextmanager

@@ -6,7 +6,8 @@ it stays, and is looked at while the processor's cache has it: another pass over
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Collection, Mapping
 from operator import itemgetter
 from typing import Any, BinaryIO
 
@@ -31,10 +32,13 @@ def read(file: BinaryIO, size: int, into: Mapping[str, nn.Module]) -> Any:
 
     `into` are models by the key of their weights. A weight of the same type, shape and order is read into the model's
     own, which is what the content then has; everything else has memory of its own. Raises Damaged, after which the
-    models have weights of the file, and whatever torch raises for a file that is none.
+    models have weights of the file, ValueError for what `torch.load` may read in its usual way, and whatever torch
+    raises for a file that is none.
     """
+    starts = _records(file)
+    file.seek(0)
     content = torch.load(file, map_location="meta", weights_only=True)
-    memory = _Memory(size - sealing.LENGTH)
+    memory = _Memory(size - sealing.LENGTH, starts)
     for key, model in into.items() if isinstance(content, dict) else ():
         if isinstance(content.get(key), dict):
             named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -45,11 +49,25 @@ def read(file: BinaryIO, size: int, into: Mapping[str, nn.Module]) -> Any:
     return content
 
 
-class _Memory:
-    """Memory for the tensors of a file whose content ends at byte `end`."""
+def _records(file: BinaryIO) -> set[int]:
+    """The first bytes of the records of an archive. Raises ValueError if its byte order or alignment is not the usual.
 
-    def __init__(self, end: int) -> None:
-        self.end, self._records = end, list[tuple[int, Tensor]]()  # where a record starts, and its memory (bytes,)
+    With map_location="meta" torch swaps bytes that are not there, divides by any alignment, and computes from it where
+    a record starts without looking: the process would die, or get other numbers.
+    """
+    archive: Any = torch._C.PyTorchFileReader(file)
+    for name, usual in (("byteorder", sys.byteorder.encode()), (".storage_alignment", b"64")):
+        if archive.has_record(name) and archive.get_record(name) != usual:
+            raise ValueError(f"{name} is not {usual.decode()}")
+    return {archive.get_record_offset(name) for name in archive.get_all_records()}
+
+
+class _Memory:
+    """Memory for the tensors of a file whose content ends at byte `end`, with records that start at `starts`."""
+
+    def __init__(self, end: int, starts: Collection[int]) -> None:
+        self.end, self.starts = end, starts
+        self._records = list[tuple[int, Tensor]]()  # where a record starts, and its memory (bytes,)
         self._shared: dict[tuple[int, int], Tensor] = {}
         self._seen: dict[int, tuple[Any, Any]] = {}
         self._left = 2 * end  # bytes; records that lie upon each other would take any number
@@ -79,6 +97,8 @@ class _Memory:
         return node
 
     def _tensor(self, stored: Tensor) -> Tensor:
+        if stored.is_conj() or stored.is_neg():
+            raise ValueError("a tensor is a view that changes its values")
         place = _place(stored)
         if place not in self._shared:
             self._expect(*place)
@@ -89,8 +109,8 @@ class _Memory:
 
     def _expect(self, start: int, count: int) -> None:
         self._left -= count
-        if not 0 <= start <= start + count <= self.end or self._left < 0:
-            raise ValueError("a tensor lies outside of the file")
+        if start not in self.starts or not start <= start + count <= self.end or self._left < 0:
+            raise ValueError("a tensor lies outside of the file, or is no record of it")
 
     def fill(self, file: BinaryIO) -> bytes:
         """Read the file into the memory, and return the digest of its content."""
@@ -144,6 +164,7 @@ def _takes(own: Any, stored: Tensor) -> bool:
         return False
     last = own.dim() == 4 and own.is_contiguous(memory_format=torch.channels_last)
     alike: bool = own.dtype == stored.dtype and (own.shape, own.stride()) == (stored.shape, stored.stride())
+    alike = alike and (own.is_conj(), own.is_neg()) == (stored.is_conj(), stored.is_neg())
     there = own.data_ptr() % ALIGNED == 0 and own.untyped_storage().nbytes() >= own.numel() * own.itemsize
     return alike and bool(last or own.is_contiguous()) and _alone(stored) and there
 

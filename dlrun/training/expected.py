@@ -53,7 +53,7 @@ def all_finite(content: Mapping[str, Any]) -> bool:
             elif isinstance(node, (dict, list, tuple)):
                 nodes.extend(node.values() if isinstance(node, dict) else node)
         values.hold()
-    except Misfit:
+    except (Misfit, RuntimeError):  # or of a kind that torch does not compare
         return False
     return True
 

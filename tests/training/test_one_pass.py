@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import random
+import struct
+import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +92,7 @@ def test_a_run_continues_from_the_memory_of_its_model(paused: tuple[Run, Experim
     run, exp = paused
     found = checkpoint.load(run.last)
     before = [weight.data_ptr() for weight in exp.model.parameters()]
+    assert checkpoint._read(run.last, {})[1]  # and not in the usual way
     assert checkpoint.restore(run, exp).step == 2
     assert [weight.data_ptr() for weight in exp.model.parameters()] == before
     assert exp.kept.average is not None
@@ -149,12 +154,77 @@ class _Outside:
         return [tensor]
 
 
-@pytest.mark.parametrize(("place", "count"), [(-8, 8), (0, 10**12), (10**12, 8), (900, 200)])
+def remade(known: Any, name: str, content: bytes) -> bytes:
+    """A file with another content of a record, by a writer that aligns nothing, and a digest of that."""
+    file, out = io.BytesIO(), io.BytesIO()
+    torch.save(known, file)
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(out, "w") as made:
+        for record in archive.namelist():
+            made.writestr(record, content if record.endswith(f"/{name}") else archive.read(record))
+    whole = out.getvalue()[:-2] + struct.pack("<H", sealing.LENGTH)
+    return whole + sealing.MARK + sealing._digest(memoryview(whole))
+
+
+# torch swaps, divides and computes by these records: the process died, or went on with other numbers
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [(".storage_alignment", b"0"), (".storage_alignment", b"1"), (".storage_alignment", b"64"), ("byteorder", b"big")],
+)
+def test_an_archive_that_torch_did_not_write_is_read_as_torch_reads_it(
+    paused: tuple[Run, Experiment], name: str, content: bytes
+) -> None:
+    run, exp = paused
+    intact, known = run.last.read_bytes(), torch.load(run.last, weights_only=True)  # no map of it
+    try:
+        run.last.write_bytes(remade(known, name, content))
+        with run.last.open("rb") as file, pytest.raises(ValueError, match=r"alignment|byteorder|no record"):
+            one_pass.read(file, run.last.stat().st_size, {})
+        if name == "byteorder":  # what is swapped is no random state
+            with pytest.raises(UserError, match="last"):
+                checkpoint.restore(run, exp)
+        else:
+            checkpoint.restore(run, exp)
+            assert all(torch.equal(known["model"][name], weight) for name, weight in exp.model.state_dict().items())
+    finally:
+        run.last.write_bytes(intact)
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("kind", [torch.conj, lambda z: z.conj().imag, torch.Tensor.to_sparse])
+def test_tensors_that_are_more_than_their_record_are_left_to_torch(
+    paused: tuple[Run, Experiment], kind: Callable[[Tensor], Tensor]
+) -> None:
+    run, _ = paused
+    intact, tensor = run.last.read_bytes(), kind(torch.tensor([1 + 2j, 3 - 4j]))
+    try:
+        checkpoint.write(run, {**checkpoint.load(run.last), "more": tensor}, is_best=False)
+        found, whole = checkpoint._read(run.last, {})
+        assert not whole
+        assert torch.equal(found["more"].to_dense(), tensor.to_dense())
+    finally:
+        run.last.write_bytes(intact)
+
+
+def test_a_number_that_torch_cannot_compare_is_written(paused: tuple[Run, Experiment]) -> None:
+    run, _ = paused
+    intact, content = run.last.read_bytes(), checkpoint.load(run.last)
+    try:
+        for count in (2, 100_000):
+            content["optimizer"]["scales"] = torch.ones(count).to(torch.float8_e4m3fn)
+            checkpoint.write(run, content, is_best=False)
+            assert checkpoint.load(run.last)["finite"] is False
+    finally:
+        run.last.write_bytes(intact)
+
+
+@pytest.mark.parametrize(("place", "count"), [(-8, 8), (0, 8), (10**12, 8), (None, 10**12), (None, 4096)])
 def test_a_tensor_outside_of_the_file_takes_no_memory(
-    tmp_path: Path, place: int, count: int, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, place: int | None, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = stored({"a": torch.zeros(4)}, tmp_path)
-    monkeypatch.setattr(torch, "load", _Outside(place if place != 900 else file.stat().st_size - 100, count))
+    with file.open("rb") as handle:
+        record = max(one_pass._records(handle))
+    monkeypatch.setattr(torch, "load", _Outside(record if place is None else place, count))
     with pytest.raises(ValueError, match="outside"):
         read(file)
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
+from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dlrun.data import tar_lists
+from dlrun.data.packs import SIZE
 from dlrun.errors import UserError
 from dlrun.reports import figures
+from support import tars
 from support.fuzz_runner import Choices, cases, faults
 from support.stored import write
 
@@ -73,6 +77,10 @@ TABLE: Choices = [
     (("resume", "halfway"), ("halfway", "outputs", "cache"), 0.5),
 ]
 CACHED: Choices = [(words, ("outputs", "cache", "halfway"), often) for words, _, often in TABLE[2:]]
+TARS: Choices = [
+    (("train", "--from", "tarred", "run.dir=outputs/n"), ("outputs", "listed"), 0.5),
+    (("resume", "midway"), ("midway", "outputs", "listed"), 0.5),
+]
 
 
 def times(found: Choices, weight: float) -> Choices:
@@ -130,6 +138,7 @@ def table(slow: float) -> dict[str, Choices]:
         "photos/t.csv": times(TABLE, slow),
         "cache/*.pack": times(CACHED, slow),
         "cache/*.index": times(CACHED, slow),
+        "listed/*.members": times(TARS, slow),
         "halfway/identity.npz": times(TABLE[3:], slow),
     }  # fmt: skip
     names = ("result.json", "predictions.npz", "showcase.npz", "per_class.csv", "calibration.csv", "errors.csv")
@@ -147,11 +156,14 @@ def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = donors.with_name("place")  # the name of a cache's entry has the folder of the images in it
     place.mkdir()
     _photos(place / "photos")
+    tars.tar(place / "tars/t.tar", tars.labelled(range(24)))
     few = ["train", "trainer.threads=1", "model.width=4", "check=none", "trainer.report=false"]
     digits = [*few, "dataset.limit=60", "trainer.epochs=2"]
+    tarred = [*few, "dataset=shards", "dataset.urls=tars/t.tar", "dataset.cache=listed", "trainer.epochs=2"]
     table = [*few, "dataset=table", "dataset.csv=photos/t.csv", "dataset.cache=cache", "trainer.epochs=2"]
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(place)
+        lists_of_copies(patched)
 
         def call(*words: str) -> None:
             patched.setattr("sys.argv", ["dlrun", *words])
@@ -163,6 +175,8 @@ def donors(tmp_path_factory: pytest.TempPathFactory) -> Path:
         call(*digits, "trainer.stop_after=1", "run.dir=paused")
         call(*table, "trainer.epochs=1", "run.dir=photo")
         call(*table, "trainer.stop_after=1", "run.dir=halfway")
+        call(*tarred, "trainer.epochs=1", "run.dir=tarred")
+        call(*tarred, "trainer.stop_after=1", "run.dir=midway")
         shutil.copytree("runs/a", "runs/b")
         call("ensemble", "runs", "--out", "ens")
         call("evaluate", "runs/a", "--out", "ev")
@@ -212,6 +226,18 @@ def _journal(file: Path) -> None:
         study.close(trial, "completed", 0.5)
 
 
+def lists_of_copies(patched: pytest.MonkeyPatch) -> None:
+    """A copy of a tar is the same tar: the lists of its members are read, as those of a tar that did not change."""
+    known = tar_lists._stat
+
+    def about(path: Path) -> tuple[Any, bytes]:
+        shard, _ = known(path)
+        return shard, blake2b(f"{path} {shard and shard.size}".encode(), digest_size=SIZE).hexdigest().encode()
+
+    patched.setattr(tar_lists, "_stat", about)
+    patched.setattr(tar_lists, "UNSETTLED", -60.0)
+
+
 def no_processes() -> None:
     """A sweep that would train a trial ends there."""
     from dlrun.search.launchers import pool
@@ -227,6 +253,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are composed, not drawn: drawing takes a hundred times as long as reading."""
     from dlrun.search.launchers import pool
 
+    lists_of_copies(monkeypatch)
     monkeypatch.setattr(pool, "subprocess", pool.subprocess)  # put back afterwards
     no_processes()
     monkeypatch.setattr(figures, "figure_bytes", lambda *_, **__: b"\x89PNG")

@@ -15,11 +15,15 @@ import struct
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache
+from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import yaml
+
+from dlrun.data.packs import SIZE
+from dlrun.data.tar_lists import BEGINNING
 
 __all__ = ["HOSTILE", "mutated", "special"]
 
@@ -143,6 +147,15 @@ def _lines(data: bytes, rng: random.Random) -> bytes:
             if lines[at]:
                 lines[at] = _json(lines[at], rng)
     return b"\n".join(lines)
+
+
+def _members(data: bytes, rng: random.Random) -> bytes:
+    """The list of a tar with other values, for which its line has the right digest: of a writer who means harm."""
+    head, *lines = data.splitlines(keepends=True)
+    at = rng.randrange(len(lines))
+    text = _json(lines[at][BEGINNING:-1], rng)
+    lines[at] = lines[at][: 2 * SIZE + 1] + blake2b(text, digest_size=SIZE).hexdigest().encode() + b" " + text + b"\n"
+    return head + b"".join(lines)
 
 
 def _csv(data: bytes, rng: random.Random) -> bytes:
@@ -273,6 +286,7 @@ KINDS: dict[str, list[Callable[[bytes, random.Random], bytes]]] = {
     ".csv": [_csv, _csv, _csv, _bytes, _text],
     ".npz": [_npz, _npz, _npz, _bytes],
     ".pt": [_pt, _bytes],
+    ".members": [_members, _members, _members, _members, _bytes, _text],
     ".journal": [_lines, _lines, _lines, _bytes, _text],
 }
 

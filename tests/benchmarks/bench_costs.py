@@ -20,18 +20,15 @@ import os
 import socket
 import stat
 import struct
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
 PARTS = ("steps", "reduce", "shards", "writes")
 SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 22, 1 << 24, 1 << 26)  # bytes
 WIDE = ("model=mlp", "model.depth=5", "model.width=2048", "model.norm=none", "optimizer=adamw", "augment=none")
@@ -205,16 +202,10 @@ def rank(part: str, words: list[str], seconds: float) -> None:
 
 def started(part: str, words: list[str], processes: int, seconds: float) -> dict[str, Any]:
     """Start so many processes, each on a core in turn, and return what the first one measured."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    running = []
-    for number in range(processes):
-        env = os.environ | known | {"RANK": str(number), "LOCAL_RANK": str(number), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, __file__, "--rank", str(number), "--part", part, "--seconds", str(seconds), *words]
-        running.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
-    out, *_ = [process.communicate()[0] for process in running]
+    from bench_distributed import output
+
+    command = [sys.executable, __file__, "--part", part, "--seconds", str(seconds), *words]
+    out = output(command, processes)
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found
 
@@ -338,8 +329,9 @@ def main() -> None:
     parser.add_argument("--part", help=argparse.SUPPRESS)
     args, words = parser.parse_known_args()
     if args.rank is not None:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[args.rank % len(cores)]})
+        from bench_distributed import take_core
+
+        take_core(args.rank)
         rank(args.part, words, args.seconds)
         return
     if args.predict:

@@ -98,6 +98,26 @@ def rank(words: list[str], rounds: int, seconds: float) -> None:
     group.leave()
 
 
+def output(command: list[str], processes: int) -> str:
+    """Run a command in so many processes that can meet, each with its `--rank`; what the first one printed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    running = []
+    for number in range(processes):
+        env = os.environ | known | {"RANK": str(number), "LOCAL_RANK": str(number), "PYTHONPATH": str(ROOT)}
+        running.append(subprocess.Popen([*command, "--rank", str(number)], env=env, stdout=subprocess.PIPE, text=True))
+    first, *_ = [process.communicate()[0] for process in running]
+    return first
+
+
+def take_core(number: int) -> None:
+    """Bind this process to a core, the next one for the next number."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
 def main() -> None:
     """Start the processes, and print what the first one measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,22 +127,12 @@ def main() -> None:
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     args, words = parser.parse_known_args()
     if args.rank is not None:
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[args.rank % len(cores)]})
+        take_core(args.rank)
         if args.priority:
             os.nice(-20)
         rank([*SETUP, *words], args.rounds, args.seconds)
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(PROCESSES)}
-    started = []
-    for number in range(PROCESSES):
-        env = os.environ | known | {"RANK": str(number), "LOCAL_RANK": str(number), "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, __file__, *sys.argv[1:], "--rank", str(number)]
-        started.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
-    out, *_ = [process.communicate()[0] for process in started]
+    out = output([sys.executable, __file__, *sys.argv[1:]], PROCESSES)
     rows = [json.loads(line) for line in out.splitlines()]
     for row in rows:
         print("apart {:7.1f}/s  together {:7.1f}/s".format(*row["speeds"]))

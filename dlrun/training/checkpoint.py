@@ -289,13 +289,14 @@ def load(path: Path) -> dict[str, Any]:
     changed since.
     """
     with _opened(path) as file:
-        return _known(path, _loaded(file))
+        return _known(path, _loaded(file), file)
 
 
 def _loaded(file: BinaryIO) -> Any:
     handle = file.fileno()
     if sealing.sealed(handle) and sealing.broken(handle):
         raise one_pass.Damaged
+    sealing.require_stored(file)
     name = f"/dev/fd/{handle}"
     source: Any = name if os.path.exists(name) else file
     mapped = source is name and os.fstat(handle).st_size > MAPPED
@@ -312,8 +313,8 @@ def _read(path: Path, into: Mapping[str, nn.Module]) -> tuple[dict[str, Any], bo
             except Exception:  # damaged, or with what torch alone can read, such as a sparse tensor
                 file.seek(0)
             else:
-                return _known(path, found), True
-        return _known(path, _loaded(file)), False
+                return _known(path, found, file), True
+        return _known(path, _loaded(file), file), False
 
 
 @contextmanager
@@ -337,8 +338,9 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         ) from error
 
 
-def _known(path: Path, found: Any) -> dict[str, Any]:
+def _known(path: Path, found: Any, file: BinaryIO) -> dict[str, Any]:
     """What was read, if it is a checkpoint of this version or an older one."""
+    expected.hold_size(found, os.fstat(file.fileno()).st_size)
     if isinstance(found, dict):
         refuse_newer(path, found)
     missing = [k for k in KEYS if not isinstance(found, dict) or k not in found]

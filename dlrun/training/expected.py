@@ -19,9 +19,10 @@ from dlrun.training.experiment import Experiment
 from dlrun.training.objective import state_of
 from dlrun.training.stored_tensors import MOST, Misfit, Tensors, described, extent, tensor
 
-__all__ = ["Misfit", "all_finite", "hold", "hold_weights"]
+__all__ = ["Misfit", "all_finite", "hold", "hold_size", "hold_weights"]
 
 WORD = 2**32 - 1
+MOST_ENTRIES = 5_000_000  # of a checkpoint, walked in a second or two; that of a large network has some ten thousand
 # what the state of torch's optimizers has beside `step`, each entry as large as its weight; the classes not named here
 # keep something else, which they compare themselves
 ENTRIES: dict[str, tuple[str, ...]] = {
@@ -56,6 +57,22 @@ def all_finite(content: Mapping[str, Any]) -> bool:
     except (Misfit, RuntimeError):  # or of a kind that torch does not compare
         return False
     return True
+
+
+def hold_size(found: Any, size: int) -> None:
+    """Raise Misfit if what was loaded is much larger than the file that it is from, of `size` bytes.
+
+    Strides of 0 make a tensor of any size from one number, and lists in lists a tree of any size from a few.
+    """
+    nodes, count = [found], 0
+    while nodes:
+        node, count = nodes.pop(), count + 1
+        if count > MOST_ENTRIES:
+            raise Misfit(f"more than {MOST_ENTRIES:,} entries")
+        if isinstance(node, (dict, list, tuple)):
+            nodes.extend(node.values() if isinstance(node, dict) else node)
+        elif isinstance(node, Tensor) and node.layout == torch.strided and node.numel() * node.itemsize > size:
+            raise Misfit(f"{described(node)} in a file of {size:,} bytes")
 
 
 def hold(found: Mapping[str, Any], exp: Experiment, finite: bool = False) -> None:

@@ -35,6 +35,7 @@ def read(file: BinaryIO, size: int, into: Mapping[str, nn.Module]) -> Any:
     models have weights of the file, ValueError for what `torch.load` may read in its usual way, and whatever torch
     raises for a file that is none.
     """
+    sealing.require_stored(file)
     starts = _records(file)
     file.seek(0)
     content = torch.load(file, map_location="meta", weights_only=True)

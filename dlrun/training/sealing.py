@@ -13,15 +13,16 @@ import io
 import mmap
 import os
 import struct
+import zipfile
 from hashlib import blake2b
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.serialization import get_crc32_options, set_crc32_options
 
-__all__ = ["BLOCK", "LENGTH", "broken", "digest", "former", "save", "sealed", "stored"]
+__all__ = ["BLOCK", "LENGTH", "broken", "digest", "former", "require_stored", "save", "sealed", "stored"]
 
 MARK = b"dlrun sums "
 FORMER = b"dlrun digest "  # of CRC-32; such a file is read without a look at its digest
@@ -54,6 +55,14 @@ def sealed(handle: int) -> bool:
     size = os.fstat(handle).st_size
     end = os.pread(handle, END.size, max(size - END.size, 0))
     return not (end.startswith(b"PK\x05\x06") and end.endswith(b"\0\0"))
+
+
+def require_stored(file: BinaryIO) -> None:
+    """Raise ValueError for an archive with compressed records: torch writes none, and a few bytes fill all memory."""
+    with zipfile.ZipFile(file) as archive:
+        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+            raise ValueError("a record is compressed")
+    file.seek(0)
 
 
 def broken(handle: int) -> bool:

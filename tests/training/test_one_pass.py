@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dlrun.errors import UserError
 from dlrun.folders.run import Run
-from dlrun.training import checkpoint, one_pass, sealing
+from dlrun.training import checkpoint, expected, one_pass, sealing
 from dlrun.training.experiment import Experiment
 from support.checkpoints import flipped, paused_after_two_steps
 from support.tensors import tensors
@@ -154,11 +154,11 @@ class _Outside:
         return [tensor]
 
 
-def remade(known: Any, name: str, content: bytes) -> bytes:
+def remade(known: Any, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
     """A file with another content of a record, by a writer that aligns nothing, and a digest of that."""
     file, out = io.BytesIO(), io.BytesIO()
     torch.save(known, file)
-    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(out, "w") as made:
+    with zipfile.ZipFile(file) as archive, zipfile.ZipFile(out, "w", method) as made:
         for record in archive.namelist():
             made.writestr(record, content if record.endswith(f"/{name}") else archive.read(record))
     whole = out.getvalue()[:-2] + struct.pack("<H", sealing.LENGTH)
@@ -201,6 +201,32 @@ def test_tensors_that_are_more_than_their_record_are_left_to_torch(
         found, whole = checkpoint._read(run.last, {})
         assert not whole
         assert torch.equal(found["more"].to_dense(), tensor.to_dense())
+    finally:
+        run.last.write_bytes(intact)
+
+
+@pytest.mark.parametrize("kind", ["a wide tensor", "lists in lists", "a list in itself", "compressed"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_small_file_does_not_fill_the_memory(
+    paused: tuple[Run, Experiment], kind: str, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, exp = paused
+    intact, content = run.last.read_bytes(), torch.load(run.last, weights_only=True)
+    lists: list[Any] = [1]
+    for _ in range(40):
+        lists = [lists, lists]
+    around: list[Any] = []
+    around.append(around)
+    more = {"a wide tensor": torch.zeros(1).expand(10**6, 10**6), "lists in lists": lists, "a list in itself": around}
+    content["optimizer"]["state"][0]["more"] = more.get(kind)
+    monkeypatch.setattr(checkpoint, "MAPPED", 0 if large else 1 << 30)
+    monkeypatch.setattr(expected, "MOST_ENTRIES", 50_000)
+    packed = remade(content, "version", b"3\n", zipfile.ZIP_DEFLATED)
+    try:
+        run.last.write_bytes(packed if kind == "compressed" else sealing.save(content).getvalue())
+        for read in (lambda: checkpoint.load(run.last), lambda: checkpoint.restore(run, exp)):
+            with pytest.raises(UserError, match=r"last\.pt: not a readable dlrun checkpoint"):
+                read()
     finally:
         run.last.write_bytes(intact)
 

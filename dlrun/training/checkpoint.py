@@ -296,7 +296,7 @@ def _loaded(file: BinaryIO) -> Any:
     handle = file.fileno()
     if sealing.sealed(handle) and sealing.broken(handle):
         raise one_pass.Damaged
-    sealing.require_stored(file)
+    sealing.records(file)
     name = f"/dev/fd/{handle}"
     source: Any = name if os.path.exists(name) else file
     mapped = source is name and os.fstat(handle).st_size > MAPPED

@@ -7,9 +7,9 @@ it stays, and is looked at while the processor's cache has it: another pass over
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from operator import itemgetter
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,10 @@ def read(file: BinaryIO, size: int, into: Mapping[str, nn.Module]) -> Any:
     models have weights of the file, ValueError for what `torch.load` may read in its usual way, and whatever torch
     raises for a file that is none.
     """
-    sealing.require_stored(file)
-    starts = _records(file)
+    records = _records(file)
     file.seek(0)
     content = torch.load(file, map_location="meta", weights_only=True)
-    memory = _Memory(size - sealing.LENGTH, starts)
+    memory = _Memory(size - sealing.LENGTH, records)
     for key, model in into.items() if isinstance(content, dict) else ():
         if isinstance(content.get(key), dict):
             named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
@@ -50,24 +49,24 @@ def read(file: BinaryIO, size: int, into: Mapping[str, nn.Module]) -> Any:
     return content
 
 
-def _records(file: BinaryIO) -> set[int]:
-    """The first bytes of the records of an archive. Raises ValueError if its byte order or alignment is not the usual.
+def _records(file: BinaryIO) -> dict[int, int]:
+    """The size of each record of an archive by its first byte. Raises ValueError for an unusual order or alignment.
 
     With map_location="meta" torch swaps bytes that are not there, divides by any alignment, and computes from it where
     a record starts without looking: the process would die, or get other numbers.
     """
-    archive: Any = torch._C.PyTorchFileReader(file)
+    sizes, archive = sealing.records(file), cast(Any, torch._C.PyTorchFileReader(file))
     for name, usual in (("byteorder", sys.byteorder.encode()), (".storage_alignment", b"64")):
         if archive.has_record(name) and archive.get_record(name) != usual:
             raise ValueError(f"{name} is not {usual.decode()}")
-    return {archive.get_record_offset(name) for name in archive.get_all_records()}
+    return {archive.get_record_offset(name): sizes[name] for name in archive.get_all_records()}
 
 
 class _Memory:
-    """Memory for the tensors of a file whose content ends at byte `end`, with records that start at `starts`."""
+    """Memory for the tensors of a file whose content ends at byte `end`, with the sizes of records by their start."""
 
-    def __init__(self, end: int, starts: Collection[int]) -> None:
-        self.end, self.starts = end, starts
+    def __init__(self, end: int, sizes: Mapping[int, int]) -> None:
+        self.end, self.sizes = end, sizes
         self._records = list[tuple[int, Tensor]]()  # where a record starts, and its memory (bytes,)
         self._shared: dict[tuple[int, int], Tensor] = {}
         self._seen: dict[int, tuple[Any, Any]] = {}
@@ -110,8 +109,9 @@ class _Memory:
 
     def _expect(self, start: int, count: int) -> None:
         self._left -= count
-        if start not in self.starts or not start <= start + count <= self.end or self._left < 0:
-            raise ValueError("a tensor lies outside of the file, or is no record of it")
+        # a tensor that is larger than its record has enlarged it
+        if self.sizes.get(start) != count or start + count > self.end or self._left < 0:
+            raise ValueError("a tensor lies outside of its record")
 
     def fill(self, file: BinaryIO) -> bytes:
         """Read the file into the memory, and return the digest of its content."""

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch.serialization import get_crc32_options, set_crc32_options
 
-__all__ = ["BLOCK", "LENGTH", "broken", "digest", "former", "require_stored", "save", "sealed", "stored"]
+__all__ = ["BLOCK", "LENGTH", "broken", "digest", "former", "records", "save", "sealed", "stored"]
 
 MARK = b"dlrun sums "
 FORMER = b"dlrun digest "  # of CRC-32; such a file is read without a look at its digest
@@ -57,12 +57,17 @@ def sealed(handle: int) -> bool:
     return not (end.startswith(b"PK\x05\x06") and end.endswith(b"\0\0"))
 
 
-def require_stored(file: BinaryIO) -> None:
-    """Raise ValueError for an archive with compressed records: torch writes none, and a few bytes fill all memory."""
+def records(file: BinaryIO) -> dict[str, int]:
+    """Return the bytes of each record of an archive by its name, without the folder that torch puts before it.
+
+    Raises ValueError for compressed ones: torch writes none, and a few bytes would fill all memory.
+    """
     with zipfile.ZipFile(file) as archive:
-        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-            raise ValueError("a record is compressed")
+        found = archive.infolist()
     file.seek(0)
+    if any(record.compress_type != zipfile.ZIP_STORED for record in found):
+        raise ValueError("a record is compressed")
+    return {record.filename.partition("/")[2]: record.file_size for record in found}
 
 
 def broken(handle: int) -> bool:

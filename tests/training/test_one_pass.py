@@ -154,6 +154,19 @@ class _Outside:
         return [tensor]
 
 
+class Wide:
+    """Is stored as a tensor of a hundred values in a record that has ten."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        storage = torch.arange(10.0)._typed_storage()  # type: ignore[no-untyped-call]
+        return torch._utils._rebuild_tensor_v2, (storage, 0, (100,), (1,), False, OrderedDict())
+
+
+def test_a_tensor_larger_than_its_record_does_not_get_the_bytes_behind_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="outside"):
+        read(stored({"a": Wide(), "b": torch.zeros(1000)}, tmp_path))
+
+
 def remade(known: Any, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
     """A file with another content of a record, by a writer that aligns nothing, and a digest of that."""
     file, out = io.BytesIO(), io.BytesIO()
@@ -177,7 +190,7 @@ def test_an_archive_that_torch_did_not_write_is_read_as_torch_reads_it(
     intact, known = run.last.read_bytes(), torch.load(run.last, weights_only=True)  # no map of it
     try:
         run.last.write_bytes(remade(known, name, content))
-        with run.last.open("rb") as file, pytest.raises(ValueError, match=r"alignment|byteorder|no record"):
+        with run.last.open("rb") as file, pytest.raises(ValueError, match=r"alignment|byteorder|outside"):
             one_pass.read(file, run.last.stat().st_size, {})
         if name == "byteorder":  # what is swapped is no random state
             with pytest.raises(UserError, match="last"):

@@ -60,13 +60,16 @@ def sealed(handle: int) -> bool:
 def records(file: BinaryIO) -> dict[str, int]:
     """Return the bytes of each record of an archive by its name, without the folder that torch puts before it.
 
-    Raises ValueError for compressed ones: torch writes none, and a few bytes would fill all memory.
+    Raises ValueError for compressed ones, and for those that lie upon each other: torch writes none, and a small file
+    of them would fill all memory.
     """
     with zipfile.ZipFile(file) as archive:
         found = archive.infolist()
-    file.seek(0)
     if any(record.compress_type != zipfile.ZIP_STORED for record in found):
         raise ValueError("a record is compressed")
+    if sum(record.file_size for record in found) > file.seek(0, io.SEEK_END):
+        raise ValueError("the records are larger than the file")
+    file.seek(0)
     return {record.filename.partition("/")[2]: record.file_size for record in found}
 
 

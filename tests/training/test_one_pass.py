@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import random
 import struct
@@ -167,13 +168,19 @@ def test_a_tensor_larger_than_its_record_does_not_get_the_bytes_behind_it(tmp_pa
         read(stored({"a": Wide(), "b": torch.zeros(1000)}, tmp_path))
 
 
-def remade(known: Any, name: str, content: bytes, method: int = zipfile.ZIP_STORED) -> bytes:
-    """A file with another content of a record, by a writer that aligns nothing, and a digest of that."""
+def remade(known: Any, name: str, content: bytes, method: int = zipfile.ZIP_STORED, more: int = 0) -> bytes:
+    """A file with another content of a record, by a writer that aligns nothing, and a digest of that.
+
+    There are `more` records besides, which are all the first one.
+    """
     file, out = io.BytesIO(), io.BytesIO()
     torch.save(known, file)
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(out, "w", method) as made:
         for record in archive.namelist():
             made.writestr(record, content if record.endswith(f"/{name}") else archive.read(record))
+        for number in range(more):
+            made.filelist.append(copy.copy(made.filelist[0]))
+            made.filelist[-1].filename = f"archive/data/more{number}"
     whole = out.getvalue()[:-2] + struct.pack("<H", sealing.LENGTH)
     return whole + sealing.MARK + sealing._digest(memoryview(whole))
 
@@ -218,7 +225,7 @@ def test_tensors_that_are_more_than_their_record_are_left_to_torch(
         run.last.write_bytes(intact)
 
 
-@pytest.mark.parametrize("kind", ["a wide tensor", "lists in lists", "a list in itself", "compressed"])
+@pytest.mark.parametrize("kind", ["a wide tensor", "lists in lists", "a list in itself", "compressed", "upon others"])
 @pytest.mark.parametrize("large", [False, True])
 def test_a_small_file_does_not_fill_the_memory(
     paused: tuple[Run, Experiment], kind: str, large: bool, monkeypatch: pytest.MonkeyPatch
@@ -234,9 +241,12 @@ def test_a_small_file_does_not_fill_the_memory(
     content["optimizer"]["state"][0]["more"] = more.get(kind)
     monkeypatch.setattr(checkpoint, "MAPPED", 0 if large else 1 << 30)
     monkeypatch.setattr(expected, "MOST_ENTRIES", 50_000)
-    packed = remade(content, "version", b"3\n", zipfile.ZIP_DEFLATED)
+    archives = {
+        "compressed": lambda: remade(content, "version", b"3\n", zipfile.ZIP_DEFLATED),
+        "upon others": lambda: remade(content, "version", b"3\n", more=1000),
+    }
     try:
-        run.last.write_bytes(packed if kind == "compressed" else sealing.save(content).getvalue())
+        run.last.write_bytes(archives.get(kind, lambda: sealing.save(content).getvalue())())
         for read in (lambda: checkpoint.load(run.last), lambda: checkpoint.restore(run, exp)):
             with pytest.raises(UserError, match=r"last\.pt: not a readable dlrun checkpoint"):
                 read()

@@ -18,13 +18,17 @@ __all__ = ["Ray"]
 LONG = 10.0  # seconds after which a trial that found no room is reported
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Placed:
-    """A trial on the cluster, and the placement group that reserves its CPUs and GPUs; None if it needs neither."""
+    """A trial on the cluster, and the placement group that reserves its CPUs and GPUs; None if it needs neither.
+
+    `there` once the group was seen to have room, so that the cluster is not asked again.
+    """
 
     number: int
     group: Any
     asked: float = field(default_factory=time.monotonic)
+    there: bool = False
 
 
 class Ray:
@@ -98,9 +102,10 @@ class Ray:
             return ""
         for one in self._busy.values():
             waited = time.monotonic() - one.asked
-            if one.group is None or waited < LONG:
+            if one.group is None or one.there or waited < LONG:
                 continue
-            if self._ray.util.placement_group_table(one.group)["state"] == "PENDING":
+            one.there = self._ray.util.placement_group_table(one.group)["state"] != "PENDING"
+            if not one.there:
                 self._reported = True
                 free = self._ray.available_resources()
                 wants = " and ".join(f"{need:g} {kind}" for kind, need in self._needs.items() if need)

@@ -9,10 +9,13 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from dlrun.search.launchers.ray import LONG as LONG_WAIT
+from dlrun.search.launchers.ray import Ray, _Placed
 from support.moods import MOODS, MOODY, QUICK, rows, start, wait_for
 from support.moods import workers as alive
 from support.stored import write
@@ -226,3 +229,23 @@ def test_a_node_that_dies_costs_its_trials_no_retry(nodes: Nodes, tmp_path: Path
     assert [(row["status"], row["epochs"]) for row in table.values()] == [("completed", "4")] * 4
     assert sorted(row["attempts"] for row in table.values()) == ["1", "1", "1", "2"]
     wait_for(lambda: not nodes.groups() and nodes.free() == {"CPU": 1.0})
+
+
+def test_a_trial_that_has_room_is_not_asked_for_again() -> None:
+    asked, states = list[str](), {"runs": "CREATED", "waits": "PENDING"}
+
+    def table(group: str) -> dict[str, str]:
+        asked.append(group)
+        return {"state": states[group]}
+
+    launcher = object.__new__(Ray)  # without a cluster
+    launcher._reported, launcher._needs = False, {"CPU": 1.0, "GPU": 0.0}
+    launcher._ray = SimpleNamespace(
+        util=SimpleNamespace(placement_group_table=table), available_resources=lambda: {"CPU": 0.0}
+    )
+    launcher._busy = {"first": _Placed(1, "runs", asked=time.monotonic() - 2 * LONG_WAIT)}
+    assert [launcher.waiting() for _ in range(3)] == [""] * 3
+    assert asked == ["runs"]
+    launcher._busy["second"] = _Placed(2, "waits", asked=time.monotonic() - 2 * LONG_WAIT)
+    assert [launcher.waiting()[:7] for _ in range(2)] == ["trial 2", ""]
+    assert asked == ["runs", "waits"]

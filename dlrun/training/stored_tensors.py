@@ -48,7 +48,7 @@ class Tensors:
         if found.dtype != dtype or found.shape != shape:
             of = f"{str(found.dtype).removeprefix('torch.')} {tuple(found.shape)}"
             raise Misfit(f"{_wanted(name, dtype, shape)}, found {of}")
-        if found.is_floating_point() and not self._finite:
+        if _comparable(found) and not self._finite:
             if found.numel() > SMALL:
                 _hold_values(found, name, low, like)
             else:
@@ -88,16 +88,21 @@ def _wanted(name: str, dtype: torch.dtype, shape: Sequence[int]) -> str:
 
 def _finite(found: Tensor) -> bool:
     """Whether all values are finite. Their sum tells it in two thirds of the time unless it overflows."""
-    if not found.is_floating_point() or math.isfinite(float(found.sum())):
+    if not _comparable(found) or math.isfinite(float(found.sum())):
         return True
     return all(map(math.isfinite, extent(found)))
 
 
+def _comparable(found: Tensor) -> bool:
+    """Whether a tensor has numbers that torch compares: it does not those of 8 bits, nor a sparse tensor."""
+    return found.is_floating_point() and found.itemsize > 1 and found.layout == torch.strided
+
+
 def extent(found: Tensor) -> tuple[float, float]:
-    """The least and the largest value in one pass, NaN if there is one; `isfinite` makes five copies."""
-    if not found.is_floating_point() or not found.numel():
+    """The least and the largest value in one pass, NaN if there is one; 0 for what torch does not compare."""
+    if not _comparable(found) or not found.numel():
         return 0.0, 0.0
-    least, most = torch.aminmax(found)
+    least, most = torch.aminmax(found)  # isfinite makes five copies
     return float(least), float(most)
 
 

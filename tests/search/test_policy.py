@@ -110,6 +110,9 @@ class Sluggish:
     def submit(self, job: Job) -> None:
         self.job, self.looks = job, 0
 
+    def waiting(self) -> str:
+        return ""
+
     def wait(self, seconds: float) -> list[Ended]:
         self.looks += 1
         if self.looks == 2:

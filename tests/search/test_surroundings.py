@@ -37,6 +37,9 @@ class Scripted:
     def submit(self, one: Job) -> None:
         self.jobs.append(one)
 
+    def waiting(self) -> str:
+        return ""
+
     def wait(self, seconds: float) -> list[Ended]:
         end = self.script.pop(0)
         run, _ = take(Path(self.jobs[-1].folder))

@@ -39,6 +39,9 @@ class Instant:
         ended, self._ended = self._ended, []
         return ended
 
+    def waiting(self) -> str:
+        return ""
+
     def close(self) -> None:
         pass
 

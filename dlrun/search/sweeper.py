@@ -268,7 +268,12 @@ class Sweep:
         for number, before in list(self.running.items()):
             folder = self.results.path(number)
             bad = self._report(self.trials[number])
-            if bad or self.budget.over():
+            if (over := self.budget.over()) and token(folder) == before:  # it waits for room on a cluster
+                self.pool.kill(number)
+                del self.running[number]
+                self._cut(now, [number])
+                continue
+            if bad or over:
                 why = "search.prune" if bad else "search.hours"
                 ask_to_stop(folder, f"pruned after epoch {self.trials[number].seen} ({why})")
             limit = self.plan.search["timeout"]

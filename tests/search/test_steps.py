@@ -173,6 +173,27 @@ def test_no_trial_starts_after_the_time(
     assert not list((here / "s").glob("0*"))
 
 
+def test_a_trial_that_found_no_room_until_the_time_is_over_is_left_out(
+    here: Path, dlrun: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, made = SimpleNamespace(now=0.0), instantly(monkeypatch, learned)
+    monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    ends, killed = made.submit, list[int]()
+
+    def submit(job: Any) -> None:
+        clock.now += 5000.0 if job.number else 10.0
+        if not job.number:
+            ends(job)
+
+    monkeypatch.setattr(made, "submit", submit)
+    monkeypatch.setattr(made, "kill", killed.append, raising=False)
+    words = ("train", "-m", "seed=1,2,3", "model=mlp", "check=none", "trainer.report=false", "sweep.dir=s")
+    outcome = dlrun(*words, "search.hours=1")
+    assert (outcome.code, killed) == (Exit.FINE, [1]), outcome.err
+    assert "search.hours=1: 1 trials left out" in outcome.out
+    assert [file.parent.name for file in (here / "s").glob("0*/result.json")] == ["0000"]
+
+
 STAGED = (
     "train",
     "-m",

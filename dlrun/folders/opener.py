@@ -257,11 +257,17 @@ def write_handle(at: int | None, last: str) -> tuple[int, str]:
         try:
             handle = os.open(temporary, flags, 0o666, dir_fd=at)
         except FileExistsError:
-            os.unlink(temporary, dir_fd=at)
+            with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                os.unlink(temporary, dir_fd=at)
             continue
-        with contextlib.suppress(OSError):  # a file system without locks
+        taken = False  # for a leftover, by another process that is about to remove it or has done so
+        try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(handle).st_nlink:  # else taken for a leftover just before it was locked
+        except BlockingIOError:
+            taken = True
+        except OSError:
+            pass  # a file system without locks
+        if not taken and os.fstat(handle).st_nlink:
             return handle, temporary
         os.close(handle)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from dlrun.errors import UserError
-from dlrun.folders import disk
+from dlrun.folders import disk, opener
 from dlrun.folders.run import claim
 from support.stored import write
 
@@ -149,3 +150,30 @@ def test_an_old_file_is_mentioned_only_if_there_is_one(tmp_path: Path) -> None:
         disk.write_atomic(tmp_path / "no folder/a.csv", b"text")
     assert "intact" not in str(refused.value)
     assert "a.csv" in str(refused.value)
+
+
+@pytest.mark.parametrize("moment", ["before it is removed", "after it was removed"])
+def test_a_new_file_that_is_taken_for_a_leftover_is_made_again(
+    tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, theirs = fcntl.flock, list[int]()
+
+    def flock(handle: int, how: int) -> None:
+        if not theirs:  # another process has locked the file first
+            (new,) = tmp_path.iterdir()
+            theirs.append(os.open(new, os.O_RDWR))
+            real(theirs[0], fcntl.LOCK_EX)
+            if moment == "after it was removed":
+                new.unlink()
+                real(theirs[0], fcntl.LOCK_UN)
+        real(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    handle, name = opener.write_handle(None, str(tmp_path / "a"))
+    try:
+        found = os.stat(name).st_ino
+        assert found == os.fstat(handle).st_ino
+        assert found != os.fstat(theirs[0]).st_ino
+    finally:
+        os.close(handle)
+        os.close(theirs[0])

@@ -40,6 +40,7 @@ EXCEPTIONS = {
     "data/datasets.py",  # the user's data, and those that are downloaded
     "data/decoding.py",  # the user's images
     "data/headers.py",  # the user's images
+    "data/jpegs.py",  # the user's images
     "data/members.py",  # the user's tar files
     "data/packs.py",  # the cache, which has marks and digests of its own
     "data/sixteen.py",  # the user's images
@@ -58,6 +59,7 @@ EXCEPTIONS = {
     "search/launchers/slurm.py",  # /proc
     "spinning.py",  # /proc
     "training/checkpoint.py",  # bytes in memory, read by the opener
+    "training/one_pass.py",  # a checkpoint that the opener has opened
     "training/group.py",  # bytes of the first process, in memory, weights only
     "training/memory.py",  # /proc
 }

@@ -157,7 +157,7 @@ class Sweep:
 
     def _cut(self, now: Round, waiting: list[int]) -> None:
         """Start no further trial of a round: its time is up."""
-        self.screen.say(f"search.hours={self.plan.search['hours']:g}: {len(waiting)} trials left out", style="yellow")
+        self.screen.say(f"search.hours={self.plan.search['hours']:g}: trials left out: {len(waiting)}", style="yellow")
         for number in [n for n in waiting if n in self.trials and self.results.status(n) == Status.PAUSED]:
             self._prune(number, f"no time after epoch {self.results.result(number).get('epochs')} (search.hours)")
         waiting.clear()

@@ -190,7 +190,7 @@ def test_a_trial_that_found_no_room_until_the_time_is_over_is_left_out(
     words = ("train", "-m", "seed=1,2,3", "model=mlp", "check=none", "trainer.report=false", "sweep.dir=s")
     outcome = dlrun(*words, "search.hours=1")
     assert (outcome.code, killed) == (Exit.FINE, [1]), outcome.err
-    assert "search.hours=1: 1 trials left out" in outcome.out
+    assert "search.hours=1: trials left out: 1" in outcome.out
     assert [file.parent.name for file in (here / "s").glob("0*/result.json")] == ["0000"]
 
 

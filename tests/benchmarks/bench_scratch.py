@@ -24,12 +24,13 @@ from typing import Any
 VARIANTS: dict[str, tuple[str, ...]] = {
     "all": (),
     "shifts for resized crops": ("augment=crop_flip", "augment.pad=6"),
-    "no mixup": ("objective.mixup=0",),
-    "cutmix for mixup": ("objective=cutmix",),
+    "no trivialaugment": ("augment.trivialaugment=false",),
+    "no cutmix": ("objective.cutmix=0",),
+    "no mixed images": ("objective.cutmix=0", "objective.mixup=0"),
     "no label smoothing": ("regularizer.label_smoothing=0",),
     "binary cross-entropy": ("loss=bce",),
     "no stochastic depth": ("model.stochastic_depth=0",),
-    "no squeeze-and-excitation": ("model.se_ratio=0",),
+    "squeeze-and-excitation": ("model.se_ratio=0.25",),
     "projection shortcut": ("model.shortcut=projection",),
     "last norms at one": ("model.zero_init_residual=false",),
     "anti-aliased": ("model.antialias=true",),
@@ -39,10 +40,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "sharpness-aware": ("optimizer.sam=0.05",),
     "lookahead": ("optimizer.lookahead=5",),
     "adamw": ("optimizer=adamw", "optimizer.lr=0.002", "optimizer.weight_decay=0.05"),
-    "muon": ("optimizer=muon", "optimizer.weight_decay=5e-4"),
+    "nesterov": ("optimizer=nesterov", "optimizer.lr=0.1", "optimizer.weight_decay=5e-4"),
     "flat, then cosine": ("scheduler=flat_cosine",),
     "25 epochs": ("trainer.epochs=25",),
     "width 64": ("model.width=64",),
+    "images of the test as they are": ("trainer.multi_crop=mirror",),
 }
 KEPT = ("test_acc", "plain_test_acc", "test_loss", "val_acc", "weights", "epochs", "seconds")
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlrun.analysis import fitting
 from dlrun.folders import reading
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ def shares(exp: Experiment) -> dict[str, Any]:
 
 def judged(exp: Experiment, source: str, ending: Mapping[str, Any]) -> dict[str, Any]:
     """Return the shares of a pruned model, and a verdict if validation lost accuracy against the run it was made of."""
+    from dlrun.analysis import fitting  # late, since it slows the start of every run
+
     made = shares(exp)
     before = reading.stored(Path(source)).get("val_acc")
     lost = fitting.lost(before, ending.get("val_acc"), len(exp.data.val), made["sparsity"])

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from dlrun.analysis import sweeps
 from dlrun.config.settings import Settings
 from dlrun.data import Data
 from dlrun.data.units import recorded
@@ -43,6 +42,8 @@ def source(cfg: Settings) -> Source | None:
     if path.is_dir():
         if not any(is_one(path) for is_one in (reading.is_run, ensemble.is_ensemble, sweep.is_sweep)):
             raise UserError(f"{key}: no run in this folder; expected a run, or a file of weights")
+        from dlrun.analysis import sweeps  # late, since it slows the start of every run
+
         sweeps.expect_model(path)
         if ensemble.is_ensemble(path):
             raise UserError(f"{key}: expected a run or a file, found an ensemble; name one of its members")

@@ -121,8 +121,7 @@ class Batches:
     samples of rare classes repeat, those of frequent ones alternate between epochs; it shuffles too. With `repeats` of
     an augmentation each image comes that often in a row, in an epoch of the same length (repeated augmentation:
     Hoffer et al. 2020, Augment your batch). If several processes train, `own` returns which samples of a batch this one
-    makes; an evaluation has the samples of `span`. With `jpegs` the device decodes image
-    files (dlrun/data/jpegs.py).
+    makes; an evaluation has the samples of `span`. With `jpegs` the device decodes image files (dlrun/data/jpegs.py).
     """
 
     own: Callable[[Tensor], Tensor] | None = None

@@ -22,8 +22,6 @@ FORMATS = ("arrow", "imagefolder", "parquet")  # of the library's own readers
 SPLITS = {"train": ("train",), "val": ("validation", "val", "valid", "dev"), "test": ("test",)}
 EXTRA = "pip install 'dlrun[huggingface]'"
 EXPECTED = "expected Parquet, Arrow or an image folder"
-
-
 Files = dict[str, list[str]]  # those of each split
 
 

@@ -55,6 +55,7 @@ ENDINGS = {".csv": 256 * MIB, ".json": 16 * MIB, ".npz": 64 << 30, ".pt": 256 <<
 LARGEST = 1 << 40  # packs of a cache, which are mapped
 NO_LINK = getattr(os, "O_NOFOLLOW", 0)
 FLAGS = getattr(os, "O_CLOEXEC", 0) | NO_LINK | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+ATTEMPTS = 20  # to make a file that no other process takes for a leftover; each second one may find the last one
 FOLDER = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_CLOEXEC", 0)
 HELD = bool(NO_LINK) and os.open in os.supports_dir_fd  # whether this system opens names beneath an open folder
 KINDS = {
@@ -248,12 +249,12 @@ def write_handle(at: int | None, last: str) -> tuple[int, str]:
     """Make the temporary file for a name in an open folder; return its descriptor and its name. Raises OSError.
 
     What is there under that name was left by a process that was killed, or planted: it is never opened. As long as the
-    file is open it is locked, which tells it from one whose process is gone.
+    file is open it is locked, which tells it from one whose process is gone; without a lock where none can be had.
     """
     head, tail = os.path.split(last)
     temporary = os.path.join(head, f".{tail}.{os.getpid()}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | FLAGS
-    while True:
+    for attempt in range(ATTEMPTS):
         try:
             handle = os.open(temporary, flags, 0o666, dir_fd=at)
         except FileExistsError:
@@ -267,9 +268,10 @@ def write_handle(at: int | None, last: str) -> tuple[int, str]:
             taken = True
         except OSError:
             pass  # a file system without locks
-        if not taken and os.fstat(handle).st_nlink:
+        if os.fstat(handle).st_nlink and (not taken or attempt >= ATTEMPTS - 2):
             return handle, temporary
         os.close(handle)
+    raise OSError(errno.EBUSY, "another process removes it again and again", temporary)
 
 
 def remove_unlocked(folder: Path | str, name: str) -> None:

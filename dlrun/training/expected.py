@@ -8,7 +8,7 @@ program, is named in one line instead.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,14 +45,11 @@ BELOW_ONE = ("betas", "momentum", "alpha", "rho")
 
 def all_finite(content: Mapping[str, Any]) -> bool:
     """Whether all numbers in the tensors of a checkpoint are finite."""
-    values, nodes = Tensors(), [content[key] for key in ("model", "ema", "optimizer")]
+    values = Tensors()
     try:
-        while nodes:
-            node = nodes.pop()
+        for node in _nodes([content[key] for key in ("model", "ema", "optimizer")]):
             if isinstance(node, Tensor):
                 values.add(node, "", node.dtype, node.shape)
-            elif isinstance(node, (dict, list, tuple)):
-                nodes.extend(node.values() if isinstance(node, dict) else node)
         values.hold()
     except Misfit:
         return False
@@ -64,15 +61,20 @@ def hold_size(found: Any, size: int) -> None:
 
     Strides of 0 make a tensor of any size from one number, and lists in lists a tree of any size from a few.
     """
-    nodes, count = [found], 0
-    while nodes:
-        node, count = nodes.pop(), count + 1
-        if count > MOST_ENTRIES:
+    for count, node in enumerate(_nodes(found)):
+        if count >= MOST_ENTRIES:
             raise Misfit(f"more than {MOST_ENTRIES:,} entries")
+        if isinstance(node, Tensor) and node.layout == torch.strided and node.numel() * node.itemsize > size:
+            raise Misfit(f"{described(node)} in a file of {size:,} bytes")
+
+
+def _nodes(content: Any) -> Iterator[Any]:
+    """Yield a value, and all that is in its dicts, lists and tuples; without an end if one of them contains itself."""
+    nodes = [content]
+    while nodes:
+        yield (node := nodes.pop())
         if isinstance(node, (dict, list, tuple)):
             nodes.extend(node.values() if isinstance(node, dict) else node)
-        elif isinstance(node, Tensor) and node.layout == torch.strided and node.numel() * node.itemsize > size:
-            raise Misfit(f"{described(node)} in a file of {size:,} bytes")
 
 
 def hold(found: Mapping[str, Any], exp: Experiment, finite: bool = False) -> None:

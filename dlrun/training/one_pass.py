@@ -118,15 +118,14 @@ class _Memory:
         pieces, whole = self._pieces(), self.end // BLOCK
         sums = torch.empty(whole, dtype=torch.int64)
         with mmap.mmap(file.fileno(), self.end, access=mmap.ACCESS_COPY) as content:
-            source = torch.frombuffer(content, dtype=torch.uint8)
-            words = source[: whole * BLOCK].view(torch.int64).view(-1, BLOCK // 8)
+            source, words = torch.frombuffer(content, dtype=torch.uint8), sealing.words(content)
             try:
                 for number in range(-(-self.end // PART)):
                     for memory, start, stop in pieces.get(number, ()):
                         memory.copy_(source[start:stop])
                     first, last = number * PART // BLOCK, min((number + 1) * PART // BLOCK, whole)
                     torch.sum(words[first:last], 1, out=sums[first:last])
-                return sealing.digest(sums.numpy(), content[whole * BLOCK :])
+                return sealing.digest(sums, content[whole * BLOCK :])
             finally:
                 del source, words  # which keep the file from being closed
 

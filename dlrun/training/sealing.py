@@ -15,14 +15,14 @@ import os
 import struct
 import zipfile
 from hashlib import blake2b
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 from torch.serialization import get_crc32_options, set_crc32_options
 
-__all__ = ["BLOCK", "LENGTH", "broken", "digest", "former", "records", "save", "sealed", "stored"]
+__all__ = ["BLOCK", "LENGTH", "broken", "digest", "records", "save", "sealed", "stored", "words"]
 
 MARK = b"dlrun sums "
 FORMER = b"dlrun digest "  # of CRC-32; such a file is read without a look at its digest
@@ -76,15 +76,15 @@ def records(file: BinaryIO) -> dict[str, int]:
 def broken(handle: int) -> bool:
     """Whether the digest at the end of an open file is not that of its content."""
     size = os.fstat(handle).st_size
-    if former(handle):
+    if _former(handle):
         return False
     if size <= LENGTH:
         return True
-    with mmap.mmap(handle, size, access=mmap.ACCESS_READ) as content, memoryview(content) as view:
+    with mmap.mmap(handle, size, access=mmap.ACCESS_COPY) as content, memoryview(content) as view:
         return stored(handle, size) != _digest(view[:-LENGTH])
 
 
-def former(handle: int) -> bool:
+def _former(handle: int) -> bool:
     """Whether an open file has a digest of an older version, which is not looked at."""
     length = len(FORMER) + 32
     return os.pread(handle, length, max(os.fstat(handle).st_size - length, 0)).startswith(FORMER)
@@ -97,11 +97,16 @@ def stored(handle: int, size: int) -> bytes | None:
 
 
 def _digest(content: memoryview) -> bytes:
+    blocks = words(content)
+    return digest(blocks.sum(1), bytes(content[len(blocks) * BLOCK :]))
+
+
+def words(content: mmap.mmap | memoryview) -> Tensor:
+    """The words of the whole blocks of a content that may be written, (blocks, words), int64, in the same memory."""
     whole = len(content) // BLOCK
-    words = np.frombuffer(content, "<u8", whole * BLOCK // 8).reshape(whole, BLOCK // 8)
-    return digest(words.sum(1, dtype=np.uint64), bytes(content[whole * BLOCK :]))
+    return torch.from_numpy(np.frombuffer(content, np.int64, whole * BLOCK // 8)).view(whole, BLOCK // 8)
 
 
-def digest(sums: NDArray[Any], rest: bytes) -> bytes:
+def digest(sums: Tensor, rest: bytes) -> bytes:
     """The digest of a content by the sums of its blocks, modulo 2**64, and the bytes after the last whole one."""
-    return blake2b(sums.tobytes() + rest, digest_size=16).hexdigest().encode()
+    return blake2b(sums.numpy().tobytes() + rest, digest_size=16).hexdigest().encode()

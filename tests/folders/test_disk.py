@@ -177,3 +177,18 @@ def test_a_new_file_that_is_taken_for_a_leftover_is_made_again(
     finally:
         os.close(handle)
         os.close(theirs[0])
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_system_that_refuses_every_lock_does_not_stop_a_write(
+    tmp_path: Path, left: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(handle: int, how: int) -> None:
+        raise BlockingIOError(errno.EAGAIN, "locked")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    if left:
+        (tmp_path / f".a.{os.getpid()}.tmp").write_text("of a killed process")
+    disk.write_atomic(tmp_path / "a", b"text")
+    assert [file.name for file in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == b"text"

@@ -182,7 +182,7 @@ def remade(known: Any, name: str, content: bytes, method: int = zipfile.ZIP_STOR
             made.filelist.append(copy.copy(made.filelist[0]))
             made.filelist[-1].filename = f"archive/data/more{number}"
     whole = out.getvalue()[:-2] + struct.pack("<H", sealing.LENGTH)
-    return whole + sealing.MARK + sealing._digest(memoryview(whole))
+    return whole + sealing.MARK + sealing._digest(memoryview(bytearray(whole)))
 
 
 # torch swaps, divides and computes by these records: the process died, or went on with other numbers

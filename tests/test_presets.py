@@ -25,7 +25,7 @@ def test_a_preset_trains_on_a_folder(preset: str, root: Path, dlrun: Callable[..
     assert done.code == 0, done.err
     result = json.loads(Path("run/result.json").read_text())
     assert result["status"] == "completed"
-    assert result["multi_crop"] == "mirror_larger"
+    assert result["multi_crop"] == {"scratch": "mirror_scales", "fast": "mirror_larger"}[preset]
     assert result["epochs"] == 2 or preset == "fast"
     assert result["reason"].startswith("trainer.hours") == (preset == "fast")
 

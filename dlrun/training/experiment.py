@@ -253,8 +253,8 @@ def _must_take_others(exp: Experiment, shape: tuple[int, int, int]) -> None:
     size = exp.val.crop or exp.data.shape[:2]
     if size != shape[:2] and shape != exp.data.shape:
         _must_take(exp, size, f"augment.eval_crop={exp.cfg.augment.get('eval_crop')}")
-    if exp.cfg.trainer.multi_crop == "mirror_larger":
-        _must_take(exp, multi_crop.larger(size), "trainer.multi_crop=mirror_larger")
+    if (view := multi_crop.largest(size, exp.cfg.trainer.multi_crop)) != tuple(size):
+        _must_take(exp, view, f"trainer.multi_crop={exp.cfg.trainer.multi_crop}")
 
 
 def _val_batches(cfg: Settings, data: Data, device: torch.device) -> Batches:

@@ -110,12 +110,12 @@ KINDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}
 
 @pytest.fixture
 def photographed(root: Path, tmp_path: Path, dlrun: Callable[..., Outcome]) -> Path:
-    """A run trained on crops of photos of 16 pixels, two views at the end, and other photos to classify."""
+    """A run trained on crops of photos of 16 pixels, four views at the end, and other photos to classify."""
     words = (
         "dataset=image_folder",
         f"dataset.root={root}",
         "dataset.image_size=16",
-        "trainer.multi_crop=mirror_larger",
+        "trainer.multi_crop=mirror_scales",
     )
     words += ("augment=resized_crop", "augment.crop=12", "augment.eval_crop=14")  # the model cuts out the centre
     done = dlrun("train", *words, "model=cnn", *TINY, "trainer.epochs=4", "run.dir=pictured")

@@ -18,6 +18,8 @@ from dlrun.errors import UserError
 from dlrun.training.multi_crop import MultiCrop, viewed
 from support.commands import TINY, Outcome
 
+KINDS = ("none", "mirror", "mirror_translate", "mirror_larger", "mirror_scales")
+
 
 class Grown(nn.Module):
     """(B, C, H, W) -> (B, 2): height and width of the images, if they are all ones."""
@@ -39,16 +41,15 @@ def test_logits_are_the_mean_over_the_views() -> None:
     moved = (both(padded[:, :, :5, :6]) + both(padded[:, :, 2:, 2:])) / 2
     expected = {"mirror": both(x), "mirror_translate": (both(x) + moved) / 2}
     assert torch.allclose(MultiCrop(Grown(), "mirror_larger")(torch.ones(2, 3, 8, 16)), torch.tensor([10.0, 20.0]))
+    assert torch.allclose(MultiCrop(Grown(), "mirror_scales")(torch.ones(2, 3, 8, 16)), torch.tensor([11.0, 22.0]))
     for kind, logits in expected.items():
         assert torch.allclose(MultiCrop(model, kind)(x).double(), logits, atol=1e-6)
     assert viewed(model, "none") is model
-    with pytest.raises(
-        UserError, match=r"^trainer\.multi_crop=five: .*\bnone, mirror, mirror_translate, mirror_larger$"
-    ):
+    with pytest.raises(UserError, match=rf"^trainer\.multi_crop=five: .*\b{', '.join(KINDS)}$"):
         viewed(model, "five")
     rule = Options().keys("trainer", "default")["trainer.multi_crop"].rule()
     assert rule is not None
-    assert {*expected, "none", "mirror_larger"} == set(rule.words)
+    assert set(KINDS) == set(rule.words)
     assert all(viewed(model, kind) is not None for kind in rule.words)
 
 
@@ -78,15 +79,16 @@ def test_a_run_is_tested_by_its_views_and_predicts_by_them(dlrun: Callable[..., 
     assert np.allclose(predictor.load(Path("run"), []).logits(images)[0], logits[:20], atol=1e-5)
 
 
-def test_a_model_that_refuses_larger_images_is_one_line(dlrun: Callable[..., Outcome]) -> None:
-    refused = dlrun("train", *TINY, "model=mlp", "trainer.multi_crop=mirror_larger")
+@pytest.mark.parametrize(("kind", "side"), [("mirror_larger", 10), ("mirror_scales", 12)])
+def test_a_model_that_refuses_larger_images_is_one_line(dlrun: Callable[..., Outcome], kind: str, side: int) -> None:
+    refused = dlrun("train", *TINY, "model=mlp", f"trainer.multi_crop={kind}")
     assert refused.code == 2
-    assert re.fullmatch(r"dlrun: trainer\.multi_crop=mirror_larger: .*\b10 pixels\b.*\n", refused.err)
+    assert re.fullmatch(rf"dlrun: trainer\.multi_crop={kind}: .*\b{side} pixels\b.*\n", refused.err)
 
 
 def test_an_unknown_kind_is_one_line(dlrun: Callable[..., Outcome]) -> None:
     refused = dlrun("train", "trainer.multi_crop=mirrors")
     assert refused.code == 2
-    kinds = ", ".join(("none", "mirror", "mirror_translate", "mirror_larger"))
+    kinds = ", ".join(KINDS)
     pattern = rf"dlrun: trainer\.multi_crop=mirrors: .*\b{kinds}\b.*\btrainer\.multi_crop=mirror\b.*\n"
     assert re.fullmatch(pattern, refused.err)

@@ -268,7 +268,7 @@ def _must_take(exp: Experiment, size: tuple[int, int], key: str) -> None:
             copied(exp.model).eval()(torch.zeros(2, exp.data.shape[2], *size, device=exp.device))
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         what = f"the model does not take images of {size[0]} pixels ({first_line(error)[:120]})"
-        raise UserError(f"{key}: {what}; choose another size or model, such as model=resnet20") from error
+        raise UserError(f"{key}: {what}; choose another value, or a model such as model=resnet20") from error
 
 
 def _measured(data: Data) -> Iterator[Tensor]:

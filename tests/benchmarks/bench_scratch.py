@@ -44,6 +44,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "flat, then cosine": ("scheduler=flat_cosine",),
     "25 epochs": ("trainer.epochs=25",),
     "width 64": ("model.width=64",),
+    "test a quarter larger alone": ("trainer.multi_crop=mirror_larger",),
     "images of the test as they are": ("trainer.multi_crop=mirror",),
 }
 KEPT = ("test_acc", "plain_test_acc", "test_loss", "val_acc", "weights", "epochs", "seconds")

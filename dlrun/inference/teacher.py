@@ -1,4 +1,8 @@
-"""A teacher's probabilities for every training image, computed once and cached on disk (`objective=distill`, E6)."""
+"""A teacher's probabilities for training images (`objective=distill`, E6).
+
+Of every image once, without augmentation, cached on disk; with `objective.consistent=true` of what the student sees, in
+every step (Beyer et al. 2022, Knowledge distillation: A good teacher is patient and consistent, §3).
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dlrun.console import Screen
-from dlrun.data import Data, Split
+from dlrun.data import Data, Split, crops
+from dlrun.data.changes import Rows
+from dlrun.data.identity import keys_of
 from dlrun.data.images import Streamed, read
 from dlrun.ensembles.members import apart
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.memo import read_targets, write_targets
 from dlrun.inference.predictor import Predictor, load
+from dlrun.training.multi_crop import unviewed
 
-__all__ = ["log_probabilities"]
+__all__ = ["Consistent", "log_probabilities"]
 
 BATCH = 256
+TINY = 1e-12  # keeps the logarithm finite
 
 
 def log_probabilities(
@@ -32,9 +41,10 @@ def log_probabilities(
 
     Raises UserError if the teacher has other classes or images, or was trained on the student's validation fold.
     """
-    path = Path(teacher).expanduser()
-    predictor = load(path, trust, str(device))
-    _must_match(predictor, data)
+    predictor = _loaded(teacher, data, trust, device)
+    if predictor.shape != data.shape:
+        what = f"the teacher was trained on images of shape {list(predictor.shape)}, this data has {list(data.shape)}"
+        raise UserError(f"objective.teacher={predictor.path}: {what}; objective.consistent=true resizes them")
     split = data.train if split is None else split
     key = _key(predictor, split)
     targets = read_targets(key)
@@ -50,27 +60,83 @@ def _targets(predictor: Predictor, split: Split) -> Iterator[NDArray[np.float32]
         size = f"{len(split):,} images"
         batches = screen.work(read(split.images, order), len(order), "running the teacher", lambda: size)
         for images in batches:
-            yield np.log(predictor(images).probabilities + 1e-12).astype(np.float32)
+            yield np.log(predictor(images).probabilities + TINY).astype(np.float32)
+
+
+class Consistent:
+    """A teacher that predicts what the student sees, in one view: normalised images (B, C, H, W) as `data` has them.
+
+    Each member of an ensemble gets them in the size that it was trained on, bilinearly resized. Raises UserError as
+    `log_probabilities` does, but images of the teacher may have another size.
+    """
+
+    def __init__(self, teacher: str, data: Data, trust: list[str], device: torch.device) -> None:
+        self.predictor = _loaded(teacher, data, trust, device)
+        theirs, ours = self.predictor.shape[2], data.shape[2]
+        if theirs != ours:
+            what = f"the teacher was trained on images of {theirs} channels, those of this data have {ours}"
+            raise UserError(f"objective.teacher={self.predictor.path}: {what}")
+        mean, std = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (data.mean, data.std))
+        self.mean, self.std = mean, std
+        self.sizes = [_size(path) for path in self.predictor.members or (self.predictor.path,)]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return log probabilities float32 (B, K)."""
+        teacher, found = self.predictor, []
+        pixels = x.float() * self.std + self.mean
+        for whole, dtype, size in zip(teacher.models, teacher.dtypes, self.sizes, strict=True):
+            low = dtype != torch.float32
+            seen = (pixels - whole.mean) * whole.std.reciprocal()
+            if seen.shape[2:] != size:
+                seen = F.interpolate(seen, size, mode="bilinear", antialias=True)
+            with torch.autocast(x.device.type, dtype=dtype if low else torch.bfloat16, enabled=low):
+                found.append(unviewed(whole.model)(seen).float())
+        probabilities = teacher.voted(torch.stack(found).cpu().numpy()).probabilities
+        return torch.from_numpy(np.log(probabilities + TINY)).float().to(x.device)
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width of the images that a run was trained on."""
+    height, width, _ = crops.fed(reading.config(path).get("augment") or {}, reading.stored(path)["data"]["shape"])
+    return height, width
+
+
+def _loaded(teacher: str, data: Data, trust: list[str], device: torch.device) -> Predictor:
+    """Load a teacher that knows the classes of this data, and no label that the student is evaluated on."""
+    predictor = load(Path(teacher).expanduser(), trust, str(device))
+    if list(predictor.classes) != list(data.classes):
+        difference = "classes {}, this data has {}".format(*apart(predictor.classes, data.classes))
+        raise UserError(f"objective.teacher={predictor.path}: the teacher was trained on {difference}")
+    if len(data.val) or not _within(predictor, data):
+        _must_match(predictor, data)
+    return predictor
+
+
+def _within(predictor: Predictor, data: Data) -> bool:
+    """Whether every image that the teacher knows is a training image of the student, if all members recorded theirs."""
+    mine = set() if data.train.digests is None else set(keys_of(data.train.digests))
+    for path in predictor.members or (predictor.path,):
+        rows = Rows.read(reading.arrays(path, "identity"))
+        if rows is None or not set(keys_of(rows.digests[rows.splits != "test"])) <= mine:
+            return False
+    return True
 
 
 def _must_match(predictor: Predictor, data: Data) -> None:
     mine = data.record()
     # of runs before `identity`: names of images in val_sha256, and their pixels unless files were not decoded yet
     hashes = ("identity",) if predictor.data.get("identity") else ("val_sha256", "content_sha256")
-    for what in ("classes", "shape", *hashes):
+    for what in hashes:
         theirs, ours = predictor.data.get(what), mine[what]
-        if what == "content_sha256" and None in (theirs, ours):
-            continue
-        if (list(theirs or ()), what) != (list(ours), what):
-            difference = {
-                "classes": "classes {}, this data has {}".format(*apart(theirs or (), ours)),
-                "shape": f"images of shape {list(predictor.shape)}, this data has {mine['shape']}",
-                # a validation image that the teacher memorised would reveal its label to the student
-                "val_sha256": "another validation fold; use the same dataset, limit and split_seed for both",
-                "identity": "other images or folds; use the same dataset, limit and split_seed for both",
-                "content_sha256": "other images; use the same dataset, limit and split_seed for both",
-            }[what]
-            raise UserError(f"objective.teacher={predictor.path}: the teacher was trained on {difference}")
+        if theirs != ours and not (what == "content_sha256" and None in (theirs, ours)):
+            # a validation image that the teacher memorised would reveal its label to the student
+            difference = {"val_sha256": "another validation fold", "content_sha256": "other images"}
+            kind = difference.get(what, "other images or folds")
+            hint = "use the same dataset, limit and split_seed for both"
+            if not len(data.val):
+                hint = "use the same dataset and limit, and trainer.fit_all=true, for both"
+            raise UserError(f"objective.teacher={predictor.path}: the teacher was trained on {kind}; {hint}")
     for path in predictor.members:
         theirs = (reading.stored(path).get("data") or {}).get("identity")
         if theirs not in (None, mine["identity"]):

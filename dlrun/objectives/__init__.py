@@ -23,6 +23,7 @@ from dlrun.models.outputs import auxiliary, logits_of
 if TYPE_CHECKING:
     from dlrun.data import Data
     from dlrun.data.batches import Batch
+    from dlrun.inference.teacher import Consistent
 
 __all__ = ["Adversarial", "Distill", "Supervised"]
 
@@ -108,14 +109,13 @@ class Distill:
     alpha T² KL(teacher || student), both at temperature T, + (1 - alpha) loss: Hinton et al. 2015, Distilling the
     Knowledge in a Neural Network; T² keeps the soft gradients at the size of the hard ones. The teacher predicts every
     training image once, without augmentation, and its predictions are cached on disk; the student may see augmented
-    images. A batch without `index` has no predictions, and its labels alone count. Of mixed images the predictions have
-    the shares of the labels. `packages` are those that the teacher's config may name. Raises UserError if the teacher
-    was trained on other data.
+    images. Of mixed images the predictions have the shares of the labels. If `consistent`, it predicts each image as
+    the student sees it, in every step. A batch without `index` has no predictions, and its labels alone count.
+    `packages` are those that the teacher's config may name. Raises UserError if the teacher was trained on other data.
     """
 
-    on_features = True
-
     train_acc_valid = True
+    watching: Consistent | None = None
 
     def __init__(
         self,
@@ -125,16 +125,21 @@ class Distill:
         device: torch.device,
         temperature: float = 4.0,
         alpha: float = 0.9,
+        consistent: bool = False,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         mix_share: float = 1.0,
     ) -> None:
-        from dlrun.inference.teacher import log_probabilities
+        from dlrun.inference.teacher import Consistent, log_probabilities
 
         self.temperature, self.alpha = temperature, alpha
         self.mixing = Mixing(mixup, cutmix, mix_share, len(data.classes))
         self.train_acc_valid = not self.mixing.active
-        self.targets = log_probabilities(teacher, data, packages, device).to(device)  # where `index` is
+        self.on_features = not consistent
+        if consistent:
+            self.watching = Consistent(teacher, data, packages, device)
+        else:
+            self.targets = log_probabilities(teacher, data, packages, device).to(device)  # where `index` is
 
     def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss (scalar) and the logits (B, K)."""
@@ -144,14 +149,18 @@ class Distill:
             return hard, logits
         heat = self.temperature
         mine = log_softmax(logits.float() / heat, 1)
-        each = self._each(mine, batch.index)
-        if batch.mix is not None and batch.mix.index is not None:
-            each = torch.lerp(self._each(mine, batch.mix.index), each, batch.mix.share)
+        if self.watching is not None:
+            each = self._each(mine, self.watching(batch.x))
+        elif batch.mix is not None and batch.mix.index is not None:
+            first, second = (self._each(mine, self.targets[index]) for index in (batch.index, batch.mix.index))
+            each = torch.lerp(second, first, batch.mix.share)
+        else:
+            each = self._each(mine, self.targets[batch.index])
         weight = torch.ones_like(each) if batch.weight is None else batch.weight
         soft = (each * weight).sum() / weight.sum().clamp_min(torch.finfo(each.dtype).tiny)
         return self.alpha * heat**2 * soft + (1 - self.alpha) * hard, logits
 
-    def _each(self, mine: Tensor, index: Tensor) -> Tensor:
-        """The divergence (B,) of log probabilities (B, K) from those of the teacher for these samples."""
-        theirs = log_softmax(self.targets[index] / self.temperature, 1)
+    def _each(self, mine: Tensor, theirs: Tensor) -> Tensor:
+        """The divergence (B,) of log probabilities (B, K) from those of the teacher (B, K), given as they are."""
+        theirs = log_softmax(theirs / self.temperature, 1)
         return kl_div(mine, theirs, reduction="none", log_target=True).sum(1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dlrun.errors import UserError
 
-__all__ = ["VIEWS", "MultiCrop", "largest", "viewed"]
+__all__ = ["VIEWS", "MultiCrop", "largest", "unviewed", "viewed"]
 
 # by how much height and width of the images are enlarged. 1.25 is about one over the root of the mean area of crops of
 # 35 to 100 %, those of experiment=scratch. With 1.5 as well seven networks gained 0.1 to 0.8 points
@@ -74,3 +74,8 @@ def viewed(model: nn.Module, kind: str) -> nn.Module:
     if kind not in VIEWS:
         raise UserError(f"trainer.multi_crop={kind}: must be one of {', '.join(VIEWS)}")
     return model if kind == "none" else MultiCrop(model, kind)
+
+
+def unviewed(model: nn.Module) -> nn.Module:
+    """Return the model within a MultiCrop, or the model itself."""
+    return model.model if isinstance(model, MultiCrop) else model

@@ -73,7 +73,12 @@ def measure(folder: Path, out: Path, words: list[str]) -> None:
     say(f"raw weights {told(raw)}, averaged {told(averaged)}; better in {wins} of {len(pairs)} seeds")
     seeds = range(SEEDS, SEEDS + STUDENTS)
     teacher = ("objective=distill", f"objective.teacher={out / 'ensemble'}", "objective.temperature=4")
-    for name, more in {"distilled single model": teacher, "trained as long on labels": ()}.items():
+    students = {
+        "distilled single model": teacher,
+        "consistently distilled": (*teacher, "objective.consistent=true"),
+        "trained as long on labels": (),
+    }
+    for name, more in students.items():
         found = [r["test_acc"] for r in train(name.split()[0], seeds, PATIENT, *more)]
         kept = (mean(found) - mean(single)) / gain if gain > 0 else float("nan")
         say(f"{name:<25}{told(found)} ({STUDENTS} seeds, {PATIENT} epochs), {100 * kept:.0f} % of the gain")

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
 
 from dlrun.commands import ensemble
 from dlrun.data.batches import Batch
@@ -20,7 +21,8 @@ from dlrun.folders.run import claim
 from dlrun.inference.predictor import Predictor, load
 from dlrun.objectives import Distill
 from dlrun.run.execute import execute
-from dlrun.training.experiment import build
+from dlrun.training.experiment import Experiment, build
+from dlrun.training.objective import prepared
 from support.commands import TINY, Outcome
 from support.composed import composed
 
@@ -85,8 +87,87 @@ def test_another_teacher_has_its_own_targets(teachers: Path) -> None:
     assert len(list(Path("outputs/.teachers").iterdir())) == 2
 
 
-def test_a_student_trains_and_resumes_exactly(teachers: Path, dlrun: Callable[..., Outcome]) -> None:
-    words = [w for w in student() if not w.startswith("trainer.epochs")]
+def divergence(teacher: Tensor, student: Tensor, heat: float) -> Tensor:
+    """Mean KL of the probabilities of a teacher (B, K), made softer, from those of logits (B, K)."""
+    p, q = teacher.log().div(heat).softmax(1), student.div(heat).softmax(1)
+    return (p * (p / q).log()).sum(1).mean()
+
+
+def raw(exp: Experiment, x: Tensor) -> Tensor:
+    """The images (B, H, W, C) that a batch was normalised from."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (exp.data.mean, exp.data.std))
+    return (x * std + mean).permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("more", [(), ("augment=crop_flip", "augment.pad=2"), ("objective.mixup=0.4",)])
+def test_a_consistent_teacher_predicts_what_the_student_sees(teachers: Path, more: tuple[str, ...]) -> None:
+    exp = build(composed(*student("objective.consistent=true", "objective.alpha=1", "objective.temperature=2", *more)))
+    predictor = load(Path("e"), [])
+    batch = prepared(exp.objective, Batch(*next(exp.train.epoch(1)), epoch=1, seed=1))
+    exp.model.eval()
+    value, logits = exp.objective(exp.model, exp.loss, batch)
+    expected = torch.from_numpy(predictor(raw(exp, batch.x)).probabilities)
+    torch.testing.assert_close(value, (4 * divergence(expected, logits, 2)).float(), rtol=1e-3, atol=1e-5)
+    value.backward()  # the teacher is no part of what is trained
+    assert all(p.grad is None for model in exp.objective.watching.predictor.models for p in model.parameters())
+    assert not Path("outputs/.teachers").exists()
+
+
+def test_a_consistent_teacher_looks_once_at_images_of_its_own_size(here: Path) -> None:
+    small = ("augment=resized_crop", "augment.crop=6", "augment.eval_crop=8", "trainer.multi_crop=mirror")
+    assert execute(composed(*TINY, *small), claim("teacher", "")) == 0
+    exp = build(composed(*TINY, "objective=distill", "objective.teacher=teacher", "objective.consistent=true"))
+    whole = load(Path("teacher"), []).models[0]
+    x, *_ = next(exp.train.epoch(1))
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (exp.data.mean, exp.data.std))
+    seen = interpolate((x * std + mean - whole.mean) / whole.std, (6, 6), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        expected = whole.model.model(seen).log_softmax(1)
+    torch.testing.assert_close(exp.objective.watching(x), expected, rtol=1e-4, atol=1e-4)
+
+
+PHOTOS = ("dataset=image_folder", "dataset.root=photos", "model=mlp", "model.width=8")
+PHOTOS = (*(word for word in TINY if word != "model.width=4"), *PHOTOS)
+DISTIL = ("objective=distill", "objective.teacher=teacher")
+
+
+@pytest.fixture
+def photos(here: Path, dlrun: Callable[..., Outcome]) -> Path:
+    """24 small images of two classes in photos, and a run on them in teacher."""
+    for name, low in (("dark", 0), ("light", 120)):
+        (here / "photos" / name).mkdir(parents=True)
+        for n in range(12):
+            pixels = np.random.default_rng(low + n).integers(low, low + 120, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(here / "photos" / name / f"{n}.png")
+    assert dlrun("train", *PHOTOS, "dataset.image_size=8", "run.dir=teacher").code == 0
+    return here
+
+
+def test_a_teacher_of_images_of_another_size_has_to_be_consistent(photos: Path, dlrun: Callable[..., Outcome]) -> None:
+    done = dlrun("train", *PHOTOS, "dataset.image_size=12", *DISTIL)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "objective.consistent=true" in done.err
+    # a perceptron takes images of one size alone
+    assert dlrun("train", *PHOTOS, "dataset.image_size=12", *DISTIL, "objective.consistent=true").code == 0
+
+
+def test_a_student_of_all_images_has_teachers_of_any_fold_of_them(photos: Path, dlrun: Callable[..., Outcome]) -> None:
+    every = (*PHOTOS, "dataset.image_size=8", *DISTIL, "trainer.fit_all=true")
+    assert dlrun("train", *every).code == 0
+    assert dlrun("train", *every, "dataset.split_seed=5", "objective.consistent=true").code == 0
+    # the teacher knows images that are not among those of the student: they may be in its test
+    done = dlrun("train", *every, "dataset.test_seed=5")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith("dlrun: objective.teacher=teacher: ")
+    Path("teacher/identity.npz").unlink()  # what the teacher knows cannot be told
+    done = dlrun("train", *every)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "trainer.fit_all=true" in done.err
+
+
+@pytest.mark.parametrize("more", ["objective.consistent=false", "objective.consistent=true"])
+def test_a_student_trains_and_resumes_exactly(teachers: Path, dlrun: Callable[..., Outcome], more: str) -> None:
+    words = [w for w in student(more, "objective.mixup=0.2") if not w.startswith("trainer.epochs")]
     assert dlrun("train", *words, "trainer.epochs=2", "run.dir=whole").code == 0
     from dlrun.console import Screen
     from dlrun.training import loop

@@ -43,6 +43,7 @@ OPTIONS = {
     "ema": ("trainer.ema=0.9",),
     "accumulate": ("trainer.accumulate=2",),
     "distill": ("objective=distill", "objective.teacher={run}"),
+    "consistent": ("objective=distill", "objective.teacher={run}", "objective.consistent=true"),
     "output_bias": ("model.output_bias=frequency",),
     "freeze": ("model.freeze=backbone", "model.unfreeze_at=2"),
     "layer_decay": ("optimizer.layer_decay=0.75",),
@@ -77,7 +78,7 @@ OPTIONS = {
     "adan": ("optimizer=adan",),
 }
 FURTHER = {"lion", "lamb", "adan"}  # optimizers of an extra
-OBJECTIVES = {"distill", "adversarial", "pseudo_label", "fixmatch", "denoise"}
+OBJECTIVES = {"distill", "consistent", "adversarial", "pseudo_label", "fixmatch", "denoise"}
 CLASSES = ("model", "optimizer", "scheduler")  # sections whose options have keys of their own
 ONE_OF = (OBJECTIVES, {"residual", "blur"}, {"radam", *FURTHER})  # a run has one of each
 REFUSED: dict[frozenset[str], str] = {  # and the key that the message names
@@ -298,7 +299,7 @@ def test_each_option_is_checked_and_its_sweep_votes_teaches_predicts_and_is_expo
 
     option = [word.format(run=earlier) for word in OPTIONS[name]]
     ran("train", *BASE, *option, "-m", "seed=1,2", "sweep.dir=s")
-    if name not in ("start_from", "distill"):  # from so narrow a network, or so few images
+    if name not in ("start_from", "distill", "consistent"):  # from so narrow a network, or so few images
         done = dlrun("check", *CHECKED, *option)
         failed = [line for line in done.out.splitlines() if " fail " in line]
         assert [("batch_norm" in line, "model.hold_norms" in line) for line in failed] == (

@@ -107,9 +107,10 @@ def test_penalties_clipping_dropout_and_the_hinge_loss(train: Callable[..., Any]
             assert float(weight.flatten(1).norm(dim=1).max()) < 2.001, name
 
 
-def test_a_teacher_is_asked_on_the_device(train: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("more", ["objective.consistent=false", "objective.consistent=true"])
+def test_a_teacher_is_asked_on_the_device(train: Callable[..., Any], more: str) -> None:
     train(*SMALL, "trainer.epochs=3", folder="teacher")
-    words = ("objective=distill", "objective.teacher=teacher", "objective.alpha=1.0")
+    words = ("objective=distill", "objective.teacher=teacher", "objective.alpha=1.0", more)
     run = train(*SMALL, "trainer.epochs=3", *words, folder="student")
     losses = run.column("train_loss")
     assert losses[-1] < losses[0]

@@ -34,6 +34,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "projection shortcut": ("model.shortcut=projection",),
     "last norms at one": ("model.zero_init_residual=false",),
     "anti-aliased": ("model.antialias=true",),
+    "small stem": ("model.stem=small",),
     "small stem, width 24": ("model.stem=small", "model.width=24"),
     "no average of weights": ("trainer.ema=0",),
     "average of the last quarter": ("trainer.ema=0", "trainer.swa=0.25"),

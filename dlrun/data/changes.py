@@ -57,7 +57,13 @@ class Rows:
         except (KeyError, AttributeError):
             return None
         fits = digests.dtype == np.uint8 and digests.shape == (len(ids), SIZE)
-        if not fits or labels.shape != (len(ids),) or splits.shape != (len(ids),) or labels.dtype.kind != "i":
+        if (
+            not fits
+            or labels.shape != (len(ids),)
+            or splits.shape != (len(ids),)
+            or labels.dtype.kind != "i"
+            or splits.dtype.kind != "U"
+        ):
             return None
         return cls(ids, digests, labels.astype(np.int64), splits.astype(str))
 

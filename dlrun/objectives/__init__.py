@@ -135,11 +135,12 @@ class Distill:
         self.temperature, self.alpha = temperature, alpha
         self.mixing = Mixing(mixup, cutmix, mix_share, len(data.classes))
         self.train_acc_valid = not self.mixing.active
-        self.on_features = not consistent
+        self.on_features = not consistent and not self.mixing.active
         if consistent:
             self.watching = Consistent(teacher, data, packages, device)
         else:
-            self.targets = log_probabilities(teacher, data, packages, device).to(device)  # where `index` is
+            hint = "; objective.consistent=true resizes them"
+            self.targets = log_probabilities(teacher, data, packages, device, hint=hint).to(device)  # where `index` is
 
     def __call__(self, model: nn.Module, loss: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the mean loss (scalar) and the logits (B, K)."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from dlrun.folders.run import claim
 from dlrun.inference.predictor import Predictor, load
 from dlrun.objectives import Distill
 from dlrun.run.execute import execute
+from dlrun.training import features
 from dlrun.training.experiment import Experiment, build
 from dlrun.training.objective import prepared
 from support.commands import TINY, Outcome
@@ -108,8 +111,6 @@ def test_a_consistent_teacher_predicts_what_the_student_sees(teachers: Path, mor
     value, logits = exp.objective(exp.model, exp.loss, batch)
     expected = torch.from_numpy(predictor(raw(exp, batch.x)).probabilities)
     torch.testing.assert_close(value, (4 * divergence(expected, logits, 2)).float(), rtol=1e-3, atol=1e-5)
-    value.backward()  # the teacher is no part of what is trained
-    assert all(p.grad is None for model in exp.objective.watching.predictor.models for p in model.parameters())
     assert not Path("outputs/.teachers").exists()
 
 
@@ -129,6 +130,8 @@ def test_a_consistent_teacher_looks_once_at_images_of_its_own_size(here: Path) -
 PHOTOS = ("dataset=image_folder", "dataset.root=photos", "model=mlp", "model.width=8")
 PHOTOS = (*(word for word in TINY if word != "model.width=4"), *PHOTOS)
 DISTIL = ("objective=distill", "objective.teacher=teacher")
+EVERY = (*PHOTOS, "dataset.image_size=8", *DISTIL, "trainer.fit_all=true")
+VOTED = (*(word for word in EVERY if not word.startswith("objective.teacher")), "objective.teacher=votes")
 
 
 @pytest.fixture
@@ -151,18 +154,84 @@ def test_a_teacher_of_images_of_another_size_has_to_be_consistent(photos: Path, 
     assert dlrun("train", *PHOTOS, "dataset.image_size=12", *DISTIL, "objective.consistent=true").code == 0
 
 
+@pytest.mark.parametrize("vote", ["mean_probability", "mean_logit", "majority"])
+def test_votes_of_a_consistent_teacher_are_those_of_predict(
+    photos: Path, dlrun: Callable[..., Outcome], vote: str
+) -> None:
+    other = (*PHOTOS, "dataset.image_size=8", "dataset.split_seed=5", "seed=2", "run.dir=other")
+    assert dlrun("train", *other).code == 0
+    ensemble_of(vote, {"run": "teacher", "weight": 3}, {"run": "other", "weight": 1}, temperature=1.5)
+    predictor = load(Path("votes"), [])
+    exp = build(composed(*VOTED, "objective.consistent=true"))
+    assert exp.data.mean != predictor.data["mean"]  # the folds have other statistics
+    x, *_ = next(exp.train.epoch(1))
+    found = exp.objective.watching(x).exp()
+    torch.testing.assert_close(
+        found.double(), torch.from_numpy(predictor(raw(exp, x)).probabilities), rtol=1e-3, atol=1e-4
+    )
+
+
 def test_a_student_of_all_images_has_teachers_of_any_fold_of_them(photos: Path, dlrun: Callable[..., Outcome]) -> None:
-    every = (*PHOTOS, "dataset.image_size=8", *DISTIL, "trainer.fit_all=true")
-    assert dlrun("train", *every).code == 0
-    assert dlrun("train", *every, "dataset.split_seed=5", "objective.consistent=true").code == 0
-    # the teacher knows images that are not among those of the student: they may be in its test
-    done = dlrun("train", *every, "dataset.test_seed=5")
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert done.err.startswith("dlrun: objective.teacher=teacher: ")
-    Path("teacher/identity.npz").unlink()  # what the teacher knows cannot be told
-    done = dlrun("train", *every)
-    assert (done.code, done.err.count("\n")) == (2, 1)
-    assert "trainer.fit_all=true" in done.err
+    assert dlrun("train", *EVERY).code == 0
+    assert dlrun("train", *EVERY, "dataset.split_seed=5", "objective.consistent=true").code == 0
+    refused(dlrun("train", *EVERY, "dataset.test_seed=5"), "teacher", "test_seed")  # it may know images of the test
+    shutil.copytree("teacher", "second")
+    ensemble_of("mean_logit", {"run": "teacher"}, {"run": "second"})
+    assert dlrun("train", *VOTED).code == 0
+    stored = dict(np.load("second/identity.npz"))
+
+    def recording(**changes: Any) -> Outcome:
+        np.savez("second/identity.npz", **(stored | changes))
+        return dlrun("train", *VOTED)
+
+    assert recording().code == 0
+    digests, labels = stored["digests"].copy(), stored["labels"].copy()
+    val = np.flatnonzero(stored["splits"] == "val")[0]
+    digests[val] += 1
+    labels[val] = 1 - labels[val]
+    refused(recording(digests=digests), "votes", "1 of", "second")
+    refused(recording(labels=labels), "votes", "1 of", "second")
+    refused(recording(splits=np.full(len(digests), "test")), "votes", "second has no record")
+    refused(recording(splits=np.full(len(digests), b"\xff\xfe")), "votes", "second has no record")
+    Path("second/identity.npz").unlink()
+    refused(dlrun("train", *VOTED), "votes", "trainer.fit_all=true")
+
+
+def test_a_teacher_of_another_white_level_is_refused(photos: Path, dlrun: Callable[..., Outcome]) -> None:
+    result = json.loads(Path("teacher/result.json").read_text())
+    result["data"]["decoding"]["whites"] = {"uint8": 200.0}
+    Path("teacher/result.json").write_text(json.dumps(result))
+    assert "white" in dlrun("train", *EVERY).err
+
+
+def test_a_teacher_of_other_channels_is_refused(photos: Path, dlrun: Callable[..., Outcome]) -> None:
+    refused(dlrun("train", *EVERY, "dataset.channels=1", "objective.consistent=true"), "teacher", "dataset.channels")
+
+
+def test_a_frozen_student_of_mixed_or_watched_images_is_run_in_every_epoch(teachers: Path) -> None:
+    frozen = ("model.freeze=backbone",)
+    assert features.refused(build(composed(*student(*frozen)))) == ""
+    for more in ("objective.mixup=0.2", "objective.cutmix=1", "objective.consistent=true"):
+        assert features.refused(build(composed(*student(*frozen, more))))
+
+
+def test_checks_do_not_copy_a_consistent_teacher(teachers: Path) -> None:
+    exp = build(composed(*student("objective.consistent=true")))
+    assert copy.deepcopy(exp.objective).watching is exp.objective.watching
+
+
+def ensemble_of(vote: str, *members: dict[str, Any], temperature: float = 1.0) -> None:
+    """Write an ensemble of these members to votes."""
+    Path("votes").mkdir()
+    found = [{**member, "run": f"../{member['run']}"} for member in members]
+    text = json.dumps({"version": 1, "vote": vote, "temperature": temperature, "members": found})
+    Path("votes/ensemble.yaml").write_text(text)
+
+
+def refused(done: Outcome, teacher: str, *words: str) -> None:
+    assert (done.code, done.err.count("\n")) == (2, 1), done.err
+    assert done.err.startswith(f"dlrun: objective.teacher={teacher}: ")
+    assert all(word in done.err for word in words), done.err
 
 
 @pytest.mark.parametrize("more", ["objective.consistent=false", "objective.consistent=true"])

@@ -56,14 +56,8 @@ class Rows:
             digests, labels, splits = (arrays[name] for name in ("digests", "labels", "splits"))
         except (KeyError, AttributeError):
             return None
-        fits = digests.dtype == np.uint8 and digests.shape == (len(ids), SIZE)
-        if (
-            not fits
-            or labels.shape != (len(ids),)
-            or splits.shape != (len(ids),)
-            or labels.dtype.kind != "i"
-            or splits.dtype.kind != "U"
-        ):
+        kinds = (digests.dtype, labels.dtype.kind, splits.dtype.kind) == (np.uint8, "i", "U")
+        if not kinds or digests.shape != (len(ids), SIZE) or not labels.shape == splits.shape == (len(ids),):
             return None
         return cls(ids, digests, labels.astype(np.int64), splits.astype(str))
 

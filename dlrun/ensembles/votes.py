@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["COLDEST", "FEWEST", "HOTTEST"]
+__all__ = ["COLDEST", "FEWEST", "HOTTEST", "TINY"]
 __all__ += ["VOTES", "Vote", "disagreement", "fit_temperature", "greedy", "heated", "scores", "softmax"]
 
 TINY = 1e-12  # keeps the logarithm finite if a class has probability zero

@@ -23,6 +23,7 @@ from dlrun.data.changes import Rows
 from dlrun.data.identity import Digests, keys_of
 from dlrun.data.images import Streamed, read
 from dlrun.ensembles.members import apart
+from dlrun.ensembles.votes import TINY
 from dlrun.errors import UserError
 from dlrun.folders import reading
 from dlrun.folders.memo import read_targets, write_targets
@@ -32,7 +33,6 @@ from dlrun.training.multi_crop import unviewed
 __all__ = ["Consistent", "log_probabilities"]
 
 BATCH = 256
-TINY = 1e-12  # keeps the logarithm finite
 
 
 def log_probabilities(
@@ -46,7 +46,8 @@ def log_probabilities(
     predictor = _loaded(teacher, data, trust, device)
     if predictor.shape != data.shape:
         what = f"the teacher was trained on images of shape {list(predictor.shape)}, this data has {list(data.shape)}"
-        raise UserError(f"objective.teacher={predictor.path}: {what}{hint}")
+        more = hint if predictor.shape[2] == data.shape[2] else ""
+        raise UserError(f"objective.teacher={predictor.path}: {what}{more}")
     split = data.train if split is None else split
     key = _key(predictor, split)
     targets = read_targets(key)
